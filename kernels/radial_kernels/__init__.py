@@ -1,0 +1,1 @@
+"""Block-sparse attention kernels: tensors in, tensors out. Knows no video."""

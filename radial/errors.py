@@ -1,0 +1,40 @@
+"""The exceptions Radial raises for its users.
+
+    RadialError
+    ├── RequestError       (ValueError)   a value in the request breaks a rule; names the nearest legal choice
+    ├── ModelError         (ValueError)   a model, checkpoint or adapter is unknown, missing, corrupt or unfit
+    ├── OutputError        (OSError)      a result cannot be written where it was asked for
+    ├── GenerationError    (RuntimeError) generation went wrong after it began
+    └── MissingExtraError  (ImportError)  an optional package is absent; says which extra to install
+
+Each message is one line fit to be shown as it is.
+"""
+
+from __future__ import annotations
+
+
+class RadialError(Exception):
+    """Base of all errors that a user can act on."""
+
+
+class RequestError(RadialError, ValueError):
+    """A value in the request breaks a rule."""
+
+
+class ModelError(RadialError, ValueError):
+    """A model, checkpoint or adapter is unknown, missing, corrupt or does not fit."""
+
+
+class OutputError(RadialError, OSError):
+    """A result cannot be written where it was asked for."""
+
+
+class GenerationError(RadialError, RuntimeError):
+    """Generation went wrong after it began."""
+
+
+class MissingExtraError(RadialError, ImportError):
+    """An optional package is absent."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; run: pip install 'radial-video[{extra}]'")

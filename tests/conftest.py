@@ -1,0 +1,125 @@
+"""Shared by all tests: where kernels run, memory that shows what was not written, and a tiny real pipeline."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+# Without a GPU, kernels run in Triton's interpreter. Set before triton is first imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+ROOT = Path(__file__).parent.parent
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out GPU tests where there is no GPU, and say so in the summary."""
+    if torch.cuda.is_available():
+        return
+    chosen = [item for item in items if "gpu" not in item.keywords]
+    left_out = [item for item in items if "gpu" in item.keywords]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = chosen
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    count = len(terminalreporter.stats.get("deselected", []))
+    if count and not torch.cuda.is_available():
+        terminalreporter.write_line(f"{count} tests need an NVIDIA GPU and were left out: there is none here")
+
+
+@pytest.fixture
+def nan_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New tensors start as NaN, so that an output tile that is never written fails its test."""
+    plain = torch.empty
+
+    def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
+        tensor = plain(*args, **kwargs)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture(scope="session")
+def wan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of Wan's real classes at small size with random weights, saved as a real one is."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "wan"
+    build_wan(two_transformers=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def wan(wan_folder: Path) -> Any:
+    """The pipeline of :func:`wan_folder`, loaded afresh."""
+    from diffusers import WanPipeline
+
+    pipe = WanPipeline.from_pretrained(wan_folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def wan22() -> Any:
+    """A Wan 2.2 pipeline: two transformers that share the steps."""
+    pipe = build_wan(two_transformers=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def build_wan(*, two_transformers: bool) -> Any:
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(0)
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel()
+    words.train_from_iterator(
+        ["a red circle"],
+        trainers.BpeTrainer(
+            vocab_size=320, special_tokens=["<pad>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
+    text_encoder = UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=320, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4, is_encoder_decoder=False
+        )
+    )
+    vae = AutoencoderKLWan(
+        base_dim=8, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+    )
+
+    def transformer() -> Any:
+        return WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=32,
+            text_dim=32,
+            ffn_dim=64,
+            num_layers=3,
+            rope_max_seq_len=64,
+        )
+
+    return WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder.eval(),
+        vae=vae.eval(),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        transformer=transformer().eval(),
+        transformer_2=transformer().eval() if two_transformers else None,
+        boundary_ratio=0.875 if two_transformers else None,
+    )
+
+
+@pytest.fixture
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Run in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
