@@ -1,0 +1,37 @@
+"""Which layers and which steps stay dense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from radial.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Early layers and early steps settle a clip's layout, the last ones its detail; they can stay dense.
+
+    Attributes:
+        dense_layers: leading transformer layers that are always dense.
+        dense_steps: leading denoising steps in which every layer is dense.
+        dense_last_steps: trailing denoising steps in which every layer is dense.
+    """
+
+    dense_layers: int = 0
+    dense_steps: int = 0
+    dense_last_steps: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("dense_layers", "dense_steps", "dense_last_steps"):
+            if getattr(self, name) < 0:
+                raise RequestError(f"{name} must be 0 or more, not {getattr(self, name)}")
+
+    def is_dense(self, layer: int, step: int, num_steps: int) -> bool:
+        """Whether a layer computes full attention at a step; layers and steps count from 0."""
+        return layer < self.dense_layers or step < self.dense_steps or step >= num_steps - self.dense_last_steps
+
+    def dense_share(self, layers: int, num_steps: int) -> float:
+        """Share of all layer calls of a clip that are dense."""
+        calls = layers * num_steps
+        dense = sum(self.is_dense(layer, step, num_steps) for layer in range(layers) for step in range(num_steps))
+        return dense / calls if calls else 0.0

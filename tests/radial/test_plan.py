@@ -1,0 +1,221 @@
+"""Plans against the rule spelled out token by token, and the properties every plan has."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from radial import BlockPlan, RadialPattern, RequestError, TokenGrid
+
+
+def published_window(distance: int, tokens: int, decay: float, block: int, skip_width: int = 128) -> float:
+    """Half-width of the released code's window; -1 where the frame is skipped."""
+    if distance <= 1:
+        return tokens
+    reference = 2 ** tokens.bit_length() / 2 ** distance.bit_length()
+    if reference < skip_width and distance % int(skip_width / reference) != 0:
+        return -1
+    return max(reference * decay, block)
+
+
+def published_mask(
+    frames: int, tokens: int, decay: float, sink: int, block: int, skip_width: int = 128
+) -> np.ndarray:
+    """The released code's block mask, from token masks of frame pairs. Needs frames * tokens % block == 0."""
+    total = frames * tokens
+    assert total % block == 0
+    distance = np.abs(np.arange(tokens)[:, None] - np.arange(tokens)[None, :])
+
+    @functools.cache
+    def pair(window: float, row_offset: int, column_offset: int) -> np.ndarray:
+        """Blocks of one frame pair, the pair's tokens set into their place in the block grid."""
+        rows, columns = -(-(row_offset + tokens) // block), -(-(column_offset + tokens) // block)
+        padded = np.zeros((rows * block, columns * block), np.float32)
+        padded[row_offset : row_offset + tokens, column_offset : column_offset + tokens] = distance <= window
+        density = padded.reshape(rows, block, columns, block).sum(1) / block
+        return (density > 1 / 3).sum(-1) / ((density > 0).sum(-1) + 1e-9) > 0.6
+
+    mask = np.zeros((total // block, total // block), bool)
+    for i in range(frames):
+        for j in range(frames):
+            window = tokens if j < sink else published_window(abs(i - j), tokens, decay, block, skip_width)
+            blocks = pair(window, i * tokens % block, j * tokens % block)
+            row, column = i * tokens // block, j * tokens // block
+            mask[row : row + blocks.shape[0], column : column + blocks.shape[1]] |= blocks
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("frames", "height", "width", "decay", "sink", "block"),
+    [
+        (18, 48, 80, 0.2, 1, 128),
+        (18, 48, 80, 1.0, 1, 128),
+        (16, 45, 80, 0.95, 0, 128),
+        (8, 45, 80, 0.5, 1, 128),
+        (40, 8, 16, 1.0, 1, 64),
+        (32, 10, 12, 0.7, 2, 64),
+        (64, 6, 8, 0.4, 1, 16),
+    ],
+    ids=lambda value: str(value),
+)
+def test_mask_is_the_published_one(frames: int, height: int, width: int, decay: float, sink: int, block: int) -> None:
+    plan = BlockPlan.build(TokenGrid(frames, height, width), RadialPattern(decay=decay, sink_frames=sink), block)
+    expected = published_mask(frames, height * width, decay, sink, block)
+    assert np.array_equal(plan.to_mask().numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "frames", "decay", "sink", "sparsity"),
+    [
+        ((48, 80), 18, 0.2, 1, 71.3),
+        ((48, 80), 18, 1.0, 1, 56.9),
+        ((45, 80), 41, 1.0, 1, 74.0),
+        ((48, 80), 30, 0.95, 0, 72.5),
+        ((45, 80), 128, 1.0, 0, 89.1),
+        ((45, 80), 128, 1.0, 1, 88.4),
+    ],
+)
+def test_sparsity_is_the_known_one(
+    tokens: tuple[int, int], frames: int, decay: float, sink: int, sparsity: float
+) -> None:
+    plan = BlockPlan.build(TokenGrid(frames, *tokens), RadialPattern(decay=decay, sink_frames=sink))
+    assert 100 * plan.sparsity == pytest.approx(sparsity, abs=0.1)
+
+
+def paper_mask(grid: TokenGrid, block: int, sink: int) -> np.ndarray:
+    """Eq. 4 token by token; a block is kept when any of its pairs is."""
+    s, total = grid.tokens_per_frame, grid.video_tokens
+    size = -(-total // block)
+    mask = np.zeros((size, size), bool)
+    for q in range(total):
+        for k in range(total):
+            distance, row, column = abs(q // s - k // s), q % s, k % s
+            power = 2 ** int(math.log2(max(distance, 1)))
+            near = power <= s and abs(row - column) + 1 <= s / power
+            same = distance % math.ceil(power / s) == 0 and row == column
+            if near or same or k // s < sink:
+                mask[q // block, k // block] = True
+    return mask
+
+
+@pytest.mark.parametrize(("frames", "height", "width", "sink"), [(7, 4, 5, 1), (12, 3, 3, 0), (20, 1, 4, 1), (24, 2, 1, 0)])
+def test_paper_variant_is_equation_four(frames: int, height: int, width: int, sink: int) -> None:
+    grid = TokenGrid(frames, height, width)
+    plan = BlockPlan.build(grid, RadialPattern(variant="paper", sink_frames=sink), 16)
+    assert np.array_equal(plan.to_mask().numpy(), paper_mask(grid, 16, sink))
+
+
+def test_pattern_agrees_with_itself() -> None:
+    """The token predicate and the window say the same."""
+    pattern = RadialPattern(decay=0.5, skip_width=16)
+    for distance in range(12):
+        window = pattern.window(distance, 48, 16)
+        for offset in range(48):
+            assert pattern.keeps(20, 20 - distance, 0, offset, 48, 16) == (offset <= window)
+    assert pattern.keeps(11, 0, 0, 47, 48, 16)
+
+
+grids = st.builds(
+    TokenGrid,
+    frames=st.integers(1, 20),
+    height=st.integers(1, 12),
+    width=st.integers(1, 12),
+    text=st.integers(0, 40),
+    text_first=st.booleans(),
+)
+blocks = st.sampled_from([16, 32, 64, 128])
+patterns = st.builds(
+    RadialPattern,
+    decay=st.sampled_from([0.1, 0.2, 0.5, 1.0, 2.0]),
+    sink_frames=st.integers(0, 2),
+    variant=st.sampled_from(["published", "paper"]),
+    skip_width=st.sampled_from([16, 128]),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(grids, patterns, blocks)
+def test_every_plan_is_whole(grid: TokenGrid, pattern: RadialPattern, block: int) -> None:
+    plan = BlockPlan.build(grid, pattern, block)
+    mask = plan.to_mask()
+    assert mask.shape[0] == mask.shape[1] == -(-grid.tokens // block)
+    assert mask.diagonal().all()
+    # Blocks that hold nothing but a sink frame's tokens are in every row.
+    first = -(-grid.video_start // block)
+    last = (grid.video_start + min(pattern.sink_frames, grid.frames) * grid.tokens_per_frame) // block
+    assert mask[:, first:last].all()
+    if grid.text:
+        span = range(grid.text) if grid.text_first else range(grid.video_tokens, grid.tokens)
+        text = sorted({token // block for token in span})
+        assert mask[text].all()
+        assert mask[:, text].all()
+    if pattern.sink_frames == 0:
+        assert torch.equal(mask, mask.T) or grid.tokens % block
+    assert plan.density == pytest.approx(mask.float().mean().item())
+
+
+@settings(max_examples=60, deadline=None)
+@given(grids, patterns, blocks)
+def test_rows_and_transpose_hold_the_same_blocks(grid: TokenGrid, pattern: RadialPattern, block: int) -> None:
+    plan = BlockPlan.build(grid, pattern, block)
+    for tensor in (plan.row_offsets, plan.column_indices, plan.column_offsets, plan.row_indices):
+        assert tensor.dtype == torch.int32
+    mask = plan.to_mask().numpy()
+    rows, columns = np.nonzero(mask)
+    assert plan.column_indices.tolist() == columns.tolist()
+    assert plan.row_offsets.tolist() == np.concatenate([[0], np.cumsum(mask.sum(1))]).tolist()
+    columns, rows = np.nonzero(mask.T)
+    assert plan.row_indices.tolist() == rows.tolist()
+    assert plan.column_offsets.tolist() == np.concatenate([[0], np.cumsum(mask.sum(0))]).tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(grids, st.integers(0, 2), blocks, st.sampled_from([16, 128]))
+def test_density_falls_with_decay(grid: TokenGrid, sink: int, block: int, skip_width: int) -> None:
+    densities = [
+        BlockPlan.build(grid, RadialPattern(decay=decay, sink_frames=sink, skip_width=skip_width), block).density
+        for decay in (2.0, 1.0, 0.5, 0.2, 0.05)
+    ]
+    assert densities == sorted(densities, reverse=True)
+
+
+def test_kept_blocks_grow_like_n_log_n() -> None:
+    """Without sink: with each doubling of the frames, work grows close to n log n and far from n squared."""
+    counts = [
+        BlockPlan.build(TokenGrid(frames, 30, 52), RadialPattern(sink_frames=0)).kept_blocks
+        for frames in (16, 32, 64, 128)
+    ]
+    for frames, before, after in zip((16, 32, 64), counts, counts[1:], strict=False):
+        n_log_n = 2 * math.log2(2 * frames) / math.log2(frames)
+        assert after / before < 1.1 * n_log_n
+        assert after / before < 3 < 4
+
+
+def test_plans_are_shared_by_full_key() -> None:
+    grid = TokenGrid(5, 4, 4)
+    assert BlockPlan.build(grid, RadialPattern(), 16) is BlockPlan.build(TokenGrid(5, 4, 4), RadialPattern(), 16)
+    assert BlockPlan.build(grid, RadialPattern(), 16) is not BlockPlan.build(grid, RadialPattern(), 32)
+    assert BlockPlan.build(grid, RadialPattern(decay=0.5), 16) is not BlockPlan.build(grid, RadialPattern(), 16)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TokenGrid(0, 4, 4),
+        lambda: TokenGrid(4, 4, 4, text=-1),
+        lambda: RadialPattern(decay=0),
+        lambda: RadialPattern(decay=float("nan")),
+        lambda: RadialPattern(sink_frames=-1),
+        lambda: RadialPattern(variant="other"),  # type: ignore[arg-type]
+        lambda: BlockPlan.build(TokenGrid(4, 4, 4), block_size=100),
+    ],
+)
+def test_wrong_values_are_refused(make: object) -> None:
+    with pytest.raises(RequestError):
+        make()  # type: ignore[operator]
