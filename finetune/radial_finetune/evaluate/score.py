@@ -1,0 +1,203 @@
+"""Colour, shape and motion of every figure in a clip, read with OpenCV and held against a scene.
+
+Grounds are grey, so figures are what has colour. A figure's shape is the template that its outline fits best, its
+motion the one of the world's motions whose path it follows best.
+
+Shapes: T frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from radial_finetune.world.render import signed_distance
+from radial_finetune.world.scene import COLOURS, MOTIONS, SHAPES, SPEEDS, Figure, Scene, pose
+
+_CHROMA = 70  # of 255; ground is grey, figures are vivid
+_TEMPLATE = 48  # pixels a side
+_TEMPLATE_AREA = 520.0  # pixels that every outline is scaled to
+_SYMMETRY = {"circle": 0, "ring": 0, "square": 4, "triangle": 3, "star": 5, "cross": 4}
+_ANGLES = 24  # templates over one symmetry turn
+
+
+@dataclass(frozen=True)
+class FigureScore:
+    """Whether one figure came out as asked, and what was seen."""
+
+    colour: bool
+    shape: bool
+    motion: bool
+    seen: tuple[str, str, str]
+
+    @property
+    def all(self) -> bool:
+        return self.colour and self.shape and self.motion
+
+
+@dataclass(frozen=True)
+class _Sighting:
+    """One figure over the frames it was found in: centre, area, outline, colour."""
+
+    frames: NDArray[np.int64]
+    centres: NDArray[np.float64]  # [T, 2], x and y in shorter sides
+    radii: NDArray[np.float64]  # [T], in pixels, of a disc of the same area
+    outlines: list[NDArray[np.float32]]  # scaled to one area
+    colour: NDArray[np.float64]
+
+
+def score_clip(frames_THWC: NDArray[np.uint8], scene: Scene) -> tuple[FigureScore, ...]:
+    """Score every figure of a scene; where two could be either, the better assignment counts."""
+    halves = _split(frames_THWC, scene)
+    sightings = [_find(frames_THWC, half) for half in halves]
+    best: tuple[FigureScore, ...] = ()
+    for order in itertools.permutations(range(len(sightings))):
+        scores = tuple(
+            _judge(sightings[place], figure, scene.figures[place].region, frames_THWC.shape)
+            for place, figure in zip(order, scene.figures, strict=True)
+        )
+        if not best or _rank(scores) > _rank(best):
+            best = scores
+    return best
+
+
+def _rank(scores: tuple[FigureScore, ...]) -> tuple[int, int]:
+    return sum(s.all for s in scores), sum(s.colour + s.shape + s.motion for s in scores)
+
+
+def _split(frames_THWC: NDArray[np.uint8], scene: Scene) -> list[tuple[slice, slice]]:
+    """The part of the frame of each figure, as slices over rows and columns."""
+    _, height, width, _ = frames_THWC.shape
+    parts = []
+    for figure in scene.figures:
+        left, top, right, bottom = figure.region
+        parts.append((slice(int(top * height), int(bottom * height)), slice(int(left * width), int(right * width))))
+    return parts
+
+
+def _find(frames_THWC: NDArray[np.uint8], part: tuple[slice, slice]) -> _Sighting | None:
+    """The largest coloured patch of every frame in one part; None when it is missing from a fifth of the frames."""
+    side = min(frames_THWC.shape[1:3])
+    found, centres, radii, outlines, colours = [], [], [], [], []
+    for index, frame in enumerate(frames_THWC):
+        image = frame[part]
+        chroma = (image.max(-1).astype(np.int16) - image.min(-1)).astype(np.uint8)
+        mask = (chroma > _CHROMA).astype(np.uint8)
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        if count < 2:
+            continue
+        largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+        area = float(stats[largest, cv2.CC_STAT_AREA])
+        if area < 20:
+            continue
+        patch = (labels == largest).astype(np.uint8)
+        moments = cv2.moments(patch, binaryImage=True)
+        x, y = moments["m10"] / moments["m00"], moments["m01"] / moments["m00"]
+        found.append(index)
+        centres.append(((x + part[1].start + 0.5) / side, (y + part[0].start + 0.5) / side))
+        radii.append(np.sqrt(area / np.pi))
+        outlines.append(_normalize(patch, x, y, area))
+        core = cv2.erode(patch, np.ones((3, 3), np.uint8))
+        colours.append(image[(core if core.any() else patch) > 0].mean(0))
+    if len(found) < 0.8 * len(frames_THWC):
+        return None
+    return _Sighting(
+        np.array(found), np.array(centres), np.array(radii), outlines, np.median(np.array(colours), axis=0)
+    )
+
+
+def _normalize(mask: NDArray[np.uint8], x: float, y: float, area: float) -> NDArray[np.float32]:
+    """An outline moved to the middle of a template and scaled to its area."""
+    scale = np.sqrt(_TEMPLATE_AREA / area)
+    middle = _TEMPLATE / 2 - 0.5
+    matrix = np.array([[scale, 0, middle - scale * x], [0, scale, middle - scale * y]])
+    return cv2.warpAffine(mask.astype(np.float32), matrix, (_TEMPLATE, _TEMPLATE), flags=cv2.INTER_LINEAR)
+
+
+@functools.cache
+def _templates() -> tuple[list[tuple[str, float]], NDArray[np.float32]]:
+    """Every shape at every angle of its symmetry, as (shape, angle) and flat masks ``[N, side * side]``."""
+    axis = (torch.arange(4 * _TEMPLATE) - 2 * _TEMPLATE + 0.5) / _TEMPLATE  # a large canvas, then normalised
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    names, masks = [], []
+    for shape in SHAPES:
+        order = _SYMMETRY[shape]
+        for step in range(_ANGLES if order else 1):
+            angle = 2 * np.pi / max(order, 1) * step / _ANGLES
+            cos, sin = np.cos(angle), np.sin(angle)
+            inside = (signed_distance(shape, (cos * x + sin * y) * 1.2, (cos * y - sin * x) * 1.2) < 0).numpy()
+            moments = cv2.moments(inside.astype(np.uint8), binaryImage=True)
+            area = moments["m00"]
+            mask = _normalize(inside.astype(np.uint8), moments["m10"] / area, moments["m01"] / area, area)
+            names.append((shape, angle))
+            masks.append(mask.ravel())
+    return names, np.stack(masks)
+
+
+def _fit(outlines: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Overlap (intersection over union) of every outline with every template, ``[T, N]``."""
+    _, templates = _templates()
+    flat = np.stack([outline.ravel() for outline in outlines])
+    both = flat @ templates.T
+    return both / (flat.sum(1)[:, None] + templates.sum(1)[None] - both)
+
+
+def _judge(
+    sighting: _Sighting | None, figure: Figure, region: tuple[float, float, float, float], size: tuple[int, ...]
+) -> FigureScore:
+    if sighting is None:
+        return FigureScore(False, False, False, ("nothing", "nothing", "nothing"))
+    distances = {name: np.linalg.norm(sighting.colour - np.array(rgb)) for name, rgb in COLOURS.items()}
+    colour = min(distances, key=distances.__getitem__)
+
+    names, _ = _templates()
+    overlap = _fit(sighting.outlines)
+    # The larger a figure, the more its outline says.
+    weight = sighting.radii**2
+    by_shape = {
+        shape: float(weight @ overlap[:, [i for i, (name, _) in enumerate(names) if name == shape]].max(1))
+        for shape in SHAPES
+    }
+    shape = max(by_shape, key=by_shape.__getitem__)
+    motion = _motion(sighting, figure, region, shape, overlap, size)
+    return FigureScore(colour == figure.colour, shape == figure.shape, motion == figure.motion, (colour, shape, motion))
+
+
+def _motion(
+    sighting: _Sighting,
+    figure: Figure,
+    region: tuple[float, float, float, float],
+    shape: str,
+    overlap: NDArray[np.float32],
+    size: tuple[int, ...],
+) -> str:
+    """The motion whose path, growth and turn lie nearest to what was seen, whatever its speed and direction."""
+    num_frames, height, width, _ = size
+    times = sighting.frames / max(num_frames - 1, 1)
+    side = min(height, width)
+    order = _SYMMETRY[shape]
+    names, _ = _templates()
+    own = [i for i, (name, _) in enumerate(names) if name == shape]
+    angles = np.array([names[own[k]][1] for k in overlap[:, own].argmax(1)])
+    path = sighting.centres - sighting.centres.mean(0)
+    radii = sighting.radii / side
+    costs: dict[str, float] = {}
+    for motion, speed, clockwise in itertools.product(MOTIONS, SPEEDS, (True, False)):
+        if motion == "spin" and not order:
+            continue  # a round figure's turn cannot be seen
+        model = replace(figure, motion=motion, speed=speed, clockwise=clockwise, region=region, offset=(0.0, 0.0))
+        truth = np.array([pose(model, t, width / height) for t in times])
+        expected = truth[:, :2] - truth[:, :2].mean(0)
+        growth = truth[:, 2] * radii.mean() / truth[:, 2].mean()
+        cost = np.sqrt(((path - expected) ** 2).sum(1).mean()) + 2 * np.sqrt(((radii - growth) ** 2).mean())
+        if order:
+            turn = np.abs(np.exp(1j * order * (angles - truth[:, 3])).mean())
+            cost += 0.06 * (1 - turn)
+        costs[motion] = min(costs.get(motion, np.inf), float(cost))
+    return min(costs, key=costs.__getitem__)

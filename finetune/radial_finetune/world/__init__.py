@@ -1,0 +1,36 @@
+"""The shapes world: an endless, seeded source of captioned clips with exact ground truth.
+
+``scene`` says what happens, ``render`` draws it at any length and size, ``caption`` puts it into words.
+Everything is a pure function of its arguments; torch is the only dependency.
+"""
+
+from radial_finetune.world.caption import Caption, describe
+from radial_finetune.world.render import Track, render, tracks
+from radial_finetune.world.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    MOTIONS,
+    SHAPES,
+    SIZES,
+    SPEEDS,
+    Figure,
+    Scene,
+    draw_scene,
+)
+
+__all__ = [
+    "BACKGROUNDS",
+    "COLOURS",
+    "MOTIONS",
+    "SHAPES",
+    "SIZES",
+    "SPEEDS",
+    "Caption",
+    "Figure",
+    "Scene",
+    "Track",
+    "describe",
+    "draw_scene",
+    "render",
+    "tracks",
+]
