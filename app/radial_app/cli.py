@@ -1,0 +1,273 @@
+"""The ``radial`` command. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl+C."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import radial
+from radial.errors import RadialError, RequestError
+
+app = typer.Typer(
+    name="radial",
+    help="Generate video with radial attention.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+stderr = Console(stderr=True)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit. Errors are one line on stderr; ``--debug`` anywhere shows the traceback."""
+    arguments = _with_dashes(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        code = app(arguments, standalone_mode=False)
+    except KeyboardInterrupt:
+        _complain("stopped")
+        sys.exit(130)
+    except RadialError as error:
+        if debug:
+            raise
+        _complain(str(error))
+        sys.exit(2 if isinstance(error, RequestError) else 1)
+    except Exception as error:
+        if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "format_message"):
+            _exit_as_typer_would(error)
+        if debug:
+            raise
+        _complain(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (--debug shows more)")
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _with_dashes(arguments: list[str]) -> list[str]:
+    """Accept options with underscores, as diffusers names its parameters."""
+    result: list[str] = []
+    for index, argument in enumerate(arguments):
+        if argument == "--":
+            return [*result, *arguments[index:]]
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            argument = name.replace("_", "-") + equals + value
+        result.append(argument)
+    return result
+
+
+def _exit_as_typer_would(error: Any) -> NoReturn:
+    if isinstance(error, typer.Abort):
+        _complain("stopped")
+        sys.exit(130)
+    if isinstance(error, typer.Exit):
+        sys.exit(error.exit_code)
+    _complain(error.format_message())
+    sys.exit(error.exit_code)
+
+
+def _complain(message: str) -> None:
+    stderr.print(f"[bold red]error:[/] {_escape(message)}", soft_wrap=True, highlight=False)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(text.split()))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"radial {radial.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
+) -> None:
+    """Generate video with radial attention."""
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the clip shows.", metavar="PROMPT")],
+    negative_prompt: Annotated[str | None, typer.Option(help="What the clip should not show.")] = None,
+    model: Annotated[str, typer.Option(help="A name from `radial models`, a hub id, or a checkpoint folder.")] = "tiny",
+    height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Length in frames.")] = None,
+    fps: Annotated[int | None, typer.Option(help="Frames a second of the file.")] = None,
+    num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompt.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same clip; -1 draws one and records it.")] = -1,
+    num_videos: Annotated[int, typer.Option(help="How many clips, their seeds counting up.")] = 1,
+    attention: Annotated[Literal["radial", "dense"], typer.Option(help="Which self-attention to use.")] = "radial",
+    decay: Annotated[float | None, typer.Option(help="Window of radial attention; smaller is sparser.")] = None,
+    dense_layers: Annotated[int | None, typer.Option(help="Leading layers that stay dense.")] = None,
+    dense_steps: Annotated[int | None, typer.Option(help="Leading steps that stay dense.")] = None,
+    dense_last_steps: Annotated[int | None, typer.Option(help="Trailing steps that stay dense.")] = None,
+    block_size: Annotated[int | None, typer.Option(help="Tokens a block: 16, 32, 64, 128 or 256.")] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="Adapter, repeatable.", metavar="FILE[:WEIGHT]")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    output: Annotated[Path | None, typer.Option(help="File to write; by default one under outputs/.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a video instead of text.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the path.")] = False,
+) -> None:
+    """Generate a video from a prompt."""
+    from radial.request import make_request
+    from radial_app.outputs import output_paths
+    from radial_app.progress import Progress
+
+    request = make_request(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        model=model,
+        height=height,
+        width=width,
+        num_frames=num_frames,
+        fps=fps,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        num_videos=num_videos,
+        attention=attention,
+        decay=decay,
+        dense_layers=dense_layers,
+        dense_steps=dense_steps,
+        dense_last_steps=dense_last_steps,
+        block_size=block_size,
+        loras=[_parse_lora(text) for text in lora or []],
+        device=device,
+        dtype=dtype,
+    ).resolve()
+    paths = output_paths(request, output, overwrite=overwrite)
+
+    started = time.monotonic()
+    with Progress(stderr, hidden=quiet or as_json) as progress:
+        progress.say("load")
+        from radial.pipeline import generate as generate_videos
+
+        for video, path in zip(generate_videos(request, on_event=progress.on_event), paths, strict=True):
+            progress.say("write")
+            video.write(path, overwrite=overwrite)
+            seconds = time.monotonic() - started
+            share = video.receipt["attention"]["computed_share"]
+            if as_json:
+                print(
+                    json.dumps({"path": str(path), "seconds": round(seconds, 2), "receipt": video.receipt}), flush=True
+                )
+            elif quiet:
+                print(path, flush=True)
+            else:
+                progress.report(path, seconds, share)
+
+
+def _parse_lora(text: str) -> dict[str, Any]:
+    """FILE or FILE:WEIGHT."""
+    path, colon, weight = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return {"path": text}
+    try:
+        return {"path": path, "weight": float(weight)}
+    except ValueError:
+        raise RequestError(f"lora must be FILE or FILE:WEIGHT with a number as weight, not {text!r}") from None
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Option(help="A name from `radial models`, a hub id, or a checkpoint folder.")] = "tiny",
+    height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Length in frames.")] = None,
+    num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    decay: Annotated[float | None, typer.Option(help="Window of radial attention; smaller is sparser.")] = None,
+    dense_layers: Annotated[int | None, typer.Option(help="Leading layers that stay dense.")] = None,
+    dense_steps: Annotated[int | None, typer.Option(help="Leading steps that stay dense.")] = None,
+    dense_last_steps: Annotated[int | None, typer.Option(help="Trailing steps that stay dense.")] = None,
+    block_size: Annotated[int | None, typer.Option(help="Tokens a block: 16, 32, 64, 128 or 256.")] = None,
+    output: Annotated[Path, typer.Option(help="PNG to write.")] = Path("outputs/plan.png"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")] = False,
+) -> None:
+    """Draw which blocks of attention a clip computes, and what that should save."""
+    from radial.drawing import draw_plan, write_png
+    from radial.models import find_model
+    from radial.plan import BlockPlan
+    from radial.request import make_request
+
+    request = make_request(
+        prompt="inspect",
+        model=model,
+        height=height,
+        width=width,
+        num_frames=num_frames,
+        num_inference_steps=num_inference_steps,
+        decay=decay,
+        dense_layers=dense_layers,
+        dense_steps=dense_steps,
+        dense_last_steps=dense_last_steps,
+        block_size=block_size,
+        seed=0,
+    ).resolve()
+    spec = find_model(model)
+    pattern, schedule, size = request.radial_settings(spec)
+    plan = BlockPlan.build(request.grid(spec), pattern, size)
+    write_png(
+        draw_plan(plan, f"{spec.name}, {request.clip_width}x{request.clip_height}, {request.clip_frames} frames"),
+        output,
+        overwrite=overwrite,
+    )
+
+    dense = schedule.dense_share(spec.layers, request.num_inference_steps or 1)
+    share = dense + (1 - dense) * plan.density
+    grid = plan.grid
+    table = Table(show_header=False, box=None)
+    table.add_row("tokens", f"{grid.tokens:,} = {grid.frames} frames x {grid.height} x {grid.width}")
+    table.add_row("blocks", f"{plan.kept_blocks:,} of {plan.rows**2:,} ({size} tokens a block)")
+    table.add_row("density", f"{plan.density:.1%} of a sparse layer's attention is computed")
+    table.add_row("kept FLOPs", f"{share:.1%} of all attention, dense layers and steps included")
+    table.add_row(
+        "kernel speed-up",
+        f"about {_KERNEL_RATE / plan.density:.1f}x over dense cuDNN on an H100 ({_KERNEL_RATE:.2f} of its rate)",
+    )
+    table.add_row("drawn in", str(output))
+    Console().print(table)
+
+
+# Measured on kept blocks at the Wan 69-frame shape: benchmarks/ holds the report.
+_KERNEL_RATE = 0.80
+
+
+@app.command()
+def models() -> None:
+    """List the models that have a name."""
+    from radial.models import MODELS
+
+    table = Table("name", "what", "size", "frames", "steps", "source")
+    for spec in MODELS.values():
+        table.add_row(
+            spec.name, spec.summary, f"{spec.width}x{spec.height}", str(spec.num_frames),
+            str(spec.num_inference_steps), spec.source,
+        )  # fmt: skip
+    Console().print(table)
+
+
+@app.command()
+def receipt(file: Annotated[Path, typer.Argument(help="A video made by radial.", metavar="FILE")]) -> None:
+    """Print how a video was made, as JSON."""
+    from radial.video import read_receipt
+
+    print(json.dumps(read_receipt(file), indent=2, ensure_ascii=False))

@@ -1,0 +1,155 @@
+"""One clip as asked for: the object that CLI, studio, REST, jobs and receipts share."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from radial.errors import RequestError
+from radial.grid import TokenGrid
+from radial.models import ModelSpec, find_model
+from radial.pattern import RadialPattern
+from radial.schedule import Schedule
+
+MAX_SEED = 2**53 - 1  # what JSON readers hold exactly
+
+
+class Lora(BaseModel):
+    """An adapter file and how strongly it acts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    weight: float = Field(1.0, ge=-10, le=10)
+
+
+class GenerationRequest(BaseModel):
+    """What to generate. Fields left at None take the model's own value; :meth:`resolve` fills them in.
+
+    Raises:
+        pydantic.ValidationError: a field breaks its rule; :func:`make_request` raises it as a RequestError.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_max_length=20_000)
+
+    prompt: str
+    negative_prompt: str | None = None
+    model: str = "tiny"
+    height: Annotated[int, Field(ge=16, le=8192)] | None = None
+    width: Annotated[int, Field(ge=16, le=8192)] | None = None
+    num_frames: Annotated[int, Field(ge=1, le=4097)] | None = None
+    fps: Annotated[int, Field(ge=1, le=240)] | None = None
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
+    seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] = -1
+    num_videos: Annotated[int, Field(ge=1, le=1000)] = 1
+    attention: Literal["radial", "dense"] = "radial"
+    decay: Annotated[float, Field(gt=0, le=16)] | None = None
+    dense_layers: Annotated[int, Field(ge=0, le=1000)] | None = None
+    dense_steps: Annotated[int, Field(ge=0, le=1000)] | None = None
+    dense_last_steps: Annotated[int, Field(ge=0, le=1000)] | None = None
+    block_size: Literal[16, 32, 64, 128, 256] | None = None
+    loras: tuple[Lora, ...] = ()
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_says_something(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ValueError('must not be empty; say what the clip shows, for example "a red circle rises"')
+        return prompt
+
+    @model_validator(mode="after")
+    def _seeds_stay_in_range(self) -> GenerationRequest:
+        if self.seed + self.num_videos - 1 > MAX_SEED:
+            raise ValueError(f"seed {self.seed} leaves no room for {self.num_videos} videos below {MAX_SEED}")
+        return self
+
+    def resolve(self) -> GenerationRequest:
+        """The same request with every open field filled in: the model's defaults, and a drawn seed for -1.
+
+        Raises:
+            RequestError: the model is unknown, or cannot make this size.
+        """
+        spec = find_model(self.model)
+        open_fields = {
+            "negative_prompt": spec.negative_prompt,
+            "height": spec.height,
+            "width": spec.width,
+            "num_frames": spec.num_frames,
+            "fps": spec.fps,
+            "num_inference_steps": spec.num_inference_steps,
+            "guidance_scale": spec.guidance_scale,
+            "decay": spec.pattern.decay,
+            "dense_layers": spec.schedule.dense_layers,
+            "dense_steps": spec.schedule.dense_steps,
+            "dense_last_steps": spec.schedule.dense_last_steps,
+            "block_size": spec.block_size,
+        }
+        filled: dict[str, Any] = {name: value for name, value in open_fields.items() if getattr(self, name) is None}
+        if self.seed < 0:
+            filled["seed"] = secrets.randbelow(2**31)
+        resolved = self.model_copy(update=filled)
+        spec.check_size(resolved.clip_height, resolved.clip_width, resolved.clip_frames)
+        return resolved
+
+    @property
+    def clip_height(self) -> int:
+        """Height of a resolved request."""
+        assert self.height is not None, "resolve the request first"
+        return self.height
+
+    @property
+    def clip_width(self) -> int:
+        """Width of a resolved request."""
+        assert self.width is not None, "resolve the request first"
+        return self.width
+
+    @property
+    def clip_frames(self) -> int:
+        """Number of frames of a resolved request."""
+        assert self.num_frames is not None, "resolve the request first"
+        return self.num_frames
+
+    def grid(self, spec: ModelSpec) -> TokenGrid:
+        """The latent tokens of a resolved request's clip."""
+        frames, height, width = spec.stride
+        return TokenGrid((self.clip_frames - 1) // frames + 1, self.clip_height // height, self.clip_width // width)
+
+    def radial_settings(self, spec: ModelSpec) -> tuple[RadialPattern, Schedule, int]:
+        """Pattern, schedule and block size of a resolved request."""
+        assert self.decay is not None, "resolve the request first"
+        assert self.block_size is not None, "resolve the request first"
+        pattern = RadialPattern(
+            decay=self.decay,
+            sink_frames=spec.pattern.sink_frames,
+            variant=spec.pattern.variant,
+            skip_width=spec.pattern.skip_width,
+        )
+        schedule = Schedule(self.dense_layers or 0, self.dense_steps or 0, self.dense_last_steps or 0)
+        return pattern, schedule, self.block_size
+
+
+def make_request(**fields: Any) -> GenerationRequest:
+    """A request from loose values.
+
+    Raises:
+        RequestError: one line that names each field, the value and the rule.
+    """
+    try:
+        return GenerationRequest(**fields)
+    except ValidationError as error:
+        raise RequestError("; ".join(_explain(problem) for problem in error.errors())) from error
+
+
+def _explain(problem: Any) -> str:
+    field = ".".join(str(part) for part in problem["loc"]) or "request"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message.removeprefix("Input should be ")
+    value = problem["input"]
+    if problem["type"] in ("missing", "value_error") or isinstance(value, dict):
+        return f"{field} {message}"
+    return f"{field} must be {message}, not {value!r}"
