@@ -48,8 +48,8 @@ def attention(
         backend: ``auto`` takes ``triton`` on a GPU and ``gather`` elsewhere. A named backend never falls back.
 
     Returns:
-        ``[B, S, H, D]``. A row without keys gives zeros. Gradients flow to q, k and v on every backend; those of
-        ``triton`` are at present computed by ``gather``.
+        ``[B, S, H, D]``. A row without keys gives zeros. Gradients flow to q, k and v; whatever the backend, they
+        are computed by gathering.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the backend cannot run here.
@@ -137,7 +137,7 @@ def _attention_op(
     arguments = (q, k, v, row_offsets, column_indices, block_size, scale)
     match backend:
         case "reference":
-            return reference.attention(*arguments)
+            return reference.attention(*arguments).contiguous()
         case "gather":
             return gather.attention(*arguments)
         case "triton":
@@ -165,20 +165,14 @@ def _backward_op(
     column_indices: Tensor,
     block_size: int,
     scale: float,
-    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    run = reference.attention if backend == "reference" else gather.attention
-    with torch.enable_grad():
-        q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
-        output = run(q, k, v, row_offsets, column_indices, block_size, scale)
-        grad_q, grad_k, grad_v = torch.autograd.grad(output, (q, k, v), grad)
-    return grad_q.contiguous(), grad_k.contiguous(), grad_v.contiguous()
+    return gather.backward(grad, q, k, v, row_offsets, column_indices, block_size, scale)
 
 
 @_backward_op.register_fake
 def _(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, row_offsets: Tensor, column_indices: Tensor,
-    block_size: int, scale: float, backend: str,
+    block_size: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
@@ -189,7 +183,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.radial.block_sparse_attention_backward(grad, *ctx.saved_tensors, *ctx.options)
+    gradients = torch.ops.radial.block_sparse_attention_backward(grad, *ctx.saved_tensors, *ctx.options[:2])
     return (*gradients, None, None, None, None, None)
 
 

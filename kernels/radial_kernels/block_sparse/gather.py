@@ -1,12 +1,13 @@
-"""Any device, no compiler, differentiable: gather each row's key blocks and call dense attention on them.
+"""Any device, no compiler: gather each row's key blocks and call dense attention on them; forward and backward.
 
 Rows with the same number of keys go through one call. Shapes: B batch, S query length, T key length, H heads,
-D head dim, R rows of a group, N keys of a row, Q queries of a row.
+D head dim, R rows of a group, Q queries of a row, N keys of a row.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -26,8 +27,45 @@ def attention(
     scale: float,
 ) -> Tensor:
     """Block-sparse attention by gathering. A row without keys gives zeros."""
-    query_length, key_length = q_BSHD.shape[1], k_BTHD.shape[1]
-    device = q_BSHD.device
+    out_BSHD = torch.zeros(q_BSHD.shape, dtype=q_BSHD.dtype, device=q_BSHD.device)
+    for query_RQ, key_RN in _groups(row_offsets, column_indices, q_BSHD, k_BTHD, block_size):
+        q, k, v = (_take(x, index) for x, index in ((q_BSHD, query_RQ), (k_BTHD, key_RN), (v_BTHD, key_RN)))
+        out_BSHD[:, query_RQ.flatten()] = _give(F.scaled_dot_product_attention(q, k, v, scale=scale), len(q_BSHD))
+    return out_BSHD
+
+
+def backward(
+    grad_BSHD: Tensor,
+    q_BSHD: Tensor,
+    k_BTHD: Tensor,
+    v_BTHD: Tensor,
+    row_offsets: Tensor,
+    column_indices: Tensor,
+    block_size: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, accumulated in at least single precision."""
+    wide = torch.promote_types(q_BSHD.dtype, torch.float32)
+    batch = len(q_BSHD)
+    sums = [torch.zeros(x.shape, dtype=wide, device=x.device) for x in (q_BSHD, k_BTHD, v_BTHD)]
+    grad_q_BSHD, grad_k_BTHD, grad_v_BTHD = sums
+    for query_RQ, key_RN in _groups(row_offsets, column_indices, q_BSHD, k_BTHD, block_size):
+        q, grad = _take(q_BSHD, query_RQ).to(wide), _take(grad_BSHD, query_RQ).to(wide)
+        k, v = _take(k_BTHD, key_RN).to(wide), _take(v_BTHD, key_RN).to(wide)
+        weights = (q @ k.mT * scale).softmax(-1)
+        grad_weights = grad @ v.mT
+        grad_logits = weights * (grad_weights - (weights * grad_weights).sum(-1, keepdim=True)) * scale
+        grad_q_BSHD.index_add_(1, query_RQ.flatten(), _give(grad_logits @ k, batch))
+        grad_k_BTHD.index_add_(1, key_RN.flatten(), _give(grad_logits.mT @ q, batch))
+        grad_v_BTHD.index_add_(1, key_RN.flatten(), _give(weights.mT @ grad, batch))
+    return grad_q_BSHD.to(q_BSHD.dtype), grad_k_BTHD.to(k_BTHD.dtype), grad_v_BTHD.to(v_BTHD.dtype)
+
+
+def _groups(
+    row_offsets: Tensor, column_indices: Tensor, q_BSHD: Tensor, k_BTHD: Tensor, block_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Positions of queries ``[R, Q]`` and of their keys ``[R, N]``, for rows of equal size; rows without keys left out."""
+    query_length, key_length, device = q_BSHD.shape[1], k_BTHD.shape[1], q_BSHD.device
     offsets, columns = row_offsets.tolist(), column_indices.cpu()
     within = torch.arange(block_size)
     groups: dict[tuple[int, int], list[tuple[int, Tensor]]] = defaultdict(list)
@@ -35,34 +73,21 @@ def attention(
         blocks = columns[offsets[row] : offsets[row + 1]]
         keys = (blocks[:, None].long() * block_size + within).flatten()
         keys = keys[keys < key_length]
-        queries = min(block_size, query_length - row * block_size)
-        groups[len(keys), queries].append((row, keys))
-
-    order: list[Tensor] = []
-    pieces: list[Tensor] = []
+        if len(keys):
+            groups[len(keys), min(block_size, query_length - row * block_size)].append((row, keys))
     for (num_keys, num_queries), members in groups.items():
-        size = max(1, _GATHERED_TOKENS // max(num_keys, 1))
+        size = max(1, _GATHERED_TOKENS // num_keys)
         for start in range(0, len(members), size):
             part = members[start : start + size]
             first = torch.tensor([row * block_size for row, _ in part])
-            query_index = (first[:, None] + within[:num_queries]).to(device)
-            key_index = torch.stack([keys for _, keys in part]).to(device)
-            order.append(query_index.flatten())
-            pieces.append(_rows(q_BSHD, k_BTHD, v_BTHD, query_index, key_index, scale))
-    positions = torch.cat(order).argsort()
-    return torch.cat(pieces, 1)[:, positions]
+            yield (first[:, None] + within[:num_queries]).to(device), torch.stack([keys for _, keys in part]).to(device)
 
 
-def _rows(q_BSHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, query_RQ: Tensor, key_RN: Tensor, scale: float) -> Tensor:
-    """Attention of R rows of equal length: ``[B, R * Q, H, D]``."""
-    batch, _, heads, dim = q_BSHD.shape
+def _take(x_BSHD: Tensor, index_RN: Tensor) -> Tensor:
+    """The tokens of every row as a batch of their own: ``[B * R, H, N, D]``."""
+    return x_BSHD[:, index_RN].flatten(0, 1).transpose(1, 2)
 
-    def take(x: Tensor, index: Tensor) -> Tensor:
-        return x[:, index].flatten(0, 1).transpose(1, 2)  # [B * R, H, N, D]
 
-    if key_RN.shape[1] == 0:
-        return q_BSHD[:, query_RQ.flatten()] * 0
-    out = F.scaled_dot_product_attention(
-        take(q_BSHD, query_RQ), take(k_BTHD, key_RN), take(v_BTHD, key_RN), scale=scale
-    )
-    return out.transpose(1, 2).reshape(batch, query_RQ.numel(), heads, dim)
+def _give(x: Tensor, batch: int) -> Tensor:
+    """Back from ``[B * R, H, N, D]`` to ``[B, R * N, H, D]``."""
+    return x.transpose(1, 2).unflatten(0, (batch, -1)).flatten(1, 2)

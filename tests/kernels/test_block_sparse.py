@@ -1,0 +1,249 @@
+"""Block-sparse attention against the formula in fp64.
+
+On the CPU the Triton kernel runs in Triton's interpreter, which computes bf16 wrongly: bf16 is tested on a GPU only.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from radial_kernels.block_sparse import attention, choose_backend, reference
+from radial_kernels.block_sparse.api import check_lists
+from torch import Tensor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ROOT = Path(__file__).parent.parent.parent
+
+
+def random_lists(
+    query_length: int, key_length: int, block: int, density: float = 0.5, *, empty_rows: tuple[int, ...] = ()
+) -> tuple[Tensor, Tensor]:
+    """A random plan in which the last key block, ragged or not, is in every other row."""
+    generator = torch.Generator().manual_seed(query_length * 31 + key_length)
+    rows, columns = -(-query_length // block), -(-key_length // block)
+    mask = torch.rand(rows, columns, generator=generator) < density
+    mask[::2, -1] = True
+    mask[1::2, 0] = True
+    mask[list(empty_rows)] = False
+    offsets = torch.zeros(rows + 1, dtype=torch.int32)
+    offsets[1:] = mask.sum(1).cumsum(0)
+    return offsets.to(DEVICE), mask.nonzero()[:, 1].to(torch.int32).to(DEVICE)
+
+
+def random_inputs(
+    batch: int, query_length: int, key_length: int, heads: int, dim: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(query_length + dim)
+    q = torch.randn(batch, query_length, heads, dim, device=DEVICE, dtype=dtype)
+    k, v = (torch.randn(batch, key_length, heads, dim, device=DEVICE, dtype=dtype) for _ in range(2))
+    return q, k, v
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """Relative error in the norm; infinite for anything that is not a number."""
+    if not got.isfinite().all():
+        return float("inf")
+    return ((got.double() - want).norm() / want.norm()).item()
+
+
+def exact(q: Tensor, k: Tensor, v: Tensor, lists: tuple[Tensor, Tensor], block: int) -> Tensor:
+    """The formula in fp64 on the same, already rounded inputs."""
+    return attention(q.double(), k.double(), v.double(), *lists, block_size=block, backend="reference")
+
+
+SHAPES = [
+    # batch, queries, keys, heads, head dim, block
+    (1, 64, 64, 1, 64, 16),
+    (2, 63, 63, 3, 64, 16),
+    (1, 130, 130, 2, 128, 64),
+    (2, 97, 161, 2, 32, 32),
+    (1, 200, 75, 1, 96, 64),
+    (1, 1, 129, 2, 40, 128),
+    (1, 257, 257, 1, 256, 128),
+]
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "B{}-S{}-T{}-H{}-D{}-K{}".format(*s))
+@pytest.mark.parametrize("backend", ["reference", "gather", "triton"])
+def test_forward(backend: str, shape: tuple[int, ...], dtype: torch.dtype, nan_memory: None) -> None:
+    batch, queries, keys, heads, dim, block = shape
+    q, k, v = random_inputs(batch, queries, keys, heads, dim, dtype)
+    lists = random_lists(queries, keys, block)
+    got = attention(q, k, v, *lists, block_size=block, backend=backend)
+    assert got.shape == q.shape
+    assert got.dtype == dtype
+    assert error(got, exact(q, k, v, lists, block)) < TOLERANCE[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "B{}-S{}-T{}-H{}-D{}-K{}".format(*s))
+@pytest.mark.parametrize("descriptors", [True, False], ids=["descriptors", "pointers"])
+def test_forward_bf16(shape: tuple[int, ...], descriptors: bool, nan_memory: None) -> None:
+    from radial_kernels.block_sparse import forward
+
+    batch, queries, keys, heads, dim, block = shape
+    q, k, v = random_inputs(batch, queries, keys, heads, dim, torch.bfloat16)
+    lists = random_lists(queries, keys, block)
+    got = forward.attention(q, k, v, *lists, block, dim**-0.5, use_descriptors=descriptors)
+    assert error(got, exact(q, k, v, lists, block)) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.gpu
+def test_bf16_is_as_exact_as_dense_attention() -> None:
+    """On a full mask: at most one and a half times the error of torch's own attention."""
+    q, k, v = random_inputs(1, 1000, 1000, 4, 128, torch.bfloat16)
+    rows = -(-1000 // 128)
+    lists = (
+        torch.arange(0, rows * rows + 1, rows, dtype=torch.int32, device=DEVICE),
+        torch.arange(rows, dtype=torch.int32, device=DEVICE).repeat(rows),
+    )
+    want = exact(q, k, v, lists, 128)
+    dense = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    assert error(attention(q, k, v, *lists, backend="triton"), want) < 1.5 * error(dense, want)
+
+
+@pytest.mark.parametrize("backend", ["gather", "triton"])
+def test_strided_inputs_need_no_copy(backend: str, nan_memory: None) -> None:
+    """Heads before tokens, and slices of one joint projection, as models make them."""
+    lists = random_lists(50, 50, 16)
+    joint = torch.randn(2, 50, 3, 2, 64, device=DEVICE)
+    q, k, v = joint.unbind(2)
+    want = exact(q, k, v, lists, 16)
+    assert error(attention(q, k, v, *lists, block_size=16, backend=backend), want) < 2e-6
+    q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    assert error(attention(q, k, v, *lists, block_size=16, backend=backend), want) < 2e-6
+
+
+@pytest.mark.parametrize("backend", ["reference", "gather", "triton"])
+def test_rows_without_keys_give_zeros(backend: str, nan_memory: None) -> None:
+    q, k, v = random_inputs(1, 70, 70, 2, 32, torch.float32)
+    lists = random_lists(70, 70, 16, empty_rows=(1, 4))
+    got = attention(q, k, v, *lists, block_size=16, backend=backend)
+    assert (got[:, 16:32] == 0).all()
+    assert (got[:, 64:] == 0).all()
+    assert error(got, exact(q, k, v, lists, 16)) < 2e-6
+
+
+@pytest.mark.parametrize("backend", ["gather", "triton"])
+def test_large_logits_do_not_overflow(backend: str) -> None:
+    q, k, v = random_inputs(1, 48, 48, 1, 32, torch.float32)
+    lists = random_lists(48, 48, 16)
+    got = attention(q * 100, k * 100, v, *lists, block_size=16, backend=backend)
+    assert error(got, exact(q * 100, k * 100, v, lists, 16)) < 1e-4
+
+
+@pytest.mark.parametrize("backend", ["gather", "triton"])
+def test_gradients(backend: str) -> None:
+    q, k, v = random_inputs(2, 53, 70, 2, 32, torch.float32)
+    lists = random_lists(53, 70, 16)
+    weight = torch.randn_like(q)
+    wanted = [x.double().requires_grad_() for x in (q, k, v)]
+    # Autograd through the formula itself, not through our operator's backward.
+    (reference.attention(*wanted, *lists, 16, 32**-0.5) * weight.double()).sum().backward()
+    ours = [x.clone().requires_grad_() for x in (q, k, v)]
+    (attention(*ours, *lists, block_size=16, backend=backend) * weight).sum().backward()
+    for got, want in zip(ours, wanted, strict=True):
+        assert got.grad is not None
+        assert want.grad is not None
+        assert error(got.grad, want.grad) < 1e-5
+
+
+def test_gradcheck() -> None:
+    q, k, v = (x.double().requires_grad_() for x in random_inputs(1, 20, 20, 1, 8, torch.float32))
+    lists = random_lists(20, 20, 16)
+    assert torch.autograd.gradcheck(lambda *x: attention(*x, *lists, block_size=16, backend="gather"), (q, k, v))
+
+
+@pytest.mark.parametrize("backend", ["reference", "gather", "triton"])
+def test_operator_is_well_registered(backend: str) -> None:
+    q, k, v = (x.requires_grad_() for x in random_inputs(1, 40, 40, 1, 16, torch.float32))
+    torch.library.opcheck(
+        torch.ops.radial.block_sparse_attention.default, (q, k, v, *random_lists(40, 40, 16), 16, 0.25, backend)
+    )
+
+
+def test_compiles_without_graph_breaks() -> None:
+    q, k, v = random_inputs(1, 40, 40, 1, 16, torch.float32)
+    lists = random_lists(40, 40, 16)
+
+    def run(q: Tensor) -> Tensor:
+        return attention(q * 2, k, v, *lists, block_size=16) + 1
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(q), run(q))
+
+
+def test_kernels_compile_for_every_architecture() -> None:
+    """Ahead of time and without a GPU, in a process of its own: here the interpreter has taken over."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).parent / "compile_kernels.py"
+    subprocess.run([sys.executable, str(script)], env=environment, check=True, cwd=ROOT, timeout=300)
+
+
+def test_backends_are_chosen_by_name() -> None:
+    cpu = torch.empty(1)
+    assert choose_backend(cpu) == "gather"
+    assert choose_backend(cpu, "reference") == "reference"
+    with pytest.raises(ValueError, match=r"unknown backend 'cudnn'; the backends are auto, reference, gather, triton"):
+        choose_backend(cpu, "cudnn")
+
+
+def test_triton_on_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="backend triton needs a GPU"):
+        choose_backend(torch.empty(1), "triton")
+
+
+def _wrong_inputs() -> dict[str, tuple[dict[str, object], str]]:
+    q = torch.zeros(1, 32, 2, 16)
+    offsets, columns = torch.tensor([0, 1, 2], dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32)
+    good = {"q": q, "k": q, "v": q, "row_offsets": offsets, "column_indices": columns, "block_size": 16}
+    return {
+        "three dimensions": (good | {"q": q[0]}, "must be"),
+        "other heads": (good | {"k": q[:, :, :1], "v": q[:, :, :1]}, "agree in batch, heads"),
+        "k unlike v": (good | {"v": q[:, :16]}, "k like v"),
+        "mixed dtypes": (good | {"k": q.half()}, "one floating dtype"),
+        "whole numbers": (good | {"q": q.int(), "k": q.int(), "v": q.int()}, "one floating dtype"),
+        "head dim too large": (good | {x: torch.zeros(1, 32, 2, 300) for x in "qkv"}, "at most 256"),
+        "last dimension strided": (good | {"q": torch.zeros(1, 32, 16, 2).transpose(2, 3)}, "contiguous"),
+        "long lists": (good | {"row_offsets": offsets.long()}, "int32"),
+        "wrong rows": (good | {"row_offsets": offsets[:2]}, "need 3 row_offsets"),
+        "wrong block": (good | {"block_size": 24}, "block_size must be"),
+        "scale not a number": (good | {"scale": float("nan")}, "scale must be finite"),
+    }
+
+
+@pytest.mark.parametrize("name", _wrong_inputs())
+def test_wrong_inputs_are_named(name: str) -> None:
+    arguments, message = _wrong_inputs()[name]
+    with pytest.raises(ValueError, match=message):
+        attention(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("offsets", "columns", "message"),
+    [
+        ([0, 2, 1], [0, 1], "row_offsets must"),
+        ([0, 1, 3], [0, 1], "row_offsets must"),
+        ([0, 1, 2], [0, 2], r"must lie in 0\.\.1"),
+        ([0, 1, 2], [-1, 0], r"must lie in 0\.\.1"),
+        ([0, 2, 4], [0, 1, 1, 0], "ascend"),
+        ([0, 2, 2], [1, 1], "ascend"),
+    ],
+)
+def test_wrong_lists_are_named(offsets: list[int], columns: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_lists(torch.tensor(offsets, dtype=torch.int32), torch.tensor(columns, dtype=torch.int32), 32, 16)
+
+
+def test_good_lists_pass() -> None:
+    for queries, keys, block in itertools.product((30, 100), (50, 64), (16, 32)):
+        check_lists(*(x.cpu() for x in random_lists(queries, keys, block, empty_rows=(0,))), keys, block)
