@@ -18,7 +18,7 @@ from radial.errors import RequestError
 from radial.grid import TokenGrid
 from radial.pattern import RadialPattern
 
-_Array = NDArray[np.int64]
+_Array = NDArray[np.int32]  # twice as fast as int64 here, and wide enough for 46,000 blocks squared
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +79,7 @@ class BlockPlan:
     def sparsity(self) -> float:
         return 1 - self.density
 
+    @torch.inference_mode(False)
     def to(self, device: torch.device | str) -> BlockPlan:
         """The same plan with its tensors on another device."""
         if self.row_offsets.device == torch.device(device):
@@ -95,17 +96,20 @@ class BlockPlan:
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # plans are shared: one made while sampling must serve training too
 def _build(grid: TokenGrid, pattern: RadialPattern, block_size: int) -> BlockPlan:
     blocks = -(-grid.tokens // block_size)
     runs = _Runs(blocks)
     _add_frame_pairs(runs, grid, pattern, block_size)
     _add_certain_blocks(runs, grid, pattern, block_size)
     mask = runs.to_mask()
-    columns = np.flatnonzero(mask) % blocks
-    rows = np.flatnonzero(mask.T) % blocks
-    row_counts, column_counts = mask.sum(1), mask.sum(0)
+    row_counts = np.count_nonzero(mask, axis=1)
+    rows = np.repeat(np.arange(blocks, dtype=np.int32), row_counts)
+    columns = (np.flatnonzero(mask) - rows * np.int64(blocks)).astype(np.int32)
+    # A stable sort by column keeps rows in order; on 16 bits it is a radix sort.
+    by_column = np.argsort(columns.astype(np.uint16) if blocks < 1 << 16 else columns, kind="stable")
 
-    def offsets(counts: _Array) -> torch.Tensor:
+    def offsets(counts: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
 
     return BlockPlan(
@@ -113,9 +117,9 @@ def _build(grid: TokenGrid, pattern: RadialPattern, block_size: int) -> BlockPla
         pattern,
         block_size,
         row_offsets=offsets(row_counts),
-        column_indices=torch.from_numpy(columns.astype(np.int32)),
-        column_offsets=offsets(column_counts),
-        row_indices=torch.from_numpy(rows.astype(np.int32)),
+        column_indices=torch.from_numpy(columns),
+        column_offsets=offsets(np.bincount(columns, minlength=blocks)),
+        row_indices=torch.from_numpy(rows[by_column]),
     )
 
 
@@ -151,8 +155,8 @@ def _add_frame_pairs(runs: _Runs, grid: TokenGrid, pattern: RadialPattern, block
     bottom = np.minimum((piece_block + 1) * block_size - frame_start, tokens)[:, None]
     block_rows = np.minimum((piece_block + 1) * block_size, grid.tokens) - piece_block * block_size
 
-    windows = np.array([pattern.window(d, tokens, block_size) for d in range(grid.frames)], np.int64)
-    key_frame = np.arange(grid.frames)[None, :]
+    windows = np.array([pattern.window(d, tokens, block_size) for d in range(grid.frames)], np.int32)
+    key_frame = np.arange(grid.frames, dtype=np.int32)[None, :]
     window = windows[np.abs(piece_frame[:, None] - key_frame)]
     window = np.where(key_frame < pattern.sink_frames, tokens, window)
 
@@ -186,17 +190,17 @@ def _add_frame_pairs(runs: _Runs, grid: TokenGrid, pattern: RadialPattern, block
 
 def _pieces(grid: TokenGrid, block_size: int) -> tuple[_Array, _Array]:
     """Frame and block of every part of a block row that lies in one frame."""
-    starts = grid.video_start + np.arange(grid.frames) * grid.tokens_per_frame
+    starts = grid.video_start + np.arange(grid.frames, dtype=np.int32) * grid.tokens_per_frame
     first, last = starts // block_size, (starts + grid.tokens_per_frame - 1) // block_size
     counts = last - first + 1
-    frame = np.repeat(np.arange(grid.frames), counts)
+    frame = np.repeat(np.arange(grid.frames, dtype=np.int32), counts)
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return frame, np.repeat(first, counts) + within
+    return frame, np.repeat(first, counts) + within.astype(np.int32)
 
 
 def _add_certain_blocks(runs: _Runs, grid: TokenGrid, pattern: RadialPattern, block_size: int) -> None:
     """Keep the diagonal, the sink frames' columns, and every row and column that holds text."""
-    every = np.arange(runs.blocks)
+    every = np.arange(runs.blocks, dtype=np.int32)
     runs.add(every, every, every)
     sink_tokens = min(pattern.sink_frames, grid.frames) * grid.tokens_per_frame
     if sink_tokens:

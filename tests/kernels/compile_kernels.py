@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import triton
-from radial_kernels.block_sparse.forward import _forward_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from radial_kernels.block_sparse.forward import _forward_kernel
 
 POINTERS = ("query_ptr", "key_ptr", "value_ptr", "output_ptr")
 
@@ -21,7 +22,7 @@ def compile_forward(capability: int, dtype: str, head_dim: int, *, descriptors: 
         "USE_DESCRIPTORS": descriptors,
         "PRECISION": "ieee" if dtype == "fp32" else "tf32",
     }
-    signature = {name: f"*{dtype}" for name in POINTERS}
+    signature = dict.fromkeys(POINTERS, f"*{dtype}")
     signature |= {"row_offsets_ptr": "*i32", "column_indices_ptr": "*i32", "scale_log2": "fp32"}
     signature |= {name: "i32" for name in _forward_kernel.arg_names if name not in signature | constants}
     signature |= dict.fromkeys(constants, "constexpr")

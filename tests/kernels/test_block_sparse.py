@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 from radial_kernels.block_sparse import attention, choose_backend, reference
 from radial_kernels.block_sparse.api import check_lists
-from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROOT = Path(__file__).parent.parent.parent

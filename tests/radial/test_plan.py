@@ -24,9 +24,7 @@ def published_window(distance: int, tokens: int, decay: float, block: int, skip_
     return max(reference * decay, block)
 
 
-def published_mask(
-    frames: int, tokens: int, decay: float, sink: int, block: int, skip_width: int = 128
-) -> np.ndarray:
+def published_mask(frames: int, tokens: int, decay: float, sink: int, block: int, skip_width: int = 128) -> np.ndarray:
     """The released code's block mask, from token masks of frame pairs. Needs frames * tokens % block == 0."""
     total = frames * tokens
     assert total % block == 0
@@ -104,7 +102,9 @@ def paper_mask(grid: TokenGrid, block: int, sink: int) -> np.ndarray:
     return mask
 
 
-@pytest.mark.parametrize(("frames", "height", "width", "sink"), [(7, 4, 5, 1), (12, 3, 3, 0), (20, 1, 4, 1), (24, 2, 1, 0)])
+@pytest.mark.parametrize(
+    ("frames", "height", "width", "sink"), [(7, 4, 5, 1), (12, 3, 3, 0), (20, 1, 4, 1), (24, 2, 1, 0)]
+)
 def test_paper_variant_is_equation_four(frames: int, height: int, width: int, sink: int) -> None:
     grid = TokenGrid(frames, height, width)
     plan = BlockPlan.build(grid, RadialPattern(variant="paper", sink_frames=sink), 16)
