@@ -120,4 +120,4 @@ def build_wan(*, two_transformers: bool) -> Any:
 def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Run in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
+    return tmp_path

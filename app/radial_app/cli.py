@@ -48,6 +48,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             raise
         _complain(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (--debug shows more)")
         sys.exit(1)
+    if code == 130:  # typer's own answer to Ctrl+C
+        _complain("stopped")
     sys.exit(code if isinstance(code, int) else 0)
 
 

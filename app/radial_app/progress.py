@@ -20,9 +20,10 @@ _WORDS = {
 
 
 class Progress:
-    """A line per clip, moving through the stages; silent when hidden."""
+    """A line per clip, moving through the stages; none when hidden or where stderr is no terminal."""
 
     def __init__(self, console: Console, *, hidden: bool = False) -> None:
+        self._console = console
         self._bar = progress.Progress(
             progress.SpinnerColumn(),
             progress.TextColumn("{task.description:17}"),
@@ -32,7 +33,7 @@ class Progress:
             progress.TextColumn("left"),
             progress.TimeRemainingColumn(),
             console=console,
-            disable=hidden,
+            disable=hidden or not console.is_terminal,
             transient=True,
         )
         self._task = self._bar.add_task("", total=None, steps="")
@@ -61,7 +62,7 @@ class Progress:
 
     def report(self, path: Path, seconds: float, computed_share: float) -> None:
         """Say that a clip is done."""
-        self._bar.console.print(
+        self._console.print(
             f"[bold green]done[/] in {seconds:.1f} s, {computed_share:.0%} of attention computed", highlight=False
         )
         print(path, flush=True)

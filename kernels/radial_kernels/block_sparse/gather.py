@@ -64,7 +64,7 @@ def backward(
 def _groups(
     row_offsets: Tensor, column_indices: Tensor, q_BSHD: Tensor, k_BTHD: Tensor, block_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Positions of queries ``[R, Q]`` and of their keys ``[R, N]``, for rows of equal size; rows without keys left out."""
+    """Positions of queries ``[R, Q]`` and of their keys ``[R, N]``, for rows of equal size that have keys."""
     query_length, key_length, device = q_BSHD.shape[1], k_BTHD.shape[1], q_BSHD.device
     offsets, columns = row_offsets.tolist(), column_indices.cpu()
     within = torch.arange(block_size)

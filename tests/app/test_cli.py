@@ -1,0 +1,246 @@
+"""The command line as a user meets it: exit codes, one line on stderr, no file left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from radial.models import MODELS
+from radial.video import read_frames, read_receipt
+from radial_app import cli
+
+QUICK = ["--height", "32", "--width", "48", "--num-frames", "5", "--num-inference-steps", "2"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(arguments))
+    out, err = capsys.readouterr()
+    return int(stop.value.code or 0), out, err
+
+
+@pytest.fixture
+def quick(in_empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """``generate`` with a few small frames; returns exit code, stdout, stderr."""
+
+    def generate(*arguments: str) -> tuple[int, str, str]:
+        return run(capsys, "generate", "a red circle", *QUICK, *arguments)
+
+    return generate
+
+
+def test_a_video_of_the_asked_size(quick: Any) -> None:
+    code, out, err = quick("--output", "a.mp4", "--seed", "5", "--fps", "12")
+    assert code == 0, err
+    assert out == "a.mp4\n"
+    assert "% of attention computed" in err
+    assert read_frames(Path("a.mp4")).shape == (5, 32, 48, 3)
+    receipt = read_receipt(Path("a.mp4"))
+    request = receipt["request"]
+    assert (request["prompt"], request["seed"], request["fps"]) == ("a red circle", 5, 12)
+    assert receipt["attention"]["kind"] == "radial"
+    assert 0 < receipt["attention"]["computed_share"] <= 1
+    assert len(receipt["model"]["fingerprint"]) == 16
+    assert {"encode", "denoise", "decode"} == set(receipt["seconds"])
+
+
+def test_same_seed_same_frames(quick: Any) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        assert quick("--output", name, "--seed", "5")[0] == 0
+    assert quick("--output", "c.mp4", "--seed", "6")[0] == 0
+    assert np.array_equal(read_frames(Path("a.mp4")), read_frames(Path("b.mp4")))
+    assert not np.array_equal(read_frames(Path("a.mp4")), read_frames(Path("c.mp4")))
+
+
+def test_several_videos_count_their_seeds(quick: Any) -> None:
+    code, out, err = quick("--num_videos", "2", "--seed", "8", "--quiet")
+    assert code == 0
+    assert err == ""
+    paths = [Path(line) for line in out.split()]
+    assert [path.name for path in paths] == ["a-red-circle-8.mp4", "a-red-circle-9.mp4"]
+    assert [read_receipt(path)["request"]["seed"] for path in paths] == [8, 9]
+    alone = quick("--seed", "9", "--output", "alone.mp4")
+    assert alone[0] == 0
+    assert np.array_equal(read_frames(paths[1]), read_frames(Path("alone.mp4")))
+
+
+def test_json_is_one_object_a_video(quick: Any) -> None:
+    code, out, err = quick("--json", "--attention", "dense", "--seed=-1")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert Path(result["path"]).exists()
+    assert result["receipt"]["request"]["seed"] >= 0
+    assert result["receipt"]["attention"] == {"kind": "dense", "computed_share": 1.0}
+
+
+def test_underscores_and_dashes_are_the_same(quick: Any) -> None:
+    assert quick("--guidance_scale=2.5", "--dense_layers", "0", "--output", "a.mp4")[0] == 0
+    assert read_receipt(Path("a.mp4"))["request"]["guidance_scale"] == 2.5
+
+
+def test_defaults_never_overwrite(quick: Any) -> None:
+    outs = [quick("--seed", "1", "--quiet")[1].strip() for _ in range(2)]
+    assert outs == ["outputs/a-red-circle-1.mp4", "outputs/a-red-circle-1-2.mp4"]
+
+
+def test_a_folder_checkpoint(quick: Any, wan_folder: Path) -> None:
+    code, _, err = quick("--model", str(wan_folder), "--output", "a.mp4")
+    assert code == 0, err
+
+
+def wrong_lora(path: Path) -> Path:
+    import torch
+
+    save_file({"unrelated.lora_A.weight": torch.zeros(4, 8), "unrelated.lora_B.weight": torch.zeros(8, 4)}, path)
+    return path
+
+
+def test_a_lora_acts_with_its_weight(quick: Any, wan_folder: Path, tmp_path: Path) -> None:
+    from diffusers import WanPipeline
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    pipe = WanPipeline.from_pretrained(wan_folder)
+    pipe.transformer.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    layers = get_peft_model_state_dict(pipe.transformer)
+    WanPipeline.save_lora_weights(tmp_path / "lora", transformer_lora_layers=layers)
+    file = next((tmp_path / "lora").glob("*.safetensors"))
+    base = ["--model", str(wan_folder), "--seed", "1"]
+    assert quick(*base, "--output", "plain.mp4")[0] == 0
+    assert quick(*base, "--output", "off.mp4", "--lora", f"{file}:0")[0] == 0
+    code, _, err = quick(*base, "--output", "on.mp4", "--lora", f"{file}:2")
+    assert code == 0, err
+    plain, off, on = (read_frames(Path(f"{name}.mp4")) for name in ("plain", "off", "on"))
+    assert np.array_equal(plain, off)
+    assert not np.array_equal(plain, on)
+    assert read_receipt(Path("on.mp4"))["request"]["loras"] == [{"path": str(file), "weight": 2.0}]
+
+
+WRONG: dict[str, tuple[list[str], int, str]] = {
+    "size": (["--height", "100"], 2, "nearest are 96 and 112"),
+    "frames": (["--num-frames", "32"], 2, "nearest are 29 and 33"),
+    "no steps": (["--num-inference-steps", "0"], 2, "num_inference_steps"),
+    "negative steps": (["--num-inference-steps", "-4"], 2, "num_inference_steps"),
+    "a word for a number": (["--height", "tall"], 2, "height"),
+    "unknown option": (["--colour", "red"], 2, "No such option"),
+    "unknown attention": (["--attention", "sparse"], 2, "attention"),
+    "unknown model": (["--model", "wan9"], 2, "give one of tiny"),
+    "not a checkpoint": (["--model", "."], 1, "no model_index.json"),
+    "no such device": (["--device", "cuda:7"], 2, "no device 'cuda:7' here"),
+    "existing file": (["--output", "taken.mp4"], 2, "taken.mp4 exists; pass --overwrite"),
+    "not an mp4": (["--output", "a.gif"], 2, "must end in .mp4"),
+    "unwritable": (["--output", "taken.mp4/a.mp4"], 1, "cannot write"),
+    "missing lora": (["--lora", "none.safetensors"], 1, "no LoRA file"),
+    "pickled lora": (["--lora", "a.pt"], 1, "safetensors only"),
+    "lora weight": (["--lora", "a.safetensors:strong"], 2, "FILE:WEIGHT"),
+    "lora of another model": (["--lora", "wrong.safetensors"], 1, "does not fit this model"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_use_is_one_line(quick: Any, name: str) -> None:
+    arguments, expected, message = WRONG[name]
+    Path("taken.mp4").write_text("kept")
+    wrong_lora(Path("wrong.safetensors"))
+    code, out, err = quick(*arguments)
+    assert code == expected, err
+    assert message in err
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert Path("taken.mp4").read_text() == "kept"
+    assert sorted(os.listdir()) == ["taken.mp4", "wrong.safetensors"]
+
+
+def test_an_empty_prompt(in_empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "generate", "  ")
+    assert code == 2
+    assert "prompt must not be empty" in err
+
+
+def copy_of(wan_folder: Path, target: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(wan_folder, target))
+
+
+def test_a_corrupt_checkpoint(quick: Any, wan_folder: Path, tmp_path: Path) -> None:
+    folder = copy_of(wan_folder, tmp_path / "broken")
+    weights = next((folder / "transformer").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    code, _, err = quick("--model", str(folder), "--output", "a.mp4")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "cannot load" in err
+    assert not Path("a.mp4").exists()
+
+
+def test_latents_that_are_no_numbers(quick: Any, wan_folder: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    folder = copy_of(wan_folder, tmp_path / "nan")
+    weights = next((folder / "transformer").glob("*.safetensors"))
+    state = load_file(weights)
+    state["proj_out.bias"] = torch.full_like(state["proj_out.bias"], float("nan"))
+    save_file(state, weights)
+    code, _, err = quick("--model", str(folder), "--output", "a.mp4")
+    assert code == 1
+    assert "stopped being numbers at step 1 of 2" in err
+    assert not Path("a.mp4").exists()
+
+
+def test_debug_shows_the_traceback(in_empty_folder: Path) -> None:
+    from radial import RequestError
+
+    with pytest.raises(RequestError):
+        cli.main(["generate", "a", "--height", "100", "--debug"])
+
+
+def test_ctrl_c_stops_cleanly(in_empty_folder: Path) -> None:
+    command = [sys.executable, "-m", "radial_app", "generate", "a red circle", "--num-inference-steps", "900"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(12)
+    assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert "stopped" in err
+    assert "Traceback" not in err
+    assert list(in_empty_folder.rglob("*.mp4")) == []
+
+
+def test_inspect_draws_the_plan(in_empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "inspect", "--model", "wan2.1-14b", "--output", "plan.png", "--num_frames", "69")
+    assert code == 0, err
+    assert "density" in out
+    assert "speed-up" in out
+    with Image.open("plan.png") as picture:
+        assert picture.width > 800
+        assert len(set(picture.convert("RGB").get_flattened_data())) > 20
+    assert run(capsys, "inspect", "--output", "plan.png")[0] == 2
+    assert run(capsys, "inspect", "--output", "plan.png", "--overwrite")[0] == 0
+
+
+def test_models_receipt_and_version(in_empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "models")
+    assert code == 0
+    assert all(name in out for name in MODELS)
+    code, out, _ = run(capsys, "--version")
+    assert code == 0
+    assert re.fullmatch(r"radial \d+\.\d+\.\d+\n", out)
+    code, _, err = run(capsys, "receipt", "none.mp4")
+    assert code == 1
+    assert "no such file" in err
