@@ -7,8 +7,10 @@ the same process, interleaved, medians. A variant that fails its check against f
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -145,12 +147,15 @@ def relative_error(output: Tensor, expected: dict[int, Tensor], plan: BlockPlan)
 
 
 def interleaved_medians(runs: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each, one launch of every variant a round."""
+    """Median milliseconds of single launches: every variant once a round, in shuffled order with idle gaps between,
+    so that none always follows the one that heats the chip most."""
     for run in runs.values():
         run()
     times: dict[str, list[float]] = {label: [] for label in runs}
+    order = random.Random(0)
     for _ in range(rounds):
-        for label, run in runs.items():
+        for label, run in order.sample(list(runs.items()), len(runs)):
+            time.sleep(0.05)
             start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
             run()

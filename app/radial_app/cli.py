@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,8 @@ stderr = Console(stderr=True)
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit. Errors are one line on stderr; ``--debug`` anywhere shows the traceback."""
+    # Where another program keeps the cores busy, threads that spin for long wait for each other without end.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     arguments = _with_dashes(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]

@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and the training state")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--autoencoder-seconds", type=float, default=130)
+    parser.add_argument("--autoencoder-clips", type=int, default=1536, help="clips the autoencoder learns from")
     parser.add_argument("--text-seconds", type=float, default=45)
     parser.add_argument("--denoiser-seconds", type=float, default=900)
     parser.add_argument("--batch-size", type=int, default=DenoiserTraining.batch_size)
@@ -44,7 +45,14 @@ def main() -> None:
     encoder = UMT5EncoderModel.from_pretrained(work / "text_encoder").to(device).eval().requires_grad_(False)
 
     if not (work / "vae").exists():
-        vae = train_autoencoder(options.autoencoder_seconds, device, options.seed, log=_log)
+        vae = train_autoencoder(
+            options.autoencoder_seconds,
+            device,
+            options.seed,
+            batch_size=min(24, options.batch_size),
+            clips=options.autoencoder_clips,
+            log=_log,
+        )
         _write(work / "vae", vae.save_pretrained)
     vae = AutoencoderKLWan.from_pretrained(work / "vae").to(device).eval().requires_grad_(False)
 
