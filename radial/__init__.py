@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from radial.attention import RadialAttention, apply
     from radial.errors import (
         GenerationError,
-        MissingExtraError,
         ModelError,
         OutputError,
         RadialError,
@@ -32,7 +31,6 @@ _HOMES = {
     "BlockPlan": "plan",
     "GenerationError": "errors",
     "GenerationRequest": "request",
-    "MissingExtraError": "errors",
     "ModelError": "errors",
     "OutputError": "errors",
     "RadialAttention": "attention",
@@ -51,7 +49,6 @@ __all__ = [
     "BlockPlan",
     "GenerationError",
     "GenerationRequest",
-    "MissingExtraError",
     "ModelError",
     "OutputError",
     "RadialAttention",

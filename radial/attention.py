@@ -27,10 +27,10 @@ class AttentionContext:
     """What the layers of one installation share: settings, and where in a run the current call stands."""
 
     def __init__(
-        self, pattern: RadialPattern, schedule: Schedule, block_size: int, backend: str, scheduler: Any | None
+        self, pattern: RadialPattern, schedule: Schedule, block_size: int, backend: str, pipe: Any | None
     ) -> None:
         self.pattern, self.schedule, self.block_size, self.backend = pattern, schedule, block_size, backend
-        self.scheduler = scheduler
+        self._pipe = pipe  # not its scheduler: users put in another
         self.plan: BlockPlan | None = None
         self.step, self.num_steps = 0, 1
         self._last_timestep: float | None = None
@@ -48,7 +48,7 @@ class AttentionContext:
 
     def _locate(self, timestep: float) -> None:
         """Find the step: from the scheduler's timesteps where there is one, else by watching the timestep fall."""
-        timesteps = getattr(self.scheduler, "timesteps", None)
+        timesteps = getattr(getattr(self._pipe, "scheduler", None), "timesteps", None)
         if timesteps is not None and len(timesteps):
             self.step = int((timesteps.float().cpu() - timestep).abs().argmin())
             self.num_steps = len(timesteps)
@@ -148,16 +148,16 @@ def apply(
     """
     schedule = schedule or Schedule()
     if isinstance(target, nn.Module):
-        transformers, scheduler = [target], None
+        transformers, pipe = [target], None
         if schedule.dense_last_steps:
             raise ModelError("dense_last_steps needs a pipeline: a lone transformer does not know the last step")
     else:
         found = (getattr(target, name, None) for name in ("transformer", "transformer_2"))
-        transformers, scheduler = [t for t in found if t is not None], target.scheduler
+        transformers, pipe = [t for t in found if t is not None], target
         if not transformers:
             raise ModelError(f"{type(target).__name__} has no transformer to install radial attention on")
     BlockPlan.check_block_size(block_size)
-    context = AttentionContext(pattern or RadialPattern(), schedule, block_size, backend, scheduler)
+    context = AttentionContext(pattern or RadialPattern(), schedule, block_size, backend, pipe)
     return RadialAttention(context, transformers)
 
 

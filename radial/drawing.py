@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from radial.errors import OutputError, RequestError
+from radial.files import check_output, publish
 from radial.plan import BlockPlan
 
 _PAPER, _INK, _FAINT, _KEPT = (250, 249, 246), (34, 34, 40), (205, 203, 198), (42, 96, 178)
@@ -63,17 +62,6 @@ def write_png(picture: Image.Image, path: Path, *, overwrite: bool = False) -> P
         RequestError: the file exists, or is no PNG.
         OutputError: the place cannot be written.
     """
-    if path.suffix.lower() != ".png":
-        raise RequestError(f"output must end in .png, not {path.name!r}")
-    if path.exists() and not overwrite:
-        raise RequestError(f"{path} exists; pass --overwrite or another --output")
-    partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial.png")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(partial)
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    check_output(path, ".png", overwrite=overwrite)
+    publish(path, picture.save, overwrite=overwrite)
     return path

@@ -4,8 +4,7 @@
     ├── RequestError       (ValueError)   a value in the request breaks a rule; names the nearest legal choice
     ├── ModelError         (ValueError)   a model, checkpoint or adapter is unknown, missing, corrupt or unfit
     ├── OutputError        (OSError)      a result cannot be written where it was asked for
-    ├── GenerationError    (RuntimeError) generation went wrong after it began
-    └── MissingExtraError  (ImportError)  an optional package is absent; says which extra to install
+    └── GenerationError    (RuntimeError) generation went wrong after it began
 
 Each message is one line fit to be shown as it is.
 """
@@ -31,10 +30,3 @@ class OutputError(RadialError, OSError):
 
 class GenerationError(RadialError, RuntimeError):
     """Generation went wrong after it began."""
-
-
-class MissingExtraError(RadialError, ImportError):
-    """An optional package is absent."""
-
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; run: pip install 'radial-video[{extra}]'")

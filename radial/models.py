@@ -23,12 +23,10 @@ class ModelSpec:
     Attributes:
         source: hub id, or folder.
         stride: pixels to one latent token along (frames, height, width), patches included.
-        latent_stride: pixels to one latent along (frames, height, width), before patching.
         native_frames: the longest clip the model was trained on.
         max_sequence_length: text tokens a prompt is padded or cut to.
         pattern, schedule, block_size: radial attention at the native length.
         layers: transformer layers, for estimates before loading.
-        transformers: how many transformers share the steps.
     """
 
     name: str
@@ -71,6 +69,7 @@ def _nearest(quotient: float, lowest: int = 1) -> list[int]:
     return [below, below + 1]
 
 
+DRIVEN_PIPELINES = ("WanPipeline",)
 _BUNDLED = "bundled:tiny"
 
 MODELS: dict[str, ModelSpec] = {
@@ -143,7 +142,7 @@ def find_model(name: str) -> ModelSpec:
 
 
 def checkpoint_folder(spec: ModelSpec) -> Path | None:
-    """Where a model's files are on this machine; None for a hub id, which diffusers finds or downloads."""
+    """Where a model's files are on this machine; None for a hub id."""
     if spec.source == _BUNDLED:
         from importlib.resources import files
 
@@ -155,9 +154,12 @@ def checkpoint_folder(spec: ModelSpec) -> Path | None:
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Raise ModelError for a folder that is no diffusers checkpoint, lacks weights, or has only pickled ones."""
+    """Raise ModelError for a folder that is no checkpoint we drive, lacks weights, or has only pickled ones."""
     if not (folder / "model_index.json").is_file():
         raise ModelError(f"{folder} is not a diffusers checkpoint: it has no model_index.json")
+    kind = _read_json(folder / "model_index.json").get("_class_name")
+    if kind not in DRIVEN_PIPELINES:
+        raise ModelError(f"{folder} holds a {kind}; radial drives {', '.join(DRIVEN_PIPELINES)}")
     for component, (library, _) in _components(folder).items():
         if library is None or component in ("tokenizer", "scheduler"):
             continue
@@ -184,26 +186,28 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_folder(folder: Path) -> ModelSpec:
-    """A spec with the strides of the folder's own autoencoder and transformer; the rest as for Wan 2.1."""
-    check_checkpoint(folder)
+def fit_spec(spec: ModelSpec, folder: Path) -> ModelSpec:
+    """The spec with the strides and layers that the checkpoint itself declares.
+
+    Raises:
+        ModelError: the configuration cannot be read.
+    """
     vae = _read_json(folder / "vae" / "config.json")
     transformer = _read_json(folder / "transformer" / "config.json")
     temporal, spatial = vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)
     patch = transformer.get("patch_size", (1, 2, 2))
     if not (isinstance(patch, (list, tuple)) and len(patch) == 3):
         raise ModelError(f"{folder / 'transformer'} has a patch size that is not three numbers: {patch!r}")
-    spec = ModelSpec(
-        name=str(folder),
-        summary="checkpoint folder",
-        source=str(folder),
-        stride=(temporal * patch[0], spatial * patch[1], spatial * patch[2]),
-        layers=transformer.get("num_layers", 30),
-    )
-    bundled = MODELS["tiny"]
-    if transformer.get("num_attention_heads", 0) * transformer.get("attention_head_dim", 0) <= 256:
-        # A toy's frames have few tokens; take the bundled model's settings, which are made for such.
-        return replace(
-            bundled, name=spec.name, summary=spec.summary, source=spec.source, stride=spec.stride, layers=spec.layers
-        )
-    return spec
+    stride = (temporal * patch[0], spatial * patch[1], spatial * patch[2])
+    return replace(spec, stride=stride, layers=transformer.get("num_layers", spec.layers))
+
+
+def _read_folder(folder: Path) -> ModelSpec:
+    """A spec for a folder, with the settings of the named model it is most like: a toy's frames have few tokens,
+    as the bundled model's, and a checkpoint that switches transformers is a Wan 2.2."""
+    check_checkpoint(folder)
+    transformer = _read_json(folder / "transformer" / "config.json")
+    width = transformer.get("num_attention_heads", 40) * transformer.get("attention_head_dim", 128)
+    switches = _read_json(folder / "model_index.json").get("boundary_ratio") is not None
+    like = MODELS["tiny" if width <= 256 else "wan2.2-a14b" if switches else "wan2.1-1.3b"]
+    return fit_spec(replace(like, name=str(folder), summary="checkpoint folder", source=str(folder)), folder)

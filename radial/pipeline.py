@@ -16,7 +16,7 @@ import torch
 from radial import __version__
 from radial.attention import RadialAttention, apply
 from radial.errors import GenerationError, ModelError, RequestError
-from radial.models import ModelSpec, check_checkpoint, checkpoint_folder, find_model
+from radial.models import ModelSpec, check_checkpoint, checkpoint_folder, find_model, fit_spec
 from radial.request import GenerationRequest, Lora
 from radial.video import Video
 
@@ -45,7 +45,6 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     fingerprint: str
-    loras: tuple[Lora, ...] = ()
 
 
 def generate(
@@ -83,27 +82,43 @@ def load(request: GenerationRequest) -> LoadedModel:
         RequestError: the device does not exist here.
         ModelError: the checkpoint is missing, corrupt or pickled, or an adapter does not fit.
     """
+    request = request.resolve()
+    _check_lora_files(request.loras)
     spec = find_model(request.model)
     device, dtype = choose_device(request.device), choose_dtype(request)
-    folder = checkpoint_folder(spec)
-    if folder is not None:
-        check_checkpoint(folder)
+    folder = checkpoint_folder(spec) or _download(spec)
+    check_checkpoint(folder)
+    spec = fit_spec(spec, folder)
+    spec.check_size(request.clip_height, request.clip_width, request.clip_frames)
     with _quiet():
         import diffusers
 
         try:
-            pipe = diffusers.DiffusionPipeline.from_pretrained(folder or spec.source, dtype=dtype, use_safetensors=True)
+            # The autoencoder stays in float32, as Wan's authors run it: in bfloat16 it shows.
+            dtypes = {"default": dtype, "vae": torch.float32}
+            pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtypes, use_safetensors=True)
         except Exception as error:  # diffusers and safetensors raise many kinds for files that are not right
             raise ModelError(f"cannot load {spec.name}: {_first_line(error)}") from error
-    if not isinstance(pipe, diffusers.WanPipeline):
-        raise ModelError(f"{spec.name} is a {type(pipe).__name__}; radial drives WanPipeline")
     pipe.set_progress_bar_config(disable=True)
     _load_loras(pipe, request.loras)
     try:
         pipe.to(device)
     except torch.OutOfMemoryError as error:
         raise GenerationError(f"{spec.name} does not fit into the memory of {device}") from error
-    return LoadedModel(spec, pipe, device, dtype, fingerprint(folder) if folder else "", request.loras)
+    return LoadedModel(spec, pipe, device, dtype, fingerprint(folder))
+
+
+def _download(spec: ModelSpec) -> Path:
+    """The folder of a hub model, downloaded unless it is here already; the hub's own bars show the progress."""
+    import diffusers
+
+    try:
+        return Path(diffusers.DiffusionPipeline.download(spec.source, use_safetensors=True))
+    except Exception as error:  # the hub's client raises many kinds
+        raise ModelError(
+            f"there is no folder {spec.source} here, and the Hugging Face hub has no such model or cannot be reached; "
+            "`radial models` lists the models with a name"
+        ) from error
 
 
 def choose_device(name: str) -> torch.device:
@@ -128,16 +143,19 @@ def choose_dtype(request: GenerationRequest) -> torch.dtype:
     return chosen
 
 
-def fingerprint(folder: Path) -> str:
-    """A digest of a checkpoint's files: names, sizes, and each file's first and last mebibyte."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".json", ".safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(1 << 20))
-            file.seek(max(size - (1 << 20), 0))
-            digest.update(file.read())
+def fingerprint(path: Path) -> str:
+    """A digest of a file, or of a checkpoint's files: names, sizes and content. Of files above 64 MB, where reading all
+    would take minutes, the first and last 32 MB count."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in (".json", ".safetensors"))
+    digest, half = hashlib.sha256(), 32 << 20
+    for file in files:
+        size = file.stat().st_size
+        name = "" if file == path else file.relative_to(path).as_posix()
+        digest.update(f"{name} {size}\n".encode())
+        with file.open("rb") as content:
+            digest.update(content.read(half))
+            content.seek(max(size - half, half))
+            digest.update(content.read())
     return digest.hexdigest()[:16]
 
 
@@ -197,6 +215,8 @@ def _generate_one(request: GenerationRequest, model: LoadedModel, on_event: OnEv
             watcher.remove()
     if not torch.isfinite(torch.from_numpy(frames)).all():
         raise GenerationError("the decoded frames are not all numbers; try float32")
+    if frames.shape[:3] != (request.num_frames, request.height, request.width):
+        raise GenerationError(f"the pipeline made {frames.shape[:3]} frames, height, width; the request differs")
     ends = [*marks.values(), time.monotonic()]
     timings = {stage: round(ends[i + 1] - ends[i], 3) for i, stage in enumerate(marks)}
     pixels = (frames * 255).round().clip(0, 255).astype("uint8")
@@ -228,6 +248,9 @@ def _receipt(
         "radial": __version__,
         "request": request.model_dump(mode="json"),
         "model": {"name": model.spec.name, "source": model.spec.source, "fingerprint": model.fingerprint},
+        "loras": [
+            {"name": Path(lora.path).name, "fingerprint": fingerprint(Path(lora.path))} for lora in request.loras
+        ],
         "attention": attention,
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -241,18 +264,24 @@ def _receipt(
     }
 
 
-def _load_loras(pipe: Any, loras: tuple[Lora, ...]) -> None:
-    """Load adapters and set their weights.
-
-    Raises:
-        ModelError: a file is missing, pickled, or fits no layer.
-    """
-    for index, lora in enumerate(loras):
+def _check_lora_files(loras: tuple[Lora, ...]) -> None:
+    """Raise ModelError for adapter files that are missing or pickled, before a model is loaded for them."""
+    for lora in loras:
         path = Path(lora.path)
         if path.suffix != ".safetensors":
             raise ModelError(f"LoRA {path.name} is not a safetensors file; safetensors only")
         if not path.is_file():
             raise ModelError(f"no LoRA file {path}")
+
+
+def _load_loras(pipe: Any, loras: tuple[Lora, ...]) -> None:
+    """Load adapters and set their weights.
+
+    Raises:
+        ModelError: an adapter is corrupt or fits no layer.
+    """
+    for index, lora in enumerate(loras):
+        path = Path(lora.path)
         try:
             with _quiet():
                 pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=f"lora_{index}")
@@ -280,13 +309,14 @@ def _quiet() -> Iterator[None]:
     import transformers
 
     libraries = (diffusers.utils.logging, transformers.utils.logging)
-    levels = [library.get_verbosity() for library in libraries]
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:
         yield
     finally:
-        for library, level in zip(libraries, levels, strict=True):
+        for library, (level, bars) in zip(libraries, before, strict=True):
             library.set_verbosity(level)
-            library.enable_progress_bar()
+            if bars:
+                library.enable_progress_bar()

@@ -18,7 +18,8 @@ from radial.errors import RequestError
 from radial.grid import TokenGrid
 from radial.pattern import RadialPattern
 
-_Array = NDArray[np.int32]  # twice as fast as int64 here, and wide enough for 46,000 blocks squared
+_Array = NDArray[np.int32]  # twice as fast as int64 here
+_MAX_BLOCKS = 46_000  # squared it must fit int32
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +47,14 @@ class BlockPlan:
 
         The block rule is the released code's: between two frames a block is kept when more than 60 % of its
         non-empty key columns have more than a third of the block's rows kept, and a block that straddles frames is
-        kept when any of its frame pairs keeps it. Rows that do not exist (a ragged last block) do not count. The
+        kept when any of its frame pairs keeps it. Rows that do not exist (a ragged last block) do not count; frames
+        of no more tokens than a third of a block count a third of their own rows. The rule treats rows and columns
+        differently, so where frames do not end on a block's border the mask is not quite symmetric. The
         paper gives no block rule; its variant keeps a block when any of its token pairs is kept. Beyond both, the
         diagonal and the sink frames are kept whatever the sizes, and so are all blocks that hold text tokens.
 
         Raises:
-            RequestError: ``block_size`` is not a power of two from 16 to 256.
+            RequestError: ``block_size`` is not a power of two from 16 to 256, or leaves too many blocks.
         """
         BlockPlan.check_block_size(block_size)
         return _build(grid, pattern or RadialPattern(), block_size)
@@ -99,6 +102,11 @@ class BlockPlan:
 @torch.inference_mode(False)  # plans are shared: one made while sampling must serve training too
 def _build(grid: TokenGrid, pattern: RadialPattern, block_size: int) -> BlockPlan:
     blocks = -(-grid.tokens // block_size)
+    if blocks > _MAX_BLOCKS:
+        raise RequestError(
+            f"{grid.tokens:,} tokens in blocks of {block_size} are more than {_MAX_BLOCKS:,} blocks; "
+            f"take a larger block_size or a smaller clip"
+        )
     runs = _Runs(blocks)
     _add_frame_pairs(runs, grid, pattern, block_size)
     _add_certain_blocks(runs, grid, pattern, block_size)
@@ -162,6 +170,8 @@ def _add_frame_pairs(runs: _Runs, grid: TokenGrid, pattern: RadialPattern, block
 
     strict = pattern.variant == "published"
     needed = (block_rows // 3 + 1)[:, None] if strict else np.ones_like(top)
+    if strict and tokens <= block_size // 3:
+        needed = (bottom - top) // 3 + 1  # frames too small ever to fill a third of a block
     # Key positions with any kept row, and with enough kept rows: two intervals about the same centre.
     any_first, any_last = np.maximum(top - window, 0), np.minimum(bottom - 1 + window, tokens - 1)
     full_first = np.maximum(top + needed - 1 - window, 0)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from radial.errors import OutputError, RequestError
+from radial.errors import OutputError
+from radial.files import check_output, publish
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,22 +29,8 @@ class Video:
         Raises:
             OutputError: the file exists and ``overwrite`` is not set, or the place cannot be written.
         """
-        check_output(path, overwrite=overwrite)
-        partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial.mp4")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._encode(partial)
-            if overwrite:
-                os.replace(partial, path)
-            else:
-                # A link fails if the name was taken meanwhile; a rename would overwrite.
-                os.link(partial, path)
-        except FileExistsError as error:
-            raise OutputError(f"{path} exists; pass --overwrite or another --output") from error
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        check_output(path, ".mp4", overwrite=overwrite)
+        publish(path, self._encode, overwrite=overwrite)
         return path
 
     def _encode(self, path: Path) -> None:
@@ -55,36 +40,19 @@ class Video:
         with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
             if self.receipt:
                 container.metadata["comment"] = json.dumps(self.receipt, ensure_ascii=False, sort_keys=True)
-            stream = container.add_stream("libx264", rate=Fraction(self.fps), options={"crf": "16", "preset": "medium"})
+            # On small frames x264's macroblock tree reads memory it never wrote, and its threads race: without
+            # either, the same frames always make the same file.
+            options = {"crf": "16", "preset": "medium", "x264-params": "mbtree=0:threads=1:lookahead-threads=1"}
+            stream = container.add_stream("libx264", rate=Fraction(self.fps), options=options)
             stream.width, stream.height = width, height
             # Chroma at half size needs even sides; odd clips keep it whole rather than lose a row.
             stream.pix_fmt = "yuv420p" if width % 2 == 0 and height % 2 == 0 else "yuv444p"
-            stream.codec_context.thread_count = 1  # several threads would make files differ between machines
+            stream.codec_context.thread_count = 1
             for image in self.frames:
                 for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
                     container.mux(packet)
             for packet in stream.encode():
                 container.mux(packet)
-
-
-def check_output(path: Path, *, overwrite: bool) -> None:
-    """Raise before work is spent on a clip that could not be written.
-
-    Raises:
-        RequestError: the file exists, or is no mp4.
-        OutputError: the folder cannot be written.
-    """
-    if path.suffix.lower() != ".mp4":
-        raise RequestError(f"output must end in .mp4, not {path.name!r}")
-    if path.is_dir():
-        raise RequestError(f"{path} is a folder; give a file name")
-    if path.exists() and not overwrite:
-        raise RequestError(f"{path} exists; pass --overwrite or another --output")
-    folder = path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write {path}: {folder} is not a folder that can be written")
 
 
 def read_frames(path: Path) -> NDArray[np.uint8]:

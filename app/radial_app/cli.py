@@ -6,8 +6,9 @@ import json
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,6 +16,9 @@ from rich.table import Table
 
 import radial
 from radial.errors import RadialError, RequestError
+
+if TYPE_CHECKING:
+    from radial.plan import BlockPlan
 
 app = typer.Typer(
     name="radial",
@@ -41,14 +45,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(130)
     except RadialError as error:
         if debug:
-            raise
+            traceback.print_exc()
         _complain(str(error))
         sys.exit(2 if isinstance(error, RequestError) else 1)
     except Exception as error:
         if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "format_message"):
             _exit_as_typer_would(error)
         if debug:
-            raise
+            traceback.print_exc()
         _complain(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (--debug shows more)")
         sys.exit(1)
     if code == 130:  # typer's own answer to Ctrl+C
@@ -75,7 +79,8 @@ def _exit_as_typer_would(error: Any) -> NoReturn:
         sys.exit(130)
     if isinstance(error, typer.Exit):
         sys.exit(error.exit_code)
-    _complain(error.format_message())
+    if message := error.format_message():
+        _complain(message)
     sys.exit(error.exit_code)
 
 
@@ -134,8 +139,11 @@ def generate(
 ) -> None:
     """Generate a video from a prompt."""
     from radial.request import make_request
-    from radial_app.outputs import output_paths
+    from radial_app.outputs import output_paths, write_to_free_name
     from radial_app.progress import Progress
+
+    if quiet or as_json:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
     request = make_request(
         prompt=prompt,
@@ -163,22 +171,24 @@ def generate(
 
     started = time.monotonic()
     with Progress(stderr, hidden=quiet or as_json) as progress:
-        progress.say("load")
+        progress.begin("load")
         from radial.pipeline import generate as generate_videos
 
         for video, path in zip(generate_videos(request, on_event=progress.on_event), paths, strict=True):
-            progress.say("write")
-            video.write(path, overwrite=overwrite)
+            progress.begin("write")
+            path = write_to_free_name(video, path) if output is None else video.write(path, overwrite=overwrite)
+            progress.end()
             seconds = time.monotonic() - started
-            share = video.receipt["attention"]["computed_share"]
             if as_json:
-                print(
-                    json.dumps({"path": str(path), "seconds": round(seconds, 2), "receipt": video.receipt}), flush=True
+                result = {"path": str(path), "seconds": round(seconds, 2), "receipt": video.receipt}
+                print(json.dumps(result, ensure_ascii=False), flush=True)
+                continue
+            if not quiet:
+                share = video.receipt["attention"]["computed_share"]
+                stderr.print(
+                    f"[bold green]done[/] in {seconds:.1f} s, {share:.0%} of attention computed", highlight=False
                 )
-            elif quiet:
-                print(path, flush=True)
-            else:
-                progress.report(path, seconds, share)
+            print(path, flush=True)
 
 
 def _parse_lora(text: str) -> dict[str, Any]:
@@ -204,14 +214,16 @@ def inspect(
     dense_steps: Annotated[int | None, typer.Option(help="Leading steps that stay dense.")] = None,
     dense_last_steps: Annotated[int | None, typer.Option(help="Trailing steps that stay dense.")] = None,
     block_size: Annotated[int | None, typer.Option(help="Tokens a block: 16, 32, 64, 128 or 256.")] = None,
-    output: Annotated[Path, typer.Option(help="PNG to write.")] = Path("outputs/plan.png"),
+    output: Annotated[Path | None, typer.Option(help="PNG to write; by default one under outputs/.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")] = False,
 ) -> None:
     """Draw which blocks of attention a clip computes, and what that should save."""
     from radial.drawing import draw_plan, write_png
+    from radial.files import check_output
     from radial.models import find_model
     from radial.plan import BlockPlan
     from radial.request import make_request
+    from radial_app.outputs import OUTPUT_FOLDER, free_name, slug
 
     request = make_request(
         prompt="inspect",
@@ -228,13 +240,12 @@ def inspect(
         seed=0,
     ).resolve()
     spec = find_model(model)
+    clip = f"{spec.name}, {request.clip_width}x{request.clip_height}, {request.clip_frames} frames"
+    path = free_name(OUTPUT_FOLDER / f"plan-{slug(clip)}.png") if output is None else output
+    check_output(path, ".png", overwrite=overwrite)
     pattern, schedule, size = request.radial_settings(spec)
     plan = BlockPlan.build(request.grid(spec), pattern, size)
-    write_png(
-        draw_plan(plan, f"{spec.name}, {request.clip_width}x{request.clip_height}, {request.clip_frames} frames"),
-        output,
-        overwrite=overwrite,
-    )
+    write_png(draw_plan(plan, clip), path, overwrite=overwrite)
 
     dense = schedule.dense_share(spec.layers, request.num_inference_steps or 1)
     share = dense + (1 - dense) * plan.density
@@ -244,16 +255,17 @@ def inspect(
     table.add_row("blocks", f"{plan.kept_blocks:,} of {plan.rows**2:,} ({size} tokens a block)")
     table.add_row("density", f"{plan.density:.1%} of a sparse layer's attention is computed")
     table.add_row("kept FLOPs", f"{share:.1%} of all attention, dense layers and steps included")
-    table.add_row(
-        "kernel speed-up",
-        f"about {_KERNEL_RATE / plan.density:.1f}x over dense cuDNN on an H100 ({_KERNEL_RATE:.2f} of its rate)",
-    )
-    table.add_row("drawn in", str(output))
+    table.add_row("kernel speed-up", _expected_speed_up(plan))
+    table.add_row("drawn in", str(path))
     Console().print(table)
 
 
-# Measured on kept blocks at the Wan 69-frame shape: benchmarks/ holds the report.
-_KERNEL_RATE = 0.80
+def _expected_speed_up(plan: BlockPlan) -> str:
+    """What the kernel should gain on an H100, where it was measured: benchmarks/ holds the report."""
+    rate, least_tokens = 0.8, 32_768
+    if plan.block_size != 128 or plan.grid.tokens < least_tokens:
+        return f"not measured below {least_tokens:,} tokens or for blocks other than 128"
+    return f"about {rate / plan.density:.1f}x over dense cuDNN on an H100 (at {rate:g} of its rate on kept blocks)"
 
 
 @app.command()
@@ -261,7 +273,8 @@ def models() -> None:
     """List the models that have a name."""
     from radial.models import MODELS
 
-    table = Table("name", "what", "size", "frames", "steps", "source")
+    table = Table("name", "what", "size", "frames", "steps")
+    table.add_column("source", overflow="fold")
     for spec in MODELS.values():
         table.add_row(
             spec.name, spec.summary, f"{spec.width}x{spec.height}", str(spec.num_frames),

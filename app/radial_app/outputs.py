@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from radial.errors import OutputError, RequestError
+from radial.files import check_output
 from radial.request import GenerationRequest
-from radial.video import check_output
+from radial.video import Video
 
 OUTPUT_FOLDER = Path("outputs")
 
 
 def output_paths(request: GenerationRequest, output: Path | None, *, overwrite: bool) -> list[Path]:
-    """One path a video, checked before work is spent. Names of our own choosing never meet an existing file.
+    """One path a video, checked before work is spent.
 
     Raises:
         RequestError: a named file exists, or is no mp4.
@@ -20,23 +22,37 @@ def output_paths(request: GenerationRequest, output: Path | None, *, overwrite: 
     """
     if output is None:
         stems = [f"{slug(request.prompt)}-{request.seed + index}" for index in range(request.num_videos)]
-        paths = [_free(OUTPUT_FOLDER / f"{stem}.mp4") for stem in stems]
+        paths = [free_name(OUTPUT_FOLDER / f"{stem}.mp4") for stem in stems]
     elif request.num_videos == 1:
         paths = [output]
     else:
         paths = [output.with_stem(f"{output.stem}-{index + 1}") for index in range(request.num_videos)]
     for path in paths:
-        check_output(path, overwrite=overwrite)
+        check_output(path, ".mp4", overwrite=overwrite)
     return paths
 
 
-def slug(text: str, length: int = 40) -> str:
-    """A prompt as a file name: ASCII letters, digits and dashes."""
+def write_to_free_name(video: Video, path: Path) -> Path:
+    """Write to a name of our own choosing; if it was taken meanwhile, to the next."""
+    while True:
+        path = free_name(path)
+        try:
+            return video.write(path)
+        except (RequestError, OutputError):
+            if not path.exists():
+                raise
+
+
+def slug(text: str, length: int = 60) -> str:
+    """A prompt as a file name: ASCII letters, digits and dashes, cut between words."""
     words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    return words[:length].rstrip("-") or "video"
+    if len(words) > length:
+        words = words[: length + 1].rpartition("-")[0] or words[:length]
+    return words or "video"
 
 
-def _free(path: Path) -> Path:
+def free_name(path: Path) -> Path:
+    """The path itself, or the first of path-2, path-3, ... that does not exist."""
     candidate, count = path, 2
     while candidate.exists():
         candidate, count = path.with_stem(f"{path.stem}-{count}"), count + 1

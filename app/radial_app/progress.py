@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich import progress
 from rich.console import Console
 
-from radial.pipeline import Event
+if TYPE_CHECKING:
+    from radial.pipeline import Event
 
 _WORDS = {
     "load": "loading the model",
@@ -23,7 +24,6 @@ class Progress:
     """A line per clip, moving through the stages; none when hidden or where stderr is no terminal."""
 
     def __init__(self, console: Console, *, hidden: bool = False) -> None:
-        self._console = console
         self._bar = progress.Progress(
             progress.SpinnerColumn(),
             progress.TextColumn("{task.description:17}"),
@@ -35,8 +35,9 @@ class Progress:
             console=console,
             disable=hidden or not console.is_terminal,
             transient=True,
+            redirect_stdout=False,  # paths printed meanwhile belong on stdout
         )
-        self._task = self._bar.add_task("", total=None, steps="")
+        self._task: progress.TaskID | None = None
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -47,22 +48,23 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def say(self, stage: str) -> None:
-        """Show a stage that has no steps."""
-        self._bar.reset(self._task, total=None, description=_WORDS[stage], steps="")
+    def begin(self, stage: str, steps: int | None = None) -> None:
+        """Show a stage; without steps its bar pulses."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        shown = f"0/{steps}" if steps else ""
+        self._task = self._bar.add_task(_WORDS[stage], total=steps, steps=shown)
+
+    def end(self) -> None:
+        """Clear the line."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
+        self._bar.refresh()
 
     def on_event(self, event: Event) -> None:
         """Follow the pipeline."""
-        if event.stage != "denoise":
-            self.say(event.stage)
-        elif event.step == 0:
-            self._bar.reset(self._task, total=event.steps, description=_WORDS["denoise"], steps=f"0/{event.steps}")
-        else:
+        if event.step == 0:
+            self.begin(event.stage, event.steps if event.stage == "denoise" else None)
+        elif self._task is not None:
             self._bar.update(self._task, completed=event.step, steps=f"{event.step}/{event.steps}")
-
-    def report(self, path: Path, seconds: float, computed_share: float) -> None:
-        """Say that a clip is done."""
-        self._console.print(
-            f"[bold green]done[/] in {seconds:.1f} s, {computed_share:.0%} of attention computed", highlight=False
-        )
-        print(path, flush=True)

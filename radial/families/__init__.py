@@ -29,7 +29,6 @@ class Family:
         processor: makes a layer's processor from the layer index, the context and the stock processor.
     """
 
-    name: str
     self_attentions: Callable[[nn.Module], list[nn.Module]]
     grid: Callable[[nn.Module, Tensor], TokenGrid]
     processor: Callable[[int, AttentionContext, Any], Any]

@@ -81,7 +81,6 @@ def _self_attentions(transformer: Any) -> list[nn.Module]:
 
 
 FAMILY = Family(
-    name="wan",
     self_attentions=_self_attentions,
     grid=_grid,
     processor=RadialWanProcessor,

@@ -201,11 +201,45 @@ def test_latents_that_are_no_numbers(quick: Any, wan_folder: Path, tmp_path: Pat
     assert not Path("a.mp4").exists()
 
 
-def test_debug_shows_the_traceback(in_empty_folder: Path) -> None:
-    from radial import RequestError
+def test_debug_shows_the_traceback(in_empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "generate", "a", "--height", "100", "--debug")
+    assert code == 2
+    assert "Traceback" in err
+    assert "nearest are 96 and 112" in err
 
-    with pytest.raises(RequestError):
-        cli.main(["generate", "a", "--height", "100", "--debug"])
+
+def test_the_path_is_on_stdout_also_when_progress_is_live(in_empty_folder: Path) -> None:
+    """stderr is a terminal, stdout a pipe: as in ``file=$(radial generate ...)``."""
+    terminal, ours = os.openpty()
+    command = [sys.executable, "-m", "radial_app", "generate", "a red circle", *QUICK, "--seed", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=ours, text=True)
+    os.close(ours)
+    shown = b""
+    while True:
+        try:
+            part = os.read(terminal, 4096)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert out == "outputs/a-red-circle-1.mp4\n"
+    assert b"denoising" in shown
+    assert b"decoding frames" in shown
+
+
+def test_a_name_taken_meanwhile_takes_the_next(in_empty_folder: Path) -> None:
+    from radial import Video
+    from radial_app.outputs import slug, write_to_free_name
+
+    video = Video(np.zeros((2, 32, 32, 3), np.uint8), 8)
+    assert [write_to_free_name(video, Path("a.mp4")).name for _ in range(3)] == ["a.mp4", "a-2.mp4", "a-3.mp4"]
+    assert slug("A large red star, moving from left to right; on a striped background!") == (
+        "a-large-red-star-moving-from-left-to-right-on-a-striped"
+    )
+    assert slug("字") == "video"
 
 
 def test_ctrl_c_stops_cleanly(in_empty_folder: Path) -> None:
@@ -240,6 +274,7 @@ def test_models_receipt_and_version(in_empty_folder: Path, capsys: pytest.Captur
     assert all(name in out for name in MODELS)
     code, out, _ = run(capsys, "--version")
     assert code == 0
+    assert run(capsys)[2].count("error") == 0  # bare radial shows its help
     assert re.fullmatch(r"radial \d+\.\d+\.\d+\n", out)
     code, _, err = run(capsys, "receipt", "none.mp4")
     assert code == 1

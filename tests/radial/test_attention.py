@@ -37,7 +37,8 @@ def test_all_kept_equals_stock(wan: Any, backend: str) -> None:
     stock = run(wan)
     with radial.apply(wan, pattern=KEEP_ALL, block_size=16, backend=backend) as installed:
         ours = run(wan)
-    assert installed.computed_share == 1.0
+    assert installed.plan is not None
+    assert installed.computed_share == installed.plan.density == 1.0
     assert torch.allclose(ours, stock, atol=2e-4)
 
 
@@ -113,6 +114,16 @@ def test_grid_follows_the_clip(wan: Any) -> None:
             run(wan, frames=frames, steps=1)
             assert installed.plan is not None
             assert installed.plan.grid.frames == latent_frames
+
+
+def test_a_scheduler_put_in_later_counts(wan: Any) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    with radial.apply(wan, pattern=SPARSE, schedule=Schedule(dense_steps=2), block_size=16) as installed:
+        wan.scheduler = FlowMatchEulerDiscreteScheduler()
+        run(wan, steps=4)
+    assert installed.plan is not None
+    assert installed.computed_share == pytest.approx(0.5 + 0.5 * installed.plan.density)
 
 
 def test_lone_transformer_counts_its_steps(wan: Any) -> None:

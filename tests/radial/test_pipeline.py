@@ -53,8 +53,25 @@ def test_other_pipelines_are_refused(tmp_path: Path, wan_folder: Path) -> None:
     folder = shutil.copytree(wan_folder, tmp_path / "other")
     index = folder / "model_index.json"
     index.write_text(index.read_text().replace('"WanPipeline"', '"DDPMPipeline"'))
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match="holds a DDPMPipeline; radial drives WanPipeline"):
         load(request(folder))
+
+
+def test_a_model_that_is_nowhere() -> None:
+    with pytest.raises(ModelError, match="no folder runs/tinny here, and the Hugging Face hub"):
+        load(make_request(prompt="a", model="runs/tinny"))
+
+
+def test_the_checkpoints_own_strides_count(tmp_path: Path, wan_folder: Path) -> None:
+    """As for Wan 2.2 5B, whose autoencoder makes larger steps than most."""
+    import json
+    import shutil
+
+    folder = shutil.copytree(wan_folder, tmp_path / "coarse")
+    config = folder / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"scale_factor_spatial": 16}))
+    with pytest.raises(RequestError, match="multiple of 32"):
+        load(request(folder, height=48))
 
 
 def test_fingerprints_tell_checkpoints_apart(tmp_path: Path) -> None:

@@ -89,7 +89,11 @@ def test_folders_that_cannot_be_loaded_safely(tmp_path: Path, wan_folder: Path) 
     (tmp_path / "model_index.json").write_text("{broken")
     with pytest.raises(ModelError, match="cannot read"):
         find_model(str(tmp_path))
-    (tmp_path / "model_index.json").write_text(json.dumps({"transformer": ["diffusers", "WanTransformer3DModel"]}))
+    index = {"_class_name": "MochiPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="holds a MochiPipeline; radial drives WanPipeline"):
+        check_checkpoint(tmp_path)
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {"_class_name": "WanPipeline"}))
     with pytest.raises(ModelError, match="lacks the weights of its transformer"):
         check_checkpoint(tmp_path)
     (tmp_path / "transformer").mkdir()

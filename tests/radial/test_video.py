@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 
 from radial import OutputError, RequestError, Video
-from radial.video import check_output, read_frames, read_receipt
+from radial.files import check_output
+from radial.video import read_frames, read_receipt
 
 RECEIPT = {"radial": "1", "request": {"prompt": 'a "red" circle; ä 字 <b>\n', "seed": 5}}
 
@@ -49,8 +52,31 @@ def test_receipt_survives_a_remux(tmp_path: Path) -> None:
 
 
 def test_same_frames_same_file(tmp_path: Path) -> None:
-    first, second = clip().write(tmp_path / "a.mp4"), clip().write(tmp_path / "b.mp4")
-    assert np.array_equal(read_frames(first), read_frames(second))
+    """Whatever was in memory before: the C library fills it with a different byte in each process."""
+    code = (
+        "import numpy as np, sys; from pathlib import Path; from radial import Video;"
+        "rows, columns, times = np.mgrid[:32, :48, :9];"
+        "grey = 90 + 20 * np.sin(rows / 7 + times) + 15 * np.cos(columns / 9 - times);"
+        "frames = np.stack([grey, grey + 3, grey - 5], -1).transpose(2, 0, 1, 3).astype(np.uint8);"
+        "Video(frames, 16).write(Path(sys.argv[1]))"
+    )
+    files = set()
+    for filler in ("1", "90", "165", "255"):
+        path = tmp_path / f"{filler}.mp4"
+        environment = {**os.environ, "MALLOC_PERTURB_": filler}
+        subprocess.run([sys.executable, "-c", code, str(path)], env=environment, check=True)
+        files.add(path.read_bytes())
+    assert len(files) == 1
+
+
+def test_file_systems_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    path = clip().write(tmp_path / "a.mp4")
+    assert len(read_frames(path)) == 9
+    assert os.listdir(tmp_path) == ["a.mp4"]
 
 
 def test_existing_files_are_kept_unless_told(tmp_path: Path) -> None:
@@ -91,12 +117,12 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path: Path, monkeypatch: pyte
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="not a folder"):
-        check_output(tmp_path / "file" / "a.mp4", overwrite=False)
+        check_output(tmp_path / "file" / "a.mp4", ".mp4", overwrite=False)
     with pytest.raises(RequestError, match=r"must end in \.mp4"):
-        check_output(tmp_path / "a.avi", overwrite=False)
+        check_output(tmp_path / "a.avi", ".mp4", overwrite=False)
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(RequestError, match="is a folder"):
-        check_output(tmp_path / "folder.mp4", overwrite=False)
+        check_output(tmp_path / "folder.mp4", ".mp4", overwrite=False)
 
 
 def test_files_without_a_receipt(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def train_denoiser(
         fused=on_gpu,
     )
     average = [p.detach().clone() for p in weights]
-    decay = torch.tensor(0.0, device=device)
+    decay = torch.tensor(1.0, device=device)  # until the loop sets it: warming up must not touch the average
     step, spent = _resume(folder, transformer, muon, adam, average, device)
     if spent >= training.seconds:
         return _averaged(transformer, average)

@@ -42,8 +42,8 @@ def attention(
         k: keys ``[B, T, H, D]``, v: values of the same shape.
         row_offsets: int32 ``[ceil(S / block_size) + 1]``; row r attends to the key blocks
             ``column_indices[row_offsets[r] : row_offsets[r + 1]]``, which ascend without repeats.
-        column_indices: int32 key blocks, each below ``ceil(T / block_size)``. Not checked here, on every call:
-            :func:`check_lists` does it once for a plan.
+        column_indices: int32 key blocks, each below ``ceil(T / block_size)``. Not checked on every
+            call: pass lists of your own making through :func:`check_lists` once.
         scale: factor on the logits; ``1 / sqrt(D)`` when left out.
         backend: ``auto`` takes ``triton`` on a GPU and ``gather`` elsewhere. A named backend never falls back.
 

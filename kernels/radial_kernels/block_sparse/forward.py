@@ -9,6 +9,8 @@ Shapes: B batch, S query length, T key length, H heads, D head dim.
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import triton
 import triton.language as tl
@@ -144,22 +146,24 @@ def attention(
     head_block = max(16, triton.next_power_of_2(head_dim))
     if use_descriptors is None:
         use_descriptors = descriptors_fit(k_BTHD) and descriptors_fit(v_BTHD)
-    if use_descriptors:
-        triton.set_allocator(_allocate)
-    _forward_kernel[(len(row_offsets) - 1, batch * heads)](
-        q_BSHD, k_BTHD, v_BTHD, output, row_offsets, column_indices,
-        scale * 1.4426950408889634, query_length, k_BTHD.shape[1],
-        *q_BSHD.stride()[:3], *k_BTHD.stride()[:3], *v_BTHD.stride()[:3], *output.stride()[:3],
-        HEADS=heads,
-        BLOCK=block_size,
-        HEAD_DIM=head_dim,
-        HEAD_BLOCK=head_block,
-        RAGGED=k_BTHD.shape[1] % block_size != 0,
-        USE_DESCRIPTORS=use_descriptors,
-        PRECISION="ieee" if q_BSHD.dtype == torch.float32 else "tf32",
-        num_warps=num_warps or (8 if block_size >= 128 else 4),
-        num_stages=num_stages or _stages(q_BSHD, block_size * head_block),
-    )  # fmt: skip
+    # Triton launches on the current device, which need not be q's.
+    with torch.cuda.device(q_BSHD.device) if q_BSHD.is_cuda else contextlib.nullcontext():
+        if use_descriptors:
+            triton.set_allocator(_allocate)
+        _forward_kernel[(len(row_offsets) - 1, batch * heads)](
+            q_BSHD, k_BTHD, v_BTHD, output, row_offsets, column_indices,
+            scale * 1.4426950408889634, query_length, k_BTHD.shape[1],
+            *q_BSHD.stride()[:3], *k_BTHD.stride()[:3], *v_BTHD.stride()[:3], *output.stride()[:3],
+            HEADS=heads,
+            BLOCK=block_size,
+            HEAD_DIM=head_dim,
+            HEAD_BLOCK=head_block,
+            RAGGED=k_BTHD.shape[1] % block_size != 0,
+            USE_DESCRIPTORS=use_descriptors,
+            PRECISION="ieee" if q_BSHD.dtype == torch.float32 else "tf32",
+            num_warps=num_warps or (8 if block_size >= 128 else 4),
+            num_stages=num_stages or _stages(q_BSHD, block_size * head_block),
+        )  # fmt: skip
     return output
 
 

@@ -1,0 +1,69 @@
+"""Results reach their name whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from radial.errors import OutputError, RequestError
+
+
+def check_output(path: Path, suffix: str, *, overwrite: bool) -> None:
+    """Raise before work is spent on a result that could not be written.
+
+    Raises:
+        RequestError: the file exists, is a folder, or has another suffix.
+        OutputError: the folder cannot be written.
+    """
+    if path.suffix.lower() != suffix:
+        raise RequestError(f"output must end in {suffix}, not {path.name!r}")
+    if path.is_dir():
+        raise RequestError(f"{path} is a folder; give a file name")
+    if path.exists() and not overwrite:
+        raise RequestError(f"{path} exists; pass --overwrite or another --output")
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {path}: {folder} is not a folder that can be written")
+
+
+def publish(path: Path, write: Callable[[Path], None], *, overwrite: bool) -> None:
+    """Write a file under a temporary name, then give it its own.
+
+    Args:
+        write: writes the file it is given.
+
+    Raises:
+        OutputError: the name is taken and ``overwrite`` is not set, or the place cannot be written.
+    """
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        if overwrite:
+            os.replace(partial, path)
+        else:
+            _rename_to_free_name(partial, path)
+    except FileExistsError as error:
+        raise OutputError(f"{path} exists; pass --overwrite or another --output") from error
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def _rename_to_free_name(partial: Path, path: Path) -> None:
+    """A link fails if the name was taken meanwhile; a rename would overwrite."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # No hard links on this file system: claim the name first, then move over our own empty file.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.replace(partial, path)
