@@ -19,7 +19,8 @@ from radial.grid import TokenGrid
 from radial.pattern import RadialPattern
 
 _Array = NDArray[np.int32]  # twice as fast as int64 here
-_MAX_BLOCKS = 46_000  # squared it must fit int32
+_ROWS_AT_A_TIME = 256  # keeps the work in the cache
+_MAX_BLOCKS = 46_000  # beyond, a plan itself takes gigabytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,13 +108,25 @@ def _build(grid: TokenGrid, pattern: RadialPattern, block_size: int) -> BlockPla
             f"{grid.tokens:,} tokens in blocks of {block_size} are more than {_MAX_BLOCKS:,} blocks; "
             f"take a larger block_size or a smaller clip"
         )
-    runs = _Runs(blocks)
-    _add_frame_pairs(runs, grid, pattern, block_size)
-    _add_certain_blocks(runs, grid, pattern, block_size)
-    mask = runs.to_mask()
-    row_counts = np.count_nonzero(mask, axis=1)
+    pieces = _pieces(grid, block_size)
+    windows = np.array([pattern.window(d, grid.tokens_per_frame, block_size) for d in range(grid.frames)], np.int32)
+    row_counts, columns = [], []
+    for first in range(0, blocks, _ROWS_AT_A_TIME):
+        runs = _Runs(first, min(first + _ROWS_AT_A_TIME, blocks), blocks)
+        _add_frame_pairs(runs, pieces, windows, grid, pattern, block_size)
+        _add_certain_blocks(runs, grid, pattern, block_size)
+        counts, kept = runs.kept()
+        row_counts.append(counts)
+        columns.append(kept)
+    return _finish(grid, pattern, block_size, np.concatenate(row_counts), np.concatenate(columns))
+
+
+def _finish(
+    grid: TokenGrid, pattern: RadialPattern, block_size: int, row_counts: NDArray[np.int64], columns: _Array
+) -> BlockPlan:
+    """The plan of kept columns listed row by row, with its transpose."""
+    blocks = len(row_counts)
     rows = np.repeat(np.arange(blocks, dtype=np.int32), row_counts)
-    columns = (np.flatnonzero(mask) - rows * np.int64(blocks)).astype(np.int32)
     # A stable sort by column keeps rows in order; on 16 bits it is a radix sort.
     by_column = np.argsort(columns.astype(np.uint16) if blocks < 1 << 16 else columns, kind="stable")
 
@@ -132,38 +145,50 @@ def _build(grid: TokenGrid, pattern: RadialPattern, block_size: int) -> BlockPla
 
 
 class _Runs:
-    """Runs of kept blocks, collected as the points where a row's coverage rises and falls."""
+    """Runs of kept blocks in a span of rows, collected as the points where a row's coverage rises and falls."""
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, first: int, last: int, blocks: int) -> None:
+        self.rows = np.arange(first, last, dtype=np.int32)
         self.blocks = blocks
-        self.rise = np.zeros(blocks * (blocks + 1), np.int16)
+        self._rise = np.zeros((last - first) * (blocks + 1), np.int16)
 
     def add(self, row: _Array, first: _Array, last: _Array) -> None:
-        """Keep columns ``first`` to ``last`` of each row; an empty run has ``last < first``."""
+        """Keep columns ``first`` to ``last`` of each row of the span; an empty run has ``last < first``."""
         some = last >= first
-        base = row[some] * (self.blocks + 1)
-        np.add.at(self.rise, base + first[some], 1)
-        np.add.at(self.rise, base + last[some] + 1, -1)
+        base = (row[some] - self.rows[0]) * (self.blocks + 1)
+        np.add.at(self._rise, base + first[some], 1)
+        np.add.at(self._rise, base + last[some] + 1, -1)
 
-    def to_mask(self) -> NDArray[np.bool_]:
-        covered = np.cumsum(self.rise.reshape(self.blocks, self.blocks + 1), axis=1, dtype=np.int16)
-        return covered[:, :-1] > 0
+    def kept(self) -> tuple[NDArray[np.int64], _Array]:
+        """How many blocks each row keeps, and their columns, row by row."""
+        covered = np.cumsum(self._rise.reshape(-1, self.blocks + 1), axis=1, dtype=np.int16)
+        mask = covered[:, :-1] > 0
+        counts = np.count_nonzero(mask, axis=1)
+        starts = np.arange(len(self.rows)) * self.blocks
+        return counts, (np.flatnonzero(mask) - np.repeat(starts, counts)).astype(np.int32)
 
 
-def _add_frame_pairs(runs: _Runs, grid: TokenGrid, pattern: RadialPattern, block_size: int) -> None:
+def _add_frame_pairs(
+    runs: _Runs,
+    pieces: tuple[_Array, _Array],
+    windows: _Array,
+    grid: TokenGrid,
+    pattern: RadialPattern,
+    block_size: int,
+) -> None:
     """Apply the block rule to every pair of frames.
 
     Row pieces are the parts of block rows that lie in one frame; all arrays are ``[pieces, frames]``.
     """
     tokens, start = grid.tokens_per_frame, grid.video_start
-    piece_frame, piece_block = _pieces(grid, block_size)
+    span = slice(*np.searchsorted(pieces[1], [runs.rows[0], runs.rows[-1] + 1]))
+    piece_frame, piece_block = pieces[0][span], pieces[1][span]
     frame_start = start + piece_frame * tokens
     # The piece's rows as positions in its own frame: top <= k < bottom.
     top = np.maximum(piece_block * block_size - frame_start, 0)[:, None]
     bottom = np.minimum((piece_block + 1) * block_size - frame_start, tokens)[:, None]
     block_rows = np.minimum((piece_block + 1) * block_size, grid.tokens) - piece_block * block_size
 
-    windows = np.array([pattern.window(d, tokens, block_size) for d in range(grid.frames)], np.int32)
     key_frame = np.arange(grid.frames, dtype=np.int32)[None, :]
     window = windows[np.abs(piece_frame[:, None] - key_frame)]
     window = np.where(key_frame < pattern.sink_frames, tokens, window)
@@ -210,7 +235,7 @@ def _pieces(grid: TokenGrid, block_size: int) -> tuple[_Array, _Array]:
 
 def _add_certain_blocks(runs: _Runs, grid: TokenGrid, pattern: RadialPattern, block_size: int) -> None:
     """Keep the diagonal, the sink frames' columns, and every row and column that holds text."""
-    every = np.arange(runs.blocks, dtype=np.int32)
+    every = runs.rows
     runs.add(every, every, every)
     sink_tokens = min(pattern.sink_frames, grid.frames) * grid.tokens_per_frame
     if sink_tokens:
@@ -223,5 +248,5 @@ def _add_certain_blocks(runs: _Runs, grid: TokenGrid, pattern: RadialPattern, bl
         first = 0 if grid.text_first else grid.video_tokens // block_size
         last = (grid.text - 1) // block_size if grid.text_first else runs.blocks - 1
         runs.add(every, np.full_like(every, first), np.full_like(every, last))
-        text_rows = every[first : last + 1]
+        text_rows = every[(every >= first) & (every <= last)]
         runs.add(text_rows, np.zeros_like(text_rows), np.full_like(text_rows, runs.blocks - 1))
