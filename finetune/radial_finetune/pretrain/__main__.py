@@ -70,6 +70,7 @@ def main() -> None:
     for model in (encoder, transformer, vae):
         model.to("cpu").half()
     pipe = WanPipeline(tokenizer=tokenizer, text_encoder=encoder, transformer=transformer, vae=vae, scheduler=scheduler)
+    vae.register_to_config(_name_or_path="")  # where it lay while training is nobody's concern
     _write(options.out / "tiny", lambda path: pipe.save_pretrained(path, max_shard_size="15MB"))
     print(options.out / "tiny")
 
