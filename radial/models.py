@@ -135,7 +135,7 @@ def find_model(name: str) -> ModelSpec:
             return spec
     if Path(name).is_dir():
         return _read_folder(Path(name))
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) and not Path(name).is_absolute():
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         return ModelSpec(name=name, summary="from the Hugging Face hub", source=name)
     known = ", ".join(MODELS)
     raise RequestError(f"unknown model {name!r}; give one of {known}, a hub id like org/name, or a checkpoint folder")

@@ -7,7 +7,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,13 +38,14 @@ OnEvent = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A diffusers pipeline on its device, with what is known of it."""
+    """A diffusers pipeline on its device, with what is known of it: ``loras`` are names and fingerprints."""
 
     spec: ModelSpec
     pipe: Any
     device: torch.device
     dtype: torch.dtype
     fingerprint: str
+    loras: tuple[dict[str, str], ...] = ()
 
 
 def generate(
@@ -72,7 +73,7 @@ def generate(
     for index in range(request.num_videos):
         # The receipt of one video repeats that video alone.
         single = request.model_copy(update={"seed": request.seed + index, "num_videos": 1})
-        yield _generate_one(single, model, lambda event, index=index: on_event(_numbered(event, index)))  # type: ignore[misc]
+        yield _generate_one(single, model, lambda event, index=index: on_event(replace(event, video=index)))  # type: ignore[misc]
 
 
 def load(request: GenerationRequest) -> LoadedModel:
@@ -85,7 +86,8 @@ def load(request: GenerationRequest) -> LoadedModel:
     request = request.resolve()
     _check_lora_files(request.loras)
     spec = find_model(request.model)
-    device, dtype = choose_device(request.device), choose_dtype(request)
+    device = choose_device(request.device)
+    dtype = choose_dtype(request.dtype, device)
     folder = checkpoint_folder(spec) or _download(spec)
     check_checkpoint(folder)
     spec = fit_spec(spec, folder)
@@ -105,7 +107,9 @@ def load(request: GenerationRequest) -> LoadedModel:
         pipe.to(device)
     except torch.OutOfMemoryError as error:
         raise GenerationError(f"{spec.name} does not fit into the memory of {device}") from error
-    return LoadedModel(spec, pipe, device, dtype, fingerprint(folder))
+    paths = [Path(lora.path) for lora in request.loras]
+    loras = tuple({"name": path.name, "fingerprint": fingerprint(path)} for path in paths)
+    return LoadedModel(spec, pipe, device, dtype, fingerprint(folder), loras)
 
 
 def _download(spec: ModelSpec) -> Path:
@@ -135,11 +139,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_dtype(request: GenerationRequest) -> torch.dtype:
-    """The dtype asked for; ``auto`` is bfloat16 on a GPU and float32 on the CPU, where it is faster."""
-    if request.dtype == "auto":
-        return torch.bfloat16 if choose_device(request.device).type == "cuda" else torch.float32
-    chosen: torch.dtype = getattr(torch, request.dtype)
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of that name; ``auto`` is bfloat16 on a GPU and float32 on the CPU, where it is faster."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    chosen: torch.dtype = getattr(torch, name)
     return chosen
 
 
@@ -248,9 +252,7 @@ def _receipt(
         "radial": __version__,
         "request": request.model_dump(mode="json"),
         "model": {"name": model.spec.name, "source": model.spec.source, "fingerprint": model.fingerprint},
-        "loras": [
-            {"name": Path(lora.path).name, "fingerprint": fingerprint(Path(lora.path))} for lora in request.loras
-        ],
+        "loras": list(model.loras),
         "attention": attention,
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -291,10 +293,6 @@ def _load_loras(pipe: Any, loras: tuple[Lora, ...]) -> None:
             raise ModelError(f"LoRA {path.name} does not fit this model: none of its keys match a layer")
     if loras:
         pipe.set_adapters([f"lora_{i}" for i in range(len(loras))], [lora.weight for lora in loras])
-
-
-def _numbered(event: Event, video: int) -> Event:
-    return Event(event.stage, event.step, event.steps, video)
 
 
 def _first_line(error: Exception) -> str:

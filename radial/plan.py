@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from radial.errors import RequestError
 from radial.grid import TokenGrid
 from radial.pattern import RadialPattern
+from radial_kernels.block_sparse import BLOCK_SIZES
 
 _Array = NDArray[np.int32]  # twice as fast as int64 here
 _ROWS_AT_A_TIME = 256  # keeps the work in the cache
@@ -63,7 +64,7 @@ class BlockPlan:
     @staticmethod
     def check_block_size(block_size: int) -> None:
         """Raise RequestError for a block size the kernels do not have."""
-        if block_size not in (16, 32, 64, 128, 256):
+        if block_size not in BLOCK_SIZES:
             raise RequestError(f"block_size must be 16, 32, 64, 128 or 256, not {block_size}")
 
     @property

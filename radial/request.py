@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -123,12 +124,7 @@ class GenerationRequest(BaseModel):
         """Pattern, schedule and block size of a resolved request."""
         assert self.decay is not None, "resolve the request first"
         assert self.block_size is not None, "resolve the request first"
-        pattern = RadialPattern(
-            decay=self.decay,
-            sink_frames=spec.pattern.sink_frames,
-            variant=spec.pattern.variant,
-            skip_width=spec.pattern.skip_width,
-        )
+        pattern = replace(spec.pattern, decay=self.decay)
         schedule = Schedule(self.dense_layers or 0, self.dense_steps or 0, self.dense_last_steps or 0)
         return pattern, schedule, self.block_size
 

@@ -30,6 +30,19 @@ app = typer.Typer(
 )
 stderr = Console(stderr=True)
 
+# Options that several commands share.
+Model = Annotated[str, typer.Option(help="A name from `radial models`, a hub id, or a checkpoint folder.")]
+Height = Annotated[int | None, typer.Option(help="Height in pixels.")]
+Width = Annotated[int | None, typer.Option(help="Width in pixels.")]
+NumFrames = Annotated[int | None, typer.Option(help="Length in frames.")]
+NumInferenceSteps = Annotated[int | None, typer.Option(help="Denoising steps.")]
+Decay = Annotated[float | None, typer.Option(help="Window of radial attention; smaller is sparser.")]
+DenseLayers = Annotated[int | None, typer.Option(help="Leading layers that stay dense.")]
+DenseSteps = Annotated[int | None, typer.Option(help="Leading steps that stay dense.")]
+DenseLastSteps = Annotated[int | None, typer.Option(help="Trailing steps that stay dense.")]
+BlockSize = Annotated[int | None, typer.Option(help="Tokens a block: 16, 32, 64, 128 or 256.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")]
+
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit. Errors are one line on stderr; ``--debug`` anywhere shows the traceback."""
@@ -114,26 +127,26 @@ def _root(
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the clip shows.", metavar="PROMPT")],
     negative_prompt: Annotated[str | None, typer.Option(help="What the clip should not show.")] = None,
-    model: Annotated[str, typer.Option(help="A name from `radial models`, a hub id, or a checkpoint folder.")] = "tiny",
-    height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
-    num_frames: Annotated[int | None, typer.Option(help="Length in frames.")] = None,
+    model: Model = "tiny",
+    height: Height = None,
+    width: Width = None,
+    num_frames: NumFrames = None,
     fps: Annotated[int | None, typer.Option(help="Frames a second of the file.")] = None,
-    num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    num_inference_steps: NumInferenceSteps = None,
     guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompt.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same clip; -1 draws one and records it.")] = -1,
     num_videos: Annotated[int, typer.Option(help="How many clips, their seeds counting up.")] = 1,
     attention: Annotated[Literal["radial", "dense"], typer.Option(help="Which self-attention to use.")] = "radial",
-    decay: Annotated[float | None, typer.Option(help="Window of radial attention; smaller is sparser.")] = None,
-    dense_layers: Annotated[int | None, typer.Option(help="Leading layers that stay dense.")] = None,
-    dense_steps: Annotated[int | None, typer.Option(help="Leading steps that stay dense.")] = None,
-    dense_last_steps: Annotated[int | None, typer.Option(help="Trailing steps that stay dense.")] = None,
-    block_size: Annotated[int | None, typer.Option(help="Tokens a block: 16, 32, 64, 128 or 256.")] = None,
+    decay: Decay = None,
+    dense_layers: DenseLayers = None,
+    dense_steps: DenseSteps = None,
+    dense_last_steps: DenseLastSteps = None,
+    block_size: BlockSize = None,
     lora: Annotated[list[str] | None, typer.Option(help="Adapter, repeatable.", metavar="FILE[:WEIGHT]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
     output: Annotated[Path | None, typer.Option(help="File to write; by default one under outputs/.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")] = False,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a video instead of text.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the path.")] = False,
 ) -> None:
@@ -204,18 +217,18 @@ def _parse_lora(text: str) -> dict[str, Any]:
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Option(help="A name from `radial models`, a hub id, or a checkpoint folder.")] = "tiny",
-    height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
-    num_frames: Annotated[int | None, typer.Option(help="Length in frames.")] = None,
-    num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    decay: Annotated[float | None, typer.Option(help="Window of radial attention; smaller is sparser.")] = None,
-    dense_layers: Annotated[int | None, typer.Option(help="Leading layers that stay dense.")] = None,
-    dense_steps: Annotated[int | None, typer.Option(help="Leading steps that stay dense.")] = None,
-    dense_last_steps: Annotated[int | None, typer.Option(help="Trailing steps that stay dense.")] = None,
-    block_size: Annotated[int | None, typer.Option(help="Tokens a block: 16, 32, 64, 128 or 256.")] = None,
+    model: Model = "tiny",
+    height: Height = None,
+    width: Width = None,
+    num_frames: NumFrames = None,
+    num_inference_steps: NumInferenceSteps = None,
+    decay: Decay = None,
+    dense_layers: DenseLayers = None,
+    dense_steps: DenseSteps = None,
+    dense_last_steps: DenseLastSteps = None,
+    block_size: BlockSize = None,
     output: Annotated[Path | None, typer.Option(help="PNG to write; by default one under outputs/.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw which blocks of attention a clip computes, and what that should save."""
     from radial.drawing import draw_plan, write_png

@@ -21,6 +21,7 @@ from radial_kernels.block_sparse import gather, reference
 
 BACKENDS = ("auto", "reference", "gather", "triton")
 MAX_HEAD_DIM = 256
+BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
 def attention(
@@ -66,7 +67,7 @@ def choose_backend(q: Tensor, backend: str = "auto") -> str:
     """The backend that will run, or why the named one cannot."""
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; the backends are {', '.join(BACKENDS)}")
-    can_triton = importlib.util.find_spec("triton") is not None and (q.is_cuda or _interpreted())
+    can_triton = (q.is_cuda or _interpreted()) and importlib.util.find_spec("triton") is not None
     if backend == "auto":
         return "triton" if can_triton and q.is_cuda else "gather"
     if backend == "triton" and not can_triton:
@@ -104,7 +105,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, row_offsets: Tensor, column_indices:
         raise ValueError("q, k and v must be contiguous in their last dimension; call .contiguous() on them")
     if row_offsets.dtype != torch.int32 or column_indices.dtype != torch.int32:
         raise ValueError(f"the lists must be int32, not {row_offsets.dtype} and {column_indices.dtype}")
-    if block_size not in (16, 32, 64, 128, 256):
+    if block_size not in BLOCK_SIZES:
         raise ValueError(f"block_size must be 16, 32, 64, 128 or 256, not {block_size}")
     rows = -(-q.shape[1] // block_size)
     if row_offsets.shape != (rows + 1,) or column_indices.ndim != 1:
