@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from radial.errors import RequestError
 from radial.grid import TokenGrid
 from radial.pattern import RadialPattern
-from radial_kernels.block_sparse import BLOCK_SIZES
+from radial_kernels import block_sparse
 
 _Array = NDArray[np.int32]  # twice as fast as int64 here
 _ROWS_AT_A_TIME = 256  # keeps the work in the cache
+_LISTS = ("row_offsets", "column_indices", "column_offsets", "row_indices", "column_order")
 _MAX_BLOCKS = 46_000  # beyond, a plan itself takes gigabytes
 
 
@@ -33,6 +34,8 @@ class BlockPlan:
         column_indices: int32 ``[kept]``, ascending within a row.
         column_offsets: int32 ``[C + 1]``, the same by columns, for the backward pass.
         row_indices: int32 ``[kept]``, ascending within a column.
+        column_order: int32 ``[C]``, columns by falling length: every row attends to a sink frame's columns, so they
+            are several times as long as the mean and should be computed first.
     """
 
     grid: TokenGrid
@@ -42,6 +45,7 @@ class BlockPlan:
     column_indices: torch.Tensor = field(repr=False)
     column_offsets: torch.Tensor = field(repr=False)
     row_indices: torch.Tensor = field(repr=False)
+    column_order: torch.Tensor = field(repr=False)
 
     @staticmethod
     def build(grid: TokenGrid, pattern: RadialPattern | None = None, block_size: int = 128) -> BlockPlan:
@@ -64,7 +68,7 @@ class BlockPlan:
     @staticmethod
     def check_block_size(block_size: int) -> None:
         """Raise RequestError for a block size the kernels do not have."""
-        if block_size not in BLOCK_SIZES:
+        if block_size not in block_sparse.BLOCK_SIZES:
             raise RequestError(f"block_size must be 16, 32, 64, 128 or 256, not {block_size}")
 
     @property
@@ -89,8 +93,22 @@ class BlockPlan:
         """The same plan with its tensors on another device."""
         if self.row_offsets.device == torch.device(device):
             return self
-        names = ("row_offsets", "column_indices", "column_offsets", "row_indices")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return replace(self, **{name: getattr(self, name).to(device) for name in _LISTS})
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
+        """Attention over the kept blocks: q, k, v and the result are ``[batch, tokens, heads, head dim]``."""
+        return block_sparse.attention(
+            q,
+            k,
+            v,
+            self.row_offsets,
+            self.column_indices,
+            column_offsets=self.column_offsets,
+            row_indices=self.row_indices,
+            column_order=self.column_order,
+            block_size=self.block_size,
+            backend=backend,
+        )
 
     def to_mask(self) -> torch.Tensor:
         """Bool ``[R, C]``, true where a block of queries attends to a block of keys."""
@@ -131,6 +149,8 @@ def _finish(
     # A stable sort by column keeps rows in order; on 16 bits it is a radix sort.
     by_column = np.argsort(columns.astype(np.uint16) if blocks < 1 << 16 else columns, kind="stable")
 
+    column_counts = np.bincount(columns, minlength=blocks)
+
     def offsets(counts: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
 
@@ -140,8 +160,9 @@ def _finish(
         block_size,
         row_offsets=offsets(row_counts),
         column_indices=torch.from_numpy(columns),
-        column_offsets=offsets(np.bincount(columns, minlength=blocks)),
+        column_offsets=offsets(column_counts),
         row_indices=torch.from_numpy(rows[by_column]),
+        column_order=torch.from_numpy(np.argsort(-column_counts, kind="stable").astype(np.int32)),
     )
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from radial.attention import AttentionContext
 from radial.families import Family
 from radial.grid import TokenGrid
-from radial_kernels import block_sparse
 
 
 class RadialWanProcessor:
@@ -46,15 +45,7 @@ class RadialWanProcessor:
         v_BSHD = v_BSE.unflatten(2, (attn.heads, -1))
         if rotary_emb is not None:
             q_BSHD, k_BSHD = _rotate(q_BSHD, *rotary_emb), _rotate(k_BSHD, *rotary_emb)
-        out_BSHD = block_sparse.attention(
-            q_BSHD,
-            k_BSHD,
-            v_BSHD,
-            plan.row_offsets,
-            plan.column_indices,
-            block_size=plan.block_size,
-            backend=self.context.backend,
-        )
+        out_BSHD = plan.attend(q_BSHD, k_BSHD, v_BSHD, backend=self.context.backend)
         out: Tensor = attn.to_out[0](out_BSHD.flatten(2, 3).type_as(q_BSHD))
         return attn.to_out[1](out)
 

@@ -1,43 +1,110 @@
-"""Compiles the forward kernel ahead of time for GPUs of several generations; run by test_block_sparse.py."""
+"""Compiles every kernel ahead of time for GPUs of several generations, without one; run by test_block_sparse.py."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 
-from radial_kernels.block_sparse.forward import _forward_kernel
+from radial_kernels.block_sparse import backward, forward
+from radial_kernels.block_sparse.configurations import Tiles, tiles_for
+from radial_kernels.block_sparse.hopper import backward as hopper_backward
+from radial_kernels.block_sparse.hopper import forward as hopper_forward
+from radial_kernels.block_sparse.hopper.descriptors import tile_layout
 
-POINTERS = ("query_ptr", "key_ptr", "value_ptr", "output_ptr")
+BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
+INDICES = {
+    "row_offsets_ptr", "column_indices_ptr", "column_offsets_ptr", "row_indices_ptr", "column_order_ptr",
+}  # fmt: skip
+SINGLES = {"lse_ptr", "grad_lse_ptr", "terms_ptr"}
+FLOATS = {"scale", "scale_log2"}
 
 
-def compile_forward(capability: int, dtype: str, head_dim: int, *, descriptors: bool, ragged: bool) -> None:
-    """Compile one variant down to machine code, or raise."""
-    constants = {
+def compile_kernel(kernel: Any, capability: int, dtype: str, constants: dict[str, Any], **options: int) -> None:
+    """Compile one variant of a kernel down to machine code, or raise. Descriptors are given by their tiles."""
+    tiles = {name: value for name, value in constants.items() if isinstance(value, list)}
+    constants = {name: value for name, value in constants.items() if name not in tiles}
+    signature = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in tiles:
+            element = "fp32" if name == "terms_descriptor" else dtype
+            signature[name] = f"tensordesc<{element}{tiles[name]},{tile_layout(tiles[name], BYTES[element])!r}>"
+        elif name in INDICES:
+            signature[name] = "*i32"
+        elif name in SINGLES:
+            signature[name] = "*fp32"
+        elif name.endswith("_ptr"):
+            signature[name] = f"*{dtype}"
+        else:
+            signature[name] = "fp32" if name in FLOATS else "i32"
+    source = GluonASTSource if kernel.is_gluon() else ASTSource
+    # As at a launch: pointers and strides are multiples of 16.
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if signature[name][0] == "*" or ("stride" in name and signature[name] == "i32")
+    }
+    binary = triton.compile(
+        source(kernel, signature, constants, aligned), target=GPUTarget("cuda", capability, 32), options=options
+    )
+    assert binary.asm["cubin"], "no machine code"
+    limit = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}[capability]
+    assert binary.metadata.shared <= limit, f"{kernel.fn.__name__}: {binary.metadata.shared} bytes of shared memory"
+
+
+def portable(capability: int, dtype: str, head_dim: int, *, ragged: bool) -> None:
+    """The portable kernels with the tiles that the table gives them."""
+    shape = {
         "HEADS": 4,
         "BLOCK": 128,
         "HEAD_DIM": head_dim,
         "HEAD_BLOCK": triton.next_power_of_2(head_dim),
-        "RAGGED": ragged,
-        "USE_DESCRIPTORS": descriptors,
+        "USE_DESCRIPTORS": capability >= 90,
         "PRECISION": "ieee" if dtype == "fp32" else "tf32",
     }
-    signature = dict.fromkeys(POINTERS, f"*{dtype}")
-    signature |= {"row_offsets_ptr": "*i32", "column_indices_ptr": "*i32", "scale_log2": "fp32"}
-    signature |= {name: "i32" for name in _forward_kernel.arg_names if name not in signature | constants}
-    signature |= dict.fromkeys(constants, "constexpr")
-    signature = {name: signature[name] for name in _forward_kernel.arg_names}
-    binary = triton.compile(
-        ASTSource(_forward_kernel, signature, constants),
-        target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": 8, "num_stages": 2 if dtype != "fp32" else 1},
-    )
-    assert binary.asm["cubin"], "no machine code"
+
+    def sizes(tiles: Tiles) -> dict[str, int]:
+        return {"QUERIES": tiles.queries, "KEYS": tiles.keys}
+
+    def options(tiles: Tiles) -> dict[str, int]:
+        return {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
+
+    tiles = tiles_for("forward", (capability // 10, capability % 10), BYTES[dtype], head_dim, 128)
+    constants = shape | sizes(tiles) | {"RAGGED": ragged}
+    compile_kernel(forward._forward_kernel, capability, dtype, constants, **options(tiles))
+    tiles = tiles_for("backward", (capability // 10, capability % 10), BYTES[dtype], head_dim, 128)
+    compile_kernel(backward._key_gradients_kernel, capability, dtype, shape | sizes(tiles), **options(tiles))
+    swapped = {"QUERIES": tiles.keys, "KEYS": tiles.queries}
+    compile_kernel(backward._query_gradient_kernel, capability, dtype, shape | swapped, **options(tiles))
+
+
+def hopper(dtype: str, head_dim: int) -> None:
+    """The kernels for compute capability 9.0."""
+    half, whole = [1, 64, 1, head_dim], [1, 128, 1, head_dim]
+    shape = {"HEADS": 4, "BLOCK": 128, "HEAD_DIM": head_dim}
+    group = {"num_warps": 4, "maxnreg": 168}
+    queries = {f"{name}_descriptor": half for name in ("query", "output", "grad", "grad_query")}
+    keys = {"key_descriptor": whole, "value_descriptor": whole}
+    for kernel in (hopper_forward._forward_kernel, hopper_backward._query_gradient_kernel):
+        used = {name: tile for name, tile in (queries | keys).items() if name in kernel.arg_names}
+        compile_kernel(kernel, 90, dtype, shape | used | {"STAGES": 2}, **group)
+    names = ("query", "key", "value", "grad", "grad_key", "grad_value")
+    used = {f"{name}_descriptor": half for name in names} | {"terms_descriptor": [64]}
+    constants = shape | used | {"QUERIES": 64, "STAGES": 3}
+    compile_kernel(hopper_backward._key_gradients_kernel, 90, dtype, constants, **group)
 
 
 if __name__ == "__main__":
     for capability in (80, 90, 100):
-        compile_forward(capability, "bf16", 128, descriptors=capability >= 90, ragged=True)
-    compile_forward(80, "fp16", 96, descriptors=False, ragged=False)
-    compile_forward(90, "fp32", 64, descriptors=True, ragged=True)
-    print("compiled for sm80, sm90 and sm100")
+        portable(capability, "bf16", 128, ragged=True)
+    portable(89, "fp16", 96, ragged=False)
+    portable(90, "bf16", 64, ragged=False)
+    portable(120, "bf16", 256, ragged=False)
+    hopper("bf16", 128)
+    hopper("fp16", 64)
+    print("compiled for sm80, sm89, sm90, sm100 and sm120")

@@ -13,44 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import DEVICE, error, lists_of, random_inputs, random_lists
 from torch import Tensor
 
-from radial_kernels.block_sparse import attention, choose_backend, reference
-from radial_kernels.block_sparse.api import check_lists
+from radial_kernels.block_sparse import attention, check_lists, choose_backend, merge, reference, transpose_lists
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROOT = Path(__file__).parent.parent.parent
-
-
-def random_lists(
-    query_length: int, key_length: int, block: int, density: float = 0.5, *, empty_rows: tuple[int, ...] = ()
-) -> tuple[Tensor, Tensor]:
-    """A random plan in which the last key block, ragged or not, is in every other row."""
-    generator = torch.Generator().manual_seed(query_length * 31 + key_length)
-    rows, columns = -(-query_length // block), -(-key_length // block)
-    mask = torch.rand(rows, columns, generator=generator) < density
-    mask[::2, -1] = True
-    mask[1::2, 0] = True
-    mask[list(empty_rows)] = False
-    offsets = torch.zeros(rows + 1, dtype=torch.int32)
-    offsets[1:] = mask.sum(1).cumsum(0)
-    return offsets.to(DEVICE), mask.nonzero()[:, 1].to(torch.int32).to(DEVICE)
-
-
-def random_inputs(
-    batch: int, query_length: int, key_length: int, heads: int, dim: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    torch.manual_seed(query_length + dim)
-    q = torch.randn(batch, query_length, heads, dim, device=DEVICE, dtype=dtype)
-    k, v = (torch.randn(batch, key_length, heads, dim, device=DEVICE, dtype=dtype) for _ in range(2))
-    return q, k, v
-
-
-def error(got: Tensor, want: Tensor) -> float:
-    """Relative error in the norm; infinite for anything that is not a number."""
-    if not got.isfinite().all():
-        return float("inf")
-    return ((got.double() - want).norm() / want.norm()).item()
 
 
 def exact(q: Tensor, k: Tensor, v: Tensor, lists: tuple[Tensor, Tensor], block: int) -> Tensor:
@@ -68,11 +36,17 @@ SHAPES = [
     (1, 1, 129, 2, 40, 128),
     (1, 257, 257, 1, 256, 128),
 ]
+
+
+def shape_name(shape: tuple[int, ...]) -> str:
+    return "B{}-S{}-T{}-H{}-D{}-K{}".format(*shape)
+
+
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "B{}-S{}-T{}-H{}-D{}-K{}".format(*s))
+@pytest.mark.parametrize("shape", SHAPES, ids=shape_name)
 @pytest.mark.parametrize("backend", ["reference", "gather", "triton"])
 def test_forward(backend: str, shape: tuple[int, ...], dtype: torch.dtype, nan_memory: None) -> None:
     batch, queries, keys, heads, dim, block = shape
@@ -85,7 +59,7 @@ def test_forward(backend: str, shape: tuple[int, ...], dtype: torch.dtype, nan_m
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "B{}-S{}-T{}-H{}-D{}-K{}".format(*s))
+@pytest.mark.parametrize("shape", SHAPES, ids=shape_name)
 @pytest.mark.parametrize("descriptors", [True, False], ids=["descriptors", "pointers"])
 def test_forward_bf16(shape: tuple[int, ...], descriptors: bool, nan_memory: None) -> None:
     from radial_kernels.block_sparse import forward
@@ -93,7 +67,7 @@ def test_forward_bf16(shape: tuple[int, ...], descriptors: bool, nan_memory: Non
     batch, queries, keys, heads, dim, block = shape
     q, k, v = random_inputs(batch, queries, keys, heads, dim, torch.bfloat16)
     lists = random_lists(queries, keys, block)
-    got = forward.attention(q, k, v, *lists, block, dim**-0.5, use_descriptors=descriptors)
+    got, _ = forward.attention(q, k, v, *lists, block, dim**-0.5, use_descriptors=descriptors)
     assert error(got, exact(q, k, v, lists, block)) < TOLERANCE[torch.bfloat16]
 
 
@@ -148,13 +122,106 @@ def test_gradients(backend: str) -> None:
     weight = torch.randn_like(q)
     wanted = [x.double().requires_grad_() for x in (q, k, v)]
     # Autograd through the formula itself, not through our operator's backward.
-    (reference.attention(*wanted, *lists, 16, 32**-0.5) * weight.double()).sum().backward()
+    out, lse = reference.attention(*wanted, *lists, 16, 32**-0.5)
+    ((out * weight.double()).sum() + lse.sin().sum()).backward()
     ours = [x.clone().requires_grad_() for x in (q, k, v)]
-    (attention(*ours, *lists, block_size=16, backend=backend) * weight).sum().backward()
+    out, lse = attention(*ours, *lists, block_size=16, backend=backend, return_lse=True)
+    ((out * weight).sum() + lse.sin().sum()).backward()
     for got, want in zip(ours, wanted, strict=True):
         assert got.grad is not None
         assert want.grad is not None
         assert error(got.grad, want.grad) < 1e-5
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=shape_name)
+def test_triton_gradients_at_every_shape(shape: tuple[int, ...], nan_memory: None) -> None:
+    """Half precision, transposed lists given, blocks taken in another order, an empty row."""
+    batch, queries, keys, heads, dim, block = shape
+    q, k, v = random_inputs(batch, queries, keys, heads, dim, torch.float16)
+    lists = random_lists(queries, keys, block, empty_rows=(1,) if queries > block else ())
+    by_column = transpose_lists(*lists, -(-keys // block))
+    order = torch.arange(len(by_column[0]) - 1, device=DEVICE, dtype=torch.int32).flip(0)
+    weight = torch.randn_like(q)
+    wanted = [x.double().requires_grad_() for x in (q, k, v)]
+    (reference.attention(*wanted, *lists, block, dim**-0.5)[0] * weight.double()).sum().backward()
+    ours = [x.clone().requires_grad_() for x in (q, k, v)]
+    out = attention(
+        *ours, *lists, column_offsets=by_column[0], row_indices=by_column[1],
+        column_order=order, block_size=block, backend="triton",
+    )  # fmt: skip
+    (out * weight).sum().backward()
+    for got, want in zip(ours, wanted, strict=True):
+        assert got.grad is not None
+        assert want.grad is not None
+        assert error(got.grad, want.grad) < 3e-3
+
+
+@pytest.mark.parametrize("backend", ["reference", "gather", "triton"])
+def test_log_sum_exp(backend: str, nan_memory: None) -> None:
+    q, k, v = random_inputs(2, 53, 70, 2, 32, torch.float32)
+    lists = random_lists(53, 70, 16, empty_rows=(2,))
+    got = attention(q, k, v, *lists, block_size=16, backend=backend, return_lse=True)[1]
+    want = reference.attention(*(x.double() for x in (q, k, v)), *lists, 16, 32**-0.5)[1]
+    assert got.shape == (2, 2, 53)
+    assert got.dtype == torch.float32
+    assert (got[..., 32:48] == float("-inf")).all()
+    assert torch.allclose(got.double(), want, atol=2e-5)
+
+
+@pytest.mark.parametrize("backend", ["gather", "triton"])
+def test_merged_parts_equal_the_whole(backend: str) -> None:
+    """Attention over two disjoint sets of key blocks, joined; row 2 has no key in the first set, row 3 none at all."""
+    q, k, v = random_inputs(2, 70, 70, 2, 32, torch.float32)
+    whole = torch.rand(5, 5, generator=torch.Generator().manual_seed(0)) < 0.7
+    whole[3] = False
+    first = whole & (torch.rand(5, 5, generator=torch.Generator().manual_seed(1)) < 0.5)
+    first[2] = False
+    options = {"block_size": 16, "backend": backend, "return_lse": True}
+    parts = [attention(q, k, v, *lists_of(mask), **options) for mask in (first, whole & ~first)]  # type: ignore[call-overload]
+    out, lse = merge([out for out, _ in parts], [lse for _, lse in parts])
+    wanted, wanted_lse = reference.attention(*(x.double() for x in (q, k, v)), *lists_of(whole), 16, 32**-0.5)
+    assert error(out, wanted) < 2e-6
+    assert torch.allclose(lse.double(), wanted_lse, atol=2e-5)
+
+
+def test_merge_names_what_does_not_fit() -> None:
+    out, lse = torch.zeros(1, 4, 2, 8), torch.zeros(1, 2, 4)
+    with pytest.raises(ValueError, match="one log-sum-exp for each output, not 1 for 2"):
+        merge([out, out], [lse])
+    with pytest.raises(ValueError, match="agree in shape"):
+        merge([out, out[:, :2]], [lse, lse])
+
+
+@pytest.mark.parametrize("backend", ["reference", "gather", "triton"])
+@pytest.mark.parametrize("plans", ["batch", "head", "both"])
+def test_plans_of_their_own(backend: str, plans: str, nan_memory: None) -> None:
+    """A plan for each batch entry, each head, or both: as if each were computed alone, gradients too."""
+    q, k, v = random_inputs(2, 53, 70, 3, 32, torch.float32)
+    batch_plans, head_plans = (2 if plans != "head" else 1), (3 if plans != "batch" else 1)
+    masks = torch.rand(batch_plans, head_plans, 4, 5, generator=torch.Generator().manual_seed(5)) < 0.5
+    lists = lists_of(masks if plans != "batch" else masks[:, 0])
+    check_lists(lists[0].cpu(), lists[1].cpu(), 70, 16)
+    ours = [x.clone().requires_grad_() for x in (q, k, v)]
+    got = attention(*ours, *lists, block_size=16, backend=backend)
+    got.sin().sum().backward()
+    for b, h in itertools.product(range(2), range(3)):
+        one = [x[b : b + 1, :, h : h + 1].double().requires_grad_() for x in (q, k, v)]
+        own = lists_of(masks[b % batch_plans, h % head_plans])
+        want = reference.attention(*one, *own, 16, 32**-0.5)[0]
+        want.sin().sum().backward()
+        assert error(got[b : b + 1, :, h : h + 1], want) < 2e-6
+        for x, y in zip(ours, one, strict=True):
+            assert x.grad is not None
+            assert y.grad is not None
+            assert error(x.grad[b : b + 1, :, h : h + 1], y.grad) < 1e-5
+
+
+def test_transposed_lists_name_the_same_blocks() -> None:
+    masks = torch.rand(2, 3, 7, 4, generator=torch.Generator().manual_seed(3)) < 0.5
+    offsets, indices = transpose_lists(*lists_of(masks), 4)
+    want_offsets, want_indices = lists_of(masks.mT)
+    assert torch.equal(offsets, want_offsets)
+    assert torch.equal(indices, want_indices)
 
 
 def test_gradcheck() -> None:
@@ -167,7 +234,8 @@ def test_gradcheck() -> None:
 def test_operator_is_well_registered(backend: str) -> None:
     q, k, v = (x.requires_grad_() for x in random_inputs(1, 40, 40, 1, 16, torch.float32))
     torch.library.opcheck(
-        torch.ops.radial.block_sparse_attention.default, (q, k, v, *random_lists(40, 40, 16), 16, 0.25, backend)
+        torch.ops.radial.block_sparse_attention.default,
+        (q, k, v, *random_lists(40, 40, 16), None, None, None, 16, 0.25, backend, True),
     )
 
 
@@ -193,7 +261,7 @@ def test_backends_are_chosen_by_name() -> None:
     cpu = torch.empty(1)
     assert choose_backend(cpu) == "gather"
     assert choose_backend(cpu, "reference") == "reference"
-    with pytest.raises(ValueError, match=r"unknown backend 'cudnn'; the backends are auto, reference, gather, triton"):
+    with pytest.raises(ValueError, match=r"unknown backend 'cudnn'; the backends are auto, reference, gather"):
         choose_backend(cpu, "cudnn")
 
 
@@ -217,6 +285,10 @@ def _wrong_inputs() -> dict[str, tuple[dict[str, object], str]]:
         "last dimension strided": (good | {"q": torch.zeros(1, 32, 16, 2).transpose(2, 3)}, "contiguous"),
         "long lists": (good | {"row_offsets": offsets.long()}, "int32"),
         "wrong rows": (good | {"row_offsets": offsets[:2]}, "need 3 row_offsets"),
+        "plans for another batch": (good | {"row_offsets": offsets.repeat(2, 1)}, "for each of 1 batch entries"),
+        "half a transpose": (good | {"column_offsets": offsets}, "belong together"),
+        "order of other columns": (good | {"column_order": offsets}, "column_order must be int32"),
+        "nothing": (good | {"q": q[:, :0]}, "must not be empty"),
         "wrong block": (good | {"block_size": 24}, "block_size must be"),
         "scale not a number": (good | {"scale": float("nan")}, "scale must be finite"),
     }

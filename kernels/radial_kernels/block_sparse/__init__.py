@@ -1,5 +1,7 @@
 """Attention over a list of key blocks for every block of queries."""
 
-from radial_kernels.block_sparse.api import BACKENDS, BLOCK_SIZES, attention, check_lists, choose_backend
+from radial_kernels.block_sparse.api import BACKENDS, BLOCK_SIZES, attention, choose_backend
+from radial_kernels.block_sparse.lists import check_lists, transpose_lists
+from radial_kernels.block_sparse.merge import merge
 
-__all__ = ["BACKENDS", "BLOCK_SIZES", "attention", "check_lists", "choose_backend"]
+__all__ = ["BACKENDS", "BLOCK_SIZES", "attention", "check_lists", "choose_backend", "merge", "transpose_lists"]

@@ -25,17 +25,31 @@ def attention(
     column_indices: Tensor,
     block_size: int,
     scale: float,
-) -> Tensor:
-    """Block-sparse attention by gathering. A row without keys gives zeros."""
+    *,
+    with_lse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Outputs, and log-sum-exps ``[B, H, S]`` when asked for (else empty). A row without keys gives zeros."""
     out_BSHD = torch.zeros(q_BSHD.shape, dtype=q_BSHD.dtype, device=q_BSHD.device)
+    batch, query_length, heads, _ = q_BSHD.shape
+    wide = torch.promote_types(q_BSHD.dtype, torch.float32)
+    lse_shape = (batch, query_length, heads) if with_lse else (0, 0, 0)
+    lse_BSH = torch.full(lse_shape, float("-inf"), dtype=wide, device=q_BSHD.device)
     for query_RQ, key_RN in _groups(row_offsets, column_indices, q_BSHD, k_BTHD, block_size):
         q, k, v = (_take(x, index) for x, index in ((q_BSHD, query_RQ), (k_BTHD, key_RN), (v_BTHD, key_RN)))
-        out_BSHD[:, query_RQ.flatten()] = _give(F.scaled_dot_product_attention(q, k, v, scale=scale), len(q_BSHD))
-    return out_BSHD
+        if with_lse:
+            logits = q.to(wide) @ k.to(wide).mT * scale
+            lse = logits.logsumexp(-1, keepdim=True)
+            out = (logits - lse).exp() @ v.to(wide)
+            lse_BSH[:, query_RQ.flatten()] = _give(lse, batch).squeeze(-1)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+        out_BSHD[:, query_RQ.flatten()] = _give(out, batch).to(q_BSHD.dtype)
+    return out_BSHD, lse_BSH.transpose(1, 2).contiguous() if with_lse else lse_BSH.flatten()
 
 
-def backward(
+def gradients(
     grad_BSHD: Tensor,
+    grad_lse_BHS: Tensor | None,
     q_BSHD: Tensor,
     k_BTHD: Tensor,
     v_BTHD: Tensor,
@@ -54,7 +68,10 @@ def backward(
         k, v = _take(k_BTHD, key_RN).to(wide), _take(v_BTHD, key_RN).to(wide)
         weights = (q @ k.mT * scale).softmax(-1)
         grad_weights = grad @ v.mT
-        grad_logits = weights * (grad_weights - (weights * grad_weights).sum(-1, keepdim=True)) * scale
+        delta = (weights * grad_weights).sum(-1, keepdim=True)
+        if grad_lse_BHS is not None:
+            delta = delta - _take(grad_lse_BHS.mT.unsqueeze(-1), query_RQ)
+        grad_logits = weights * (grad_weights - delta) * scale
         grad_q_BSHD.index_add_(1, query_RQ.flatten(), _give(grad_logits @ k, batch))
         grad_k_BTHD.index_add_(1, key_RN.flatten(), _give(grad_logits.mT @ q, batch))
         grad_v_BTHD.index_add_(1, key_RN.flatten(), _give(weights.mT @ grad, batch))
