@@ -22,7 +22,8 @@ from radial_kernels import block_sparse
 _Array = NDArray[np.int32]  # twice as fast as int64 here
 _ROWS_AT_A_TIME = 256  # keeps the work in the cache
 _LISTS = ("row_offsets", "column_indices", "column_offsets", "row_indices", "column_order")
-_MAX_BLOCKS = 46_000  # beyond, a plan itself takes gigabytes
+_MAX_BLOCKS = 46_000  # beyond, a plan itself takes gigabytes, and block numbers more than 16 bits
+_NO_RUN = 0xFFFF0000  # starts after every block and ends before
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,11 +131,12 @@ def _build(grid: TokenGrid, pattern: RadialPattern, block_size: int) -> BlockPla
     pieces = _pieces(grid, block_size)
     windows = np.array([pattern.window(d, grid.tokens_per_frame, block_size) for d in range(grid.frames)], np.int32)
     row_counts, columns = [], []
-    for first in range(0, blocks, _ROWS_AT_A_TIME):
-        runs = _Runs(first, min(first + _ROWS_AT_A_TIME, blocks), blocks)
-        _add_frame_pairs(runs, pieces, windows, grid, pattern, block_size)
-        _add_certain_blocks(runs, grid, pattern, block_size)
-        counts, kept = runs.kept()
+    for start in range(0, blocks, _ROWS_AT_A_TIME):
+        rows = np.arange(start, min(start + _ROWS_AT_A_TIME, blocks), dtype=np.int32)
+        own = slice(*np.searchsorted(pieces[1], [rows[0], rows[-1] + 1]))
+        frame, row = pieces[0][own], pieces[1][own]
+        first, end = _frame_pair_runs(frame, row, windows, grid, pattern, block_size)
+        counts, kept = _union(_row_runs(rows, row, first, end, grid, pattern, block_size))
         row_counts.append(counts)
         columns.append(kept)
     return _finish(grid, pattern, block_size, np.concatenate(row_counts), np.concatenate(columns))
@@ -145,11 +147,12 @@ def _finish(
 ) -> BlockPlan:
     """The plan of kept columns listed row by row, with its transpose."""
     blocks = len(row_counts)
-    rows = np.repeat(np.arange(blocks, dtype=np.int32), row_counts)
-    # A stable sort by column keeps rows in order; on 16 bits it is a radix sort.
-    by_column = np.argsort(columns.astype(np.uint16) if blocks < 1 << 16 else columns, kind="stable")
-
     column_counts = np.bincount(columns, minlength=blocks)
+    # Column and row in one word: sorting words is faster than sorting indices by column.
+    words = columns.astype(np.uint32) << 16
+    words |= np.repeat(np.arange(blocks, dtype=np.uint32), row_counts)
+    words.sort()
+    words &= 0xFFFF
 
     def offsets(counts: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
@@ -161,50 +164,75 @@ def _finish(
         row_offsets=offsets(row_counts),
         column_indices=torch.from_numpy(columns),
         column_offsets=offsets(column_counts),
-        row_indices=torch.from_numpy(rows[by_column]),
+        row_indices=torch.from_numpy(words.view(np.int32)),
         column_order=torch.from_numpy(np.argsort(-column_counts, kind="stable").astype(np.int32)),
     )
 
 
-class _Runs:
-    """Runs of kept blocks in a span of rows, collected as the points where a row's coverage rises and falls."""
+def _row_runs(
+    rows: _Array, row: _Array, first: _Array, end: _Array, grid: TokenGrid, pattern: RadialPattern, block_size: int
+) -> NDArray[np.uint32]:
+    """All runs of each row, by ascending start, as words of first block and end: ``[rows, runs]``.
 
-    def __init__(self, first: int, last: int, blocks: int) -> None:
-        self.rows = np.arange(first, last, dtype=np.int32)
-        self.blocks = blocks
-        self._rise = np.zeros((last - first) * (blocks + 1), np.int16)
+    To the runs that the block rule gives come the sink frames' columns, and every row and column that holds text.
+    """
+    words = first.astype(np.uint32) << 16
+    words |= end.astype(np.uint32)
+    words[end <= first] = _NO_RUN
+    # A row that straddles frames has several pieces, each with a run in every key frame.
+    starts = np.searchsorted(row, rows)
+    each = np.diff(starts, append=len(row))
+    most = int(each.max(initial=0))
+    runs = np.full((len(rows), 3 + grid.frames * most), _NO_RUN, np.uint32)
+    by_frame = runs[:, 2:-1].reshape(len(rows), grid.frames, most)
+    for piece in range(most):
+        has = each > piece
+        by_frame[has, :, piece] = words[starts[has] + piece]
+    if most == 2:
+        low, high = by_frame[..., 0], by_frame[..., 1]
+        runs[:, 2:-1:2], runs[:, 3:-1:2] = np.minimum(low, high), np.maximum(low, high)
+    else:
+        runs[:, 2:-1] = np.sort(by_frame, axis=2).reshape(len(rows), -1)
 
-    def add(self, row: _Array, first: _Array, last: _Array) -> None:
-        """Keep columns ``first`` to ``last`` of each row of the span; an empty run has ``last < first``."""
-        some = last >= first
-        base = (row[some] - self.rows[0]) * (self.blocks + 1)
-        np.add.at(self._rise, base + first[some], 1)
-        np.add.at(self._rise, base + last[some] + 1, -1)
+    blocks = -(-grid.tokens // block_size)
+    sink_tokens = min(pattern.sink_frames, grid.frames) * grid.tokens_per_frame
+    if sink_tokens:
+        low_block = grid.video_start // block_size
+        high_block = (grid.video_start + sink_tokens - 1) // block_size
+        # The block where the sink ends is left to the block rule: most of it may be another frame.
+        high_block -= (grid.video_start + sink_tokens) % block_size != 0 and high_block > low_block
+        runs[:, 1] = low_block << 16 | high_block + 1
+    if grid.text:
+        first_text = 0 if grid.text_first else grid.video_tokens // block_size
+        last_text = (grid.text - 1) // block_size if grid.text_first else blocks - 1
+        runs[:, 0 if grid.text_first else -1] = first_text << 16 | last_text + 1
+        runs[(rows >= first_text) & (rows <= last_text), 0] = blocks  # the whole row
+    return runs
 
-    def kept(self) -> tuple[NDArray[np.int64], _Array]:
-        """How many blocks each row keeps, and their columns, row by row."""
-        covered = np.cumsum(self._rise.reshape(-1, self.blocks + 1), axis=1, dtype=np.int16)
-        mask = covered[:, :-1] > 0
-        counts = np.count_nonzero(mask, axis=1)
-        starts = np.arange(len(self.rows)) * self.blocks
-        return counts, (np.flatnonzero(mask) - np.repeat(starts, counts)).astype(np.int32)
+
+def _union(runs: NDArray[np.uint32]) -> tuple[NDArray[np.int64], _Array]:
+    """How many blocks the runs of each row cover, and which, row by row."""
+    first, end = (runs >> 16).astype(np.int32), (runs & 0xFFFF).astype(np.int32)
+    covered = np.maximum.accumulate(end, axis=1)
+    start = first.copy()
+    np.maximum(first[:, 1:], covered[:, :-1], out=start[:, 1:])
+    counts = np.maximum(end - start, 0)
+    some = np.flatnonzero(counts)
+    lengths, starts = counts.ravel()[some], start.ravel()[some]
+    before = np.cumsum(lengths, dtype=np.int32) - lengths
+    columns = np.repeat(starts - before, lengths)
+    columns += np.arange(len(columns), dtype=np.int32)
+    return counts.sum(axis=1), columns
 
 
-def _add_frame_pairs(
-    runs: _Runs,
-    pieces: tuple[_Array, _Array],
-    windows: _Array,
-    grid: TokenGrid,
-    pattern: RadialPattern,
-    block_size: int,
-) -> None:
-    """Apply the block rule to every pair of frames.
+def _frame_pair_runs(
+    piece_frame: _Array, piece_block: _Array, windows: _Array, grid: TokenGrid, pattern: RadialPattern, block_size: int
+) -> tuple[_Array, _Array]:
+    """First and end of the run of blocks that each row piece keeps in each key frame, ``[pieces, frames]``.
 
-    Row pieces are the parts of block rows that lie in one frame; all arrays are ``[pieces, frames]``.
+    Row pieces are the parts of block rows that lie in one frame. In its own frame a piece keeps its block always.
     """
     tokens, start = grid.tokens_per_frame, grid.video_start
-    span = slice(*np.searchsorted(pieces[1], [runs.rows[0], runs.rows[-1] + 1]))
-    piece_frame, piece_block = pieces[0][span], pieces[1][span]
     frame_start = start + piece_frame * tokens
     # The piece's rows as positions in its own frame: top <= k < bottom.
     top = np.maximum(piece_block * block_size - frame_start, 0)[:, None]
@@ -240,9 +268,10 @@ def _add_frame_pairs(
     # Blocks strictly between the two ends lie wholly inside the inner interval, so only the ends need the test.
     first = np.where(kept(first_block), first_block, first_block + 1)
     last = np.where(kept(last_block), last_block, last_block - 1)
-    last = np.where(enough, last, first - 1)
-    row = np.broadcast_to(piece_block[:, None], first.shape)
-    runs.add(row.ravel(), first.ravel(), last.ravel())
+    end = np.where(enough, last + 1, first)
+    own = key_frame == piece_frame[:, None]
+    first = np.where(own, np.minimum(first, piece_block[:, None]), first)
+    return first, np.where(own, np.maximum(end, piece_block[:, None] + 1), end)
 
 
 def _pieces(grid: TokenGrid, block_size: int) -> tuple[_Array, _Array]:
@@ -253,22 +282,3 @@ def _pieces(grid: TokenGrid, block_size: int) -> tuple[_Array, _Array]:
     frame = np.repeat(np.arange(grid.frames, dtype=np.int32), counts)
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     return frame, np.repeat(first, counts) + within.astype(np.int32)
-
-
-def _add_certain_blocks(runs: _Runs, grid: TokenGrid, pattern: RadialPattern, block_size: int) -> None:
-    """Keep the diagonal, the sink frames' columns, and every row and column that holds text."""
-    every = runs.rows
-    runs.add(every, every, every)
-    sink_tokens = min(pattern.sink_frames, grid.frames) * grid.tokens_per_frame
-    if sink_tokens:
-        low = grid.video_start // block_size
-        high = (grid.video_start + sink_tokens - 1) // block_size
-        # The block where the sink ends is left to the block rule: most of it may be another frame.
-        high -= (grid.video_start + sink_tokens) % block_size != 0 and high > low
-        runs.add(every, np.full_like(every, low), np.full_like(every, high))
-    if grid.text:
-        first = 0 if grid.text_first else grid.video_tokens // block_size
-        last = (grid.text - 1) // block_size if grid.text_first else runs.blocks - 1
-        runs.add(every, np.full_like(every, first), np.full_like(every, last))
-        text_rows = every[(every >= first) & (every <= last)]
-        runs.add(text_rows, np.zeros_like(text_rows), np.full_like(text_rows, runs.blocks - 1))

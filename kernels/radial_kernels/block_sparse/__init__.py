@@ -1,6 +1,7 @@
 """Attention over a list of key blocks for every block of queries."""
 
-from radial_kernels.block_sparse.api import BACKENDS, BLOCK_SIZES, attention, choose_backend
+from radial_kernels.block_sparse.api import BLOCK_SIZES, attention
+from radial_kernels.block_sparse.backends import BACKENDS, choose_backend
 from radial_kernels.block_sparse.lists import check_lists, transpose_lists
 from radial_kernels.block_sparse.merge import merge
 

@@ -1,4 +1,4 @@
-"""Checks and the choice of a backend. With merge and lists, the public face of this operator.
+"""Checks of the inputs. With backends, merge and lists, the public face of this operator.
 
     api ── operator ─┬─ reference            the formula
                      ├─ gather               any device, differentiable
@@ -10,25 +10,17 @@ Shapes: B batch, S query length, T key length, H heads, D head dim, R rows of qu
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 import math
-import os
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from radial_kernels.block_sparse import operator  # noqa: F401  registers torch.ops.radial
+from radial_kernels.block_sparse.backends import BACKENDS
 
-BACKENDS = ("auto", "reference", "gather", "triton", "hopper")
 MAX_HEAD_DIM = 256
 BLOCK_SIZES = (16, 32, 64, 128, 256)
-HOPPER_HEAD_DIMS = (64, 128)
-
-_log = logging.getLogger(__name__)
-# Looked up once: torch.compile cannot trace the search.
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @overload
@@ -121,101 +113,24 @@ def attention(
     _check_list_shapes(q, k, row_offsets, column_indices, block_size)
     _check_optional_lists(k, row_offsets, column_indices, column_offsets, row_indices, column_order,
                           block_size)  # fmt: skip
-    chosen = choose_backend(q, backend, block_size=block_size, others=(k, v))
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; the backends are {', '.join(BACKENDS)}")
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if not math.isfinite(factor):
         raise ValueError(f"scale must be finite, not {factor}")
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if eight_bit:
-        _check_eight_bit(chosen, block_size, needs_grad)
+        _check_eight_bit(block_size, needs_grad)
         out, lse = torch.ops.radial.block_sparse_attention_eight_bit(
-            q, k, v, row_offsets, column_indices, block_size, factor, chosen, return_lse
+            q, k, v, row_offsets, column_indices, block_size, factor, backend, return_lse
         )
         return (out, lse) if return_lse else out
     with_lse = return_lse or needs_grad
     out, lse = torch.ops.radial.block_sparse_attention(
         q, k, v, row_offsets, column_indices, column_offsets, row_indices, column_order,
-        block_size, factor, chosen, with_lse,
+        block_size, factor, backend, with_lse,
     )  # fmt: skip
     return (out, lse) if return_lse else out
-
-
-def choose_backend(q: Tensor, backend: str = "auto", *, block_size: int = 128, others: tuple[Tensor, ...] = ()) -> str:
-    """The backend that will run for these inputs, or why the named one cannot."""
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; the backends are {', '.join(BACKENDS)}")
-    if backend == "auto":
-        if _hopper_refusal(q, block_size, others) is None:
-            chosen = "hopper"
-        else:
-            chosen = "triton" if q.is_cuda and _triton_refusal(q) is None else "gather"
-        if not torch.compiler.is_compiling():
-            _log_choice(chosen, q, block_size)
-        return chosen
-    refusal = None
-    if backend == "hopper":
-        refusal = _hopper_refusal(q, block_size, others)
-    elif backend == "triton":
-        refusal = _triton_refusal(q)
-    if refusal is not None:
-        raise ValueError(f"backend {backend} {refusal}; use auto, or one of {', '.join(_alternatives(q, backend))}")
-    return backend
-
-
-def _triton_refusal(q: Tensor) -> str | None:
-    """Why the portable kernels cannot run, if they cannot."""
-    if not _HAS_TRITON:
-        return "needs the triton package"
-    if not (q.is_cuda or _interpreted()):
-        return f"needs a GPU, and q is on {q.device}"
-    if q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"computes in float16, bfloat16 and float32, not {q.dtype}"
-    return None
-
-
-def _hopper_refusal(q: Tensor, block_size: int, others: tuple[Tensor, ...]) -> str | None:
-    """Why the Hopper kernels cannot run, if they cannot."""
-    if not _HAS_TRITON:
-        return "needs the triton package"
-    if not q.is_cuda:
-        return f"needs a GPU, and q is on {q.device}"
-    capability = _capability(q.get_device())
-    if capability != (9, 0):
-        return f"needs compute capability 9.0 (H100, H200), and this GPU has {capability[0]}.{capability[1]}"
-    if q.dtype not in (torch.float16, torch.bfloat16):
-        return f"computes in float16 and bfloat16, not {q.dtype}"
-    if q.ndim == 4 and q.shape[-1] not in HOPPER_HEAD_DIMS:
-        return f"has kernels for head dims 64 and 128, not {q.shape[-1]}"
-    if block_size != 128:
-        return f"has kernels for blocks of 128 tokens, not {block_size}"
-    for x in (q, *others):
-        if not all(stride > 0 and stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1]):
-            return f"needs rows that start on 16 bytes and none expanded, and a tensor has strides {tuple(x.stride())}"
-        # Addresses are not known while torch.compile traces; what it allocates is aligned.
-        if not torch.compiler.is_compiling() and x.data_ptr() % 16:
-            return "needs tensors that start on 16 bytes, and one does not"
-    return None
-
-
-@torch.compiler.assume_constant_result
-def _capability(device: int) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
-
-
-def _alternatives(q: Tensor, refused: str) -> list[str]:
-    triton = ["triton"] if refused != "triton" and _triton_refusal(q) is None else []
-    return [*triton, "gather", "reference"]
-
-
-_logged: set[tuple[object, ...]] = set()
-
-
-def _log_choice(chosen: str, q: Tensor, block_size: int) -> None:
-    """Say once for each kind of input what ``auto`` took."""
-    key = (chosen, q.device, q.dtype, q.shape[-1] if q.ndim == 4 else 0, block_size)
-    if key not in _logged:
-        _logged.add(key)
-        _log.info("attention backend auto took %s for %s on %s, blocks of %d", chosen, q.dtype, q.device, block_size)
 
 
 def _check_inputs(q: Tensor, k: Tensor, v: Tensor, block_size: int) -> None:
@@ -280,9 +195,7 @@ def _check_optional_lists(
             )
 
 
-def _check_eight_bit(backend: str, block_size: int, needs_grad: bool) -> None:
-    if backend not in ("triton", "hopper"):
-        raise ValueError(f"eight_bit needs backend triton or hopper; {backend} computes in full precision only")
+def _check_eight_bit(block_size: int, needs_grad: bool) -> None:
     if block_size < 32:
         raise ValueError(f"eight_bit needs blocks of at least 32 tokens, not {block_size}")
     if needs_grad:
@@ -291,8 +204,3 @@ def _check_eight_bit(backend: str, block_size: int, needs_grad: bool) -> None:
 
 def _shapes(*tensors: Tensor) -> str:
     return ", ".join(str(tuple(x.shape)) for x in tensors)
-
-
-def _interpreted() -> bool:
-    """Triton's interpreter runs kernels on the CPU, slowly, for tests."""
-    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -27,26 +27,26 @@ _LARGE = {
     ("forward", 2, 64): Tiles(64, 128, 4, 2),
     ("forward", 2, 128): Tiles(128, 64, 4, 3),
     ("forward", 2, 256): Tiles(128, 64, 8, 2),
-    ("forward", 4, 128): Tiles(64, 32, 4, 2),
-    ("forward", 4, 256): Tiles(32, 32, 4, 1),
+    ("forward", 4, 128): Tiles(64, 32, 8, 2),
+    ("forward", 4, 256): Tiles(32, 32, 8, 1),
     ("backward", 2, 64): Tiles(64, 64, 4, 3),
     ("backward", 2, 128): Tiles(64, 64, 4, 3),
     ("backward", 2, 256): Tiles(32, 64, 4, 1),
-    ("backward", 4, 128): Tiles(32, 32, 4, 1),
-    ("backward", 4, 256): Tiles(16, 32, 4, 1),
+    ("backward", 4, 128): Tiles(32, 32, 8, 1),
+    ("backward", 4, 256): Tiles(16, 32, 8, 1),
 }
 # 99 KB of shared memory (sm86, sm89, sm120) and more.
 _SMALL = {
     ("forward", 2, 64): Tiles(128, 64, 4, 3),
     ("forward", 2, 128): Tiles(128, 64, 8, 2),
     ("forward", 2, 256): Tiles(64, 32, 8, 1),
-    ("forward", 4, 128): Tiles(64, 32, 4, 1),
-    ("forward", 4, 256): Tiles(32, 16, 4, 1),
+    ("forward", 4, 128): Tiles(64, 32, 8, 1),
+    ("forward", 4, 256): Tiles(32, 16, 8, 1),
     ("backward", 2, 64): Tiles(64, 64, 4, 2),
     ("backward", 2, 128): Tiles(32, 64, 4, 1),
     ("backward", 2, 256): Tiles(16, 32, 4, 1),
-    ("backward", 4, 128): Tiles(16, 32, 4, 1),
-    ("backward", 4, 256): Tiles(16, 16, 4, 1),
+    ("backward", 4, 128): Tiles(16, 32, 8, 1),
+    ("backward", 4, 256): Tiles(16, 16, 8, 1),
 }
 
 
@@ -66,8 +66,9 @@ def tiles_for(kind: str, capability: tuple[int, int], element_size: int, head_di
     wide = min(limit for name, size, limit in table if (name, size) == (kind, element_size) and head_dim <= limit)
     tiles = table[kind, element_size, wide]
     queries, keys = min(tiles.queries, block_size), min(tiles.keys, block_size)
-    # Small tiles need few warps: a warp's share of a matrix product is 16 rows.
-    return Tiles(queries, keys, min(tiles.num_warps, max(1, min(queries, keys) // 16)), tiles.num_stages)
+    # A tile cut down to the block needs fewer warps.
+    warps = max(1, tiles.num_warps * min(queries, keys) // min(tiles.queries, tiles.keys))
+    return Tiles(queries, keys, warps, tiles.num_stages)
 
 
 def _capability(q: Tensor) -> tuple[int, int]:

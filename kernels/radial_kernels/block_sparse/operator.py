@@ -1,5 +1,7 @@
 """The operator as torch knows it: forward and backward as custom ops with fake and autograd registrations.
 
+The backend is chosen inside the ops, at run time, where torch.compile does not look.
+
 Shapes: B batch, S query length, T key length, H heads, D head dim.
 """
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 from radial_kernels.block_sparse import gather, reference
+from radial_kernels.block_sparse.backends import choose_backend
 from radial_kernels.block_sparse.lists import transpose_lists
 
 
@@ -32,7 +35,7 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """Outputs ``[B, S, H, D]`` and log-sum-exps ``[B, H, S]``, the latter empty unless asked for."""
     plain = (block_size, scale)
-    match backend:
+    match choose_backend(q, backend, block_size=block_size, others=(k, v)):
         case "reference":
             out, lse = _plan_by_plan(reference.attention, q, k, v, row_offsets, column_indices, *plain)
             return out, lse if with_lse else lse.new_empty(0)
@@ -46,7 +49,7 @@ def attention(
             from radial_kernels.block_sparse.hopper import forward as hopper_forward
 
             return hopper_forward.attention(q, k, v, row_offsets, column_indices, scale, with_lse=with_lse)
-    raise ValueError(f"unknown backend {backend!r}")
+    raise AssertionError("choose_backend knows only the backends above")
 
 
 @attention.register_fake
@@ -73,7 +76,10 @@ def eight_bit_attention(
     with_lse: bool,
 ) -> tuple[Tensor, Tensor]:
     """The same from 8-bit copies of q, k and v; without gradients."""
-    if backend == "hopper":
+    chosen = choose_backend(q, backend, block_size=block_size, others=(k, v))
+    if chosen not in ("triton", "hopper"):
+        raise ValueError(f"eight_bit needs backend triton or hopper; {chosen} computes in full precision only")
+    if chosen == "hopper":
         from radial_kernels.block_sparse.hopper import eight_bit as hopper_eight_bit
 
         return hopper_eight_bit.attention(q, k, v, row_offsets, column_indices, scale, with_lse=with_lse)
@@ -110,6 +116,7 @@ def gradients(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
+    backend = choose_backend(q, backend, block_size=block_size, others=(k, v))
     if backend in ("reference", "gather"):
         return _gradients_plan_by_plan(grad, grad_lse, q, k, v, row_offsets, column_indices, block_size, scale)
     if column_offsets is None or row_indices is None:
