@@ -9,22 +9,34 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from radial_kernels.block_sparse import backward, forward
+from radial_kernels.block_sparse import backward, eight_bit, forward, quantise
 from radial_kernels.block_sparse.configurations import Tiles, tiles_for
 from radial_kernels.block_sparse.hopper import backward as hopper_backward
+from radial_kernels.block_sparse.hopper import eight_bit as hopper_eight_bit
 from radial_kernels.block_sparse.hopper import forward as hopper_forward
 from radial_kernels.block_sparse.hopper.descriptors import tile_layout
 
-BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
+BYTES = {"i8": 1, "fp8e4nv": 1, "fp16": 2, "bf16": 2, "fp32": 4}
 INDICES = {
     "row_offsets_ptr", "column_indices_ptr", "column_offsets_ptr", "row_indices_ptr", "column_order_ptr",
 }  # fmt: skip
-SINGLES = {"lse_ptr", "grad_lse_ptr", "terms_ptr"}
+SINGLES = {"lse_ptr", "grad_lse_ptr", "terms_ptr", "mean_ptr", "sums_ptr", "peaks_ptr"}
 FLOATS = {"scale", "scale_log2"}
 
 
-def compile_kernel(kernel: Any, capability: int, dtype: str, constants: dict[str, Any], **options: int) -> None:
-    """Compile one variant of a kernel down to machine code, or raise. Descriptors are given by their tiles."""
+def compile_kernel(
+    kernel: Any,
+    capability: int,
+    dtype: str,
+    constants: dict[str, Any],
+    others: dict[str, str] | None = None,
+    **options: int,
+) -> None:
+    """Compile one variant of a kernel down to machine code, or raise.
+
+    Descriptors are given by their tiles; ``others`` names the tensors that are not of ``dtype``.
+    """
+    others = (others or {}) | {"terms_descriptor": "fp32"}
     tiles = {name: value for name, value in constants.items() if isinstance(value, list)}
     constants = {name: value for name, value in constants.items() if name not in tiles}
     signature = {}
@@ -32,14 +44,14 @@ def compile_kernel(kernel: Any, capability: int, dtype: str, constants: dict[str
         if name in constants:
             signature[name] = "constexpr"
         elif name in tiles:
-            element = "fp32" if name == "terms_descriptor" else dtype
+            element = others.get(name, dtype)
             signature[name] = f"tensordesc<{element}{tiles[name]},{tile_layout(tiles[name], BYTES[element])!r}>"
         elif name in INDICES:
             signature[name] = "*i32"
-        elif name in SINGLES:
+        elif name in SINGLES or name.endswith("scale_ptr"):
             signature[name] = "*fp32"
         elif name.endswith("_ptr"):
-            signature[name] = f"*{dtype}"
+            signature[name] = f"*{others.get(name, dtype)}"
         else:
             signature[name] = "fp32" if name in FLOATS else "i32"
     source = GluonASTSource if kernel.is_gluon() else ASTSource
@@ -99,12 +111,46 @@ def hopper(dtype: str, head_dim: int) -> None:
     compile_kernel(hopper_backward._key_gradients_kernel, 90, dtype, constants, **group)
 
 
+def eight_bits(capability: int, head_dim: int) -> None:
+    """Quantisation, and the portable 8-bit kernel as it runs on an architecture."""
+    shape = {"HEADS": 4, "BLOCK": 128, "HEAD_DIM": head_dim, "HEAD_BLOCK": triton.next_power_of_2(head_dim)}
+    channels = {name: value for name, value in shape.items() if name != "BLOCK"} | {"CHUNK": 1024, "TILE": 64}
+    compile_kernel(quantise._channels_kernel, capability, "bf16", channels, num_warps=4)
+    compile_kernel(quantise._blocks_kernel, capability, "bf16", shape, {"whole_ptr": "i8"}, num_warps=8)
+    newer = capability >= 89
+    if newer:
+        order = shape | {"INTERLEAVED": True}
+        compile_kernel(quantise._values_kernel, capability, "bf16", order, {"out_ptr": "fp8e4nv"}, num_warps=8)
+    types = {"query_ptr": "i8", "key_ptr": "i8"} | ({"value_ptr": "fp8e4nv"} if newer else {})
+    constants = shape | {"QUERIES": 64, "KEYS": 64, "EIGHT_BIT_VALUES": newer}
+    if not newer:
+        constants["value_scale_ptr"] = None
+    compile_kernel(eight_bit._eight_bit_kernel, capability, "bf16", constants, types, num_warps=4, num_stages=2)
+
+
+def hopper_eight_bits(head_dim: int) -> None:
+    tiles = {
+        "query_descriptor": [1, 64, 1, head_dim],
+        "key_descriptor": [1, 128, 1, head_dim],
+        "value_descriptor": [1, 1, head_dim, 128],
+        "output_descriptor": [1, 64, 1, head_dim],
+    }
+    types = {"query_descriptor": "i8", "key_descriptor": "i8", "value_descriptor": "fp8e4nv"}
+    constants = {"HEADS": 4, "BLOCK": 128, "HEAD_DIM": head_dim, "STAGES": 3} | tiles
+    compile_kernel(hopper_eight_bit._eight_bit_kernel, 90, "bf16", constants, types, num_warps=4, maxnreg=168)
+
+
 if __name__ == "__main__":
     for capability in (80, 90, 100):
         portable(capability, "bf16", 128, ragged=True)
     portable(89, "fp16", 96, ragged=False)
     portable(90, "bf16", 64, ragged=False)
     portable(120, "bf16", 256, ragged=False)
+    portable(90, "fp32", 256, ragged=True)
+    for capability in (80, 89, 90, 100):
+        eight_bits(capability, 128)
+    hopper_eight_bits(128)
+    hopper_eight_bits(64)
     hopper("bf16", 128)
     hopper("fp16", 64)
     print("compiled for sm80, sm89, sm90, sm100 and sm120")

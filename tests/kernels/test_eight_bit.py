@@ -7,7 +7,7 @@ import torch
 from cases import DEVICE, error, lists_of, random_inputs, random_lists
 
 from radial_kernels.block_sparse import attention, reference
-from radial_kernels.block_sparse.quantise import quantise
+from radial_kernels.block_sparse.quantise import quantise_logits, quantise_values
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 
@@ -27,7 +27,8 @@ SHAPES = [
 def test_quantised_inputs_are_near(interleaved: bool, nan_memory: None) -> None:
     q, k, v = random_inputs(2, 70, 90, 3, 32, torch.float32)
     k += 5  # smoothing takes a common offset away
-    got = quantise(q, k, v, 32, interleaved=interleaved)
+    got = quantise_logits(q, k, 32)
+    v_BHDP, v_scale_BHD = quantise_values(v, 32, interleaved=interleaved)
     spread = [x.repeat_interleave(32, 2) for x in (got.q_scale_BHR, got.k_scale_BHR)]
     q_again = got.q_BSHD * spread[0].mT[:, :70, :, None]
     k_again = got.k_BTHD * spread[1].mT[:, :90, :, None] + got.k_mean_BHD[:, None]
@@ -36,7 +37,7 @@ def test_quantised_inputs_are_near(interleaved: bool, nan_memory: None) -> None:
     place = torch.arange(96, device=DEVICE)
     token = place // 16 * 16 + place // 2 % 2 * 8 + place // 4 % 4 * 2 + place % 2 if interleaved else place
     v_again = torch.empty(2, 3, 32, 96, device=DEVICE)
-    v_again[..., token] = got.v_BHDP.float() * got.v_scale_BHD[..., None]
+    v_again[..., token] = v_BHDP.float() * v_scale_BHD[..., None]
     assert error(v_again[..., :90].permute(0, 3, 1, 2), v.double()) < E4M3_STEP
     assert (v_again[..., 90:] == 0).all()
 

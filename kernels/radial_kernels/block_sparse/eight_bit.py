@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from radial_kernels.block_sparse.lists import plan_strides
-from radial_kernels.block_sparse.quantise import EightBit, quantise
+from radial_kernels.block_sparse.quantise import EightBitLogits, quantise_logits, quantise_values
 from radial_kernels.block_sparse.tiles import LOG2_E, head_block, launching_on, load_tile, store_tile
 
 
@@ -107,16 +107,20 @@ def attention(
     batch, query_length, heads, head_dim = q_BSHD.shape
     if eight_bit_values is None:
         eight_bit_values = not q_BSHD.is_cuda or torch.cuda.get_device_capability(q_BSHD.device) >= (8, 9)
-    inputs = quantise(q_BSHD, k_BTHD, v_BTHD, block_size, interleaved=False)
-    value = inputs.v_BHDP if eight_bit_values else v_BTHD
-    value_strides = (value.stride(0), value.stride(2), value.stride(1)) if eight_bit_values else v_BTHD.stride()[:3]
+    inputs = quantise_logits(q_BSHD, k_BTHD, block_size)
+    value_scale: Tensor | None
+    if eight_bit_values:
+        value, value_scale = quantise_values(v_BTHD, block_size, interleaved=False)
+        value_strides = [value.stride(dim) for dim in (0, 2, 1)]
+    else:
+        value, value_scale, value_strides = v_BTHD, None, list(v_BTHD.stride()[:3])
     output = torch.empty(q_BSHD.shape, dtype=q_BSHD.dtype, device=q_BSHD.device)
     lse_BHS = torch.empty((batch, heads, query_length) if with_lse else (0,), device=q_BSHD.device)
     tile = min(block_size, 64)
     rows = row_offsets.shape[-1] - 1
     with launching_on(q_BSHD):
         _eight_bit_kernel[(rows * (block_size // tile), batch * heads)](
-            inputs.q_BSHD, inputs.k_BTHD, value, inputs.q_scale_BHR, inputs.k_scale_BHR, inputs.v_scale_BHD,
+            inputs.q_BSHD, inputs.k_BTHD, value, inputs.q_scale_BHR, inputs.k_scale_BHR, value_scale,
             output, lse_BHS if with_lse else None, row_offsets, column_indices,
             scale * LOG2_E, query_length, k_BTHD.shape[1], inputs.k_scale_BHR.shape[-1],
             *inputs.q_BSHD.stride()[:3], *inputs.k_BTHD.stride()[:3], *value_strides, *output.stride()[:3],
@@ -127,6 +131,6 @@ def attention(
     return output, unsmooth(lse_BHS, q_BSHD, inputs, scale) if with_lse else lse_BHS
 
 
-def unsmooth(lse_BHS: Tensor, q_BSHD: Tensor, inputs: EightBit, scale: float) -> Tensor:
+def unsmooth(lse_BHS: Tensor, q_BSHD: Tensor, inputs: EightBitLogits, scale: float) -> Tensor:
     """Add what smoothing took from every logit of a row: the product of its query and the mean key."""
     return lse_BHS + torch.einsum("bshd,bhd->bhs", q_BSHD.float(), inputs.k_mean_BHD) * scale

@@ -25,15 +25,13 @@ _TINY = 1e-20  # stands in for the peak of an all-zero block
 
 
 @dataclass(frozen=True)
-class EightBit:
-    """q, k and v in 8 bits, and what turns them back: ``q = q_BSHD * q_scale_BHR``, ..."""
+class EightBitLogits:
+    """q and k in int8, and what turns them back: q times its block's scale, k times its own plus the mean key."""
 
     q_BSHD: Tensor
     k_BTHD: Tensor
-    v_BHDP: Tensor
     q_scale_BHR: Tensor
     k_scale_BHR: Tensor
-    v_scale_BHD: Tensor
     k_mean_BHD: Tensor
 
 
@@ -116,27 +114,32 @@ def _values_kernel(
     )
 
 
-def quantise(q_BSHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, block_size: int, *, interleaved: bool) -> EightBit:
-    """Quantise the inputs of one attention call.
+def quantise_logits(q_BSHD: Tensor, k_BTHD: Tensor, block_size: int) -> EightBitLogits:
+    """q and k in int8, k smoothed."""
+    mean_BHD, _ = _channel_statistics(k_BTHD)
+    q, q_scale = _to_int8(q_BSHD, None, block_size)
+    k, k_scale = _to_int8(k_BTHD, mean_BHD, block_size)
+    return EightBitLogits(q, k, q_scale, k_scale, mean_BHD)
+
+
+def quantise_values(v_BTHD: Tensor, block_size: int, *, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """v in e4m3 ``[B, H, D, P]``, zeros beyond the last token, and its scale ``[B, H, D]``.
 
     ``interleaved`` orders the tokens of every 16 values as the Hopper kernel's weights lie in its registers.
     """
-    mean_BHD, _ = _channel_statistics(k_BTHD)
     _, peak_BHD = _channel_statistics(v_BTHD)
-    v_scale_BHD = peak_BHD.clamp_min(_TINY) / 448
-    q, q_scale = _to_int8(q_BSHD, None, block_size)
-    k, k_scale = _to_int8(k_BTHD, mean_BHD, block_size)
+    scale_BHD = peak_BHD.clamp_min(_TINY) / 448
     batch, length, heads, head_dim = v_BTHD.shape
     blocks = -(-length // block_size)
     v_shape = (batch, heads, head_dim, blocks * block_size)
     v_BHDP = torch.empty(v_shape, dtype=torch.float8_e4m3fn, device=v_BTHD.device)
     with launching_on(v_BTHD):
         _values_kernel[(blocks, batch * heads)](
-            v_BTHD, v_scale_BHD, v_BHDP, length, *v_BTHD.stride()[:3],
+            v_BTHD, scale_BHD, v_BHDP, length, *v_BTHD.stride()[:3],
             HEADS=heads, HEAD_DIM=head_dim, HEAD_BLOCK=head_block(head_dim), BLOCK=block_size,
             INTERLEAVED=interleaved, num_warps=8,
         )  # fmt: skip
-    return EightBit(q, k, v_BHDP, q_scale, k_scale, v_scale_BHD, mean_BHD)
+    return v_BHDP, scale_BHD
 
 
 def _channel_statistics(x_BSHD: Tensor) -> tuple[Tensor, Tensor]:

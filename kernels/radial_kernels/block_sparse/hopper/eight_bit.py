@@ -28,7 +28,7 @@ from radial_kernels.block_sparse.eight_bit import unsmooth
 from radial_kernels.block_sparse.hopper.descriptors import BLOCK, describe, describe_tiles, launching_on
 from radial_kernels.block_sparse.hopper.ring import add_own_columns, make_barrier, make_ring
 from radial_kernels.block_sparse.lists import plan_strides
-from radial_kernels.block_sparse.quantise import quantise
+from radial_kernels.block_sparse.quantise import quantise_logits, quantise_values
 from radial_kernels.block_sparse.tiles import LOG2_E
 
 
@@ -270,14 +270,15 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """Quantise and attend: outputs in q's dtype and, when asked for, log-sum-exps (else empty)."""
     batch, query_length, heads, head_dim = q_BSHD.shape
-    inputs = quantise(q_BSHD, k_BTHD, v_BTHD, BLOCK, interleaved=True)
+    inputs = quantise_logits(q_BSHD, k_BTHD, BLOCK)
+    v_BHDP, v_scale_BHD = quantise_values(v_BTHD, BLOCK, interleaved=True)
     output = torch.empty(q_BSHD.shape, dtype=q_BSHD.dtype, device=q_BSHD.device)
     lse_BHS = torch.empty((batch, heads, query_length) if with_lse else (0,), device=q_BSHD.device)
     with launching_on(q_BSHD):
         _eight_bit_kernel[(row_offsets.shape[-1] - 1, batch * heads)](
             describe(inputs.q_BSHD, BLOCK // 2), describe(inputs.k_BTHD, BLOCK),
-            describe_tiles(inputs.v_BHDP, [1, 1, head_dim, BLOCK]), describe(output, BLOCK // 2),
-            lse_BHS if with_lse else None, inputs.q_scale_BHR, inputs.k_scale_BHR, inputs.v_scale_BHD,
+            describe_tiles(v_BHDP, [1, 1, head_dim, BLOCK]), describe(output, BLOCK // 2),
+            lse_BHS if with_lse else None, inputs.q_scale_BHR, inputs.k_scale_BHR, v_scale_BHD,
             row_offsets, column_indices, scale * LOG2_E, query_length, k_BTHD.shape[1],
             inputs.k_scale_BHR.shape[-1], *plan_strides(row_offsets),
             HEADS=heads, BLOCK=BLOCK, HEAD_DIM=head_dim, STAGES=num_stages, num_warps=4, maxnreg=168,
