@@ -238,6 +238,8 @@ def _receipt(
     if radial is not None and radial.plan is not None:
         from radial_kernels.block_sparse import choose_backend
 
+        head_dim = model.pipe.transformer.config.attention_head_dim
+        like_queries = torch.empty(1, 1, 1, head_dim, device=model.device, dtype=model.dtype)
         attention |= {
             "computed_share": round(radial.computed_share, 4),
             "density": round(radial.plan.density, 4),
@@ -246,7 +248,7 @@ def _receipt(
             "sink_frames": radial.plan.pattern.sink_frames,
             "skip_width": radial.plan.pattern.skip_width,
             "block_size": radial.plan.block_size,
-            "backend": choose_backend(torch.empty(0, device=model.device)),
+            "backend": choose_backend(like_queries, block_size=radial.plan.block_size),
         }
     return {
         "radial": __version__,

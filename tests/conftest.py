@@ -17,6 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GOMP_SPINCOUNT"] = "3000"  # as the command line sets it
 
 ROOT = Path(__file__).parent.parent
+_LEFT_OUT = pytest.StashKey[int]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -27,12 +28,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if "gpu" in item.keywords]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
+        config.stash[_LEFT_OUT] = len(left_out)
         items[:] = chosen
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    count = len(terminalreporter.stats.get("deselected", []))
-    if count and not torch.cuda.is_available():
+    count = terminalreporter.config.stash.get(_LEFT_OUT, 0)
+    if count:
         terminalreporter.write_line(f"{count} tests need an NVIDIA GPU and were left out: there is none here")
 
 
