@@ -119,30 +119,6 @@ def _add_key_gradients(
 
 
 @gluon.jit
-def _add_first_key_gradients(
-    keys, values, queries, grads, terms, grad_key_descriptor, grad_value_descriptor, keys_full,
-    column_offsets_ptr, column, batch, head, scale,
-    BLOCK: gl.constexpr, QUERIES: gl.constexpr, HEAD_DIM: gl.constexpr,
-):  # fmt: skip
-    _add_key_gradients(
-        0, keys, values, queries, grads, terms, grad_key_descriptor, grad_value_descriptor, keys_full,
-        column_offsets_ptr, column, batch, head, scale, BLOCK, QUERIES, HEAD_DIM,
-    )  # fmt: skip
-
-
-@gluon.jit
-def _add_second_key_gradients(
-    keys, values, queries, grads, terms, grad_key_descriptor, grad_value_descriptor, keys_full,
-    column_offsets_ptr, column, batch, head, scale,
-    BLOCK: gl.constexpr, QUERIES: gl.constexpr, HEAD_DIM: gl.constexpr,
-):  # fmt: skip
-    _add_key_gradients(
-        1, keys, values, queries, grads, terms, grad_key_descriptor, grad_value_descriptor, keys_full,
-        column_offsets_ptr, column, batch, head, scale, BLOCK, QUERIES, HEAD_DIM,
-    )  # fmt: skip
-
-
-@gluon.jit
 def _key_gradients_kernel(
     query_descriptor, key_descriptor, value_descriptor, grad_descriptor, terms_descriptor, grad_key_descriptor,
     grad_value_descriptor, column_offsets_ptr, row_indices_ptr, column_order_ptr, scale, padded_length,
@@ -170,12 +146,12 @@ def _key_gradients_kernel(
     fence_async_shared()
     gl.warp_specialize(
         [
-            (_add_first_key_gradients, (
-                keys, values, queries, grads, terms, grad_key_descriptor, grad_value_descriptor, keys_full,
+            (_add_key_gradients, (
+                0, keys, values, queries, grads, terms, grad_key_descriptor, grad_value_descriptor, keys_full,
                 column_offsets_ptr, column, batch, head, scale, BLOCK, QUERIES, HEAD_DIM,
             )),
-            (_add_second_key_gradients, (
-                keys, values, queries, grads, terms, grad_key_descriptor, grad_value_descriptor, keys_full,
+            (_add_key_gradients, (
+                1, keys, values, queries, grads, terms, grad_key_descriptor, grad_value_descriptor, keys_full,
                 column_offsets_ptr, column, batch, head, scale, BLOCK, QUERIES, HEAD_DIM,
             )),
             (_load_queries, (
@@ -250,28 +226,6 @@ def _add_query_gradient(
 
 
 @gluon.jit
-def _add_first_query_gradient(
-    queries, grads, keys, values, grad_query_descriptor, terms_ptr, queries_full, row_offsets_ptr, row, batch, head,
-    scale, padded_length, BLOCK: gl.constexpr, HEAD_DIM: gl.constexpr,
-):  # fmt: skip
-    _add_query_gradient(
-        0, queries, grads, keys, values, grad_query_descriptor, terms_ptr, queries_full, row_offsets_ptr, row, batch,
-        head, scale, padded_length, BLOCK, HEAD_DIM,
-    )  # fmt: skip
-
-
-@gluon.jit
-def _add_second_query_gradient(
-    queries, grads, keys, values, grad_query_descriptor, terms_ptr, queries_full, row_offsets_ptr, row, batch, head,
-    scale, padded_length, BLOCK: gl.constexpr, HEAD_DIM: gl.constexpr,
-):  # fmt: skip
-    _add_query_gradient(
-        1, queries, grads, keys, values, grad_query_descriptor, terms_ptr, queries_full, row_offsets_ptr, row, batch,
-        head, scale, padded_length, BLOCK, HEAD_DIM,
-    )  # fmt: skip
-
-
-@gluon.jit
 def _query_gradient_kernel(
     query_descriptor, key_descriptor, value_descriptor, grad_descriptor, grad_query_descriptor, terms_ptr,
     row_offsets_ptr, column_indices_ptr, scale, padded_length, offsets_batch_stride, offsets_head_stride,
@@ -292,12 +246,12 @@ def _query_gradient_kernel(
     fence_async_shared()
     gl.warp_specialize(
         [
-            (_add_first_query_gradient, (
-                queries, grads, keys, values, grad_query_descriptor, terms_ptr, queries_full, row_offsets_ptr, row,
+            (_add_query_gradient, (
+                0, queries, grads, keys, values, grad_query_descriptor, terms_ptr, queries_full, row_offsets_ptr, row,
                 batch, head, scale, padded_length, BLOCK, HEAD_DIM,
             )),
-            (_add_second_query_gradient, (
-                queries, grads, keys, values, grad_query_descriptor, terms_ptr, queries_full, row_offsets_ptr, row,
+            (_add_query_gradient, (
+                1, queries, grads, keys, values, grad_query_descriptor, terms_ptr, queries_full, row_offsets_ptr, row,
                 batch, head, scale, padded_length, BLOCK, HEAD_DIM,
             )),
             (_load_keys, (

@@ -184,32 +184,6 @@ def _attend(
 
 
 @gluon.jit
-def _attend_first_half(
-    queries, keys, values, outputs, output_descriptor, lse_ptr, queries_full, query_scale_ptr, key_scale_ptr,
-    value_scale_ptr, row_offsets_ptr, column_indices_ptr, row, batch, head, scale_log2, query_length, key_length,
-    BLOCK: gl.constexpr, HEAD_DIM: gl.constexpr,
-):  # fmt: skip
-    _attend(
-        0, queries, keys, values, outputs, output_descriptor, lse_ptr, queries_full, query_scale_ptr, key_scale_ptr,
-        value_scale_ptr, row_offsets_ptr, column_indices_ptr, row, batch, head, scale_log2, query_length, key_length,
-        BLOCK, HEAD_DIM,
-    )  # fmt: skip
-
-
-@gluon.jit
-def _attend_second_half(
-    queries, keys, values, outputs, output_descriptor, lse_ptr, queries_full, query_scale_ptr, key_scale_ptr,
-    value_scale_ptr, row_offsets_ptr, column_indices_ptr, row, batch, head, scale_log2, query_length, key_length,
-    BLOCK: gl.constexpr, HEAD_DIM: gl.constexpr,
-):  # fmt: skip
-    _attend(
-        1, queries, keys, values, outputs, output_descriptor, lse_ptr, queries_full, query_scale_ptr, key_scale_ptr,
-        value_scale_ptr, row_offsets_ptr, column_indices_ptr, row, batch, head, scale_log2, query_length, key_length,
-        BLOCK, HEAD_DIM,
-    )  # fmt: skip
-
-
-@gluon.jit
 def _eight_bit_kernel(
     query_descriptor, key_descriptor, value_descriptor, output_descriptor, lse_ptr,
     query_scale_ptr, key_scale_ptr, value_scale_ptr, row_offsets_ptr, column_indices_ptr,
@@ -237,13 +211,13 @@ def _eight_bit_kernel(
     fence_async_shared()
     gl.warp_specialize(
         [
-            (_attend_first_half, (
-                queries, keys, values, outputs, output_descriptor, lse_ptr, queries_full, query_scale_ptr,
+            (_attend, (
+                0, queries, keys, values, outputs, output_descriptor, lse_ptr, queries_full, query_scale_ptr,
                 key_scale_ptr, value_scale_ptr, row_offsets_ptr, column_indices_ptr, row, batch, head, scale_log2,
                 query_length, key_length, BLOCK, HEAD_DIM,
             )),
-            (_attend_second_half, (
-                queries, keys, values, outputs, output_descriptor, lse_ptr, queries_full, query_scale_ptr,
+            (_attend, (
+                1, queries, keys, values, outputs, output_descriptor, lse_ptr, queries_full, query_scale_ptr,
                 key_scale_ptr, value_scale_ptr, row_offsets_ptr, column_indices_ptr, row, batch, head, scale_log2,
                 query_length, key_length, BLOCK, HEAD_DIM,
             )),
