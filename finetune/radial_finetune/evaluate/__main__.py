@@ -25,7 +25,7 @@ from radial.attention import apply
 from radial.errors import GenerationError
 from radial.pipeline import LoadedModel, load
 from radial.request import GenerationRequest, make_request
-from radial_finetune.evaluate.score import FigureScore, score_clip
+from radial_finetune.evaluate.score import FigureScore, score_clip, use_one_thread
 from radial_finetune.world import Scene, describe, draw_scene, render
 
 # Training draws its scenes from small seeds. These clips are new to it; what a lone figure is and does may have
@@ -64,7 +64,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     sheet: list[tuple[str, Clip]] = []
     # Fresh processes: a fork would share the GPU's state.
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+    with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 8), initializer=use_one_thread) as pool:
         for figures, members in scenes.items():
             truth = [to_pixels(render([scene], request.clip_frames)[0]) for scene, _ in members]
             scores = pool.starmap(score_clip, [(clip, scene) for clip, (scene, _) in zip(truth, members, strict=True)])

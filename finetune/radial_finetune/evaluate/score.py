@@ -52,6 +52,12 @@ class _Sighting:
     colour: NDArray[np.float64]
 
 
+def use_one_thread() -> None:
+    """For a scoring process that is one of many: threads of its own would fight over the same cores."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
 def score_clip(frames_THWC: NDArray[np.uint8], scene: Scene) -> tuple[FigureScore, ...]:
     """Score every figure of a scene; where two could be either, the better assignment counts."""
     halves = _split(frames_THWC, scene)
