@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from radial_kernels.block_sparse import operator  # noqa: F401  registers torch.ops.radial
-from radial_kernels.block_sparse.backends import BACKENDS
 
 MAX_HEAD_DIM = 256
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -113,8 +112,6 @@ def attention(
     _check_list_shapes(q, k, row_offsets, column_indices, block_size)
     _check_optional_lists(k, row_offsets, column_indices, column_offsets, row_indices, column_order,
                           block_size)  # fmt: skip
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; the backends are {', '.join(BACKENDS)}")
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if not math.isfinite(factor):
         raise ValueError(f"scale must be finite, not {factor}")

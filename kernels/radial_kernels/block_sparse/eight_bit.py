@@ -16,7 +16,7 @@ from torch import Tensor
 
 from radial_kernels.block_sparse.lists import plan_strides
 from radial_kernels.block_sparse.quantise import EightBitLogits, quantise_logits, quantise_values
-from radial_kernels.block_sparse.tiles import LOG2_E, head_block, launching_on, load_tile, store_tile
+from radial_kernels.block_sparse.tiles import LOG2_E, head_block, launching_on, load_tile, store_log_sum_exp, store_tile
 
 
 @triton.jit
@@ -86,9 +86,7 @@ def _eight_bit_kernel(
         output *= scales[None, :] / 256.0
     store_tile(output_ptr, output, first_query, query_length, output_stride, QUERIES, HEAD_DIM, HEAD_BLOCK)
     if lse_ptr is not None:
-        positions = first_query + tl.arange(0, QUERIES)
-        lse = running_max * 0.6931471805599453 + tl.log(divisor)
-        tl.store(lse_ptr + tl.program_id(1).to(tl.int64) * query_length + positions, lse, mask=positions < query_length)
+        store_log_sum_exp(lse_ptr, running_max, divisor, first_query, query_length, QUERIES)
 
 
 def attention(

@@ -23,6 +23,7 @@ from radial_kernels.block_sparse.tiles import (
     head_block,
     launching_on,
     load_tile,
+    store_log_sum_exp,
     store_tile,
 )
 
@@ -115,9 +116,7 @@ def _forward_kernel(
         QUERIES, HEAD_DIM, HEAD_BLOCK,
     )  # fmt: skip
     if lse_ptr is not None:
-        positions = first_query + tl.arange(0, QUERIES)
-        lse = running_max * 0.6931471805599453 + tl.log(divisor)
-        tl.store(lse_ptr + tl.program_id(1).to(tl.int64) * query_length + positions, lse, mask=positions < query_length)
+        store_log_sum_exp(lse_ptr, running_max, divisor, first_query, query_length, QUERIES)
 
 
 def attention(

@@ -60,6 +60,14 @@ def store_tile(
     )
 
 
+@triton.jit
+def store_log_sum_exp(lse_ptr, running_max, divisor, first, length, TILE: tl.constexpr):
+    """Write a tile's log-sum-exps, natural, from its running maximum in base 2 and its sum of weights."""
+    positions = first + tl.arange(0, TILE)
+    lse = running_max * 0.6931471805599453 + tl.log(divisor)
+    tl.store(lse_ptr + tl.program_id(1).to(tl.int64) * length + positions, lse, mask=positions < length)
+
+
 def head_block(head_dim: int) -> int:
     """The head dim rounded up to what a tile can have."""
     return max(16, triton.next_power_of_2(head_dim))

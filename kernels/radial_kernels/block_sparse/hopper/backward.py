@@ -24,9 +24,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from radial_kernels.block_sparse.backward import row_terms
-from radial_kernels.block_sparse.hopper.descriptors import BLOCK, describe, describe_tiles, launching_on
+from radial_kernels.block_sparse.hopper.descriptors import BLOCK, describe, describe_tiles
 from radial_kernels.block_sparse.hopper.ring import make_barrier, make_ring
 from radial_kernels.block_sparse.lists import plan_strides
+from radial_kernels.block_sparse.tiles import launching_on
 
 
 @gluon.jit

@@ -5,7 +5,6 @@ Shapes: B batch, S sequence length, H heads, D head dim.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
@@ -36,8 +35,3 @@ def _strides(x: Tensor) -> list[int]:
         stride if size > 1 or stride * x.element_size() % 16 == 0 else whole
         for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True)
     ] + [1]
-
-
-def launching_on(x: Tensor) -> torch.cuda.device:
-    """Triton launches on the current device, which need not be the tensor's."""
-    return torch.cuda.device(x.device)

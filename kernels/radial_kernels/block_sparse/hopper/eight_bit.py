@@ -25,32 +25,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from radial_kernels.block_sparse.eight_bit import unsmooth
-from radial_kernels.block_sparse.hopper.descriptors import BLOCK, describe, describe_tiles, launching_on
+from radial_kernels.block_sparse.hopper.descriptors import BLOCK, describe, describe_tiles
+from radial_kernels.block_sparse.hopper.forward import load_row
 from radial_kernels.block_sparse.hopper.ring import add_own_columns, make_barrier, make_ring
 from radial_kernels.block_sparse.lists import plan_strides
 from radial_kernels.block_sparse.quantise import quantise_logits, quantise_values
-from radial_kernels.block_sparse.tiles import LOG2_E
-
-
-@gluon.jit
-def _load(
-    queries, keys, values, query_descriptor, key_descriptor, value_descriptor, queries_full,
-    row_offsets_ptr, column_indices_ptr, row, batch, head, BLOCK: gl.constexpr,
-):  # fmt: skip
-    """The loading warp, as in the forward kernel, but for the values' tokens being innermost."""
-    mbarrier.expect(queries_full, 2 * query_descriptor.block_type.nbytes)
-    for half in gl.static_range(2):
-        first = row * BLOCK + half * (BLOCK // 2)
-        tma.async_copy_global_to_shared(query_descriptor, [batch, first, head, 0], queries_full, queries.index(half))
-    start = gl.load(row_offsets_ptr + row)
-    stop = gl.load(row_offsets_ptr + row + 1)
-    block = gl.load(column_indices_ptr + stop - 1, mask=start < stop, other=0)
-    count = gl.maximum(stop - start, 1)
-    for step in range(count):
-        first = block * BLOCK
-        block = gl.load(column_indices_ptr + start + step, mask=step + 1 < count, other=0)
-        keys.fill(step, key_descriptor, [batch, first, head, 0])
-        values.fill(step, value_descriptor, [batch, head, 0, first])
+from radial_kernels.block_sparse.tiles import LOG2_E, launching_on
 
 
 @gluon.jit
@@ -221,9 +201,9 @@ def _eight_bit_kernel(
                 key_scale_ptr, value_scale_ptr, row_offsets_ptr, column_indices_ptr, row, batch, head, scale_log2,
                 query_length, key_length, BLOCK, HEAD_DIM,
             )),
-            (_load, (
+            (load_row, (
                 queries, keys, values, query_descriptor, key_descriptor, value_descriptor, queries_full,
-                row_offsets_ptr, column_indices_ptr, row, batch, head, BLOCK,
+                row_offsets_ptr, column_indices_ptr, row, batch, head, BLOCK, True,
             )),
         ],
         [4, 1],

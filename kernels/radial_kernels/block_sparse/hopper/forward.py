@@ -22,18 +22,22 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from radial_kernels.block_sparse.hopper.descriptors import BLOCK, describe, launching_on
+from radial_kernels.block_sparse.hopper.descriptors import BLOCK, describe
 from radial_kernels.block_sparse.hopper.ring import add_own_columns, make_barrier, make_ring
 from radial_kernels.block_sparse.lists import plan_strides
-from radial_kernels.block_sparse.tiles import LOG2_E
+from radial_kernels.block_sparse.tiles import LOG2_E, launching_on
 
 
 @gluon.jit
-def _load(
+def load_row(
     queries, keys, values, query_descriptor, key_descriptor, value_descriptor, queries_full,
-    row_offsets_ptr, column_indices_ptr, row, batch, head, BLOCK: gl.constexpr,
+    row_offsets_ptr, column_indices_ptr, row, batch, head,
+    BLOCK: gl.constexpr, TOKENS_INNERMOST: gl.constexpr = False,
 ):  # fmt: skip
-    """The loading warp: both query tiles, then the key and value blocks of the row, its last one first."""
+    """The loading warp: both query tiles, then the key and value blocks of the row, its last one first.
+
+    ``TOKENS_INNERMOST`` says how values lie in memory: 8-bit ones are transposed.
+    """
     mbarrier.expect(queries_full, 2 * query_descriptor.block_type.nbytes)
     for half in gl.static_range(2):
         first = row * BLOCK + half * (BLOCK // 2)
@@ -48,7 +52,10 @@ def _load(
         # Fetched a step ahead, so that the copies never wait for an index.
         block = gl.load(column_indices_ptr + start + step, mask=step + 1 < count, other=0)
         keys.fill(step, key_descriptor, [batch, first, head, 0])
-        values.fill(step, value_descriptor, [batch, first, head, 0])
+        if TOKENS_INNERMOST:
+            values.fill(step, value_descriptor, [batch, head, 0, first])
+        else:
+            values.fill(step, value_descriptor, [batch, first, head, 0])
 
 
 @gluon.jit
@@ -155,7 +162,7 @@ def _forward_kernel(
                 1, queries, keys, values, output_descriptor, lse_ptr, queries_full, row_offsets_ptr, column_indices_ptr,
                 row, batch, head, scale_log2, query_length, key_length, BLOCK, HEAD_DIM,
             )),
-            (_load, (
+            (load_row, (
                 queries, keys, values, query_descriptor, key_descriptor, value_descriptor, queries_full,
                 row_offsets_ptr, column_indices_ptr, row, batch, head, BLOCK,
             )),
