@@ -9,6 +9,7 @@ against fp64 prints no speed.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 import random
 import statistics
@@ -129,7 +130,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("this benchmark needs a GPU")
     print(torch.cuda.get_device_name(), "torch", torch.__version__, "cuDNN", torch.backends.cudnn.version())
-    print("flash-attn-4 block-sparse: left out, no backend drives it yet")
+    if not flash_attention_installed():
+        print("flash-attn-4, dense and block-sparse: left out, the package is not installed (radial[flash])")
     for name in options.cases:
         inputs = Inputs(CASES[name])
         print(f"\n{inputs.case.name}: {inputs.case.grid.tokens} tokens, {inputs.case.heads} heads x "
@@ -152,7 +154,8 @@ def forward_table(inputs: Inputs, rounds: int, flex: bool) -> None:
     runs: dict[str, Callable[[], Tensor]] = {}
     for backend in backends(inputs):
         runs[backend] = lambda backend=backend: inputs.plan_attention(backend)  # type: ignore[misc]
-        runs[f"{backend} 8 bit"] = lambda backend=backend: inputs.plan_attention(backend, eight_bit=True)  # type: ignore[misc]
+        if backend != "flash":
+            runs[f"{backend} 8 bit"] = lambda backend=backend: inputs.plan_attention(backend, eight_bit=True)  # type: ignore[misc]
     if flex:
         runs["FlexAttention"] = flex_attention(inputs)
     runs = checked(runs, inputs.forward_error)
@@ -160,6 +163,10 @@ def forward_table(inputs: Inputs, rounds: int, flex: bool) -> None:
         "dense cuDNN": lambda: dense(SDPBackend.CUDNN_ATTENTION),
         "dense FA2": lambda: dense(SDPBackend.FLASH_ATTENTION),
     }
+    if flash_attention_installed():
+        from flash_attn.cute.interface import flash_attn_func
+
+        base["dense FA4"] = lambda: flash_attn_func(inputs.q, inputs.k, inputs.v)[0]
     print_table("forward", inputs, 4, base, runs, rounds)
 
 
@@ -173,7 +180,11 @@ def backward_table(inputs: Inputs, rounds: int) -> None:
     def gradients(out: Tensor, grad: Tensor) -> Callable[[], Any]:
         return lambda: torch.autograd.grad(out, qkv, grad, retain_graph=True)
 
-    runs = {backend: gradients(plan.attend(*qkv, backend=backend), inputs.grad) for backend in backends(inputs)}
+    runs = {
+        backend: gradients(plan.attend(*qkv, backend=backend), inputs.grad)
+        for backend in backends(inputs)
+        if backend != "flash"
+    }
     runs = checked(runs, inputs.backward_error)
     print_table("backward", inputs, 10, {"dense cuDNN": gradients(dense_out, grad)}, runs, max(3, rounds // 2))
 
@@ -195,7 +206,12 @@ def growth_table() -> None:
 def backends(inputs: Inputs) -> list[str]:
     """Our kernels that can run here, the fastest first."""
     best = choose_backend(inputs.q)
-    return [best] if best == "triton" else [best, "triton"]
+    ours = [best] if best == "triton" else [best, "triton"]
+    return [*ours, "flash"] if flash_attention_installed() else ours
+
+
+def flash_attention_installed() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None
 
 
 def flex_attention(inputs: Inputs) -> Callable[[], Tensor]:
@@ -203,7 +219,7 @@ def flex_attention(inputs: Inputs) -> Callable[[], Tensor]:
 
     mask = inputs.plan.to_mask()
     counts = mask.sum(1, dtype=torch.int32)[None, None]
-    indices = mask.int().argsort(1, descending=True, stable=True).int()[None, None]
+    indices = mask.int().argsort(dim=1, descending=True, stable=True).int()[None, None]
     block_mask = BlockMask.from_kv_blocks(torch.zeros_like(counts), indices, counts, indices, BLOCK_SIZE=128)
     q, k, v = (x.transpose(1, 2) for x in (inputs.q, inputs.k, inputs.v))
     compiled = torch.compile(flex_attention)

@@ -20,7 +20,7 @@ BYTES = {"i8": 1, "fp8e4nv": 1, "fp16": 2, "bf16": 2, "fp32": 4}
 INDICES = {
     "row_offsets_ptr", "column_indices_ptr", "column_offsets_ptr", "row_indices_ptr", "column_order_ptr",
 }  # fmt: skip
-SINGLES = {"lse_ptr", "grad_lse_ptr", "terms_ptr", "mean_ptr", "sums_ptr", "peaks_ptr"}
+SINGLES = {"lse_ptr", "grad_lse_ptr", "terms_ptr", "mean_ptr", "sums_ptr", "exponent_ptr"}
 FLOATS = {"scale", "scale_log2"}
 
 
@@ -48,7 +48,7 @@ def compile_kernel(
             signature[name] = f"tensordesc<{element}{tiles[name]},{tile_layout(tiles[name], BYTES[element])!r}>"
         elif name in INDICES:
             signature[name] = "*i32"
-        elif name in SINGLES or name.endswith("scale_ptr"):
+        elif name in SINGLES or name.endswith(("scale_ptr", "shift_ptr")):
             signature[name] = "*fp32"
         elif name.endswith("_ptr"):
             signature[name] = f"*{others.get(name, dtype)}"
@@ -104,7 +104,8 @@ def hopper(dtype: str, head_dim: int) -> None:
     keys = {"key_descriptor": whole, "value_descriptor": whole}
     for kernel in (hopper_forward._forward_kernel, hopper_backward._query_gradient_kernel):
         used = {name: tile for name, tile in (queries | keys).items() if name in kernel.arg_names}
-        compile_kernel(kernel, 90, dtype, shape | used | {"STAGES": 2}, **group)
+        stages = 3 if kernel is hopper_forward._forward_kernel else 2
+        compile_kernel(kernel, 90, dtype, shape | used | {"STAGES": stages}, **group)
     names = ("query", "key", "value", "grad", "grad_key", "grad_value")
     used = {f"{name}_descriptor": half for name in names} | {"terms_descriptor": [64]}
     constants = shape | used | {"QUERIES": 64, "STAGES": 3}
@@ -114,8 +115,8 @@ def hopper(dtype: str, head_dim: int) -> None:
 def eight_bits(capability: int, head_dim: int) -> None:
     """Quantisation, and the portable 8-bit kernel as it runs on an architecture."""
     shape = {"HEADS": 4, "BLOCK": 128, "HEAD_DIM": head_dim, "HEAD_BLOCK": triton.next_power_of_2(head_dim)}
-    channels = {name: value for name, value in shape.items() if name != "BLOCK"} | {"CHUNK": 1024, "TILE": 64}
-    compile_kernel(quantise._channels_kernel, capability, "bf16", channels, num_warps=4)
+    channels = {name: value for name, value in shape.items() if name != "BLOCK"} | {"SAMPLE": 64}
+    compile_kernel(quantise._sums_kernel, capability, "bf16", channels, num_warps=4)
     compile_kernel(quantise._blocks_kernel, capability, "bf16", shape, {"whole_ptr": "i8"}, num_warps=8)
     newer = capability >= 89
     if newer:
@@ -124,7 +125,7 @@ def eight_bits(capability: int, head_dim: int) -> None:
     types = {"query_ptr": "i8", "key_ptr": "i8"} | ({"value_ptr": "fp8e4nv"} if newer else {})
     constants = shape | {"QUERIES": 64, "KEYS": 64, "EIGHT_BIT_VALUES": newer}
     if not newer:
-        constants["value_scale_ptr"] = None
+        constants |= {"value_shift_ptr": None, "value_scale_ptr": None}
     compile_kernel(eight_bit._eight_bit_kernel, capability, "bf16", constants, types, num_warps=4, num_stages=2)
 
 

@@ -12,7 +12,7 @@ from radial_kernels.block_sparse.quantise import quantise_logits, quantise_value
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 
 # Rounding to three bits of mantissa costs 2.6 % on normal inputs; Triton's interpreter cuts them off instead.
-E4M3_STEP = 0.03 if DEVICE == "cuda" else 0.06
+E4M3_STEP = 0.03 if DEVICE == "cuda" else 0.08
 
 SHAPES = [
     # batch, queries, keys, heads, head dim, block
@@ -28,7 +28,8 @@ def test_quantised_inputs_are_near(interleaved: bool, nan_memory: None) -> None:
     q, k, v = random_inputs(2, 70, 90, 3, 32, torch.float32)
     k += 5  # smoothing takes a common offset away
     got = quantise_logits(q, k, 32)
-    v_BHDP, v_scale_BHD = quantise_values(v, 32, interleaved=interleaved)
+    v[:, 32:64] *= 1e-3  # a block of small values keeps a scale of its own
+    values = quantise_values(v, 32, interleaved=interleaved)
     spread = [x.repeat_interleave(32, 2) for x in (got.q_scale_BHR, got.k_scale_BHR)]
     q_again = got.q_BSHD * spread[0].mT[:, :70, :, None]
     k_again = got.k_BTHD * spread[1].mT[:, :90, :, None] + got.k_mean_BHD[:, None]
@@ -37,8 +38,12 @@ def test_quantised_inputs_are_near(interleaved: bool, nan_memory: None) -> None:
     place = torch.arange(96, device=DEVICE)
     token = place // 16 * 16 + place // 2 % 2 * 8 + place // 4 % 4 * 2 + place % 2 if interleaved else place
     v_again = torch.empty(2, 3, 32, 96, device=DEVICE)
-    v_again[..., token] = v_BHDP.float() * v_scale_BHD[..., None]
-    assert error(v_again[..., :90].permute(0, 3, 1, 2), v.double()) < E4M3_STEP
+    worth = values.shift_BHR.exp2() * values.scale_BH[..., None]
+    v_again[..., token] = values.v_BHDP.float() * worth.repeat_interleave(32, 2)[:, :, None]
+    again = v_again[..., :90].permute(0, 3, 1, 2)
+    assert error(again, v.double()) < E4M3_STEP
+    assert error(again[:, 32:64], v[:, 32:64].double()) < E4M3_STEP
+    assert (values.shift_BHR <= 0).all()
     assert (v_again[..., 90:] == 0).all()
 
 

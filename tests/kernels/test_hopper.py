@@ -1,7 +1,9 @@
-"""The Hopper kernels against the formula in fp64, at every ragged end, with NaN-filled outputs, on an H100 or H200."""
+"""The kernels of the Hopper architecture, ours and FlashAttention-4's, against the formula in fp64, at every ragged
+end, with NaN-filled outputs, on an H100 or H200."""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 
 import pytest
@@ -27,6 +29,7 @@ SHAPES = [
     (2, 639, 640, 2, 64),
     (1, 2049, 1999, 2, 128),
 ]
+WITH_FLASH = pytest.mark.skipif(importlib.util.find_spec("flash_attn") is None, reason="flash-attn-4 not installed")
 TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 6e-3}
 
 
@@ -60,6 +63,31 @@ def test_outputs_and_gradients(shape: tuple[int, ...], dtype: torch.dtype, nan_m
         assert x.grad is not None
         assert y.grad is not None
         assert error(x.grad, y.grad) < 3 * TOLERANCE[dtype]
+
+
+@WITH_FLASH
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "B{}-S{}-T{}-H{}-D{}".format(*s))
+def test_flash_outputs(shape: tuple[int, ...], dtype: torch.dtype, nan_memory: None) -> None:
+    batch, queries, keys, heads, dim = shape
+    q, k, v = random_inputs(batch, queries, keys, heads, dim, dtype)
+    lists = random_lists(queries, keys, 128, empty_rows=(1,) if queries > 256 else ())
+    want, want_lse = reference.attention(q.double(), k.double(), v.double(), *lists, 128, dim**-0.5)
+    got, lse = attention(q, k, v, *lists, backend="flash", return_lse=True)
+    some = want_lse.isfinite()
+    assert error(got, want) < TOLERANCE[dtype]
+    assert torch.equal(some, lse.isfinite())
+    assert torch.allclose(lse[some].double(), want_lse[some], atol=1e-4)
+    with pytest.raises(ValueError, match="no deterministic gradients"):
+        attention(q.requires_grad_(), k, v, *lists, backend="flash")
+
+
+@WITH_FLASH
+def test_flash_plans_of_their_own(nan_memory: None) -> None:
+    q, k, v = random_inputs(2, 530, 700, 3, 64, torch.float16)
+    masks = torch.rand(2, 3, 5, 6, generator=torch.Generator().manual_seed(5)) < 0.5
+    got = attention(q, k, v, *lists_of(masks), backend="flash")
+    assert error(got, attention(q, k, v, *lists_of(masks), backend="hopper").double()) < 1e-3
 
 
 def test_gradients_repeat_bit_for_bit() -> None:

@@ -3,7 +3,8 @@
     api ── operator ─┬─ reference            the formula
                      ├─ gather               any device, differentiable
                      ├─ forward, backward    Triton
-                     └─ hopper_*             Gluon, sm90
+                     ├─ hopper               Gluon, sm90
+                     └─ flash                flash-attn-4, where it is installed
 
 Shapes: B batch, S query length, T key length, H heads, D head dim, R rows of query blocks.
 """
@@ -94,10 +95,10 @@ def attention(
             changes speed only: long columns should come first.
         scale: factor on the logits; ``1 / sqrt(D)`` when left out.
         backend: ``auto`` takes the fastest that can run: ``hopper`` on compute capability 9.0 (fp16 and bf16, head
-            dims 64 and 128, blocks of 128), ``triton`` on other GPUs or inputs, ``gather`` elsewhere. A named
-            backend never falls back.
+            dims 64 and 128, blocks of 128), ``triton`` on other GPUs or inputs, ``gather`` elsewhere. ``flash``, which
+            needs flash-attn-4, only by name. A named backend never falls back.
         eight_bit: compute logits in int8 and weighted values in e4m3 (in 16 bits before compute capability 8.9), with
-            ``triton`` or ``hopper``. On activations of the bundled model the output is off by 2 % (2.6 % at worst;
+            ``triton`` or ``hopper``. On activations of the bundled model the output is off by 2.1 % (2.6 % at worst;
             normal random inputs: 4 %). No gradients. Pays at head dim 128.
         return_lse: also return the log-sum-exp of the scaled logits, natural, float32 ``[B, H, S]``.
 
@@ -122,6 +123,8 @@ def attention(
             q, k, v, row_offsets, column_indices, block_size, factor, backend, return_lse
         )
         return (out, lse) if return_lse else out
+    if backend == "flash" and needs_grad:
+        raise ValueError("backend flash has no deterministic gradients; train with auto, hopper, triton or gather")
     with_lse = return_lse or needs_grad
     out, lse = torch.ops.radial.block_sparse_attention(
         q, k, v, row_offsets, column_indices, column_offsets, row_indices, column_order,

@@ -9,7 +9,7 @@ import os
 import torch
 from torch import Tensor
 
-BACKENDS = ("auto", "reference", "gather", "triton", "hopper")
+BACKENDS = ("auto", "reference", "gather", "triton", "hopper", "flash")
 HOPPER_HEAD_DIMS = (64, 128)
 
 _log = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ def choose_backend(q: Tensor, backend: str = "auto", *, block_size: int = 128, o
     refusal = None
     if backend == "hopper":
         refusal = _hopper_refusal(q, block_size, others)
+    elif backend == "flash":
+        refusal = _flash_refusal(q, block_size, others)
     elif backend == "triton":
         refusal = _triton_refusal(q)
     if refusal is not None:
@@ -52,6 +54,18 @@ def _hopper_refusal(q: Tensor, block_size: int, others: tuple[Tensor, ...]) -> s
     """Why the Hopper kernels cannot run, if they cannot."""
     if not _HAS_TRITON:
         return "needs the triton package"
+    return _sm90_refusal(q, block_size, others)
+
+
+def _flash_refusal(q: Tensor, block_size: int, others: tuple[Tensor, ...]) -> str | None:
+    """Why FlashAttention-4's kernels cannot run, if they cannot."""
+    if not _has_flash_attention():
+        return "needs the flash-attn-4 package (radial[flash])"
+    return _sm90_refusal(q, block_size, others)
+
+
+def _sm90_refusal(q: Tensor, block_size: int, others: tuple[Tensor, ...]) -> str | None:
+    """What every backend of the Hopper architecture asks of its inputs."""
     if not q.is_cuda:
         return f"needs a GPU, and q is on {q.device}"
     capability = torch.cuda.get_device_capability(q.device)
@@ -74,6 +88,13 @@ def _hopper_refusal(q: Tensor, block_size: int, others: tuple[Tensor, ...]) -> s
 def _alternatives(q: Tensor, refused: str) -> list[str]:
     triton = ["triton"] if refused != "triton" and _triton_refusal(q) is None else []
     return [*triton, "gather", "reference"]
+
+
+def _has_flash_attention() -> bool:
+    try:
+        return importlib.util.find_spec("flash_attn.cute") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 _logged: set[tuple[object, ...]] = set()

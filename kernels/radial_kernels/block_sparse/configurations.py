@@ -1,12 +1,17 @@
 """Tile sizes, warps and pipeline stages for each kind of kernel, dtype, head dim and architecture.
 
 A shipped table, so that nothing is tuned at run time and a new clip length never compiles anything anew. The sm90
-rows were measured (see benchmarks/); the others follow from shared memory and registers.
+rows were measured (see benchmarks/); the others follow from shared memory and registers. What :mod:`.tuning` has
+measured on this machine comes before the table.
 """
 
 from __future__ import annotations
 
+import functools
+import json
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -52,19 +57,62 @@ _SMALL = {
 
 def forward_tiles(q: Tensor, block_size: int) -> Tiles:
     """Tiles of the portable forward kernel."""
-    return tiles_for("forward", _capability(q), q.element_size(), q.shape[-1], block_size)
+    return _tiles("forward", q, block_size)
 
 
 def backward_tiles(q: Tensor, block_size: int) -> Tiles:
     """Tiles of the portable backward kernels; the gradient of q swaps queries and keys."""
-    return tiles_for("backward", _capability(q), q.element_size(), q.shape[-1], block_size)
+    return _tiles("backward", q, block_size)
 
 
 def tiles_for(kind: str, capability: tuple[int, int], element_size: int, head_dim: int, block_size: int) -> Tiles:
-    """Tiles of a kind of kernel on an architecture; never larger than a block."""
+    """Tiles of a kind of kernel on an architecture by the shipped table; never larger than a block."""
     table = _LARGE if capability in ((9, 0), (10, 0), (10, 3)) else _SMALL
     wide = min(limit for name, size, limit in table if (name, size) == (kind, element_size) and head_dim <= limit)
-    tiles = table[kind, element_size, wide]
+    return _cut(table[kind, element_size, wide], block_size)
+
+
+def tuning_key(kind: str, q: Tensor) -> str:
+    """What a tuned choice holds for: kernel, dtype, head dim, architecture, and a power of two of tokens.
+
+    Clips of any length in between share a key, so that a new length asks for no tuning.
+    """
+    dtype = str(q.dtype).removeprefix("torch.")
+    bucket = min(19, max(12, q.shape[1].bit_length() - 1))
+    return f"{kind} {dtype} {q.shape[-1]} {_architecture(q)} {1 << bucket}"
+
+
+def tuned_file() -> Path:
+    """Where tuned choices are kept: ``$RADIAL_TILES``, or tiles.json in the user's cache folder."""
+    named = os.environ.get("RADIAL_TILES")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(named) if named else cache / "radial" / "tiles.json"
+
+
+@functools.cache
+def read_tuned(file: Path) -> dict[str, Tiles]:
+    """Tuned choices by key, read once a process.
+
+    Raises:
+        ValueError: the file holds something else; it says which file to delete.
+    """
+    if not file.exists():
+        return {}
+    try:
+        return {key: Tiles(**tiles) for key, tiles in json.loads(file.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} does not hold tuned tiles ({error}); delete it, or tune again") from error
+
+
+def _tiles(kind: str, q: Tensor, block_size: int) -> Tiles:
+    tuned = read_tuned(tuned_file()).get(tuning_key(kind, q)) if q.is_cuda else None
+    if tuned is not None:
+        return _cut(tuned, block_size)
+    return tiles_for(kind, _capability(q), q.element_size(), q.shape[-1], block_size)
+
+
+def _cut(tiles: Tiles, block_size: int) -> Tiles:
+    """Tiles no larger than a block."""
     queries, keys = min(tiles.queries, block_size), min(tiles.keys, block_size)
     # A tile cut down to the block needs fewer warps.
     warps = max(1, tiles.num_warps * min(queries, keys) // min(tiles.queries, tiles.keys))
@@ -73,3 +121,11 @@ def tiles_for(kind: str, capability: tuple[int, int], element_size: int, head_di
 
 def _capability(q: Tensor) -> tuple[int, int]:
     return torch.cuda.get_device_capability(q.device) if q.is_cuda and torch.version.hip is None else (0, 0)
+
+
+def _architecture(q: Tensor) -> str:
+    if not q.is_cuda:
+        return q.device.type
+    if torch.version.hip is not None:
+        return str(torch.cuda.get_device_properties(q.device).gcnArchName)
+    return "sm{}{}".format(*torch.cuda.get_device_capability(q.device))

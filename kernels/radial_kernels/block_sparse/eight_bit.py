@@ -1,8 +1,9 @@
 """The portable 8-bit forward kernel: int8 logits, and weighted values in e4m3 or, before sm89, in 16 bits.
 
-As in the full-precision kernel, one program computes one tile of queries of one head. Weights are scaled by 256
-before they are rounded to e4m3, which has no finer steps than 2^-9. Each product of weights and values starts
-from zero and is added in full precision: the matrix unit keeps only about 14 bits of an 8-bit sum.
+As in the full-precision kernel, one program computes one tile of queries of one head. Weights are scaled by 256, and
+by what their block of values is worth, before they are rounded to e4m3, which has no finer steps than 2^-9. Each
+product of weights and values starts from zero and is added in full precision: the matrix unit keeps only about 14 bits
+of an 8-bit sum.
 
 Shapes: B batch, S query length, T key length, H heads, D head dim.
 """
@@ -21,8 +22,8 @@ from radial_kernels.block_sparse.tiles import LOG2_E, head_block, launching_on, 
 
 @triton.jit
 def _eight_bit_kernel(
-    query_ptr, key_ptr, value_ptr, query_scale_ptr, key_scale_ptr, value_scale_ptr, output_ptr, lse_ptr,
-    row_offsets_ptr, column_indices_ptr, scale_log2, query_length, key_length, key_blocks,
+    query_ptr, key_ptr, value_ptr, query_scale_ptr, key_scale_ptr, value_shift_ptr, value_scale_ptr,
+    output_ptr, lse_ptr, row_offsets_ptr, column_indices_ptr, scale_log2, query_length, key_length, key_blocks,
     query_batch_stride, query_stride, query_head_stride,
     key_batch_stride, key_stride, key_head_stride,
     value_batch_stride, value_stride, value_head_stride,
@@ -73,7 +74,8 @@ def _eight_bit_kernel(
                 mask=(columns < HEAD_DIM)[:, None],
                 other=0.0,
             )
-            accumulated += tl.dot((weights * 256.0).to(tl.float8e4nv), value.T)
+            worth = tl.math.exp2(tl.load(value_shift_ptr + tl.program_id(1) * key_blocks + block) + 8.0)
+            accumulated += tl.dot((weights * worth).to(tl.float8e4nv), value.T)
         else:
             value = load_tile(None, value_ptr, first, key_length, value_stride, KEYS, HEAD_DIM, HEAD_BLOCK, False)
             accumulated = tl.dot(weights.to(value.dtype), value, accumulated)
@@ -82,8 +84,7 @@ def _eight_bit_kernel(
     divisor = tl.where(running_sum > 0, running_sum, 1.0)
     output = accumulated / divisor[:, None]
     if EIGHT_BIT_VALUES:
-        scales = tl.load(value_scale_ptr + tl.program_id(1) * HEAD_DIM + columns, mask=columns < HEAD_DIM, other=0.0)
-        output *= scales[None, :] / 256.0
+        output *= tl.load(value_scale_ptr + tl.program_id(1)) / 256.0
     store_tile(output_ptr, output, first_query, query_length, output_stride, QUERIES, HEAD_DIM, HEAD_BLOCK)
     if lse_ptr is not None:
         store_log_sum_exp(lse_ptr, running_max, divisor, first_query, query_length, QUERIES)
@@ -106,19 +107,19 @@ def attention(
     if eight_bit_values is None:
         eight_bit_values = not q_BSHD.is_cuda or torch.cuda.get_device_capability(q_BSHD.device) >= (8, 9)
     inputs = quantise_logits(q_BSHD, k_BTHD, block_size)
-    value_scale: Tensor | None
+    value, value_strides = v_BTHD, list(v_BTHD.stride()[:3])
+    value_worths: tuple[Tensor | None, Tensor | None] = (None, None)
     if eight_bit_values:
-        value, value_scale = quantise_values(v_BTHD, block_size, interleaved=False)
+        values = quantise_values(v_BTHD, block_size, interleaved=False)
+        value, value_worths = values.v_BHDP, (values.shift_BHR, values.scale_BH)
         value_strides = [value.stride(dim) for dim in (0, 2, 1)]
-    else:
-        value, value_scale, value_strides = v_BTHD, None, list(v_BTHD.stride()[:3])
     output = torch.empty(q_BSHD.shape, dtype=q_BSHD.dtype, device=q_BSHD.device)
     lse_BHS = torch.empty((batch, heads, query_length) if with_lse else (0,), device=q_BSHD.device)
     tile = min(block_size, 64)
     rows = row_offsets.shape[-1] - 1
     with launching_on(q_BSHD):
         _eight_bit_kernel[(rows * (block_size // tile), batch * heads)](
-            inputs.q_BSHD, inputs.k_BTHD, value, inputs.q_scale_BHR, inputs.k_scale_BHR, value_scale,
+            inputs.q_BSHD, inputs.k_BTHD, value, inputs.q_scale_BHR, inputs.k_scale_BHR, *value_worths,
             output, lse_BHS if with_lse else None, row_offsets, column_indices,
             scale * LOG2_E, query_length, k_BTHD.shape[1], inputs.k_scale_BHR.shape[-1],
             *inputs.q_BSHD.stride()[:3], *inputs.k_BTHD.stride()[:3], *value_strides, *output.stride()[:3],

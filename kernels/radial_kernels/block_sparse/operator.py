@@ -49,6 +49,11 @@ def attention(
             from radial_kernels.block_sparse.hopper import forward as hopper_forward
 
             return hopper_forward.attention(q, k, v, row_offsets, column_indices, scale, with_lse=with_lse)
+        case "flash":
+            from radial_kernels.block_sparse import flash
+
+            out, lse = flash.attention(q, k, v, row_offsets, column_indices, scale)
+            return out, lse if with_lse else lse.new_empty(0)
     raise AssertionError("choose_backend knows only the backends above")
 
 

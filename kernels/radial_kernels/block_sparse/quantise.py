@@ -1,10 +1,11 @@
 """Eight-bit copies of q, k and v, for attention on the matrix unit's 8-bit products.
 
 q and k become int8 with one scale for every block and head; their product is exact in int32. K is smoothed first:
-its mean over all tokens is taken away, which shifts all logits of a row alike and so leaves the softmax as it is, but
-spares the range for what differs (SageAttention, arXiv 2410.02367). v becomes e4m3 with one scale for every channel and
-head, laid out with tokens innermost, as the matrix unit reads 8-bit operands. int8 is more exact here than e4m3 would
-be: on activations of the bundled model e4m3 logits alone cost 3.6 %, int8 logits 0.8 %.
+its mean over a sample of tokens is taken away, which shifts all logits of a row alike and so leaves the softmax as it
+is, but spares the range for what differs (SageAttention, arXiv 2410.02367). v becomes e4m3 with a power of two as scale
+for every block and head, laid out with tokens innermost, as the matrix unit reads 8-bit operands. A block's scale goes
+into its weights' exponent, where it costs nothing. So q and v are read once and k little more than once. int8 is more
+exact here than e4m3 would be: on activations of the bundled model e4m3 logits alone cost 3.6 %, int8 logits 0.8 %.
 
 Shapes: B batch, S sequence length, H heads, D head dim, R blocks of a sequence, P sequence length up to a whole block.
 """
@@ -20,8 +21,7 @@ from torch import Tensor
 
 from radial_kernels.block_sparse.tiles import head_block, launching_on, load_tile
 
-_CHUNK = 1024  # tokens that one program of the channel statistics reads
-_TINY = 1e-20  # stands in for the peak of an all-zero block
+_SAMPLE = 64  # tokens that one program of the mean key reads
 
 
 @dataclass(frozen=True)
@@ -35,26 +35,32 @@ class EightBitLogits:
     k_mean_BHD: Tensor
 
 
+@dataclass(frozen=True)
+class EightBitValues:
+    """v in e4m3 ``[B, H, D, P]``, zeros beyond the last token: a block is worth 2^(its shift) times its head's scale.
+
+    Shifts are at most 0; where one falls short of -32 the block adds nothing that could be seen.
+    """
+
+    v_BHDP: Tensor
+    shift_BHR: Tensor
+    scale_BH: Tensor
+
+
 @triton.jit
-def _channels_kernel(
-    x_ptr, sums_ptr, peaks_ptr, length, batch_stride, stride, head_stride,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr,
+def _sums_kernel(
+    x_ptr, sums_ptr, length, spacing, batch_stride, stride, head_stride,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr, SAMPLE: tl.constexpr,
 ):  # fmt: skip
-    """Sum and largest magnitude of every channel over a chunk of tokens."""
+    """Sum of every channel over a few tokens."""
     batch = (tl.program_id(1) // HEADS).to(tl.int64)
     head = (tl.program_id(1) % HEADS).to(tl.int64)
     x_ptr += batch * batch_stride + head * head_stride
-    sums = tl.zeros([HEAD_BLOCK], tl.float32)
-    peaks = tl.zeros([HEAD_BLOCK], tl.float32)
-    for step in range(CHUNK // TILE):
-        first = tl.program_id(0) * CHUNK + step * TILE
-        x = load_tile(None, x_ptr, first, length, stride, TILE, HEAD_DIM, HEAD_BLOCK, False).to(tl.float32)
-        sums += tl.sum(x, 0)
-        peaks = tl.maximum(peaks, tl.max(tl.abs(x), 0))
+    first = tl.program_id(0) * spacing
+    x = load_tile(None, x_ptr, first, length, stride, SAMPLE, HEAD_DIM, HEAD_BLOCK, False).to(tl.float32)
     columns = tl.arange(0, HEAD_BLOCK)
-    chunk = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
-    tl.store(sums_ptr + chunk * HEAD_DIM + columns, sums, mask=columns < HEAD_DIM)
-    tl.store(peaks_ptr + chunk * HEAD_DIM + columns, peaks, mask=columns < HEAD_DIM)
+    part = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(sums_ptr + part * HEAD_DIM + columns, tl.sum(x, 0), mask=columns < HEAD_DIM)
 
 
 @triton.jit
@@ -84,7 +90,7 @@ def _blocks_kernel(
 
 @triton.jit
 def _values_kernel(
-    x_ptr, scale_ptr, out_ptr, length, batch_stride, stride, head_stride,
+    x_ptr, exponent_ptr, out_ptr, length, batch_stride, stride, head_stride,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
     INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
@@ -104,7 +110,10 @@ def _values_kernel(
         mask=inside,
         other=0.0,
     ).to(tl.float32)
-    x /= tl.load(scale_ptr + tl.program_id(1) * HEAD_DIM + columns, mask=columns < HEAD_DIM, other=1.0)[None, :]
+    peak = tl.maximum(tl.max(tl.max(tl.abs(x), 1), 0), 1e-20)
+    exponent = tl.math.ceil(tl.math.log2(peak / 448.0))
+    tl.store(exponent_ptr + tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0), exponent)
+    x *= tl.math.exp2(-exponent)
     channel = tl.program_id(1).to(tl.int64) * HEAD_DIM + columns
     padded = tl.num_programs(0) * BLOCK
     tl.store(
@@ -116,43 +125,46 @@ def _values_kernel(
 
 def quantise_logits(q_BSHD: Tensor, k_BTHD: Tensor, block_size: int) -> EightBitLogits:
     """q and k in int8, k smoothed."""
-    mean_BHD, _ = _channel_statistics(k_BTHD)
     q, q_scale = _to_int8(q_BSHD, None, block_size)
+    mean_BHD = _sampled_mean(k_BTHD)
     k, k_scale = _to_int8(k_BTHD, mean_BHD, block_size)
     return EightBitLogits(q, k, q_scale, k_scale, mean_BHD)
 
 
-def quantise_values(v_BTHD: Tensor, block_size: int, *, interleaved: bool) -> tuple[Tensor, Tensor]:
-    """v in e4m3 ``[B, H, D, P]``, zeros beyond the last token, and its scale ``[B, H, D]``.
+def quantise_values(v_BTHD: Tensor, block_size: int, *, interleaved: bool) -> EightBitValues:
+    """v in e4m3.
 
     ``interleaved`` orders the tokens of every 16 values as the Hopper kernel's weights lie in its registers.
     """
-    _, peak_BHD = _channel_statistics(v_BTHD)
-    scale_BHD = peak_BHD.clamp_min(_TINY) / 448
     batch, length, heads, head_dim = v_BTHD.shape
     blocks = -(-length // block_size)
     v_shape = (batch, heads, head_dim, blocks * block_size)
     v_BHDP = torch.empty(v_shape, dtype=torch.float8_e4m3fn, device=v_BTHD.device)
+    exponent_BHR = torch.empty((batch, heads, blocks), device=v_BTHD.device)
     with launching_on(v_BTHD):
         _values_kernel[(blocks, batch * heads)](
-            v_BTHD, scale_BHD, v_BHDP, length, *v_BTHD.stride()[:3],
+            v_BTHD, exponent_BHR, v_BHDP, length, *v_BTHD.stride()[:3],
             HEADS=heads, HEAD_DIM=head_dim, HEAD_BLOCK=head_block(head_dim), BLOCK=block_size,
             INTERLEAVED=interleaved, num_warps=8,
         )  # fmt: skip
-    return v_BHDP, scale_BHD
+    largest_BH1 = exponent_BHR.amax(-1, keepdim=True)
+    shift_BHR = (exponent_BHR - largest_BH1).clamp_min(-32)
+    return EightBitValues(v_BHDP, shift_BHR, largest_BH1[..., 0].exp2())
 
 
-def _channel_statistics(x_BSHD: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and largest magnitude of every channel, ``[B, H, D]``."""
+def _sampled_mean(x_BSHD: Tensor) -> Tensor:
+    """Mean of every channel, ``[B, H, D]``, over an eighth of the tokens of a long sequence."""
     batch, length, heads, head_dim = x_BSHD.shape
-    chunks = -(-length // _CHUNK)
-    sums, peaks = (torch.empty((batch, heads, chunks, head_dim), device=x_BSHD.device) for _ in range(2))
+    spacing = _SAMPLE * (8 if length > 4096 else 1)
+    samples = -(-length // spacing)
+    sums = torch.empty((batch, heads, samples, head_dim), device=x_BSHD.device)
     with launching_on(x_BSHD):
-        _channels_kernel[(chunks, batch * heads)](
-            x_BSHD, sums, peaks, length, *x_BSHD.stride()[:3],
-            HEADS=heads, HEAD_DIM=head_dim, HEAD_BLOCK=head_block(head_dim), CHUNK=_CHUNK, TILE=64, num_warps=4,
+        _sums_kernel[(samples, batch * heads)](
+            x_BSHD, sums, length, spacing, *x_BSHD.stride()[:3],
+            HEADS=heads, HEAD_DIM=head_dim, HEAD_BLOCK=head_block(head_dim), SAMPLE=_SAMPLE, num_warps=4,
         )  # fmt: skip
-    return sums.sum(2) / length, peaks.amax(2)
+    tokens = (samples - 1) * _SAMPLE + min(_SAMPLE, length - (samples - 1) * spacing)
+    return sums.sum(2) / tokens
 
 
 def _to_int8(x_BSHD: Tensor, mean_BHD: Tensor | None, block_size: int) -> tuple[Tensor, Tensor]:

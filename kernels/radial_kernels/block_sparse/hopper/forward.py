@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from radial_kernels.block_sparse.hopper.descriptors import BLOCK, describe
-from radial_kernels.block_sparse.hopper.ring import add_own_columns, make_barrier, make_ring
+from radial_kernels.block_sparse.hopper.ring import add_own_columns, finish_before_waiting, make_barrier, make_ring
 from radial_kernels.block_sparse.lists import plan_strides
 from radial_kernels.block_sparse.tiles import LOG2_E, launching_on
 
@@ -108,6 +108,8 @@ def _attend(
         correction = gl.exp2(running_max - new_max)
         running_max = new_max
         sums = sums * gl.convert_layout(correction, SUM_ROWS)[:, None] + add_own_columns(weights, QUERIES, BLOCK)
+        if HEAD_DIM == 64:  # at 128 the matrix unit is the bottleneck whatever the order, and this one is slower
+            sums = finish_before_waiting(sums)
         accumulated = warpgroup_mma_wait(0, deps=[running])
         values.release(step - 1)
         accumulated = accumulated * gl.convert_layout(correction, OUTPUT_ROWS)[:, None]
@@ -181,7 +183,7 @@ def attention(
     scale: float,
     *,
     with_lse: bool = False,
-    num_stages: int = 2,
+    num_stages: int = 3,
 ) -> tuple[Tensor, Tensor]:
     """Launch the kernel: outputs ``[B, S, H, D]`` and, when asked for, log-sum-exps ``[B, H, S]`` (else empty)."""
     batch, query_length, heads, head_dim = q_BSHD.shape
