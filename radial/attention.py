@@ -1,24 +1,29 @@
 """The seam to diffusers: installs radial attention on a pipeline's transformers and takes it away again.
 
-Every self-attention layer gets a processor that knows its layer index. A hook on the transformer tells a shared
-context the token grid and the step of each call; the context answers which plan, if any, a layer uses.
+Every self-attention layer gets a processor that knows its layer. A hook on the transformer tells a shared context the
+token grid and the step of each call; the context answers whether a layer is dense, and attends for it where it is not.
+
+Shapes: B batch, S tokens, H heads, D head dim.
 """
 
 from __future__ import annotations
 
+import inspect
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from radial.errors import ModelError
 from radial.pattern import RadialPattern
 from radial.plan import BlockPlan
+from radial.processors import make_radial_processor
 from radial.schedule import Schedule
 
 if TYPE_CHECKING:
-    from radial.families import Family
+    from radial.families import Call, Family
 
 _HOOK = "radial_attention"
 
@@ -31,19 +36,29 @@ class AttentionContext:
     ) -> None:
         self.pattern, self.schedule, self.block_size, self.backend = pattern, schedule, block_size, backend
         self._pipe = pipe  # not its scheduler: users put in another
-        self.plan: BlockPlan | None = None
+        self.plans: tuple[BlockPlan, ...] = ()  # of the current call: one for the batch, or one an entry
         self.step, self.num_steps = 0, 1
+        self._masks_padding = False
         self._last_timestep: float | None = None
         self._computed = self._total = 0.0
 
-    def begin_call(self, family: Family, transformer: nn.Module, hidden_states: Tensor, timestep: Tensor) -> None:
-        """Note grid and step of a transformer call, and count what its attention will compute."""
-        grid = family.grid(transformer, hidden_states)
-        if self.plan is None or self.plan.grid != grid or self.plan.row_offsets.device != hidden_states.device:
-            self.plan = BlockPlan.build(grid, self.pattern, self.block_size).to(hidden_states.device)
-        self._locate(float(timestep.flatten().max()))
-        for layer in range(len(family.self_attentions(transformer))):
-            self._computed += 1.0 if self.schedule.is_dense(layer, self.step, self.num_steps) else self.plan.density
+    def begin_call(self, family: Family, transformer: nn.Module, call: Call) -> None:
+        """Note grids and step of a transformer call, and count what its attention will compute.
+
+        Raises:
+            ModelError: a call of this kind cannot be radial.
+        """
+        if (reason := family.refuse(transformer, call)) is not None:
+            raise ModelError(f"this call of {type(transformer).__name__} cannot be radial: {reason}")
+        device = call["hidden_states"].device
+        grids = family.grids(transformer, call)
+        if tuple(plan.grid for plan in self.plans) != grids or self.plans[0].row_offsets.device != device:
+            self.plans = tuple(BlockPlan.build(grid, self.pattern, self.block_size).to(device) for grid in grids)
+        self._masks_padding = family.masks_padding
+        self._locate(float(call["timestep"].flatten().max()))
+        density = sum(plan.density for plan in self.plans) / len(self.plans)
+        for layer, _ in family.self_attentions(transformer):
+            self._computed += 1.0 if self.is_dense(layer) else density
             self._total += 1.0
 
     def _locate(self, timestep: float) -> None:
@@ -58,9 +73,58 @@ class AttentionContext:
             self.step += 1
         self._last_timestep = timestep
 
-    def plan_for(self, layer: int) -> BlockPlan | None:
-        """The plan of a layer in the current call; None where it is dense."""
-        return None if self.schedule.is_dense(layer, self.step, self.num_steps) else self.plan
+    def is_dense(self, layer: int) -> bool:
+        """Whether a layer computes full attention in the current call."""
+        return self.schedule.is_dense(layer, self.step, self.num_steps)
+
+    def attend(
+        self,
+        processor: str,
+        q_BSHD: Tensor,
+        k_BSHD: Tensor,
+        v_BSHD: Tensor,
+        mask: Tensor | None,
+        scale: float | None,
+        is_causal: bool,
+        parallel: Any,
+    ) -> Tensor:
+        """A layer's attention by the plan of its call, in place of the function that ``processor`` calls.
+
+        Raises:
+            ModelError: the processor asks for something that a plan does not hold.
+        """
+        if is_causal or (mask is not None and not self._masks_padding) or parallel is not None:
+            what = "is causal" if is_causal else "has a mask" if mask is not None else "runs in parallel parts"
+            raise ModelError(f"the attention of {processor} {what}, which radial attention does not know")
+        if k_BSHD.shape[2] != q_BSHD.shape[2]:  # grouped queries
+            groups = q_BSHD.shape[2] // k_BSHD.shape[2]
+            k_BSHD, v_BSHD = (x.repeat_interleave(groups, dim=2) for x in (k_BSHD, v_BSHD))
+        if len(self.plans) == 1:
+            return self._attend_by(self.plans[0], processor, q_BSHD, k_BSHD, v_BSHD, scale)
+        if len(q_BSHD) == 1:  # a processor that takes batch entries one by one: its length tells which one
+            plan = next((plan for plan in self.plans if plan.grid.tokens == q_BSHD.shape[1]), self.plans[0])
+            return self._attend_by(plan, processor, q_BSHD, k_BSHD, v_BSHD, scale)
+        return torch.cat(
+            [
+                self._attend_by(plan, processor, q_BSHD[[entry]], k_BSHD[[entry]], v_BSHD[[entry]], scale)
+                for entry, plan in enumerate(self.plans)
+            ]
+        )
+
+    def _attend_by(
+        self, plan: BlockPlan, processor: str, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, scale: float | None
+    ) -> Tensor:
+        tokens, length = plan.grid.tokens, q_BSHD.shape[1]
+        if not tokens <= length == k_BSHD.shape[1]:
+            raise ModelError(f"{processor} attends over {length} tokens, where its call has {tokens}")
+        valid = (x[:, :tokens] for x in (q_BSHD, k_BSHD, v_BSHD))
+        out_BSHD = plan.attend(*valid, scale=scale, backend=self.backend)
+        return out_BSHD if tokens == length else F.pad(out_BSHD, (0, 0, 0, 0, 0, length - tokens))
+
+    @property
+    def plan(self) -> BlockPlan | None:
+        """The plan of the last call, of its first batch entry where they differ."""
+        return self.plans[0] if self.plans else None
 
     @property
     def computed_share(self) -> float:
@@ -84,11 +148,11 @@ class RadialAttention:
             if HookRegistry.check_if_exists_or_initialize(transformer).get_hook(_HOOK) is not None:
                 raise ModelError("radial attention is installed on this model already; remove it first")
         for transformer, family in zip(transformers, families, strict=True):
-            for layer, attention in enumerate(family.self_attentions(transformer)):
-                stock = attention.processor
-                self._stock.append((attention, stock))
-                attention.set_processor(family.processor(layer, context, stock))  # type: ignore[operator]
-            hook = _make_hook(family, context)
+            for layer, attention in family.self_attentions(transformer):
+                processor = make_radial_processor(layer, context, attention.processor)
+                self._stock.append((attention, attention.processor))
+                attention.processor = processor
+            hook = _make_hook(family, context, transformer)
             HookRegistry.check_if_exists_or_initialize(transformer).register_hook(hook, _HOOK)
             self._hooked.append(transformer)
 
@@ -107,7 +171,7 @@ class RadialAttention:
         from diffusers.hooks import HookRegistry
 
         for attention, stock in self._stock:
-            attention.set_processor(stock)  # type: ignore[operator]
+            attention.processor = stock
         for transformer in self._hooked:
             HookRegistry.check_if_exists_or_initialize(transformer).remove_hook(_HOOK, recurse=False)
         self._stock, self._hooked = [], []
@@ -161,17 +225,17 @@ def apply(
     return RadialAttention(context, transformers)
 
 
-def _make_hook(family: Family, context: AttentionContext) -> Any:
+def _make_hook(family: Family, context: AttentionContext, transformer: nn.Module) -> Any:
     from diffusers.hooks import ModelHook
+
+    signature = inspect.signature(type(transformer).forward)
 
     class RadialHook(ModelHook):
         """Tells the context where a run stands before each call of the transformer."""
 
         @torch.compiler.disable
         def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-            hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-            timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
-            context.begin_call(family, module, hidden_states, timestep)
+            context.begin_call(family, module, signature.bind_partial(module, *args, **kwargs).arguments)
             return args, kwargs
 
     return RadialHook()

@@ -32,7 +32,7 @@ def draw_plan(plan: BlockPlan, title: str) -> Image.Image:
     every = max(1, grid.frames // 24)
     small = ImageFont.load_default(13)
     for frame in range(0, grid.frames, every):
-        place = (grid.video_start + frame * grid.tokens_per_frame) * scale
+        place = (grid.before + frame * grid.tokens_per_frame) * scale
         middle = place + grid.tokens_per_frame * scale / 2
         draw.line([(_MARGIN - 6, _HEAD + place), (_MARGIN, _HEAD + place)], fill=_FAINT)
         draw.line([(_MARGIN + place, _HEAD + _SIDE), (_MARGIN + place, _HEAD + _SIDE + 6)], fill=_FAINT)

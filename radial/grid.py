@@ -9,28 +9,31 @@ from radial.errors import RequestError
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """Latent tokens after patching, and the text tokens that share their sequence.
+    """Latent tokens after patching, and the other tokens that share their sequence: text, or frames of an earlier clip.
+
+    Those see everything and everything sees them.
 
     Attributes:
         frames: latent frames.
         height: token rows in a frame.
         width: token columns in a frame.
-        text: text tokens joined to the video tokens in one sequence (0 where text has its own cross-attention).
-        text_first: whether the text tokens stand before the video tokens rather than after.
+        before: other tokens before the video tokens.
+        after: other tokens after them.
     """
 
     frames: int
     height: int
     width: int
-    text: int = 0
-    text_first: bool = False
+    before: int = 0
+    after: int = 0
 
     def __post_init__(self) -> None:
         for name in ("frames", "height", "width"):
             if getattr(self, name) < 1:
                 raise RequestError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.text < 0:
-            raise RequestError(f"text must be 0 or more tokens, not {self.text}")
+        for name in ("before", "after"):
+            if getattr(self, name) < 0:
+                raise RequestError(f"{name} must be 0 or more tokens, not {getattr(self, name)}")
 
     @property
     def tokens_per_frame(self) -> int:
@@ -43,9 +46,4 @@ class TokenGrid:
     @property
     def tokens(self) -> int:
         """Length of the whole sequence."""
-        return self.video_tokens + self.text
-
-    @property
-    def video_start(self) -> int:
-        """Position of the first video token."""
-        return self.text if self.text_first else 0
+        return self.before + self.video_tokens + self.after

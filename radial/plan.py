@@ -58,7 +58,8 @@ class BlockPlan:
         of no more tokens than a third of a block count a third of their own rows. The rule treats rows and columns
         differently, so where frames do not end on a block's border the mask is not quite symmetric. The
         paper gives no block rule; its variant keeps a block when any of its token pairs is kept. Beyond both, the
-        diagonal and the sink frames are kept whatever the sizes, and so are all blocks that hold text tokens.
+        diagonal and the sink frames are kept whatever the sizes, and so are all blocks that hold other tokens than
+        the clip's.
 
         Raises:
             RequestError: ``block_size`` is not a power of two from 16 to 256, or leaves too many blocks.
@@ -96,7 +97,9 @@ class BlockPlan:
             return self
         return replace(self, **{name: getattr(self, name).to(device) for name in _LISTS})
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float | None = None, backend: str = "auto"
+    ) -> torch.Tensor:
         """Attention over the kept blocks: q, k, v and the result are ``[batch, tokens, heads, head dim]``."""
         return block_sparse.attention(
             q,
@@ -108,6 +111,7 @@ class BlockPlan:
             row_indices=self.row_indices,
             column_order=self.column_order,
             block_size=self.block_size,
+            scale=scale,
             backend=backend,
         )
 
@@ -174,7 +178,8 @@ def _row_runs(
 ) -> NDArray[np.uint32]:
     """All runs of each row, by ascending start, as words of first block and end: ``[rows, runs]``.
 
-    To the runs that the block rule gives come the sink frames' columns, and every row and column that holds text.
+    To the runs that the block rule gives come the sink frames' columns, and every row and column that holds other
+    tokens than the clip's.
     """
     words = first.astype(np.uint32) << 16
     words |= end.astype(np.uint32)
@@ -197,16 +202,19 @@ def _row_runs(
     blocks = -(-grid.tokens // block_size)
     sink_tokens = min(pattern.sink_frames, grid.frames) * grid.tokens_per_frame
     if sink_tokens:
-        low_block = grid.video_start // block_size
-        high_block = (grid.video_start + sink_tokens - 1) // block_size
+        low_block = grid.before // block_size
+        high_block = (grid.before + sink_tokens - 1) // block_size
         # The block where the sink ends is left to the block rule: most of it may be another frame.
-        high_block -= (grid.video_start + sink_tokens) % block_size != 0 and high_block > low_block
+        high_block -= (grid.before + sink_tokens) % block_size != 0 and high_block > low_block
         runs[:, 1] = low_block << 16 | high_block + 1
-    if grid.text:
-        first_text = 0 if grid.text_first else grid.video_tokens // block_size
-        last_text = (grid.text - 1) // block_size if grid.text_first else blocks - 1
-        runs[:, 0 if grid.text_first else -1] = first_text << 16 | last_text + 1
-        runs[(rows >= first_text) & (rows <= last_text), 0] = blocks  # the whole row
+    if grid.before:
+        last_before = (grid.before - 1) // block_size
+        runs[:, 0] = last_before + 1
+        runs[rows <= last_before, 0] = blocks  # the whole row
+    if grid.after:
+        first_after = (grid.before + grid.video_tokens) // block_size
+        runs[:, -1] = first_after << 16 | blocks
+        runs[rows >= first_after, 0] = blocks
     return runs
 
 
@@ -232,7 +240,7 @@ def _frame_pair_runs(
 
     Row pieces are the parts of block rows that lie in one frame. In its own frame a piece keeps its block always.
     """
-    tokens, start = grid.tokens_per_frame, grid.video_start
+    tokens, start = grid.tokens_per_frame, grid.before
     frame_start = start + piece_frame * tokens
     # The piece's rows as positions in its own frame: top <= k < bottom.
     top = np.maximum(piece_block * block_size - frame_start, 0)[:, None]
@@ -276,7 +284,7 @@ def _frame_pair_runs(
 
 def _pieces(grid: TokenGrid, block_size: int) -> tuple[_Array, _Array]:
     """Frame and block of every part of a block row that lies in one frame."""
-    starts = grid.video_start + np.arange(grid.frames, dtype=np.int32) * grid.tokens_per_frame
+    starts = grid.before + np.arange(grid.frames, dtype=np.int32) * grid.tokens_per_frame
     first, last = starts // block_size, (starts + grid.tokens_per_frame - 1) // block_size
     counts = last - first + 1
     frame = np.repeat(np.arange(grid.frames, dtype=np.int32), counts)

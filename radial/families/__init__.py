@@ -1,22 +1,51 @@
-"""How each model family computes self-attention, and where its tokens lie. One small file per family."""
+"""Where the self-attention of each model family sits, and where its tokens lie. One small file per family.
+
+To add one, see docs/families.md.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from radial.errors import ModelError
 from radial.grid import TokenGrid
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from radial.attention import AttentionContext
+Call = Mapping[str, Any]  # the arguments of a transformer's forward, by name
 
 # Transformer class -> module of this package that knows it.
-_FAMILIES = {"WanTransformer3DModel": "wan"}
+FAMILIES = {
+    "WanTransformer3DModel": "wan",
+    "WanVACETransformer3DModel": "wan",
+    "WanAnimateTransformer3DModel": "wan",
+    "SkyReelsV2Transformer3DModel": "wan",
+    "ChronoEditTransformer3DModel": "wan",
+    "HunyuanVideoTransformer3DModel": "hunyuan_video",
+    "HunyuanVideo15Transformer3DModel": "hunyuan_video15",
+    "HunyuanVideoFramepackTransformer3DModel": "framepack",
+    "MochiTransformer3DModel": "mochi",
+    "LTXVideoTransformer3DModel": "ltx",
+    "LTX2VideoTransformer3DModel": "ltx",
+    "CogVideoXTransformer3DModel": "cogvideox",
+    "ConsisIDTransformer3DModel": "cogvideox",
+    "AllegroTransformer3DModel": "allegro",
+    "EasyAnimateTransformer3DModel": "easyanimate",
+    "CosmosTransformer3DModel": "cosmos",
+    "Kandinsky5Transformer3DModel": "kandinsky5",
+}
+
+_IMPOSSIBLE = {
+    "SanaVideoTransformer3DModel": "its self-attention is linear: there are no weights between tokens to leave out",
+    "LatteTransformer3DModel": "it attends within a frame and across time in turn, so no layer sees the whole clip",
+    "WanAnimate2Transformer3DModel": "its self-attention reads a cache of reference tokens outside the clip's grid",
+    "HeliosTransformer3DModel": "it attends to history tokens of several scales in an order of its own",
+    "AnyFlowFARTransformer3DModel": "its attention is causal from chunk to chunk",
+}
 
 
 @dataclass(frozen=True)
@@ -24,24 +53,46 @@ class Family:
     """What :mod:`radial.attention` needs to know about a transformer class.
 
     Attributes:
-        self_attentions: the modules whose processor is replaced, in layer order.
-        grid: the token grid of a call, from the transformer and its hidden states.
-        processor: makes a layer's processor from the layer index, the context and the stock processor.
+        self_attentions: the modules whose processor is replaced, each with the number of its layer.
+        grids: the token grids of a call: one for the whole batch, or one for each entry where their texts differ in
+            length. Tokens beyond a grid's end are padding: nobody attends to them, and what they get is zeros.
+        masks_padding: whether an attention mask only keeps padded tokens out, which the grids leave out already.
+        refuse: why a call cannot be radial, or None.
     """
 
-    self_attentions: Callable[[nn.Module], list[nn.Module]]
-    grid: Callable[[nn.Module, Tensor], TokenGrid]
-    processor: Callable[[int, AttentionContext, Any], Any]
+    self_attentions: Callable[[Any], list[tuple[int, nn.Module]]]
+    grids: Callable[[Any, Call], tuple[TokenGrid, ...]]
+    masks_padding: bool = False
+    refuse: Callable[[Any, Call], str | None] = lambda transformer, call: None
 
 
 def find_family(transformer: nn.Module) -> Family:
     """The family of a loaded transformer.
 
     Raises:
-        ModelError: no family knows this class.
+        ModelError: no family knows this class, or it cannot be radial.
     """
-    name = type(transformer).__name__
-    if name not in _FAMILIES:
-        raise ModelError(f"radial attention does not know {name}; it knows {', '.join(sorted(_FAMILIES))}")
-    family: Family = importlib.import_module(f"radial.families.{_FAMILIES[name]}").FAMILY
-    return family
+    names = [kind.__name__ for kind in type(transformer).__mro__]
+    if known := next((name for name in names if name in FAMILIES), None):
+        family: Family = importlib.import_module(f"radial.families.{FAMILIES[known]}").FAMILY
+        return family
+    if reason := _IMPOSSIBLE.get(names[0]):
+        raise ModelError(f"{names[0]} cannot be radial: {reason}")
+    raise ModelError(f"radial attention does not know {names[0]}; it knows {', '.join(sorted(FAMILIES))}")
+
+
+def numbered(blocks: Any, attention: str = "attn1", first: int = 0) -> list[tuple[int, nn.Module]]:
+    """The attention modules of that name in a list of blocks, with their layers."""
+    return [(first + index, getattr(block, attention)) for index, block in enumerate(blocks)]
+
+
+def patched_grid(hidden_states: Any, patch: tuple[int, int, int]) -> TokenGrid:
+    """The grid of latents ``[B, C, F, H, W]`` in patches along (frames, height, width)."""
+    frames, height, width = hidden_states.shape[2:]
+    return TokenGrid(frames // patch[0], height // patch[1], width // patch[2])
+
+
+def with_text(grid: TokenGrid, lengths: list[int]) -> tuple[TokenGrid, ...]:
+    """Grids with texts of these lengths after the clip; one grid where all lengths are the same."""
+    grids = tuple(replace(grid, after=length) for length in lengths)
+    return grids[:1] if len(set(grids)) == 1 else grids

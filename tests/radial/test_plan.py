@@ -141,8 +141,8 @@ grids = st.builds(
     frames=st.integers(1, 20),
     height=st.integers(1, 12),
     width=st.integers(1, 12),
-    text=st.integers(0, 40),
-    text_first=st.booleans(),
+    before=st.integers(0, 40) | st.just(0),
+    after=st.integers(0, 40) | st.just(0),
 )
 blocks = st.sampled_from([16, 32, 64, 128])
 patterns = st.builds(
@@ -162,15 +162,14 @@ def test_every_plan_is_whole(grid: TokenGrid, pattern: RadialPattern, block: int
     assert mask.shape[0] == mask.shape[1] == -(-grid.tokens // block)
     assert mask.diagonal().all()
     # Blocks that hold nothing but a sink frame's tokens are in every row.
-    first = -(-grid.video_start // block)
-    last = (grid.video_start + min(pattern.sink_frames, grid.frames) * grid.tokens_per_frame) // block
+    first = -(-grid.before // block)
+    last = (grid.before + min(pattern.sink_frames, grid.frames) * grid.tokens_per_frame) // block
     assert mask[:, first:last].all()
-    if grid.text:
-        span = range(grid.text) if grid.text_first else range(grid.video_tokens, grid.tokens)
-        text = sorted({token // block for token in span})
-        assert mask[text].all()
-        assert mask[:, text].all()
-    aligned = grid.tokens_per_frame % block == 0 and grid.video_start % block == 0
+    for span in (range(grid.before), range(grid.before + grid.video_tokens, grid.tokens)):
+        others = sorted({token // block for token in span})
+        assert mask[others].all()
+        assert mask[:, others].all()
+    aligned = grid.tokens_per_frame % block == 0 and grid.before % block == 0
     if pattern.sink_frames == 0 and (aligned or pattern.variant == "paper"):
         assert torch.equal(mask, mask.T)
     assert plan.density == pytest.approx(mask.float().mean().item())
@@ -186,7 +185,7 @@ def test_symmetric_without_sink(
 ) -> None:
     """Where frames end on a block's border: there the released code's rule is symmetric too. Text may be ragged."""
     pattern = RadialPattern(decay=decay, sink_frames=0, variant=variant, skip_width=skip_width)
-    mask = BlockPlan.build(TokenGrid(frames, *size, text=text), pattern, 16).to_mask()
+    mask = BlockPlan.build(TokenGrid(frames, *size, after=text), pattern, 16).to_mask()
     assert torch.equal(mask, mask.T)
 
 
@@ -238,7 +237,7 @@ def test_plans_are_shared_by_full_key() -> None:
     "make",
     [
         lambda: TokenGrid(0, 4, 4),
-        lambda: TokenGrid(4, 4, 4, text=-1),
+        lambda: TokenGrid(4, 4, 4, before=-1),
         lambda: RadialPattern(decay=0),
         lambda: RadialPattern(decay=float("nan")),
         lambda: RadialPattern(sink_frames=-1),

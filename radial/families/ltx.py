@@ -1,0 +1,33 @@
+"""LTX-Video and LTX-2: latents come packed; text and sound have cross-attention of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from radial.families import Call, Family, numbered
+from radial.grid import TokenGrid
+
+
+def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
+    return numbered(transformer.transformer_blocks)
+
+
+def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
+    grid = TokenGrid(call["num_frames"], call["height"], call["width"])
+    return (grid,)
+
+
+def _refuse(transformer: Any, call: Call) -> str | None:
+    if any(call.get(name) is None for name in ("num_frames", "height", "width")):
+        return "the call names no num_frames, height and width, and packed latents do not show them"
+    tokens = call["num_frames"] * call["height"] * call["width"]
+    if tokens != call["hidden_states"].shape[1]:
+        return f"conditioning tokens are packed with the clip ({call['hidden_states'].shape[1]} tokens, not {tokens})"
+    if call.get("video_self_attention_mask") is not None:
+        return "the call has a mask of its own for the clip's self-attention"
+    return None
+
+
+FAMILY = Family(self_attentions=_self_attentions, grids=_grids, refuse=_refuse)

@@ -1,0 +1,83 @@
+"""A stock attention processor of diffusers whose attention is computed by a plan; all else is the stock code.
+
+Every processor projects, normalises and rotates in a way of its own, and then calls one of two functions: diffusers'
+``dispatch_attention_fn`` or torch's ``scaled_dot_product_attention``. A radial processor runs the stock ``__call__``
+with that one name bound to :meth:`AttentionContext.attend`. Nothing is patched for anybody else: the function is a copy
+with globals of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from radial.errors import ModelError
+
+if TYPE_CHECKING:
+    from radial.attention import AttentionContext
+
+
+def make_radial_processor(layer: int, context: AttentionContext, stock: Any) -> Any:
+    """A processor that is the stock one where the schedule is dense, and attends by the context's plan elsewhere.
+
+    Raises:
+        ModelError: the stock processor does not compute attention in a way that can be replaced.
+    """
+    kind = type(stock)
+    redirected = _redirect(kind.__call__, functools.partial(context.attend, kind.__name__))
+
+    @functools.wraps(kind.__call__)  # diffusers reads the signature to see which arguments a processor takes
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if context.is_dense(layer):
+            return kind.__call__(self, *args, **kwargs)
+        return redirected(self, *args, **kwargs)
+
+    # A subclass, so that the backend and the parallel configuration that diffusers sets on a processor work as before.
+    radial_kind: Any = type(f"Radial{kind.__name__}", (kind,), {"__call__": call})
+    processor = radial_kind.__new__(radial_kind)
+    processor.__dict__.update(stock.__dict__)
+    return processor
+
+
+def _redirect(function: Callable[..., Any], attend: Callable[..., Tensor]) -> Callable[..., Any]:
+    """A copy of a processor's ``__call__`` that attends through ``attend``, on ``[batch, tokens, heads, head dim]``."""
+    function = inspect.unwrap(function)
+    names = set(_names(function.__code__))
+
+    def dispatch(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+                 is_causal: bool = False, scale: float | None = None, **options: Any) -> Tensor:  # fmt: skip
+        return attend(query, key, value, attn_mask, scale, is_causal, options.get("parallel_config"))
+
+    def scaled_dot_product_attention(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+        is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    ) -> Tensor:  # fmt: skip
+        parts = (x.transpose(1, 2) for x in (query, key, value))
+        return attend(*parts, attn_mask, scale, is_causal, None).transpose(1, 2)
+
+    replaced: dict[str, Any]
+    if "dispatch_attention_fn" in names:
+        replaced = {"dispatch_attention_fn": dispatch}
+    elif "scaled_dot_product_attention" in names and function.__globals__.get("F") is F:
+        functional = types.SimpleNamespace(**vars(F))
+        functional.scaled_dot_product_attention = scaled_dot_product_attention
+        replaced = {"F": functional}
+    else:
+        raise ModelError(f"{function.__qualname__} computes attention in a way that radial attention cannot replace")
+    # Without __name__, torch.compile takes the globals as they are instead of looking the module up.
+    own_globals = {name: value for name, value in function.__globals__.items() if name != "__name__"} | replaced
+    return types.FunctionType(
+        function.__code__, own_globals, function.__name__, function.__defaults__, function.__closure__
+    )
+
+
+def _names(code: types.CodeType) -> list[str]:
+    """Global and attribute names in a function and the functions within it."""
+    inner = [name for const in code.co_consts if isinstance(const, types.CodeType) for name in _names(const)]
+    return [*code.co_names, *inner]
