@@ -18,8 +18,9 @@ if TYPE_CHECKING:
         RequestError,
     )
     from radial.grid import TokenGrid
+    from radial.loading import load
     from radial.pattern import RadialPattern
-    from radial.pipeline import generate, load
+    from radial.pipeline import generate
     from radial.plan import BlockPlan
     from radial.request import GenerationRequest
     from radial.schedule import Schedule
@@ -42,7 +43,7 @@ _HOMES = {
     "Video": "video",
     "apply": "attention",
     "generate": "pipeline",
-    "load": "pipeline",
+    "load": "loading",
 }
 
 __all__ = [

@@ -144,6 +144,7 @@ class RadialAttention:
         self._stock: list[tuple[nn.Module, Any]] = []
         self._hooked: list[nn.Module] = []
         families = [find_family(transformer) for transformer in transformers]
+        self._first = families[0].self_attentions(transformers[0])[0][1]
         for transformer in transformers:
             if HookRegistry.check_if_exists_or_initialize(transformer).get_hook(_HOOK) is not None:
                 raise ModelError("radial attention is installed on this model already; remove it first")
@@ -160,6 +161,14 @@ class RadialAttention:
     def computed_share(self) -> float:
         """Share of all attention since installation that was computed."""
         return self.context.computed_share
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head of the first layer."""
+        attention: Any = self._first
+        heads = attention.heads if hasattr(attention, "heads") else attention.num_heads
+        query = attention.to_q if hasattr(attention, "to_q") else attention.to_query
+        return int(query.out_features // heads)
 
     @property
     def plan(self) -> BlockPlan | None:

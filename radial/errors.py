@@ -11,6 +11,11 @@ Each message is one line fit to be shown as it is.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class RadialError(Exception):
     """Base of all errors that a user can act on."""
@@ -29,4 +34,8 @@ class OutputError(RadialError, OSError):
 
 
 class GenerationError(RadialError, RuntimeError):
-    """Generation went wrong after it began."""
+    """Generation went wrong after it began; ``latents`` are the last good ones, where there are any."""
+
+    def __init__(self, message: str, latents: Tensor | None = None) -> None:
+        super().__init__(message)
+        self.latents = latents

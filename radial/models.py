@@ -1,19 +1,19 @@
 """Every model by name: the only place where a model is named.
 
-``find_model`` also takes a Hugging Face hub id or a folder with a diffusers checkpoint.
+``find_model`` also takes a Hugging Face hub id or a folder with a diffusers checkpoint (see :mod:`radial.checkpoints`).
 """
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from radial.errors import ModelError, RequestError
+from radial.errors import RequestError
 from radial.pattern import RadialPattern
 from radial.schedule import Schedule
+
+BUNDLED = "bundled:tiny"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,30 +22,60 @@ class ModelSpec:
 
     Attributes:
         source: hub id, or folder.
+        text_pipeline, image_pipeline: the diffusers classes that start from a prompt alone, and from a prompt with
+            images; None where the model has no such task.
+        takes_last_image: whether the image pipeline can also be given the last frame.
         stride: pixels to one latent token along (frames, height, width), patches included.
+        first_frame: 1 where the autoencoder keeps the first frame apart, so that lengths are a multiple plus 1.
         native_frames: the longest clip the model was trained on.
         max_sequence_length: text tokens a prompt is padded or cut to.
-        pattern, schedule, block_size: radial attention at the native length.
+        pattern, schedule: radial attention up to the native length, for ``num_inference_steps`` steps.
+        long_pattern, long_schedule: the same beyond it.
         layers: transformer layers, for estimates before loading.
+        riflex_period: latent frames after which the model repeats itself beyond its native length.
     """
 
     name: str
     summary: str
     source: str
+    text_pipeline: str | None = "WanPipeline"
+    image_pipeline: str | None = None
+    takes_last_image: bool = False
     stride: tuple[int, int, int] = (4, 16, 16)
+    first_frame: int = 1
     height: int = 480
     width: int = 832
     num_frames: int = 81
     fps: int = 16
     num_inference_steps: int = 50
     guidance_scale: float = 5.0
+    guidance_scale_2: float | None = None
     native_frames: int = 81
     max_sequence_length: int = 512
     pattern: RadialPattern = field(default_factory=lambda: RadialPattern(decay=0.2))
     schedule: Schedule = field(default_factory=lambda: Schedule(dense_layers=1, dense_steps=12))
+    long_pattern: RadialPattern = field(default_factory=lambda: RadialPattern(decay=1.0))
+    long_schedule: Schedule = field(default_factory=lambda: Schedule(dense_layers=2, dense_steps=2))
     block_size: int = 128
     layers: int = 30
     negative_prompt: str = ""
+    riflex_period: float | None = None
+
+    @property
+    def exact_autoencoder(self) -> bool:
+        """Whether the autoencoder must compute in float32."""
+        return any((name or "").startswith(("Wan", "SkyReels")) for name in (self.text_pipeline, self.image_pipeline))
+
+    def preset(self, num_frames: int, num_inference_steps: int) -> tuple[RadialPattern, Schedule]:
+        """Pattern and schedule for a length; dense steps keep their share when there are fewer steps."""
+        longer = num_frames > self.native_frames
+        pattern, schedule = (self.long_pattern, self.long_schedule) if longer else (self.pattern, self.schedule)
+        share = num_inference_steps / self.num_inference_steps
+        first, last = (
+            max(1, round(steps * share)) if steps and num_inference_steps > 1 else 0
+            for steps in (schedule.dense_steps, schedule.dense_last_steps)
+        )
+        return pattern, replace(schedule, dense_steps=first, dense_last_steps=last)
 
     def check_size(self, height: int, width: int, num_frames: int) -> None:
         """Raise RequestError, naming the nearest legal values, for a clip the model's autoencoder cannot make."""
@@ -54,14 +84,41 @@ class ModelSpec:
                 legal = _nearest(value / stride)
                 raise RequestError(
                     f"{name} must be a multiple of {stride} for {self.name}, not {value}; "
-                    f"the nearest are {' and '.join(str(n * stride) for n in legal)}"
+                    f"the nearest are {' and '.join(str(n * stride) for n in legal)} (--snap takes the nearest)"
                 )
-        if (num_frames - 1) % self.stride[0]:
-            legal = _nearest((num_frames - 1) / self.stride[0], lowest=0)
+        stride, first = self.stride[0], self.first_frame
+        if (num_frames - first) % stride or num_frames < 1:
+            legal = _nearest((num_frames - first) / stride, lowest=1 - first)
             raise RequestError(
-                f"num_frames must be a multiple of {self.stride[0]} plus 1 for {self.name}, not {num_frames}; "
-                f"the nearest are {' and '.join(str(n * self.stride[0] + 1) for n in legal)}"
+                f"num_frames must be a multiple of {stride}{' plus 1' * first} for {self.name}, not {num_frames}; "
+                f"the nearest are {' and '.join(str(n * stride + first) for n in legal)} (--snap takes the nearest)"
             )
+
+    def snap_size(self, height: int, width: int, num_frames: int) -> tuple[int, int, int]:
+        """The nearest size that the autoencoder can make."""
+        _, down, across = self.stride
+        frames = max(1 - self.first_frame, round((num_frames - self.first_frame) / self.stride[0]))
+        return (
+            max(1, round(height / down)) * down,
+            max(1, round(width / across)) * across,
+            frames * self.stride[0] + self.first_frame,
+        )
+
+    def pipeline_for(self, *, with_image: bool) -> str:
+        """The diffusers class of a task.
+
+        Raises:
+            RequestError: the model has no such task; models that do are named.
+        """
+        found = self.image_pipeline if with_image else self.text_pipeline
+        if found is None:
+            able = ", ".join(s.name for s in MODELS.values() if (s.image_pipeline if with_image else s.text_pipeline))
+            if with_image:
+                raise RequestError(f"{self.name} does not start from an image; models that do: {able}")
+            if self.image_pipeline is not None:
+                raise RequestError(f"{self.name} starts from an image: give --image or --extend")
+            raise RequestError(f"{self.name} is driven from Python, not from here; others: {able}")
+        return found
 
 
 def _nearest(quotient: float, lowest: int = 1) -> list[int]:
@@ -69,8 +126,52 @@ def _nearest(quotient: float, lowest: int = 1) -> list[int]:
     return [below, below + 1]
 
 
-DRIVEN_PIPELINES = ("WanPipeline",)
-_BUNDLED = "bundled:tiny"
+# Settings for radial attention: Wan, Wan 2.2 and HunyuanVideo as published; Mochi's and all others' are ours, with the
+# published share of dense steps.
+_OURS = RadialPattern(decay=1.0)
+_NO_SINK = RadialPattern(decay=0.95, sink_frames=0)
+
+_WAN_21 = ModelSpec(name="", summary="", source="", riflex_period=51.0)
+_WAN_21_720P = replace(_WAN_21, height=720, width=1280, layers=40)
+_WAN_22 = replace(
+    _WAN_21_720P,
+    num_inference_steps=40,
+    pattern=RadialPattern(decay=0.8),
+    schedule=Schedule(dense_layers=1, dense_steps=11),
+)
+_SKYREELS = replace(
+    _WAN_21_720P, height=544, width=960, num_frames=97, native_frames=97, fps=24, guidance_scale=6.0,
+    text_pipeline="SkyReelsV2Pipeline",
+)  # fmt: skip
+_HUNYUAN = replace(
+    _WAN_21_720P, num_frames=129, native_frames=129, fps=24, guidance_scale=6.0, max_sequence_length=256, layers=60,
+    text_pipeline="HunyuanVideoPipeline", pattern=_NO_SINK, schedule=Schedule(dense_steps=12),
+    long_pattern=RadialPattern(decay=1.0, sink_frames=0), riflex_period=50.3,
+)  # fmt: skip
+_HUNYUAN_15 = replace(
+    _HUNYUAN, height=480, width=848, num_frames=121, native_frames=121, stride=(4, 16, 16), layers=54,
+    text_pipeline="HunyuanVideo15Pipeline", riflex_period=None,
+)  # fmt: skip
+_LTX = replace(
+    _WAN_21, text_pipeline="LTXPipeline", image_pipeline="LTXImageToVideoPipeline", stride=(8, 32, 32), height=512,
+    width=704, num_frames=161, native_frames=257, fps=25, guidance_scale=3.0, max_sequence_length=128, layers=28,
+    pattern=_OURS, riflex_period=None,
+)  # fmt: skip
+_COGVIDEOX = replace(
+    _WAN_21, text_pipeline="CogVideoXPipeline", height=480, width=720, num_frames=49, native_frames=49, fps=8,
+    guidance_scale=6.0, max_sequence_length=226, layers=42, pattern=_OURS, riflex_period=None,
+)  # fmt: skip
+_KANDINSKY = replace(
+    _WAN_21, text_pipeline="Kandinsky5T2VPipeline", height=512, width=768, num_frames=121, native_frames=121, fps=24,
+    layers=32, pattern=_OURS, riflex_period=None,
+)  # fmt: skip
+
+
+def _row(base: ModelSpec, name: str, summary: str, source: str, **changes: object) -> ModelSpec:
+    return replace(base, name=name, summary=summary, source=source, **changes)  # type: ignore[arg-type]
+
+
+_IMAGE_ONLY = {"text_pipeline": None}
 
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
@@ -78,7 +179,7 @@ MODELS: dict[str, ModelSpec] = {
         ModelSpec(
             name="tiny",
             summary="bundled: moving shapes, works offline on a laptop",
-            source=_BUNDLED,
+            source=BUNDLED,
             height=128,
             width=128,
             num_frames=33,
@@ -89,36 +190,160 @@ MODELS: dict[str, ModelSpec] = {
             # 64 tokens a frame: blocks of 16 and a skip rule to their measure, or nothing far would be left.
             pattern=RadialPattern(decay=1.0, skip_width=16),
             schedule=Schedule(dense_layers=1, dense_steps=2),
+            long_pattern=RadialPattern(decay=1.0, skip_width=16),
             block_size=16,
             layers=12,
+            riflex_period=9.0,
         ),
-        ModelSpec(
-            name="wan2.1-1.3b",
-            summary="Wan 2.1 text-to-video, 1.3 B, 480p",
-            source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        _row(_WAN_21, "wan2.1-1.3b", "Wan 2.1 text-to-video, 1.3 B, 480p", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
+        _row(
+            _WAN_21_720P, "wan2.1-14b", "Wan 2.1 text-to-video, 14 B, 480p and 720p",
+            "Wan-AI/Wan2.1-T2V-14B-Diffusers",
         ),
-        ModelSpec(
-            name="wan2.1-14b",
-            summary="Wan 2.1 text-to-video, 14 B, 480p and 720p",
-            source="Wan-AI/Wan2.1-T2V-14B-Diffusers",
-            height=720,
-            width=1280,
-            layers=40,
+        _row(
+            _WAN_21, "wan2.1-i2v-14b-480p", "Wan 2.1 image-to-video, 14 B, 480p",
+            "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", image_pipeline="WanImageToVideoPipeline", layers=40, **_IMAGE_ONLY,
         ),
-        ModelSpec(
-            name="wan2.2-a14b",
-            summary="Wan 2.2 text-to-video, two 14 B experts, 480p and 720p",
-            source="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
-            height=720,
-            width=1280,
-            num_inference_steps=40,
-            guidance_scale=4.0,
-            pattern=RadialPattern(decay=0.8),
-            schedule=Schedule(dense_layers=1, dense_steps=11),
-            layers=40,
+        _row(
+            _WAN_21_720P, "wan2.1-i2v-14b-720p", "Wan 2.1 image-to-video, 14 B, 720p",
+            "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", image_pipeline="WanImageToVideoPipeline", **_IMAGE_ONLY,
+        ),
+        _row(
+            _WAN_21_720P, "wan2.1-flf2v-14b", "Wan 2.1 from a first and a last image, 14 B, 720p",
+            "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers", image_pipeline="WanImageToVideoPipeline",
+            takes_last_image=True, **_IMAGE_ONLY,
+        ),
+        _row(
+            _WAN_21, "wan2.1-vace-1.3b", "Wan 2.1 VACE, 1.3 B; control videos in Python",
+            "Wan-AI/Wan2.1-VACE-1.3B-diffusers", text_pipeline="WanVACEPipeline",
+        ),
+        _row(
+            _WAN_21_720P, "wan2.1-vace-14b", "Wan 2.1 VACE, 14 B; control videos in Python",
+            "Wan-AI/Wan2.1-VACE-14B-diffusers", text_pipeline="WanVACEPipeline",
+        ),
+        _row(
+            _WAN_22, "wan2.2-a14b", "Wan 2.2 text-to-video, two 14 B experts, 480p and 720p",
+            "Wan-AI/Wan2.2-T2V-A14B-Diffusers", guidance_scale=4.0, guidance_scale_2=3.0,
+        ),
+        _row(
+            _WAN_22, "wan2.2-i2v-a14b", "Wan 2.2 image-to-video, two 14 B experts, 480p and 720p",
+            "Wan-AI/Wan2.2-I2V-A14B-Diffusers", guidance_scale=3.5, image_pipeline="WanImageToVideoPipeline",
+            takes_last_image=True, **_IMAGE_ONLY,
+        ),
+        _row(
+            _WAN_22, "wan2.2-ti2v-5b", "Wan 2.2 text- and image-to-video, 5 B, 720p", "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+            image_pipeline="WanImageToVideoPipeline", stride=(4, 32, 32), height=704, num_frames=121,
+            native_frames=121, fps=24, num_inference_steps=50, layers=30, riflex_period=None,
+        ),
+        _row(
+            _WAN_22, "wan2.2-animate-14b", "Wan 2.2 Animate, 14 B: pose and face videos, in Python only",
+            "Wan-AI/Wan2.2-Animate-14B-Diffusers", num_frames=77, native_frames=77, **_IMAGE_ONLY,
+        ),
+        _row(
+            _SKYREELS, "skyreels-v2-14b", "SkyReels V2 text-to-video, 14 B, 540p",
+            "Skywork/SkyReels-V2-T2V-14B-540P-Diffusers",
+        ),
+        _row(
+            _SKYREELS, "skyreels-v2-i2v-14b", "SkyReels V2 image-to-video, 14 B, 540p",
+            "Skywork/SkyReels-V2-I2V-14B-540P-Diffusers", image_pipeline="SkyReelsV2ImageToVideoPipeline",
+            guidance_scale=5.0, **_IMAGE_ONLY,
+        ),
+        _row(
+            _SKYREELS, "skyreels-v2-df-1.3b", "SkyReels V2 diffusion forcing, 1.3 B, 540p",
+            "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers", text_pipeline="SkyReelsV2DiffusionForcingPipeline",
+            image_pipeline="SkyReelsV2DiffusionForcingImageToVideoPipeline", layers=30,
+        ),
+        _row(
+            _HUNYUAN, "hunyuan-video", "HunyuanVideo text-to-video, 13 B, 720p",
+            "hunyuanvideo-community/HunyuanVideo",
+        ),
+        _row(
+            _HUNYUAN, "hunyuan-video-i2v", "HunyuanVideo image-to-video, 13 B, 720p",
+            "hunyuanvideo-community/HunyuanVideo-I2V", guidance_scale=1.0,
+            image_pipeline="HunyuanVideoImageToVideoPipeline", **_IMAGE_ONLY,
+        ),
+        _row(
+            _HUNYUAN_15, "hunyuan-video-1.5", "HunyuanVideo 1.5 text-to-video, 8 B, 480p",
+            "hunyuanvideo-community/HunyuanVideo-1.5-480p_t2v",
+        ),
+        _row(
+            _HUNYUAN_15, "hunyuan-video-1.5-i2v", "HunyuanVideo 1.5 image-to-video, 8 B, 480p",
+            "hunyuanvideo-community/HunyuanVideo-1.5-480p_i2v", image_pipeline="HunyuanVideo15ImageToVideoPipeline",
+            **_IMAGE_ONLY,
+        ),
+        _row(
+            _HUNYUAN, "framepack", "FramePack on HunyuanVideo: section by section, from an image; in Python only",
+            "lllyasviel/FramePackI2V_HY", fps=30, **_IMAGE_ONLY,
+        ),
+        _row(
+            _WAN_21, "mochi", "Mochi 1 preview, 10 B, 480p", "genmo/mochi-1-preview", text_pipeline="MochiPipeline",
+            stride=(6, 16, 16), width=848, num_frames=85, native_frames=163, fps=30, num_inference_steps=64,
+            guidance_scale=4.5, max_sequence_length=256, layers=48, pattern=_OURS,
+            schedule=Schedule(dense_layers=1, dense_steps=15), riflex_period=None,
+        ),
+        _row(_LTX, "ltx-video", "LTX-Video text- and image-to-video, 2 B", "Lightricks/LTX-Video"),
+        _row(
+            _LTX, "ltx-2", "LTX-2 text- and image-to-video with sound, 19 B", "Lightricks/LTX-2",
+            text_pipeline="LTX2Pipeline", image_pipeline="LTX2ImageToVideoPipeline", width=768, num_frames=121, fps=24,
+            num_inference_steps=30, schedule=Schedule(dense_layers=1, dense_steps=7), max_sequence_length=1024,
+            layers=48,
+        ),
+        _row(
+            _COGVIDEOX, "cogvideox-2b", "CogVideoX text-to-video, 2 B, 480p", "zai-org/CogVideoX-2b", layers=30,
+        ),
+        _row(_COGVIDEOX, "cogvideox-5b", "CogVideoX text-to-video, 5 B, 480p", "zai-org/CogVideoX-5b"),
+        _row(
+            _COGVIDEOX, "cogvideox-5b-i2v", "CogVideoX image-to-video, 5 B, 480p", "zai-org/CogVideoX-5b-I2V",
+            image_pipeline="CogVideoXImageToVideoPipeline", **_IMAGE_ONLY,
+        ),
+        _row(
+            _WAN_21_720P, "allegro", "Allegro text-to-video, 3 B, 720p", "rhymes-ai/Allegro",
+            text_pipeline="AllegroPipeline", first_frame=0, num_frames=88, native_frames=88, fps=15,
+            num_inference_steps=100, guidance_scale=7.5, layers=32, pattern=_OURS,
+            schedule=Schedule(dense_layers=1, dense_steps=24), riflex_period=None,
+        ),
+        _row(
+            _WAN_21, "easyanimate-v5.1-12b", "EasyAnimate 5.1 text-to-video, 12 B",
+            "alibaba-pai/EasyAnimateV5.1-12b-zh-diffusers", text_pipeline="EasyAnimatePipeline", height=512, width=512,
+            num_frames=49, native_frames=49, fps=8, layers=48, pattern=_OURS, riflex_period=None,
+        ),
+        _row(
+            _WAN_21_720P, "cosmos-1.0-7b", "Cosmos 1.0 text-to-world, 7 B, 720p",
+            "nvidia/Cosmos-1.0-Diffusion-7B-Text2World", text_pipeline="CosmosTextToWorldPipeline", stride=(8, 16, 16),
+            height=704, num_frames=121, native_frames=121, fps=30, num_inference_steps=36, guidance_scale=7.0,
+            layers=28, pattern=_OURS, schedule=Schedule(dense_layers=1, dense_steps=9), riflex_period=None,
+        ),
+        _row(
+            _KANDINSKY, "kandinsky-5-lite", "Kandinsky 5 Lite text-to-video, 2 B",
+            "kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers",
+        ),
+        _row(
+            _KANDINSKY, "kandinsky-5-pro-i2v", "Kandinsky 5 Pro image-to-video, 19 B",
+            "kandinskylab/Kandinsky-5.0-I2V-Pro-sft-5s-Diffusers", image_pipeline="Kandinsky5I2VPipeline", layers=60,
+            **_IMAGE_ONLY,
         ),
     )
+}  # fmt: skip
+
+
+# Settings that go together. Adapters distilled to few steps are trained without guidance, on a shifted schedule.
+PRESETS: dict[str, dict[str, object]] = {
+    "4-step": {"num_inference_steps": 4, "guidance_scale": 1.0, "sampler": "euler", "flow_shift": 5.0},
+    "8-step": {"num_inference_steps": 8, "guidance_scale": 1.0, "sampler": "euler", "flow_shift": 5.0},
 }
+
+
+def find_preset(name: str | None) -> dict[str, object]:
+    """The request fields of a preset; none without a name.
+
+    Raises:
+        RequestError: there is no such preset.
+    """
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        raise RequestError(f"unknown preset {name!r}; there is {', '.join(PRESETS)}")
+    return PRESETS[name]
 
 
 def find_model(name: str) -> ModelSpec:
@@ -134,80 +359,10 @@ def find_model(name: str) -> ModelSpec:
         if spec.source == name:
             return spec
     if Path(name).is_dir():
-        return _read_folder(Path(name))
+        from radial.checkpoints import read_folder
+
+        return read_folder(Path(name))
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         return ModelSpec(name=name, summary="from the Hugging Face hub", source=name)
     known = ", ".join(MODELS)
     raise RequestError(f"unknown model {name!r}; give one of {known}, a hub id like org/name, or a checkpoint folder")
-
-
-def checkpoint_folder(spec: ModelSpec) -> Path | None:
-    """Where a model's files are on this machine; None for a hub id."""
-    if spec.source == _BUNDLED:
-        from importlib.resources import files
-
-        folder = Path(str(files("radial_assets"))) / "tiny"
-        if not (folder / "model_index.json").exists():
-            raise ModelError(f"the bundled model is missing from {folder}; reinstall radial-video")
-        return folder
-    return Path(spec.source) if Path(spec.source).is_dir() else None
-
-
-def check_checkpoint(folder: Path) -> None:
-    """Raise ModelError for a folder that is no checkpoint we drive, lacks weights, or has only pickled ones."""
-    if not (folder / "model_index.json").is_file():
-        raise ModelError(f"{folder} is not a diffusers checkpoint: it has no model_index.json")
-    kind = _read_json(folder / "model_index.json").get("_class_name")
-    if kind not in DRIVEN_PIPELINES:
-        raise ModelError(f"{folder} holds a {kind}; radial drives {', '.join(DRIVEN_PIPELINES)}")
-    for component, (library, _) in _components(folder).items():
-        if library is None or component in ("tokenizer", "scheduler"):
-            continue
-        files = list((folder / component).glob("*")) if (folder / component).is_dir() else []
-        if any(file.suffix == ".safetensors" for file in files):
-            continue
-        if pickled := [file.name for file in files if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]:
-            raise ModelError(f"{folder / component} has only pickled weights ({pickled[0]}); safetensors only")
-        raise ModelError(f"{folder} lacks the weights of its {component}")
-
-
-def _components(folder: Path) -> dict[str, tuple[str | None, str | None]]:
-    index = _read_json(folder / "model_index.json")
-    return {name: tuple(value) for name, value in index.items() if isinstance(value, list) and len(value) == 2}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} does not hold a JSON object")
-    return content
-
-
-def fit_spec(spec: ModelSpec, folder: Path) -> ModelSpec:
-    """The spec with the strides and layers that the checkpoint itself declares.
-
-    Raises:
-        ModelError: the configuration cannot be read.
-    """
-    vae = _read_json(folder / "vae" / "config.json")
-    transformer = _read_json(folder / "transformer" / "config.json")
-    temporal, spatial = vae.get("scale_factor_temporal", 4), vae.get("scale_factor_spatial", 8)
-    patch = transformer.get("patch_size", (1, 2, 2))
-    if not (isinstance(patch, (list, tuple)) and len(patch) == 3):
-        raise ModelError(f"{folder / 'transformer'} has a patch size that is not three numbers: {patch!r}")
-    stride = (temporal * patch[0], spatial * patch[1], spatial * patch[2])
-    return replace(spec, stride=stride, layers=transformer.get("num_layers", spec.layers))
-
-
-def _read_folder(folder: Path) -> ModelSpec:
-    """A spec for a folder, with the settings of the named model it is most like: a toy's frames have few tokens,
-    as the bundled model's, and a checkpoint that switches transformers is a Wan 2.2."""
-    check_checkpoint(folder)
-    transformer = _read_json(folder / "transformer" / "config.json")
-    width = transformer.get("num_attention_heads", 40) * transformer.get("attention_head_dim", 128)
-    switches = _read_json(folder / "model_index.json").get("boundary_ratio") is not None
-    like = MODELS["tiny" if width <= 256 else "wan2.2-a14b" if switches else "wan2.1-1.3b"]
-    return fit_spec(replace(like, name=str(folder), summary="checkpoint folder", source=str(folder)), folder)

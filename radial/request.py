@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from radial.errors import RequestError
 from radial.grid import TokenGrid
-from radial.models import ModelSpec, find_model
+from radial.models import MODELS, ModelSpec, find_model
 from radial.pattern import RadialPattern
 from radial.schedule import Schedule
 
@@ -44,6 +44,15 @@ class GenerationRequest(BaseModel):
     fps: Annotated[int, Field(ge=1, le=240)] | None = None
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
+    guidance_scale_2: Annotated[float, Field(ge=0, le=100)] | None = None
+    sampler: Literal["model", "euler", "unipc"] = "model"
+    flow_shift: Annotated[float, Field(gt=0, le=100)] | None = None
+    image: str | None = None
+    last_image: str | None = None
+    extend: str | None = None
+    image_fit: Literal["crop", "pad", "stretch"] = "crop"
+    snap: bool = False
+    riflex: bool = False
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] = -1
     num_videos: Annotated[int, Field(ge=1, le=1000)] = 1
     attention: Literal["radial", "dense"] = "radial"
@@ -64,6 +73,14 @@ class GenerationRequest(BaseModel):
         return prompt
 
     @model_validator(mode="after")
+    def _images_go_together(self) -> GenerationRequest:
+        if self.image is not None and self.extend is not None:
+            raise ValueError("image and extend exclude each other: a clip starts from one of them")
+        if self.last_image is not None and not self.starts_from_image:
+            raise ValueError("last_image needs image or extend: a clip that ends on an image starts from one too")
+        return self
+
+    @model_validator(mode="after")
     def _seeds_stay_in_range(self) -> GenerationRequest:
         if self.seed + self.num_videos - 1 > MAX_SEED:
             raise ValueError(f"seed {self.seed} leaves no room for {self.num_videos} videos below {MAX_SEED}")
@@ -76,26 +93,65 @@ class GenerationRequest(BaseModel):
             RequestError: the model is unknown, or cannot make this size.
         """
         spec = find_model(self.model)
+        spec.pipeline_for(with_image=self.starts_from_image)
+        if self.last_image is not None and not spec.takes_last_image:
+            able = ", ".join(other.name for other in MODELS.values() if other.takes_last_image)
+            raise RequestError(f"{spec.name} takes no last_image; models that do: {able}")
+        steps = self.num_inference_steps or spec.num_inference_steps
+        pattern, schedule = spec.preset(self.num_frames or spec.num_frames, steps)
         open_fields = {
             "negative_prompt": spec.negative_prompt,
             "height": spec.height,
             "width": spec.width,
             "num_frames": spec.num_frames,
             "fps": spec.fps,
-            "num_inference_steps": spec.num_inference_steps,
+            "num_inference_steps": steps,
             "guidance_scale": spec.guidance_scale,
-            "decay": spec.pattern.decay,
-            "dense_layers": spec.schedule.dense_layers,
-            "dense_steps": spec.schedule.dense_steps,
-            "dense_last_steps": spec.schedule.dense_last_steps,
+            "guidance_scale_2": spec.guidance_scale_2,
+            "decay": pattern.decay,
+            "dense_layers": schedule.dense_layers,
+            "dense_steps": schedule.dense_steps,
+            "dense_last_steps": schedule.dense_last_steps,
             "block_size": spec.block_size,
         }
         filled: dict[str, Any] = {name: value for name, value in open_fields.items() if getattr(self, name) is None}
         if self.seed < 0:
             filled["seed"] = secrets.randbelow(2**31)
         resolved = self.model_copy(update=filled)
+        if self.snap:
+            size = (resolved.clip_height, resolved.clip_width, resolved.clip_frames)
+            names = ("height", "width", "num_frames")
+            resolved = resolved.model_copy(update=dict(zip(names, spec.snap_size(*size), strict=True)))
         spec.check_size(resolved.clip_height, resolved.clip_width, resolved.clip_frames)
+        if self.riflex:
+            self.riflex_period(spec)
         return resolved
+
+    @property
+    def starts_from_image(self) -> bool:
+        """Whether the clip starts from an image, or from another clip's last frame."""
+        return self.image is not None or self.extend is not None
+
+    def riflex_period(self, spec: ModelSpec) -> float:
+        """Latent frames after which the model repeats itself.
+
+        Raises:
+            RequestError: it is not known for this model.
+        """
+        if spec.riflex_period is None:
+            able = ", ".join(other.name for other in MODELS.values() if other.riflex_period is not None)
+            raise RequestError(f"riflex has no constant for {spec.name}; models with one: {able}")
+        return spec.riflex_period
+
+    def warnings(self, spec: ModelSpec) -> tuple[str, ...]:
+        """What the user of a resolved request should know before waiting for it."""
+        if self.clip_frames <= spec.native_frames or self.loras:
+            return ()
+        advice = "" if self.riflex or spec.riflex_period is None else "; riflex puts repetition off"
+        return (
+            f"{self.clip_frames} frames are beyond the {spec.native_frames} that {spec.name} was trained on: expect "
+            f"repetition or still scenes without an adapter for longer clips{advice}",
+        )
 
     @property
     def clip_height(self) -> int:
@@ -124,7 +180,8 @@ class GenerationRequest(BaseModel):
         """Pattern, schedule and block size of a resolved request."""
         assert self.decay is not None, "resolve the request first"
         assert self.block_size is not None, "resolve the request first"
-        pattern = replace(spec.pattern, decay=self.decay)
+        preset, _ = spec.preset(self.clip_frames, self.num_inference_steps or spec.num_inference_steps)
+        pattern = replace(preset, decay=self.decay)
         schedule = Schedule(self.dense_layers or 0, self.dense_steps or 0, self.dense_last_steps or 0)
         return pattern, schedule, self.block_size
 

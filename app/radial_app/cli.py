@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -15,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import radial
-from radial.errors import RadialError, RequestError
+from radial.errors import GenerationError, RadialError, RequestError
 
 if TYPE_CHECKING:
     from radial.plan import BlockPlan
@@ -134,6 +136,20 @@ def generate(
     fps: Annotated[int | None, typer.Option(help="Frames a second of the file.")] = None,
     num_inference_steps: NumInferenceSteps = None,
     guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompt.")] = None,
+    guidance_scale_2: Annotated[float | None, typer.Option(help="The same for the second transformer.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings that go together, such as 4-step.")] = None,
+    sampler: Annotated[Literal["model", "euler", "unipc"], typer.Option(help="Another sampler.")] = "model",
+    flow_shift: Annotated[float | None, typer.Option(help="Another shift of the noise schedule.")] = None,
+    image: Annotated[str | None, typer.Option(help="Image the clip starts from.", metavar="FILE")] = None,
+    last_image: Annotated[str | None, typer.Option(help="Image it ends on.", metavar="FILE")] = None,
+    extend: Annotated[str | None, typer.Option(help="Clip to go on from its last frame.", metavar="FILE")] = None,
+    image_fit: Annotated[
+        Literal["crop", "pad", "stretch"], typer.Option(help="How images of another shape are fitted.")
+    ] = "crop",
+    snap: Annotated[bool, typer.Option("--snap", help="Take the nearest size that the model can make.")] = False,
+    riflex: Annotated[
+        bool, typer.Option("--riflex", help="Slow one temporal frequency, against repetition in longer clips.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="The same seed gives the same clip; -1 draws one and records it.")] = -1,
     num_videos: Annotated[int, typer.Option(help="How many clips, their seeds counting up.")] = 1,
     attention: Annotated[Literal["radial", "dense"], typer.Option(help="Which self-attention to use.")] = "radial",
@@ -151,6 +167,7 @@ def generate(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the path.")] = False,
 ) -> None:
     """Generate a video from a prompt."""
+    from radial.models import find_preset
     from radial.request import make_request
     from radial_app.outputs import output_paths, write_to_free_name
     from radial_app.progress import Progress
@@ -158,6 +175,13 @@ def generate(
     if quiet or as_json:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
+    chosen = {
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "guidance_scale_2": guidance_scale_2,
+        "sampler": None if sampler == "model" else sampler,
+        "flow_shift": flow_shift,
+    }
     request = make_request(
         prompt=prompt,
         negative_prompt=negative_prompt,
@@ -166,8 +190,14 @@ def generate(
         width=width,
         num_frames=num_frames,
         fps=fps,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
+        # What is given by name goes before the preset.
+        **(find_preset(preset) | {name: value for name, value in chosen.items() if value is not None}),
+        image=image,
+        last_image=last_image,
+        extend=extend,
+        image_fit=image_fit,
+        snap=snap,
+        riflex=riflex,
         seed=seed,
         num_videos=num_videos,
         attention=attention,
@@ -183,7 +213,7 @@ def generate(
     paths = output_paths(request, output, overwrite=overwrite)
 
     started = time.monotonic()
-    with Progress(stderr, hidden=quiet or as_json) as progress:
+    with Progress(stderr, hidden=quiet or as_json) as progress, _keeping_latents(paths[0]):
         progress.begin("load")
         from radial.pipeline import generate as generate_videos
 
@@ -202,6 +232,20 @@ def generate(
                     f"[bold green]done[/] in {seconds:.1f} s, {share:.0%} of attention computed", highlight=False
                 )
             print(path, flush=True)
+
+
+@contextlib.contextmanager
+def _keeping_latents(path: Path) -> Iterator[None]:
+    """When generation fails half-way, the last good latents are kept beside where the clip would have been."""
+    try:
+        yield
+    except GenerationError as error:
+        if error.latents is not None:
+            from radial_app.outputs import free_name, write_latents
+
+            kept = write_latents(error.latents, free_name(path.with_suffix(".latents.safetensors")))
+            raise GenerationError(f"{error}; the last good latents are in {kept}") from error
+        raise
 
 
 def _parse_lora(text: str) -> dict[str, Any]:
@@ -286,12 +330,16 @@ def models() -> None:
     """List the models that have a name."""
     from radial.models import MODELS
 
-    table = Table("name", "what", "size", "frames", "steps")
+    table = Table()
+    table.add_column("name", no_wrap=True)
+    for column in ("what", "size", "frames", "starts from"):
+        table.add_column(column)
     table.add_column("source", overflow="fold")
     for spec in MODELS.values():
+        starts = [word for word, found in (("text", spec.text_pipeline), ("image", spec.image_pipeline)) if found]
         table.add_row(
             spec.name, spec.summary, f"{spec.width}x{spec.height}", str(spec.num_frames),
-            str(spec.num_inference_steps), spec.source,
+            " or ".join(starts) or "Python only", spec.source,
         )  # fmt: skip
     Console().print(table)
 

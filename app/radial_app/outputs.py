@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from radial.errors import OutputError, RequestError
-from radial.files import check_output
+from radial.files import check_output, publish
 from radial.request import GenerationRequest
 from radial.video import Video
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OUTPUT_FOLDER = Path("outputs")
 
@@ -41,6 +45,14 @@ def write_to_free_name(video: Video, path: Path) -> Path:
         except (RequestError, OutputError):
             if not path.exists():
                 raise
+
+
+def write_latents(latents: Tensor, path: Path) -> Path:
+    """Write latents of a clip that could not be finished."""
+    from safetensors.torch import save_file
+
+    publish(path, lambda partial: save_file({"latents": latents.contiguous()}, partial), overwrite=False)
+    return path
 
 
 def slug(text: str, length: int = 60) -> str:

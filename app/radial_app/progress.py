@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich import progress
 from rich.console import Console
+from rich.markup import escape
 
 if TYPE_CHECKING:
     from radial.pipeline import Event
@@ -64,7 +65,9 @@ class Progress:
 
     def on_event(self, event: Event) -> None:
         """Follow the pipeline."""
-        if event.step == 0:
+        if event.note:
+            self._bar.console.print(f"[yellow]note:[/] {escape(event.note)}", highlight=False, soft_wrap=True)
+        elif event.step == 0:
             self.begin(event.stage, event.steps if event.stage == "denoise" else None)
         elif self._task is not None:
             self._bar.update(self._task, completed=event.step, steps=f"{event.step}/{event.steps}")

@@ -170,5 +170,5 @@ def test_twice_is_refused(wan: Any) -> None:
 
 
 def test_unknown_family_is_refused() -> None:
-    with pytest.raises(ModelError, match="does not know Linear; it knows Allegro.*, WanTransformer3DModel"):
+    with pytest.raises(ModelError, match=r"does not know Linear; it knows Allegro.*, WanTransformer3DModel"):
         radial.apply(torch.nn.Linear(2, 2))

@@ -9,7 +9,8 @@ import pytest
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 from radial import ModelError, RequestError
-from radial.pipeline import Event, choose_device, fingerprint, generate, load
+from radial.loading import choose_device, fingerprint, load
+from radial.pipeline import Event, generate
 from radial.request import GenerationRequest, make_request
 
 SMALL = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2, "seed": 3}
@@ -53,7 +54,7 @@ def test_other_pipelines_are_refused(tmp_path: Path, wan_folder: Path) -> None:
     folder = shutil.copytree(wan_folder, tmp_path / "other")
     index = folder / "model_index.json"
     index.write_text(index.read_text().replace('"WanPipeline"', '"DDPMPipeline"'))
-    with pytest.raises(ModelError, match="holds a DDPMPipeline; radial drives WanPipeline"):
+    with pytest.raises(ModelError, match="holds a DDPMPipeline; radial drives Allegro"):
         load(request(folder))
 
 

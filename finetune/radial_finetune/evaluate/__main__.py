@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from radial.attention import apply
 from radial.errors import GenerationError
-from radial.pipeline import LoadedModel, load
+from radial.loading import LoadedModel, load
 from radial.request import GenerationRequest, make_request
 from radial_finetune.evaluate.score import FigureScore, score_clip, use_one_thread
 from radial_finetune.world import Scene, describe, draw_scene, render

@@ -1,0 +1,106 @@
+"""LoRA files onto a pipeline: diffusers', ComfyUI's and kohya's key names, safetensors only."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from radial.errors import ModelError
+from radial.request import Lora
+
+_KOHYA_WAN = re.compile(r"lora_unet_blocks_(\d+)_(self_attn|cross_attn|ffn)_(.+?)\.(lora_down|lora_up|alpha)(.*)")
+_PART = re.compile(r"\.(lora_A|lora_B|lora_down|lora_up|lora_magnitude_vector|alpha|diff|diff_b|dora_scale)\b.*")
+
+
+def check_lora_files(loras: tuple[Lora, ...]) -> None:
+    """Raise ModelError for adapter files that are missing or pickled, before a model is loaded for them."""
+    for lora in loras:
+        path = Path(lora.path)
+        if path.suffix != ".safetensors":
+            raise ModelError(f"LoRA {path.name} is not a safetensors file; safetensors only")
+        if not path.is_file():
+            raise ModelError(f"no LoRA file {path}")
+
+
+def load_loras(pipe: Any, loras: tuple[Lora, ...]) -> tuple[str, ...]:
+    """Load adapters and set their weights: what to tell the user about keys that found no layer.
+
+    Raises:
+        ModelError: an adapter is corrupt, or fits no layer.
+    """
+    if not loras:
+        return ()
+    if not hasattr(pipe, "load_lora_weights"):
+        raise ModelError(f"{type(pipe).__name__} takes no LoRA")
+    notes = []
+    for index, lora in enumerate(loras):
+        name, path = f"lora_{index}", Path(lora.path)
+        state = read_lora(path)
+        try:
+            pipe.load_lora_weights(dict(state), adapter_name=name)
+            if getattr(pipe, "transformer_2", None) is not None and getattr(pipe, "transformer", None) is not None:
+                pipe.load_lora_weights(dict(state), adapter_name=name, load_into_transformer_2=True)
+        except Exception as error:  # diffusers and peft raise many kinds for keys that do not fit
+            raise ModelError(f"LoRA {path.name} does not fit this model: {_first_line(error)}") from error
+        layers, fitted = layer_names(state), _fitted_layers(pipe, name)
+        if not fitted:
+            raise ModelError(
+                f"LoRA {path.name} does not fit this model: none of its keys match a layer, "
+                f"{', '.join(sorted(layers)[:3])} and {max(0, len(layers) - 3)} more"
+            )
+        if len(fitted) < len(layers):
+            notes.append(f"LoRA {path.name}: {len(fitted)} of its {len(layers)} layers are in this model")
+    pipe.set_adapters([f"lora_{i}" for i in range(len(loras))], [lora.weight for lora in loras])
+    return tuple(notes)
+
+
+def read_lora(path: Path) -> dict[str, Tensor]:
+    """An adapter's tensors; kohya's names for Wan become ComfyUI's, which diffusers reads whole or in part.
+
+    Raises:
+        ModelError: the file is corrupt, or holds no adapter.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"LoRA {path.name} cannot be read: {_first_line(error)}") from error
+    if not any(_PART.search(key) for key in state):
+        raise ModelError(f"{path.name} is no LoRA: its keys are like {', '.join(sorted(state)[:2]) or 'none'}")
+    # diffusers' own reading of these names wants every layer to be there, and adapters often hold attention alone.
+    return {_from_kohya(key): value for key, value in state.items()}
+
+
+def layer_names(state: dict[str, Tensor]) -> set[str]:
+    """The layers an adapter's keys speak of."""
+    return {_PART.sub("", key) for key in state}
+
+
+def _from_kohya(key: str) -> str:
+    if (match := _KOHYA_WAN.fullmatch(key)) is None:
+        return key
+    block, module, layer, part, rest = match.groups()
+    layer = layer.replace("_", ".") if module == "ffn" else layer
+    return f"diffusion_model.blocks.{block}.{module}.{layer}.{part}{rest}"
+
+
+def _fitted_layers(pipe: Any, adapter: str) -> set[str]:
+    """Layers of the pipeline that carry an adapter."""
+    found = set()
+    for component in ("transformer", "transformer_2", "text_encoder"):
+        model = getattr(pipe, component, None)
+        if model is not None:
+            for name, module in model.named_modules():
+                if adapter in getattr(module, "lora_A", {}):
+                    found.add(f"{component.removesuffix('_2')}.{name}")
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,118 @@
+"""Checkpoint folders: what they hold, whether it is safe to load, and which model they are like."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from radial.errors import ModelError
+from radial.models import BUNDLED, MODELS, ModelSpec
+
+
+def driven_pipelines() -> list[str]:
+    """The diffusers pipelines that the app can drive."""
+    pipelines = {p for spec in MODELS.values() for p in (spec.text_pipeline, spec.image_pipeline) if p}
+    return sorted(pipelines)
+
+
+def checkpoint_folder(spec: ModelSpec) -> Path | None:
+    """Where a model's files are on this machine; None for a hub id."""
+    if spec.source == BUNDLED:
+        from importlib.resources import files
+
+        folder = Path(str(files("radial_assets"))) / "tiny"
+        if not (folder / "model_index.json").exists():
+            raise ModelError(f"the bundled model is missing from {folder}; reinstall radial-video")
+        return folder
+    return Path(spec.source) if Path(spec.source).is_dir() else None
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Raise ModelError for a folder that is no checkpoint we drive, lacks weights, or has only pickled ones."""
+    if not (folder / "model_index.json").is_file():
+        raise ModelError(f"{folder} is not a diffusers checkpoint: it has no model_index.json")
+    kind = _read_json(folder / "model_index.json").get("_class_name")
+    if kind not in driven_pipelines():
+        raise ModelError(f"{folder} holds a {kind}; radial drives {', '.join(driven_pipelines())}")
+    for component, (library, _) in _components(folder).items():
+        holds_weights = component.startswith(("transformer", "vae", "text_encoder", "image_encoder", "vocoder"))
+        if library is None or not holds_weights:
+            continue
+        files = list((folder / component).glob("*")) if (folder / component).is_dir() else []
+        if any(file.suffix == ".safetensors" for file in files):
+            continue
+        if pickled := [file.name for file in files if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]:
+            raise ModelError(f"{folder / component} has only pickled weights ({pickled[0]}); safetensors only")
+        raise ModelError(f"{folder} lacks the weights of its {component}")
+
+
+def fit_spec(spec: ModelSpec, folder: Path) -> ModelSpec:
+    """The spec with the strides and layers that the checkpoint itself declares.
+
+    Raises:
+        ModelError: the configuration cannot be read.
+    """
+    vae = _read_json(folder / "vae" / "config.json")
+    transformer = _read_json(folder / "transformer" / "config.json")
+    patch = _patch(folder, transformer)
+    temporal, down, across = spec.stride
+    named = [vae.get(name) for name in ("scale_factor_temporal", "temporal_compression_ratio")]
+    temporal = patch[0] * next((n for n in named if n), temporal // patch[0])
+    named = [vae.get(name) for name in ("scale_factor_spatial", "spatial_compression_ratio")]
+    if not any(named) and isinstance(vae.get("block_out_channels"), list) and "scaling_factor" in vae:
+        named = [2 ** (len(vae["block_out_channels"]) - 1)]
+    spatial = next((n for n in named if n), None)
+    if spatial:
+        down, across = spatial * patch[1], spatial * patch[2]
+    return replace(spec, stride=(temporal, down, across), layers=transformer.get("num_layers", spec.layers))
+
+
+def read_folder(folder: Path) -> ModelSpec:
+    """A spec for a folder, with the settings of the named model it is most like: one of its pipeline and as wide; a
+    toy's frames have few tokens, as the bundled model's, and a checkpoint that switches transformers is a Wan 2.2."""
+    check_checkpoint(folder)
+    index = _read_json(folder / "model_index.json")
+    kind = index["_class_name"]
+    transformer = _read_json(folder / "transformer" / "config.json")
+    width = transformer.get("num_attention_heads", 40) * transformer.get("attention_head_dim", 128)
+    like = next(
+        spec for spec in MODELS.values() if spec.name != "tiny" and kind in (spec.text_pipeline, spec.image_pipeline)
+    )
+    if kind == "WanPipeline":
+        like = MODELS["wan2.2-a14b" if index.get("boundary_ratio") is not None else "wan2.1-1.3b"]
+    changes: dict[str, Any] = {}
+    if width <= 256:
+        tiny = MODELS["tiny"]
+        names = ("height", "width", "num_inference_steps", "pattern", "schedule", "long_pattern", "block_size")
+        changes = {name: getattr(tiny, name) for name in names}
+        changes |= {"num_frames": 8 * like.stride[0] + like.first_frame, "max_sequence_length": 64}
+        if kind == "WanPipeline":
+            changes |= {name: getattr(tiny, name) for name in ("native_frames", "guidance_scale", "riflex_period")}
+    spec = replace(like, name=str(folder), summary="checkpoint folder", source=str(folder), **changes)
+    return fit_spec(spec, folder)
+
+
+def _patch(folder: Path, transformer: dict[str, Any]) -> tuple[int, int, int]:
+    patch = transformer.get("patch_size", (1, 2, 2))
+    if isinstance(patch, int):
+        return transformer.get("patch_size_t") or 1, patch, patch
+    if isinstance(patch, (list, tuple)) and len(patch) == 3:
+        return tuple(patch)
+    raise ModelError(f"{folder / 'transformer'} has a patch size that is not three numbers: {patch!r}")
+
+
+def _components(folder: Path) -> dict[str, tuple[str | None, str | None]]:
+    index = _read_json(folder / "model_index.json")
+    return {name: tuple(value) for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} does not hold a JSON object")
+    return content

@@ -1,0 +1,64 @@
+"""Images a clip starts from or ends on: read safely, and fitted to the clip's size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from radial.errors import OutputError, RequestError
+from radial.video import read_frames
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Fit = Literal["crop", "pad", "stretch"]
+MAX_PIXELS = 100_000_000  # what a decompressed image may have
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+
+
+def read_image(path: Path) -> Image:
+    """An image file in RGB, turned upright as its camera says.
+
+    Raises:
+        RequestError: the file is missing, no image, or larger than 100 megapixels.
+    """
+    from PIL import Image, ImageOps
+
+    if not path.is_file():
+        raise RequestError(f"no image {path}")
+    try:
+        image = Image.open(path, formats=_FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise RequestError(f"{path} has {image.width}x{image.height} pixels; 100 megapixels are the most")
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(f"{path} is not an image that can be read ({', '.join(_FORMATS)})") from error
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def read_last_frame(path: Path) -> Image:
+    """The last frame of a video file.
+
+    Raises:
+        RequestError: the file is missing or no video.
+    """
+    from PIL import Image
+
+    try:
+        return Image.fromarray(read_frames(path)[-1])
+    except OutputError as error:
+        raise RequestError(str(error)) from error
+
+
+def fit_image(image: Image, height: int, width: int, fit: Fit) -> Image:
+    """The image at a clip's size: cut at the longer sides, framed in black, or stretched."""
+    from PIL import Image, ImageOps
+
+    size, filter_ = (width, height), Image.Resampling.LANCZOS
+    if fit == "crop":
+        return ImageOps.fit(image, size, filter_)
+    if fit == "pad":
+        return ImageOps.pad(image, size, filter_, color="black")
+    return image.resize(size, filter_)

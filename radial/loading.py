@@ -1,0 +1,146 @@
+"""Models onto their device: checkpoints and adapters, from a folder or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from radial.adapters import check_lora_files, load_loras
+from radial.checkpoints import check_checkpoint, checkpoint_folder, fit_spec
+from radial.errors import GenerationError, ModelError, RequestError
+from radial.models import ModelSpec, find_model
+from radial.request import GenerationRequest
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A diffusers pipeline on its device, with what is known of it: ``loras`` are names and fingerprints, ``notes``
+    what the user should hear of."""
+
+    spec: ModelSpec
+    pipe: Any
+    device: torch.device
+    dtype: torch.dtype
+    fingerprint: str
+    loras: tuple[dict[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def load(request: GenerationRequest) -> LoadedModel:
+    """Load the model and adapters a request names, onto its device.
+
+    Raises:
+        RequestError: the device does not exist here.
+        ModelError: the checkpoint is missing, corrupt or pickled, or an adapter does not fit.
+    """
+    request = request.resolve()
+    check_lora_files(request.loras)
+    spec = find_model(request.model)
+    device = choose_device(request.device)
+    dtype = choose_dtype(request.dtype, device)
+    folder = checkpoint_folder(spec) or _download(spec)
+    check_checkpoint(folder)
+    spec = fit_spec(spec, folder)
+    spec.check_size(request.clip_height, request.clip_width, request.clip_frames)
+    kind = spec.pipeline_for(with_image=request.starts_from_image)
+    with quiet():
+        import diffusers
+
+        try:
+            # Wan's autoencoder stays in float32, as its authors run it: in bfloat16 it shows.
+            dtypes = {"default": dtype, "vae": torch.float32 if spec.exact_autoencoder else dtype}
+            pipe = getattr(diffusers, kind).from_pretrained(folder, dtype=dtypes, use_safetensors=True)
+        except Exception as error:  # diffusers and safetensors raise many kinds for files that are not right
+            raise ModelError(f"cannot load {spec.name}: {_first_line(error)}") from error
+    pipe.set_progress_bar_config(disable=True)
+    with quiet():
+        notes = load_loras(pipe, request.loras)
+    try:
+        pipe.to(device)
+    except torch.OutOfMemoryError as error:
+        raise GenerationError(f"{spec.name} does not fit into the memory of {device}") from error
+    paths = [Path(lora.path) for lora in request.loras]
+    loras = tuple({"name": path.name, "fingerprint": fingerprint(path)} for path in paths)
+    return LoadedModel(spec, pipe, device, dtype, fingerprint(folder), loras, notes)
+
+
+def _download(spec: ModelSpec) -> Path:
+    """The folder of a hub model, downloaded unless it is here already; the hub's own bars show the progress."""
+    import diffusers
+
+    try:
+        return Path(diffusers.DiffusionPipeline.download(spec.source, use_safetensors=True))
+    except Exception as error:  # the hub's client raises many kinds
+        raise ModelError(
+            f"there is no folder {spec.source} here, and the Hugging Face hub has no such model or cannot be reached; "
+            "`radial models` lists the models with a name"
+        ) from error
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is the first GPU, or the CPU.
+
+    Raises:
+        RequestError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if name not in available and not (name == "cuda" and torch.cuda.is_available()):
+        raise RequestError(f"no device {name!r} here; there is {', '.join(available)}")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of that name; ``auto`` is bfloat16 on a GPU and float32 on the CPU, where it is faster."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    chosen: torch.dtype = getattr(torch, name)
+    return chosen
+
+
+def fingerprint(path: Path) -> str:
+    """A digest of a file, or of a checkpoint's files: names, sizes and content. Of files above 64 MB, where reading all
+    would take minutes, the first and last 32 MB count."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in (".json", ".safetensors"))
+    digest, half = hashlib.sha256(), 32 << 20
+    for file in files:
+        size = file.stat().st_size
+        name = "" if file == path else file.relative_to(path).as_posix()
+        digest.update(f"{name} {size}\n".encode())
+        with file.open("rb") as content:
+            digest.update(content.read(half))
+            content.seek(max(size - half, half))
+            digest.update(content.read())
+    return digest.hexdigest()[:16]
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back the libraries' own progress bars and advice; their errors still come through."""
+    import diffusers
+    import transformers
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, (level, bars) in zip(libraries, before, strict=True):
+            library.set_verbosity(level)
+            if bars:
+                library.enable_progress_bar()
