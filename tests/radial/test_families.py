@@ -192,7 +192,7 @@ def test_real_widths_run_on_the_kernels(kind: str) -> None:
 
     case = CASES[kind]
     with torch.device("cuda"):
-        transformer = case.build(tiny=False).to(torch.bfloat16)
+        transformer = in_bf16(case.build(tiny=False))
     inputs = _to_gpu(case.inputs(transformer, case.real_latents, 1))
     stock = call(transformer, inputs)
     with radial.apply(transformer, pattern=KEEP_ALL) as installed:
@@ -206,6 +206,15 @@ def test_real_widths_run_on_the_kernels(kind: str) -> None:
     probe = torch.empty(1, 1, 1, installed.head_dim, device="cuda", dtype=torch.bfloat16)
     assert choose_backend(probe) in ("hopper", "triton")
     print(f"{kind}: {installed.plan.grid}, head dim {installed.head_dim}, density {sparse.plan.density:.3f}")
+
+
+def in_bf16(transformer: Any) -> Any:
+    """As ``from_pretrained`` casts: some modules stay in float32."""
+    exact = set(transformer._keep_in_fp32_modules or ())
+    for name, tensor in (*transformer.named_parameters(), *transformer.named_buffers()):
+        if tensor.is_floating_point() and not exact & set(name.split(".")):
+            tensor.data = tensor.data.to(torch.bfloat16)
+    return transformer
 
 
 def _to_gpu(value: Any) -> Any:
