@@ -1,7 +1,7 @@
 """The seam to diffusers: installs radial attention on a pipeline's transformers and takes it away again.
 
-Every self-attention layer gets a processor that knows its layer. A hook on the transformer tells a shared context the
-token grid and the step of each call; the context answers whether a layer is dense, and attends for it where it is not.
+Every self-attention layer gets a processor of its own. A hook on the transformer tells a shared context the token grid
+and the step of each call; the context tells the processors which of them are dense, and attends for the others.
 
 Shapes: B batch, S tokens, H heads, D head dim.
 """
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from radial.errors import ModelError
 from radial.pattern import RadialPattern
 from radial.plan import BlockPlan
-from radial.processors import make_radial_processor
+from radial.processors import RadialProcessors
 from radial.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -57,8 +57,10 @@ class AttentionContext:
         self._masks_padding = family.masks_padding
         self._locate(float(call["timestep"].flatten().max()))
         density = sum(plan.density for plan in self.plans) / len(self.plans)
-        for layer, _ in family.self_attentions(transformer):
-            self._computed += 1.0 if self.is_dense(layer) else density
+        for layer, attention in family.self_attentions(transformer):
+            dense = self.schedule.is_dense(layer, self.step, self.num_steps)
+            attention.processor.radial_dense = dense  # type: ignore[union-attr]
+            self._computed += 1.0 if dense else density
             self._total += 1.0
 
     def _locate(self, timestep: float) -> None:
@@ -72,10 +74,6 @@ class AttentionContext:
         elif timestep < self._last_timestep:
             self.step += 1
         self._last_timestep = timestep
-
-    def is_dense(self, layer: int) -> bool:
-        """Whether a layer computes full attention in the current call."""
-        return self.schedule.is_dense(layer, self.step, self.num_steps)
 
     def attend(
         self,
@@ -148,9 +146,10 @@ class RadialAttention:
         for transformer in transformers:
             if HookRegistry.check_if_exists_or_initialize(transformer).get_hook(_HOOK) is not None:
                 raise ModelError("radial attention is installed on this model already; remove it first")
+        processors = RadialProcessors(context)
         for transformer, family in zip(transformers, families, strict=True):
-            for layer, attention in family.self_attentions(transformer):
-                processor = make_radial_processor(layer, context, attention.processor)
+            for _, attention in family.self_attentions(transformer):
+                processor = processors.make(attention.processor)
                 self._stock.append((attention, attention.processor))
                 attention.processor = processor
             hook = _make_hook(family, context, transformer)

@@ -23,26 +23,41 @@ if TYPE_CHECKING:
     from radial.attention import AttentionContext
 
 
-def make_radial_processor(layer: int, context: AttentionContext, stock: Any) -> Any:
-    """A processor that is the stock one where the schedule is dense, and attends by the context's plan elsewhere.
+class RadialProcessors:
+    """Makes the radial processors of one installation: one class for each class of stock processor.
 
-    Raises:
-        ModelError: the stock processor does not compute attention in a way that can be replaced.
+    Layers share classes, and ``radial_dense`` is all that tells them apart, so that torch.compile compiles a repeated
+    block once where it is dense and once where it is radial, however many layers and steps there are.
     """
-    kind = type(stock)
+
+    def __init__(self, context: AttentionContext) -> None:
+        self._context = context
+        self._kinds: dict[type, Any] = {}
+
+    def make(self, stock: Any) -> Any:
+        """A processor that does as the stock one while ``radial_dense``, and attends by the context's plan else.
+
+        Raises:
+            ModelError: the stock processor does not compute attention in a way that can be replaced.
+        """
+        kind = type(stock)
+        if kind not in self._kinds:
+            self._kinds[kind] = _radial_kind(kind, self._context)
+        processor = self._kinds[kind].__new__(self._kinds[kind])
+        processor.__dict__.update(stock.__dict__)
+        processor.radial_dense = False
+        return processor
+
+
+def _radial_kind(kind: Any, context: AttentionContext) -> Any:
     redirected = _redirect(kind.__call__, functools.partial(context.attend, kind.__name__))
 
     @functools.wraps(kind.__call__)  # diffusers reads the signature to see which arguments a processor takes
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if context.is_dense(layer):
-            return kind.__call__(self, *args, **kwargs)
-        return redirected(self, *args, **kwargs)
+        return kind.__call__(self, *args, **kwargs) if self.radial_dense else redirected(self, *args, **kwargs)
 
     # A subclass, so that the backend and the parallel configuration that diffusers sets on a processor work as before.
-    radial_kind: Any = type(f"Radial{kind.__name__}", (kind,), {"__call__": call})
-    processor = radial_kind.__new__(radial_kind)
-    processor.__dict__.update(stock.__dict__)
-    return processor
+    return type(f"Radial{kind.__name__}", (kind,), {"__call__": call})
 
 
 def _redirect(function: Callable[..., Any], attend: Callable[..., Tensor]) -> Callable[..., Any]:

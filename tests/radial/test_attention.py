@@ -10,7 +10,6 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 import radial
 from radial import ModelError, RadialPattern, Schedule
-from radial.attention import AttentionContext
 
 KEEP_ALL = RadialPattern(decay=16.0, sink_frames=16)  # every frame a sink: nothing is left out
 SPARSE = RadialPattern(decay=0.1, sink_frames=0, skip_width=16)
@@ -85,22 +84,22 @@ def test_all_dense_schedule_is_stock_bit_for_bit(wan: Any, schedule: Schedule) -
         assert installed.computed_share == 1.0
 
 
-def test_schedule_counts_layers_and_steps(wan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schedule_counts_layers_and_steps(wan: Any) -> None:
     """One dense layer of three; of four steps the first and the last dense."""
     calls: list[tuple[int, int, bool]] = []
-    plain = AttentionContext.is_dense
-
-    def watch(self: AttentionContext, layer: int) -> bool:
-        calls.append((self.step, layer, plain(self, layer)))
-        return calls[-1][2]
-
-    monkeypatch.setattr(AttentionContext, "is_dense", watch)
     schedule = Schedule(dense_layers=1, dense_steps=1, dense_last_steps=1)
     with radial.apply(wan, pattern=SPARSE, schedule=schedule, block_size=16) as installed:
+        for layer, block in enumerate(wan.transformer.blocks):
+            block.attn1.register_forward_pre_hook(
+                lambda module, args, layer=layer: calls.append(
+                    (installed.context.step, layer, module.processor.radial_dense)
+                )
+            )
         run(wan, steps=4)
-    # Asked once when a call is counted, and once when the layer runs; twice, for guidance.
-    asked = [(step, layer) for step in range(4) for _ in range(4) for layer in range(3)]
-    assert calls == [(step, layer, layer == 0 or step in (0, 3)) for step, layer in asked]
+    expected = [
+        (step, layer, layer == 0 or step in (0, 3)) for step in range(4) for _guidance in range(2) for layer in range(3)
+    ]
+    assert calls == expected
     assert installed.plan is not None
     dense = schedule.dense_share(3, 4)
     assert installed.computed_share == pytest.approx(dense + (1 - dense) * installed.plan.density)

@@ -50,7 +50,7 @@ class TinyCase:
     def latents(self, output: Any) -> Tensor:
         """The latents in what a call gave."""
         result = getattr(output, self.frames_output)
-        return result[0] if isinstance(result, list) else result
+        return result[-1] if isinstance(result, list) else result  # FramePack: the clip after each section
 
 
 # What pipelines are made of.
@@ -247,6 +247,11 @@ def _wan_animate_call(pipe: Any) -> Arguments:
     )
 
 
+def _chronoedit() -> Any:
+    transformer = _wan_transformer("ChronoEditTransformer3DModel", **_WAN_IMAGE)
+    return diffusers.ChronoEditPipeline(**_wan_parts(), **_clip_vision(), transformer=transformer)
+
+
 def _skyreels_v2() -> Any:
     return diffusers.SkyReelsV2Pipeline(**_wan_parts(), transformer=_wan_transformer("SkyReelsV2Transformer3DModel"))
 
@@ -257,6 +262,8 @@ def _skyreels_v2_df() -> Any:
 
 
 # HunyuanVideo.
+
+_TRUE_GUIDANCE = {"guidance_scale": 1.0, "true_cfg_scale": 3.0}  # by a second call, not as an input of the model
 
 
 def _hunyuan_vae() -> Any:
@@ -291,7 +298,7 @@ def _hunyuan_video() -> Any:
 
 def _hunyuan_video_call(pipe: Any) -> Arguments:
     prompts = {"prompt": [PROMPT, "a red circle"], "negative_prompt": [NEGATIVE, "grey"]}  # of different lengths
-    return _arguments(**prompts, true_cfg_scale=3.0, prompt_template={"template": "{}", "crop_start": 0})
+    return _arguments(**prompts, **_TRUE_GUIDANCE, prompt_template={"template": "{}", "crop_start": 0})
 
 
 _LLAVA_SPECIAL = ("<image>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "system", "user", "assistant")
@@ -330,7 +337,7 @@ def _hunyuan_video_i2v_call(pipe: Any) -> Arguments:
         "template": _LLAVA_TEMPLATE, "crop_start": len(before_prompt), "image_emb_len": _IMAGE_PATCHES,
         "image_emb_start": start, "image_emb_end": start + _IMAGE_PATCHES,
     }  # fmt: skip
-    return _arguments(image=_picture(), true_cfg_scale=3.0, prompt_template=template)
+    return _arguments(image=_picture(), **_TRUE_GUIDANCE, prompt_template=template)
 
 
 def _hunyuan_video15() -> Any:
@@ -384,7 +391,7 @@ def _framepack_call(pipe: Any) -> Arguments:
         image=_picture(),
         num_frames=FRAMES + 4,  # two sections
         latent_window_size=5,
-        true_cfg_scale=3.0,
+        **_TRUE_GUIDANCE,
         prompt_template={"template": "{}", "crop_start": 0},
     )
 
@@ -496,12 +503,15 @@ def _cogvideox_parts() -> Arguments:
     return _t5_parts() | {"vae": vae, "scheduler": diffusers.CogVideoXDDIMScheduler()}
 
 
+_COGVIDEOX = {
+    "num_attention_heads": 2, "attention_head_dim": 16, "out_channels": 4, "time_embed_dim": 8, "num_layers": 2,
+    "text_embed_dim": TEXT_WIDTH, "max_text_seq_length": WORDS, "sample_width": WIDTH // 8,
+    "sample_height": HEIGHT // 8, "sample_frames": FRAMES, "use_rotary_positional_embeddings": True,
+}  # fmt: skip
+
+
 def _cogvideox_transformer(**changes: Any) -> Any:
-    return diffusers.CogVideoXTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, out_channels=4, time_embed_dim=8, text_embed_dim=TEXT_WIDTH,
-        num_layers=2, sample_width=WIDTH // 8, sample_height=HEIGHT // 8, sample_frames=FRAMES,
-        max_text_seq_length=WORDS, use_rotary_positional_embeddings=True, **changes,
-    )  # fmt: skip
+    return diffusers.CogVideoXTransformer3DModel(**_COGVIDEOX, **changes)
 
 
 def _cogvideox() -> Any:
@@ -511,6 +521,27 @@ def _cogvideox() -> Any:
 def _cogvideox_i2v() -> Any:
     transformer = _cogvideox_transformer(in_channels=8, use_learned_positional_embeddings=True)
     return diffusers.CogVideoXImageToVideoPipeline(**_cogvideox_parts(), transformer=transformer)
+
+
+def _cogvideox15() -> Any:
+    transformer = _cogvideox_transformer(in_channels=4, patch_size_t=2, patch_bias=False)
+    return diffusers.CogVideoXPipeline(**_cogvideox_parts(), transformer=transformer)
+
+
+def _consisid() -> Any:
+    # The width of a face's tokens (LFE_output_dim) has to be two thirds of the transformer's.
+    transformer = diffusers.ConsisIDTransformer3DModel(
+        **_COGVIDEOX, in_channels=8, use_learned_positional_embeddings=True, is_train_face=True, cross_attn_interval=1,
+        cross_attn_dim_head=8, cross_attn_num_heads=2, LFE_id_dim=8, LFE_vit_dim=8, LFE_depth=5, LFE_dim_head=8,
+        LFE_num_heads=2, LFE_num_id_token=1, LFE_num_querie=2, LFE_output_dim=21, LFE_ff_mult=1, LFE_num_scale=5,
+    )  # fmt: skip
+    return diffusers.ConsisIDPipeline(**_cogvideox_parts(), transformer=transformer)
+
+
+def _consisid_call(pipe: Any) -> Arguments:
+    noise = torch.Generator().manual_seed(2)
+    face = [torch.randn(1, 3, 8, generator=noise) for _ in range(5)]
+    return _arguments(image=_picture(), id_vit_hidden=face, id_cond=torch.randn(1, 8, generator=noise))
 
 
 def _allegro() -> Any:
@@ -566,6 +597,7 @@ def _cosmos() -> Any:
     transformer = diffusers.CosmosTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2, mlp_ratio=2,
         text_embed_dim=TEXT_WIDTH, adaln_lora_dim=4, max_size=(8, 32, 32),
+        concat_padding_mask=False,  # needs torchvision
     )  # fmt: skip
     vae = diffusers.AutoencoderKLCosmos(
         latent_channels=4, encoder_block_out_channels=(8, 8, 8, 8), decode_block_out_channels=(8, 8, 8, 8),
@@ -625,6 +657,7 @@ CASES: dict[str, TinyCase] = {
         _case("wan22-ti2v", _wan22_ti2v, height=2 * HEIGHT, width=2 * WIDTH),
         _case("wan-vace", _wan_vace, _wan_vace_call),
         _case("wan-animate", _wan_animate, _wan_animate_call),
+        _case("chronoedit", _chronoedit, **_IMAGE_CALL, enable_temporal_reasoning=True, num_temporal_reasoning_steps=2),
         _case("skyreels-v2", _skyreels_v2),
         _case("skyreels-v2-df", _skyreels_v2_df),
         _case("hunyuan-video", _hunyuan_video, _hunyuan_video_call),
@@ -636,6 +669,8 @@ CASES: dict[str, TinyCase] = {
         _case("ltx2", _ltx2, _ltx2_call),
         _case("cogvideox", _cogvideox),
         _case("cogvideox-i2v", _cogvideox_i2v, image=_picture()),
+        _case("cogvideox15", _cogvideox15, num_frames=8 * 4 + 1),  # two latent frames to a token; 9 are padded to 10
+        _case("consisid", _consisid, _consisid_call),
         _case("allegro", _allegro, _allegro_call),
         _case("easyanimate", _easyanimate, max_sequence_length=None),
         _case("cosmos", _cosmos),
