@@ -66,7 +66,13 @@ def fit_spec(spec: ModelSpec, folder: Path) -> ModelSpec:
     spatial = next((n for n in named if n), None)
     if spatial:
         down, across = spatial * patch[1], spatial * patch[2]
-    return replace(spec, stride=(temporal, down, across), layers=transformer.get("num_layers", spec.layers))
+    return replace(
+        spec,
+        stride=(temporal, down, across),
+        layers=transformer.get("num_layers", spec.layers),
+        # CogVideoX learns positions for texts of one length.
+        max_sequence_length=transformer.get("max_text_seq_length", spec.max_sequence_length),
+    )
 
 
 def read_folder(folder: Path) -> ModelSpec:
