@@ -96,6 +96,10 @@ def read_folder(folder: Path) -> ModelSpec:
         changes |= {"num_frames": 8 * like.stride[0] + like.first_frame, "max_sequence_length": 64}
         if kind == "WanPipeline":
             changes |= {name: getattr(tiny, name) for name in ("native_frames", "guidance_scale", "riflex_period")}
+    if kind == "WanImageToVideoPipeline":
+        # Wan 2.1 sees images through an encoder, and has places for two of them or one; Wan 2.2 sees latents alone.
+        places = transformer.get("pos_embed_seq_len") is not None or transformer.get("image_dim") is None
+        changes["takes_last_image"] = places
     spec = replace(like, name=str(folder), summary="checkpoint folder", source=str(folder), **changes)
     return fit_spec(spec, folder)
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from radial.adapters import check_lora_files, load_loras
-from radial.checkpoints import check_checkpoint, checkpoint_folder, fit_spec
+from radial.checkpoints import check_checkpoint, checkpoint_folder, fit_spec, read_folder
 from radial.errors import GenerationError, ModelError, RequestError
-from radial.models import ModelSpec, find_model
+from radial.models import MODELS, ModelSpec, find_model
 from radial.request import GenerationRequest
 
 
@@ -46,6 +46,8 @@ def load(request: GenerationRequest) -> LoadedModel:
     dtype = choose_dtype(request.dtype, device)
     folder = checkpoint_folder(spec) or _download(spec)
     check_checkpoint(folder)
+    if spec.name not in MODELS and spec.source != str(folder):  # a hub id of its own: now its class is known
+        spec = replace(read_folder(folder), name=spec.name, source=spec.source)
     spec = fit_spec(spec, folder)
     spec.check_size(request.clip_height, request.clip_width, request.clip_frames)
     kind = spec.pipeline_for(with_image=request.starts_from_image)

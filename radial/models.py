@@ -291,7 +291,10 @@ MODELS: dict[str, ModelSpec] = {
         _row(
             _COGVIDEOX, "cogvideox-2b", "CogVideoX text-to-video, 2 B, 480p", "zai-org/CogVideoX-2b", layers=30,
         ),
-        _row(_COGVIDEOX, "cogvideox-5b", "CogVideoX text-to-video, 5 B, 480p", "zai-org/CogVideoX-5b"),
+        _row(
+            _COGVIDEOX, "cogvideox-5b", "CogVideoX text-to-video, 5 B, 480p", "zai-org/CogVideoX-5b",
+            riflex_period=19.9,
+        ),
         _row(
             _COGVIDEOX, "cogvideox-5b-i2v", "CogVideoX image-to-video, 5 B, 480p", "zai-org/CogVideoX-5b-I2V",
             image_pipeline="CogVideoXImageToVideoPipeline", **_IMAGE_ONLY,
@@ -366,3 +369,38 @@ def find_model(name: str) -> ModelSpec:
         return ModelSpec(name=name, summary="from the Hugging Face hub", source=name)
     known = ", ".join(MODELS)
     raise RequestError(f"unknown model {name!r}; give one of {known}, a hub id like org/name, or a checkpoint folder")
+
+
+def table() -> str:
+    """The models as a Markdown page, docs/models.md: ``python -m radial.models > docs/models.md``."""
+
+    def settings(pattern: RadialPattern, schedule: Schedule) -> str:
+        sink = "first frame" if pattern.sink_frames else "no sink"
+        return f"{pattern.decay:g}, {sink}, {schedule.dense_layers} / {schedule.dense_steps}"
+
+    lines = [
+        "# Models",
+        "",
+        "Written by `python -m radial.models`. Sizes, steps and guidance are defaults; *native* is the longest clip that",
+        "a model was trained on. Radial settings are decay, sink, dense layers / dense steps, up to the native length and",
+        "beyond it: as published for Wan and HunyuanVideo, ours for the rest.",
+        "",
+        "| name | what | starts from | size | frames (native) | fps | steps | guidance | radial | beyond | source |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for spec in MODELS.values():
+        starts = [word for word, found in (("text", spec.text_pipeline), ("image", spec.image_pipeline)) if found]
+        if spec.takes_last_image:
+            starts.append("last image")
+        cells = (
+            f"`{spec.name}`", spec.summary, ", ".join(starts) or "Python only", f"{spec.width}x{spec.height}",
+            f"{spec.num_frames} ({spec.native_frames})", spec.fps, spec.num_inference_steps, f"{spec.guidance_scale:g}",
+            settings(spec.pattern, spec.schedule), settings(spec.long_pattern, spec.long_schedule),
+            f"`{spec.source}`",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(table(), end="")

@@ -26,7 +26,7 @@ def riflex(transformers: list[Any], period: float) -> Iterator[None]:
     Raises:
         ModelError: the model's positions are not of a kind that is known.
     """
-    handles = [_rope(transformer).register_forward_hook(_Slow(period)) for transformer in transformers]
+    handles = [_hook(transformer, period) for transformer in transformers]
     try:
         yield
     finally:
@@ -34,31 +34,38 @@ def riflex(transformers: list[Any], period: float) -> Iterator[None]:
             handle.remove()
 
 
-def _rope(transformer: Any) -> Any:
-    rope = getattr(transformer, "rope", None)
-    if not (hasattr(rope, "t_dim") or hasattr(rope, "rope_dim")):
-        raise ModelError(f"RIFLEx does not know the positions of {type(transformer).__name__}; leave riflex out")
-    return rope
+def _hook(transformer: Any, period: float) -> Any:
+    rope: Any = getattr(transformer, "rope", None)
+    if hasattr(rope, "t_dim") or hasattr(rope, "rope_dim"):
+
+        def slow_output(rope: Any, args: tuple[Tensor], output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            patch = rope.patch_size_t if hasattr(rope, "patch_size_t") else rope.patch_size[0]
+            temporal = rope.t_dim if hasattr(rope, "t_dim") else rope.rope_dim[0]
+            column = 2 * slowed_index(temporal, getattr(rope, "theta", 10_000.0), period)
+            return _slow(output, args[0].shape[2] // patch, column)
+
+        return rope.register_forward_hook(slow_output)
+    if getattr(getattr(transformer, "config", None), "use_rotary_positional_embeddings", False):
+        # CogVideoX: the pipeline makes the positions, with a quarter of each head for time.
+        def slow_argument(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            rotary = kwargs["image_rotary_emb"]
+            column = 2 * slowed_index(rotary[0].shape[-1] // 4, 10_000.0, period)
+            frames = kwargs["hidden_states"].shape[1] // (module.config.patch_size_t or 1)
+            return args, kwargs | {"image_rotary_emb": _slow(rotary, frames, column)}
+
+        return transformer.register_forward_pre_hook(slow_argument, with_kwargs=True)
+    raise ModelError(f"RIFLEx does not know the positions of {type(transformer).__name__}; leave riflex out")
 
 
-class _Slow:
-    """Rewrites two columns of a rotary module's cosines and sines."""
-
-    def __init__(self, period: float) -> None:
-        self.period = period
-
-    def __call__(self, rope: Any, args: tuple[Tensor], output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        cos, sin = (x.clone() for x in output)
-        frames = args[0].shape[2] // (rope.patch_size[0] if isinstance(rope.patch_size, tuple) else rope.patch_size_t)
-        temporal = rope.t_dim if hasattr(rope, "t_dim") else rope.rope_dim[0]
-        theta = getattr(rope, "theta", 10_000.0)
-        column = 2 * slowed_index(temporal, theta, self.period)
-        tokens = cos.numel() // cos.shape[-1]
-        frame = torch.arange(frames, device=cos.device).repeat_interleave(tokens // frames)
-        angle = (frame * (_SHARE_OF_A_TURN * 2 * math.pi / frames)).reshape(*cos.shape[:-1], 1)
-        cos[..., column : column + 2] = angle.cos().to(cos.dtype)
-        sin[..., column : column + 2] = angle.sin().to(sin.dtype)
-        return cos, sin
+def _slow(rotary: tuple[Tensor, Tensor], frames: int, column: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines in which one pair of columns turns by nine tenths over all frames."""
+    cos, sin = (x.clone() for x in rotary)
+    tokens = cos.numel() // cos.shape[-1]
+    frame = torch.arange(frames, device=cos.device).repeat_interleave(tokens // frames)
+    angle = (frame * (_SHARE_OF_A_TURN * 2 * math.pi / frames)).reshape(*cos.shape[:-1], 1)
+    cos[..., column : column + 2] = angle.cos().to(cos.dtype)
+    sin[..., column : column + 2] = angle.sin().to(sin.dtype)
+    return cos, sin
 
 
 def slowed_index(temporal_dim: int, theta: float, period: float) -> int:

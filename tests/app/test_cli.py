@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
+from radial.errors import GenerationError
 from radial.models import MODELS
 from radial.video import read_frames, read_receipt
 from radial_app import cli
@@ -128,6 +129,41 @@ def test_a_lora_acts_with_its_weight(quick: Any, wan_folder: Path, tmp_path: Pat
     assert read_receipt(Path("on.mp4"))["request"]["loras"] == [{"path": str(file), "weight": 2.0}]
 
 
+def test_sizes_presets_and_positions(quick: Any, wan_folder: Path) -> None:
+    code, _, err = quick(
+        "--model", str(wan_folder), "--snap", "--height", "30", "--preset", "4-step", "--num-inference-steps", "1",
+        "--riflex", "--output", "a.mp4",
+    )  # fmt: skip
+    assert code == 0, err
+    request = read_receipt(Path("a.mp4"))["request"]
+    assert (request["height"], request["num_inference_steps"], request["guidance_scale"]) == (32, 1, 1.0)
+    assert (request["sampler"], request["flow_shift"], request["riflex"]) == ("euler", 5.0, True)
+
+
+def test_notes_are_said_once_on_stderr(quick: Any, wan_folder: Path) -> None:
+    code, out, err = quick("--model", str(wan_folder), "--num-frames", "37", "--output", "long.mp4")
+    assert code == 0, err
+    assert " ".join(err.split()).count("note: 37 frames are beyond the 33") == 1
+    assert "note" not in out
+
+
+def test_latents_of_a_failed_clip_are_kept(quick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    import radial.pipeline
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise GenerationError("the latents stopped being numbers at step 2 of 3", latents=torch.ones(1, 2, 3))
+        yield
+
+    monkeypatch.setattr(radial.pipeline, "generate", fail)
+    code, _, err = quick("--output", "a.mp4")
+    assert code == 1
+    assert "the last good latents are in a.latents.safetensors" in " ".join(err.split())
+    assert load_file("a.latents.safetensors")["latents"].shape == (1, 2, 3)
+
+
 WRONG: dict[str, tuple[list[str], int, str]] = {
     "size": (["--height", "100"], 2, "nearest are 96 and 112"),
     "frames": (["--num-frames", "32"], 2, "nearest are 29 and 33"),
@@ -145,6 +181,9 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "missing lora": (["--lora", "none.safetensors"], 1, "no LoRA file"),
     "pickled lora": (["--lora", "a.pt"], 1, "safetensors only"),
     "lora weight": (["--lora", "a.safetensors:strong"], 2, "FILE:WEIGHT"),
+    "no image": (["--image", "none.png"], 2, "does not start from an image"),
+    "unknown preset": (["--preset", "fast"], 2, "there is 4-step"),
+    "unknown fit": (["--image-fit", "zoom"], 2, "image-fit"),
     "lora of another model": (["--lora", "wrong.safetensors"], 1, "does not fit this model"),
 }
 

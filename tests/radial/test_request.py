@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from radial import GenerationRequest, ModelError, RequestError
 from radial.checkpoints import check_checkpoint
-from radial.models import MODELS, find_model
+from radial.models import MODELS, find_model, table
 from radial.request import make_request
 
 
@@ -103,3 +103,8 @@ def test_folders_that_cannot_be_loaded_safely(tmp_path: Path, wan_folder: Path) 
     with pytest.raises(ModelError, match="only pickled weights"):
         check_checkpoint(tmp_path)
     check_checkpoint(wan_folder)
+
+
+def test_the_page_of_models_is_up_to_date() -> None:
+    page = Path(__file__).parents[2] / "docs" / "models.md"
+    assert page.read_text() == table(), "run: python -m radial.models > docs/models.md"

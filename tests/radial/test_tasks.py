@@ -1,0 +1,268 @@
+"""What a clip can start from and end on, how it is sampled, and what stretches its positions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_pipelines import CASES
+
+from radial import GenerationError, ModelError, RequestError
+from radial.images import fit_image, read_image
+from radial.loading import load
+from radial.models import MODELS, PRESETS, find_model, find_preset
+from radial.pipeline import Event, generate
+from radial.positions import riflex, slowed_index
+from radial.request import GenerationRequest, make_request
+from radial.video import Video
+
+SMALL = {"height": 32, "width": 48, "num_frames": 9, "num_inference_steps": 2, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("wan-i2v")
+    CASES["wan-i2v"].build().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def red(tmp_path: Path) -> str:
+    Image.new("RGB", (100, 40), "red").save(tmp_path / "red.png")
+    return str(tmp_path / "red.png")
+
+
+def frames_of(request: GenerationRequest) -> Any:
+    (video,) = generate(request)
+    return video.frames
+
+
+def test_start_and_end_images_count(image_folder: Path, tmp_path: Path, red: str) -> None:
+    Image.new("RGB", (48, 32), "blue").save(tmp_path / "blue.png")
+    blue = str(tmp_path / "blue.png")
+    base = {"prompt": "a", "model": str(image_folder), **SMALL}
+    from_red, from_blue = (frames_of(make_request(**base, image=image)) for image in (red, blue))
+    assert not np.array_equal(from_red, from_blue)
+    with pytest.raises(RequestError, match="takes no last_image"):
+        make_request(**base, image=red, last_image=blue).resolve()
+
+    CASES["wan-flf"].build().save_pretrained(tmp_path / "flf")
+    base["model"] = str(tmp_path / "flf")
+    to_blue, to_red = (frames_of(make_request(**base, image=red, last_image=image)) for image in (blue, red))
+    assert not np.array_equal(to_blue, to_red)
+
+
+def test_a_clip_goes_on_from_its_last_frame(image_folder: Path, tmp_path: Path) -> None:
+    clip = np.zeros((5, 32, 48, 3), np.uint8)
+    clip[..., 0] = np.arange(5)[:, None, None] * 40
+    file = Video(clip, 16).write(tmp_path / "clip.mp4")
+    request = make_request(prompt="a", model=str(image_folder), extend=str(file), **SMALL)
+    (video,) = generate(request)
+    assert video.frames.shape == (5 + 9 - 1, 32, 48, 3)
+    assert np.abs(video.frames[:5].astype(int) - clip).max() < 30  # but for compression, the clip it was
+    assert video.receipt["inputs"]["extend"]["name"] == "clip.mp4"
+    Image.fromarray(video.frames[4]).save(tmp_path / "last.png")
+
+
+def test_a_clip_of_another_size_is_fitted(image_folder: Path, tmp_path: Path) -> None:
+    file = Video(np.full((3, 64, 64, 3), 200, np.uint8), 16).write(tmp_path / "square.mp4")
+    request = make_request(prompt="a", model=str(image_folder), extend=str(file), image_fit="pad", **SMALL)
+    frames = frames_of(request)
+    assert frames.shape == (3 + 9 - 1, 32, 48, 3)
+    assert frames[0, :, 0].max() < 30  # the black frame at the left
+    assert frames[0, :, 24].min() > 150
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image": "a.png", "extend": "b.mp4", "model": "wan2.1-i2v-14b-480p"}, "image and extend exclude each other"),
+        ({"last_image": "a.png", "model": "wan2.1-flf2v-14b"}, "last_image needs image or extend"),
+        ({"image": "a.png"}, "tiny does not start from an image; models that do: wan2.1-i2v-14b-480p"),
+        ({"model": "wan2.1-i2v-14b-480p"}, "starts from an image: give --image or --extend"),
+        ({"model": "framepack"}, "is driven from Python, not from here"),
+        ({"image": "a", "last_image": "b", "model": "hunyuan-video-i2v"}, "takes no last_image; models that do: wan"),
+        ({"riflex": True, "model": "mochi"}, r"riflex has no constant for mochi; models with one: tiny, wan2\.1"),
+        ({"image_fit": "zoom"}, "image_fit must be 'crop', 'pad' or 'stretch', not 'zoom'"),
+        ({"flow_shift": 0}, "flow_shift"),
+    ],
+)
+def test_what_does_not_go_together_is_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        make_request(**{"prompt": "a", **fields}).resolve()
+
+
+def test_images_are_read_safely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RequestError, match="no image"):
+        read_image(tmp_path / "none.png")
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(RequestError, match="not an image that can be read"):
+        read_image(tmp_path / "text.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "whole.png")
+    half = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(half[: len(half) // 2])
+    with pytest.raises(RequestError, match="not an image that can be read"):
+        read_image(tmp_path / "half.png")
+    monkeypatch.setattr("radial.images.MAX_PIXELS", 1000)
+    with pytest.raises(RequestError, match="64x64 pixels"):
+        read_image(tmp_path / "whole.png")
+
+
+def test_images_are_turned_upright_and_lose_their_transparency(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (20, 10), (255, 0, 0, 128))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    image.save(tmp_path / "turned.png", exif=exif)
+    read = read_image(tmp_path / "turned.png")
+    assert (read.size, read.mode) == ((10, 20), "RGB")
+
+
+@pytest.mark.parametrize(("fit", "corner", "edge"), [("crop", 255, 255), ("pad", 0, 0), ("stretch", 255, 255)])
+def test_images_of_another_shape(fit: Any, corner: int, edge: int) -> None:
+    fitted = np.asarray(fit_image(Image.new("RGB", (100, 20), "white"), 32, 48, fit))
+    assert fitted.shape == (32, 48, 3)
+    assert fitted[0, 0, 0] == corner
+    assert fitted[0, 24, 0] == edge
+    assert fitted[16, 24, 0] == 255
+
+
+def test_sizes_snap_when_asked_to() -> None:
+    request = make_request(prompt="a", height=100, width=130, num_frames=32, snap=True).resolve()
+    assert (request.height, request.width, request.num_frames) == (96, 128, 33)
+    with pytest.raises(RequestError, match="--snap takes the nearest"):
+        make_request(prompt="a", height=100).resolve()
+    for spec in MODELS.values():
+        for size in ((1, 1, 1), (555, 777, 99), (720, 1280, 81)):
+            spec.check_size(*spec.snap_size(*size))
+
+
+def test_presets_follow_length_and_steps() -> None:
+    wan = find_model("wan2.1-14b")
+    native, longer = wan.preset(81, 50), wan.preset(161, 50)
+    assert (native[0].decay, native[1].dense_layers, native[1].dense_steps) == (0.2, 1, 12)
+    assert (longer[0].decay, longer[1].dense_layers, longer[1].dense_steps) == (1.0, 2, 2)
+    assert wan.preset(81, 4)[1].dense_steps == 1
+    assert wan.preset(81, 1)[1].dense_steps == 0
+    request = make_request(prompt="a", model="wan2.1-14b", num_frames=161, dense_steps=7).resolve()
+    assert (request.decay, request.dense_layers, request.dense_steps) == (1.0, 2, 7)
+    hunyuan = find_model("hunyuan-video")
+    assert (hunyuan.pattern.sink_frames, hunyuan.long_pattern.sink_frames) == (0, 0)
+
+
+def test_few_step_presets() -> None:
+    request = make_request(prompt="a", model="wan2.1-14b", **find_preset("4-step")).resolve()
+    assert (request.num_inference_steps, request.guidance_scale, request.sampler) == (4, 1.0, "euler")
+    assert request.dense_steps == 1
+    assert find_preset(None) == {}
+    with pytest.raises(RequestError, match=f"unknown preset 'fast'; there is {', '.join(PRESETS)}"):
+        find_preset("fast")
+
+
+@pytest.mark.parametrize("sampler", ["euler", "unipc", "model"])
+def test_samplers_are_for_one_run(wan_folder: Path, sampler: str) -> None:
+    base = {"prompt": "a", "model": str(wan_folder), **SMALL}
+    model = load(make_request(**base))
+    own = model.pipe.scheduler
+    (plain,) = generate(make_request(**base), model=model)
+    request = make_request(**base, sampler=sampler, flow_shift=9.0)
+    (other,) = generate(request, model=model)
+    assert not np.array_equal(plain.frames, other.frames)
+    assert model.pipe.scheduler is own
+    (again,) = generate(make_request(**base), model=model)
+    assert np.array_equal(plain.frames, again.frames)
+
+
+def test_longer_than_trained_is_said(wan_folder: Path) -> None:
+    request = make_request(prompt="a", model=str(wan_folder), **SMALL | {"num_frames": 37}).resolve()
+    events: list[Event] = []
+    next(generate(request, on_event=events.append))
+    notes = [event.note for event in events if event.note]
+    assert len(notes) == 1
+    assert "37 frames are beyond the 33 that" in notes[0]
+    assert "riflex" in notes[0]
+    assert request.model_copy(update={"num_frames": 33}).warnings(find_model(str(wan_folder))) == ()
+
+
+def test_riflex_slows_the_frequency_the_paper_names() -> None:
+    assert slowed_index(44, 1e4, MODELS["wan2.1-14b"].riflex_period or 0) == 6 - 1
+    assert slowed_index(16, 256.0, MODELS["hunyuan-video"].riflex_period or 0) == 4 - 1
+    assert slowed_index(16, 1e4, MODELS["cogvideox-5b"].riflex_period or 0) == 2 - 1
+
+
+@pytest.mark.parametrize("name", ["wan", "hunyuan-video"])
+def test_riflex_keeps_the_clip_within_one_turn(name: str) -> None:
+    """One pair of columns changes: by frame, from no turn to nine tenths of one; all else stays."""
+    transformer = CASES[name].build().transformer
+    latents = torch.zeros(1, transformer.config.in_channels, 20, 4, 4)
+    before = transformer.rope(latents)
+    with riflex([transformer], period=20.0):
+        cos, sin = (x.reshape(20, 4, -1) for x in transformer.rope(latents))
+    after = transformer.rope(latents)
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    changed = (cos - before[0].reshape(20, 4, -1)).abs().amax((0, 1)) > 1e-6
+    assert changed.sum() == 2
+    column = int(changed.nonzero()[0])
+    angles = torch.atan2(sin[:, 0, column], cos[:, 0, column]) % (2 * torch.pi)
+    assert torch.allclose(angles, torch.arange(20) * (0.9 * 2 * torch.pi / 20), atol=1e-5)
+    assert torch.equal(cos[..., column], cos[..., column + 1])
+
+
+def test_riflex_on_positions_that_the_pipeline_makes() -> None:
+    case = CASES["cogvideox15"]
+    pipe = case.build()
+    seen: list[Any] = []
+    pipe.transformer.transformer_blocks[0].register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["image_rotary_emb"]), with_kwargs=True
+    )
+    with torch.inference_mode():
+        pipe(**case.call(pipe))
+        with riflex([pipe.transformer], period=20.0):
+            pipe(**case.call(pipe))
+    plain, slowed = seen[0], seen[-1]
+    changed = (plain[0] - slowed[0]).abs().amax(0) > 1e-6
+    assert changed.sum() == 2
+    assert changed.nonzero().max() < plain[0].shape[1] // 4
+
+
+def test_a_hub_id_of_its_own_takes_its_pipeline(wan_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it is shows when its folder is there."""
+    monkeypatch.setattr("radial.loading._download", lambda spec: wan_folder)
+    model = load(make_request(prompt="a", model="someone/else", **SMALL))
+    assert (model.spec.name, model.spec.source) == ("someone/else", "someone/else")
+    assert (model.spec.block_size, type(model.pipe).__name__) == (16, "WanPipeline")
+
+
+def test_riflex_acts_and_leaves_no_trace(wan_folder: Path) -> None:
+    base = {"prompt": "a", "model": str(wan_folder), **SMALL}
+    model = load(make_request(**base))
+    (plain,) = generate(make_request(**base), model=model)
+    (stretched,) = generate(make_request(**base, riflex=True), model=model)
+    (again,) = generate(make_request(**base), model=model)
+    assert not np.array_equal(plain.frames, stretched.frames)
+    assert np.array_equal(plain.frames, again.frames)
+    with pytest.raises(ModelError, match="does not know the positions of Linear"), riflex([torch.nn.Linear(1, 1)], 9.0):
+        pass
+
+
+def test_the_last_good_latents_survive(wan_folder: Path) -> None:
+    """A transformer that breaks down in the second step of three: the first step's latents are in the error."""
+    request = make_request(
+        prompt="a", model=str(wan_folder), **SMALL | {"num_inference_steps": 3, "attention": "dense"}
+    )
+    model = load(request)
+    calls = []
+
+    def break_down(module: Any, args: Any, output: Any) -> Any:
+        calls.append(1)
+        return (output[0] * float("nan"),) if len(calls) > 2 else output  # two calls a step
+
+    model.pipe.transformer.register_forward_hook(break_down)
+    with pytest.raises(GenerationError, match="stopped being numbers at step 2 of 3") as caught:
+        next(generate(request, model=model))
+    assert caught.value.latents is not None
+    assert caught.value.latents.isfinite().all()
+    assert caught.value.latents.shape == (1, 16, 3, 4, 6)
