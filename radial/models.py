@@ -381,9 +381,9 @@ def table() -> str:
     lines = [
         "# Models",
         "",
-        "Written by `python -m radial.models`. Sizes, steps and guidance are defaults; *native* is the longest clip that",
-        "a model was trained on. Radial settings are decay, sink, dense layers / dense steps, up to the native length and",
-        "beyond it: as published for Wan and HunyuanVideo, ours for the rest.",
+        "Written by `python -m radial.models`. Sizes, steps and guidance are defaults; *native* is the longest clip",
+        "that a model was trained on. Radial settings are decay, sink, dense layers / dense steps, up to the native",
+        "length and beyond it: as published for Wan and HunyuanVideo, ours for the rest.",
         "",
         "| name | what | starts from | size | frames (native) | fps | steps | guidance | radial | beyond | source |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
