@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from radial.adapter_settings import AdapterSettings, read_adapter_settings
 from radial.errors import RequestError
 from radial.grid import TokenGrid
 from radial.models import MODELS, ModelSpec, find_model
@@ -98,34 +100,43 @@ class GenerationRequest(BaseModel):
             able = ", ".join(other.name for other in MODELS.values() if other.takes_last_image)
             raise RequestError(f"{spec.name} takes no last_image; models that do: {able}")
         steps = self.num_inference_steps or spec.num_inference_steps
-        pattern, schedule = spec.preset(self.num_frames or spec.num_frames, steps)
+        tuned = self.tuned_settings() or AdapterSettings()
+        num_frames = self.num_frames or tuned.target_frames or spec.num_frames
+        pattern, schedule = spec.preset(num_frames, steps)
         open_fields = {
             "negative_prompt": spec.negative_prompt,
             "height": spec.height,
             "width": spec.width,
-            "num_frames": spec.num_frames,
+            "num_frames": num_frames,
             "fps": spec.fps,
             "num_inference_steps": steps,
             "guidance_scale": spec.guidance_scale,
             "guidance_scale_2": spec.guidance_scale_2,
-            "decay": pattern.decay,
-            "dense_layers": schedule.dense_layers,
+            "decay": tuned.decay or pattern.decay,
+            "dense_layers": schedule.dense_layers if tuned.dense_layers is None else tuned.dense_layers,
             "dense_steps": schedule.dense_steps,
             "dense_last_steps": schedule.dense_last_steps,
-            "block_size": spec.block_size,
+            "block_size": tuned.block_size or spec.block_size,
         }
         filled: dict[str, Any] = {name: value for name, value in open_fields.items() if getattr(self, name) is None}
         if self.seed < 0:
             filled["seed"] = secrets.randbelow(2**31)
+        if tuned.riflex:
+            filled["riflex"] = True
         resolved = self.model_copy(update=filled)
         if self.snap:
             size = (resolved.clip_height, resolved.clip_width, resolved.clip_frames)
             names = ("height", "width", "num_frames")
             resolved = resolved.model_copy(update=dict(zip(names, spec.snap_size(*size), strict=True)))
         spec.check_size(resolved.clip_height, resolved.clip_width, resolved.clip_frames)
-        if self.riflex:
-            self.riflex_period(spec)
+        if resolved.riflex:
+            resolved.riflex_period(spec)
         return resolved
+
+    def tuned_settings(self) -> AdapterSettings | None:
+        """What the first adapter that says so was tuned for."""
+        found = (read_adapter_settings(Path(lora.path)) for lora in self.loras)
+        return next((settings for settings in found if settings is not None), None)
 
     @property
     def starts_from_image(self) -> bool:
@@ -145,13 +156,22 @@ class GenerationRequest(BaseModel):
 
     def warnings(self, spec: ModelSpec) -> tuple[str, ...]:
         """What the user of a resolved request should know before waiting for it."""
-        if self.clip_frames <= spec.native_frames or self.loras:
-            return ()
-        advice = "" if self.riflex or spec.riflex_period is None else "; riflex puts repetition off"
-        return (
-            f"{self.clip_frames} frames are beyond the {spec.native_frames} that {spec.name} was trained on: expect "
-            f"repetition or still scenes without an adapter for longer clips{advice}",
-        )
+        notes = []
+        tuned = self.tuned_settings()
+        if tuned is not None:
+            notes.append(
+                f"as the adapter was tuned: {self.clip_frames} frames, decay {self.decay:g}, {self.dense_layers} dense "
+                f"layers{', riflex' if self.riflex else ''}"
+            )
+        longest = max(spec.native_frames, (tuned and tuned.target_frames) or 0)
+        if self.clip_frames > longest and (tuned is not None or not self.loras):
+            who = "the adapter was tuned for" if longest > spec.native_frames else f"{spec.name} was trained on"
+            advice = "" if self.riflex or spec.riflex_period is None else "; riflex puts repetition off"
+            notes.append(
+                f"{self.clip_frames} frames are beyond the {longest} that {who}: expect repetition or still scenes"
+                f"{'' if tuned else ' without an adapter for longer clips'}{advice}"
+            )
+        return tuple(notes)
 
     @property
     def clip_height(self) -> int:

@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = _with_dashes(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
+    _add_commands()
     try:
         code = app(arguments, standalone_mode=False)
     except KeyboardInterrupt:
@@ -73,6 +75,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if code == 130:  # typer's own answer to Ctrl+C
         _complain("stopped")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _add_commands() -> None:
+    """Commands that other packages bring, such as fine-tuning; light to import, as this file is."""
+    known = {group.name for group in app.registered_groups}
+    for entry in entry_points(group="radial.commands"):
+        if entry.name not in known:
+            app.add_typer(entry.load(), name=entry.name)
 
 
 def _with_dashes(arguments: list[str]) -> list[str]:

@@ -1,0 +1,120 @@
+"""Checkpoints of a run: written whole or not at all, the last few kept, no pickle.
+
+A folder ``step-000200`` holds the adapter, its average, the optimizer's moments and what run it is of. Random numbers
+follow from the seed and the step, so there is no more to keep.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from radial.errors import OutputError, RequestError
+
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass
+class RunState:
+    """What training changes: the adapter's parameters by name, their average, the optimizer, and the step reached."""
+
+    parameters: dict[str, torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    average: dict[str, Tensor]
+    step: int = 0
+    config: dict[str, Any] | None = None
+
+
+def save_checkpoint(folder: Path, state: RunState, keep: int) -> Path:
+    """Write the state under a temporary name, rename it, then delete all but the last ``keep``.
+
+    Raises:
+        OutputError: the disk is full or cannot be written; earlier checkpoints are untouched.
+    """
+    from safetensors.torch import save_file
+
+    target = folder / f"step-{state.step:06d}"
+    part = folder / f".{target.name}.partial"
+    tensors: dict[str, dict[str, Tensor]] = {
+        "adapter": dict(state.parameters),
+        "average": state.average,
+        "moments": _moments(state),
+    }
+    needed = sum(x.nbytes for group in tensors.values() for x in group.values())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(folder).free) < needed + (64 << 20):
+            raise OutputError(f"a checkpoint needs {needed / 1e6:.0f} MB, and {folder} has {free / 1e6:.0f} MB free")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        for name, group in tensors.items():
+            save_file({key: x.detach().cpu().contiguous() for key, x in group.items()}, part / f"{name}.safetensors")
+        (part / "run.json").write_text(json.dumps({"step": state.step, "config": state.config}, indent=1))
+        if target.exists():
+            shutil.rmtree(target)
+        part.rename(target)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"cannot write a checkpoint to {folder}: {error.strerror or error}") from error
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, the oldest first. Those that were cut off while written do not count."""
+    found = [p for p in folder.glob("step-*") if _NAME.fullmatch(p.name) and (p / "run.json").is_file()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def load_checkpoint(checkpoint: Path, state: RunState) -> None:
+    """Put a checkpoint's values into the state.
+
+    Raises:
+        RequestError: it is of another run: settings that decide the outcome differ, and are named.
+    """
+    from safetensors.torch import load_file
+
+    run = json.loads((checkpoint / "run.json").read_text())
+    free = {"steps", "output", "checkpoint_every", "keep_checkpoints", "validate_every", "device", "max_bad_steps"}
+    new, old = state.config or {}, run["config"] or {}
+    changed = sorted(key for key in {*new, *old} - free if new.get(key) != old.get(key))
+    if changed:
+        told = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed[:3])
+        raise RequestError(f"{checkpoint} is of another run: {told}; take another output, or the settings it had")
+    adapter, average, moments = (load_file(checkpoint / f"{n}.safetensors") for n in ("adapter", "average", "moments"))
+    if set(adapter) != set(state.parameters):
+        raise RequestError(f"{checkpoint} holds other layers than this run tunes")
+    with torch.no_grad():
+        for name, parameter in state.parameters.items():
+            parameter.copy_(adapter[name])
+        for name, value in state.average.items():
+            value.copy_(average[name])
+    _set_moments(state, moments)
+    state.step = run["step"]
+
+
+def _moments(state: RunState) -> dict[str, Tensor]:
+    names = list(state.parameters)
+    entries = state.optimizer.state_dict()["state"]
+    return {f"{names[i]}/{key}": value for i, entry in entries.items() for key, value in entry.items()}
+
+
+def _set_moments(state: RunState, moments: dict[str, Tensor]) -> None:
+    content = state.optimizer.state_dict()
+    content["state"] = {}
+    for index, name in enumerate(state.parameters):
+        prefix = f"{name}/"
+        entry = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
+        if entry:
+            content["state"][index] = entry
+    state.optimizer.load_state_dict(content)
