@@ -31,7 +31,8 @@ class Cut:
     """How clips are taken from a file.
 
     Attributes:
-        cut_threshold: mean change of hue, saturation and value from one frame to the next that is a new scene.
+        cut_threshold: mean change of hue, saturation and value from one frame to the next, in 0..255, that can be a new
+            scene. It must also be three times that of the frames before, so that fast motion is none.
         static_threshold: mean change of a pixel over the clip, in 0..255, below which nothing moves.
     """
 
@@ -39,7 +40,7 @@ class Cut:
     height: int
     width: int
     fps: float
-    cut_threshold: float = 27.0
+    cut_threshold: float = 15.0
     static_threshold: float = 0.5
 
 
@@ -103,13 +104,19 @@ def read_clips(file: Path, cut: Cut, dropped: dict[str, int]) -> Iterator[Frames
         ModelError: the file is corrupt or no video.
     """
     window: list[Frames] = []
+    changes: list[float] = []  # of the scene so far
     last: Frames | None = None
     for frame in resample(file, cut.fps):
         small = _fit(frame, cut.height, cut.width)
-        if last is not None and _is_new_scene(last, small, cut.cut_threshold):
-            if window:
-                dropped["too short"] = dropped.get("too short", 0) + 1
-            window = []
+        if last is not None:
+            change = _change(last, small)
+            usual = max(changes[-3:], default=cut.cut_threshold / 2)
+            if change > max(cut.cut_threshold, 3 * usual):
+                if window:
+                    dropped["too short"] = dropped.get("too short", 0) + 1
+                window, changes = [], []
+            else:
+                changes.append(change)
         last = small
         window.append(small)
         if len(window) == cut.num_frames:
@@ -167,8 +174,12 @@ def _fit(frame: Frames, height: int, width: int) -> Frames:
     return np.ascontiguousarray(resized[top : top + height, left : left + width]).astype(np.uint8)
 
 
-def _is_new_scene(last: Frames, frame: Frames, threshold: float) -> bool:
+def _change(last: Frames, frame: Frames) -> float:
+    """Mean difference of two frames in hue, saturation and value."""
     import cv2
 
     one, two = (cv2.cvtColor(x, cv2.COLOR_RGB2HSV).astype(np.int16) for x in (last, frame))
-    return float(np.abs(one - two).mean()) > threshold
+    change = np.abs(one - two)
+    hue = change[..., 0]
+    change[..., 0] = np.minimum(hue, 180 - hue)  # a circle: red lies at both ends
+    return float(change.mean())

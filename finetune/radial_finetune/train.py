@@ -64,7 +64,9 @@ def finetune(
     model = _load_model(config, index)
     transformer = model.pipe.transformer
     alpha = config.alpha if config.alpha is not None else float(config.rank)
-    parameters = add_adapter(transformer, config.rank, alpha, config.layers)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        parameters = add_adapter(transformer, config.rank, alpha, config.layers)
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     transformer.train()
