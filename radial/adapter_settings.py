@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import struct
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 METADATA_KEY = "radial"
-_MAX_HEADER = 100 << 20
 
 
 @dataclass(frozen=True)
@@ -34,22 +31,14 @@ class AdapterSettings:
 
 def read_adapter_settings(path: Path) -> AdapterSettings | None:
     """The settings in a safetensors file's header; None where there are none, or no such file."""
-    header = _read_header(path)
+    from safetensors import SafetensorError, safe_open
+
     try:
-        content = json.loads(header.get("__metadata__", {}).get(METADATA_KEY, ""))
-    except ValueError:
+        with safe_open(path, framework="numpy") as file:
+            content = json.loads((file.metadata() or {}).get(METADATA_KEY, ""))
+    except (OSError, SafetensorError, ValueError):
         return None
     if not isinstance(content, dict):
         return None
     known = {field.name for field in fields(AdapterSettings)}
     return AdapterSettings(**{name: value for name, value in content.items() if name in known})
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            content = json.loads(file.read(length)) if length <= _MAX_HEADER else None
-    except (OSError, struct.error, ValueError):
-        return {}
-    return content if isinstance(content, dict) and isinstance(content.get("__metadata__", {}), dict) else {}

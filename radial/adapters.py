@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from radial.errors import ModelError
+from radial.attention import transformers_of
+from radial.errors import ModelError, first_line
 from radial.request import Lora
 
 _KOHYA_WAN = re.compile(r"lora_unet_blocks_(\d+)_(self_attn|cross_attn|ffn)_(.+?)\.(lora_down|lora_up|alpha)(.*)")
@@ -41,10 +42,10 @@ def load_loras(pipe: Any, loras: tuple[Lora, ...]) -> tuple[str, ...]:
         state = read_lora(path)
         try:
             pipe.load_lora_weights(dict(state), adapter_name=name)
-            if getattr(pipe, "transformer_2", None) is not None and getattr(pipe, "transformer", None) is not None:
+            if len(transformers_of(pipe)) == 2:
                 pipe.load_lora_weights(dict(state), adapter_name=name, load_into_transformer_2=True)
         except Exception as error:  # diffusers and peft raise many kinds for keys that do not fit
-            raise ModelError(f"LoRA {path.name} does not fit this model: {_first_line(error)}") from error
+            raise ModelError(f"LoRA {path.name} does not fit this model: {first_line(error)}") from error
         layers, fitted = layer_names(state), _fitted_layers(pipe, name)
         if not fitted:
             raise ModelError(
@@ -69,7 +70,7 @@ def read_lora(path: Path) -> dict[str, Tensor]:
     try:
         state = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"LoRA {path.name} cannot be read: {_first_line(error)}") from error
+        raise ModelError(f"LoRA {path.name} cannot be read: {first_line(error)}") from error
     if not any(_PART.search(key) for key in state):
         raise ModelError(f"{path.name} is no LoRA: its keys are like {', '.join(sorted(state)[:2]) or 'none'}")
     # diffusers' own reading of these names wants every layer to be there, and adapters often hold attention alone.
@@ -99,8 +100,3 @@ def _fitted_layers(pipe: Any, adapter: str) -> set[str]:
                 if adapter in getattr(module, "lora_A", {}):
                     found.add(f"{component.removesuffix('_2')}.{name}")
     return found
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -224,13 +224,18 @@ def apply(
         if schedule.dense_last_steps:
             raise ModelError("dense_last_steps needs a pipeline: a lone transformer does not know the last step")
     else:
-        found = (getattr(target, name, None) for name in ("transformer", "transformer_2"))
-        transformers, pipe = [t for t in found if t is not None], target
+        transformers, pipe = transformers_of(target), target
         if not transformers:
             raise ModelError(f"{type(target).__name__} has no transformer to install radial attention on")
     BlockPlan.check_block_size(block_size)
     context = AttentionContext(pattern or RadialPattern(), schedule, block_size, backend, pipe)
     return RadialAttention(context, transformers)
+
+
+def transformers_of(pipe: Any) -> list[nn.Module]:
+    """A pipeline's transformers: one, or two that share the steps."""
+    found = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
+    return [transformer for transformer in found if transformer is not None]
 
 
 def _make_hook(family: Family, context: AttentionContext, transformer: nn.Module) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from radial.errors import ModelError
+from radial.families import patch_sizes
 from radial.models import BUNDLED, MODELS, ModelSpec
 
 
@@ -56,7 +57,10 @@ def fit_spec(spec: ModelSpec, folder: Path) -> ModelSpec:
     """
     vae = _read_json(folder / "vae" / "config.json")
     transformer = _read_json(folder / "transformer" / "config.json")
-    patch = _patch(folder, transformer)
+    try:
+        patch = patch_sizes(transformer)
+    except ModelError as error:
+        raise ModelError(f"{folder / 'transformer'} has {error}") from error
     temporal, down, across = spec.stride
     named = [vae.get(name) for name in ("scale_factor_temporal", "temporal_compression_ratio")]
     temporal = patch[0] * next((n for n in named if n), temporal // patch[0])
@@ -102,15 +106,6 @@ def read_folder(folder: Path) -> ModelSpec:
         changes["takes_last_image"] = places
     spec = replace(like, name=str(folder), summary="checkpoint folder", source=str(folder), **changes)
     return fit_spec(spec, folder)
-
-
-def _patch(folder: Path, transformer: dict[str, Any]) -> tuple[int, int, int]:
-    patch = transformer.get("patch_size", (1, 2, 2))
-    if isinstance(patch, int):
-        return transformer.get("patch_size_t") or 1, patch, patch
-    if isinstance(patch, (list, tuple)) and len(patch) == 3:
-        return tuple(patch)
-    raise ModelError(f"{folder / 'transformer'} has a patch size that is not three numbers: {patch!r}")
 
 
 def _components(folder: Path) -> dict[str, tuple[str | None, str | None]]:

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def first_line(error: Exception) -> str:
+    """What another library's exception says, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class RadialError(Exception):
     """Base of all errors that a user can act on."""
 

@@ -13,7 +13,7 @@ import torch
 
 from radial.adapters import check_lora_files, load_loras
 from radial.checkpoints import check_checkpoint, checkpoint_folder, fit_spec, read_folder
-from radial.errors import GenerationError, ModelError, RequestError
+from radial.errors import GenerationError, ModelError, RequestError, first_line
 from radial.models import MODELS, ModelSpec, find_model
 from radial.request import GenerationRequest
 
@@ -46,9 +46,10 @@ def load(request: GenerationRequest) -> LoadedModel:
     dtype = choose_dtype(request.dtype, device)
     folder = checkpoint_folder(spec) or _download(spec)
     check_checkpoint(folder)
-    if spec.name not in MODELS and spec.source != str(folder):  # a hub id of its own: now its class is known
+    if spec.name in MODELS:
+        spec = fit_spec(spec, folder)
+    elif spec.source != str(folder):  # a hub id of its own: now its class is known
         spec = replace(read_folder(folder), name=spec.name, source=spec.source)
-    spec = fit_spec(spec, folder)
     spec.check_size(request.clip_height, request.clip_width, request.clip_frames)
     kind = spec.pipeline_for(with_image=request.starts_from_image)
     with quiet():
@@ -59,7 +60,7 @@ def load(request: GenerationRequest) -> LoadedModel:
             dtypes = {"default": dtype, "vae": torch.float32 if spec.exact_autoencoder else dtype}
             pipe = getattr(diffusers, kind).from_pretrained(folder, dtype=dtypes, use_safetensors=True)
         except Exception as error:  # diffusers and safetensors raise many kinds for files that are not right
-            raise ModelError(f"cannot load {spec.name}: {_first_line(error)}") from error
+            raise ModelError(f"cannot load {spec.name}: {first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     with quiet():
         notes = load_loras(pipe, request.loras)
@@ -121,11 +122,6 @@ def fingerprint(path: Path) -> str:
             content.seek(max(size - half, half))
             digest.update(content.read())
     return digest.hexdigest()[:16]
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 @contextlib.contextmanager

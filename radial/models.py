@@ -62,6 +62,11 @@ class ModelSpec:
     riflex_period: float | None = None
 
     @property
+    def starts_from(self) -> list[str]:
+        """What the app can make a clip from: text, image; nothing where only Python drives the model."""
+        return [word for word, found in (("text", self.text_pipeline), ("image", self.image_pipeline)) if found]
+
+    @property
     def exact_autoencoder(self) -> bool:
         """Whether the autoencoder must compute in float32."""
         return any((name or "").startswith(("Wan", "SkyReels")) for name in (self.text_pipeline, self.image_pipeline))
@@ -389,9 +394,7 @@ def table() -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for spec in MODELS.values():
-        starts = [word for word, found in (("text", spec.text_pipeline), ("image", spec.image_pipeline)) if found]
-        if spec.takes_last_image:
-            starts.append("last image")
+        starts = [*spec.starts_from, *(["last image"] if spec.takes_last_image else [])]
         cells = (
             f"`{spec.name}`", spec.summary, ", ".join(starts) or "Python only", f"{spec.width}x{spec.height}",
             f"{spec.num_frames} ({spec.native_frames})", spec.fps, spec.num_inference_steps, f"{spec.guidance_scale:g}",

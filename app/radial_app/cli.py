@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = _with_dashes(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    _add_commands()
+    _add_commands(arguments)
     try:
         code = app(arguments, standalone_mode=False)
     except KeyboardInterrupt:
@@ -77,8 +77,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _add_commands() -> None:
-    """Commands that other packages bring, such as fine-tuning; light to import, as this file is."""
+def _add_commands(arguments: list[str]) -> None:
+    """Commands that other packages bring, such as fine-tuning; looked for only where none of ours is asked for."""
+    ours = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    if next((a for a in arguments if not a.startswith("-")), None) in ours:
+        return
     known = {group.name for group in app.registered_groups}
     for entry in entry_points(group="radial.commands"):
         if entry.name not in known:
@@ -346,10 +349,9 @@ def models() -> None:
         table.add_column(column)
     table.add_column("source", overflow="fold")
     for spec in MODELS.values():
-        starts = [word for word, found in (("text", spec.text_pipeline), ("image", spec.image_pipeline)) if found]
         table.add_row(
             spec.name, spec.summary, f"{spec.width}x{spec.height}", str(spec.num_frames),
-            " or ".join(starts) or "Python only", spec.source,
+            " or ".join(spec.starts_from) or "Python only", spec.source,
         )  # fmt: skip
     Console().print(table)
 

@@ -53,15 +53,18 @@ class Family:
     """What :mod:`radial.attention` needs to know about a transformer class.
 
     Attributes:
-        self_attentions: the modules whose processor is replaced, each with the number of its layer.
         grids: the token grids of a call: one for the whole batch, or one for each entry where their texts differ in
             length. Tokens beyond a grid's end are padding: nobody attends to them, and what they get is zeros.
+        self_attentions: the modules whose processor is replaced, each with the number of its layer; ``attn1`` of every
+            block when left out.
         masks_padding: whether an attention mask only keeps padded tokens out, which the grids leave out already.
         refuse: why a call cannot be radial, or None.
     """
 
-    self_attentions: Callable[[Any], list[tuple[int, nn.Module]]]
     grids: Callable[[Any, Call], tuple[TokenGrid, ...]]
+    self_attentions: Callable[[Any], list[tuple[int, nn.Module]]] = lambda transformer: numbered(
+        transformer.transformer_blocks
+    )
     masks_padding: bool = False
     refuse: Callable[[Any, Call], str | None] = lambda transformer, call: None
 
@@ -86,10 +89,23 @@ def numbered(blocks: Any, attention: str = "attn1", first: int = 0) -> list[tupl
     return [(first + index, getattr(block, attention)) for index, block in enumerate(blocks)]
 
 
-def patched_grid(hidden_states: Any, patch: tuple[int, int, int]) -> TokenGrid:
-    """The grid of latents ``[B, C, F, H, W]`` in patches along (frames, height, width)."""
-    frames, height, width = hidden_states.shape[2:]
-    return TokenGrid(frames // patch[0], height // patch[1], width // patch[2])
+def patched_grid(transformer: Any, latents: tuple[int, ...]) -> TokenGrid:
+    """The grid of latents of this many (frames, rows, columns), in the transformer's patches."""
+    return TokenGrid(*(size // side for size, side in zip(latents, patch_sizes(transformer.config), strict=True)))
+
+
+def patch_sizes(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Latents to a token along (frames, height, width), in the ways that transformers' configurations say it.
+
+    Raises:
+        ModelError: the configuration says something else.
+    """
+    patch = config.get("patch_size", (1, 2, 2))
+    if isinstance(patch, int):
+        return config.get("patch_size_t") or 1, patch, patch
+    if isinstance(patch, (list, tuple)) and len(patch) == 3:
+        return tuple(patch)
+    raise ModelError(f"a patch size that is not three numbers: {patch!r}")
 
 
 def with_text(grid: TokenGrid, lengths: list[int]) -> tuple[TokenGrid, ...]:

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
-from radial.families import Call, Family, numbered, patched_grid
+from radial.families import Call, Family, patched_grid
 from radial.grid import TokenGrid
 
 
-def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
-    return numbered(transformer.transformer_blocks)
-
-
 def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
-    config = transformer.config
-    return (patched_grid(call["hidden_states"], (config.patch_size_t, config.patch_size, config.patch_size)),)
+    return (patched_grid(transformer, call["hidden_states"].shape[2:]),)
 
 
 def _refuse(transformer: Any, call: Call) -> str | None:
@@ -27,4 +20,4 @@ def _refuse(transformer: Any, call: Call) -> str | None:
 
 
 # The pipeline passes a mask of ones, which the refusal above has seen.
-FAMILY = Family(self_attentions=_self_attentions, grids=_grids, masks_padding=True, refuse=_refuse)
+FAMILY = Family(grids=_grids, masks_padding=True, refuse=_refuse)

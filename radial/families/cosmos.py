@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
-from radial.families import Call, Family, numbered, patched_grid
+from radial.families import Call, Family, patched_grid
 from radial.grid import TokenGrid
 
 
-def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
-    return numbered(transformer.transformer_blocks)
-
-
 def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
-    return (patched_grid(call["hidden_states"], transformer.config.patch_size),)
+    return (patched_grid(transformer, call["hidden_states"].shape[2:]),)
 
 
-FAMILY = Family(self_attentions=_self_attentions, grids=_grids)
+FAMILY = Family(grids=_grids)

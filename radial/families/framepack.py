@@ -6,20 +6,18 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from radial.families import Call, Family, patched_grid, with_text
+from radial.families import Call, Family, patch_sizes, patched_grid, with_text
 from radial.families.hunyuan_video import FAMILY as HUNYUAN_VIDEO
 from radial.grid import TokenGrid
 
 
 def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
-    config = transformer.config
-    patch = (config.patch_size_t, config.patch_size, config.patch_size)
-    grid = patched_grid(call["hidden_states"], patch)
+    grid = patched_grid(transformer, call["hidden_states"].shape[2:])
     history = 0
     for name, shrink in (("latents_clean", 1), ("latents_history_2x", 2), ("latents_history_4x", 4)):
         latents = call.get(name)
         if latents is not None:
-            sizes = zip(latents.shape[2:], patch, strict=True)
+            sizes = zip(latents.shape[2:], patch_sizes(transformer.config), strict=True)
             # Patches grow with age, and the last one is padded to be whole.
             history += math.prod(-(-size // (side * shrink)) for size, side in sizes)
     image = call["image_embeds"].shape[1]

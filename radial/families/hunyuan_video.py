@@ -16,8 +16,7 @@ def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
 
 
 def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
-    config = transformer.config
-    grid = patched_grid(call["hidden_states"], (config.patch_size_t, config.patch_size, config.patch_size))
+    grid = patched_grid(transformer, call["hidden_states"].shape[2:])
     # The first words are the prompt's, the rest is padding that the mask keeps out.
     return with_text(grid, call["encoder_attention_mask"].sum(1).int().tolist())
 

@@ -15,8 +15,7 @@ def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
 
 
 def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
-    config = transformer.config
-    grid = patched_grid(call["hidden_states"], (config.patch_size_t, config.patch_size, config.patch_size))
+    grid = patched_grid(transformer, call["hidden_states"].shape[2:])
     image = call["image_embeds"]
     # Text-to-video passes an image of zeros, whose tokens count as padding.
     image_tokens = image.shape[1] if bool(image.any()) else 0

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from radial.families import Call, Family, numbered
+from radial.families import Call, Family, numbered, patched_grid
 from radial.grid import TokenGrid
 
 
@@ -15,8 +15,7 @@ def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
 
 
 def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
-    sizes = zip(call["hidden_states"].shape[1:4], transformer.config.patch_size, strict=True)
-    return (TokenGrid(*(size // side for size, side in sizes)),)
+    return (patched_grid(transformer, call["hidden_states"].shape[1:4]),)
 
 
 def _refuse(transformer: Any, call: Call) -> str | None:

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
-from radial.families import Call, Family, numbered
+from radial.families import Call, Family
 from radial.grid import TokenGrid
-
-
-def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
-    return numbered(transformer.transformer_blocks)
 
 
 def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
@@ -30,4 +24,4 @@ def _refuse(transformer: Any, call: Call) -> str | None:
     return None
 
 
-FAMILY = Family(self_attentions=_self_attentions, grids=_grids, refuse=_refuse)
+FAMILY = Family(grids=_grids, refuse=_refuse)

@@ -20,7 +20,7 @@ def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
 
 
 def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
-    return (patched_grid(call["hidden_states"], transformer.config.patch_size),)
+    return (patched_grid(transformer, call["hidden_states"].shape[2:]),)
 
 
 def _refuse(transformer: Any, call: Call) -> str | None:
