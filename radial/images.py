@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from radial.errors import OutputError, RequestError
 from radial.video import read_frames
 
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Fit = Literal["crop", "pad", "stretch"]
+Frames = NDArray[np.uint8]
 MAX_PIXELS = 100_000_000  # what a decompressed image may have
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 
@@ -38,16 +42,14 @@ def read_image(path: Path) -> Image:
     return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def read_last_frame(path: Path) -> Image:
-    """The last frame of a video file.
+def read_clip(path: Path) -> Frames:
+    """The frames of a clip to go on from.
 
     Raises:
         RequestError: the file is missing or no video.
     """
-    from PIL import Image
-
     try:
-        return Image.fromarray(read_frames(path)[-1])
+        return read_frames(path)
     except OutputError as error:
         raise RequestError(str(error)) from error
 
@@ -62,3 +64,12 @@ def fit_image(image: Image, height: int, width: int, fit: Fit) -> Image:
     if fit == "pad":
         return ImageOps.pad(image, size, filter_, color="black")
     return image.resize(size, filter_)
+
+
+def fit_frames(frames: Frames, height: int, width: int, fit: Fit) -> Frames:
+    """A clip's frames at another clip's size; those of that size already as they are."""
+    from PIL import Image
+
+    if frames.shape[1:3] == (height, width):
+        return frames
+    return np.stack([np.asarray(fit_image(Image.fromarray(frame), height, width, fit)) for frame in frames])

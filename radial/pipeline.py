@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from radial import __version__
-from radial.attention import RadialAttention, apply
+from radial.attention import RadialAttention, apply, transformers_of
 from radial.errors import GenerationError
-from radial.images import fit_image, read_image, read_last_frame
+from radial.images import Frames, fit_frames, fit_image, read_clip, read_image
 from radial.loading import LoadedModel, fingerprint, load, quiet
 from radial.positions import riflex
 from radial.request import GenerationRequest
-from radial.video import Video, read_frames
+from radial.video import Video
 
 Stage = Literal["load", "encode", "denoise", "decode"]
 
@@ -122,13 +122,17 @@ def _generate_one(request: GenerationRequest, model: LoadedModel, on_event: OnEv
     assert request.fps is not None
     pipe = model.pipe
     watch = _Watch(request.num_inference_steps, on_event)
-    arguments = _call_arguments(request, model, watch)
-    transformers = [t for t in (pipe.transformer, getattr(pipe, "transformer_2", None)) if t is not None]
+    size = (request.clip_height, request.clip_width)
+    before = None
+    if request.extend is not None:
+        before = fit_frames(read_clip(Path(request.extend)), *size, request.image_fit)
+    arguments = _call_arguments(request, model, watch, before)
+    transformers = transformers_of(pipe)
     pattern, schedule, block_size = request.radial_settings(model.spec)
     radial: RadialAttention | None = None
     watch.begin("encode")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_sampler(pipe, request))
+        stack.enter_context(_replaced(pipe, scheduler=_scheduler(pipe, request), guider=_guider(pipe, request)))
         if request.attention == "radial":
             radial = stack.enter_context(apply(pipe, pattern=pattern, schedule=schedule, block_size=block_size))
         if request.riflex:
@@ -152,21 +156,15 @@ def _generate_one(request: GenerationRequest, model: LoadedModel, on_event: OnEv
     if frames.shape[:3] != (request.num_frames, request.height, request.width):
         raise GenerationError(f"the pipeline made {frames.shape[:3]} frames, height, width; the request differs")
     pixels = (frames * 255).round().clip(0, 255).astype("uint8")
-    if request.extend is not None:
-        before = read_frames(Path(request.extend))
-        if before.shape[1:] != pixels.shape[1:]:  # the clip was fitted to another size
-            images = [
-                fit_image(_image(frame), request.clip_height, request.clip_width, request.image_fit) for frame in before
-            ]
-            before = np.stack([np.asarray(image) for image in images])
+    if before is not None:
         pixels = np.concatenate([before, pixels[1:]])  # the new clip's first frame is the old one's last
     return Video(pixels, request.fps, _receipt(request, model, radial, watch.timings()))
 
 
-def _call_arguments(request: GenerationRequest, model: LoadedModel, watch: _Watch) -> dict[str, Any]:
+def _call_arguments(
+    request: GenerationRequest, model: LoadedModel, watch: _Watch, before: Frames | None
+) -> dict[str, Any]:
     """What this pipeline takes of what the request says; diffusers' pipelines name the same things alike."""
-    assert request.num_inference_steps is not None
-    images = {name: image for name, image in _images(request).items() if image is not None}
     offered = {
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
@@ -183,34 +181,28 @@ def _call_arguments(request: GenerationRequest, model: LoadedModel, watch: _Watc
         "max_sequence_length": model.spec.max_sequence_length,
         "callback_on_step_end": watch.after_step,
         "output_type": "np",
-        **images,
+        **_images(request, before),
     }
     takes = inspect.signature(type(model.pipe).__call__).parameters
-    if "guidance_scale" not in takes and hasattr(model.pipe, "guider"):
-        model.pipe.guider = model.pipe.guider.new(guidance_scale=request.guidance_scale)
     if getattr(model.pipe, "transformer_2", None) is None:
         del offered["guidance_scale_2"]
     return {name: value for name, value in offered.items() if name in takes}
 
 
-def _images(request: GenerationRequest) -> dict[str, Any]:
-    """The start and end images, at the clip's size."""
-    first = last = None
-    if request.image is not None:
-        first = read_image(Path(request.image))
-    elif request.extend is not None:
-        first = read_last_frame(Path(request.extend))
-    if request.last_image is not None:
-        last = read_image(Path(request.last_image))
-    size = (request.clip_height, request.clip_width)
-    fitted = (None if image is None else fit_image(image, *size, request.image_fit) for image in (first, last))
-    return dict(zip(("image", "last_image"), fitted, strict=True))
-
-
-def _image(frame: Any) -> Any:
+def _images(request: GenerationRequest, before: Frames | None) -> dict[str, Any]:
+    """The start and end images, at the clip's size; a clip that goes on starts from the last frame ``before`` it."""
     from PIL import Image
 
-    return Image.fromarray(frame)
+    size = (request.clip_height, request.clip_width)
+    given = {"image": request.image, "last_image": request.last_image}
+    images: dict[str, Any] = {
+        name: fit_image(read_image(Path(path)), *size, request.image_fit)
+        for name, path in given.items()
+        if path is not None
+    }
+    if before is not None:
+        images["image"] = Image.fromarray(before[-1])
+    return images
 
 
 def _as_array(frames: Any) -> Any:
@@ -219,28 +211,40 @@ def _as_array(frames: Any) -> Any:
     return clip if isinstance(clip, np.ndarray) else np.stack([np.asarray(frame, dtype="float32") for frame in clip])
 
 
-@contextlib.contextmanager
-def _sampler(pipe: Any, request: GenerationRequest) -> Iterator[None]:
-    """The scheduler that a request asks for, in place of the model's own."""
+def _scheduler(pipe: Any, request: GenerationRequest) -> Any:
+    """The scheduler that a request asks for; the model's own where it asks for none."""
     if request.sampler == "model" and request.flow_shift is None:
-        yield
-        return
+        return pipe.scheduler
     import diffusers
 
-    own = pipe.scheduler
     kinds = {"euler": "FlowMatchEulerDiscreteScheduler", "unipc": "UniPCMultistepScheduler"}
-    kind = getattr(diffusers, kinds[request.sampler]) if request.sampler in kinds else type(own)
+    kind = getattr(diffusers, kinds[request.sampler]) if request.sampler in kinds else type(pipe.scheduler)
     changes: dict[str, Any] = {}
     if request.flow_shift is not None:
         changes["shift" if kind is diffusers.FlowMatchEulerDiscreteScheduler else "flow_shift"] = request.flow_shift
         changes["use_dynamic_shifting"] = False
     if kind is diffusers.UniPCMultistepScheduler:
         changes |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-    pipe.scheduler = kind.from_config(own.config, **changes)
+    return kind.from_config(pipe.scheduler.config, **changes)
+
+
+def _guider(pipe: Any, request: GenerationRequest) -> Any:
+    """Guidance of the request's strength, for pipelines that keep it in a part of their own; else None."""
+    guider = getattr(pipe, "guider", None)
+    return None if guider is None else guider.new(guidance_scale=request.guidance_scale)
+
+
+@contextlib.contextmanager
+def _replaced(pipe: Any, **parts: Any) -> Iterator[None]:
+    """Other parts of a pipeline for one run; those that are None stay out of it."""
+    own = {name: getattr(pipe, name) for name, part in parts.items() if part is not None}
     try:
+        for name in own:
+            setattr(pipe, name, parts[name])
         yield
     finally:
-        pipe.scheduler = own
+        for name, part in own.items():
+            setattr(pipe, name, part)
 
 
 def _receipt(
