@@ -9,7 +9,6 @@ against fp64 prints no speed.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
 import random
 import statistics
@@ -28,6 +27,7 @@ from radial.grid import TokenGrid
 from radial.pattern import RadialPattern
 from radial.plan import BlockPlan
 from radial_kernels.block_sparse import attention, choose_backend
+from radial_kernels.block_sparse.backends import flash_attention_installed
 
 TOLERANCE = {"16 bit": 1e-2, "8 bit": 6e-2}  # relative, on normal random inputs
 
@@ -208,10 +208,6 @@ def backends(inputs: Inputs) -> list[str]:
     best = choose_backend(inputs.q)
     ours = [best] if best == "triton" else [best, "triton"]
     return [*ours, "flash"] if flash_attention_installed() else ours
-
-
-def flash_attention_installed() -> bool:
-    return importlib.util.find_spec("flash_attn") is not None
 
 
 def flex_attention(inputs: Inputs) -> Callable[[], Tensor]:

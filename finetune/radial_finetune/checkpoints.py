@@ -52,7 +52,8 @@ def save_checkpoint(folder: Path, state: RunState, keep: int) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if (free := shutil.disk_usage(folder).free) < needed + (64 << 20):
             raise OutputError(f"a checkpoint needs {needed / 1e6:.0f} MB, and {folder} has {free / 1e6:.0f} MB free")
-        shutil.rmtree(part, ignore_errors=True)
+        for cut_off in folder.glob(".step-*.partial"):  # by a kill while it was written
+            shutil.rmtree(cut_off, ignore_errors=True)
         part.mkdir()
         for name, group in tensors.items():
             save_file({key: x.detach().cpu().contiguous() for key, x in group.items()}, part / f"{name}.safetensors")

@@ -48,7 +48,7 @@ def prepare(
     with progress.Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
         task = bar.add_task("encoding", total=len(sources))
         report = prepare_cache(
-            data, out, loaded, cut, on_file=lambda done, total, source: bar.update(task, completed=done)
+            sources, out, loaded, cut, on_file=lambda done, total, source: bar.update(task, completed=done)
         )
     table = Table(show_header=False, box=None)
     table.add_row("files", str(report.files))

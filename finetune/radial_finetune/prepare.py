@@ -15,7 +15,7 @@ from torch import Tensor
 from radial.errors import ModelError, RequestError
 from radial.files import publish
 from radial.loading import LoadedModel
-from radial_finetune.clips import Cut, Frames, Source, find_sources, read_clips
+from radial_finetune.clips import Cut, Frames, Source, read_clips
 from radial_finetune.objective import check_objective, normalise_latents
 
 VERSION = 1
@@ -52,22 +52,21 @@ class Report:
 
 
 def prepare(
-    data: Path,
+    sources: list[Source],
     out: Path,
     model: LoadedModel,
     cut: Cut,
     *,
     on_file: Callable[[int, int, Source], None] = lambda done, total, source: None,
 ) -> Report:
-    """Encode every clip of the data into ``out``. Clips that are there already are not encoded again.
+    """Encode every clip of the sources into ``out``. Clips that are there already are not encoded again.
 
     Raises:
-        RequestError: the data has nothing to train on, or the cache was made by another model or for another size.
+        RequestError: nothing is left to train on, or the cache was made by another model or for another size.
         ModelError: every file is corrupt, or the model's objective is not known.
     """
     check_objective(model.pipe)
     model.spec.check_size(cut.height, cut.width, cut.num_frames)
-    sources = find_sources(data)
     if (out / "index.json").is_file():
         _check_same(read_index(out), model, cut)
     report, clips = Report(files=len(sources)), []

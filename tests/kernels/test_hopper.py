@@ -3,7 +3,6 @@ end, with NaN-filled outputs, on an H100 or H200."""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 
 import pytest
@@ -12,6 +11,7 @@ from cases import error, lists_of, random_inputs, random_lists
 from torch import Tensor
 
 from radial_kernels.block_sparse import attention, reference, transpose_lists
+from radial_kernels.block_sparse.backends import flash_attention_installed
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,7 +29,7 @@ SHAPES = [
     (2, 639, 640, 2, 64),
     (1, 2049, 1999, 2, 128),
 ]
-WITH_FLASH = pytest.mark.skipif(importlib.util.find_spec("flash_attn") is None, reason="flash-attn-4 not installed")
+WITH_FLASH = pytest.mark.skipif(not flash_attention_installed(), reason="flash-attn-4 not installed")
 TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 6e-3}
 
 

@@ -59,7 +59,7 @@ def _hopper_refusal(q: Tensor, block_size: int, others: tuple[Tensor, ...]) -> s
 
 def _flash_refusal(q: Tensor, block_size: int, others: tuple[Tensor, ...]) -> str | None:
     """Why FlashAttention-4's kernels cannot run, if they cannot."""
-    if not _has_flash_attention():
+    if not flash_attention_installed():
         return "needs the flash-attn-4 package (radial[flash])"
     return _sm90_refusal(q, block_size, others)
 
@@ -90,7 +90,8 @@ def _alternatives(q: Tensor, refused: str) -> list[str]:
     return [*triton, "gather", "reference"]
 
 
-def _has_flash_attention() -> bool:
+def flash_attention_installed() -> bool:
+    """Whether flash-attn-4 is here; earlier versions have the same package name without its kernels."""
     try:
         return importlib.util.find_spec("flash_attn.cute") is not None
     except ModuleNotFoundError:

@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from radial_kernels.block_sparse.hopper.descriptors import BLOCK, describe
-from radial_kernels.block_sparse.hopper.ring import add_own_columns, finish_before_waiting, make_barrier, make_ring
+from radial_kernels.block_sparse.hopper.ring import make_barrier, make_ring
 from radial_kernels.block_sparse.lists import plan_strides
 from radial_kernels.block_sparse.tiles import LOG2_E, launching_on
 
@@ -56,6 +56,37 @@ def load_row(
             values.fill(step, value_descriptor, [batch, head, 0, first])
         else:
             values.fill(step, value_descriptor, [batch, first, head, 0])
+
+
+@gluon.jit
+def _add_own_columns(weights, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
+    """Partial row sums ``[ROWS, 4]``: each thread adds the columns 8j + 2t and 8j + 2t + 1 that it holds.
+
+    The four threads of a row are added once, after the loop, which spares shuffles inside it.
+    """
+    return gl.sum(gl.sum(weights.reshape([ROWS, COLUMNS // 8, 4, 2]), 3), 1)
+
+
+@gluon.jit
+def _finish_before_waiting(x):
+    """x as it is, computed before the wait that comes next.
+
+    The assembler would put a softmax off until after the wait for the product that should run beside it. It does not
+    move a wait across a sleep, and this one never happens: only numbers below -1 would bring it on, and x has none.
+    """
+    return gl.inline_asm_elementwise(
+        """{
+        .reg .pred negative;
+        setp.lt.f32 negative, $1, 0fBF800000;
+        @negative nanosleep.u32 0;
+        mov.b32 $0, $1;
+        }""",
+        "=r,r",
+        [x],
+        dtype=gl.float32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @gluon.jit
@@ -92,7 +123,7 @@ def _attend(
     running_max = gl.max(logits, 1) * scale_log2
     finite_max = gl.where(running_max == float("-inf"), 0.0, running_max)
     weights = gl.exp2(logits * scale_log2 - finite_max[:, None])
-    sums = add_own_columns(weights, QUERIES, BLOCK)
+    sums = _add_own_columns(weights, QUERIES, BLOCK)
     SUM_ROWS: gl.constexpr = gl.SliceLayout(1, sums.type.layout)
     operand = gl.convert_layout(weights.to(dtype), OPERAND)
 
@@ -107,9 +138,9 @@ def _attend(
         weights = gl.exp2(logits * scale_log2 - new_max[:, None])
         correction = gl.exp2(running_max - new_max)
         running_max = new_max
-        sums = sums * gl.convert_layout(correction, SUM_ROWS)[:, None] + add_own_columns(weights, QUERIES, BLOCK)
+        sums = sums * gl.convert_layout(correction, SUM_ROWS)[:, None] + _add_own_columns(weights, QUERIES, BLOCK)
         if HEAD_DIM == 64:  # at 128 the matrix unit is the bottleneck whatever the order, and this one is slower
-            sums = finish_before_waiting(sums)
+            sums = _finish_before_waiting(sums)
         accumulated = warpgroup_mma_wait(0, deps=[running])
         values.release(step - 1)
         accumulated = accumulated * gl.convert_layout(correction, OUTPUT_ROWS)[:, None]

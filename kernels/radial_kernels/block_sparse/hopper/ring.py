@@ -72,34 +72,3 @@ def make_barrier():
     barrier = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     mbarrier.init(barrier, count=1)
     return barrier
-
-
-@gluon.jit
-def add_own_columns(weights, ROWS: gl.constexpr, COLUMNS: gl.constexpr):
-    """Partial row sums ``[ROWS, 4]``: each thread adds the columns 8j + 2t and 8j + 2t + 1 that it holds.
-
-    The four threads of a row are added once, after the loop, which spares shuffles inside it.
-    """
-    return gl.sum(gl.sum(weights.reshape([ROWS, COLUMNS // 8, 4, 2]), 3), 1)
-
-
-@gluon.jit
-def finish_before_waiting(x):
-    """x as it is, computed before the wait that comes next.
-
-    The assembler would put a softmax off until after the wait for the product that should run beside it. It does not
-    move a wait across a sleep, and this one never happens: only numbers below -1 would bring it on, and x has none.
-    """
-    return gl.inline_asm_elementwise(
-        """{
-        .reg .pred negative;
-        setp.lt.f32 negative, $1, 0fBF800000;
-        @negative nanosleep.u32 0;
-        mov.b32 $0, $1;
-        }""",
-        "=r,r",
-        [x],
-        dtype=gl.float32,
-        is_pure=False,
-        pack=1,
-    )
