@@ -6,20 +6,23 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from radial.adapter_settings import adapter_file, read_adapter_settings
 from radial.attention import transformers_of
 from radial.errors import ModelError, first_line
 from radial.request import Lora
 
 _KOHYA_WAN = re.compile(r"lora_unet_blocks_(\d+)_(self_attn|cross_attn|ffn)_(.+?)\.(lora_down|lora_up|alpha)(.*)")
+_NORM = re.compile(r"transformer\..+\.norm_\w+\.diff")
 _PART = re.compile(r"\.(lora_A|lora_B|lora_down|lora_up|lora_magnitude_vector|alpha|diff|diff_b|dora_scale)\b.*")
 
 
 def check_lora_files(loras: tuple[Lora, ...]) -> None:
     """Raise ModelError for adapter files that are missing or pickled, before a model is loaded for them."""
     for lora in loras:
-        path = Path(lora.path)
+        path = adapter_file(lora.path)
         if path.suffix != ".safetensors":
             raise ModelError(f"LoRA {path.name} is not a safetensors file; safetensors only")
         if not path.is_file():
@@ -38,12 +41,16 @@ def load_loras(pipe: Any, loras: tuple[Lora, ...]) -> tuple[str, ...]:
         raise ModelError(f"{type(pipe).__name__} takes no LoRA")
     notes = []
     for index, lora in enumerate(loras):
-        name, path = f"lora_{index}", Path(lora.path)
+        name, path = f"lora_{index}", adapter_file(lora.path)
         state = read_lora(path)
+        norms = {key: state.pop(key) for key in list(state) if _NORM.fullmatch(key)}
+        settings = read_adapter_settings(path)
+        experts = _experts(pipe, settings.expert if settings is not None else None)
         try:
-            pipe.load_lora_weights(dict(state), adapter_name=name)
-            if len(transformers_of(pipe)) == 2:
-                pipe.load_lora_weights(dict(state), adapter_name=name, load_into_transformer_2=True)
+            for expert in experts:
+                second = {"load_into_transformer_2": True} if expert == "transformer_2" else {}
+                pipe.load_lora_weights(dict(state), adapter_name=name, **second)
+                _add_to_norms(getattr(pipe, expert), norms, lora.weight)
         except Exception as error:  # diffusers and peft raise many kinds for keys that do not fit
             raise ModelError(f"LoRA {path.name} does not fit this model: {first_line(error)}") from error
         layers, fitted = layer_names(state), _fitted_layers(pipe, name)
@@ -54,8 +61,30 @@ def load_loras(pipe: Any, loras: tuple[Lora, ...]) -> tuple[str, ...]:
             )
         if len(fitted) < len(layers):
             notes.append(f"LoRA {path.name}: {len(fitted)} of its {len(layers)} layers are in this model")
-    pipe.set_adapters([f"lora_{i}" for i in range(len(loras))], [lora.weight for lora in loras])
+    if len(transformers_of(pipe)) == 1:
+        pipe.set_adapters([f"lora_{i}" for i in range(len(loras))], [lora.weight for lora in loras])
+        return tuple(notes)
+    for transformer in transformers_of(pipe):  # each has but some of them
+        own = [i for i in range(len(loras)) if f"lora_{i}" in getattr(transformer, "peft_config", {})]
+        if own:
+            transformer.set_adapters([f"lora_{i}" for i in own], [loras[i].weight for i in own])
     return tuple(notes)
+
+
+def _experts(pipe: Any, expert: str | None) -> list[str]:
+    """The transformers that an adapter belongs to."""
+    if len(transformers_of(pipe)) == 2:
+        chosen = {"high": ["transformer"], "low": ["transformer_2"]}
+        return chosen.get(expert or "", ["transformer", "transformer_2"])
+    return ["transformer"]
+
+
+def _add_to_norms(transformer: Any, norms: dict[str, Tensor], weight: float) -> None:
+    """What an adapter adds to the weights of norms, which no loader of diffusers' takes."""
+    for key, change in norms.items():
+        norm = transformer.get_submodule(key.removeprefix("transformer.").removesuffix(".diff"))
+        with torch.no_grad():
+            norm.weight.add_(weight * change.to(norm.weight))
 
 
 def read_lora(path: Path) -> dict[str, Tensor]:

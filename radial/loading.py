@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from radial.adapter_settings import adapter_file
 from radial.adapters import check_lora_files, load_loras
 from radial.checkpoints import check_checkpoint, checkpoint_folder, fit_spec, read_folder
 from radial.errors import GenerationError, ModelError, RequestError, first_line
@@ -68,7 +69,7 @@ def load(request: GenerationRequest) -> LoadedModel:
         pipe.to(device)
     except torch.OutOfMemoryError as error:
         raise GenerationError(f"{spec.name} does not fit into the memory of {device}") from error
-    paths = [Path(lora.path) for lora in request.loras]
+    paths = [adapter_file(lora.path) for lora in request.loras]
     loras = tuple({"name": path.name, "fingerprint": fingerprint(path)} for path in paths)
     return LoadedModel(spec, pipe, device, dtype, fingerprint(folder), loras, notes)
 

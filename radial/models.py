@@ -33,6 +33,7 @@ class ModelSpec:
         long_pattern, long_schedule: the same beyond it.
         layers: transformer layers, for estimates before loading.
         riflex_period: latent frames after which the model repeats itself beyond its native length.
+        long_adapter: the adapter that clips beyond the native length take, where one comes with the package.
     """
 
     name: str
@@ -60,6 +61,7 @@ class ModelSpec:
     layers: int = 30
     negative_prompt: str = ""
     riflex_period: float | None = None
+    long_adapter: str | None = None
 
     @property
     def starts_from(self) -> list[str]:
@@ -199,6 +201,7 @@ MODELS: dict[str, ModelSpec] = {
             block_size=16,
             layers=12,
             riflex_period=9.0,
+            long_adapter="bundled:tiny-long",
         ),
         _row(_WAN_21, "wan2.1-1.3b", "Wan 2.1 text-to-video, 1.3 B, 480p", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
         _row(

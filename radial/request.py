@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from radial.adapter_settings import AdapterSettings, read_adapter_settings
+from radial.adapter_settings import AdapterSettings, adapter_file, read_adapter_settings
 from radial.errors import RequestError
 from radial.grid import TokenGrid
 from radial.models import MODELS, ModelSpec, find_model
@@ -20,7 +20,7 @@ MAX_SEED = 2**53 - 1  # what JSON readers hold exactly
 
 
 class Lora(BaseModel):
-    """An adapter file and how strongly it acts."""
+    """An adapter file, or ``bundled:NAME`` for one that comes with the package, and how strongly it acts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,13 +57,14 @@ class GenerationRequest(BaseModel):
     riflex: bool = False
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] = -1
     num_videos: Annotated[int, Field(ge=1, le=1000)] = 1
-    attention: Literal["radial", "dense"] = "radial"
+    attention: Literal["radial", "dense"] | None = None
     decay: Annotated[float, Field(gt=0, le=16)] | None = None
     dense_layers: Annotated[int, Field(ge=0, le=1000)] | None = None
     dense_steps: Annotated[int, Field(ge=0, le=1000)] | None = None
     dense_last_steps: Annotated[int, Field(ge=0, le=1000)] | None = None
     block_size: Literal[16, 32, 64, 128, 256] | None = None
     loras: tuple[Lora, ...] = ()
+    long_adapter: bool = True
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
 
@@ -89,7 +90,8 @@ class GenerationRequest(BaseModel):
         return self
 
     def resolve(self) -> GenerationRequest:
-        """The same request with every open field filled in: the model's defaults, and a drawn seed for -1.
+        """The same request with every open field filled in: the model's defaults, and a drawn seed for -1. A clip beyond
+        the native length takes the model's own adapter for that, where there is one, unless ``long_adapter`` is off.
 
         Raises:
             RequestError: the model is unknown, or cannot make this size.
@@ -100,6 +102,9 @@ class GenerationRequest(BaseModel):
             able = ", ".join(other.name for other in MODELS.values() if other.takes_last_image)
             raise RequestError(f"{spec.name} takes no last_image; models that do: {able}")
         steps = self.num_inference_steps or spec.num_inference_steps
+        if self._wants_long_adapter(spec):
+            loras = (Lora(path=spec.long_adapter or ""),)
+            return self.model_copy(update={"loras": loras}).resolve()
         tuned = self.tuned_settings() or AdapterSettings()
         num_frames = self.num_frames or tuned.target_frames or spec.num_frames
         pattern, schedule = spec.preset(num_frames, steps)
@@ -112,9 +117,11 @@ class GenerationRequest(BaseModel):
             "num_inference_steps": steps,
             "guidance_scale": spec.guidance_scale,
             "guidance_scale_2": spec.guidance_scale_2,
+            "attention": tuned.attention or "radial",
             "decay": tuned.decay or pattern.decay,
             "dense_layers": schedule.dense_layers if tuned.dense_layers is None else tuned.dense_layers,
-            "dense_steps": schedule.dense_steps,
+            "dense_steps": self._dense_steps(spec, steps, tuned, schedule),
+            "flow_shift": tuned.flow_shift,
             "dense_last_steps": schedule.dense_last_steps,
             "block_size": tuned.block_size or spec.block_size,
         }
@@ -135,8 +142,19 @@ class GenerationRequest(BaseModel):
 
     def tuned_settings(self) -> AdapterSettings | None:
         """What the first adapter that says so was tuned for."""
-        found = (read_adapter_settings(Path(lora.path)) for lora in self.loras)
+        found = (read_adapter_settings(adapter_file(lora.path)) for lora in self.loras)
         return next((settings for settings in found if settings is not None), None)
+
+    def _wants_long_adapter(self, spec: ModelSpec) -> bool:
+        beyond = (self.num_frames or spec.num_frames) > spec.native_frames
+        return self.long_adapter and spec.long_adapter is not None and beyond and not self.loras
+
+    @staticmethod
+    def _dense_steps(spec: ModelSpec, steps: int, tuned: AdapterSettings, schedule: Schedule) -> int:
+        """As tuned, by the share that it is of the model's own number of steps."""
+        if not tuned.dense_steps:
+            return schedule.dense_steps if tuned.dense_steps is None else 0
+        return max(1, round(tuned.dense_steps * steps / spec.num_inference_steps)) if steps > 1 else 0
 
     @property
     def starts_from_image(self) -> bool:
@@ -159,9 +177,12 @@ class GenerationRequest(BaseModel):
         notes = []
         tuned = self.tuned_settings()
         if tuned is not None:
+            whose = "the bundled adapter for longer clips" if self._takes_long_adapter(spec) else "the adapter"
+            how = f"decay {self.decay:g}, {self.dense_layers} dense layers"
+            how = "dense attention" if self.attention == "dense" else how
+            shift = "" if self.flow_shift is None else f", flow shift {self.flow_shift:.3g}"
             notes.append(
-                f"as the adapter was tuned: {self.clip_frames} frames, decay {self.decay:g}, {self.dense_layers} dense "
-                f"layers{', riflex' if self.riflex else ''}"
+                f"as {whose} was tuned: {self.clip_frames} frames, {how}{', riflex' if self.riflex else ''}{shift}"
             )
         longest = max(spec.native_frames, (tuned and tuned.target_frames) or 0)
         if self.clip_frames > longest and (tuned is not None or not self.loras):
@@ -172,6 +193,9 @@ class GenerationRequest(BaseModel):
                 f"{'' if tuned else ' without an adapter for longer clips'}{advice}"
             )
         return tuple(notes)
+
+    def _takes_long_adapter(self, spec: ModelSpec) -> bool:
+        return any(lora.path == spec.long_adapter for lora in self.loras)
 
     @property
     def clip_height(self) -> int:
@@ -201,7 +225,9 @@ class GenerationRequest(BaseModel):
         assert self.decay is not None, "resolve the request first"
         assert self.block_size is not None, "resolve the request first"
         preset, _ = spec.preset(self.clip_frames, self.num_inference_steps or spec.num_inference_steps)
-        pattern = replace(preset, decay=self.decay)
+        tuned = self.tuned_settings() or AdapterSettings()
+        sinks = preset.sink_frames if tuned.sink_frames is None else tuned.sink_frames
+        pattern = replace(preset, decay=self.decay, sink_frames=sinks)
         schedule = Schedule(self.dense_layers or 0, self.dense_steps or 0, self.dense_last_steps or 0)
         return pattern, schedule, self.block_size
 

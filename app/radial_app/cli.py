@@ -165,13 +165,18 @@ def generate(
     ] = False,
     seed: Annotated[int, typer.Option(help="The same seed gives the same clip; -1 draws one and records it.")] = -1,
     num_videos: Annotated[int, typer.Option(help="How many clips, their seeds counting up.")] = 1,
-    attention: Annotated[Literal["radial", "dense"], typer.Option(help="Which self-attention to use.")] = "radial",
+    attention: Annotated[
+        Literal["radial", "dense"] | None, typer.Option(help="Which self-attention to use; radial by default.")
+    ] = None,
     decay: Decay = None,
     dense_layers: DenseLayers = None,
     dense_steps: DenseSteps = None,
     dense_last_steps: DenseLastSteps = None,
     block_size: BlockSize = None,
     lora: Annotated[list[str] | None, typer.Option(help="Adapter, repeatable.", metavar="FILE[:WEIGHT]")] = None,
+    long_adapter: Annotated[
+        bool, typer.Option(help="Beyond the native length, use the model's own adapter for that, where there is one.")
+    ] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
     output: Annotated[Path | None, typer.Option(help="File to write; by default one under outputs/.")] = None,
@@ -220,6 +225,7 @@ def generate(
         dense_last_steps=dense_last_steps,
         block_size=block_size,
         loras=[_parse_lora(text) for text in lora or []],
+        long_adapter=long_adapter,
         device=device,
         dtype=dtype,
     ).resolve()

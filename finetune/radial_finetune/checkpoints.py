@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 
 from radial.errors import OutputError, RequestError
+from radial_finetune.processes import put, whole
 
+# What can change when a run goes on: none of it decides what a step computes.
+_FREE = {
+    "steps", "output", "checkpoint_every", "keep_checkpoints", "validate_every", "sample_every", "sample_prompts",
+    "sample_frames", "sample_steps", "trackers", "device", "max_bad_steps", "trigger",
+}  # fmt: skip
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -32,8 +38,10 @@ class RunState:
     config: dict[str, Any] | None = None
 
 
-def save_checkpoint(folder: Path, state: RunState, keep: int) -> Path:
+def save_checkpoint(folder: Path, state: RunState, keep: int, *, write: bool = True) -> Path:
     """Write the state under a temporary name, rename it, then delete all but the last ``keep``.
+
+    Where weights are spread over processes, all must call this, and one of them ``write``.
 
     Raises:
         OutputError: the disk is full or cannot be written; earlier checkpoints are untouched.
@@ -43,10 +51,11 @@ def save_checkpoint(folder: Path, state: RunState, keep: int) -> Path:
     target = folder / f"step-{state.step:06d}"
     part = folder / f".{target.name}.partial"
     tensors: dict[str, dict[str, Tensor]] = {
-        "adapter": dict(state.parameters),
-        "average": state.average,
-        "moments": _moments(state),
+        name: {key: whole(x.detach()) for key, x in group.items()}
+        for name, group in (("adapter", state.parameters), ("average", state.average), ("moments", _moments(state)))
     }
+    if not write:
+        return target
     needed = sum(x.nbytes for group in tensors.values() for x in group.values())
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,9 +95,8 @@ def load_checkpoint(checkpoint: Path, state: RunState) -> None:
     from safetensors.torch import load_file
 
     run = json.loads((checkpoint / "run.json").read_text())
-    free = {"steps", "output", "checkpoint_every", "keep_checkpoints", "validate_every", "device", "max_bad_steps"}
     new, old = state.config or {}, run["config"] or {}
-    changed = sorted(key for key in {*new, *old} - free if new.get(key) != old.get(key))
+    changed = sorted(key for key in {*new, *old} - _FREE if new.get(key) != old.get(key))
     if changed:
         told = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed[:3])
         raise RequestError(f"{checkpoint} is of another run: {told}; take another output, or the settings it had")
@@ -97,25 +105,40 @@ def load_checkpoint(checkpoint: Path, state: RunState) -> None:
         raise RequestError(f"{checkpoint} holds other layers than this run tunes")
     with torch.no_grad():
         for name, parameter in state.parameters.items():
-            parameter.copy_(adapter[name])
+            put(adapter[name], parameter)
         for name, value in state.average.items():
-            value.copy_(average[name])
+            put(average[name], value)
     _set_moments(state, moments)
     state.step = run["step"]
 
 
 def _moments(state: RunState) -> dict[str, Tensor]:
-    names = list(state.parameters)
-    entries = state.optimizer.state_dict()["state"]
-    return {f"{names[i]}/{key}": value for i, entry in entries.items() for key, value in entry.items()}
+    """The optimizer's state by parameter; moments of 8 bit in the tensors that they are made of."""
+    moments = {}
+    for name, parameter in state.parameters.items():
+        for key, value in state.optimizer.state[parameter].items():
+            if hasattr(value, "qmap"):
+                moments |= {f"{name}/{key}/{part}": getattr(value, part) for part in ("codes", "scale", "qmap")}
+            else:
+                moments[f"{name}/{key}"] = value
+    return moments
 
 
 def _set_moments(state: RunState, moments: dict[str, Tensor]) -> None:
-    content = state.optimizer.state_dict()
-    content["state"] = {}
-    for index, name in enumerate(state.parameters):
+    for name, parameter in state.parameters.items():
         prefix = f"{name}/"
-        entry = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
+        saved = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
+        entry: dict[str, Tensor] = {}
+        for key in sorted({key.split("/")[0] for key in saved}):
+            if f"{key}/codes" in saved:
+                from torchao.optim.subclass_8bit import OptimState8bit
+
+                parts = (saved[f"{key}/{part}"].to(parameter.device) for part in ("codes", "scale", "qmap"))
+                entry[key] = OptimState8bit(*parts, signed=key == "exp_avg", dtype=parameter.dtype)
+            elif key == "step":
+                entry[key] = saved[key]
+            else:
+                entry[key] = torch.zeros_like(parameter)
+                put(saved[key], entry[key])
         if entry:
-            content["state"][index] = entry
-    state.optimizer.load_state_dict(content)
+            state.optimizer.state[parameter] = entry

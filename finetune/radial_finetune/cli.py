@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from radial.errors import ModelError, RequestError
+from radial_finetune.clips import Bucket, Cut
 
 app = typer.Typer(name="finetune", help="Tune an adapter, for longer clips or a style.", no_args_is_help=True)
 stderr = Console(stderr=True)
@@ -21,44 +23,79 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output
 
 @app.command()
 def prepare(
-    data: Annotated[Path, typer.Argument(help="Folder of videos with .txt captions, or a metadata.jsonl or .csv.")],
+    data: Annotated[
+        Path, typer.Argument(help="Folder of videos with .txt captions, a table, a dataset, or WebDataset shards.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the cache.")],
     model: Annotated[str, typer.Option(help="A name from `radial models`, a hub id, or a checkpoint folder.")] = "tiny",
-    num_frames: Annotated[int | None, typer.Option(help="Frames a clip.")] = None,
+    num_frames: Annotated[list[int] | None, typer.Option(help="Frames a clip; repeat it for several lengths.")] = None,
     height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
+    bucket: Annotated[
+        list[str] | None, typer.Option(help="A size of clips, repeatable, in place of the three above.", metavar="FxHxW")
+    ] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second, by default the model's.")] = None,
+    crop: Annotated[Literal["centre", "random"], typer.Option(help="Which part of a larger frame to keep.")] = "centre",
+    static_threshold: Annotated[
+        float, typer.Option(min=0, help="Change of a pixel in a second, of 255, below which a clip is left out.")
+    ] = 1.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips that are encoded at a time.")] = 1,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode; one a core by default.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
 ) -> None:
     """Cut videos into clips and encode them, once. What is there already is kept."""
     from radial.loading import load
     from radial.request import make_request
-    from radial_finetune.clips import find_sources
-    from radial_finetune.prepare import cut_for
     from radial_finetune.prepare import prepare as prepare_cache
+    from radial_finetune.sources import find_sources
 
+    if bucket and (num_frames or height or width):
+        raise RequestError("--bucket says all three sizes; leave out --num-frames, --height and --width")
     sources = find_sources(data)
+    shapes = [parse_bucket(text) for text in bucket or []]
+    largest = max(shapes, default=None)
+    lengths = num_frames or [None]
     request = make_request(
-        prompt="prepare", model=model, num_frames=num_frames, height=height, width=width, device=device, dtype=dtype,
-        seed=0,
+        prompt="prepare", model=model, device=device, dtype=dtype, seed=0, long_adapter=False,
+        num_frames=largest.num_frames if largest else max(lengths, key=lambda n: n or 0),
+        height=largest.height if largest else height, width=largest.width if largest else width,
     ).resolve()  # fmt: skip
+    shapes = shapes or [
+        Bucket(n or request.clip_frames, request.clip_height, request.clip_width) for n in dict.fromkeys(lengths)
+    ]
     loaded = load(request)
-    cut = cut_for(loaded, request.clip_frames, request.clip_height, request.clip_width, fps)
+    cut = Cut(tuple(shapes), fps or float(loaded.spec.fps), crop, static_threshold=static_threshold)
     with progress.Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
         task = bar.add_task("encoding", total=len(sources))
         report = prepare_cache(
-            sources, out, loaded, cut, on_file=lambda done, total, source: bar.update(task, completed=done)
-        )
+            sources, out, loaded, cut, batch_size=batch_size, workers=workers,
+            on_file=lambda done, total, source: bar.update(task, completed=done, description=f"encoding {source.name}"),
+        )  # fmt: skip
     table = Table(show_header=False, box=None)
     table.add_row("files", str(report.files))
     table.add_row("clips kept", str(report.kept))
+    for size, count in report.buckets.items():
+        table.add_row(f"  of {size}", str(count))
     for reason, count in report.dropped.items():
-        table.add_row(f"clips left out, {reason}", str(count))
+        table.add_row(f"pieces left out, {reason}", str(count))
     for name in report.corrupt:
         table.add_row("corrupt file", name)
+    table.add_row("report", f"{out / 'report.png'}, {out / 'sheet.png'}")
     stderr.print(table)
     print(out)
+
+
+def parse_bucket(text: str) -> Bucket:
+    """A size as FRAMESxHEIGHTxWIDTH.
+
+    Raises:
+        RequestError: the text is no such size.
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise RequestError(f"--bucket takes FRAMESxHEIGHTxWIDTH such as 81x480x832, not {text!r}")
+    return Bucket(*(int(part) for part in parts))
 
 
 @app.command()
@@ -76,16 +113,20 @@ def run(
         progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn(),
         progress.TextColumn("{task.fields[told]}"), progress.TimeRemainingColumn(),
     )  # fmt: skip
-    with progress.Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+    shown = stderr.is_terminal and os.environ.get("RANK", "0") == "0"
+    with progress.Progress(*columns, console=stderr, transient=True, disable=not shown) as bar:
         task = bar.add_task("training", total=settings.steps, told="")
 
         def tell(step: Progress) -> None:
-            told = f"loss {step.loss:.4f}  lr {step.learning_rate:.1e}  {step.seconds:.2f} s"
+            memory = f"  {step.memory / 1e9:.1f} GB" if step.memory else ""
+            told = f"loss {step.loss:.4f}  lr {step.learning_rate:.1e}  {step.seconds:.2f} s{memory}"
             bar.update(task, completed=step.step, told=told)
-            if step.validation is not None:
-                stderr.print(f"step {step.step}: held-out loss {step.validation:.4f}", highlight=False)
+            if (held_out := step.validation) is not None:
+                beyond = "" if held_out.beyond is None else f", {held_out.beyond:.4f} beyond the native length"
+                stderr.print(f"step {step.step}: held-out loss {held_out.all:.4f}{beyond}", highlight=False)
 
-        print(finetune(settings, resume=resume, on_step=tell))
+        note = (lambda text: stderr.print(text, highlight=False)) if os.environ.get("RANK", "0") == "0" else None
+        print(finetune(settings, resume=resume, on_step=tell, on_note=note or (lambda text: None)))
 
 
 @app.command()

@@ -1,29 +1,34 @@
-"""Training clips out of video files: decoded by time, cut at scene changes, without what does not move."""
+"""Training clips out of videos: decoded by time, cut at scene changes, without what does not move, fitted to buckets."""
 
 from __future__ import annotations
 
-import csv
-import json
+import io
+import math
+import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from radial.errors import ModelError, RequestError
+from radial.errors import ModelError
+from radial_finetune.sources import Source
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 Frames = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class Source:
-    """A video file and its caption."""
+@dataclass(frozen=True, order=True)
+class Bucket:
+    """A size that clips are cut to, so that they can share a batch."""
 
-    file: Path
-    caption: str
+    num_frames: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.num_frames}x{self.height}x{self.width}"
 
 
 @dataclass(frozen=True)
@@ -31,106 +36,63 @@ class Cut:
     """How clips are taken from a file.
 
     Attributes:
+        buckets: the sizes to cut to. A file goes to the frame size nearest to its own shape, each of its scenes to the
+            longest clips that it fills.
+        crop: which part of a frame of another shape is kept.
         cut_threshold: mean change of hue, saturation and value from one frame to the next, in 0..255, that can be a new
             scene. It must also be three times that of the frames before, so that fast motion is none.
-        static_threshold: mean change of a pixel over the clip, in 0..255, below which nothing moves.
+        static_threshold: mean change of a pixel in a second, in 0..255, below which nothing moves; 0 keeps all.
     """
 
-    num_frames: int
-    height: int
-    width: int
+    buckets: tuple[Bucket, ...]
     fps: float
+    crop: Literal["centre", "random"] = "centre"
     cut_threshold: float = 15.0
-    static_threshold: float = 0.5
+    static_threshold: float = 1.0
 
 
-def find_sources(data: Path) -> list[Source]:
-    """Files and captions of a folder with sidecar ``.txt`` files or a metadata file, or of that file itself.
-
-    Raises:
-        RequestError: there is nothing to train on, or a caption or file is missing; the first are named.
-    """
-    table = data if data.is_file() else next((p for p in _tables(data) if p.is_file()), None)
-    if table is not None:
-        return _read_table(table)
-    if not data.is_dir():
-        raise RequestError(f"there is no folder {data}")
-    files = sorted(p for p in data.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
-    if not files:
-        raise RequestError(f"{data} has no videos ({', '.join(VIDEO_SUFFIXES)}) and no metadata.jsonl or metadata.csv")
-    without = [p.name for p in files if not p.with_suffix(".txt").is_file()]
-    if without:
-        raise RequestError(f"{len(without)} of {len(files)} videos have no caption beside them, such as {without[0]}")
-    return [Source(p, p.with_suffix(".txt").read_text(encoding="utf-8").strip()) for p in files]
-
-
-def _tables(folder: Path) -> tuple[Path, Path]:
-    return folder / "metadata.jsonl", folder / "metadata.csv"
-
-
-def _read_table(table: Path) -> list[Source]:
-    rows: list[dict[str, Any]] = []
-    with table.open(encoding="utf-8", newline="") as content:
-        if table.suffix == ".csv":
-            rows = list(csv.DictReader(content))
-        else:
-            for number, line in enumerate(content, 1):
-                if line.strip():
-                    try:
-                        rows.append(json.loads(line))
-                    except ValueError as error:
-                        raise RequestError(f"{table}, line {number}, is not JSON: {error}") from error
-    sources = []
-    for number, row in enumerate(rows, 1):
-        name = row.get("file") or row.get("file_name")
-        caption = row.get("caption") or row.get("text")
-        if not isinstance(name, str) or not isinstance(caption, str):
-            raise RequestError(f"{table}, row {number}, must have a file and a caption")
-        file = (table.parent / name).resolve()
-        if not file.is_relative_to(table.parent.resolve()):
-            raise RequestError(f"{table}, row {number}: {name} lies outside the folder")
-        if not file.is_file():
-            raise RequestError(f"{table}, row {number}: no file {name}")
-        sources.append(Source(file, caption.strip()))
-    if not sources:
-        raise RequestError(f"{table} names no clips")
-    return sources
-
-
-def read_clips(file: Path, cut: Cut, dropped: dict[str, int]) -> Iterator[Frames]:
-    """Clips ``[T, H, W, 3]`` of one file; ``dropped`` counts what was left out and why.
+def read_clips(source: Source, cut: Cut, dropped: Counter[str]) -> Iterator[Frames]:
+    """Clips ``[T, H, W, 3]`` of one video; ``dropped`` counts what was left out and why.
 
     Raises:
         ModelError: the file is corrupt or no video.
     """
-    window: list[Frames] = []
+    scene: list[Frames] = []
     changes: list[float] = []  # of the scene so far
     last: Frames | None = None
-    for frame in resample(file, cut.fps):
-        small = _fit(frame, cut.height, cut.width)
+    lengths: list[int] = []
+    size, place, number = (0, 0), (0.5, 0.5), 0
+    for frame in resample(source, cut.fps):
+        if not lengths:
+            size = _nearest_size(frame, cut.buckets)
+            lengths = sorted({b.num_frames for b in cut.buckets if (b.height, b.width) == size}, reverse=True)
+        if not scene:
+            place = _place(source, number, cut.crop)
+        small = _fit(frame, size, place)
         if last is not None:
             change = _change(last, small)
             usual = max(changes[-3:], default=cut.cut_threshold / 2)
             if change > max(cut.cut_threshold, 3 * usual):
-                if window:
-                    dropped["too short"] = dropped.get("too short", 0) + 1
-                window, changes = [], []
+                for clip in _split(scene, lengths, cut, dropped):
+                    number += 1
+                    yield clip
+                scene, changes = [], []
+                place = _place(source, number, cut.crop)
+                small = _fit(frame, size, place)
             else:
                 changes.append(change)
         last = small
-        window.append(small)
-        if len(window) == cut.num_frames:
-            clip = np.stack(window)
-            window = []
-            if np.abs(np.diff(clip.astype(np.int16), axis=0)).mean() < cut.static_threshold:
-                dropped["static"] = dropped.get("static", 0) + 1
-            else:
+        scene.append(small)
+        if len(scene) == lengths[0]:
+            for clip in _split(scene, lengths, cut, dropped):
+                number += 1
                 yield clip
-    if window:
-        dropped["too short"] = dropped.get("too short", 0) + 1
+            scene = []
+    for clip in _split(scene, lengths, cut, dropped):
+        yield clip
 
 
-def resample(file: Path, fps: float) -> Iterator[Frames]:
+def resample(source: Source, fps: float) -> Iterator[Frames]:
     """Frames at a constant rate: at each instant the one that is shown then, so that speed stays as it is.
 
     Raises:
@@ -139,7 +101,8 @@ def resample(file: Path, fps: float) -> Iterator[Frames]:
     import av
 
     try:
-        with av.open(str(file)) as container:
+        content = source.content() if callable(source.content) else None
+        with av.open(str(source.content) if content is None else io.BytesIO(content)) as container:
             shown: Frames | None = None
             instant = 0
             start: float | None = None
@@ -158,19 +121,59 @@ def resample(file: Path, fps: float) -> Iterator[Frames]:
             while shown is not None and instant / fps < end - 1e-6:
                 yield shown
                 instant += 1
-    except (av.FFmpegError, IndexError, ValueError) as error:
-        raise ModelError(f"{file.name} cannot be read as a video: {error}") from error
+    except (av.FFmpegError, OSError, IndexError, ValueError) as error:
+        raise ModelError(f"{source.name} cannot be read as a video: {error}") from error
 
 
-def _fit(frame: Frames, height: int, width: int) -> Frames:
-    """Cut at the longer sides, about the middle, and scaled."""
+def _split(scene: list[Frames], lengths: list[int], cut: Cut, dropped: Counter[str]) -> Iterator[Frames]:
+    """A scene as clips, the longest first; what is left over is too short."""
+    for length in lengths:
+        while len(scene) >= length:
+            clip, scene = np.stack(scene[:length]), scene[length:]
+            if _motion(clip, cut.fps) < cut.static_threshold:
+                dropped["static"] += 1
+            else:
+                yield clip
+    if scene:
+        dropped["too short"] += 1
+
+
+def _motion(clip: Frames, fps: float) -> float:
+    """Mean change of a pixel from one second to the next, or over the whole of a shorter clip."""
+    later = max(1, min(round(fps), len(clip) - 1))
+    return float(np.abs(clip[later:].astype(np.int16) - clip[:-later]).mean()) if len(clip) > 1 else 0.0
+
+
+def _nearest_size(frame: Frames, buckets: tuple[Bucket, ...]) -> tuple[int, int]:
+    """Height and width of the buckets nearest in shape; of several, the largest that need not be scaled up."""
+    height, width, _ = frame.shape
+
+    def badness(size: tuple[int, int]) -> tuple[float, bool, int]:
+        too_large = size[0] * size[1] > height * width
+        shape = round(abs(math.log(size[1] / size[0] * height / width)), 2)
+        return shape, too_large, size[0] * size[1] * (1 if too_large else -1)
+
+    return min({(b.height, b.width) for b in buckets}, key=badness)
+
+
+def _place(source: Source, number: int, crop: str) -> tuple[float, float]:
+    """Where the kept part lies in what there is to spare, from 0 to 1: the same for all frames of a clip."""
+    if crop == "centre":
+        return 0.5, 0.5
+    rng = random.Random(f"{source.name} {source.caption} {number}")
+    return rng.random(), rng.random()
+
+
+def _fit(frame: Frames, size: tuple[int, int], place: tuple[float, float]) -> Frames:
+    """Scaled until it covers the size, then cut at the longer sides."""
     import cv2
 
+    height, width = size
     scale = max(height / frame.shape[0], width / frame.shape[1])
-    size = (max(width, round(frame.shape[1] * scale)), max(height, round(frame.shape[0] * scale)))
+    whole = (max(width, round(frame.shape[1] * scale)), max(height, round(frame.shape[0] * scale)))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    resized = cv2.resize(frame, size, interpolation=method)
-    top, left = (size[1] - height) // 2, (size[0] - width) // 2
+    resized = cv2.resize(frame, whole, interpolation=method)
+    top, left = int((whole[1] - height) * place[0]), int((whole[0] - width) * place[1])
     return np.ascontiguousarray(resized[top : top + height, left : left + width]).astype(np.uint8)
 
 

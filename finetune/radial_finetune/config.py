@@ -6,12 +6,21 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from radial.errors import RequestError
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+
+
+class Stage(BaseModel):
+    """A part of a curriculum: this many steps on clips of this length. The last one lasts to the end of the run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_frames: Positive
+    steps: Positive
 
 
 class FinetuneConfig(BaseModel):
@@ -20,12 +29,25 @@ class FinetuneConfig(BaseModel):
     Attributes:
         data: folder that ``radial finetune prepare`` wrote.
         output: folder for checkpoints and the adapter; a run in a folder that has checkpoints must resume them.
+        expert: which of two transformers is tuned, at the noise levels it is for: ``high`` or ``low`` (Wan 2.2 A14B).
         rank, alpha: of the adapter; alpha is the rank when left out.
-        layers: ``self`` tunes self-attention, ``all`` cross-attention too.
+        layers: ``self`` tunes self-attention, ``all`` the text's part of attention too.
+        norms: whether the norms of queries and keys are tuned along.
+        optimizer: ``adamw8bit`` keeps its moments in 8 bit (torchao).
         shift: of the noise levels, sigma = shift u / (1 + (shift - 1) u); the scheduler's own when left out.
+        shift_by_length: whether the shift grows with the square root of the length beyond the native one.
         caption_dropout: share of clips trained without their caption, so that guidance keeps working.
+        curriculum: lengths one after the other, such as the native one, 2x and 4x; all lengths mixed when left out.
+        replay: share of batches, in the stages after the first, that are of the first stage's length.
         attention, decay, dense_layers, block_size: as in generation; open ones take the model's preset for the length.
-        held_out: clips kept for validation, the last of the data.
+        gradient_checkpointing, offload_checkpoints: keep what enters each block, on the device or in the host's memory,
+            and compute the rest again.
+        base_precision: ``float8`` keeps the frozen weights in 8 bit, and widens each layer's as it is used.
+        compile: compile the transformer's blocks; pays off after some minutes of training.
+        held_out: clips kept for validation, spread over the cache.
+        sample_prompts: prompts of the clips that are made every ``sample_every`` steps, at the native and at the target
+            length or at ``sample_frames``.
+        trackers: where to log beside ``log.jsonl``; TensorBoard, where it is installed, when left out.
         max_bad_steps: steps in a row without a finite loss or gradient after which the run stops.
     """
 
@@ -34,12 +56,15 @@ class FinetuneConfig(BaseModel):
     data: str
     output: str
     model: str = "tiny"
+    expert: Literal["high", "low"] | None = None
     rank: Annotated[int, Field(ge=1, le=1024)] = 128
     alpha: Annotated[float, Field(gt=0)] | None = None
     layers: Literal["self", "all"] = "all"
+    norms: bool = False
     steps: Positive = 1000
     batch_size: Positive = 1
     gradient_accumulation_steps: Positive = 1
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
     lr_scheduler: Literal["constant", "cosine"] = "constant"
     lr_warmup_steps: Count = 0
@@ -47,14 +72,20 @@ class FinetuneConfig(BaseModel):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     timestep_sampling: Literal["uniform", "logit_normal"] = "logit_normal"
-    shift: Annotated[float, Field(gt=0)] | None = None
+    shift: Annotated[float, Field(gt=0, le=100)] | None = None
+    shift_by_length: bool = False
     caption_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    curriculum: tuple[Stage, ...] = ()
+    replay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     attention: Literal["radial", "dense"] = "radial"
     decay: Annotated[float, Field(gt=0, le=16)] | None = None
     dense_layers: Count | None = None
     block_size: Literal[16, 32, 64, 128, 256] | None = None
     riflex: bool = False
     gradient_checkpointing: bool = True
+    offload_checkpoints: bool = False
+    base_precision: Literal["full", "float8"] = "full"
+    compile: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
@@ -62,8 +93,23 @@ class FinetuneConfig(BaseModel):
     keep_checkpoints: Positive = 2
     validate_every: Count = 200
     held_out: Count = 0
+    sample_every: Count = 0
+    sample_prompts: tuple[str, ...] = ()
+    sample_frames: tuple[Positive, ...] = ()
+    sample_steps: Positive | None = None
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] | None = None
     max_bad_steps: Positive = 10
     trigger: str = ""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> FinetuneConfig:
+        if self.replay and len(self.curriculum) < 2:
+            raise ValueError("replay needs a curriculum of two stages or more: it repeats the first one's length")
+        if self.offload_checkpoints and not self.gradient_checkpointing:
+            raise ValueError("offload_checkpoints needs gradient_checkpointing = true")
+        if self.sample_every and not self.sample_prompts:
+            raise ValueError("sample_every needs sample_prompts")
+        return self
 
 
 def read_config(path: Path, changes: list[str] | None = None) -> FinetuneConfig:
@@ -108,6 +154,8 @@ def _value(text: str) -> Any:
 
 def _explain(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "value_error":
+        return str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         near = _nearest(key)
         return f"unknown key {key!r}" + (f", did you mean {near!r}?" if near else "")
@@ -119,5 +167,6 @@ def _explain(problem: Any) -> str:
 def _nearest(key: str) -> str | None:
     import difflib
 
-    found = difflib.get_close_matches(key, FinetuneConfig.model_fields, n=1, cutoff=0.5)
+    known = Stage if key.startswith("curriculum.") else FinetuneConfig
+    found = difflib.get_close_matches(key.rpartition(".")[2], known.model_fields, n=1, cutoff=0.5)
     return found[0] if found else None

@@ -1,54 +1,60 @@
-"""A folder of captioned videos into a cache of latents and text, ready to train on. Interrupted, it goes on."""
+"""Captioned videos into a cache of latents and text, ready to train on. Interrupted, it goes on."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+import os
+import queue
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from radial.errors import ModelError, RequestError
-from radial.files import publish
 from radial.loading import LoadedModel
-from radial_finetune.clips import Cut, Frames, Source, read_clips
-from radial_finetune.objective import check_objective, normalise_latents
+from radial_finetune.cache import (
+    EMPTY_TEXT,
+    CachedClip,
+    CacheIndex,
+    Shards,
+    content_key,
+    read_index,
+    write_index,
+    write_json,
+    write_tensors,
+)
+from radial_finetune.clips import Bucket, Cut, Frames, read_clips
+from radial_finetune.objective import Objective, find_objective
+from radial_finetune.sources import Source
 
-VERSION = 1
-
-
-@dataclass(frozen=True)
-class CacheIndex:
-    """What a cache holds and what it was made with.
-
-    Attributes:
-        clips: file of latents and text of each clip, under ``clips``, with the caption and where it came from.
-        empty_text: file of the text of an empty caption, for clips trained without one.
-    """
-
-    model: str
-    fingerprint: str
-    num_frames: int
-    height: int
-    width: int
-    fps: float
-    clips: list[dict[str, Any]]
-    empty_text: str = "empty.safetensors"
-    version: int = VERSION
+_NO_FRAMES: Frames = np.empty(0, np.uint8)
 
 
 @dataclass
 class Report:
-    """What became of the files: clips kept, clips and files left out and why."""
+    """What became of the videos: clips kept, of which sizes, clips and files left out and why."""
 
     files: int = 0
     kept: int = 0
+    buckets: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     corrupt: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """A decoded clip on its way into the cache."""
+
+    key: str
+    bucket: Bucket
+    frames: Frames
+    source: Source
+    number: int
 
 
 def prepare(
@@ -57,139 +63,162 @@ def prepare(
     model: LoadedModel,
     cut: Cut,
     *,
+    batch_size: int = 1,
+    workers: int | None = None,
     on_file: Callable[[int, int, Source], None] = lambda done, total, source: None,
 ) -> Report:
     """Encode every clip of the sources into ``out``. Clips that are there already are not encoded again.
 
+    Args:
+        batch_size: clips of one size that are encoded at a time.
+        workers: threads that decode ahead, by default one a core.
+
     Raises:
-        RequestError: nothing is left to train on, or the cache was made by another model or for another size.
+        RequestError: nothing is left to train on, or the cache was made by another model or at another rate.
         ModelError: every file is corrupt, or the model's objective is not known.
+        OutputError: the disk is full; what was encoded so far is kept.
     """
-    check_objective(model.pipe)
-    model.spec.check_size(cut.height, cut.width, cut.num_frames)
+    objective = find_objective(model.pipe, model.spec)
+    for bucket in cut.buckets:
+        model.spec.check_size(bucket.height, bucket.width, bucket.num_frames)
     if (out / "index.json").is_file():
         _check_same(read_index(out), model, cut)
-    report, clips = Report(files=len(sources)), []
-    _encode_text_to(out / "empty.safetensors", model, "")
-    for number, source in enumerate(sources):
-        on_file(number, len(sources), source)
-        try:
-            for start, frames in enumerate(read_clips(source.file, cut, report.dropped)):
-                name = f"{_content_hash(frames, source.caption, model.fingerprint)}.safetensors"
-                if not (out / "clips" / name).is_file():
-                    _encode_clip_to(out / "clips" / name, model, frames, source.caption)
-                clips.append({"file": name, "caption": source.caption, "source": source.file.name, "clip": start})
-        except ModelError:
-            report.corrupt.append(source.file.name)
-    report.kept = len(clips)
+    out.mkdir(parents=True, exist_ok=True)
+    report, dropped, shards = Report(files=len(sources)), Counter[str](), Shards(out)
+    if not (out / EMPTY_TEXT).is_file():
+        write_tensors(out / EMPTY_TEXT, encode_texts(objective, [""])[0], overwrite=True)
+    clips: list[_Clip] = []
+    waiting: dict[Bucket, list[_Clip]] = {}
+    thumbnails: list[tuple[str, Frames]] = []
+    taken = set(shards.found)
+    try:
+        for done, decoder in enumerate(_decode(sources, cut, model.fingerprint, workers)):
+            on_file(done, len(sources), decoder.source)
+            for clip in decoder:
+                if len(thumbnails) < 24:
+                    thumbnails.append((f"{clip.bucket}: {clip.source.caption}", _five_frames(clip.frames)))
+                if clip.key not in taken:
+                    taken.add(clip.key)
+                    batch = waiting.setdefault(clip.bucket, [])
+                    batch.append(clip)
+                    if len(batch) >= batch_size:
+                        _encode(objective, waiting.pop(clip.bucket), shards)
+                clips.append(replace(clip, frames=_NO_FRAMES))
+            if decoder.corrupt:
+                report.corrupt.append(decoder.source.name)
+            dropped.update(decoder.left_out)
+        for batch in waiting.values():
+            _encode(objective, batch, shards)
+    finally:
+        shards.flush()  # whatever went wrong, what was encoded need not be encoded again
+    report.kept, report.dropped = len(clips), dict(dropped)
+    report.buckets = {str(b): count for b, count in sorted(Counter(clip.bucket for clip in clips).items())}
     if len(report.corrupt) == len(sources):
         raise ModelError(f"none of the {len(sources)} files can be read as a video, such as {report.corrupt[0]}")
     if not clips:
-        why = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items())
-        raise RequestError(f"no clip of {cut.num_frames} frames is left: {why or 'the files are empty'}")
-    index = CacheIndex(model.spec.name, model.fingerprint, cut.num_frames, cut.height, cut.width, cut.fps, clips)
-    _write_json(out / "index.json", asdict(index))
-    _write_json(out / "report.json", asdict(report))
+        why = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+        wanted = " or ".join(str(b.num_frames) for b in sorted(cut.buckets))
+        raise RequestError(f"no clip of {wanted} frames at {cut.fps:g} fps is left: {why or 'the files are empty'}")
+    cached = tuple(
+        CachedClip(c.key, shards.found[c.key], c.bucket, c.source.caption, c.source.name, c.number) for c in clips
+    )
+    write_index(out, CacheIndex(model.spec.name, model.fingerprint, cut.fps, cached))
+    write_json(out / "report.json", asdict(report))
+    _draw_report(out, report, cached, cut, thumbnails)
     return report
 
 
-def read_index(cache: Path) -> CacheIndex:
-    """The index of a cache.
+def encode_texts(objective: Objective, captions: list[str]) -> list[dict[str, torch.Tensor]]:
+    """Texts as the transformer is told them, on the CPU."""
+    with torch.inference_mode():
+        texts = objective.encode_text(captions)
+    return [{name: value.cpu().clone() for name, value in text.items()} for text in texts]
 
-    Raises:
-        RequestError: the folder is no finished cache of this version.
-    """
+
+class _Decoder:
+    """Decodes one source in a thread, a few clips ahead of who takes them."""
+
+    def __init__(self, source: Source, cut: Cut, fingerprint: str, stop: threading.Event) -> None:
+        self.source, self.left_out, self.corrupt = source, Counter[str](), False
+        self._cut, self._fingerprint, self._stop = cut, fingerprint, stop
+        self._ready: queue.Queue[_Clip | None] = queue.Queue(maxsize=4)
+
+    def run(self) -> None:
+        try:
+            for number, frames in enumerate(read_clips(self.source, self._cut, self.left_out)):
+                key = content_key(frames, self.source.caption, self._fingerprint)
+                if not self._put(_Clip(key, Bucket(*frames.shape[:3]), frames, self.source, number)):
+                    return
+        except ModelError:
+            self.corrupt = True
+        self._put(None)
+
+    def __iter__(self) -> Iterator[_Clip]:
+        while (clip := self._ready.get()) is not None:
+            yield clip
+
+    def _put(self, clip: _Clip | None) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._ready.put(clip, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+
+def _decode(sources: list[Source], cut: Cut, fingerprint: str, workers: int | None) -> Iterator[_Decoder]:
+    """A decoder for each source, in turn; the next ones are at work already."""
+    workers, stop = workers or os.cpu_count() or 1, threading.Event()
+    pool = ThreadPoolExecutor(workers)
+    ahead: deque[tuple[_Decoder, Future[None]]] = deque()
+    todo = iter(sources)
     try:
-        content = json.loads((cache / "index.json").read_text(encoding="utf-8"))
-        index = CacheIndex(**content)
-    except FileNotFoundError:
-        raise RequestError(f"{cache} is no cache: it has no index.json; run `radial finetune prepare` first") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise RequestError(f"{cache / 'index.json'} cannot be read: {error}") from error
-    if index.version != VERSION:
-        raise RequestError(f"{cache} was made by another version; prepare it again")
-    return index
+        while True:
+            while len(ahead) < 2 * workers and (source := next(todo, None)) is not None:
+                decoder = _Decoder(source, cut, fingerprint, stop)
+                ahead.append((decoder, pool.submit(decoder.run)))
+            if not ahead:
+                return
+            decoder, future = ahead.popleft()
+            yield decoder
+            future.result()  # what it did not expect, it raises here
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
 
 
-def read_clip(cache: Path, name: str) -> tuple[Tensor, Tensor]:
-    """Latents ``[C, F, H, W]`` and text ``[L, E]`` of a clip.
-
-    Raises:
-        RequestError: the file is missing or torn.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(cache / "clips" / name)
-        return tensors["latents"], tensors["text"]
-    except (OSError, KeyError, SafetensorError) as error:
-        raise RequestError(f"{cache / 'clips' / name} is missing or torn; prepare the cache again") from error
-
-
-def read_empty_text(cache: Path) -> Tensor:
-    """The text of an empty caption."""
-    from safetensors.torch import load_file
-
-    return load_file(cache / "empty.safetensors")["text"]
+@torch.inference_mode()
+def _encode(objective: Objective, clips: list[_Clip], shards: Shards) -> None:
+    vae = objective.pipe.vae
+    pixels = torch.stack([torch.from_numpy(clip.frames) for clip in clips]).permute(0, 4, 1, 2, 3)
+    latents = objective.encode_latents(pixels.to(vae.device, vae.dtype) / 127.5 - 1)
+    texts = encode_texts(objective, [clip.source.caption for clip in clips])
+    for clip, latent, text in zip(clips, latents.float().cpu(), texts, strict=True):
+        shards.add(clip.key, latent.clone(), text)
 
 
 def _check_same(index: CacheIndex, model: LoadedModel, cut: Cut) -> None:
     if index.fingerprint != model.fingerprint:
         raise RequestError(f"this cache was made with {index.model}, other weights than {model.spec.name}")
-    had = (index.num_frames, index.height, index.width, index.fps)
-    if had != (cut.num_frames, cut.height, cut.width, cut.fps):
-        raise RequestError(
-            f"this cache holds {had[0]} frames of {had[1]}x{had[2]} at {had[3]:g} fps; take another --out"
-        )
+    if index.fps != cut.fps:
+        raise RequestError(f"this cache holds clips at {index.fps:g} fps, not {cut.fps:g}; take another --out")
 
 
-@torch.inference_mode()
-def _encode_clip_to(path: Path, model: LoadedModel, frames: Frames, caption: str) -> None:
-    vae = model.pipe.vae
-    pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].to(model.device, vae.dtype) / 127.5 - 1
-    latents = normalise_latents(vae, vae.encode(pixels).latent_dist.mode())[0]
-    _save(path, {"latents": latents.float(), "text": encode_text(model, caption)})
+def _five_frames(frames: Frames) -> Frames:
+    chosen: Frames = frames[[round(i * (len(frames) - 1) / 4) for i in range(5)]]
+    return chosen.copy()  # not a view that would keep the whole clip
 
 
-def _encode_text_to(path: Path, model: LoadedModel, caption: str) -> None:
-    if not path.is_file():
-        _save(path, {"text": encode_text(model, caption)})
+def _draw_report(
+    out: Path, report: Report, clips: tuple[CachedClip, ...], cut: Cut, thumbnails: list[tuple[str, Any]]
+) -> None:
+    from radial.files import publish
+    from radial_finetune.pictures import contact_sheet, draw_cache
 
-
-@torch.inference_mode()
-def encode_text(model: LoadedModel, caption: str) -> Tensor:
-    """A caption as the pipeline encodes a prompt, at the length that generation uses."""
-    text, _ = model.pipe.encode_prompt(
-        caption, do_classifier_free_guidance=False, max_sequence_length=model.spec.max_sequence_length,
-        device=model.device,
+    sheet = contact_sheet(thumbnails)
+    publish(out / "sheet.png", lambda partial: sheet.save(partial, optimize=True), overwrite=True)
+    publish(
+        out / "report.png", lambda partial: draw_cache(report.buckets, report.dropped, clips, cut.fps, partial),
+        overwrite=True,
     )  # fmt: skip
-    encoded: Tensor = text[0].float()
-    return encoded
-
-
-def _content_hash(frames: Frames, caption: str, fingerprint: str) -> str:
-    digest = hashlib.sha256(f"{VERSION} {fingerprint} {frames.shape} {caption}".encode())
-    digest.update(frames.tobytes())
-    return digest.hexdigest()[:24]
-
-
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    publish(path, lambda partial: save_file(whole, partial), overwrite=True)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False)
-
-    def write(partial: Path) -> None:
-        partial.write_text(text, encoding="utf-8")
-
-    publish(path, write, overwrite=True)
-
-
-def cut_for(model: LoadedModel, num_frames: int, height: int, width: int, fps: float | None) -> Cut:
-    """How clips are cut for a model; its own frame rate when none is given."""
-    return Cut(num_frames, height, width, fps or model.spec.fps)

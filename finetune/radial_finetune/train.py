@@ -1,4 +1,4 @@
-"""Fine-tuning in one loop: a LoRA under radial attention, at the length of the cached clips.
+"""Fine-tuning in one loop: a LoRA under radial attention, at the lengths of the cached clips.
 
 Everything random in a step follows from the seed and the step's number, so that a run that was stopped, however it
 was stopped, goes on as if it had not been.
@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,80 +25,113 @@ from radial.loading import LoadedModel, load
 from radial.positions import riflex
 from radial.request import make_request
 from radial.schedule import Schedule
+from radial_finetune.activations import offloaded_checkpoint
 from radial_finetune.adapter import add_adapter, export_state, write_adapter
+from radial_finetune.batches import Batch, Batches
+from radial_finetune.cache import CacheIndex, read_index
 from radial_finetune.checkpoints import RunState, list_checkpoints, load_checkpoint, save_checkpoint
+from radial_finetune.clips import Bucket
 from radial_finetune.config import FinetuneConfig
-from radial_finetune.objective import check_objective, draw_sigmas, flow_loss
-from radial_finetune.prepare import CacheIndex, read_clip, read_empty_text, read_index
+from radial_finetune.objective import Objective, expert_span, find_objective, noise_shift, velocity_loss
+from radial_finetune.preflight import check, estimate
+from radial_finetune.processes import Processes, whole
+from radial_finetune.samples import encode_samples, make_samples
+from radial_finetune.trackers import Trackers
 
 VALIDATION_SIGMAS = (0.2, 0.5, 0.8)
 
 
 @dataclass(frozen=True)
+class HeldOutLoss:
+    """Of held-out clips at fixed noise levels: over all frames, and over those within and beyond the native length."""
+
+    all: float
+    within: float
+    beyond: float | None
+
+
+@dataclass(frozen=True)
 class Progress:
-    """A step that ended: its mean loss, learning rate and seconds, and the held-out loss where it was measured."""
+    """A step that ended: its mean loss, learning rate, seconds and peak memory in bytes, and the held-out loss where it
+    was measured."""
 
     step: int
     steps: int
     loss: float
     learning_rate: float
     seconds: float
-    validation: float | None = None
+    memory: int = 0
+    validation: HeldOutLoss | None = None
 
 
 def finetune(
-    config: FinetuneConfig, *, resume: bool = False, on_step: Callable[[Progress], None] = lambda progress: None
+    config: FinetuneConfig,
+    *,
+    resume: bool = False,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> Path:
     """Train, and write the adapter: its path.
 
+    Args:
+        on_step: told after every step.
+        on_note: told what a user should know before the first one.
+
     Raises:
-        RequestError: data, model or output do not fit together; raised before the first step.
-        GenerationError: losses or gradients stopped being numbers for too long.
+        RequestError: data, model or output do not fit together, or the run does not fit the device; raised before the
+            first step.
+        GenerationError: losses or gradients stopped being numbers for too long, or memory ran out.
         KeyboardInterrupt: after a checkpoint was saved.
     """
-    output, cache = Path(config.output), Path(config.data)
+    output = Path(config.output)
     if list_checkpoints(output) and not resume:
         raise RequestError(f"{output} has checkpoints of a run; pass --resume to go on, or take another output")
-    index = read_index(cache)
-    train_clips, held_out = _split(index, config)
-    model = _load_model(config, index)
-    transformer = model.pipe.transformer
-    alpha = config.alpha if config.alpha is not None else float(config.rank)
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        parameters = add_adapter(transformer, config.rank, alpha, config.layers)
-    if config.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
-    transformer.train()
-    optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    index = read_index(Path(config.data))
+    processes = Processes(config.device)
+    model, objective = _load_model(config, index, processes.device)
+    name, _ = expert_span(model.pipe, config.expert)
+    batches = Batches(config, index, objective, processes.rank, processes.count)
+    settings = _settings(config, objective, batches.buckets)
+    samples = encode_samples(objective, config.sample_prompts) if config.sample_every else None
+    vae = _keep_only(model.pipe, name)
+    transformer, parameters, before = _prepare_transformer(config, model, objective, processes)
+    grids = [_grid(objective, bucket) for bucket in batches.buckets]
+    needed = estimate(
+        config, transformer, grids, _pattern(model, settings), processes.device, settings.dense_layers or 0,
+        settings.block_size or 128,
+    )  # fmt: skip
+    on_note(f"{len(batches.train)} clips, {len(batches.held_out)} held out; {needed}")
+    check(needed, config, transformer, grids, processes.device)
+    optimizer = _make_optimizer(config, list(parameters.values()))
     average = {n: p.detach().clone() for n, p in parameters.items()} if config.ema_decay else {}
     state = RunState(parameters, optimizer, average, config=config.model_dump(mode="json"))
     if resume and (saved := list_checkpoints(output)):
         load_checkpoint(saved[-1], state)
-    settings = _settings(config, model, index)
-    shift = config.shift or float(model.pipe.scheduler.config.get("flow_shift", 1.0))
-    empty_text = read_empty_text(cache)
     bad_steps = 0
-    with _attention(config, model, settings):
+    parts = config.gradient_accumulation_steps
+    tracked = Trackers(config, output) if processes.is_first else Trackers(None, output)
+
+    def save() -> None:
+        save_checkpoint(output, state, config.keep_checkpoints, write=processes.is_first)
+        processes.wait()
+
+    with contextlib.ExitStack() as attention, tracked:
+        attention.enter_context(_attention(config, model, settings))
+        upcoming = batches.iterate(state.step * parts)
         try:
             while state.step < config.steps:
                 started = time.monotonic()
                 loss = 0.0
-                for part in range(config.gradient_accumulation_steps):
-                    number = state.step * config.gradient_accumulation_steps + part
-                    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
-                    names = _batch(train_clips, number, config)
-                    latents, text = _read_batch(cache, names, empty_text, config.caption_dropout, generator)
-                    noise = torch.randn(latents.shape, generator=generator)
-                    sigma = draw_sigmas(len(latents), config.timestep_sampling, shift, generator)
-                    on_device = (x.to(model.device) for x in (latents, text, noise, sigma))
-                    part_loss = flow_loss(transformer, *on_device).mean() / config.gradient_accumulation_steps
+                for _ in range(parts):
+                    x, text, noise, sigma = next(upcoming).to(processes.device)
+                    part_loss = velocity_loss(objective, transformer, x, text, noise, sigma).mean() / parts
                     part_loss.backward()
                     loss += float(part_loss.detach())
-                norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), config.max_grad_norm)
+                loss = processes.mean(loss)
+                processes.average_gradients(parameters.values())
+                norm = whole(torch.nn.utils.clip_grad_norm_(list(parameters.values()), config.max_grad_norm))
                 rate = learning_rate(state.step, config)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
+                _set_rate(optimizer, rate)
                 if math.isfinite(loss) and bool(norm.isfinite()):
                     optimizer.step()
                     bad_steps = 0
@@ -113,22 +146,45 @@ def finetune(
                         "try a lower learning_rate or float32"
                     )
                 validation = None
-                if held_out and config.validate_every and state.step % config.validate_every == 0:
-                    validation = validate(transformer, cache, held_out, model.device)
-                _log(output, state.step, loss, rate, validation)
+                if batches.held_out and _is_time(config.validate_every, state.step):
+                    validation = validate(objective, transformer, batches, processes.device)
                 seconds = time.monotonic() - started
-                on_step(Progress(state.step, config.steps, loss, rate, seconds, validation))
-                if state.step % config.checkpoint_every == 0 and bad_steps == 0:
-                    save_checkpoint(output, state, config.keep_checkpoints)
+                memory = torch.cuda.max_memory_allocated() if processes.device.type == "cuda" else 0
+                progress = Progress(state.step, config.steps, loss, rate, seconds, memory, validation)
+                if processes.is_first:
+                    _log(output, progress, float(norm), tracked)
+                on_step(progress)
+                if samples is not None and _is_time(config.sample_every, state.step):
+                    if processes.is_first or processes.sharded:
+                        attention.close()
+                        with _attention(config, model, settings, model.pipe):
+                            make_samples(
+                                model, objective, vae, samples, _sample_lengths(config, settings),
+                                _sample_size(batches.buckets), _sample_steps(config, model), output / "samples",
+                                state.step, write=processes.is_first,
+                            )  # fmt: skip
+                        attention.enter_context(_attention(config, model, settings))
+                    processes.wait()
+                if _is_time(config.checkpoint_every, state.step) and bad_steps == 0:
+                    save()
         except KeyboardInterrupt:
-            save_checkpoint(output, state, config.keep_checkpoints)
+            save()
             raise
-    save_checkpoint(output, state, config.keep_checkpoints)
-    final = state.average or {name: p.detach() for name, p in parameters.items()}
-    return write_adapter(
-        output / "adapter.safetensors", export_state(final, alpha / config.rank, "diffusers"), asdict(settings),
-        overwrite=True,
-    )  # fmt: skip
+        except torch.OutOfMemoryError as error:
+            raise GenerationError(
+                f"out of memory at step {state.step + 1}; take offload_checkpoints, a smaller batch_size or shorter clips"
+            ) from error
+        finally:
+            upcoming.close()
+    save()
+    final = {n: whole(p.detach()) for n, p in (state.average or parameters).items()}
+    path = output / "adapter.safetensors"
+    if processes.is_first:
+        write_adapter(
+            path, export_state(final, before, _alpha(config) / config.rank), asdict(settings), overwrite=True
+        )
+    processes.wait()
+    return path
 
 
 def learning_rate(step: int, config: FinetuneConfig) -> float:
@@ -142,99 +198,168 @@ def learning_rate(step: int, config: FinetuneConfig) -> float:
 
 
 @torch.no_grad()
-def validate(transformer: Any, cache: Path, names: list[str], device: torch.device) -> float:
-    """Mean loss of held-out clips at fixed noise levels, with the same noise every time."""
-    losses = []
-    for number, name in enumerate(names):
-        latents, text = (x[None] for x in read_clip(cache, name))
-        for sigma in VALIDATION_SIGMAS:
-            generator = torch.Generator().manual_seed(number)
-            noise = torch.randn(latents.shape, generator=generator)
-            inputs = (x.to(device) for x in (latents, text, noise, torch.tensor([sigma])))
-            losses.append(float(flow_loss(transformer, *inputs)))
-    return sum(losses) / len(losses)
+def validate(objective: Objective, transformer: Any, batches: Batches, device: torch.device) -> HeldOutLoss:
+    """Loss of the held-out clips at fixed noise levels, within and beyond the native length."""
+    native = (objective.spec.native_frames - 1) // objective.spec.stride[0] + 1
+    within: list[Tensor] = []
+    beyond: list[Tensor] = []
+    batch: Batch
+    for batch in batches.validation(VALIDATION_SIGMAS):
+        losses_F = velocity_loss(objective, transformer, *batch.to(device))[0].cpu()
+        within.append(losses_F[:native])
+        beyond.append(losses_F[native:])
+    inside, outside = torch.cat(within), torch.cat(beyond)
+    return HeldOutLoss(
+        float(torch.cat([inside, outside]).mean()), float(inside.mean()),
+        float(outside.mean()) if len(outside) else None,
+    )  # fmt: skip
 
 
-def _split(index: CacheIndex, config: FinetuneConfig) -> tuple[list[str], list[str]]:
-    names = [clip["file"] for clip in index.clips]
-    if config.held_out >= len(names):
-        raise RequestError(f"held_out is {config.held_out}, and the cache has {len(names)} clips: none would be left")
-    cut = len(names) - config.held_out
-    return names[:cut], names[cut:]
-
-
-def _load_model(config: FinetuneConfig, index: CacheIndex) -> LoadedModel:
+def _load_model(config: FinetuneConfig, index: CacheIndex, device: torch.device) -> tuple[LoadedModel, Objective]:
+    longest = max(index.buckets)
     request = make_request(
-        prompt="fine-tuning", model=config.model, height=index.height, width=index.width, num_frames=index.num_frames,
-        device=config.device, dtype=config.dtype, seed=0,
+        prompt="fine-tuning", model=config.model, height=longest.height, width=longest.width,
+        num_frames=longest.num_frames, device=str(device), dtype=config.dtype, seed=0, long_adapter=False,
     )  # fmt: skip
     model = load(request)
-    check_objective(model.pipe)
+    objective = find_objective(model.pipe, model.spec)
     if model.fingerprint != index.fingerprint:
         raise RequestError(f"the cache {config.data} was made with {index.model}, other weights than {config.model}")
-    model.pipe.vae = model.pipe.text_encoder = None  # the cache has their work
-    return model
+    if config.riflex and model.spec.riflex_period is None:
+        raise RequestError(f"riflex has no constant for {config.model}")
+    return model, objective
 
 
-def _settings(config: FinetuneConfig, model: LoadedModel, index: CacheIndex) -> AdapterSettings:
-    """What generation is to do with the adapter: as it was tuned."""
-    spec = model.spec
-    pattern, schedule = spec.preset(index.num_frames, spec.num_inference_steps)
+def _keep_only(pipe: Any, name: str) -> Any:
+    """Let go of all but the transformer that is tuned, which becomes the pipeline's only one: the autoencoder, for
+    clips that are made on the way."""
+    vae = pipe.vae.to("cpu")
+    pipe.vae = None
+    for part in ("text_encoder", "text_encoder_2", "image_encoder"):
+        if getattr(pipe, part, None) is not None:
+            setattr(pipe, part, None)
+    if name == "transformer_2":
+        pipe.transformer = pipe.transformer_2
+    if getattr(pipe, "transformer_2", None) is not None:
+        pipe.transformer_2 = None
+        pipe.register_to_config(boundary_ratio=None)
+    return vae
+
+
+def _prepare_transformer(
+    config: FinetuneConfig, model: LoadedModel, objective: Objective, processes: Processes
+) -> tuple[Any, dict[str, torch.nn.Parameter], dict[str, Tensor]]:
+    """The transformer with its adapter; the parameters to train, and what they were before."""
+    transformer = model.pipe.transformer
+    if config.base_precision == "float8":
+        transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=model.dtype)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        add_adapter(transformer, objective, config.rank, _alpha(config), config.layers, norms=config.norms)
+    if config.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing(*([offloaded_checkpoint] if config.offload_checkpoints else []))
+    transformer.train()
+    if config.compile:
+        transformer.compile_repeated_blocks(dynamic=False)
+    model.pipe.transformer = transformer = processes.spread(transformer)
+    parameters = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
+    before = {name: whole(p.detach()).clone() for name, p in parameters.items() if ".lora_" not in name}
+    return transformer, parameters, before
+
+
+def _make_optimizer(config: FinetuneConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError as error:
+        raise RequestError("adamw8bit needs torchao: pip install 'radial-video[train]'") from error
+    optimizer: torch.optim.Optimizer = AdamW8bit(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return optimizer
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def _alpha(config: FinetuneConfig) -> float:
+    return config.alpha if config.alpha is not None else float(config.rank)
+
+
+def _settings(config: FinetuneConfig, objective: Objective, buckets: Iterable[Bucket]) -> AdapterSettings:
+    """What generation is to do with the adapter: as it was tuned, for its longest clips."""
+    spec = objective.spec
+    frames = max(bucket.num_frames for bucket in buckets)
+    pattern, schedule = spec.preset(frames, spec.num_inference_steps)
     return AdapterSettings(
         base_model=config.model,
         rank=config.rank,
+        alpha=_alpha(config),
         native_frames=spec.native_frames,
-        target_frames=index.num_frames,
+        target_frames=frames,
         trigger=config.trigger,
+        expert=config.expert,
         attention=config.attention,
         decay=config.decay or pattern.decay,
+        sink_frames=pattern.sink_frames,
         dense_layers=schedule.dense_layers if config.dense_layers is None else config.dense_layers,
         dense_steps=schedule.dense_steps,
         block_size=config.block_size or spec.block_size,
         riflex=config.riflex,
+        flow_shift=noise_shift(objective, None, frames, by_length=True) if config.shift_by_length else None,
     )
 
 
+def _pattern(model: LoadedModel, settings: AdapterSettings) -> radial.pattern.RadialPattern:
+    preset, _ = model.spec.preset(settings.target_frames or 1, model.spec.num_inference_steps)
+    return replace(preset, decay=settings.decay or preset.decay)
+
+
 @contextlib.contextmanager
-def _attention(config: FinetuneConfig, model: LoadedModel, settings: AdapterSettings) -> Iterator[None]:
-    """The attention that generation will use, in the layers that are not dense."""
-    assert settings.decay is not None
-    assert settings.dense_layers is not None
-    assert settings.block_size is not None
-    assert settings.target_frames is not None
+def _attention(
+    config: FinetuneConfig, model: LoadedModel, settings: AdapterSettings, pipe: Any = None
+) -> Iterator[None]:
+    """The attention that generation will use, in the layers that are not dense; given the pipeline, also in the steps
+    that are not."""
     with contextlib.ExitStack() as stack:
         if config.attention == "radial":
-            preset, _ = model.spec.preset(settings.target_frames, model.spec.num_inference_steps)
+            steps = settings.dense_steps if pipe is not None else 0
             stack.enter_context(
                 radial.apply(
-                    model.pipe.transformer, pattern=replace(preset, decay=settings.decay),
-                    schedule=Schedule(dense_layers=settings.dense_layers), block_size=settings.block_size,
+                    model.pipe.transformer if pipe is None else pipe, pattern=_pattern(model, settings),
+                    schedule=Schedule(settings.dense_layers or 0, steps or 0), block_size=settings.block_size or 128,
                 )
             )  # fmt: skip
         if config.riflex:
-            if model.spec.riflex_period is None:
-                raise RequestError(f"riflex has no constant for {config.model}")
-            stack.enter_context(riflex([model.pipe.transformer], model.spec.riflex_period))
+            stack.enter_context(riflex([model.pipe.transformer], model.spec.riflex_period or 1.0))
         yield
 
 
-def _batch(names: list[str], number: int, config: FinetuneConfig) -> list[str]:
-    """The clips of a batch: every clip once an epoch, each epoch in an order of its own."""
-    chosen = []
-    for position in range(number * config.batch_size, (number + 1) * config.batch_size):
-        epoch, place = divmod(position, len(names))
-        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(config.seed * 7919 + epoch))
-        chosen.append(names[int(order[place])])
-    return chosen
+def _grid(objective: Objective, bucket: Bucket) -> radial.TokenGrid:
+    frames, height, width = objective.spec.stride
+    return radial.TokenGrid((bucket.num_frames - 1) // frames + 1, bucket.height // height, bucket.width // width)
 
 
-def _read_batch(
-    cache: Path, names: list[str], empty_text: Tensor, dropout: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    latents, texts = zip(*(read_clip(cache, name) for name in names), strict=True)
-    dropped = torch.rand(len(names), generator=generator) < dropout
-    chosen = [empty_text if drop else text for text, drop in zip(texts, dropped, strict=True)]
-    return torch.stack(latents), torch.stack(chosen)
+def _sample_lengths(config: FinetuneConfig, settings: AdapterSettings) -> tuple[int, ...]:
+    wanted = config.sample_frames or (settings.native_frames or 1, settings.target_frames or 1)
+    return tuple(sorted(set(wanted)))
+
+
+def _sample_size(buckets: Iterable[Bucket]) -> tuple[int, int]:
+    longest = max(buckets)
+    return longest.height, longest.width
+
+
+def _sample_steps(config: FinetuneConfig, model: LoadedModel) -> int:
+    return config.sample_steps or model.spec.num_inference_steps
+
+
+def _is_time(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 def _update_average(state: RunState, decay: float) -> None:
@@ -243,11 +368,19 @@ def _update_average(state: RunState, decay: float) -> None:
             average.lerp_(state.parameters[name].detach(), 1 - decay)
 
 
-def _log(output: Path, step: int, loss: float, rate: float, validation: float | None) -> None:
-    """A line a step, to plot from."""
+def _log(output: Path, progress: Progress, norm: float, tracked: Trackers) -> None:
+    """A line a step, to plot from, and the same to the trackers."""
     output.mkdir(parents=True, exist_ok=True)
-    line = {"step": step, "loss": loss, "learning_rate": rate}
-    if validation is not None:
-        line["validation"] = validation
+    line: dict[str, Any] = {
+        "step": progress.step, "loss": progress.loss, "learning_rate": progress.learning_rate,
+        "gradient_norm": norm, "seconds": round(progress.seconds, 4),
+    }  # fmt: skip
+    if progress.memory:
+        line["memory"] = progress.memory
+    if (held_out := progress.validation) is not None:
+        line |= {"validation": held_out.all, "validation_within": held_out.within}
+        if held_out.beyond is not None:
+            line["validation_beyond"] = held_out.beyond
     with (output / "log.jsonl").open("a", encoding="utf-8") as log:
         log.write(json.dumps(line) + "\n")
+    tracked.log(line)

@@ -1,4 +1,5 @@
-"""Measures what a model made of a prompt from the shapes world, against the world's ground truth.
+"""What a model made, in numbers that need no downloaded weights.
 
-``python -m radial_finetune.evaluate --out FOLDER`` writes a report and a contact sheet.
+``measures`` reads any clip: motion, flicker, drift, repetition, cuts. ``compare`` sets two clips of one seed against
+each other. ``shapes`` asks for scenes of the shapes world and holds the clips against its ground truth.
 """

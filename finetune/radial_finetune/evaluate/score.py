@@ -27,18 +27,36 @@ _SYMMETRY = {"circle": 0, "ring": 0, "square": 4, "triangle": 3, "star": 5, "cro
 _ANGLES = 24  # templates over one symmetry turn
 
 
+STRAYED_LIMIT = 0.1  # ground truth strays by 0.03 at most; paths that are looped four times by 0.1 to 0.4
+
+
 @dataclass(frozen=True)
 class FigureScore:
-    """Whether one figure came out as asked, and what was seen."""
+    """Whether one figure came out as asked, and what was seen.
+
+    Attributes:
+        strayed: how far the figure's path, size and turn lie from the asked motion over the whole clip, in shorter
+            sides: a motion that is looped strays, even where no other fits better.
+        persistence: share of frames in which the figure is there, in its colour, and nothing else is in its place.
+        repetition: how much the clip repeats itself where the truth does not, from 0 to 1; see :func:`repetition`.
+    """
 
     colour: bool
     shape: bool
     motion: bool
     seen: tuple[str, str, str]
+    strayed: float = 1.0
+    persistence: float = 0.0
+    repetition: float = 0.0
 
     @property
     def all(self) -> bool:
         return self.colour and self.shape and self.motion
+
+    @property
+    def whole_motion(self) -> bool:
+        """Whether the motion is the asked one from the first frame to the last."""
+        return self.motion and self.strayed < STRAYED_LIMIT
 
 
 @dataclass(frozen=True)
@@ -49,7 +67,13 @@ class _Sighting:
     centres: NDArray[np.float64]  # [T, 2], x and y in shorter sides
     radii: NDArray[np.float64]  # [T], in pixels, of a disc of the same area
     outlines: list[NDArray[np.float32]]  # scaled to one area
-    colour: NDArray[np.float64]
+    colours: NDArray[np.float64]  # [T, 3]
+    alone: NDArray[np.bool_]  # [T], whether no other patch is in its part of the frame
+
+    @property
+    def colour(self) -> NDArray[np.float64]:
+        median: NDArray[np.float64] = np.median(self.colours, axis=0)
+        return median
 
 
 def use_one_thread() -> None:
@@ -90,7 +114,7 @@ def _split(frames_THWC: NDArray[np.uint8], scene: Scene) -> list[tuple[slice, sl
 def _find(frames_THWC: NDArray[np.uint8], part: tuple[slice, slice]) -> _Sighting | None:
     """The largest coloured patch of every frame in one part; None when it is missing from a fifth of the frames."""
     side = min(frames_THWC.shape[1:3])
-    found, centres, radii, outlines, colours = [], [], [], [], []
+    found, centres, radii, outlines, colours, alone = [], [], [], [], [], []
     for index, frame in enumerate(frames_THWC):
         image = frame[part]
         chroma = (image.max(-1).astype(np.int16) - image.min(-1)).astype(np.uint8)
@@ -111,10 +135,11 @@ def _find(frames_THWC: NDArray[np.uint8], part: tuple[slice, slice]) -> _Sightin
         outlines.append(_normalize(patch, x, y, area))
         core = cv2.erode(patch, np.ones((3, 3), np.uint8))
         colours.append(image[(core if core.any() else patch) > 0].mean(0))
+        alone.append(int((stats[1:, cv2.CC_STAT_AREA] >= 20).sum()) == 1)
     if len(found) < 0.8 * len(frames_THWC):
         return None
     return _Sighting(
-        np.array(found), np.array(centres), np.array(radii), outlines, np.median(np.array(colours), axis=0)
+        np.array(found), np.array(centres), np.array(radii), outlines, np.array(colours), np.array(alone)
     )
 
 
@@ -159,8 +184,7 @@ def _judge(
 ) -> FigureScore:
     if sighting is None:
         return FigureScore(False, False, False, ("nothing", "nothing", "nothing"))
-    distances = {name: np.linalg.norm(sighting.colour - np.array(rgb)) for name, rgb in COLOURS.items()}
-    colour = min(distances, key=distances.__getitem__)
+    colour = _nearest_colour(sighting.colour)
 
     names, _ = _templates()
     overlap = _fit(sighting.outlines)
@@ -171,19 +195,57 @@ def _judge(
         for shape in SHAPES
     }
     shape = max(by_shape, key=by_shape.__getitem__)
-    motion = _motion(sighting, figure, region, shape, overlap, size)
-    return FigureScore(colour == figure.colour, shape == figure.shape, motion == figure.motion, (colour, shape, motion))
+    costs = _motion_costs(sighting, figure, region, shape, overlap, size)
+    motion = min(costs, key=costs.__getitem__)
+    right = [one and _nearest_colour(c) == figure.colour for one, c in zip(sighting.alone, sighting.colours, strict=True)]
+    return FigureScore(
+        colour == figure.colour, shape == figure.shape, motion == figure.motion, (colour, shape, motion),
+        strayed=costs.get(figure.motion, 1.0), persistence=sum(right) / size[0],
+        repetition=_repeated(sighting, replace(figure, region=region), size),
+    )  # fmt: skip
 
 
-def _motion(
+def _nearest_colour(colour: NDArray[np.float64]) -> str:
+    distances = {name: np.linalg.norm(colour - np.array(rgb)) for name, rgb in COLOURS.items()}
+    return min(distances, key=distances.__getitem__)
+
+
+def _repeated(sighting: _Sighting, figure: Figure, size: tuple[int, ...]) -> float:
+    """How much more a figure's path and growth repeat themselves than the truth's do."""
+    num_frames, height, width, _ = size
+    seen = np.column_stack([sighting.centres, 2 * sighting.radii / min(height, width)])
+    truth = np.array([pose(figure, t / max(num_frames - 1, 1), width / height)[:3] for t in sighting.frames])
+    shortest = max(4, num_frames // 8)
+    return max(0.0, repetition(seen, shortest) - repetition(truth * [1, 1, 2], shortest))
+
+
+def repetition(signal_TD: NDArray[np.float64], shortest: int) -> float:
+    """How much a clip repeats itself: 1 where it comes back to itself exactly after some period, 0 where it never does.
+
+    For every lag of at least ``shortest`` and at most half of the clip, the mean square difference between instants that
+    far apart is set against twice the variance, which is what it would be if they had nothing to do with each other. A
+    lag counts only where the signal went away in between: the least difference beyond the first rise.
+    """
+    count = len(signal_TD)
+    variance = float(signal_TD.var(axis=0).sum())
+    if count < 2 * shortest or variance < 1e-4:
+        return 0.0  # nothing moves
+    lags = range(1, count // 2 + 1)
+    apart = np.array([((signal_TD[lag:] - signal_TD[:-lag]) ** 2).sum(1).mean() for lag in lags]) / (2 * variance)
+    risen = np.maximum.accumulate(apart)  # how far it has been away at any shorter lag
+    back = np.where(np.arange(1, len(apart) + 1) >= shortest, risen - apart, 0.0)
+    return float(np.clip(back.max(), 0.0, 1.0))
+
+
+def _motion_costs(
     sighting: _Sighting,
     figure: Figure,
     region: tuple[float, float, float, float],
     shape: str,
     overlap: NDArray[np.float32],
     size: tuple[int, ...],
-) -> str:
-    """The motion whose path, growth and turn lie nearest to what was seen, whatever its speed and direction."""
+) -> dict[str, float]:
+    """How far path, growth and turn lie from each motion's, at the speed and in the direction that fit best."""
     num_frames, height, width, _ = size
     times = sighting.frames / max(num_frames - 1, 1)
     side = min(height, width)
@@ -206,4 +268,4 @@ def _motion(
             turn = np.abs(np.exp(1j * order * (angles - truth[:, 3])).mean())
             cost += 0.06 * (1 - turn)
         costs[motion] = min(costs.get(motion, np.inf), float(cost))
-    return min(costs, key=costs.__getitem__)
+    return costs

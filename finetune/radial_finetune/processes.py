@@ -1,0 +1,84 @@
+"""The processes of a run: one, or several that ``accelerate launch`` started, with whole copies of the model or with
+its weights spread over them (FSDP2)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from radial.errors import RequestError
+from radial.loading import choose_device
+
+
+class Processes:
+    """What a run needs of the other processes. Alone, every method does nothing."""
+
+    def __init__(self, device: str) -> None:
+        self._accelerator: Any = None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            from accelerate import Accelerator
+
+            self._accelerator = Accelerator(cpu=device == "cpu")
+            if self.sharded and not self._accelerator.is_fsdp2:
+                raise RequestError("FSDP runs here in its second version: pass --fsdp_version 2 to accelerate launch")
+        self.device = choose_device(device) if self._accelerator is None else self._accelerator.device
+
+    @property
+    def rank(self) -> int:
+        return 0 if self._accelerator is None else int(self._accelerator.process_index)
+
+    @property
+    def count(self) -> int:
+        return 1 if self._accelerator is None else int(self._accelerator.num_processes)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are spread over the processes."""
+        return self._accelerator is not None and str(self._accelerator.distributed_type).endswith("FSDP")
+
+    def spread(self, transformer: Any) -> Any:
+        """The transformer, its weights spread over the processes where that was asked for."""
+        return self._accelerator.prepare(transformer) if self.sharded else transformer
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """The mean of every process's gradients. FSDP does it by itself."""
+        if self.count == 1 or self.sharded:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = self._accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def mean(self, value: float) -> float:
+        """The mean of a number over all processes."""
+        if self.count == 1:
+            return value
+        return float(self._accelerator.reduce(torch.tensor(value, device=self.device), reduction="mean"))
+
+    def wait(self) -> None:
+        """Until every process has come here."""
+        if self._accelerator is not None:
+            self._accelerator.wait_for_everyone()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor's values in one piece, where they are spread over processes; all of them must ask."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[no-any-return]
+
+
+def put(values: Tensor, target: Tensor) -> None:
+    """Copy whole values into a tensor, or into this process's part of it."""
+    if hasattr(target, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
+        values = distribute_tensor(values.to(target.device), target.device_mesh, target.placements)  # type: ignore[attr-defined]
+    with torch.no_grad():
+        target.copy_(values)
