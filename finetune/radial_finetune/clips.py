@@ -59,30 +59,28 @@ def read_clips(source: Source, cut: Cut, dropped: Counter[str]) -> Iterator[Fram
     """
     scene: list[Frames] = []
     changes: list[float] = []  # of the scene so far
-    last: Frames | None = None
+    last: NDArray[np.int16] | None = None
     lengths: list[int] = []
     size, place, number = (0, 0), (0.5, 0.5), 0
     for frame in resample(source, cut.fps):
         if not lengths:
             size = _nearest_size(frame, cut.buckets)
             lengths = sorted({b.num_frames for b in cut.buckets if (b.height, b.width) == size}, reverse=True)
-        if not scene:
-            place = _place(source, number, cut.crop)
-        small = _fit(frame, size, place)
+        seen = _colours(frame)
         if last is not None:
-            change = _change(last, small)
+            change = _change(last, seen)
             usual = max(changes[-3:], default=cut.cut_threshold / 2)
             if change > max(cut.cut_threshold, 3 * usual):
                 for clip in _split(scene, lengths, cut, dropped):
                     number += 1
                     yield clip
                 scene, changes = [], []
-                place = _place(source, number, cut.crop)
-                small = _fit(frame, size, place)
             else:
                 changes.append(change)
-        last = small
-        scene.append(small)
+        last = seen
+        if not scene:
+            place = _place(source, number, cut.crop)
+        scene.append(_fit(frame, size, place))
         if len(scene) == lengths[0]:
             for clip in _split(scene, lengths, cut, dropped):
                 number += 1
@@ -177,12 +175,20 @@ def _fit(frame: Frames, size: tuple[int, int], place: tuple[float, float]) -> Fr
     return np.ascontiguousarray(resized[top : top + height, left : left + width]).astype(np.uint8)
 
 
-def _change(last: Frames, frame: Frames) -> float:
-    """Mean difference of two frames in hue, saturation and value."""
+def _colours(frame: Frames) -> NDArray[np.int16]:
+    """Hue, saturation and value of a small copy, by which frames are told apart."""
     import cv2
 
-    one, two = (cv2.cvtColor(x, cv2.COLOR_RGB2HSV).astype(np.int16) for x in (last, frame))
-    change = np.abs(one - two)
+    small = cv2.resize(frame, (min(64, frame.shape[1]), min(64, frame.shape[0])), interpolation=cv2.INTER_AREA)
+    colours: NDArray[np.int16] = cv2.cvtColor(small, cv2.COLOR_RGB2HSV).astype(np.int16)
+    return colours
+
+
+def _change(last: NDArray[np.int16], colours: NDArray[np.int16]) -> float:
+    """Mean difference of two frames' colours."""
+    if last.shape != colours.shape:
+        return math.inf
+    change = np.abs(last - colours)
     hue = change[..., 0]
     change[..., 0] = np.minimum(hue, 180 - hue)  # a circle: red lies at both ends
     return float(change.mean())

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from radial.errors import ModelError, RequestError
 from radial.models import ModelSpec
@@ -77,13 +78,9 @@ class WanObjective(Objective):
         return [{"prompt_embeds": text[: max(1, count)]} for text, count in zip(embeds, words, strict=True)]
 
     def stack_text(self, texts: list[Text]) -> Text:
-        padded = torch.zeros(
-            len(texts), self.spec.max_sequence_length, texts[0]["prompt_embeds"].shape[1],
-            dtype=texts[0]["prompt_embeds"].dtype,
-        )  # fmt: skip
-        for row, text in zip(padded, texts, strict=True):
-            row[: len(text["prompt_embeds"])] = text["prompt_embeds"]
-        return {"prompt_embeds": padded}
+        longest = self.spec.max_sequence_length
+        words = (text["prompt_embeds"] for text in texts)
+        return {"prompt_embeds": torch.stack([F.pad(w, (0, 0, 0, longest - len(w))) for w in words])}
 
     def predict(self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor) -> Tensor:
         timestep = 1000 * sigma_B

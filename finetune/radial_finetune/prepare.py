@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
@@ -79,6 +80,8 @@ def prepare(
         OutputError: the disk is full; what was encoded so far is kept.
     """
     objective = find_objective(model.pipe, model.spec)
+    cv2.setNumThreads(1)  # files are decoded side by side: threads within each would fight over the cores
+    torch.backends.cudnn.benchmark = True  # few sizes, many clips: looking for the fastest convolution pays
     for bucket in cut.buckets:
         model.spec.check_size(bucket.height, bucket.width, bucket.num_frames)
     if (out / "index.json").is_file():

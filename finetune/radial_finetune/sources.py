@@ -122,7 +122,8 @@ def _read_dataset(data: Path) -> list[Source]:
         if column is None:
             raise RequestError(f"{data} has no column of videos; its columns are {', '.join(rows.column_names)}")
         rows = rows.cast_column(column, datasets.Video(decode=False))
-        told = rows.select_columns([name for name in rows.column_names if name != column])
+        others = [name for name in rows.column_names if name != column]
+        told = list(rows.select_columns(others)) if others else [{}] * len(rows)
     except RequestError:
         raise
     except Exception as error:  # the library raises many kinds

@@ -273,7 +273,7 @@ def _make_optimizer(config: FinetuneConfig, parameters: list[Tensor]) -> torch.o
     try:
         from torchao.optim import AdamW8bit
     except ImportError as error:
-        raise RequestError("adamw8bit needs torchao: pip install 'radial-video[train]'") from error
+        raise RequestError("adamw8bit needs torchao: pip install 'radial-video[eight-bit]'") from error
     optimizer: torch.optim.Optimizer = AdamW8bit(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     return optimizer
 
