@@ -28,7 +28,8 @@ class Schedule:
 
     def is_dense(self, layer: int, step: int, num_steps: int) -> bool:
         """Whether a layer computes full attention at a step; layers and steps count from 0."""
-        return layer < self.dense_layers or step < self.dense_steps or step >= num_steps - self.dense_last_steps
+        last = self.dense_last_steps > 0 and step >= num_steps - self.dense_last_steps
+        return layer < self.dense_layers or step < self.dense_steps or last
 
     def dense_share(self, layers: int, num_steps: int) -> float:
         """Share of all layer calls of a clip that are dense."""

@@ -41,7 +41,7 @@ def add_adapter(
     )
     if norms:
         for name, module in transformer.named_modules():
-            if re.fullmatch(objective.norms, name) and getattr(module, "weight", None) is not None:
+            if re.fullmatch(objective.norms[layers], name) and getattr(module, "weight", None) is not None:
                 module.weight.requires_grad_(True)
     cast_training_params(transformer, dtype=torch.float32)
     for module in transformer.modules():

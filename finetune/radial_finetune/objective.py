@@ -30,14 +30,14 @@ class Objective:
     Attributes:
         layers: what of a transformer an adapter tunes, as patterns of module names: self-attention alone, or all
             attention; HunyuanVideo and Mochi have but one kind, which text shares with the clip.
-        norms: the norms within attention that can be tuned along.
+        norms: the norms within them that can be tuned along.
     """
 
     pipe: Any
     spec: ModelSpec
 
     layers: ClassVar[dict[str, str]] = {}
-    norms: ClassVar[str] = r".*\.norm_[qk]"
+    norms: ClassVar[dict[str, str]] = {"self": r".*\.norm_[qk]", "all": r".*\.norm(_added)?_[qk]"}
 
     def encode_latents(self, pixels_BCFHW: Tensor) -> Tensor:
         """Latents as the transformer sees them, of pixels in -1..1."""
@@ -65,6 +65,7 @@ class WanObjective(Objective):
 
     layers = {"self": r"blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)",
               "all": r"blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"}  # fmt: skip
+    norms = {"self": r".*\.attn1\.norm_[qk]", "all": r".*\.attn[12]\.norm_[qk]"}  # noqa: RUF012
 
     def encode_latents(self, pixels_BCFHW: Tensor) -> Tensor:
         return _normalised(self.pipe.vae, pixels_BCFHW)

@@ -140,6 +140,17 @@ def test_lone_transformer_counts_its_steps(wan: Any) -> None:
         radial.apply(transformer, schedule=Schedule(dense_last_steps=1))
 
 
+def test_training_is_radial_at_every_noise_level(wan: Any) -> None:
+    """A lone transformer that is trained sees timesteps fall and rise: all of its calls are radial."""
+    inputs = {"hidden_states": torch.randn(1, 16, 5, 8, 8), "encoder_hidden_states": torch.randn(1, 4, 32)}
+    with radial.apply(wan.transformer, pattern=SPARSE, block_size=16) as installed, torch.no_grad():
+        for timestep in (900.0, 700.0, 200.0, 800.0, 100.0):
+            wan.transformer(**inputs, timestep=torch.tensor([timestep]), return_dict=False)
+        assert installed.plan is not None
+        assert installed.computed_share == pytest.approx(installed.plan.density)
+        assert installed.plan.density < 1
+
+
 def test_gradients_reach_the_weights(wan: Any) -> None:
     """Fine-tuning runs through the same attention, also on a plan that sampling made."""
     with radial.apply(wan, pattern=SPARSE, block_size=16):

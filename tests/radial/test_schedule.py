@@ -12,6 +12,7 @@ def test_dense_layers_and_steps() -> None:
     assert [layer for layer in range(5) if schedule.is_dense(layer, 5, 10)] == [0, 1]
     assert [step for step in range(10) if schedule.is_dense(4, step, 10)] == [0, 1, 2, 9]
     assert Schedule().dense_share(4, 10) == 0
+    assert not Schedule().is_dense(0, 5, 1)  # where nobody knows how many steps there are, none is the last
     assert schedule.dense_share(4, 10) == pytest.approx((4 * 4 + 6 * 2) / 40)
 
 
