@@ -64,6 +64,7 @@ def load_loras(pipe: Any, loras: tuple[Lora, ...]) -> tuple[str, ...]:
     if len(transformers_of(pipe)) == 1:
         pipe.set_adapters([f"lora_{i}" for i in range(len(loras))], [lora.weight for lora in loras])
         return tuple(notes)
+    transformer: Any
     for transformer in transformers_of(pipe):  # each has but some of them
         own = [i for i in range(len(loras)) if f"lora_{i}" in getattr(transformer, "peft_config", {})]
         if own:

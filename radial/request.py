@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from radial.adapter_settings import AdapterSettings, adapter_file, read_adapter_settings
+from radial.adapter_settings import BUNDLED_ADAPTER, AdapterSettings, adapter_file, read_adapter_settings
 from radial.errors import RequestError
 from radial.grid import TokenGrid
 from radial.models import MODELS, ModelSpec, find_model
@@ -90,8 +90,10 @@ class GenerationRequest(BaseModel):
         return self
 
     def resolve(self) -> GenerationRequest:
-        """The same request with every open field filled in: the model's defaults, and a drawn seed for -1. A clip beyond
-        the native length takes the model's own adapter for that, where there is one, unless ``long_adapter`` is off.
+        """The same request with every open field filled in: the model's defaults, and a drawn seed for -1.
+
+        A clip beyond the native length takes the model's own adapter for that, where there is one, unless
+        ``long_adapter`` is off.
 
         Raises:
             RequestError: the model is unknown, or cannot make this size.
@@ -103,7 +105,7 @@ class GenerationRequest(BaseModel):
             raise RequestError(f"{spec.name} takes no last_image; models that do: {able}")
         steps = self.num_inference_steps or spec.num_inference_steps
         if self._wants_long_adapter(spec):
-            loras = (Lora(path=spec.long_adapter or ""),)
+            loras = (Lora(path=spec.long_adapter or "", weight=1.0),)
             return self.model_copy(update={"loras": loras}).resolve()
         tuned = self.tuned_settings() or AdapterSettings()
         num_frames = self.num_frames or tuned.target_frames or spec.num_frames
@@ -242,6 +244,21 @@ def make_request(**fields: Any) -> GenerationRequest:
         return GenerationRequest(**fields)
     except ValidationError as error:
         raise RequestError("; ".join(_explain(problem) for problem in error.errors())) from error
+
+
+def parse_lora(text: str) -> dict[str, Any]:
+    """FILE or FILE:WEIGHT, as fields of a :class:`Lora`.
+
+    Raises:
+        RequestError: the weight is no number.
+    """
+    path, colon, weight = text.rpartition(":")
+    if not colon or Path(text).exists() or text.startswith(BUNDLED_ADAPTER):
+        return {"path": text}
+    try:
+        return {"path": path, "weight": float(weight)}
+    except ValueError:
+        raise RequestError(f"lora must be FILE or FILE:WEIGHT with a number as weight, not {text!r}") from None
 
 
 def _explain(problem: Any) -> str:

@@ -186,7 +186,7 @@ def generate(
 ) -> None:
     """Generate a video from a prompt."""
     from radial.models import find_preset
-    from radial.request import make_request
+    from radial.request import make_request, parse_lora
     from radial_app.outputs import output_paths, write_to_free_name
     from radial_app.progress import Progress
 
@@ -224,7 +224,7 @@ def generate(
         dense_steps=dense_steps,
         dense_last_steps=dense_last_steps,
         block_size=block_size,
-        loras=[_parse_lora(text) for text in lora or []],
+        loras=[parse_lora(text) for text in lora or []],
         long_adapter=long_adapter,
         device=device,
         dtype=dtype,
@@ -265,17 +265,6 @@ def _keeping_latents(path: Path) -> Iterator[None]:
             kept = write_latents(error.latents, free_name(path.with_suffix(".latents.safetensors")))
             raise GenerationError(f"{error}; the last good latents are in {kept}") from error
         raise
-
-
-def _parse_lora(text: str) -> dict[str, Any]:
-    """FILE or FILE:WEIGHT."""
-    path, colon, weight = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return {"path": text}
-    try:
-        return {"path": path, "weight": float(weight)}
-    except ValueError:
-        raise RequestError(f"lora must be FILE or FILE:WEIGHT with a number as weight, not {text!r}") from None
 
 
 @app.command()

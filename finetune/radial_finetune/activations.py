@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def offloaded_checkpoint(function: Callable[..., Any], *args: Any) -> Any:
-    """For diffusers' ``enable_gradient_checkpointing``: the first argument, a block's hidden states, goes to the CPU."""
+    """For diffusers' ``enable_gradient_checkpointing``: the first argument, the hidden states, waits outside."""
     hidden_states = args[0]
     with torch.autograd.graph.saved_tensors_hooks(_Offload(hidden_states).pack, _restore):
         return checkpoint(function, *args, use_reentrant=False)

@@ -96,7 +96,7 @@ def convert_names(state: dict[str, Tensor], form: Names) -> dict[str, Tensor]:
     for key, value in state.items():
         layer, part = _split_key(key)
         layers.setdefault(layer, {})[part] = value
-    named = {}
+    named: dict[str, dict[str, Tensor]] = {}
     for layer, parts in layers.items():
         if layer.startswith("diffusion_model."):
             named |= _from_comfy(layer.removeprefix("diffusion_model."), parts)
@@ -137,7 +137,7 @@ _ORIGINAL = [
               ("to_add_out", "proj_y", 0, 1))),
     )
 ]  # fmt: skip
-# What follows queries, keys and values in HunyuanVideo's first single layer: the feed-forward layer, four times as wide.
+# After queries, keys and values, HunyuanVideo's first single layer has the feed-forward layer, four times as wide.
 _MLP_WIDTHS = 4
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +65,7 @@ class Batches:
         """The sizes that the run trains on."""
         return tuple(self._buckets[i] for i in sorted(set(self._which.tolist())))
 
-    def iterate(self, first: int) -> Iterator[Batch]:
+    def iterate(self, first: int) -> Generator[Batch]:
         """Batches from number ``first`` on; the next one is read while one is trained on."""
         with ThreadPoolExecutor(1) as pool:
             ahead: Future[Batch] | None = None
@@ -93,13 +93,13 @@ class Batches:
         shift = noise_shift(self._objective, config.shift, bucket.num_frames, by_length=config.shift_by_length)
         sigma = draw_sigmas(whole, config.timestep_sampling, shift, generator, self._span)
         own = range(self._rank, whole, self._ranks)
-        latents, texts = zip(*(read_clip(self._cache, clips[i]) for i in own), strict=True)
-        texts = [self._empty_text if dropped[i] else text for i, text in zip(own, texts, strict=True)]
+        latents, told = zip(*(read_clip(self._cache, clips[i]) for i in own), strict=True)
+        texts = [self._empty_text if dropped[i] else text for i, text in zip(own, told, strict=True)]
         # Each clip's noise has a seed of its own, so that it does not depend on how many processes there are.
         seeds = torch.randint(2**62, (whole,), generator=generator).tolist()
         noise = [torch.randn(latents[0].shape, generator=torch.Generator().manual_seed(seeds[i])) for i in own]
         return Batch(
-            bucket, stack_latents(list(latents)), self._objective.stack_text(list(texts)), torch.stack(noise),
+            bucket, stack_latents(list(latents)), self._objective.stack_text(texts), torch.stack(noise),
             sigma[list(own)],
         )  # fmt: skip
 
@@ -138,8 +138,6 @@ class Batches:
             shares = counts[able].cumsum() / counts[able].sum()
             which = np.where(lengths == length, np.array(able)[np.searchsorted(shares, draws[:, 0], "right")], which)
         return which
-
-
 
 
 def _count_earlier(which: NDArray[np.int64], kinds: int) -> NDArray[np.int64]:

@@ -114,7 +114,7 @@ def load_checkpoint(checkpoint: Path, state: RunState) -> None:
 
 def _moments(state: RunState) -> dict[str, Tensor]:
     """The optimizer's state by parameter; moments of 8 bit in the tensors that they are made of."""
-    moments = {}
+    moments: dict[str, Tensor] = {}
     for name, parameter in state.parameters.items():
         for key, value in state.optimizer.state[parameter].items():
             if hasattr(value, "qmap"):

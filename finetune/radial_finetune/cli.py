@@ -32,7 +32,8 @@ def prepare(
     height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
     bucket: Annotated[
-        list[str] | None, typer.Option(help="A size of clips, repeatable, in place of the three above.", metavar="FxHxW")
+        list[str] | None,
+        typer.Option(help="A size of clips, repeatable, in place of the three above.", metavar="FxHxW"),
     ] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second, by default the model's.")] = None,
     crop: Annotated[Literal["centre", "random"], typer.Option(help="Which part of a larger frame to keep.")] = "centre",
@@ -55,14 +56,13 @@ def prepare(
     sources = find_sources(data)
     shapes = [parse_bucket(text) for text in bucket or []]
     largest = max(shapes, default=None)
-    lengths = num_frames or [None]
     request = make_request(
         prompt="prepare", model=model, device=device, dtype=dtype, seed=0, long_adapter=False,
-        num_frames=largest.num_frames if largest else max(lengths, key=lambda n: n or 0),
+        num_frames=largest.num_frames if largest else max(num_frames, default=None) if num_frames else None,
         height=largest.height if largest else height, width=largest.width if largest else width,
     ).resolve()  # fmt: skip
     shapes = shapes or [
-        Bucket(n or request.clip_frames, request.clip_height, request.clip_width) for n in dict.fromkeys(lengths)
+        Bucket(n, request.clip_height, request.clip_width) for n in dict.fromkeys(num_frames or [request.clip_frames])
     ]
     loaded = load(request)
     cut = Cut(tuple(shapes), fps or float(loaded.spec.fps), crop, static_threshold=static_threshold)
@@ -165,3 +165,21 @@ def convert(
     if output.absolute() == file.absolute():
         raise RequestError(f"{output} is the file to convert; take another --output")
     print(write_adapter(output, convert_names(read_lora(file), names), asdict(settings), overwrite=overwrite))
+
+
+@app.command()
+def merge(
+    files: Annotated[list[str], typer.Argument(help="Adapters.", metavar="FILE[:WEIGHT]...")],
+    output: Annotated[Path, typer.Option(help="Folder for the checkpoint; it must not exist.")],
+    model: Annotated[str, typer.Option(help="A name from `radial models`, a hub id, or a checkpoint folder.")] = "tiny",
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"], typer.Option(help="Of the weights that are written.")
+    ] = "bfloat16",
+) -> None:
+    """Write a checkpoint with adapters added to its weights."""
+    import torch
+
+    from radial.request import parse_lora
+    from radial_finetune.merge import merge as merge_into
+
+    print(merge_into(model, [parse_lora(text) for text in files], output, getattr(torch, dtype)))

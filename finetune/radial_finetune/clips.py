@@ -1,4 +1,4 @@
-"""Training clips out of videos: decoded by time, cut at scene changes, without what does not move, fitted to buckets."""
+"""Training clips out of videos: decoded by time, cut at scene changes, fitted to buckets, without what stands still."""
 
 from __future__ import annotations
 
@@ -58,26 +58,18 @@ def read_clips(source: Source, cut: Cut, dropped: Counter[str]) -> Iterator[Fram
         ModelError: the file is corrupt or no video.
     """
     scene: list[Frames] = []
-    changes: list[float] = []  # of the scene so far
-    last: NDArray[np.int16] | None = None
+    scenes = Scenes(cut.cut_threshold)
     lengths: list[int] = []
     size, place, number = (0, 0), (0.5, 0.5), 0
     for frame in resample(source, cut.fps):
         if not lengths:
             size = _nearest_size(frame, cut.buckets)
             lengths = sorted({b.num_frames for b in cut.buckets if (b.height, b.width) == size}, reverse=True)
-        seen = _colours(frame)
-        if last is not None:
-            change = _change(last, seen)
-            usual = max(changes[-3:], default=cut.cut_threshold / 2)
-            if change > max(cut.cut_threshold, 3 * usual):
-                for clip in _split(scene, lengths, cut, dropped):
-                    number += 1
-                    yield clip
-                scene, changes = [], []
-            else:
-                changes.append(change)
-        last = seen
+        if scenes.is_new(frame):
+            for clip in _split(scene, lengths, cut, dropped):
+                number += 1
+                yield clip
+            scene = []
         if not scene:
             place = _place(source, number, cut.crop)
         scene.append(_fit(frame, size, place))
@@ -175,20 +167,32 @@ def _fit(frame: Frames, size: tuple[int, int], place: tuple[float, float]) -> Fr
     return np.ascontiguousarray(resized[top : top + height, left : left + width]).astype(np.uint8)
 
 
-def _colours(frame: Frames) -> NDArray[np.int16]:
-    """Hue, saturation and value of a small copy, by which frames are told apart."""
-    import cv2
+class Scenes:
+    """Tells the first frame of a new scene, by how much hue, saturation and value of a small copy change.
 
-    small = cv2.resize(frame, (min(64, frame.shape[1]), min(64, frame.shape[0])), interpolation=cv2.INTER_AREA)
-    colours: NDArray[np.int16] = cv2.cvtColor(small, cv2.COLOR_RGB2HSV).astype(np.int16)
-    return colours
+    A change must be three times that of the frames before it, so that fast motion is none.
+    """
 
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._last: NDArray[np.int16] | None = None
+        self._changes: list[float] = []  # the last ones of the scene so far
 
-def _change(last: NDArray[np.int16], colours: NDArray[np.int16]) -> float:
-    """Mean difference of two frames' colours."""
-    if last.shape != colours.shape:
-        return math.inf
-    change = np.abs(last - colours)
-    hue = change[..., 0]
-    change[..., 0] = np.minimum(hue, 180 - hue)  # a circle: red lies at both ends
-    return float(change.mean())
+    def is_new(self, frame: Frames) -> bool:
+        """Whether a frame, given in its turn, begins another scene than the one before it."""
+        import cv2
+
+        small = cv2.resize(frame, (min(64, frame.shape[1]), min(64, frame.shape[0])), interpolation=cv2.INTER_AREA)
+        colours: NDArray[np.int16] = cv2.cvtColor(small, cv2.COLOR_RGB2HSV).astype(np.int16)
+        last, self._last = self._last, colours
+        if last is None:
+            return False
+        change = np.abs(last - colours)
+        hue = change[..., 0]
+        change[..., 0] = np.minimum(hue, 180 - hue)  # a circle: red lies at both ends
+        usual = max(self._changes, default=self._threshold / 2)
+        if (amount := float(change.mean())) > max(self._threshold, 3 * usual):
+            self._changes = []
+            return True
+        self._changes = [*self._changes[-2:], amount]
+        return False

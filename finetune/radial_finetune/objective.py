@@ -21,6 +21,7 @@ from radial.models import ModelSpec
 
 Text = dict[str, Tensor]  # what a transformer is told of captions, by the names of the pipeline
 Expert = Literal["high", "low"]
+_JOINT = r"(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"  # of clip and text together
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,11 @@ class Objective:
 class WanObjective(Objective):
     """Wan 2.1 and 2.2. Text is padded with zeros, which are seen: no mask."""
 
-    layers = {"self": r"blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)",
-              "all": r"blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"}  # fmt: skip
-    norms = {"self": r".*\.attn1\.norm_[qk]", "all": r".*\.attn[12]\.norm_[qk]"}  # noqa: RUF012
+    layers: ClassVar = {
+        "self": r"blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)",
+        "all": r"blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)",
+    }
+    norms: ClassVar = {"self": r".*\.attn1\.norm_[qk]", "all": r".*\.attn[12]\.norm_[qk]"}
 
     def encode_latents(self, pixels_BCFHW: Tensor) -> Tensor:
         return _normalised(self.pipe.vae, pixels_BCFHW)
@@ -102,9 +105,11 @@ class HunyuanVideoObjective(Objective):
     out of the space that guidance amplifies.
     """
 
-    layers = {"self": r"(transformer_blocks|single_transformer_blocks)\.\d+\.attn\.(to_q|to_k|to_v|to_out\.0)",
-              "all": r"(transformer_blocks\.\d+\.attn\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
-                     r"|single_transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v)|proj_out))"}  # fmt: skip
+    layers: ClassVar = {
+        "self": r"(single_)?transformer_blocks\.\d+\.attn\.(to_q|to_k|to_v|to_out\.0)",
+        "all": rf"(transformer_blocks\.\d+\.attn\.{_JOINT}"
+        r"|single_transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v)|proj_out))",
+    }
 
     def encode_latents(self, pixels_BCFHW: Tensor) -> Tensor:
         vae = self.pipe.vae
@@ -134,8 +139,10 @@ class HunyuanVideoObjective(Objective):
 class MochiObjective(Objective):
     """Mochi, whose time runs from noise to clip, and whose velocity points that way too."""
 
-    layers = {"self": r"transformer_blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)",
-              "all": r"transformer_blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"}  # fmt: skip
+    layers: ClassVar = {
+        "self": r"transformer_blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)",
+        "all": rf"transformer_blocks\.\d+\.attn1\.{_JOINT}",
+    }
 
     def encode_latents(self, pixels_BCFHW: Tensor) -> Tensor:
         return _normalised(self.pipe.vae, pixels_BCFHW) * self.pipe.vae.config.scaling_factor
@@ -145,9 +152,7 @@ class MochiObjective(Objective):
             captions, do_classifier_free_guidance=False, max_sequence_length=self.spec.max_sequence_length,
             device=self.pipe.text_encoder.device,
         )  # fmt: skip
-        return [
-            {"prompt_embeds": one, "prompt_attention_mask": two} for one, two in zip(embeds, mask, strict=True)
-        ]
+        return [{"prompt_embeds": one, "prompt_attention_mask": two} for one, two in zip(embeds, mask, strict=True)]
 
     def predict(self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor) -> Tensor:
         return -transformer(

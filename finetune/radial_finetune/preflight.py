@@ -119,7 +119,8 @@ def _what_fits(config: FinetuneConfig, model: _Model, tokens: int, available: fl
     fixed, per_token = _device_bytes(least, model, 0), _device_bytes(least, model, 1) - _device_bytes(least, model, 0)
     if fixed >= available:
         return "the model's weights alone do not fit"
-    return f"even with {', '.join(changes) or 'all that saves memory'}, clips of {int((available - fixed) / per_token):,} tokens are the longest"
+    longest = int((available - fixed) / per_token)
+    return f"even with {', '.join(changes) or 'all that saves memory'}, clips of {longest:,} tokens are the longest"
 
 
 def _measure(transformer: Any, config: FinetuneConfig) -> _Model:
@@ -133,7 +134,9 @@ def _measure(transformer: Any, config: FinetuneConfig) -> _Model:
     itemsize = torch.empty((), dtype=transformer.dtype).itemsize
     linear_bytes = sum(p.numel() * p.itemsize for p in frozen if p.ndim == 2)
     adapter = sum(p.numel() for p in transformer.parameters() if p.requires_grad)
-    return _Model(width, sizes.get("ffn_dim") or 4 * width, blocks, linear, weight_bytes, linear_bytes, adapter, itemsize)
+    return _Model(
+        width, sizes.get("ffn_dim") or 4 * width, blocks, linear, weight_bytes, linear_bytes, adapter, itemsize
+    )
 
 
 def _device_bytes(config: FinetuneConfig, model: _Model, tokens: int) -> float:

@@ -25,7 +25,9 @@ class Processes:
             self._accelerator = Accelerator(cpu=device == "cpu")
             if self.sharded and not self._accelerator.is_fsdp2:
                 raise RequestError("FSDP runs here in its second version: pass --fsdp_version 2 to accelerate launch")
-        self.device = choose_device(device) if self._accelerator is None else self._accelerator.device
+        self.device = choose_device(device)
+        if self._accelerator is not None:
+            self.device = choose_device("cpu") if self._accelerator.device.type == "cpu" else self._accelerator.device
 
     @property
     def rank(self) -> int:
@@ -53,7 +55,7 @@ class Processes:
         if self.count == 1 or self.sharded:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = self._accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="mean")
+        flat = self._mean(torch.cat([g.flatten() for g in gradients]))
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
@@ -61,7 +63,12 @@ class Processes:
         """The mean of a number over all processes."""
         if self.count == 1:
             return value
-        return float(self._accelerator.reduce(torch.tensor(value, device=self.device), reduction="mean"))
+        return float(self._mean(torch.tensor(value, device=self.device)))
+
+    def _mean(self, values: Tensor) -> Tensor:
+        # Not accelerate's reduce: over processes on the CPU it divides without having added.
+        torch.distributed.all_reduce(values)
+        return values / self.count
 
     def wait(self) -> None:
         """Until every process has come here."""
@@ -71,7 +78,7 @@ class Processes:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor's values in one piece, where they are spread over processes; all of them must ask."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[no-any-return]
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def put(values: Tensor, target: Tensor) -> None:

@@ -36,8 +36,8 @@ def encode_samples(objective: Objective, prompts: Sequence[str]) -> SampleTexts:
 
 
 def make_samples(
-    model: LoadedModel, objective: Objective, vae: Any, texts: SampleTexts, lengths: Sequence[int], size: tuple[int, int],
-    steps: int, folder: Path, step: int, *, write: bool = True,
+    model: LoadedModel, objective: Objective, vae: Any, texts: SampleTexts, lengths: Sequence[int],
+    size: tuple[int, int], steps: int, folder: Path, step: int, *, write: bool = True,
 ) -> None:  # fmt: skip
     """Make every clip at every length with the transformer as it stands, and add them to the page."""
     pipe, spec = model.pipe, model.spec
@@ -131,6 +131,8 @@ ul {{ columns: 18rem; padding-left: 1.2rem; }}
 function toggle() {{
   for (const video of document.querySelectorAll("video")) {{ video.currentTime = 0; video.play(); }}
 }}
-for (const video of document.querySelectorAll("video")) video.addEventListener("click", () => video.paused ? video.play() : video.pause());
+for (const video of document.querySelectorAll("video")) {{
+  video.addEventListener("click", () => video.paused ? video.play() : video.pause());
+}}
 </script></body></html>
 """

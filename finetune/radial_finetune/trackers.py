@@ -18,10 +18,8 @@ class Trackers:
         self._trackers: list[Any] = []
         if config is None:
             return
-        names = config.trackers
-        if names is None:
-            names = ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
-        for name in names:
+        installed = ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
+        for name in installed if config.trackers is None else config.trackers:
             if importlib.util.find_spec(name) is None:
                 extra = "pip install 'radial-video[train]'" if name == "tensorboard" else f"pip install {name}"
                 raise RequestError(f"tracker {name} is not installed: {extra}")

@@ -172,7 +172,7 @@ def finetune(
             raise
         except torch.OutOfMemoryError as error:
             raise GenerationError(
-                f"out of memory at step {state.step + 1}; take offload_checkpoints, a smaller batch_size or shorter clips"
+                f"out of memory at step {state.step + 1}; take offload_checkpoints, a smaller batch_size, shorter clips"
             ) from error
         finally:
             upcoming.close()
@@ -180,9 +180,7 @@ def finetune(
     final = {n: whole(p.detach()) for n, p in (state.average or parameters).items()}
     path = output / "adapter.safetensors"
     if processes.is_first:
-        write_adapter(
-            path, export_state(final, before, _alpha(config) / config.rank), asdict(settings), overwrite=True
-        )
+        write_adapter(path, export_state(final, before, _alpha(config) / config.rank), asdict(settings), overwrite=True)
     processes.wait()
     return path
 

@@ -17,6 +17,7 @@ from radial_finetune.prepare import prepare
 from radial_finetune.sources import find_sources
 from radial_finetune.world import describe, draw_scene, render
 
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight clips of the shapes world, of odd sizes and rates, with captions."""

@@ -136,7 +136,7 @@ def test_latents_and_text_are_the_pipelines_own(family: str) -> None:
 def test_models_that_are_not_trained_here_are_refused() -> None:
     with pytest.raises(ModelError, match="starts from an image"):
         find_objective(CASES["wan-i2v"].build(), MODELS["wan2.1-i2v-14b-480p"])
-    with pytest.raises(ModelError, match="knows the objectives of WanTransformer3DModel, .*, not of LTXVideo"):
+    with pytest.raises(ModelError, match=r"knows the objectives of WanTransformer3DModel, .*, not of LTXVideo"):
         find_objective(CASES["ltx"].build(), MODELS["ltx-video"])
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from radial_finetune.evaluate.__main__ import to_pixels
-from radial_finetune.evaluate.score import score_clip
+from radial_finetune.evaluate.score import STRAYED_LIMIT, repetition, score_clip
+from radial_finetune.evaluate.shapes import to_pixels
 from radial_finetune.world import COLOURS, MOTIONS, SHAPES, Scene, draw_scene, render
 
 
@@ -64,3 +64,52 @@ def test_either_order_of_two_figures_counts() -> None:
         ),
     )
     assert scored(swapped, scene) == [(True, True, True)] * 2
+
+
+def looped(scene: Scene, native: int = 33, times: int = 4) -> np.ndarray:
+    """A clip of its native length, over and over: what a model does that was never shown a longer one."""
+    clip = to_pixels(render([scene], native)[0])
+    return np.concatenate([clip] + [clip[1:]] * (times - 1))
+
+
+def test_a_looped_clip_is_seen() -> None:
+    """Over the whole clip a loop is no motion that was asked for, and repeats itself where the truth does not."""
+    rng = random.Random(9)
+    moving = [scene for scene in (draw_scene(rng) for _ in range(40)) if scene.figures[0].motion != "rest"]
+    assert {scene.figures[0].motion for scene in moving} >= {"grow", "right", "bounce"}
+    wrong, repeated = [], []
+    for scene in moving:
+        (whole,) = score_clip(to_pixels(render([scene], 129)[0]), scene)
+        assert whole.whole_motion
+        assert whole.strayed < STRAYED_LIMIT / 2
+        assert whole.repetition < 0.02
+        assert whole.persistence == 1.0
+        (loop,) = score_clip(looped(scene), scene)
+        wrong.append(not loop.whole_motion)
+        repeated.append(loop.repetition)
+    assert np.mean(wrong) > 0.9
+    assert np.mean(repeated) > 0.6
+
+
+def test_repetition_of_plain_signals() -> None:
+    t = np.arange(128)[:, None] / 128
+    assert repetition(t, 16) == 0.0  # one way
+    assert repetition(np.sin(2 * np.pi * t), 16) < 0.05  # one turn, which half a clip holds but half of
+    assert repetition(np.sin(8 * np.pi * t), 16) > 0.99
+    assert repetition(np.zeros((128, 2)), 16) == 0.0
+    noise = np.random.default_rng(0).normal(size=(128, 8))
+    assert repetition(noise, 16) < 0.2
+
+
+def test_persistence_counts_frames_in_which_all_is_right() -> None:
+    scene = draw_scene(random.Random(2))
+    clip = to_pixels(render([scene])[0])
+    gone, other, joined = clip.copy(), clip.copy(), clip.copy()
+    gone[20:26] = 90
+    other[:11] = other[:11][..., ::-1]
+    joined[5:9, 100:112, 5:17] = (255, 0, 0)
+    for changed, kept in ((gone, 27), (joined, 29)):
+        (score,) = score_clip(changed, scene)
+        assert score.persistence == pytest.approx(kept / 33)
+    (score,) = score_clip(other, scene)
+    assert score.persistence <= 22 / 33

@@ -55,9 +55,9 @@ def test_settings_are_checked_whole(tmp_path: Path) -> None:
     file.write_text('data = "c"\noutput = "r"\nreplay = 0.1\n[[curriculum]]\nnum_frames = 33\nstep = 5\n')
     with pytest.raises(RequestError, match=r"curriculum\.0\.steps is missing; unknown key 'curriculum\.0\.step', did"):
         read_config(file)
-    with pytest.raises(RequestError, match="^replay needs a curriculum of two stages"):
+    with pytest.raises(RequestError, match=r"^replay needs a curriculum of two stages"):
         make_config(data="", output="", replay=0.1)
-    with pytest.raises(RequestError, match="^offload_checkpoints needs gradient_checkpointing"):
+    with pytest.raises(RequestError, match=r"^offload_checkpoints needs gradient_checkpointing"):
         make_config(data="", output="", offload_checkpoints=True, gradient_checkpointing=False)
 
 
@@ -89,7 +89,9 @@ def test_a_curriculum_goes_from_short_to_long_and_back_at_times(two_lengths: Pat
         assert torch.equal(one.sigma, two.sigma)
         assert len(one.latents) == 3
     with pytest.raises(RequestError, match="asks for clips of 9 frames; the cache has 5, 13"):
-        Batches(make_config(data=str(two_lengths), output="", curriculum=[{"num_frames": 9, "steps": 1}]), index, objective)
+        Batches(
+            make_config(data=str(two_lengths), output="", curriculum=[{"num_frames": 9, "steps": 1}]), index, objective
+        )
 
 
 def test_every_clip_comes_once_an_epoch(cache: Path, model: LoadedModel) -> None:
@@ -295,21 +297,23 @@ def test_a_run_that_is_killed_or_interrupted_goes_on(config: dict[str, Any], tmp
 
 @pytest.mark.parametrize("how", ["copies", "shards"])
 def test_two_processes_train_as_one(config: dict[str, Any], tmp_path: Path, how: str) -> None:
-    """Data parallel and FSDP2 under ``accelerate launch``, over gloo: the adapter that one process trains on both halves
-    of every batch, within rounding; checkpoints and resuming included."""
+    """Data parallel under torchrun (as ``accelerate launch`` starts it on GPUs; on CPUs it wants MPI) and FSDP2 under
+    ``accelerate launch``, over gloo: the adapter that one process trains on both halves of every batch, within
+    rounding; checkpoints and resuming included."""
     alone = config | {"batch_size": 2, "steps": 3, "validate_every": 0, "device": "cpu", "caption_dropout": 0.3}
     finetune(make_config(**alone))
     together = alone | {"batch_size": 1, "output": str(tmp_path / "two")}
-    options = ["--num_processes", "2", "--cpu", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch = ["torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     if how == "shards":
-        options = [
-            "--num_processes", "2", "--use_fsdp", "--fsdp_version", "2", "--mixed_precision", "no",
+        launch = [
+            "accelerate.commands.launch", "--num_processes", "2", "--use_fsdp", "--fsdp_version", "2",
+            "--mixed_precision", "no",
             "--dynamo_backend", "no", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP",
             "--fsdp_transformer_layer_cls_to_wrap", "WanTransformerBlock", "--fsdp_reshard_after_forward", "true",
         ]  # fmt: skip
     for steps, more in ((2, []), (3, ["--resume"])):
         file = write_settings(tmp_path / f"{steps}.toml", together | {"steps": steps, "lr_scheduler": "constant"})
-        command = [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", "radial_app", "finetune", "run"]
+        command = [sys.executable, "-m", *launch, "-m", "radial_app", "finetune", "run"]
         done = subprocess.run([*command, str(file), *more], capture_output=True, text=True, timeout=300,
                               env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
@@ -456,9 +460,7 @@ def test_what_does_not_fit_together_is_refused_first(config: dict[str, Any], tmp
         finetune(make_config(**config | {"trackers": ["wandb"]}))
 
 
-def test_a_run_that_cannot_fit_is_told_what_would(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_cannot_fit_is_told_what_would(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The advice is tried: with it, the estimate is below what there is."""
     from types import SimpleNamespace
 
@@ -489,7 +491,7 @@ def test_a_run_that_cannot_fit_is_told_what_would(
             preflight.check(needed, settings, transformer, grids, device)
     usage = preflight.shutil.disk_usage("/")
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(RequestError, match="checkpoints need .* take another output, or a lower keep_checkpoints"):
+    with pytest.raises(RequestError, match=r"checkpoints need .* take another output, or a lower keep_checkpoints"):
         preflight.check(needed, settings, transformer, grids, device)
 
 

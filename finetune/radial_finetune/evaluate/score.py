@@ -138,9 +138,7 @@ def _find(frames_THWC: NDArray[np.uint8], part: tuple[slice, slice]) -> _Sightin
         alone.append(int((stats[1:, cv2.CC_STAT_AREA] >= 20).sum()) == 1)
     if len(found) < 0.8 * len(frames_THWC):
         return None
-    return _Sighting(
-        np.array(found), np.array(centres), np.array(radii), outlines, np.array(colours), np.array(alone)
-    )
+    return _Sighting(np.array(found), np.array(centres), np.array(radii), outlines, np.array(colours), np.array(alone))
 
 
 def _normalize(mask: NDArray[np.uint8], x: float, y: float, area: float) -> NDArray[np.float32]:
@@ -197,7 +195,9 @@ def _judge(
     shape = max(by_shape, key=by_shape.__getitem__)
     costs = _motion_costs(sighting, figure, region, shape, overlap, size)
     motion = min(costs, key=costs.__getitem__)
-    right = [one and _nearest_colour(c) == figure.colour for one, c in zip(sighting.alone, sighting.colours, strict=True)]
+    right = [
+        one and _nearest_colour(c) == figure.colour for one, c in zip(sighting.alone, sighting.colours, strict=True)
+    ]
     return FigureScore(
         colour == figure.colour, shape == figure.shape, motion == figure.motion, (colour, shape, motion),
         strayed=costs.get(figure.motion, 1.0), persistence=sum(right) / size[0],
@@ -222,9 +222,9 @@ def _repeated(sighting: _Sighting, figure: Figure, size: tuple[int, ...]) -> flo
 def repetition(signal_TD: NDArray[np.float64], shortest: int) -> float:
     """How much a clip repeats itself: 1 where it comes back to itself exactly after some period, 0 where it never does.
 
-    For every lag of at least ``shortest`` and at most half of the clip, the mean square difference between instants that
-    far apart is set against twice the variance, which is what it would be if they had nothing to do with each other. A
-    lag counts only where the signal went away in between: the least difference beyond the first rise.
+    For every lag from ``shortest`` to half of the clip, the mean square difference between instants that far apart is
+    set against twice the variance, which is what it would be if they had nothing to do with each other, and against
+    what it was at shorter lags: only what went away can come back.
     """
     count = len(signal_TD)
     variance = float(signal_TD.var(axis=0).sum())

@@ -12,7 +12,6 @@ import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -164,5 +163,3 @@ def to_markdown(results: dict[str, Result], measures: Sequence[str]) -> str:
             cells.append(f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-

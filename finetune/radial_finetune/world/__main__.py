@@ -1,5 +1,5 @@
-"""``python -m radial_finetune.world --out FOLDER --clips 512 --num-frames 129``: captioned clips of the shapes world, as
-a folder that ``radial finetune prepare`` takes."""
+"""``python -m radial_finetune.world --out FOLDER --clips 512 --num-frames 129``: captioned clips of the shapes world,
+as a folder that ``radial finetune prepare`` takes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,202 @@
+"""``radial evaluate``: measures of clips, of radial against dense attention, and of what a model makes of prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from radial.errors import RequestError
+
+app = typer.Typer(name="evaluate", help="Measure clips and models, without downloaded weights.", no_args_is_help=True)
+stderr = Console(stderr=True)
+
+Out = Annotated[Path | None, typer.Option(help="Folder for the numbers as JSON, and plots.")]
+Model = Annotated[str, typer.Option(help="A name from `radial models`, a hub id, or a checkpoint folder.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+Loras = Annotated[list[str] | None, typer.Option(help="Adapter, repeatable.", metavar="FILE")]
+
+
+@app.command()
+def clips(
+    files: Annotated[list[Path], typer.Argument(help="Videos.", metavar="FILE...")],
+    out: Out = None,
+) -> None:
+    """Motion, flicker, drift, repetition and cuts of videos, per second and in all."""
+    from dataclasses import asdict
+
+    import numpy as np
+
+    from radial_finetune.clips import resample
+    from radial_finetune.evaluate.measures import TITLES, measure
+    from radial_finetune.sources import Source
+
+    found: dict[str, dict[str, Any]] = {}
+    for file in files:
+        if not file.is_file():
+            raise RequestError(f"there is no file {file}")
+        fps = _frame_rate(file)
+        frames = np.stack(list(resample(Source(file.name, "", file), fps)))
+        found[_name(file, found)] = asdict(measure(frames, fps))
+    names = [name for name in next(iter(found.values())) if name != "seconds"]
+    _print_table("", {name: {key: f"{values[key]:.3g}" for key in names} for name, values in found.items()})
+    if out is not None:
+        curves = {
+            name: [(np.arange(len(v["seconds"][key])), np.array(v["seconds"][key])) for key in TITLES]
+            for name, v in found.items()
+        }
+        _write(out, "clips", found)
+        _plot(out / "clips.png", lambda path: _draw_curves(curves, list(TITLES.values()), path, "second"))
+
+
+@app.command()
+def attention(
+    prompt: Annotated[str, typer.Argument(help="What the clip shows.", metavar="PROMPT")],
+    model: Model = "tiny",
+    num_frames: Annotated[int | None, typer.Option(help="Length in frames.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
+    num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    decay: Annotated[float | None, typer.Option(help="Window of radial attention; smaller is sparser.")] = None,
+    lora: Loras = None,
+    seed: Annotated[int, typer.Option(help="Seed of both clips.")] = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    out: Out = None,
+) -> None:
+    """One clip, radial and dense at the same seed: PSNR, SSIM, and the error of each step's attention."""
+    import numpy as np
+
+    from radial.request import make_request
+    from radial.video import Video
+    from radial_finetune.evaluate.compare import compare
+
+    request = make_request(
+        prompt=prompt, model=model, num_frames=num_frames, height=height, width=width, decay=decay, seed=seed,
+        num_inference_steps=num_inference_steps, loras=[{"path": path} for path in lora or []], device=device,
+        dtype=dtype,
+    ).resolve()  # fmt: skip
+    result = compare(request)
+    told = {"PSNR, dB": f"{result.psnr:.2f}", "SSIM": f"{result.ssim:.4f}",
+            "attention error": f"{result.mean_attention_error:.2e}"}  # fmt: skip
+    _print_table("", {"radial against dense": told})
+    if out is not None:
+        by_step = [float(np.mean(step)) for step in result.attention_error]
+        values = {"psnr": result.psnr, "ssim": result.ssim, "attention_error": result.attention_error}
+        _write(out, "attention", values | {"request": request.model_dump(mode="json")})
+        curve = {"attention": [(np.arange(len(by_step)), np.array(by_step))]}
+        _plot(out / "attention.png", lambda path: _draw_curves(curve, ["relative error of attention"], path, "step"))
+        for name, frames in (("dense", result.dense), ("radial", result.radial)):
+            Video(frames, request.fps or 16).write(out / f"{name}.mp4", overwrite=True)
+
+
+@app.command()
+def shapes(
+    model: Model = "tiny",
+    num_frames: Annotated[int | None, typer.Option(help="Length in frames.")] = None,
+    lora: Loras = None,
+    long_adapter: Annotated[bool, typer.Option(help="Use the model's own adapter for longer clips.")] = True,
+    attention: Annotated[list[str] | None, typer.Option(help="radial, dense or, repeated, both.")] = None,
+    riflex: Annotated[bool, typer.Option("--riflex", help="Slow one temporal frequency.")] = False,
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts with one figure, and as many with two.")] = 64,
+    seeds: Annotated[int, typer.Option(min=1, help="Clips of each prompt.")] = 1,
+    guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompt.")] = None,
+    num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips that are made at a time.")] = 8,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    out: Out = None,
+) -> None:
+    """What a model makes of prompts from the shapes world, against ground truth over the whole clip."""
+    from radial.loading import load
+    from radial.request import make_request
+    from radial_finetune.evaluate import shapes as world
+    from radial_finetune.pictures import contact_sheet
+
+    kinds = attention or ["dense", "radial"]
+    if unknown := [kind for kind in kinds if kind not in ("dense", "radial")]:
+        raise RequestError(f"attention must be radial or dense, not {unknown[0]!r}")
+    request = make_request(
+        prompt="evaluation", model=model, num_frames=num_frames, riflex=riflex, guidance_scale=guidance_scale,
+        num_inference_steps=num_inference_steps, loras=[{"path": path} for path in lora or []],
+        long_adapter=long_adapter, device=device, dtype=dtype, seed=0,
+    ).resolve()  # fmt: skip
+    loaded = load(request)
+    results: dict[str, world.Result] = {}
+    sheet: list[tuple[str, Any]] = []
+    scenes = {"one figure": world.held_out(prompts, [1]), "two figures": world.held_out(prompts, [2])}
+    with world.scoring() as score:
+        for figures, members in scenes.items():
+            results[f"ground truth, {figures}"] = world.score_truth(members, request.clip_frames, score)
+            for kind in kinds:
+                name = f"{kind}, {figures}"
+
+                def keep(seed: int, made: list[Any], name: str = name, members: Any = members) -> None:
+                    if seed == 0:
+                        sheet.extend((f"{name}: {text}", clip) for (_, text), clip in zip(members, made, strict=True))
+
+                with stderr.status(f"{name}: {len(members) * seeds} clips"):
+                    results[name] = world.score_model(
+                        request.model_copy(update={"attention": kind}), loaded, members, score, range(seeds),
+                        batch_size, keep,
+                    )  # fmt: skip
+    measures = [*world.MEASURES, "whole clip"]
+    _print_table("%", {n: {m: _interval(r.interval(m)) for m in measures} for n, r in results.items()})
+    if out is not None:
+        values = {name: {m: list(v) for m, v in r.values.items()} | {"misses": r.misses} for name, r in results.items()}
+        _write(out, "shapes", {"request": request.model_dump(mode="json"), "values": values})
+        (out / "shapes.md").write_text(world.to_markdown(results, measures), encoding="utf-8")
+        contact_sheet(sheet[:: max(1, len(sheet) // 24)][:24]).save(out / "shapes.png", optimize=True)
+
+
+def _print_table(corner: str, columns: dict[str, dict[str, str]]) -> None:
+    """A row for each measure: there are more of them than a terminal is wide."""
+    table = Table(corner, *columns)
+    for measure in next(iter(columns.values())):
+        table.add_row(measure.replace("_", " "), *(column[measure] for column in columns.values()))
+    Console().print(table)
+
+
+def _interval(values: tuple[float, float, float]) -> str:
+    mean, low, high = (100 * value for value in values)
+    return f"{mean:.1f} ({low:.0f}-{high:.0f})"
+
+
+def _frame_rate(file: Path) -> float:
+    import av
+
+    from radial.errors import ModelError
+
+    try:
+        with av.open(str(file)) as container:
+            rate = container.streams.video[0].average_rate
+    except (av.FFmpegError, IndexError) as error:
+        raise ModelError(f"{file} cannot be read as a video: {error}") from error
+    return float(rate) if rate else 24.0
+
+
+def _name(file: Path, taken: dict[str, Any]) -> str:
+    return file.name if file.name not in taken else str(file)
+
+
+def _write(out: Path, name: str, values: Any) -> None:
+    from radial_finetune.cache import write_json
+
+    write_json(out / f"{name}.json", values)
+    stderr.print(f"written to {out}", highlight=False)
+
+
+def _draw_curves(curves: Any, titles: list[str], path: Path, across: str) -> None:
+    from radial_finetune.pictures import draw_curves
+
+    draw_curves(curves, titles, path, across)
+
+
+def _plot(path: Path, draw: Any) -> None:
+    from radial.files import publish
+
+    publish(path, draw, overwrite=True)

@@ -1,0 +1,102 @@
+"""Radial against dense attention at one seed: the clips, and every layer's attention on the way.
+
+Shapes: T frames, H height, W width; B batch, S tokens, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from radial.attention import AttentionContext, RadialAttention, transformers_of
+from radial.loading import LoadedModel, load
+from radial.pipeline import generate
+from radial.request import GenerationRequest
+from radial_finetune.clips import Frames
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two clips of one seed.
+
+    Attributes:
+        psnr, ssim: of the radial clip against the dense one, means over frames.
+        attention_error: relative mean square error of sparse attention outputs, |radial - dense|^2 / |dense|^2, of
+            every step that is not dense and then of every sparse layer, along the dense clip's way.
+    """
+
+    psnr: float
+    ssim: float
+    attention_error: list[list[float]]
+    dense: Frames
+    radial: Frames
+
+    @property
+    def mean_attention_error(self) -> float:
+        values = [value for step in self.attention_error for value in step]
+        return float(np.mean(values)) if values else 0.0
+
+
+def compare(request: GenerationRequest, model: LoadedModel | None = None) -> Comparison:
+    """Generate one clip dense and radial, and measure how far they lie apart."""
+    request = request.resolve().model_copy(update={"num_videos": 1})
+    model = model or load(request)
+    (radial,) = generate(request.model_copy(update={"attention": "radial"}), model=model)
+    pattern, schedule, block_size = request.radial_settings(model.spec)
+    context = _Beside(pattern, schedule, block_size, "auto", model.pipe)
+    with RadialAttention(context, transformers_of(model.pipe)):
+        (dense,) = generate(request.model_copy(update={"attention": "dense"}), model=model)
+    return Comparison(
+        psnr(radial.frames, dense.frames), ssim(radial.frames, dense.frames), context.errors(), dense.frames,
+        radial.frames,
+    )  # fmt: skip
+
+
+def psnr(one_THWC: Frames, two_THWC: Frames) -> float:
+    """Peak signal-to-noise ratio in dB, the mean over frames; 100 where a frame is the same."""
+    errors = [float(((a.astype(np.float64) - b) ** 2).mean()) for a, b in zip(one_THWC, two_THWC, strict=True)]
+    return float(np.mean([min(100.0, 10 * np.log10(255**2 / e)) if e else 100.0 for e in errors]))
+
+
+def ssim(one_THWC: Frames, two_THWC: Frames) -> float:
+    """Structural similarity (Wang et al. 2004, windows of 11 with deviation 1.5), the mean over frames and channels."""
+
+    def blur(x: Any) -> Any:
+        return cv2.GaussianBlur(x, (11, 11), 1.5)
+
+    values = []
+    for a, b in zip(one_THWC.astype(np.float64), two_THWC.astype(np.float64), strict=True):
+        mean_a, mean_b = blur(a), blur(b)
+        var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+        cov = blur(a * b) - mean_a * mean_b
+        c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+        ratio = (2 * mean_a * mean_b + c1) * (2 * cov + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+        values.append(float(ratio.mean()))
+    return float(np.mean(values))
+
+
+class _Beside(AttentionContext):
+    """Attends densely, and notes what a plan would have given."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._errors: dict[int, list[Tensor]] = {}
+
+    def attend(self, processor: str, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, mask: Tensor | None,
+               scale: float | None, is_causal: bool, parallel: Any) -> Tensor:  # fmt: skip
+        sparse = super().attend(processor, q_BSHD, k_BSHD, v_BSHD, mask, scale, is_causal, parallel)
+        q, k, v = (x.transpose(1, 2) for x in (q_BSHD, k_BSHD, v_BSHD))
+        dense = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
+        error = (sparse.float() - dense.float()).square().sum() / dense.float().square().sum().clamp_min(1e-12)
+        self._errors.setdefault(self.step, []).append(error)
+        return dense
+
+    def errors(self) -> list[list[float]]:
+        """By step and call; every step calls each sparse layer once, or once for each side of guidance."""
+        return [torch.stack(calls).tolist() for _, calls in sorted(self._errors.items())]

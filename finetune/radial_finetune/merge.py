@@ -1,0 +1,49 @@
+"""Adapters into a model's weights, for programs that take no adapters."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from radial.attention import transformers_of
+from radial.errors import OutputError, RequestError
+from radial.loading import load
+from radial.request import make_request
+
+
+def merge(model: str, loras: list[dict[str, object]], output: Path, dtype: torch.dtype) -> Path:
+    """Write a checkpoint folder of ``model`` with adapters added to its weights, in float32 and then rounded to
+    ``dtype``. The folder appears whole or not at all.
+
+    Raises:
+        RequestError: the folder exists.
+        ModelError: the model or an adapter cannot be loaded.
+        OutputError: the disk is full or cannot be written.
+    """
+    if output.exists():
+        raise RequestError(f"{output} exists; take another --output")
+    request = make_request(
+        prompt="merge", model=model, loras=loras, device="cpu", dtype="float32", seed=0, long_adapter=False
+    )
+    pipe = load(request).pipe
+    transformer: Any
+    for transformer in transformers_of(pipe):
+        if getattr(transformer, "peft_config", None):
+            transformer.fuse_lora()
+            transformer.unload_lora()
+        transformer.to(dtype)
+    for name in ("text_encoder", "text_encoder_2", "image_encoder"):
+        if getattr(pipe, name, None) is not None:
+            getattr(pipe, name).to(dtype)
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        pipe.save_pretrained(partial, safe_serialization=True)
+        partial.rename(output)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
+    return output

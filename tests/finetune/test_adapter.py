@@ -1,0 +1,167 @@
+"""An adapter's file: read by every program alike, by either names, and generation sets itself by it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_pipelines import CASES
+
+import radial
+from radial import ModelError, RequestError
+from radial.adapter_settings import AdapterSettings, read_adapter_settings
+from radial.adapters import load_loras
+from radial.pipeline import generate
+from radial.request import Lora, make_request
+from radial_finetune.adapter import add_adapter, convert_names, export_state, write_adapter
+from radial_finetune.config import make_config
+from radial_finetune.merge import merge
+from radial_finetune.objective import HunyuanVideoObjective, MochiObjective, WanObjective
+from radial_finetune.train import finetune
+
+OBJECTIVES = {"wan": WanObjective, "hunyuan-video": HunyuanVideoObjective, "mochi": MochiObjective}
+
+
+def tuned(family: str, rank: int = 2) -> tuple[Any, dict[str, torch.Tensor], torch.Tensor]:
+    """A tiny pipeline, an adapter of random weights for it by diffusers' names, and what it makes with it."""
+    pipe = CASES[family].build()
+    parameters = add_adapter(pipe.transformer, OBJECTIVES[family], rank, rank, "all")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.normal_(std=0.3)
+    return pipe, export_state(parameters, {}, 1.0), latents(pipe, family)
+
+
+def latents(pipe: Any, family: str) -> torch.Tensor:
+    case = CASES[family]
+    with torch.inference_mode():
+        return case.latents(pipe(**case.call(pipe), generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("family", OBJECTIVES)
+def test_adapters_by_either_names_do_the_same(family: str, tmp_path: Path) -> None:
+    """What was trained, loaded into a fresh pipeline from diffusers' names, and once more from ComfyUI's and back."""
+    _, state, want = tuned(family)
+    plain = latents(CASES[family].build(), family)
+    assert not torch.allclose(plain, want, atol=1e-3)
+    comfy = convert_names(state, "comfy")
+    assert all(key.startswith("diffusion_model.") for key in comfy)
+    forms = {"diffusers": state, "back": convert_names(comfy, "diffusers")}
+    if family == "wan":
+        forms["comfy"] = comfy  # diffusers reads these itself
+    for name, keys in forms.items():
+        fresh = CASES[family].build()
+        file = write_adapter(tmp_path / f"{name}.safetensors", keys, {})
+        load_loras(fresh, (Lora(path=str(file)),))
+        assert torch.allclose(latents(fresh, family), want, atol=1e-4), name
+    assert set(forms["back"]) == set(state)
+    assert all(torch.equal(forms["back"][key], state[key]) for key in state)
+
+
+def test_fused_projections_hold_three_adapters_side_by_side() -> None:
+    """On the original's fused layer, the one adapter adds what the three add: computed here as matrices."""
+    _, state, _ = tuned("hunyuan-video")
+    comfy = convert_names(state, "comfy")
+    a, b = (comfy[f"diffusion_model.double_blocks.0.img_attn_qkv.lora_{x}.weight"] for x in "AB")
+    parts = [
+        state[f"transformer.transformer_blocks.0.attn.to_{x}.lora_B.weight"]
+        @ state[f"transformer.transformer_blocks.0.attn.to_{x}.lora_A.weight"]
+        for x in "qkv"
+    ]
+    assert torch.allclose(b @ a, torch.cat(parts), atol=1e-5)
+    # Single blocks project the feed-forward layer along: nothing is added to it.
+    a, b = (comfy[f"diffusion_model.single_blocks.0.linear1.lora_{x}.weight"] for x in "AB")
+    width = parts[0].shape[0]
+    assert (b @ a).shape[0] == 7 * width
+    assert not (b @ a)[3 * width :].any()
+
+
+def test_names_of_neither_kind_are_refused() -> None:
+    with pytest.raises(ModelError, match="is named neither as diffusers nor as ComfyUI"):
+        convert_names({"lora_unet_blocks_0.lora_A.weight": torch.zeros(1)}, "comfy")
+    with pytest.raises(ModelError, match="has no name in ComfyUI that is known here"):
+        convert_names({"transformer.blocks.0.ffn.net.2.lora_A.weight": torch.zeros(1)}, "comfy")
+
+
+def test_alpha_is_in_the_file(cache: Path, wan_folder: Path, tmp_path: Path) -> None:
+    """Whatever reads the file scales it as it was trained, knowing no alpha."""
+    config = make_config(
+        data=str(cache), output=str(tmp_path), model=str(wan_folder), rank=4, alpha=1.0, layers="self", steps=2,
+        learning_rate=1e-2, trackers=(),
+    )  # fmt: skip
+    written = load_file(finetune(config))
+    trained = load_file(tmp_path / "step-000002" / "adapter.safetensors")
+    name = "blocks.1.attn1.to_q"
+    assert torch.equal(written[f"transformer.{name}.lora_A.weight"], trained[f"{name}.lora_A.radial.weight"])
+    assert torch.allclose(written[f"transformer.{name}.lora_B.weight"], trained[f"{name}.lora_B.radial.weight"] / 4)
+    assert len(written) == 2 * 3 * 4
+    settings = read_adapter_settings(tmp_path / "adapter.safetensors")
+    assert settings is not None
+    assert settings.alpha == 1.0
+
+
+def test_settings_for_longer_clips_are_taken_over(tmp_path: Path) -> None:
+    state = {"transformer.blocks.0.attn1.to_q.lora_A.weight": torch.zeros(4, 64)}
+    file = write_adapter(tmp_path / "long.safetensors", state, {
+        "target_frames": 129, "decay": 0.5, "sink_frames": 0, "dense_layers": 2, "dense_steps": 4, "riflex": True,
+        "flow_shift": 6.0, "later": "unknown",
+    })  # fmt: skip
+    lora = [{"path": str(file)}]
+    taken = make_request(prompt="a", loras=lora).resolve()
+    assert (taken.num_frames, taken.decay, taken.dense_layers, taken.riflex) == (129, 0.5, 2, True)
+    assert (taken.dense_steps, taken.flow_shift, taken.attention) == (4, 6.0, "radial")
+    assert make_request(prompt="a", loras=lora, num_inference_steps=5).resolve().dense_steps == 1  # the same share
+    pattern, schedule, _ = taken.radial_settings(radial.models.MODELS["tiny"])
+    assert (pattern.sink_frames, schedule.dense_steps) == (0, 4)
+    own = make_request(prompt="a", loras=lora, num_frames=33, decay=0.7, dense_layers=0, flow_shift=2.0).resolve()
+    assert (own.num_frames, own.decay, own.dense_layers, own.flow_shift) == (33, 0.7, 0, 2.0)
+    notes = make_request(prompt="a", loras=lora, num_frames=257).resolve().warnings(radial.models.MODELS["tiny"])
+    assert "flow shift 6" in notes[0]
+    assert "257 frames are beyond the 129 that the adapter was tuned for" in notes[1]
+    assert read_adapter_settings(tmp_path / "none.safetensors") is None
+    assert AdapterSettings().riflex is False
+
+
+def test_a_longer_clip_takes_the_models_own_adapter() -> None:
+    spec = radial.models.MODELS["tiny"]
+    asked = make_request(prompt="a red circle rises", num_frames=129)
+    taken = asked.resolve()
+    assert [lora.path for lora in taken.loras] == ["bundled:tiny-long"]
+    assert taken.resolve() == taken.model_copy(update={"seed": taken.resolve().seed})
+    (note,) = taken.warnings(spec)
+    assert note == "as the bundled adapter for longer clips was tuned: 129 frames, decay 1, 2 dense layers"
+    assert make_request(prompt="a").resolve().loras == ()  # at the native length, none
+    without = asked.model_copy(update={"long_adapter": False}).resolve()
+    assert without.loras == ()
+    assert "129 frames are beyond the 33" in without.warnings(spec)[0]
+    settings = read_adapter_settings(radial.adapter_settings.adapter_file("bundled:tiny-long"))
+    assert settings is not None
+    assert (settings.base_model, settings.target_frames, settings.native_frames) == ("tiny", 129, 33)
+    with pytest.raises(ModelError, match="no LoRA file"):
+        radial.load(make_request(prompt="a", loras=[{"path": "bundled:none"}]))
+
+
+def test_merged_weights_do_what_the_adapter_did(wan_folder: Path, cache: Path, tmp_path: Path) -> None:
+    config = make_config(
+        data=str(cache), output=str(tmp_path / "run"), model=str(wan_folder), rank=4, steps=4, learning_rate=3e-2,
+        norms=True, trackers=(), attention="dense",
+    )  # fmt: skip
+    adapter = finetune(config)
+    common = {"prompt": "a", "height": 32, "width": 32, "num_frames": 9, "seed": 1, "num_inference_steps": 2,
+              "attention": "dense"}  # fmt: skip
+    lora = {"path": str(adapter), "weight": 0.7}
+    (want,) = generate(make_request(**common, model=str(wan_folder), loras=[lora]))
+    folder = merge(str(wan_folder), [lora], tmp_path / "merged", torch.float32)
+    (got,) = generate(make_request(**common, model=str(folder)))
+    assert np.abs(got.frames.astype(int) - want.frames).max() <= 1
+    (plain,) = generate(make_request(**common, model=str(wan_folder)))
+    assert np.abs(plain.frames.astype(int) - want.frames).max() > 1
+    with pytest.raises(RequestError, match="merged exists; take another --output"):
+        merge(str(wan_folder), [lora], tmp_path / "merged", torch.float32)
+    assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "WanPipeline"
