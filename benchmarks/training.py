@@ -1,8 +1,12 @@
 """One training step, dense against radial, on one GPU: ``python benchmarks/training.py``.
 
-Wan 2.1's 1.3 B transformer with random weights, bf16, a LoRA of rank 128 on its attention, gradient checkpointing,
-batch 1: forward and backward. Dense attention is cuDNN's, forced; radial attention has the settings for clips beyond
-the native length (decay 1, two dense layers). Both in one process, in turn; the median of the rounds.
+A transformer of Wan 2.1 with random weights, bf16, a LoRA of rank 128 on its attention, gradient checkpointing, batch 1:
+forward and backward. Dense attention is cuDNN's, forced; radial attention has the settings for clips beyond the native
+length (decay 1, two dense layers). Both in one process, in turn; the median of the rounds.
+
+    python benchmarks/training.py --compile                          1.3 B at 480p, 81, 161 and 321 frames
+    python benchmarks/training.py --offload --frames 161             its memory with checkpoints on the host
+    python benchmarks/training.py --model 14b --layers 10 --dense-layers 1 --frames 321 --rounds 1
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import argparse
 import contextlib
 import statistics
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,29 +23,41 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import radial
 from radial import RadialPattern, Schedule
+from radial.models import MODELS
+from radial_finetune.activations import offloaded_checkpoint
 from radial_finetune.adapter import add_adapter
-from radial_finetune.objective import flow_loss
+from radial_finetune.objective import WanObjective, velocity_loss
+
+SIZES = {
+    "1.3b": {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+    "14b": {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
+}
+OBJECTIVE = WanObjective(SimpleNamespace(config={}), MODELS["wan2.1-1.3b"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=list(SIZES), default="1.3b")
     parser.add_argument("--frames", nargs="+", type=int, default=[81, 161, 321])
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--width", type=int, default=832)
-    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--layers", type=int, help="fewer than the model has, where all do not fit")
+    parser.add_argument("--dense-layers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="compile the blocks")
+    parser.add_argument("--offload", action="store_true", help="keep checkpoints in the host's memory")
+    parser.add_argument("--attention", nargs="+", default=["dense", "radial"])
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
-    transformer = build(options.layers, options.device)
+    transformer = build(options)
     gpu = options.device == "cuda"
-    print(torch.cuda.get_device_name() if gpu else "CPU", "torch", torch.__version__)
+    print(torch.cuda.get_device_name() if gpu else "CPU", "torch", torch.__version__, vars(options), flush=True)
     print(f"  {'frames':>6} {'tokens':>8} {'density':>8} {'dense s':>8} {'radial s':>9} {'faster':>7} {'dense GB':>9} "
           f"{'radial GB':>10}")  # fmt: skip
     for frames in options.frames:
         latents = (16, (frames - 1) // 4 + 1, options.height // 8, options.width // 8)
         inputs = make_inputs(latents, options.device)
-        schedule = Schedule(dense_layers=min(2, options.layers - 1))
-        times: dict[str, list[float]] = {"dense": [], "radial": []}
+        times: dict[str, list[float]] = {kind: [] for kind in options.attention}
         peaks: dict[str, float] = {}
         density = 0.0
         for _ in range(options.rounds + 1):  # the first warms up
@@ -50,44 +67,48 @@ def main() -> None:
                         stack.enter_context(sdpa_kernel(SDPBackend.CUDNN_ATTENTION))
                         torch.cuda.reset_peak_memory_stats()
                     if kind == "radial":
-                        pattern = RadialPattern(decay=1.0)
-                        installed = stack.enter_context(radial.apply(transformer, pattern=pattern, schedule=schedule))
+                        schedule = Schedule(dense_layers=min(options.dense_layers, len(transformer.blocks) - 1))
+                        installed = stack.enter_context(
+                            radial.apply(transformer, pattern=RadialPattern(decay=1.0), schedule=schedule)
+                        )
                     times[kind].append(step(transformer, inputs, gpu))
                     if kind == "radial":
                         density = installed.plan.density if installed.plan else 0.0
                     peaks[kind] = torch.cuda.max_memory_allocated() / 1e9 if gpu else 0.0
-        dense, sparse = (statistics.median(times[kind][1:]) for kind in ("dense", "radial"))
+        medians = {kind: statistics.median(values[1:]) for kind, values in times.items()}
         tokens = latents[1] * latents[2] // 2 * latents[3] // 2
+        dense, sparse = (medians.get(kind, float("nan")) for kind in ("dense", "radial"))
         print(f"  {frames:6} {tokens:8} {density:8.3f} {dense:8.2f} {sparse:9.2f} {dense / sparse:7.2f} "
-              f"{peaks['dense']:9.1f} {peaks['radial']:10.1f}", flush=True)  # fmt: skip
+              f"{peaks.get('dense', 0.0):9.1f} {peaks.get('radial', 0.0):10.1f}", flush=True)  # fmt: skip
 
 
-def build(layers: int, device: str) -> Any:
-    """The transformer of Wan 2.1 1.3 B with an adapter, ready to train."""
+def build(options: argparse.Namespace) -> Any:
+    """The transformer with an adapter, ready to train."""
     from diffusers import WanTransformer3DModel
 
     torch.manual_seed(0)
-    with torch.device(device):
-        transformer = WanTransformer3DModel(
-            num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=layers
-        ).to(torch.bfloat16)
-    add_adapter(transformer, rank=128, alpha=128, layers="all")
-    transformer.enable_gradient_checkpointing()
+    sizes = SIZES[options.model] | ({"num_layers": options.layers} if options.layers else {})
+    with torch.device(options.device):
+        transformer = WanTransformer3DModel(attention_head_dim=128, **sizes).to(torch.bfloat16)
+    add_adapter(transformer, OBJECTIVE, rank=128, alpha=128, layers="all")
+    transformer.enable_gradient_checkpointing(*([offloaded_checkpoint] if options.offload else []))
+    if options.compile:
+        transformer.compile_repeated_blocks(dynamic=False)
     return transformer.train()
 
 
-def make_inputs(latents: tuple[int, int, int, int], device: str) -> tuple[torch.Tensor, ...]:
-    shape = (1, *latents)
-    x, noise = (torch.randn(shape, device=device) for _ in range(2))
-    return x, torch.randn(1, 512, 4096, device=device), noise, torch.tensor([0.6], device=device)
+def make_inputs(latents: tuple[int, int, int, int], device: str) -> tuple[Any, ...]:
+    x, noise = (torch.randn((1, *latents), device=device) for _ in range(2))
+    text = {"prompt_embeds": torch.randn(1, 512, 4096, device=device)}
+    return x, text, noise, torch.tensor([0.6], device=device)
 
 
-def step(transformer: Any, inputs: tuple[torch.Tensor, ...], gpu: bool) -> float:
+def step(transformer: Any, inputs: tuple[Any, ...], gpu: bool) -> float:
     """Seconds of a forward and a backward pass."""
     if gpu:
         torch.cuda.synchronize()
     started = time.perf_counter()
-    flow_loss(transformer, *inputs).mean().backward()
+    velocity_loss(OBJECTIVE, transformer, *inputs).mean().backward()
     if gpu:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
