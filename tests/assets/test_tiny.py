@@ -41,3 +41,21 @@ def test_it_draws_what_the_prompt_says() -> None:
         assert 0.5 < video.receipt["attention"]["computed_share"] < 1
         (score,) = score_clip(video.frames, Scene((Figure(shape, colour, "large", motion, "normal"),), "black"))
         assert score.seen == (colour, shape, motion)
+
+
+def test_it_goes_on_for_four_times_as_long() -> None:
+    """One motion over the whole of a long clip, with the adapter that comes along; a loop would be none."""
+    notes: list[str] = []
+    request = make_request(
+        prompt="a large red star moves from left to right on a black background", num_frames=129, seed=3,
+        num_inference_steps=8,
+    )  # fmt: skip
+    (video,) = generate(request, on_event=lambda event: notes.append(event.note) if event.note else None)
+    assert notes == ["as the bundled adapter for longer clips was tuned: 129 frames, decay 1, 2 dense layers"]
+    assert video.receipt["loras"][0]["name"] == "tiny-long.safetensors"
+    assert 0.4 < video.receipt["attention"]["density"] < 0.6
+    (score,) = score_clip(video.frames, Scene((Figure("star", "red", "large", "right", "normal"),), "black"))
+    assert score.seen == ("red", "star", "right")
+    assert score.whole_motion
+    assert score.persistence > 0.95
+    assert score.repetition < 0.05
