@@ -1,8 +1,8 @@
 """One training step, dense against radial, on one GPU: ``python benchmarks/training.py``.
 
-A transformer of Wan 2.1 with random weights, bf16, a LoRA of rank 128 on its attention, gradient checkpointing, batch 1:
-forward and backward. Dense attention is cuDNN's, forced; radial attention has the settings for clips beyond the native
-length (decay 1, two dense layers). Both in one process, in turn; the median of the rounds.
+A transformer of Wan 2.1 with random weights, bf16, a LoRA of rank 128 on its attention, gradient checkpointing, batch
+1: forward and backward. Dense attention is cuDNN's, forced; radial attention has the settings for clips beyond the
+native length (decay 1, two dense layers). Both in one process, in turn; the median of the rounds.
 
     python benchmarks/training.py --compile                          1.3 B at 480p, 81, 161 and 321 frames
     python benchmarks/training.py --offload --frames 161             its memory with checkpoints on the host

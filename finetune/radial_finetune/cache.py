@@ -150,7 +150,8 @@ class Shards:
         """
         if not self._keys:
             return
-        name = f"shard-{len(list(self._cache.glob('shard-*.safetensors'))):05d}.safetensors"
+        taken = [int(path.stem[6:]) for path in self._cache.glob("shard-?????.safetensors")]
+        name = f"shard-{max(taken, default=-1) + 1:05d}.safetensors"
         write_tensors(self._cache / name, self._waiting, overwrite=False)
         self.found |= dict.fromkeys(self._keys, name)
         self._waiting, self._keys = {}, []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
 import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +23,7 @@ from radial.errors import ModelError, RequestError
 from radial.loading import LoadedModel
 from radial_finetune.cache import (
     EMPTY_TEXT,
+    VERSION,
     CachedClip,
     CacheIndex,
     Shards,
@@ -34,6 +38,7 @@ from radial_finetune.objective import Objective, find_objective
 from radial_finetune.sources import Source
 
 _NO_FRAMES: Frames = np.empty(0, np.uint8)
+_THUMBNAILS = 24
 
 
 @dataclass
@@ -94,11 +99,17 @@ def prepare(
     waiting: dict[Bucket, list[_Clip]] = {}
     thumbnails: list[tuple[str, Frames]] = []
     taken = set(shards.found)
-    try:
-        for done, decoder in enumerate(_decode(sources, cut, model.fingerprint, workers)):
+    seen = _Seen(out / "sources.jsonl", f"{VERSION} {model.fingerprint} {cut}")
+    with contextlib.ExitStack() as stack:
+        stack.callback(shards.flush)  # whatever goes wrong, what was encoded need not be encoded again
+        decoders = stack.enter_context(
+            contextlib.closing(_decode(sources, cut, model.fingerprint, workers, lambda s: seen.find(s, shards.found)))
+        )
+        for done, decoder in enumerate(decoders):
             on_file(done, len(sources), decoder.source)
+            first = len(clips)
             for clip in decoder:
-                if len(thumbnails) < 24:
+                if len(thumbnails) < _THUMBNAILS and len(clip.frames):
                     thumbnails.append((f"{clip.bucket}: {clip.source.caption}", _five_frames(clip.frames)))
                 if clip.key not in taken:
                     taken.add(clip.key)
@@ -109,11 +120,11 @@ def prepare(
                 clips.append(replace(clip, frames=_NO_FRAMES))
             if decoder.corrupt:
                 report.corrupt.append(decoder.source.name)
+            elif not decoder.known:
+                seen.note(decoder.source, clips[first:], decoder.left_out)
             dropped.update(decoder.left_out)
         for batch in waiting.values():
             _encode(objective, batch, shards)
-    finally:
-        shards.flush()  # whatever went wrong, what was encoded need not be encoded again
     report.kept, report.dropped = len(clips), dict(dropped)
     report.buckets = {str(b): count for b, count in sorted(Counter(clip.bucket for clip in clips).items())}
     if len(report.corrupt) == len(sources):
@@ -143,6 +154,7 @@ class _Decoder:
 
     def __init__(self, source: Source, cut: Cut, fingerprint: str, stop: threading.Event) -> None:
         self.source, self.left_out, self.corrupt = source, Counter[str](), False
+        self.known = False
         self._cut, self._fingerprint, self._stop = cut, fingerprint, stop
         self._ready: queue.Queue[_Clip | None] = queue.Queue(maxsize=4)
 
@@ -154,7 +166,8 @@ class _Decoder:
                     return
         except ModelError:
             self.corrupt = True
-        self._put(None)
+        finally:
+            self._put(None)  # whatever happened: who takes the clips waits for it
 
     def __iter__(self) -> Iterator[_Clip]:
         while (clip := self._ready.get()) is not None:
@@ -170,16 +183,76 @@ class _Decoder:
         return False
 
 
-def _decode(sources: list[Source], cut: Cut, fingerprint: str, workers: int | None) -> Iterator[_Decoder]:
+class _KnownSource(_Decoder):
+    """A file whose clips were found and encoded by an earlier call: nothing is decoded."""
+
+    def __init__(self, source: Source, found: list[_Clip], left_out: Counter[str]) -> None:
+        self.source, self.left_out, self.corrupt, self.known = source, left_out, False, True
+        self._found = found
+
+    def run(self) -> None:
+        return
+
+    def __iter__(self) -> Iterator[_Clip]:
+        return iter(self._found)
+
+
+class _Seen:
+    """Which clips earlier calls found in which files, a line a file: what is unchanged need not be decoded again."""
+
+    def __init__(self, path: Path, how: str) -> None:
+        self._path, self._how = path, how
+        self._lines: dict[str, dict[str, Any]] = {}
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # the last one may be torn
+                    entry = json.loads(line)
+                    self._lines[entry["file"]] = entry
+
+    def find(self, source: Source, encoded: Mapping[str, str]) -> _KnownSource | None:
+        """A source that is as it was, and whose clips are all in the shards."""
+        entry = self._lines.get(self._digest(source) or "")
+        if entry is None or not all(clip["key"] in encoded for clip in entry["clips"]):
+            return None
+        clips = [
+            _Clip(clip["key"], Bucket(*clip["bucket"]), _NO_FRAMES, source, number)
+            for number, clip in enumerate(entry["clips"])
+        ]
+        return _KnownSource(source, clips, Counter(entry["left_out"]))
+
+    def note(self, source: Source, clips: list[_Clip], left_out: Counter[str]) -> None:
+        if (digest := self._digest(source)) is None:
+            return
+        found = [{"key": c.key, "bucket": [c.bucket.num_frames, c.bucket.height, c.bucket.width]} for c in clips]
+        line = json.dumps({"file": digest, "clips": found, "left_out": left_out})
+        with self._path.open("a", encoding="utf-8") as lines:
+            lines.write(f"{line}\n")
+
+    def _digest(self, source: Source) -> str | None:
+        """Changes with the file, its caption and how it is cut; None for a row of a dataset."""
+        if not isinstance(source.content, Path):
+            return None
+        state = source.content.stat()
+        content = f"{self._how} {source.name} {source.caption} {state.st_size} {state.st_mtime_ns}"
+        return hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
+
+
+def _decode(
+    sources: list[Source], cut: Cut, fingerprint: str, workers: int | None,
+    find: Callable[[Source], _KnownSource | None],
+) -> Generator[_Decoder]:  # fmt: skip
     """A decoder for each source, in turn; the next ones are at work already."""
     workers, stop = workers or os.cpu_count() or 1, threading.Event()
     pool = ThreadPoolExecutor(workers)
     ahead: deque[tuple[_Decoder, Future[None]]] = deque()
-    todo = iter(sources)
+    todo, number = iter(sources), 0
     try:
         while True:
             while len(ahead) < 2 * workers and (source := next(todo, None)) is not None:
-                decoder = _Decoder(source, cut, fingerprint, stop)
+                # The first ones are decoded in any case: the report shows them.
+                known = find(source) if number >= _THUMBNAILS else None
+                number += 1
+                decoder = known or _Decoder(source, cut, fingerprint, stop)
                 ahead.append((decoder, pool.submit(decoder.run)))
             if not ahead:
                 return

@@ -10,32 +10,39 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import radial
 from radial.adapter_settings import AdapterSettings
 from radial.errors import GenerationError, RequestError
-from radial.loading import LoadedModel, load
-from radial.positions import riflex
-from radial.request import make_request
-from radial.schedule import Schedule
-from radial_finetune.activations import offloaded_checkpoint
-from radial_finetune.adapter import add_adapter, export_state, write_adapter
+from radial.files import publish
+from radial.loading import LoadedModel
+from radial_finetune.adapter import export_state, write_adapter
 from radial_finetune.batches import Batch, Batches
-from radial_finetune.cache import CacheIndex, read_index
+from radial_finetune.cache import read_index
 from radial_finetune.checkpoints import RunState, list_checkpoints, load_checkpoint, save_checkpoint
 from radial_finetune.clips import Bucket
 from radial_finetune.config import FinetuneConfig
-from radial_finetune.objective import Objective, expert_span, find_objective, noise_shift, velocity_loss
+from radial_finetune.objective import Objective, expert_span, velocity_loss
 from radial_finetune.preflight import check, estimate
 from radial_finetune.processes import Processes, whole
 from radial_finetune.samples import encode_samples, make_samples
+from radial_finetune.setup import (
+    adapter_settings,
+    alpha_of,
+    attention,
+    grid_of,
+    keep_only,
+    load_model,
+    make_optimizer,
+    pattern_of,
+    prepare_transformer,
+)
 from radial_finetune.trackers import Trackers
 
 VALIDATION_SIGMAS = (0.2, 0.5, 0.8)
@@ -88,25 +95,27 @@ def finetune(
         raise RequestError(f"{output} has checkpoints of a run; pass --resume to go on, or take another output")
     index = read_index(Path(config.data))
     processes = Processes(config.device)
-    model, objective = _load_model(config, index, processes.device)
+    model, objective = load_model(config, index, processes.device)
     name, _ = expert_span(model.pipe, config.expert)
     batches = Batches(config, index, objective, processes.rank, processes.count)
-    settings = _settings(config, objective, batches.buckets)
+    settings = adapter_settings(config, objective, batches.buckets)
     samples = encode_samples(objective, config.sample_prompts) if config.sample_every else None
-    vae = _keep_only(model.pipe, name)
-    transformer, parameters, before = _prepare_transformer(config, model, objective, processes)
-    grids = [_grid(objective, bucket) for bucket in batches.buckets]
+    vae = keep_only(model.pipe, name)
+    transformer, parameters, before = prepare_transformer(config, model, objective, processes)
+    grids = [grid_of(objective, bucket) for bucket in batches.buckets]
     needed = estimate(
-        config, transformer, grids, _pattern(model, settings), processes.device, settings.dense_layers or 0,
+        config, transformer, grids, pattern_of(model, settings), processes.device, settings.dense_layers or 0,
         settings.block_size or 128,
     )  # fmt: skip
     on_note(f"{len(batches.train)} clips, {len(batches.held_out)} held out; {needed}")
     check(needed, config, transformer, grids, processes.device)
-    optimizer = _make_optimizer(config, list(parameters.values()))
+    optimizer = make_optimizer(config, list(parameters.values()))
     average = {n: p.detach().clone() for n, p in parameters.items()} if config.ema_decay else {}
     state = RunState(parameters, optimizer, average, config=config.model_dump(mode="json"))
     if resume and (saved := list_checkpoints(output)):
         load_checkpoint(saved[-1], state)
+        if processes.is_first:
+            _forget_later_steps(output / "log.jsonl", state.step)
     bad_steps = 0
     parts = config.gradient_accumulation_steps
     tracked = Trackers(config, output) if processes.is_first else Trackers(None, output)
@@ -115,8 +124,8 @@ def finetune(
         save_checkpoint(output, state, config.keep_checkpoints, write=processes.is_first)
         processes.wait()
 
-    with contextlib.ExitStack() as attention, tracked:
-        attention.enter_context(_attention(config, model, settings))
+    with contextlib.ExitStack() as installed, tracked:
+        installed.enter_context(attention(config, model, settings))
         upcoming = batches.iterate(state.step * parts)
         try:
             while state.step < config.steps:
@@ -156,14 +165,14 @@ def finetune(
                 on_step(progress)
                 if samples is not None and _is_time(config.sample_every, state.step):
                     if processes.is_first or processes.sharded:
-                        attention.close()
-                        with _attention(config, model, settings, model.pipe):
+                        installed.close()
+                        with attention(config, model, settings, model.pipe):
                             make_samples(
                                 model, objective, vae, samples, _sample_lengths(config, settings),
                                 _sample_size(batches.buckets), _sample_steps(config, model), output / "samples",
                                 state.step, write=processes.is_first,
                             )  # fmt: skip
-                        attention.enter_context(_attention(config, model, settings))
+                        installed.enter_context(attention(config, model, settings))
                     processes.wait()
                 if _is_time(config.checkpoint_every, state.step) and bad_steps == 0:
                     save()
@@ -180,7 +189,9 @@ def finetune(
     final = {n: whole(p.detach()) for n, p in (state.average or parameters).items()}
     path = output / "adapter.safetensors"
     if processes.is_first:
-        write_adapter(path, export_state(final, before, _alpha(config) / config.rank), asdict(settings), overwrite=True)
+        write_adapter(
+            path, export_state(final, before, alpha_of(config) / config.rank), asdict(settings), overwrite=True
+        )
     processes.wait()
     return path
 
@@ -213,133 +224,12 @@ def validate(objective: Objective, transformer: Any, batches: Batches, device: t
     )  # fmt: skip
 
 
-def _load_model(config: FinetuneConfig, index: CacheIndex, device: torch.device) -> tuple[LoadedModel, Objective]:
-    longest = max(index.buckets)
-    request = make_request(
-        prompt="fine-tuning", model=config.model, height=longest.height, width=longest.width,
-        num_frames=longest.num_frames, device=str(device), dtype=config.dtype, seed=0, long_adapter=False,
-    )  # fmt: skip
-    model = load(request)
-    objective = find_objective(model.pipe, model.spec)
-    if model.fingerprint != index.fingerprint:
-        raise RequestError(f"the cache {config.data} was made with {index.model}, other weights than {config.model}")
-    if config.riflex and model.spec.riflex_period is None:
-        raise RequestError(f"riflex has no constant for {config.model}")
-    return model, objective
-
-
-def _keep_only(pipe: Any, name: str) -> Any:
-    """Let go of all but the transformer that is tuned, which becomes the pipeline's only one: the autoencoder, for
-    clips that are made on the way."""
-    vae = pipe.vae.to("cpu")
-    pipe.vae = None
-    for part in ("text_encoder", "text_encoder_2", "image_encoder"):
-        if getattr(pipe, part, None) is not None:
-            setattr(pipe, part, None)
-    if name == "transformer_2":
-        pipe.transformer = pipe.transformer_2
-    if getattr(pipe, "transformer_2", None) is not None:
-        pipe.transformer_2 = None
-        pipe.register_to_config(boundary_ratio=None)
-    return vae
-
-
-def _prepare_transformer(
-    config: FinetuneConfig, model: LoadedModel, objective: Objective, processes: Processes
-) -> tuple[Any, dict[str, torch.nn.Parameter], dict[str, Tensor]]:
-    """The transformer with its adapter; the parameters to train, and what they were before."""
-    transformer = model.pipe.transformer
-    if config.base_precision == "float8":
-        transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=model.dtype)
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        add_adapter(transformer, objective, config.rank, _alpha(config), config.layers, norms=config.norms)
-    if config.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing(*([offloaded_checkpoint] if config.offload_checkpoints else []))
-    transformer.train()
-    if config.compile:
-        transformer.compile_repeated_blocks(dynamic=False)
-    model.pipe.transformer = transformer = processes.spread(transformer)
-    parameters = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
-    before = {name: whole(p.detach()).clone() for name, p in parameters.items() if ".lora_" not in name}
-    return transformer, parameters, before
-
-
-def _make_optimizer(config: FinetuneConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    try:
-        from torchao.optim import AdamW8bit
-    except ImportError as error:
-        raise RequestError("adamw8bit needs torchao: pip install 'radial-video[eight-bit]'") from error
-    optimizer: torch.optim.Optimizer = AdamW8bit(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    return optimizer
-
-
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
-
-
-def _alpha(config: FinetuneConfig) -> float:
-    return config.alpha if config.alpha is not None else float(config.rank)
-
-
-def _settings(config: FinetuneConfig, objective: Objective, buckets: Iterable[Bucket]) -> AdapterSettings:
-    """What generation is to do with the adapter: as it was tuned, for its longest clips."""
-    spec = objective.spec
-    frames = max(bucket.num_frames for bucket in buckets)
-    pattern, schedule = spec.preset(frames, spec.num_inference_steps)
-    return AdapterSettings(
-        base_model=config.model,
-        rank=config.rank,
-        alpha=_alpha(config),
-        native_frames=spec.native_frames,
-        target_frames=frames,
-        trigger=config.trigger,
-        expert=config.expert,
-        attention=config.attention,
-        decay=config.decay or pattern.decay,
-        sink_frames=pattern.sink_frames,
-        dense_layers=schedule.dense_layers if config.dense_layers is None else config.dense_layers,
-        dense_steps=schedule.dense_steps,
-        block_size=config.block_size or spec.block_size,
-        riflex=config.riflex,
-        flow_shift=noise_shift(objective, None, frames, by_length=True) if config.shift_by_length else None,
-    )
-
-
-def _pattern(model: LoadedModel, settings: AdapterSettings) -> radial.pattern.RadialPattern:
-    preset, _ = model.spec.preset(settings.target_frames or 1, model.spec.num_inference_steps)
-    return replace(preset, decay=settings.decay or preset.decay)
-
-
-@contextlib.contextmanager
-def _attention(
-    config: FinetuneConfig, model: LoadedModel, settings: AdapterSettings, pipe: Any = None
-) -> Iterator[None]:
-    """The attention that generation will use, in the layers that are not dense; given the pipeline, also in the steps
-    that are not."""
-    with contextlib.ExitStack() as stack:
-        if config.attention == "radial":
-            steps = settings.dense_steps if pipe is not None else 0
-            stack.enter_context(
-                radial.apply(
-                    model.pipe.transformer if pipe is None else pipe, pattern=_pattern(model, settings),
-                    schedule=Schedule(settings.dense_layers or 0, steps or 0), block_size=settings.block_size or 128,
-                )
-            )  # fmt: skip
-        if config.riflex:
-            stack.enter_context(riflex([model.pipe.transformer], model.spec.riflex_period or 1.0))
-        yield
-
-
-def _grid(objective: Objective, bucket: Bucket) -> radial.TokenGrid:
-    frames, height, width = objective.spec.stride
-    return radial.TokenGrid((bucket.num_frames - 1) // frames + 1, bucket.height // height, bucket.width // width)
 
 
 def _sample_lengths(config: FinetuneConfig, settings: AdapterSettings) -> tuple[int, ...]:
@@ -364,6 +254,18 @@ def _update_average(state: RunState, decay: float) -> None:
     with torch.no_grad():
         for name, average in state.average.items():
             average.lerp_(state.parameters[name].detach(), 1 - decay)
+
+
+def _forget_later_steps(log: Path, step: int) -> None:
+    """Take out of the log what a run that was cut off had done beyond its last checkpoint: it will be done again."""
+    if log.is_file():
+        lines = log.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        publish(log, lambda partial: _write_lines(partial, kept), overwrite=True)
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _log(output: Path, progress: Progress, norm: float, tracked: Trackers) -> None:

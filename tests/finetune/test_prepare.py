@@ -237,6 +237,49 @@ def test_preparing_again_encodes_nothing_new(
         prepare(find_sources(data), tmp_path, model, replace(CUT, fps=24))
 
 
+def test_files_that_are_as_they_were_are_not_even_decoded(
+    data: Path, model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparing, "_THUMBNAILS", 2)
+    for file in data.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    decoded: list[str] = []
+    plain = preparing.read_clips
+    monkeypatch.setattr(preparing, "read_clips", lambda s, *a: (decoded.append(s.name), plain(s, *a))[1])
+    first = prepare(find_sources(tmp_path), tmp_path / "cache", model, CUT)
+    index = read_index(tmp_path / "cache")
+    assert sorted(decoded) == [f"{i}.mp4" for i in range(8)]
+    decoded.clear()
+    (tmp_path / "5.txt").write_text("another caption")
+    os.utime(tmp_path / "6.mp4", ns=(1, 1))
+    again = prepare(find_sources(tmp_path), tmp_path / "cache", model, CUT)
+    assert sorted(decoded) == ["0.mp4", "1.mp4", "5.mp4", "6.mp4"]  # two for the report, two that changed
+    assert again == first
+    changed = [
+        one.source for one, two in zip(index.clips, read_index(tmp_path / "cache").clips, strict=True) if one != two
+    ]
+    assert changed == ["5.mp4"]
+    decoded.clear()
+    with (tmp_path / "cache" / "sources.jsonl").open("a") as lines:
+        lines.write('{"file": "torn')
+    next((tmp_path / "cache").glob("shard-00000.safetensors")).unlink()
+    prepare(find_sources(tmp_path), tmp_path / "cache", model, CUT)  # what is lost is encoded again
+    assert sorted(decoded) == [f"{i}.mp4" for i in range(8) if i != 5]  # whose new clip has a shard of its own
+    for clip in read_index(tmp_path / "cache").clips:
+        read_clip(tmp_path / "cache", clip)
+
+
+def test_an_error_that_nobody_expects_ends_it(
+    data: Path, model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise MemoryError("of the decoder")
+
+    monkeypatch.setattr(preparing, "read_clips", broken)
+    with pytest.raises(MemoryError, match="of the decoder"):
+        prepare(find_sources(data), tmp_path, model, CUT)
+
+
 def test_a_cache_that_was_cut_off_goes_on(
     data: Path, model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:

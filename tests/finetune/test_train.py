@@ -22,7 +22,7 @@ from radial.adapter_settings import read_adapter_settings
 from radial.loading import LoadedModel
 from radial.pipeline import generate
 from radial.request import make_request
-from radial_finetune import checkpoints, train
+from radial_finetune import checkpoints, setup, train
 from radial_finetune.adapter import add_adapter
 from radial_finetune.batches import Batches
 from radial_finetune.cache import read_index
@@ -173,6 +173,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(config: dict[str, Any], tmp_path: Pat
     seen: list[int] = []
     finetune(make_config(**halved), resume=True, on_step=lambda progress: seen.append(progress.step))
     assert seen == [3, 4, 5, 6]
+    log = [json.loads(line) for line in (Path(halved["output"]) / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]  # the third once, though it was done twice
     resumed = adapter_of(halved)
     assert set(resumed) == set(whole)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
@@ -364,8 +366,8 @@ def test_held_out_losses_tell_what_lies_beyond(
     """Of 13 frames, with 9 native ones: four latent frames, three of them within."""
     from dataclasses import replace
 
-    load = train.load
-    monkeypatch.setattr(train, "load", lambda r: replace(m := load(r), spec=replace(m.spec, native_frames=9)))
+    load = setup.load
+    monkeypatch.setattr(setup, "load", lambda r: replace(m := load(r), spec=replace(m.spec, native_frames=9)))
     seen = []
     settings = config | {"data": str(two_lengths), "held_out": 4, "steps": 1, "validate_every": 1}
     finetune(make_config(**settings), on_step=lambda p: seen.append(p.validation))
