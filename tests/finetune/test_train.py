@@ -513,3 +513,37 @@ def test_a_full_disk_harms_no_checkpoint(config: dict[str, Any], monkeypatch: py
     with pytest.raises(OutputError, match="a checkpoint needs"):
         finetune(make_config(**config | {"steps": 4}), resume=True)
     assert checkpoints.list_checkpoints(output) == [before]
+
+
+@pytest.mark.parametrize("family", ["wan22-ti2v", "hunyuan-video", "mochi"])
+def test_every_family_from_clips_to_a_clip(family: str, data: Path, tmp_path: Path) -> None:
+    """A real pipeline's checkpoint: its clips cached, an adapter trained with clips made on the way, a clip with it."""
+    from tiny_pipelines import CASES
+
+    from radial.loading import load
+    from radial_finetune.clips import Bucket, Cut
+
+    folder = tmp_path / family
+    CASES[family].build().save_pretrained(folder)
+    size = {"height": 64, "width": 64, "num_frames": 13}
+    common = size | {"prompt": "a red circle", "model": str(folder), "seed": 0, "num_inference_steps": 2}
+    loaded = load(make_request(**common))
+    prepare(find_sources(data)[:3], tmp_path / "cache", loaded, Cut((Bucket(13, 64, 64),), 16, static_threshold=0))
+    settings = {
+        "data": str(tmp_path / "cache"), "model": str(folder), "rank": 4, "steps": 2, "output": str(tmp_path / "r"),
+        "trackers": [], "held_out": 1, "validate_every": 2, "sample_every": 2, "sample_prompts": ["a circle"],
+        "sample_frames": [13], "sample_steps": 2, "learning_rate": 1e-2, "norms": True,
+    }  # fmt: skip
+    losses: list[float] = []
+    adapter = finetune(make_config(**settings), on_step=lambda p: losses.append(p.loss))
+    assert len(losses) == 2
+    assert all(np.isfinite(losses))
+    assert (tmp_path / "r" / "samples" / "000002-00-13.mp4").exists()
+    (plain,) = generate(make_request(**common))
+    notes: list[str] = []
+    (clip,) = generate(
+        make_request(**common, loras=[{"path": str(adapter), "weight": 5}]),
+        on_event=lambda event: notes.append(event.note) if event.note else None,
+    )
+    assert not [note for note in notes if "layers are in this model" in note]
+    assert not np.array_equal(clip.frames, plain.frames)
