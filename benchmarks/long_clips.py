@@ -33,20 +33,21 @@ MEASURES = ("prompt", "whole motion", "repetition", "persistence")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--stages", nargs="+", default=["data", "trial", "train", "evaluate"])
+    parser.add_argument("--stages", nargs="+", default=["data", "train", "evaluate"],
+                        help="data, trial (of learning rates), train, evaluate")  # fmt: skip
     parser.add_argument("--num-frames", type=int, default=129)
-    parser.add_argument("--clips", type=int, default=2048, help="training clips of the target length")
-    parser.add_argument("--native-clips", type=int, default=256, help="and of the native length")
+    parser.add_argument("--clips", type=int, default=1024, help="training clips of the target length")
+    parser.add_argument("--native-clips", type=int, default=0, help="and of the native length")
     parser.add_argument("--held-out", type=int, default=18)
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--layers", default="all")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--learning-rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3])
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[2.5e-3], help="the first one trains")
     parser.add_argument("--trial-steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--prompts", type=int, default=64, help="held-out prompts with one figure, and with two")
-    parser.add_argument("--at-once", type=int, default=9, help="runs that share the device")
+    parser.add_argument("--prompts", type=int, default=32, help="held-out prompts with one figure, and with two")
+    parser.add_argument("--at-once", type=int, default=3, help="runs that share the device: more wait for each other")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--compile", action="store_true")
@@ -63,8 +64,9 @@ def make_data(options: argparse.Namespace) -> None:
     for name, frames, clips, seed in (
         ("long", options.num_frames, options.clips, 1), ("native", 33, options.native_clips, 2),
     ):  # fmt: skip
-        run("radial_finetune.world", "--out", options.out / "data" / name, "--clips", clips, "--num-frames", frames,
-            "--seed", seed)  # fmt: skip
+        if clips:
+            run("radial_finetune.world", "--out", options.out / "data" / name, "--clips", clips, "--num-frames", frames,
+                "--seed", seed)  # fmt: skip
     run(
         "radial_app", "finetune", "prepare", options.out / "data", "--out", options.out / "cache",
         "--num-frames", options.num_frames, "--num-frames", 33, "--batch-size", 32, "--static-threshold", 0,
