@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
+
+from radial.errors import ModelError
 
 METADATA_KEY = "radial"
 BUNDLED_ADAPTER = "bundled:"
@@ -41,11 +46,18 @@ def adapter_file(path: str) -> Path:
         return Path(path)
     from importlib.resources import files
 
-    return Path(str(files("radial_assets"))) / "adapters" / f"{path.removeprefix(BUNDLED_ADAPTER)}.safetensors"
+    name = path.removeprefix(BUNDLED_ADAPTER)
+    if not re.fullmatch(r"[\w-]+", name):
+        raise ModelError(f"{path!r} names no adapter that comes with the package")
+    return Path(str(files("radial_assets"))) / "adapters" / f"{name}.safetensors"
 
 
 def read_adapter_settings(path: Path) -> AdapterSettings | None:
-    """The settings in a safetensors file's header; None where there are none, or no such file."""
+    """The settings in a safetensors file's header; None where there are none, or no such file.
+
+    Raises:
+        ModelError: a setting is none that can be.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -56,4 +68,34 @@ def read_adapter_settings(path: Path) -> AdapterSettings | None:
     if not isinstance(content, dict):
         return None
     known = {field.name for field in fields(AdapterSettings)}
+    for name, value in content.items():
+        if name in known and value is not None and not _RULES[name](value):
+            raise ModelError(f"{path.name} says {name} = {value!r} of itself, which cannot be")
     return AdapterSettings(**{name: value for name, value in content.items() if name in known})
+
+
+def _is_count(least: int, most: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def _is_number(most: float) -> Callable[[Any], bool]:
+    return lambda value: type(value) in (int, float) and 0 < value <= most
+
+
+_RULES: dict[str, Callable[[Any], bool]] = {
+    "base_model": lambda value: isinstance(value, str),
+    "rank": _is_count(1, 65_536),
+    "alpha": _is_number(1e6),
+    "native_frames": _is_count(1, 4097),
+    "target_frames": _is_count(1, 4097),
+    "trigger": lambda value: isinstance(value, str),
+    "expert": lambda value: value in ("high", "low"),
+    "attention": lambda value: value in ("radial", "dense"),
+    "decay": _is_number(16),
+    "sink_frames": _is_count(0, 4097),
+    "dense_layers": _is_count(0, 1000),
+    "dense_steps": _is_count(0, 1000),
+    "block_size": lambda value: value in (16, 32, 64, 128, 256),
+    "riflex": lambda value: isinstance(value, bool),
+    "flow_shift": _is_number(100),
+}

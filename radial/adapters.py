@@ -15,6 +15,7 @@ from radial.errors import ModelError, first_line
 from radial.request import Lora
 
 _KOHYA_WAN = re.compile(r"lora_unet_blocks_(\d+)_(self_attn|cross_attn|ffn)_(.+?)\.(lora_down|lora_up|alpha)(.*)")
+_COMFY_NORM = re.compile(r"diffusion_model\.blocks\.(\d+)\.(self_attn|cross_attn)\.(norm_[qk])\.diff")
 _NORM = re.compile(r"transformer\..+\.norm_\w+\.diff")
 _PART = re.compile(r"\.(lora_A|lora_B|lora_down|lora_up|lora_magnitude_vector|alpha|diff|diff_b|dora_scale)\b.*")
 
@@ -104,7 +105,14 @@ def read_lora(path: Path) -> dict[str, Tensor]:
     if not any(_PART.search(key) for key in state):
         raise ModelError(f"{path.name} is no LoRA: its keys are like {', '.join(sorted(state)[:2]) or 'none'}")
     # diffusers' own reading of these names wants every layer to be there, and adapters often hold attention alone.
-    return {_from_kohya(key): value for key, value in state.items()}
+    return {_norm_by_diffusers(_from_kohya(key)): value for key, value in state.items()}
+
+
+def _norm_by_diffusers(key: str) -> str:
+    if (match := _COMFY_NORM.fullmatch(key)) is None:
+        return key
+    block, module, norm = match.groups()
+    return f"transformer.blocks.{block}.{'attn1' if module == 'self_attn' else 'attn2'}.{norm}.diff"
 
 
 def layer_names(state: dict[str, Tensor]) -> set[str]:

@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from radial.errors import OutputError, RequestError
 
 
@@ -50,8 +52,8 @@ def publish(path: Path, write: Callable[[Path], None], *, overwrite: bool) -> No
             _rename_to_free_name(partial, path)
     except FileExistsError as error:
         raise OutputError(f"{path} exists; pass --overwrite or another --output") from error
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()

@@ -132,7 +132,7 @@ def _generate_one(request: GenerationRequest, model: LoadedModel, on_event: OnEv
     radial: RadialAttention | None = None
     watch.begin("encode")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_replaced(pipe, scheduler=_scheduler(pipe, request), guider=_guider(pipe, request)))
+        stack.enter_context(replaced(pipe, scheduler=scheduler_for(pipe, request), guider=_guider(pipe, request)))
         if request.attention == "radial":
             radial = stack.enter_context(apply(pipe, pattern=pattern, schedule=schedule, block_size=block_size))
         if request.riflex:
@@ -211,7 +211,7 @@ def _as_array(frames: Any) -> Any:
     return clip if isinstance(clip, np.ndarray) else np.stack([np.asarray(frame, dtype="float32") for frame in clip])
 
 
-def _scheduler(pipe: Any, request: GenerationRequest) -> Any:
+def scheduler_for(pipe: Any, request: GenerationRequest) -> Any:
     """The scheduler that a request asks for; the model's own where it asks for none."""
     if request.sampler == "model" and request.flow_shift is None:
         return pipe.scheduler
@@ -235,7 +235,7 @@ def _guider(pipe: Any, request: GenerationRequest) -> Any:
 
 
 @contextlib.contextmanager
-def _replaced(pipe: Any, **parts: Any) -> Iterator[None]:
+def replaced(pipe: Any, **parts: Any) -> Iterator[None]:
     """Other parts of a pipeline for one run; those that are None stay out of it."""
     own = {name: getattr(pipe, name) for name, part in parts.items() if part is not None}
     try:

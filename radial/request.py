@@ -104,6 +104,10 @@ class GenerationRequest(BaseModel):
             able = ", ".join(other.name for other in MODELS.values() if other.takes_last_image)
             raise RequestError(f"{spec.name} takes no last_image; models that do: {able}")
         steps = self.num_inference_steps or spec.num_inference_steps
+        if self.snap and self.num_frames is not None:
+            _, _, num_frames = spec.snap_size(spec.height, spec.width, self.num_frames)
+            if num_frames != self.num_frames:
+                return self.model_copy(update={"num_frames": num_frames}).resolve()
         if self._wants_long_adapter(spec):
             loras = (Lora(path=spec.long_adapter or "", weight=1.0),)
             return self.model_copy(update={"loras": loras}).resolve()
@@ -253,7 +257,7 @@ def parse_lora(text: str) -> dict[str, Any]:
         RequestError: the weight is no number.
     """
     path, colon, weight = text.rpartition(":")
-    if not colon or Path(text).exists() or text.startswith(BUNDLED_ADAPTER):
+    if not colon or Path(text).exists() or path + colon == BUNDLED_ADAPTER:
         return {"path": text}
     try:
         return {"path": path, "weight": float(weight)}

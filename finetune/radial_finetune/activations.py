@@ -25,10 +25,11 @@ class _Offload:
     """Sends one tensor to the host, and leaves all others, which the blocks share, where they are."""
 
     def __init__(self, chosen: Tensor) -> None:
-        self._chosen = chosen
+        # Where it lies, not the tensor itself: torch keeps this object as long as what it packed.
+        self._place, self._shape = chosen.data_ptr(), chosen.shape
 
     def pack(self, tensor: Tensor) -> Any:
-        if tensor.data_ptr() != self._chosen.data_ptr() or tensor.shape != self._chosen.shape:
+        if tensor.data_ptr() != self._place or tensor.shape != self._shape:
             return tensor
         device = tensor.device
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=device.type == "cuda")

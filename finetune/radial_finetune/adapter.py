@@ -46,6 +46,7 @@ def add_adapter(
     cast_training_params(transformer, dtype=torch.float32)
     for module in transformer.modules():
         if ADAPTER in getattr(module, "lora_A", {}):
+            module.reset_lora_parameters(ADAPTER, True)  # anew, in float32: PEFT drew them in the base's dtype
             module.cast_input_dtype_enabled = False
             for linear in (module.lora_A[ADAPTER], module.lora_B[ADAPTER]):
                 linear.__class__ = _NarrowLinear
@@ -125,7 +126,11 @@ _ORIGINAL = [
               ("to_q", "img_attn_qkv", 0, 3), ("to_k", "img_attn_qkv", 1, 3), ("to_v", "img_attn_qkv", 2, 3),
               (r"to_out\.0", "img_attn_proj", 0, 1), ("add_q_proj", "txt_attn_qkv", 0, 3),
               ("add_k_proj", "txt_attn_qkv", 1, 3), ("add_v_proj", "txt_attn_qkv", 2, 3),
-              ("to_add_out", "txt_attn_proj", 0, 1))),
+              ("to_add_out", "txt_attn_proj", 0, 1), ("norm_q", "img_attn_q_norm", 0, 1),
+              ("norm_k", "img_attn_k_norm", 0, 1), ("norm_added_q", "txt_attn_q_norm", 0, 1),
+              ("norm_added_k", "txt_attn_k_norm", 0, 1))),
+        (r"single_transformer_blocks\.(\d+)\.attn\.norm_q", "single_blocks.{}.q_norm", 0, 1),
+        (r"single_transformer_blocks\.(\d+)\.attn\.norm_k", "single_blocks.{}.k_norm", 0, 1),
         (r"single_transformer_blocks\.(\d+)\.attn\.to_q", "single_blocks.{}.linear1", 0, 4),
         (r"single_transformer_blocks\.(\d+)\.attn\.to_k", "single_blocks.{}.linear1", 1, 4),
         (r"single_transformer_blocks\.(\d+)\.attn\.to_v", "single_blocks.{}.linear1", 2, 4),
@@ -134,7 +139,8 @@ _ORIGINAL = [
           for ours, theirs, part, parts in (
               ("to_q", "qkv_x", 0, 3), ("to_k", "qkv_x", 1, 3), ("to_v", "qkv_x", 2, 3), (r"to_out\.0", "proj_x", 0, 1),
               ("add_q_proj", "qkv_y", 0, 3), ("add_k_proj", "qkv_y", 1, 3), ("add_v_proj", "qkv_y", 2, 3),
-              ("to_add_out", "proj_y", 0, 1))),
+              ("to_add_out", "proj_y", 0, 1), ("norm_q", "q_norm_x", 0, 1), ("norm_k", "k_norm_x", 0, 1),
+              ("norm_added_q", "q_norm_y", 0, 1), ("norm_added_k", "k_norm_y", 0, 1))),
     )
 ]  # fmt: skip
 # After queries, keys and values, HunyuanVideo's first single layer has the feed-forward layer, four times as wide.

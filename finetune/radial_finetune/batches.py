@@ -51,7 +51,7 @@ class Batches:
         self.held_out = tuple(clips[i] for i in sorted(chosen))
         self._config, self._objective, self._rank, self._ranks = config, objective, rank, ranks
         self._cache = Path(config.data)
-        self._empty_text = read_empty_text(self._cache)
+        self._empty_text = read_empty_text(self._cache, index.fingerprint)
         _, self._span = expert_span(objective.pipe, config.expert)
         self._by_bucket: dict[Bucket, list[CachedClip]] = {}
         for clip in self.train:
@@ -62,8 +62,9 @@ class Batches:
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:
-        """The sizes that the run trains on."""
-        return tuple(self._buckets[i] for i in sorted(set(self._which.tolist())))
+        """The sizes that the run trains on, however few steps of it are asked for."""
+        lengths = {stage.num_frames for stage in self._config.curriculum}
+        return tuple(b for b in self._buckets if not lengths or b.num_frames in lengths)
 
     def iterate(self, first: int) -> Generator[Batch]:
         """Batches from number ``first`` on; the next one is read while one is trained on."""

@@ -22,7 +22,6 @@ from radial.files import publish
 from radial_finetune.clips import Bucket, Frames
 
 VERSION = 2
-EMPTY_TEXT = "empty.safetensors"
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,11 @@ class CacheIndex:
     @property
     def buckets(self) -> tuple[Bucket, ...]:
         return tuple(sorted({clip.bucket for clip in self.clips}))
+
+    @property
+    def digest(self) -> str:
+        """Changes with the clips and their order, which decide what a run trains on."""
+        return hashlib.blake2b("".join(clip.key for clip in self.clips).encode(), digest_size=12).hexdigest()
 
 
 def read_index(cache: Path) -> CacheIndex:
@@ -97,7 +101,12 @@ def read_clip(cache: Path, clip: CachedClip) -> tuple[Tensor, dict[str, Tensor]]
         raise RequestError(f"{path} is missing or torn; prepare the cache again") from error
 
 
-def read_empty_text(cache: Path) -> dict[str, Tensor]:
+def empty_text_file(cache: Path, fingerprint: str) -> Path:
+    """Where the text of an empty caption is, as a model encodes it."""
+    return cache / f"empty-{fingerprint}.safetensors"
+
+
+def read_empty_text(cache: Path, fingerprint: str) -> dict[str, Tensor]:
     """The text of an empty caption, for clips trained without one.
 
     Raises:
@@ -106,10 +115,11 @@ def read_empty_text(cache: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    path = empty_text_file(cache, fingerprint)
     try:
-        return load_file(cache / EMPTY_TEXT)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise RequestError(f"{cache / EMPTY_TEXT} is missing or torn; prepare the cache again") from error
+        raise RequestError(f"{path} is missing or torn; prepare the cache again") from error
 
 
 @functools.lru_cache(maxsize=4096)

@@ -7,6 +7,7 @@ follow from the seed and the step, so there is no more to keep.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from radial.errors import OutputError, RequestError
+from radial.errors import ModelError, OutputError, RequestError, first_line
 from radial_finetune.processes import put, whole
 
 # What can change when a run goes on: none of it decides what a step computes.
@@ -67,17 +69,29 @@ def save_checkpoint(folder: Path, state: RunState, keep: int, *, write: bool = T
         for name, group in tensors.items():
             save_file({key: x.detach().cpu().contiguous() for key, x in group.items()}, part / f"{name}.safetensors")
         (part / "run.json").write_text(json.dumps({"step": state.step, "config": state.config}, indent=1))
+        for file in (*part.iterdir(), part):
+            _reach_the_disk(file)
         if target.exists():
             shutil.rmtree(target)
         part.rename(target)
-    except OSError as error:
+        _reach_the_disk(folder)
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         if isinstance(error, OutputError):
             raise
-        raise OutputError(f"cannot write a checkpoint to {folder}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write a checkpoint to {folder}: {first_line(error)}") from error
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def _reach_the_disk(path: Path) -> None:
+    """A rename is worth nothing after a power cut unless what it names was written out before."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -86,17 +100,38 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
 
+def load_last_checkpoint(folder: Path, state: RunState) -> Path | None:
+    """Put the newest whole checkpoint's values into the state: which one it was, None where there is none.
+
+    Raises:
+        RequestError: it is of another run: settings that decide the outcome differ, and are named.
+        ModelError: there are checkpoints, and none can be read.
+    """
+    found = list_checkpoints(folder)
+    for checkpoint in reversed(found):
+        try:
+            load_checkpoint(checkpoint, state)
+            return checkpoint
+        except (OSError, SafetensorError, json.JSONDecodeError, KeyError):
+            continue  # torn by a disk that failed: the one before it may be whole
+    if found:
+        raise ModelError(f"none of the checkpoints in {folder} can be read, such as {found[-1].name}")
+    return None
+
+
 def load_checkpoint(checkpoint: Path, state: RunState) -> None:
     """Put a checkpoint's values into the state.
 
     Raises:
         RequestError: it is of another run: settings that decide the outcome differ, and are named.
+        OSError, SafetensorError, ValueError, KeyError: it cannot be read.
     """
     from safetensors.torch import load_file
 
     run = json.loads((checkpoint / "run.json").read_text())
     new, old = state.config or {}, run["config"] or {}
-    changed = sorted(key for key in {*new, *old} - _FREE if new.get(key) != old.get(key))
+    free = _FREE if new.get("lr_scheduler") == "constant" else _FREE - {"steps"}  # a rate that falls depends on them
+    changed = sorted(key for key in {*new, *old} - free if new.get(key) != old.get(key))
     if changed:
         told = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed[:3])
         raise RequestError(f"{checkpoint} is of another run: {told}; take another output, or the settings it had")

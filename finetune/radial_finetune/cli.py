@@ -35,7 +35,7 @@ def prepare(
         list[str] | None,
         typer.Option(help="A size of clips, repeatable, in place of the three above.", metavar="FxHxW"),
     ] = None,
-    fps: Annotated[float | None, typer.Option(help="Frames a second, by default the model's.")] = None,
+    fps: Annotated[float | None, typer.Option(min=0.1, help="Frames a second, by default the model's.")] = None,
     crop: Annotated[Literal["centre", "random"], typer.Option(help="Which part of a larger frame to keep.")] = "centre",
     static_threshold: Annotated[
         float, typer.Option(min=0, help="Change of a pixel in a second, of 255, below which a clip is left out.")

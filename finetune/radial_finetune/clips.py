@@ -105,7 +105,7 @@ def resample(source: Source, fps: float) -> Iterator[Frames]:
                 while shown is not None and instant / fps < moment - 1e-6:
                     yield shown
                     instant += 1
-                shown = frame.to_ndarray(format="rgb24")
+                shown = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))  # as players show it
                 rate = container.streams.video[0].average_rate
                 end = moment + (1 / float(rate) if rate else 1 / fps)
             while shown is not None and instant / fps < end - 1e-6:

@@ -88,7 +88,7 @@ class FinetuneConfig(BaseModel):
     compile: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # in float16 gradients vanish without scaling the loss
     checkpoint_every: Positive = 200
     keep_checkpoints: Positive = 2
     validate_every: Count = 200

@@ -148,11 +148,14 @@ class MochiObjective(Objective):
         return _normalised(self.pipe.vae, pixels_BCFHW) * self.pipe.vae.config.scaling_factor
 
     def encode_text(self, captions: list[str]) -> list[Text]:
-        embeds, mask, _, _ = self.pipe.encode_prompt(
-            captions, do_classifier_free_guidance=False, max_sequence_length=self.spec.max_sequence_length,
-            device=self.pipe.text_encoder.device,
-        )  # fmt: skip
-        return [{"prompt_embeds": one, "prompt_attention_mask": two} for one, two in zip(embeds, mask, strict=True)]
+        texts = []
+        for caption in captions:  # one by one: where empty prompts are zeros, the pipeline makes a whole batch zeros
+            embeds, mask, _, _ = self.pipe.encode_prompt(
+                caption, do_classifier_free_guidance=False, max_sequence_length=self.spec.max_sequence_length,
+                device=self.pipe.text_encoder.device,
+            )  # fmt: skip
+            texts.append({"prompt_embeds": embeds[0], "prompt_attention_mask": mask[0]})
+        return texts
 
     def predict(self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor) -> Tensor:
         return -transformer(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from radial.errors import RequestError
@@ -93,6 +95,11 @@ def check(
         )
     if device.type != "cuda":
         return
+    if needed.host > (installed := psutil.virtual_memory().total):
+        raise RequestError(
+            f"offload_checkpoints needs {needed.host / 1e9:.0f} GB of host memory, and there is {installed / 1e9:.0f} "
+            "GB; take a smaller batch_size or shorter clips"
+        )
     available = torch.cuda.get_device_properties(device).total_memory
     if needed.device <= available:
         return
@@ -114,6 +121,10 @@ def _what_fits(config: FinetuneConfig, model: _Model, tokens: int, available: fl
             continue
         changes[name] = value
         if _device_bytes(config.model_copy(update=changes), model, tokens) <= available:
+            for other in list(changes):  # what was tried before, and is not needed
+                fewer = {key: v for key, v in changes.items() if key != other}
+                if _device_bytes(config.model_copy(update=fewer), model, tokens) <= available:
+                    changes = fewer
             return "these would fit: " + ", ".join(f"{key} = {str(v).lower()}" for key, v in changes.items())
     least = config.model_copy(update=changes)
     fixed, per_token = _device_bytes(least, model, 0), _device_bytes(least, model, 1) - _device_bytes(least, model, 0)
@@ -128,12 +139,14 @@ def _measure(transformer: Any, config: FinetuneConfig) -> _Model:
     width = sizes.num_attention_heads * sizes.attention_head_dim
     lists = ("blocks", "transformer_blocks", "single_transformer_blocks")
     blocks = sum(len(getattr(transformer, name, ())) for name in lists)
-    frozen = [p for p in transformer.parameters() if not p.requires_grad]
+    every = [p.to_local() if hasattr(p, "to_local") else p for p in transformer.parameters()]  # FSDP: this one's part
+    asked = [p.requires_grad for p in transformer.parameters()]
+    frozen = [p for p, trained in zip(every, asked, strict=True) if not trained]
     linear = sum(p.numel() for p in frozen if p.ndim == 2)
     weight_bytes = sum(p.numel() * p.itemsize for p in frozen)
     itemsize = torch.empty((), dtype=transformer.dtype).itemsize
     linear_bytes = sum(p.numel() * p.itemsize for p in frozen if p.ndim == 2)
-    adapter = sum(p.numel() for p in transformer.parameters() if p.requires_grad)
+    adapter = sum(p.numel() for p, trained in zip(every, asked, strict=True) if trained)
     return _Model(
         width, sizes.get("ffn_dim") or 4 * width, blocks, linear, weight_bytes, linear_bytes, adapter, itemsize
     )
@@ -144,6 +157,8 @@ def _device_bytes(config: FinetuneConfig, model: _Model, tokens: int) -> float:
     weights = model.weight_bytes
     if config.base_precision == "float8":
         weights += model.weights - model.linear_bytes
+        if not config.gradient_checkpointing:  # the backward pass keeps every widened weight
+            weights += model.weights * model.itemsize
     adapter = model.adapter * (4 + 4 + (2 if config.optimizer == "adamw8bit" else 8) + (4 if config.ema_decay else 0))
     block = tokens * (_WIDTHS * model.width + _FEED_FORWARD_WIDTHS * model.feed_forward) * model.itemsize
     if not config.gradient_checkpointing:
@@ -158,7 +173,8 @@ def _device_bytes(config: FinetuneConfig, model: _Model, tokens: int) -> float:
 def _host_bytes(config: FinetuneConfig, model: _Model, tokens: int) -> float:
     if not config.offload_checkpoints:
         return 0.0
-    return model.blocks * tokens * config.batch_size * model.width * model.itemsize
+    block = tokens * config.batch_size * model.width * model.itemsize
+    return float(model.blocks * (1 << max(0, math.ceil(math.log2(max(1, block))))))  # pinned memory comes in such sizes
 
 
 def _step_flops(config: FinetuneConfig, model: _Model, grid: TokenGrid, density: float, dense_layers: int) -> float:

@@ -22,12 +22,12 @@ import torch
 from radial.errors import ModelError, RequestError
 from radial.loading import LoadedModel
 from radial_finetune.cache import (
-    EMPTY_TEXT,
     VERSION,
     CachedClip,
     CacheIndex,
     Shards,
     content_key,
+    empty_text_file,
     read_index,
     write_index,
     write_json,
@@ -39,6 +39,7 @@ from radial_finetune.sources import Source
 
 _NO_FRAMES: Frames = np.empty(0, np.uint8)
 _THUMBNAILS = 24
+_LARGE_CLIP = 32 << 20  # bytes from which each decoder keeps but one clip ready
 
 
 @dataclass
@@ -93,8 +94,8 @@ def prepare(
         _check_same(read_index(out), model, cut)
     out.mkdir(parents=True, exist_ok=True)
     report, dropped, shards = Report(files=len(sources)), Counter[str](), Shards(out)
-    if not (out / EMPTY_TEXT).is_file():
-        write_tensors(out / EMPTY_TEXT, encode_texts(objective, [""])[0], overwrite=True)
+    if not (empty := empty_text_file(out, model.fingerprint)).is_file():
+        write_tensors(empty, encode_texts(objective, [""])[0], overwrite=True)
     clips: list[_Clip] = []
     waiting: dict[Bucket, list[_Clip]] = {}
     thumbnails: list[tuple[str, Frames]] = []
@@ -156,7 +157,8 @@ class _Decoder:
         self.source, self.left_out, self.corrupt = source, Counter[str](), False
         self.known = False
         self._cut, self._fingerprint, self._stop = cut, fingerprint, stop
-        self._ready: queue.Queue[_Clip | None] = queue.Queue(maxsize=4)
+        largest = 3 * max(b.num_frames * b.height * b.width for b in cut.buckets)
+        self._ready: queue.Queue[_Clip | None] = queue.Queue(maxsize=4 if largest < _LARGE_CLIP else 1)
 
     def run(self) -> None:
         try:
@@ -248,7 +250,7 @@ def _decode(
     todo, number = iter(sources), 0
     try:
         while True:
-            while len(ahead) < 2 * workers and (source := next(todo, None)) is not None:
+            while len(ahead) <= workers and (source := next(todo, None)) is not None:
                 # The first ones are decoded in any case: the report shows them.
                 known = find(source) if number >= _THUMBNAILS else None
                 number += 1

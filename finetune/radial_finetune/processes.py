@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -20,9 +21,11 @@ class Processes:
     def __init__(self, device: str) -> None:
         self._accelerator: Any = None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 or os.environ.get("ACCELERATE_USE_FSDP") == "true":
-            from accelerate import Accelerator
+            from accelerate import Accelerator, InitProcessGroupKwargs
 
-            self._accelerator = Accelerator(cpu=device == "cpu")
+            # One process makes the samples while the others wait for it.
+            patient = InitProcessGroupKwargs(timeout=timedelta(hours=6))
+            self._accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[patient])
             if self.sharded and not self._accelerator.is_fsdp2:
                 raise RequestError("FSDP runs here in its second version: pass --fsdp_version 2 to accelerate launch")
         self.device = choose_device(device)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from radial.loading import LoadedModel
 from radial.video import Video
 from radial_finetune.objective import Objective, Text
 from radial_finetune.prepare import encode_texts
+
+_NAME = re.compile(r"\d{6,}-\d{2,}-\d+\.mp4")
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def make_samples(
 
 def write_page(folder: Path, prompts: Sequence[str]) -> Path:
     """One page of all clips in a folder: a row for each prompt and length, a column for each step."""
-    clips = [path.stem.split("-") for path in sorted(folder.glob("*-*-*.mp4"))]
+    clips = [path.stem.split("-") for path in sorted(folder.glob("*.mp4")) if _NAME.fullmatch(path.name)]
     steps = sorted({step for step, _, _ in clips})
     rows = sorted({(int(number), int(length)) for _, number, length in clips})
     head = "".join(f"<th>step {int(step):,}</th>" for step in steps)
@@ -96,10 +100,11 @@ def write_page(folder: Path, prompts: Sequence[str]) -> Path:
 
 def _losses(log: Path) -> str:
     """The held-out losses so far, as a line for each time they were measured."""
-    lines = []
+    lines, entry = [], {}
     if log.is_file():
         for text in log.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(text)
+            with contextlib.suppress(ValueError):  # the last line may be torn
+                entry = json.loads(text)
             if "validation" in entry:
                 beyond = entry.get("validation_beyond")
                 more = "" if beyond is None else f", beyond the native length {beyond:.4f}"

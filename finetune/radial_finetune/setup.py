@@ -15,6 +15,7 @@ from radial.adapter_settings import AdapterSettings
 from radial.errors import RequestError
 from radial.loading import LoadedModel, load
 from radial.pattern import RadialPattern
+from radial.pipeline import replaced, scheduler_for
 from radial.positions import riflex
 from radial.request import make_request
 from radial.schedule import Schedule
@@ -37,6 +38,10 @@ def load_model(config: FinetuneConfig, index: CacheIndex, device: torch.device) 
     objective = find_objective(model.pipe, model.spec)
     if model.fingerprint != index.fingerprint:
         raise RequestError(f"the cache {config.data} was made with {index.model}, other weights than {config.model}")
+    if config.expert is not None and config.sample_every:
+        raise RequestError(
+            "sample_every needs both experts, and a run holds one; make clips with the adapter afterwards"
+        )
     if config.riflex and model.spec.riflex_period is None:
         raise RequestError(f"riflex has no constant for {config.model}")
     return model, objective
@@ -131,16 +136,25 @@ def attention(
     that are not."""
     with contextlib.ExitStack() as stack:
         if config.attention == "radial":
-            steps = settings.dense_steps if pipe is not None else 0
+            steps = _dense_steps(config, model, settings) if pipe is not None else 0
             stack.enter_context(
                 radial.apply(
                     model.pipe.transformer if pipe is None else pipe, pattern=pattern_of(model, settings),
                     schedule=Schedule(settings.dense_layers or 0, steps or 0), block_size=settings.block_size or 128,
                 )
             )  # fmt: skip
+        if pipe is not None and settings.flow_shift is not None:
+            request = make_request(prompt="sample", flow_shift=settings.flow_shift)
+            stack.enter_context(replaced(pipe, scheduler=scheduler_for(pipe, request)))
         if config.riflex:
             stack.enter_context(riflex([model.pipe.transformer], model.spec.riflex_period or 1.0))
         yield
+
+
+def _dense_steps(config: FinetuneConfig, model: LoadedModel, settings: AdapterSettings) -> int:
+    """Of the steps that samples take, the share that generation keeps dense."""
+    own = model.spec.num_inference_steps
+    return round((settings.dense_steps or 0) * (config.sample_steps or own) / own)
 
 
 def grid_of(objective: Objective, bucket: Bucket) -> radial.TokenGrid:

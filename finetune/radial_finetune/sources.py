@@ -54,10 +54,14 @@ def find_sources(data: Path) -> list[Source]:
     without = [p.name for p in files if not p.with_suffix(".txt").is_file()]
     if without:
         raise RequestError(f"{len(without)} of {len(files)} videos have no caption beside them, such as {without[0]}")
-    return [
-        Source(p.relative_to(data).as_posix(), p.with_suffix(".txt").read_text(encoding="utf-8").strip(), p)
-        for p in files
-    ]
+    return [Source(p.relative_to(data).as_posix(), _read_caption(p.with_suffix(".txt")), p) for p in files]
+
+
+def _read_caption(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"cannot read the caption {file}: {first_line(error)}") from error
 
 
 def _tables(folder: Path) -> tuple[Path, Path]:
@@ -122,7 +126,7 @@ def _read_dataset(data: Path) -> list[Source]:
         if column is None:
             raise RequestError(f"{data} has no column of videos; its columns are {', '.join(rows.column_names)}")
         rows = rows.cast_column(column, datasets.Video(decode=False))
-        others = [name for name in rows.column_names if name != column]
+        others = [name for name in rows.column_names if name in (*_CAPTION_COLUMNS, "json", "__key__")]
         told = list(rows.select_columns(others)) if others else [{}] * len(rows)
     except RequestError:
         raise
@@ -166,6 +170,8 @@ class _Row:
 
     def __call__(self) -> bytes:
         video = self.rows[self.number][self.column]
+        if video is None:
+            raise OSError("the row has no video")
         if video["bytes"] is not None:
             return bytes(video["bytes"])
         file = (self.folder / video["path"]).resolve()

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from radial.loading import LoadedModel
 from radial_finetune.adapter import export_state, write_adapter
 from radial_finetune.batches import Batch, Batches
 from radial_finetune.cache import read_index
-from radial_finetune.checkpoints import RunState, list_checkpoints, load_checkpoint, save_checkpoint
+from radial_finetune.checkpoints import RunState, list_checkpoints, load_last_checkpoint, save_checkpoint
 from radial_finetune.clips import Bucket
 from radial_finetune.config import FinetuneConfig
 from radial_finetune.objective import Objective, expert_span, velocity_loss
@@ -111,11 +113,12 @@ def finetune(
     check(needed, config, transformer, grids, processes.device)
     optimizer = make_optimizer(config, list(parameters.values()))
     average = {n: p.detach().clone() for n, p in parameters.items()} if config.ema_decay else {}
-    state = RunState(parameters, optimizer, average, config=config.model_dump(mode="json"))
-    if resume and (saved := list_checkpoints(output)):
-        load_checkpoint(saved[-1], state)
-        if processes.is_first:
-            _forget_later_steps(output / "log.jsonl", state.step)
+    run = config.model_dump(mode="json") | {"cache": index.digest, "processes": processes.count}
+    state = RunState(parameters, optimizer, average, config=run)
+    if resume:
+        load_last_checkpoint(output, state)
+    if processes.is_first:
+        _forget_later_steps(output / "log.jsonl", state.step)
     bad_steps = 0
     parts = config.gradient_accumulation_steps
     tracked = Trackers(config, output) if processes.is_first else Trackers(None, output)
@@ -124,11 +127,13 @@ def finetune(
         save_checkpoint(output, state, config.keep_checkpoints, write=processes.is_first)
         processes.wait()
 
-    with contextlib.ExitStack() as installed, tracked:
+    with contextlib.ExitStack() as installed, tracked, _interrupts() as interrupted:
         installed.enter_context(attention(config, model, settings))
         upcoming = batches.iterate(state.step * parts)
         try:
             while state.step < config.steps:
+                if interrupted():
+                    raise KeyboardInterrupt
                 started = time.monotonic()
                 loss = 0.0
                 for _ in range(parts):
@@ -224,6 +229,27 @@ def validate(objective: Objective, transformer: Any, batches: Batches, device: t
     )  # fmt: skip
 
 
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Ctrl+C waits for the end of a step, so that what is saved is whole; a second one does not wait."""
+    asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
@@ -260,8 +286,16 @@ def _forget_later_steps(log: Path, step: int) -> None:
     """Take out of the log what a run that was cut off had done beyond its last checkpoint: it will be done again."""
     if log.is_file():
         lines = log.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        kept = [line for line in lines if 0 < _step_of(line) <= step]
         publish(log, lambda partial: _write_lines(partial, kept), overwrite=True)
+
+
+def _step_of(line: str) -> int:
+    """The step of a line of the log; 0 for one that is torn."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 0
 
 
 def _write_lines(path: Path, lines: list[str]) -> None:

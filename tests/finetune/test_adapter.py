@@ -17,7 +17,7 @@ from radial import ModelError, RequestError
 from radial.adapter_settings import AdapterSettings, read_adapter_settings
 from radial.adapters import load_loras
 from radial.pipeline import generate
-from radial.request import Lora, make_request
+from radial.request import Lora, make_request, parse_lora
 from radial_finetune.adapter import add_adapter, convert_names, export_state, write_adapter
 from radial_finetune.config import make_config
 from radial_finetune.merge import merge
@@ -143,8 +143,26 @@ def test_a_longer_clip_takes_the_models_own_adapter() -> None:
     settings = read_adapter_settings(radial.adapter_settings.adapter_file("bundled:tiny-long"))
     assert settings is not None
     assert (settings.base_model, settings.target_frames, settings.native_frames) == ("tiny", 129, 33)
+    assert parse_lora("bundled:tiny-long:0.5") == {"path": "bundled:tiny-long", "weight": 0.5}
+    assert parse_lora("bundled:tiny-long") == {"path": "bundled:tiny-long"}
+    with pytest.raises(ModelError, match="names no adapter that comes with the package"):
+        make_request(prompt="a", loras=[{"path": "bundled:../../tiny/vae/x"}]).resolve()
+    assert make_request(prompt="a", num_frames=34, snap=True).resolve().loras == ()  # 33 are native
+    assert make_request(prompt="a", num_frames=128, snap=True).resolve().loras
     with pytest.raises(ModelError, match="no LoRA file"):
         radial.load(make_request(prompt="a", loras=[{"path": "bundled:none"}]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("target_frames", "129"), ("dense_steps", [1]), ("decay", "big"), ("attention", "foo"), ("block_size", 7),
+     ("target_frames", 100_000_001), ("flow_shift", float("nan")), ("riflex", 1)],
+)  # fmt: skip
+def test_what_a_file_says_of_itself_is_checked(name: str, value: object, tmp_path: Path) -> None:
+    state = {"transformer.blocks.0.attn1.to_q.lora_A.weight": torch.zeros(4, 64)}
+    file = write_adapter(tmp_path / "odd.safetensors", state, {name: value})
+    with pytest.raises(ModelError, match=rf"odd\.safetensors says {name} = "):
+        make_request(prompt="a", loras=[{"path": str(file)}]).resolve()
 
 
 def test_merged_weights_do_what_the_adapter_did(wan_folder: Path, cache: Path, tmp_path: Path) -> None:

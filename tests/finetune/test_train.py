@@ -17,7 +17,7 @@ import torch
 from clip_files import CUT
 from safetensors.torch import load_file
 
-from radial import GenerationError, OutputError, RequestError
+from radial import GenerationError, ModelError, OutputError, RequestError
 from radial.adapter_settings import read_adapter_settings
 from radial.loading import LoadedModel
 from radial.pipeline import generate
@@ -236,6 +236,78 @@ def test_checkpoints_in_host_memory_change_nothing(config: dict[str, Any], tmp_p
     for name, state in states.items():
         assert all(torch.allclose(state[key], states["none"][key], atol=1e-6) for key in state), name
     assert all(torch.equal(states["kept"][key], states["offloaded"][key]) for key in states["kept"])
+
+
+def test_offloaded_checkpoints_leave_the_device(wan: Any) -> None:
+    """Of what enters the blocks, only copies are kept: the tensors themselves are gone before the backward pass."""
+    import gc
+    import weakref
+
+    from radial_finetune.activations import offloaded_checkpoint
+
+    transformer = wan.transformer
+    add_adapter(transformer, WanObjective, 4, 4, "all")
+    alive: dict[str, int] = {}
+    for kind, function in (("kept", None), ("offloaded", offloaded_checkpoint)):
+        transformer.enable_gradient_checkpointing(*([function] if function else []))
+        transformer.train()
+        entered: list[Any] = []
+        hooks = [
+            block.register_forward_pre_hook(lambda module, args, seen=entered: seen.append(weakref.ref(args[0])))
+            for block in transformer.blocks
+        ]
+        loss = transformer(
+            hidden_states=torch.randn(1, 16, 3, 4, 4), timestep=torch.tensor([500.0]),
+            encoder_hidden_states=torch.randn(1, 4, 32), return_dict=False,
+        )[0].sum()  # fmt: skip
+        gc.collect()
+        alive[kind] = sum(reference() is not None for reference in entered)
+        loss.backward()
+        for hook in hooks:
+            hook.remove()
+    assert alive == {"kept": 3, "offloaded": 0}
+
+
+def test_a_torn_checkpoint_is_passed_over(config: dict[str, Any]) -> None:
+    """A disk that lost what it had promised: the run goes on from the checkpoint before."""
+    config["lr_scheduler"] = "constant"
+    finetune(make_config(**config))
+    output = Path(config["output"])
+    whole = adapter_of(config)
+    (output / "step-000006" / "run.json").write_text("")
+    (output / ".000004-00-9.ab12cd34.partial.mp4").write_text("")
+    seen: list[int] = []
+    finetune(make_config(**config), resume=True, on_step=lambda p: seen.append(p.step))
+    assert seen == [5, 6]
+    assert all(torch.equal(adapter_of(config)[key], whole[key]) for key in whole)
+    for checkpoint in checkpoints.list_checkpoints(output):
+        (checkpoint / "moments.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"none of the checkpoints in .* can be read, such as step-000006"):
+        finetune(make_config(**config), resume=True)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_its_log_anew(config: dict[str, Any]) -> None:
+    output = Path(config["output"])
+    output.mkdir()
+    (output / "log.jsonl").write_text('{"step": 1, "loss": 1}\n{"step": 2, "lo')
+    finetune(make_config(**config), resume=True)
+    log = [json.loads(line)["step"] for line in (output / "log.jsonl").read_text().splitlines()]
+    assert log == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_decides_a_run_cannot_change(config: dict[str, Any], data: Path, model: LoadedModel) -> None:
+    finetune(make_config(**config | {"steps": 2}))
+    with pytest.raises(RequestError, match="steps was 2 and is 4"):  # a rate that falls depends on them
+        finetune(make_config(**config | {"steps": 4}), resume=True)
+    index = json.loads((Path(config["data"]) / "index.json").read_text())
+    changed = json.dumps(index | {"clips": index["clips"][::-1]})
+    whole = (Path(config["data"]) / "index.json").read_text()
+    try:
+        (Path(config["data"]) / "index.json").write_text(changed)
+        with pytest.raises(RequestError, match="is of another run: cache was"):
+            finetune(make_config(**config | {"steps": 2}), resume=True)
+    finally:
+        (Path(config["data"]) / "index.json").write_text(whole)
 
 
 def test_a_base_of_8_bit_trains(config: dict[str, Any]) -> None:
@@ -504,6 +576,7 @@ def radial_pattern() -> Any:
 
 
 def test_a_full_disk_harms_no_checkpoint(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    config["lr_scheduler"] = "constant"
     finetune(make_config(**config | {"steps": 2}))
     output = Path(config["output"])
     (before,) = checkpoints.list_checkpoints(output)

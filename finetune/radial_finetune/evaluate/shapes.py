@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from radial.attention import apply, transformers_of
 from radial.errors import GenerationError
 from radial.loading import LoadedModel
+from radial.pipeline import replaced, scheduler_for
 from radial.positions import riflex
 from radial.request import GenerationRequest
 from radial_finetune.clips import Frames
@@ -100,6 +101,7 @@ def generate_clips(
     for start in range(0, len(prompts), batch_size):
         part = list(prompts[start : start + batch_size])
         with contextlib.ExitStack() as stack:
+            stack.enter_context(replaced(model.pipe, scheduler=scheduler_for(model.pipe, request)))
             if request.attention == "radial":
                 stack.enter_context(apply(model.pipe, pattern=pattern, schedule=schedule, block_size=block_size))
             if request.riflex:
