@@ -9,6 +9,8 @@ Shapes: B batch, C channels, F latent frames, H, W latent height and width, L te
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -25,7 +27,7 @@ _JOINT = r"(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(ABC):
     """A family's conventions.
 
     Attributes:
@@ -40,21 +42,21 @@ class Objective:
     layers: ClassVar[dict[str, str]] = {}
     norms: ClassVar[dict[str, str]] = {"self": r".*\.norm_[qk]", "all": r".*\.norm(_added)?_[qk]"}
 
+    @abstractmethod
     def encode_latents(self, pixels_BCFHW: Tensor) -> Tensor:
         """Latents as the transformer sees them, of pixels in -1..1."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode_text(self, captions: list[str]) -> list[Text]:
         """What the pipeline tells the transformer of each caption, at the length that generation uses."""
-        raise NotImplementedError
 
     def stack_text(self, texts: list[Text]) -> Text:
         """A batch of what :meth:`encode_text` gave."""
         return {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
 
+    @abstractmethod
     def predict(self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor) -> Tensor:
         """The velocity from clip to noise, e - x, that the transformer predicts."""
-        raise NotImplementedError
 
     def prompt_arguments(self, text: Text, negative: Text) -> dict[str, Tensor]:
         """Arguments by which the pipeline takes texts that are encoded already."""
@@ -164,7 +166,7 @@ class MochiObjective(Objective):
         )[0]  # fmt: skip
 
 
-_OBJECTIVES = {
+_OBJECTIVES: dict[str, Callable[[Any, ModelSpec], Objective]] = {
     "WanTransformer3DModel": WanObjective,
     "HunyuanVideoTransformer3DModel": HunyuanVideoObjective,
     "MochiTransformer3DModel": MochiObjective,

@@ -195,7 +195,6 @@ def test_every_option_at_once_goes_on_bit_for_bit(
     config: dict[str, Any], two_lengths: Path, tmp_path: Path, wan_folder: Path
 ) -> None:
     """A curriculum over two lengths with replay, RIFLEx, norms, an optimizer of 8 bit, checkpoints in host memory."""
-    pytest.importorskip("torchao", reason="moments of 8 bit are torchao's")
     both = [config | EVERYTHING | {"data": str(two_lengths), "output": str(tmp_path / name)} for name in ("a", "b")]
     adapter = finetune(make_config(**both[0]))
     with pytest.raises(RuntimeError, match="power cut"):
@@ -471,7 +470,6 @@ def test_losses_that_are_no_numbers_stop_the_run(config: dict[str, Any], monkeyp
 
 
 def test_a_run_shows_clips_and_numbers_as_it_goes(config: dict[str, Any]) -> None:
-    pytest.importorskip("tensorboard", reason="TensorBoard is in the train extra")
     prompts = ["a red circle", "<script>alert(1)</script>"]
     settings = config | {"sample_every": 3, "sample_prompts": prompts, "sample_frames": [5, 9], "sample_steps": 1}
     del settings["trackers"]  # TensorBoard, since it is installed
