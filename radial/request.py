@@ -54,7 +54,7 @@ class GenerationRequest(BaseModel):
     extend: str | None = None
     image_fit: Literal["crop", "pad", "stretch"] = "crop"
     snap: bool = False
-    riflex: bool = False
+    riflex: bool | None = None
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] = -1
     num_videos: Annotated[int, Field(ge=1, le=1000)] = 1
     attention: Literal["radial", "dense"] | None = None
@@ -128,14 +128,13 @@ class GenerationRequest(BaseModel):
             "dense_layers": schedule.dense_layers if tuned.dense_layers is None else tuned.dense_layers,
             "dense_steps": self._dense_steps(spec, steps, tuned, schedule),
             "flow_shift": tuned.flow_shift,
+            "riflex": tuned.riflex,
             "dense_last_steps": schedule.dense_last_steps,
             "block_size": tuned.block_size or spec.block_size,
         }
         filled: dict[str, Any] = {name: value for name, value in open_fields.items() if getattr(self, name) is None}
         if self.seed < 0:
             filled["seed"] = secrets.randbelow(2**31)
-        if tuned.riflex:
-            filled["riflex"] = True
         resolved = self.model_copy(update=filled)
         if self.snap:
             size = (resolved.clip_height, resolved.clip_width, resolved.clip_frames)

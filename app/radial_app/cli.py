@@ -161,8 +161,8 @@ def generate(
     ] = "crop",
     snap: Annotated[bool, typer.Option("--snap", help="Take the nearest size that the model can make.")] = False,
     riflex: Annotated[
-        bool, typer.Option("--riflex", help="Slow one temporal frequency, against repetition in longer clips.")
-    ] = False,
+        bool | None, typer.Option(help="Slow one temporal frequency, against repetition in longer clips.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same clip; -1 draws one and records it.")] = -1,
     num_videos: Annotated[int, typer.Option(help="How many clips, their seeds counting up.")] = 1,
     attention: Annotated[

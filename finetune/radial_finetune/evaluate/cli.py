@@ -101,7 +101,7 @@ def shapes(
     lora: Loras = None,
     long_adapter: Annotated[bool, typer.Option(help="Use the model's own adapter for longer clips.")] = True,
     attention: Annotated[list[str] | None, typer.Option(help="radial, dense or, repeated, both.")] = None,
-    riflex: Annotated[bool, typer.Option("--riflex", help="Slow one temporal frequency.")] = False,
+    riflex: Annotated[bool | None, typer.Option(help="Slow one temporal frequency.")] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts with one figure, and as many with two.")] = 64,
     seeds: Annotated[int, typer.Option(min=1, help="Clips of each prompt.")] = 1,
     guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompt.")] = None,
