@@ -26,11 +26,30 @@ def check_output(path: Path, suffix: str, *, overwrite: bool) -> None:
         raise RequestError(f"{path} is a folder; give a file name")
     if path.exists() and not overwrite:
         raise RequestError(f"{path} exists; pass --overwrite or another --output")
-    folder = path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
+    folder = existing_folder(path.absolute().parent)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {path}: {folder} is not a folder that can be written")
+
+
+def existing_folder(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def publish_text(path: Path, text: str) -> None:
+    """Write text under a temporary name, then put it in the place of what was there.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+
+    def write(partial: Path) -> None:
+        partial.write_text(text, encoding="utf-8")
+
+    publish(path, write, overwrite=True)
 
 
 def publish(path: Path, write: Callable[[Path], None], *, overwrite: bool) -> None:

@@ -77,12 +77,16 @@ class ModelSpec:
         """Pattern and schedule for a length; dense steps keep their share when there are fewer steps."""
         longer = num_frames > self.native_frames
         pattern, schedule = (self.long_pattern, self.long_schedule) if longer else (self.pattern, self.schedule)
-        share = num_inference_steps / self.num_inference_steps
         first, last = (
-            max(1, round(steps * share)) if steps and num_inference_steps > 1 else 0
-            for steps in (schedule.dense_steps, schedule.dense_last_steps)
+            self.dense_share(steps, num_inference_steps) for steps in (schedule.dense_steps, schedule.dense_last_steps)
         )
         return pattern, replace(schedule, dense_steps=first, dense_last_steps=last)
+
+    def dense_share(self, dense_steps: int, num_inference_steps: int) -> int:
+        """Of that many steps, as many dense ones as ``dense_steps`` are of the model's own number; at least one."""
+        if not dense_steps or num_inference_steps <= 1:
+            return 0
+        return max(1, round(dense_steps * (num_inference_steps / self.num_inference_steps)))
 
     def check_size(self, height: int, width: int, num_frames: int) -> None:
         """Raise RequestError, naming the nearest legal values, for a clip the model's autoencoder cannot make."""

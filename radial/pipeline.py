@@ -132,7 +132,11 @@ def _generate_one(request: GenerationRequest, model: LoadedModel, on_event: OnEv
     radial: RadialAttention | None = None
     watch.begin("encode")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(replaced(pipe, scheduler=scheduler_for(pipe, request), guider=_guider(pipe, request)))
+        stack.enter_context(
+            replaced(
+                pipe, scheduler=scheduler_for(pipe, request.sampler, request.flow_shift), guider=_guider(pipe, request)
+            )
+        )
         if request.attention == "radial":
             radial = stack.enter_context(apply(pipe, pattern=pattern, schedule=schedule, block_size=block_size))
         if request.riflex:
@@ -211,17 +215,17 @@ def _as_array(frames: Any) -> Any:
     return clip if isinstance(clip, np.ndarray) else np.stack([np.asarray(frame, dtype="float32") for frame in clip])
 
 
-def scheduler_for(pipe: Any, request: GenerationRequest) -> Any:
-    """The scheduler that a request asks for; the model's own where it asks for none."""
-    if request.sampler == "model" and request.flow_shift is None:
+def scheduler_for(pipe: Any, sampler: str, flow_shift: float | None) -> Any:
+    """The scheduler of a request's sampler and shift; the model's own where it asks for neither."""
+    if sampler == "model" and flow_shift is None:
         return pipe.scheduler
     import diffusers
 
     kinds = {"euler": "FlowMatchEulerDiscreteScheduler", "unipc": "UniPCMultistepScheduler"}
-    kind = getattr(diffusers, kinds[request.sampler]) if request.sampler in kinds else type(pipe.scheduler)
+    kind = getattr(diffusers, kinds[sampler]) if sampler in kinds else type(pipe.scheduler)
     changes: dict[str, Any] = {}
-    if request.flow_shift is not None:
-        changes["shift" if kind is diffusers.FlowMatchEulerDiscreteScheduler else "flow_shift"] = request.flow_shift
+    if flow_shift is not None:
+        changes["shift" if kind is diffusers.FlowMatchEulerDiscreteScheduler else "flow_shift"] = flow_shift
         changes["use_dynamic_shifting"] = False
     if kind is diffusers.UniPCMultistepScheduler:
         changes |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True}

@@ -126,7 +126,9 @@ class GenerationRequest(BaseModel):
             "attention": tuned.attention or "radial",
             "decay": tuned.decay or pattern.decay,
             "dense_layers": schedule.dense_layers if tuned.dense_layers is None else tuned.dense_layers,
-            "dense_steps": self._dense_steps(spec, steps, tuned, schedule),
+            "dense_steps": schedule.dense_steps
+            if tuned.dense_steps is None
+            else spec.dense_share(tuned.dense_steps, steps),
             "flow_shift": tuned.flow_shift,
             "riflex": tuned.riflex,
             "dense_last_steps": schedule.dense_last_steps,
@@ -153,13 +155,6 @@ class GenerationRequest(BaseModel):
     def _wants_long_adapter(self, spec: ModelSpec) -> bool:
         beyond = (self.num_frames or spec.num_frames) > spec.native_frames
         return self.long_adapter and spec.long_adapter is not None and beyond and not self.loras
-
-    @staticmethod
-    def _dense_steps(spec: ModelSpec, steps: int, tuned: AdapterSettings, schedule: Schedule) -> int:
-        """As tuned, by the share that it is of the model's own number of steps."""
-        if not tuned.dense_steps:
-            return schedule.dense_steps if tuned.dense_steps is None else 0
-        return max(1, round(tuned.dense_steps * steps / spec.num_inference_steps)) if steps > 1 else 0
 
     @property
     def starts_from_image(self) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from radial.errors import RequestError
-from radial.files import publish
+from radial.files import publish, publish_text
 from radial_finetune.clips import Bucket, Frames
 
 VERSION = 2
@@ -181,12 +181,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], *, overwrite: bool) ->
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False)
-
-    def write(partial: Path) -> None:
-        partial.write_text(text, encoding="utf-8")
-
-    publish(path, write, overwrite=True)
+    publish_text(path, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def stack_latents(latents: list[Tensor]) -> Tensor:

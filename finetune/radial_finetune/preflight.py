@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from radial.errors import RequestError
+from radial.files import existing_folder
 from radial.grid import TokenGrid
 from radial.pattern import RadialPattern
 from radial.plan import BlockPlan
@@ -87,7 +88,7 @@ def check(
     Raises:
         RequestError: with the settings, or the length, that would fit.
     """
-    free = shutil.disk_usage(_existing(Path(config.output))).free
+    free = shutil.disk_usage(existing_folder(Path(config.output))).free
     if needed.disk > free:
         raise RequestError(
             f"checkpoints need {needed.disk / 1e9:.1f} GB, and {config.output} has {free / 1e9:.1f} GB free; "
@@ -197,10 +198,3 @@ def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
         float(b[0, 0])  # waits for the device
         best = min(best, time.perf_counter() - started)
     return 2 * side**3 / best
-
-
-def _existing(folder: Path) -> Path:
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder

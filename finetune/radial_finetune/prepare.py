@@ -291,11 +291,11 @@ def _five_frames(frames: Frames) -> Frames:
 def _draw_report(
     out: Path, report: Report, clips: tuple[CachedClip, ...], cut: Cut, thumbnails: list[tuple[str, Any]]
 ) -> None:
+    from radial.drawing import write_png
     from radial.files import publish
     from radial_finetune.pictures import contact_sheet, draw_cache
 
-    sheet = contact_sheet(thumbnails)
-    publish(out / "sheet.png", lambda partial: sheet.save(partial, optimize=True), overwrite=True)
+    write_png(contact_sheet(thumbnails), out / "sheet.png", overwrite=True)
     publish(
         out / "report.png", lambda partial: draw_cache(report.buckets, report.dropped, clips, cut.fps, partial),
         overwrite=True,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from radial.files import publish
+from radial.files import publish_text
 from radial.loading import LoadedModel
 from radial.video import Video
 from radial_finetune.objective import Objective, Text
@@ -90,11 +90,7 @@ def write_page(folder: Path, prompts: Sequence[str]) -> Path:
         body += f"<tr><th scope=row><p>{prompt}</p><small>{length} frames</small></th>{cells}</tr>\n"
     page = _PAGE.format(head=head, body=body, losses=_losses(folder.parent / "log.jsonl"))
     path = folder / "index.html"
-
-    def write(partial: Path) -> None:
-        partial.write_text(page, encoding="utf-8")
-
-    publish(path, write, overwrite=True)
+    publish_text(path, page)
     return path
 
 

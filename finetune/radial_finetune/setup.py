@@ -136,25 +136,19 @@ def attention(
     that are not."""
     with contextlib.ExitStack() as stack:
         if config.attention == "radial":
-            steps = _dense_steps(config, model, settings) if pipe is not None else 0
+            taken = config.sample_steps or model.spec.num_inference_steps
+            steps = model.spec.dense_share(settings.dense_steps or 0, taken) if pipe is not None else 0
             stack.enter_context(
                 radial.apply(
                     model.pipe.transformer if pipe is None else pipe, pattern=pattern_of(model, settings),
-                    schedule=Schedule(settings.dense_layers or 0, steps or 0), block_size=settings.block_size or 128,
+                    schedule=Schedule(settings.dense_layers or 0, steps), block_size=settings.block_size or 128,
                 )
             )  # fmt: skip
         if pipe is not None and settings.flow_shift is not None:
-            request = make_request(prompt="sample", flow_shift=settings.flow_shift)
-            stack.enter_context(replaced(pipe, scheduler=scheduler_for(pipe, request)))
+            stack.enter_context(replaced(pipe, scheduler=scheduler_for(pipe, "model", settings.flow_shift)))
         if config.riflex:
             stack.enter_context(riflex([model.pipe.transformer], model.spec.riflex_period or 1.0))
         yield
-
-
-def _dense_steps(config: FinetuneConfig, model: LoadedModel, settings: AdapterSettings) -> int:
-    """Of the steps that samples take, the share that generation keeps dense."""
-    own = model.spec.num_inference_steps
-    return round((settings.dense_steps or 0) * (config.sample_steps or own) / own)
 
 
 def grid_of(objective: Objective, bucket: Bucket) -> radial.TokenGrid:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from radial.adapter_settings import AdapterSettings
 from radial.errors import GenerationError, RequestError
-from radial.files import publish
+from radial.files import publish_text
 from radial.loading import LoadedModel
 from radial_finetune.adapter import export_state, write_adapter
 from radial_finetune.batches import Batch, Batches
@@ -287,7 +287,7 @@ def _forget_later_steps(log: Path, step: int) -> None:
     if log.is_file():
         lines = log.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if 0 < _step_of(line) <= step]
-        publish(log, lambda partial: _write_lines(partial, kept), overwrite=True)
+        publish_text(log, "".join(f"{line}\n" for line in kept))
 
 
 def _step_of(line: str) -> int:
@@ -296,10 +296,6 @@ def _step_of(line: str) -> int:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return 0
-
-
-def _write_lines(path: Path, lines: list[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _log(output: Path, progress: Progress, norm: float, tracked: Trackers) -> None:

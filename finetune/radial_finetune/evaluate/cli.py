@@ -50,7 +50,7 @@ def clips(
             for name, v in found.items()
         }
         _write(out, "clips", found)
-        _plot(out / "clips.png", lambda path: _draw_curves(curves, list(TITLES.values()), path, "second"))
+        _plot(out / "clips.png", curves, list(TITLES.values()), "second")
 
 
 @app.command()
@@ -89,7 +89,7 @@ def attention(
         values = {"psnr": result.psnr, "ssim": result.ssim, "attention_error": result.attention_error}
         _write(out, "attention", values | {"request": request.model_dump(mode="json")})
         curve = {"attention": [(np.arange(len(by_step)), np.array(by_step))]}
-        _plot(out / "attention.png", lambda path: _draw_curves(curve, ["relative error of attention"], path, "step"))
+        _plot(out / "attention.png", curve, ["relative error of attention"], "step")
         for name, frames in (("dense", result.dense), ("radial", result.radial)):
             Video(frames, request.fps or 16).write(out / f"{name}.mp4", overwrite=True)
 
@@ -112,6 +112,8 @@ def shapes(
     out: Out = None,
 ) -> None:
     """What a model makes of prompts from the shapes world, against ground truth over the whole clip."""
+    from radial.drawing import write_png
+    from radial.files import publish_text
     from radial.loading import load
     from radial.request import make_request
     from radial_finetune.evaluate import shapes as world
@@ -149,8 +151,8 @@ def shapes(
     if out is not None:
         values = {name: {m: list(v) for m, v in r.values.items()} | {"misses": r.misses} for name, r in results.items()}
         _write(out, "shapes", {"request": request.model_dump(mode="json"), "values": values})
-        (out / "shapes.md").write_text(world.to_markdown(results, measures), encoding="utf-8")
-        contact_sheet(sheet[:: max(1, len(sheet) // 24)][:24]).save(out / "shapes.png", optimize=True)
+        publish_text(out / "shapes.md", world.to_markdown(results, measures))
+        write_png(contact_sheet(sheet[:: max(1, len(sheet) // 24)][:24]), out / "shapes.png", overwrite=True)
 
 
 def _print_table(corner: str, columns: dict[str, dict[str, str]]) -> None:
@@ -190,13 +192,8 @@ def _write(out: Path, name: str, values: Any) -> None:
     stderr.print(f"written to {out}", highlight=False)
 
 
-def _draw_curves(curves: Any, titles: list[str], path: Path, across: str) -> None:
+def _plot(path: Path, curves: Any, titles: list[str], across: str) -> None:
+    from radial.files import publish
     from radial_finetune.pictures import draw_curves
 
-    draw_curves(curves, titles, path, across)
-
-
-def _plot(path: Path, draw: Any) -> None:
-    from radial.files import publish
-
-    publish(path, draw, overwrite=True)
+    publish(path, lambda partial: draw_curves(curves, titles, partial, across), overwrite=True)

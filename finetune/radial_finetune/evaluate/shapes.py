@@ -101,7 +101,8 @@ def generate_clips(
     for start in range(0, len(prompts), batch_size):
         part = list(prompts[start : start + batch_size])
         with contextlib.ExitStack() as stack:
-            stack.enter_context(replaced(model.pipe, scheduler=scheduler_for(model.pipe, request)))
+            scheduler = scheduler_for(model.pipe, request.sampler, request.flow_shift)
+            stack.enter_context(replaced(model.pipe, scheduler=scheduler))
             if request.attention == "radial":
                 stack.enter_context(apply(model.pipe, pattern=pattern, schedule=schedule, block_size=block_size))
             if request.riflex:
