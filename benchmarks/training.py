@@ -93,6 +93,7 @@ def build(options: argparse.Namespace) -> Any:
     add_adapter(transformer, OBJECTIVE, rank=128, alpha=128, layers="all")
     transformer.enable_gradient_checkpointing(*([offloaded_checkpoint] if options.offload else []))
     if options.compile:
+        torch._dynamo.config.recompile_limit = 64  # blocks compile anew whenever radial attention comes in again
         transformer.compile_repeated_blocks(dynamic=False)
     return transformer.train()
 

@@ -87,9 +87,9 @@ def _redirect(function: Callable[..., Any], attend: Callable[..., Tensor]) -> Ca
         raise ModelError(f"{function.__qualname__} computes attention in a way that radial attention cannot replace")
     # Without __name__, torch.compile takes the globals as they are instead of looking the module up.
     own_globals = {name: value for name, value in function.__globals__.items() if name != "__name__"} | replaced
-    return types.FunctionType(
-        function.__code__, own_globals, function.__name__, function.__defaults__, function.__closure__
-    )
+    # A code object of its own: torch.compile keeps what it made of one with the globals it first ran with.
+    code = function.__code__.replace()
+    return types.FunctionType(code, own_globals, function.__name__, function.__defaults__, function.__closure__)
 
 
 def _names(code: types.CodeType) -> list[str]:

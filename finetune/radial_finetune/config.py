@@ -42,7 +42,8 @@ class FinetuneConfig(BaseModel):
         attention, decay, dense_layers, block_size: as in generation; open ones take the model's preset for the length.
         gradient_checkpointing, offload_checkpoints: keep what enters each block, on the device or in the host's memory,
             and compute the rest again.
-        base_precision: ``float8`` keeps the frozen weights in 8 bit, and widens each layer's as it is used.
+        base_precision: ``float8`` keeps the frozen weights in 8 bit, and widens each layer's as it is used. Not with
+            compile.
         compile: compile the transformer's blocks; pays off after some minutes of training.
         held_out: clips kept for validation, spread over the cache.
         sample_prompts: prompts of the clips that are made every ``sample_every`` steps, at the native and at the target
@@ -107,6 +108,11 @@ class FinetuneConfig(BaseModel):
             raise ValueError("replay needs a curriculum of two stages or more: it repeats the first one's length")
         if self.offload_checkpoints and not self.gradient_checkpointing:
             raise ValueError("offload_checkpoints needs gradient_checkpointing = true")
+        if self.compile and self.base_precision == "float8" and self.gradient_checkpointing:
+            raise ValueError(
+                'compile does not go with base_precision = "float8": compiled blocks keep the narrow weights where '
+                'computing them again finds the wide ones; leave one out'
+            )
         if self.sample_every and not self.sample_prompts:
             raise ValueError("sample_every needs sample_prompts")
         return self

@@ -59,6 +59,8 @@ def test_settings_are_checked_whole(tmp_path: Path) -> None:
         make_config(data="", output="", replay=0.1)
     with pytest.raises(RequestError, match=r"^offload_checkpoints needs gradient_checkpointing"):
         make_config(data="", output="", offload_checkpoints=True, gradient_checkpointing=False)
+    with pytest.raises(RequestError, match=r"^compile does not go with base_precision"):
+        make_config(data="", output="", compile=True, base_precision="float8")
 
 
 def test_learning_rates() -> None:

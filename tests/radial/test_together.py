@@ -53,6 +53,19 @@ def test_compiled_blocks_have_no_graph_break(wan: Any, sparse: torch.Tensor, fir
             assert torch.allclose(run(wan), eager, atol=1e-4)  # once dense, once radial, whatever the layer and step
 
 
+def test_compiled_blocks_with_a_graph_break(wan: Any) -> None:
+    """Dense and radial layers that something else breaks up, such as a hook, go on each with its own attention."""
+    schedule = Schedule(dense_layers=1)
+    with radial.apply(wan, pattern=SPARSE, block_size=16, schedule=schedule):
+        eager = run(wan)
+    torch._dynamo.reset()
+    for block in wan.transformer.blocks:
+        block.attn1.to_q.register_forward_hook(lambda *_: torch._dynamo.graph_break())
+    wan.transformer.compile_repeated_blocks()
+    with radial.apply(wan, pattern=SPARSE, block_size=16, schedule=schedule):
+        assert torch.allclose(run(wan), eager, atol=1e-4)
+
+
 CACHES: dict[str, Callable[[Any], Any]] = {
     "first block": lambda pipe: FirstBlockCacheConfig(threshold=0.2),
     "mag": lambda pipe: MagCacheConfig(num_inference_steps=STEPS, mag_ratios=torch.ones(STEPS)),
