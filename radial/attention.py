@@ -40,7 +40,7 @@ class AttentionContext:
         self.step, self.num_steps = 0, 1
         self._masks_padding = False
         self._last_timestep: float | None = None
-        self._computed = self._total = 0.0
+        self.computed = self.total = 0.0  # layer calls, by what they computed, and all
 
     def begin_call(self, family: Family, transformer: nn.Module, call: Call) -> None:
         """Note grids and step of a transformer call, and count what its attention will compute.
@@ -60,8 +60,8 @@ class AttentionContext:
         for layer, attention in family.self_attentions(transformer):
             dense = self.schedule.is_dense(layer, self.step, self.num_steps)
             attention.processor.radial_dense = dense  # type: ignore[union-attr]
-            self._computed += 1.0 if dense else density
-            self._total += 1.0
+            self.computed += 1.0 if dense else density
+            self.total += 1.0
 
     def _locate(self, timestep: float) -> None:
         """Find the step: from the scheduler's timesteps where there is one, else by watching the timestep fall."""
@@ -127,7 +127,7 @@ class AttentionContext:
     @property
     def computed_share(self) -> float:
         """Share of all attention since installation that was computed; 1.0 before the first call."""
-        return self._computed / self._total if self._total else 1.0
+        return self.computed / self.total if self.total else 1.0
 
 
 class RadialAttention:
@@ -160,6 +160,16 @@ class RadialAttention:
     def computed_share(self) -> float:
         """Share of all attention since installation that was computed."""
         return self.context.computed_share
+
+    @property
+    def counted(self) -> tuple[float, float]:
+        """Layer calls since installation, by the share of attention that they computed, and all of them. Set it to go
+        on counting from an earlier installation."""
+        return self.context.computed, self.context.total
+
+    @counted.setter
+    def counted(self, value: tuple[float, float]) -> None:
+        self.context.computed, self.context.total = value
 
     @property
     def head_dim(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import platform
 import time
@@ -22,6 +23,7 @@ from radial.images import Frames, fit_frames, fit_image, read_clip, read_image
 from radial.loading import LoadedModel, fingerprint, load, quiet
 from radial.positions import riflex
 from radial.request import GenerationRequest
+from radial.resume import OnStep, Snapshot, following
 from radial.video import Video
 
 Stage = Literal["load", "encode", "denoise", "decode"]
@@ -47,6 +49,8 @@ def generate(
     *,
     model: LoadedModel | None = None,
     on_event: OnEvent = lambda event: None,
+    on_step: OnStep | None = None,
+    snapshot: Snapshot | None = None,
 ) -> Iterator[Video]:
     """Generate the request's videos, one after the other, seeds counting up from the request's.
 
@@ -54,6 +58,9 @@ def generate(
         request: what to make; open fields are resolved here.
         model: a model loaded before, to save loading it again.
         on_event: told about every stage and step.
+        on_step: told about every denoising step of pipelines that can go on from one; it may take a snapshot, end the
+            clip early or raise.
+        snapshot: where the first video goes on; of the same request and model, or the run starts anew.
 
     Raises:
         RequestError: a value is out of place; raised before anything is loaded.
@@ -66,17 +73,31 @@ def generate(
         model = load(request)
     for note in (*model.notes, *request.warnings(model.spec)):
         on_event(Event("load", note=note))
-    for index in range(request.num_videos):
-        # The receipt of one video repeats that video alone.
-        single = request.model_copy(update={"seed": request.seed + index, "num_videos": 1})
-        yield _generate_one(single, model, lambda event, index=index: on_event(replace(event, video=index)))  # type: ignore[misc]
+    for index, single in enumerate(request.singles()):
+        taken_up = snapshot if index == 0 and snapshot and snapshot.about == describe_run(single, model) else None
+
+        def tell(event: Event, index: int = index) -> None:
+            on_event(replace(event, video=index))
+
+        yield _generate_one(single, model, tell, on_step, taken_up)
+
+
+def describe_run(request: GenerationRequest, model: LoadedModel) -> str:
+    """What a snapshot of this run depends on, as a digest: the request, the weights, the device's kind."""
+    parts = (
+        request.model_dump_json(exclude={"device", "num_videos"}), model.fingerprint, model.loras, model.device.type,
+        str(model.dtype), type(model.pipe).__name__,
+    )  # fmt: skip
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 class _Watch:
     """Follows one run of a pipeline: tells the stages and steps, times them, and keeps the last good latents."""
 
-    def __init__(self, steps: int, on_event: OnEvent) -> None:
+    def __init__(self, steps: int, on_event: OnEvent, snapshot: Snapshot | None = None) -> None:
         self.steps, self.on_event = steps, on_event
+        self._done = snapshot.step if snapshot else 0
+        self._before = snapshot.seconds if snapshot else {}
         self.marks: dict[Stage, float] = {}
         self.latents: Tensor | None = None
         self._timesteps: list[float] = []
@@ -108,25 +129,32 @@ class _Watch:
                 self._end_step(len(self._timesteps) - 1)
 
     def _end_step(self, step: int) -> None:
-        self.on_event(Event("denoise", step, self.steps))
+        if step >= self._done:  # those before were done in an earlier run
+            self.on_event(Event("denoise", step, self.steps))
         if step == self.steps:
             self.begin("decode")
 
     def timings(self) -> dict[str, float]:
         ends = [*self.marks.values(), time.monotonic()]
-        return {stage: round(ends[i + 1] - ends[i], 3) for i, stage in enumerate(self.marks)}
+        return {
+            stage: round(ends[i + 1] - ends[i] + self._before.get(stage, 0.0), 3) for i, stage in enumerate(self.marks)
+        }
 
 
-def _generate_one(request: GenerationRequest, model: LoadedModel, on_event: OnEvent) -> Video:
+def _generate_one(
+    request: GenerationRequest, model: LoadedModel, on_event: OnEvent, on_step: OnStep | None, snapshot: Snapshot | None
+) -> Video:
     assert request.num_inference_steps is not None
     assert request.fps is not None
     pipe = model.pipe
-    watch = _Watch(request.num_inference_steps, on_event)
+    watch = _Watch(request.num_inference_steps, on_event, snapshot)
     size = (request.clip_height, request.clip_width)
     before = None
     if request.extend is not None:
         before = fit_frames(read_clip(Path(request.extend)), *size, request.image_fit)
-    arguments = _call_arguments(request, model, watch, before)
+    # On the CPU whatever the device, so that a seed means the same noise everywhere.
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+    arguments = _call_arguments(request, model, watch, before) | {"generator": generator}
     transformers = transformers_of(pipe)
     pattern, schedule, block_size = request.radial_settings(model.spec)
     radial: RadialAttention | None = None
@@ -145,6 +173,14 @@ def _generate_one(request: GenerationRequest, model: LoadedModel, on_event: OnEv
         for transformer in transformers:
             told = (lambda *_: watch.begin("denoise")) if steps_tell else watch.before_call
             stack.callback(transformer.register_forward_pre_hook(told, with_kwargs=not steps_tell).remove)
+        if on_step is not None or snapshot is not None:
+            about = describe_run(request, model)
+
+            def so_far() -> dict[str, Any]:
+                used = _attention_used(request, model, radial, snapshot)
+                return {"attention": used, "seconds": watch.timings(), "about": about}
+
+            stack.enter_context(following(pipe, transformers, generator, on_step, snapshot, radial, so_far))
         stack.enter_context(torch.inference_mode())
         stack.enter_context(quiet())
         try:
@@ -162,7 +198,8 @@ def _generate_one(request: GenerationRequest, model: LoadedModel, on_event: OnEv
     pixels = (frames * 255).round().clip(0, 255).astype("uint8")
     if before is not None:
         pixels = np.concatenate([before, pixels[1:]])  # the new clip's first frame is the old one's last
-    return Video(pixels, request.fps, _receipt(request, model, radial, watch.timings()))
+    attention = _attention_used(request, model, radial, snapshot)
+    return Video(pixels, request.fps, _receipt(request, model, attention, watch.timings()))
 
 
 def _call_arguments(
@@ -180,8 +217,6 @@ def _call_arguments(
         "guidance_scale_2": request.guidance_scale_2,
         "frame_rate": request.fps,
         "fps": request.fps,
-        # On the CPU whatever the device, so that a seed means the same noise everywhere.
-        "generator": torch.Generator("cpu").manual_seed(request.seed),
         "max_sequence_length": model.spec.max_sequence_length,
         "callback_on_step_end": watch.after_step,
         "output_type": "np",
@@ -251,28 +286,37 @@ def replaced(pipe: Any, **parts: Any) -> Iterator[None]:
             setattr(pipe, name, part)
 
 
+def _attention_used(
+    request: GenerationRequest, model: LoadedModel, radial: RadialAttention | None, snapshot: Snapshot | None
+) -> dict[str, Any]:
+    """What a receipt says of attention."""
+    attention: dict[str, Any] = {"kind": request.attention, "computed_share": 1.0}
+    if radial is None:
+        return attention
+    if radial.plan is None:  # no step of the transformer was left
+        return snapshot.attention if snapshot else attention
+    from radial_kernels.block_sparse import choose_backend
+
+    like_queries = torch.empty(1, 1, 1, radial.head_dim, device=model.device, dtype=model.dtype)
+    return attention | {
+        "computed_share": round(radial.computed_share, 4),
+        "density": round(radial.plan.density, 4),
+        "variant": radial.plan.pattern.variant,
+        "decay": radial.plan.pattern.decay,
+        "sink_frames": radial.plan.pattern.sink_frames,
+        "skip_width": radial.plan.pattern.skip_width,
+        "block_size": radial.plan.block_size,
+        "backend": choose_backend(like_queries, block_size=radial.plan.block_size),
+    }
+
+
 def _receipt(
-    request: GenerationRequest, model: LoadedModel, radial: RadialAttention | None, timings: dict[str, float]
+    request: GenerationRequest, model: LoadedModel, attention: dict[str, Any], timings: dict[str, float]
 ) -> dict[str, Any]:
     """Everything needed to make the clip again, and what making it took."""
     import diffusers
     import transformers
 
-    attention: dict[str, Any] = {"kind": request.attention, "computed_share": 1.0}
-    if radial is not None and radial.plan is not None:
-        from radial_kernels.block_sparse import choose_backend
-
-        like_queries = torch.empty(1, 1, 1, radial.head_dim, device=model.device, dtype=model.dtype)
-        attention |= {
-            "computed_share": round(radial.computed_share, 4),
-            "density": round(radial.plan.density, 4),
-            "variant": radial.plan.pattern.variant,
-            "decay": radial.plan.pattern.decay,
-            "sink_frames": radial.plan.pattern.sink_frames,
-            "skip_width": radial.plan.pattern.skip_width,
-            "block_size": radial.plan.block_size,
-            "backend": choose_backend(like_queries, block_size=radial.plan.block_size),
-        }
     return {
         "radial": __version__,
         "request": request.model_dump(mode="json"),

@@ -147,6 +147,12 @@ class GenerationRequest(BaseModel):
             resolved.riflex_period(spec)
         return resolved
 
+    def singles(self) -> tuple[GenerationRequest, ...]:
+        """A request for each video of a resolved one, whose receipt repeats that video alone."""
+        return tuple(
+            self.model_copy(update={"seed": self.seed + index, "num_videos": 1}) for index in range(self.num_videos)
+        )
+
     def tuned_settings(self) -> AdapterSettings | None:
         """What the first adapter that says so was tuned for."""
         found = (read_adapter_settings(adapter_file(lora.path)) for lora in self.loras)

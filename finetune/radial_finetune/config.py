@@ -111,7 +111,7 @@ class FinetuneConfig(BaseModel):
         if self.compile and self.base_precision == "float8" and self.gradient_checkpointing:
             raise ValueError(
                 'compile does not go with base_precision = "float8": compiled blocks keep the narrow weights where '
-                'computing them again finds the wide ones; leave one out'
+                "computing them again finds the wide ones; leave one out"
             )
         if self.sample_every and not self.sample_prompts:
             raise ValueError("sample_every needs sample_prompts")

@@ -1,0 +1,197 @@
+"""A run that goes on from a snapshot is the run that was never stopped, for every pipeline that can."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_every_pipeline import DRIVEN
+from tiny_pipelines import CASES
+
+from radial import GenerationError, OutputError
+from radial.loading import LoadedModel, load
+from radial.pipeline import Event, describe_run, generate
+from radial.request import GenerationRequest, make_request
+from radial.resume import RESUMABLE, Snapshot, Step, read_snapshot
+from radial.video import Video
+
+STEPS = 4
+
+
+@contextlib.contextmanager
+def counting(model: LoadedModel) -> Iterator[list[int]]:
+    """Counts the calls of a model's transformers that compute something."""
+    calls = [0]
+    transformers = [getattr(model.pipe, name, None) for name in ("transformer", "transformer_2")]
+    hooks = []
+    for transformer in (t for t in transformers if t is not None):
+        block = next(m for m in transformer.modules() if isinstance(m, torch.nn.ModuleList))[0]
+
+        def count(*_: Any) -> None:
+            calls[0] += 1
+
+        hooks.append(block.register_forward_pre_hook(count))
+    yield calls
+    for hook in hooks:
+        hook.remove()
+
+
+def keep_all(request: GenerationRequest, model: LoadedModel, folder: Path) -> Video:
+    """The unbroken clip, with a snapshot of every step in a file."""
+
+    def on_step(step: Step) -> Any:
+        step.snapshot().write(folder / f"{step.step}.safetensors")
+        return "go on"
+
+    (video,) = generate(request, model=model, on_step=on_step)
+    return video
+
+
+@pytest.mark.parametrize("name", list(DRIVEN))
+def test_every_pipeline_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
+    from PIL import Image
+
+    case = CASES[name]
+    case.build().save_pretrained(tmp_path / name)
+    Image.new("RGB", (96, 64), "teal").save(tmp_path / "start.png")
+    image = str(tmp_path / "start.png") if "image" in DRIVEN[name] else None
+    request = make_request(
+        prompt="a red circle", model=str(tmp_path / name), height=64, width=96, num_frames=17, seed=3, image=image,
+        snap=True, num_inference_steps=STEPS, dense_steps=1, attention="radial",
+    ).resolve()  # fmt: skip
+    model = load(request)
+    with counting(model) as calls:
+        whole = keep_all(request, model, tmp_path)
+        of_whole = calls[0]
+        if type(model.pipe).__name__ not in RESUMABLE:
+            assert not list(tmp_path.glob("*.safetensors"))
+            return
+        for done in (1, 2, STEPS):
+            calls[0] = 0
+            snapshot = read_snapshot(tmp_path / f"{done}.safetensors", describe_run(request, model))
+            assert snapshot is not None
+            assert (snapshot.step, snapshot.steps) == (done, STEPS)
+            events: list[Event] = []
+            (resumed,) = generate(request, model=model, snapshot=snapshot, on_event=events.append)
+            assert np.array_equal(resumed.frames, whole.frames), done
+            assert calls[0] == of_whole * (STEPS - done) // STEPS
+            assert resumed.receipt["attention"] == whole.receipt["attention"]
+            told = [e.step for e in events if e.stage == "denoise" and e.step]
+            assert told in (list(range(done, STEPS + 1)), list(range(done, STEPS)))  # the last may go untold
+    (again,) = generate(request, model=model)
+    assert np.array_equal(again.frames, whole.frames)
+
+
+@pytest.fixture(scope="module")
+def wan_model(wan_folder: Path) -> LoadedModel:
+    return load(make_request(prompt="a", model=str(wan_folder), **SMALL))
+
+
+SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 9, "num_inference_steps": STEPS, "seed": 3}
+
+
+@pytest.mark.parametrize("sampler", ["euler", "unipc"])
+def test_samplers_keep_their_memory(sampler: Any, wan_model: LoadedModel, wan_folder: Path, tmp_path: Path) -> None:
+    request = make_request(prompt="a", model=str(wan_folder), **SMALL, sampler=sampler, flow_shift=2.0).resolve()
+    whole = keep_all(request, wan_model, tmp_path)
+    snapshot = read_snapshot(tmp_path / "3.safetensors", describe_run(request, wan_model))
+    (resumed,) = generate(request, model=wan_model, snapshot=snapshot)
+    assert np.array_equal(resumed.frames, whole.frames)
+
+
+def test_a_run_that_broke_in_the_middle(wan_model: LoadedModel, wan_folder: Path) -> None:
+    """The pipeline is as before after an exception, also while steps are skipped; seconds add up."""
+    request = make_request(prompt="a", model=str(wan_folder), **SMALL).resolve()
+    (whole,) = generate(request, model=wan_model)
+    kept: list[Snapshot] = []
+
+    def stop_after(steps: int) -> Callable[[Step], Any]:
+        def on_step(step: Step) -> Any:
+            kept.append(step.snapshot())
+            if step.step >= steps:
+                raise GenerationError("stop")
+            return "go on"
+
+        return on_step
+
+    for steps in (1, 2, 3):
+        with pytest.raises(GenerationError, match="stop"):
+            list(generate(request, model=wan_model, on_step=stop_after(steps), snapshot=kept[-1] if kept else None))
+    assert [snapshot.step for snapshot in kept] == [1, 2, 3]
+    assert 0 < kept[0].seconds["denoise"] < kept[1].seconds["denoise"] < kept[2].seconds["denoise"]
+    assert not hasattr(wan_model.pipe.transformer, "_radial_forward")
+    assert "step" not in vars(wan_model.pipe.scheduler)
+    (resumed,) = generate(request, model=wan_model, snapshot=kept[-1])
+    assert np.array_equal(resumed.frames, whole.frames)
+
+
+def test_another_runs_snapshot_is_not_taken_up(wan_model: LoadedModel, wan_folder: Path, tmp_path: Path) -> None:
+    request = make_request(prompt="a", model=str(wan_folder), **SMALL).resolve()
+    keep_all(request, wan_model, tmp_path)
+    other = request.model_copy(update={"prompt": "b"})
+    file = tmp_path / "2.safetensors"
+    assert read_snapshot(file, describe_run(other, wan_model)) is None
+    snapshot = read_snapshot(file, describe_run(request, wan_model))
+    (straight,) = generate(other, model=wan_model)
+    (given,) = generate(other, model=wan_model, snapshot=snapshot)
+    assert np.array_equal(given.frames, straight.frames)
+
+
+def test_a_clip_that_is_finished_early(wan_model: LoadedModel, wan_folder: Path) -> None:
+    """It shows where the step's velocity points to: at the last step that is the clip itself."""
+    request = make_request(prompt="a", model=str(wan_folder), **SMALL, sampler="euler").resolve()
+    (whole,) = generate(request, model=wan_model)
+    clips = {}
+    for when in (1, 3, STEPS):
+        with counting(wan_model) as calls:
+            (clips[when],) = generate(
+                request, model=wan_model, on_step=lambda step, when=when: "finish" if step.step == when else "go on"
+            )
+        assert calls[0] == 2 * when
+    assert np.array_equal(clips[STEPS].frames, whole.frames)
+    error = {when: np.abs(clip.frames.astype(int) - whole.frames).mean() for when, clip in clips.items()}
+    assert 0 < error[3] < error[1] < 40
+
+
+def test_snapshots_that_cannot_be_written(
+    wan_model: LoadedModel, wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = make_request(prompt="a", model=str(wan_folder), **SMALL).resolve()
+    keep_all(request, wan_model, tmp_path)
+    file = tmp_path / "2.safetensors"
+    before = file.read_bytes()
+    about = describe_run(request, wan_model)
+    snapshot = read_snapshot(file, about)
+    assert snapshot is not None
+    import safetensors.torch
+
+    def full(tensors: Any, path: Path, metadata: Any) -> None:
+        path.write_bytes(before[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OutputError, match="No space left"):
+        snapshot.write(file)
+    assert file.read_bytes() == before
+    assert [path for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+@given(content=st.binary(max_size=200), cut=st.integers(0, 400))
+def test_torn_files_are_no_snapshots(content: bytes, cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("torn")
+    (folder / "a.safetensors").write_bytes(content)
+    assert read_snapshot(folder / "a.safetensors", "x") is None
+    Snapshot(1, 2, torch.zeros(3), {"a": [None, torch.ones(2)]}, torch.zeros(4, dtype=torch.uint8), about="x").write(
+        folder / "b.safetensors"
+    )
+    whole = (folder / "b.safetensors").read_bytes()
+    if cut < len(whole):
+        (folder / "b.safetensors").write_bytes(whole[:cut])
+        assert read_snapshot(folder / "b.safetensors", "x") is None
