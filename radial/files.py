@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,15 +15,15 @@ from radial.errors import OutputError, RequestError
 
 
 def check_output(path: Path, suffix: str, *, overwrite: bool) -> None:
-    """Raise before work is spent on a result that could not be written.
+    """Raise before work is spent on a result that could not be written: a file, or without a suffix a folder.
 
     Raises:
         RequestError: the file exists, is a folder, or has another suffix.
         OutputError: the folder cannot be written.
     """
-    if path.suffix.lower() != suffix:
+    if suffix and path.suffix.lower() != suffix:
         raise RequestError(f"output must end in {suffix}, not {path.name!r}")
-    if path.is_dir():
+    if suffix and path.is_dir():
         raise RequestError(f"{path} is a folder; give a file name")
     if path.exists() and not overwrite:
         raise RequestError(f"{path} exists; pass --overwrite or another --output")
@@ -65,21 +66,50 @@ def publish(path: Path, write: Callable[[Path], None], *, overwrite: bool) -> No
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
+        sync(partial)
         if overwrite:
+            if path.is_dir():
+                discard(path)
             os.replace(partial, path)
         else:
-            _rename_to_free_name(partial, path)
+            rename_to_free_name(partial, path)
     except FileExistsError as error:
         raise OutputError(f"{path} exists; pass --overwrite or another --output") from error
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
     finally:
+        discard(partial)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or that of all files in a folder, is on the disk, so that its name never comes to
+    it before."""
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with file.open("rb") as content:
+            os.fsync(content.fileno())
+
+
+def discard(path: Path) -> None:
+    """Remove a file or folder if it is there and can be removed."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
         with contextlib.suppress(OSError):
-            partial.unlink()
+            path.unlink()
 
 
-def _rename_to_free_name(partial: Path, path: Path) -> None:
-    """A link fails if the name was taken meanwhile; a rename would overwrite."""
+def rename_to_free_name(partial: Path, path: Path) -> None:
+    """Give a file or folder a name that nothing has.
+
+    Raises:
+        FileExistsError: something has it.
+    """
+    if partial.is_dir():
+        if path.exists():
+            raise FileExistsError(path)
+        os.rename(partial, path)
+        return
+    # A link fails if the name was taken meanwhile; a rename would overwrite.
     try:
         os.link(partial, path)
     except FileExistsError:

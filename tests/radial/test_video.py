@@ -6,16 +6,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
 from radial import OutputError, RequestError, Video
+from radial.encoding import Encoding
 from radial.files import check_output
 from radial.video import read_frames, read_receipt
 
-RECEIPT = {"radial": "1", "request": {"prompt": 'a "red" circle; ä 字 <b>\n', "seed": 5}}
+RECEIPT: dict[str, Any] = {"radial": "1", "request": {"prompt": 'a "red" circle; ä 字 <b>\n', "seed": 5}}
 
 
 def clip(height: int = 48, width: int = 80, frames: int = 9) -> Video:
@@ -40,7 +45,7 @@ def test_exact_size_frames_and_rate(tmp_path: Path, height: int, width: int) -> 
 
 def test_receipt_survives_a_remux(tmp_path: Path) -> None:
     path = clip().write(tmp_path / "a.mp4")
-    assert read_receipt(path) == RECEIPT
+    assert read_receipt(path) == RECEIPT | {"encoding": Encoding().model_dump()}
     with av.open(str(path)) as source, av.open(str(tmp_path / "b.mp4"), "w") as target:
         target.metadata.update(source.metadata)
         stream = target.add_stream_from_template(source.streams.video[0])
@@ -48,7 +53,7 @@ def test_receipt_survives_a_remux(tmp_path: Path) -> None:
             if packet.dts is not None:
                 packet.stream = stream
                 target.mux(packet)
-    assert read_receipt(tmp_path / "b.mp4") == RECEIPT
+    assert read_receipt(tmp_path / "b.mp4") == read_receipt(path)
 
 
 def test_same_frames_same_file(tmp_path: Path) -> None:
@@ -89,13 +94,13 @@ def test_existing_files_are_kept_unless_told(tmp_path: Path) -> None:
 
 
 def test_a_name_taken_while_encoding_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, plain = tmp_path / "a.mp4", Video._encode
+    path, plain = tmp_path / "a.mp4", Video.encode
 
-    def taken_meanwhile(self: Video, partial: Path) -> None:
-        plain(self, partial)
+    def taken_meanwhile(self: Video, partial: Path, encoding: Encoding) -> None:
+        plain(self, partial, encoding)
         path.write_text("someone else's")
 
-    monkeypatch.setattr(Video, "_encode", taken_meanwhile)
+    monkeypatch.setattr(Video, "encode", taken_meanwhile)
     with pytest.raises(OutputError, match="exists"):
         clip().write(path)
     assert path.read_text() == "someone else's"
@@ -103,11 +108,11 @@ def test_a_name_taken_while_encoding_is_kept(tmp_path: Path, monkeypatch: pytest
 
 
 def test_nothing_is_left_of_a_write_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Video, partial: Path) -> None:
+    def full(self: Video, partial: Path, encoding: Encoding) -> None:
         partial.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Video, "_encode", full)
+    monkeypatch.setattr(Video, "encode", full)
     with pytest.raises(OutputError, match="No space left"):
         clip().write(tmp_path / "a.mp4")
     assert os.listdir(tmp_path) == []
@@ -133,3 +138,66 @@ def test_files_without_a_receipt(tmp_path: Path) -> None:
     path = Video(clip().frames, 16).write(tmp_path / "plain.mp4")
     with pytest.raises(OutputError, match="carries no receipt"):
         read_receipt(path)
+
+
+FORMATS = [
+    {"format": "mp4", "codec": "h265"}, {"format": "mp4", "codec": "av1"}, {"format": "webm"}, {"format": "gif"},
+    {"format": "png"}, {"format": "mp4", "crf": 40}, {"format": "webm", "codec": "av1"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", FORMATS, ids=str)
+@pytest.mark.parametrize(("height", "width"), [(96, 128), (65, 97)])
+def test_every_format_gives_back_frames_and_receipt(
+    tmp_path: Path, fields: dict[str, Any], height: int, width: int
+) -> None:
+    video, encoding = clip(height, width), Encoding(**fields)
+    path = video.write(tmp_path / f"a{encoding.suffix}", encoding=encoding)
+    frames = read_frames(path)
+    if encoding.codec == "av1":  # of even sides alone
+        frames = frames[:, :height, :width]
+    assert frames.shape == video.frames.shape
+    assert np.abs(frames.astype(int) - video.frames).mean() < (0.1 if encoding.format == "png" else 24)
+    assert read_receipt(path) == RECEIPT | {"encoding": encoding.model_dump()}
+    silent = encoding.model_copy(update={"metadata": False})
+    plain = video.write(tmp_path / f"b{encoding.suffix}", encoding=silent)
+    with pytest.raises(OutputError, match="carries no receipt"):
+        read_receipt(plain)
+    assert RECEIPT["request"]["prompt"].encode() not in b"".join(
+        file.read_bytes() for file in (plain.iterdir() if plain.is_dir() else [plain])
+    )
+    with pytest.raises((OutputError, RequestError), match="exists"):
+        video.write(path, encoding=encoding)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"format": "webm", "codec": "h264"}, "h264 goes into mp4, not webm"),
+        ({"format": "gif", "crf": 3}, "crf is for mp4 and webm"),
+        ({"crf": 60}, "at most 51"),
+    ],
+)
+def test_formats_that_do_not_go_together(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Encoding(**fields)
+
+
+def test_a_gif_keeps_its_length(tmp_path: Path) -> None:
+    path = Video(clip().frames, 24).write(tmp_path / "a.gif")
+    with Image.open(path) as image:
+        total = 0
+        for index in range(image.n_frames):
+            image.seek(index)
+            total += image.info["duration"]
+    assert total == pytest.approx(1000 * 9 / 24, abs=10)
+
+
+@given(content=st.binary(max_size=300), suffix=st.sampled_from([".mp4", ".webm", ".gif", ".png", ".txt"]))
+def test_whatever_lies_in_a_file_is_read_or_refused(
+    content: bytes, suffix: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.mktemp("any") / f"a{suffix}"
+    file.write_bytes(content)
+    with pytest.raises(OutputError):
+        read_receipt(file)

@@ -1,0 +1,230 @@
+"""How frames become a file: containers, codecs, and where each keeps the receipt."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from radial.errors import OutputError, RequestError
+
+Frames = NDArray[np.uint8]
+
+# On small frames x264's macroblock tree reads memory it never wrote, and its threads race: without either, the same
+# frames always make the same file.
+_X264 = {"preset": "medium", "x264-params": "mbtree=0:threads=1:lookahead-threads=1"}
+# By codec: the encoder, its quality where none is asked for (about alike to the eye), and its options.
+_ENCODERS: dict[str, tuple[str, int, dict[str, str]]] = {
+    "h264": ("libx264", 16, _X264),
+    "h265": ("libx265", 18, {"preset": "medium", "tag": "hvc1", "x265-params": "log-level=error:frame-threads=1"}),
+    "av1": ("libsvtav1", 24, {"preset": "6", "svtav1-params": "lp=1"}),
+    "vp9": ("libvpx-vp9", 24, {"b": "0", "cpu-used": "2"}),
+}
+_CODECS: dict[str, tuple[str, ...]] = {"mp4": ("h264", "h265", "av1"), "webm": ("vp9", "av1"), "gif": (), "png": ()}
+
+
+class Encoding(BaseModel):
+    """What kind of file a clip becomes.
+
+    Attributes:
+        format: ``mp4``, ``webm``, ``gif``, or ``png`` for a folder of frames.
+        codec: of mp4 and webm; h264 and vp9 when left out.
+        crf: quality of mp4 and webm, lower is better; the codec's own value when left out.
+        metadata: whether the file carries its receipt.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["mp4", "webm", "gif", "png"] = "mp4"
+    codec: Literal["h264", "h265", "av1", "vp9"] | None = None
+    crf: Annotated[int, Field(ge=0, le=63)] | None = None
+    metadata: bool = True
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Encoding:
+        able = _CODECS[self.format]
+        if self.codec is not None and self.codec not in able:
+            homes = " or ".join(name for name, codecs in _CODECS.items() if self.codec in codecs)
+            raise ValueError(f"codec {self.codec} goes into {homes}, not {self.format}")
+        if self.crf is not None and not able:
+            raise ValueError(f"crf is for mp4 and webm; {self.format} keeps what it is given")
+        if self.crf is not None and self.crf > 51 and self.chosen_codec in ("h264", "h265"):
+            raise ValueError(f"crf must be at most 51 for {self.chosen_codec}, not {self.crf}")
+        return self
+
+    @property
+    def chosen_codec(self) -> str | None:
+        """The codec with its default filled in."""
+        return self.codec or next(iter(_CODECS[self.format]), None)
+
+    @property
+    def suffix(self) -> str:
+        """Of the file; frames lie in a folder without one."""
+        return "" if self.format == "png" else f".{self.format}"
+
+
+def encoding_for(path: Path) -> Encoding:
+    """The format a file's name asks for.
+
+    Raises:
+        RequestError: it is none of ours.
+    """
+    name = path.suffix.lower().removeprefix(".")
+    if name not in ("mp4", "webm", "gif"):
+        raise RequestError(f"output must end in .mp4, .webm or .gif, not {path.name!r}")
+    return Encoding.model_validate({"format": name})
+
+
+def encode(frames: Frames, fps: int, receipt: dict[str, Any], path: Path, encoding: Encoding) -> None:
+    """Write frames, uint8 ``[T, H, W, 3]``, to a file, or to a folder for ``png``.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    comment = json.dumps(receipt, ensure_ascii=False, sort_keys=True) if receipt and encoding.metadata else ""
+    if encoding.format == "gif":
+        _encode_gif(frames, fps, comment, path)
+    elif encoding.format == "png":
+        _encode_pngs(frames, comment, path)
+    else:
+        _encode_stream(frames, fps, comment, path, encoding)
+
+
+def _encode_stream(frames: Frames, fps: int, comment: str, path: Path, encoding: Encoding) -> None:
+    import av
+
+    codec = encoding.chosen_codec or "h264"
+    encoder, crf, options = _ENCODERS[codec]
+    container_options = {"movflags": "+faststart"} if encoding.format == "mp4" else {}
+    options = {"crf": str(crf if encoding.crf is None else encoding.crf), **options}
+    tag = options.pop("tag", None)
+    with av.open(str(path), "w", format=encoding.format, options=container_options) as container:
+        if comment:
+            container.metadata["comment"] = comment
+        stream: Any = container.add_stream(encoder, rate=Fraction(fps), options=options)
+        _, height, width, _ = frames.shape
+        if codec == "av1":  # its encoder takes even sides of 64 and more alone
+            frames = _pad(frames, max(64, height + height % 2), max(64, width + width % 2))
+        elif not is_playable(codec, height, width):
+            stream.pix_fmt = "yuv444p"  # chroma at half size needs even sides: keep it whole rather than lose a row
+        _, stream.height, stream.width, _ = frames.shape
+        if codec == "h265" and height % 2 == 0 and width % 2 == 0:
+            stream.pix_fmt = "yuv420p"
+        if tag:
+            stream.codec_context.codec_tag = tag
+        stream.codec_context.thread_count = 1
+        for image in frames:
+            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+
+
+def is_playable(codec: str | None, height: int, width: int) -> bool:
+    """Whether browsers play it: they have no h265, nor h264 with chroma at full size."""
+    return codec in ("av1", "vp9", None) or (codec == "h264" and height % 2 == 0 and width % 2 == 0)
+
+
+def even_sides(frames: Frames) -> Frames:
+    """Frames with a last row or column repeated where a side is odd, for players that need even ones."""
+    _, height, width, _ = frames.shape
+    return _pad(frames, height + height % 2, width + width % 2)
+
+
+def _pad(frames: Frames, height: int, width: int) -> Frames:
+    below, beside = height - frames.shape[1], width - frames.shape[2]
+    if below == 0 and beside == 0:
+        return frames
+    return np.pad(frames, ((0, 0), (0, below), (0, beside), (0, 0)), mode="edge")
+
+
+def _encode_gif(frames: Frames, fps: int, comment: str, path: Path) -> None:
+    from PIL import Image
+
+    images = [Image.fromarray(frame).quantize(256, method=Image.Quantize.FASTOCTREE) for frame in frames]
+    # A GIF counts in hundredths of a second; the rest is carried on, so that the clip keeps its length.
+    ends = [round(100 * (index + 1) / fps) for index in range(len(images))]
+    delays = [10 * max(1, end - before) for before, end in zip([0, *ends], ends, strict=False)]
+    extra: dict[str, Any] = {"comment": comment.encode()} if comment else {}
+    images[0].save(path, save_all=True, append_images=images[1:], duration=delays, loop=0, optimize=False, **extra)
+
+
+def _encode_pngs(frames: Frames, comment: str, path: Path) -> None:
+    from PIL import Image, PngImagePlugin
+
+    path.mkdir()
+    for index, frame in enumerate(frames):
+        info = PngImagePlugin.PngInfo()
+        if comment and index == 0:
+            info.add_itxt("comment", comment)
+        Image.fromarray(frame).save(path / f"{index:05d}.png", pnginfo=info)
+
+
+def decode(path: Path) -> Frames:
+    """All frames of a file of any of the formats, uint8 ``[T, H, W, 3]``.
+
+    Raises:
+        OutputError: the file is missing or is no video.
+    """
+    import av
+
+    if path.is_dir():
+        return _decode_pngs(path)
+    with _open(path) as container:
+        try:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            return np.stack(frames)
+        except (av.FFmpegError, ValueError, IndexError) as error:
+            raise OutputError(f"cannot read {path}: {error}") from error
+
+
+def _decode_pngs(folder: Path) -> Frames:
+    from PIL import Image
+
+    try:
+        images = [np.asarray(Image.open(file).convert("RGB")) for file in sorted(folder.glob("*.png"))]
+        return np.stack(images)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise OutputError(f"cannot read the frames in {folder}: {error}") from error
+
+
+def read_comment(path: Path) -> str:
+    """What the file's comment says; empty where it has none.
+
+    Raises:
+        OutputError: the file is missing or no video.
+    """
+    from PIL import Image
+
+    if path.is_dir():
+        first = next(iter(sorted(path.glob("*.png"))), None)
+        if first is None:
+            raise OutputError(f"{path} is a folder without frames")
+        path = first
+    if path.suffix.lower() in (".png", ".gif"):
+        try:
+            with Image.open(path, formats=("PNG", "GIF")) as image:
+                comment = image.info.get("comment", "")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            if not path.is_file():
+                raise OutputError(f"no such file: {path}") from error
+            raise OutputError(f"{path} is not a video that can be read") from error
+        return comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment)
+    with _open(path) as container:
+        return next((text for name, text in container.metadata.items() if name.lower() == "comment"), "")
+
+
+def _open(path: Path) -> Any:
+    import av
+
+    if not path.is_file():
+        raise OutputError(f"no such file: {path}")
+    try:
+        return av.open(str(path))
+    except (av.FFmpegError, UnicodeDecodeError, ValueError) as error:
+        raise OutputError(f"{path} is not a video that can be read: {getattr(error, 'strerror', error)}") from error
