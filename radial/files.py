@@ -76,7 +76,9 @@ def publish(path: Path, write: Callable[[Path], None], *, overwrite: bool) -> No
     except FileExistsError as error:
         raise OutputError(f"{path} exists; pass --overwrite or another --output") from error
     except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+        problem = OutputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}")
+        problem.errno = getattr(error, "errno", None)  # a full disk passes, other reasons stay
+        raise problem from error
     finally:
         discard(partial)
 

@@ -247,7 +247,7 @@ def make_request(**fields: Any) -> GenerationRequest:
     try:
         return GenerationRequest(**fields)
     except ValidationError as error:
-        raise RequestError("; ".join(_explain(problem) for problem in error.errors())) from error
+        raise RequestError("; ".join(explain(problem) for problem in error.errors())) from error
 
 
 def parse_lora(text: str) -> dict[str, Any]:
@@ -265,7 +265,8 @@ def parse_lora(text: str) -> dict[str, Any]:
         raise RequestError(f"lora must be FILE or FILE:WEIGHT with a number as weight, not {text!r}") from None
 
 
-def _explain(problem: Any) -> str:
+def explain(problem: Any) -> str:
+    """One of pydantic's complaints in a user's words: field, rule, value."""
     field = ".".join(str(part) for part in problem["loc"]) or "request"
     message = problem["msg"].removeprefix("Value error, ")
     message = message.removeprefix("Input should be ")

@@ -38,6 +38,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"{count} tests need an NVIDIA GPU and were left out: there is none here")
 
 
+@pytest.fixture(autouse=True)
+def data_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A queue of the test's own."""
+    folder: Path = tmp_path_factory.mktemp("data")
+    monkeypatch.setenv("RADIAL_DATA_DIR", str(folder))
+    return folder
+
+
 @pytest.fixture
 def nan_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """New tensors start as NaN, so that an output tile that is never written fails its test."""

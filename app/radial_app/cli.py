@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import sys
-import time
 import traceback
-from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -18,10 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 import radial
-from radial.errors import GenerationError, RadialError, RequestError
+from radial.errors import RadialError, RequestError
+from radial_app import jobs_cli, receipts_cli
 
 if TYPE_CHECKING:
     from radial.plan import BlockPlan
+    from radial.request import GenerationRequest
+    from radial_app.jobs import Output
 
 app = typer.Typer(
     name="radial",
@@ -45,6 +44,16 @@ DenseSteps = Annotated[int | None, typer.Option(help="Leading steps that stay de
 DenseLastSteps = Annotated[int | None, typer.Option(help="Trailing steps that stay dense.")]
 BlockSize = Annotated[int | None, typer.Option(help="Tokens a block: 16, 32, 64, 128 or 256.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")]
+Format = Annotated[
+    Literal["mp4", "webm", "gif", "png"] | None,
+    typer.Option("--format", help="Kind of file; png is a folder of frames."),
+]
+Codec = Annotated[Literal["h264", "h265", "av1", "vp9"] | None, typer.Option(help="Codec of mp4 and webm.")]
+Crf = Annotated[int | None, typer.Option(help="Quality of mp4 and webm; lower is better and larger.")]
+Metadata = Annotated[bool, typer.Option("--metadata/--no-metadata", help="Keep the receipt in the file.")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder of the queue; else RADIAL_DATA_DIR, or the platform's.", metavar="FOLDER")
+]
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -80,6 +89,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def _add_commands(arguments: list[str]) -> None:
     """Commands that other packages bring, such as fine-tuning; looked for only where none of ours is asked for."""
     ours = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    ours |= {group.name for group in app.registered_groups if group.name}
     if next((a for a in arguments if not a.startswith("-")), None) in ours:
         return
     known = {group.name for group in app.registered_groups}
@@ -179,16 +189,27 @@ def generate(
     ] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
-    output: Annotated[Path | None, typer.Option(help="File to write; by default one under outputs/.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write, .mp4, .webm or .gif; by default one under outputs/.")
+    ] = None,
     overwrite: Overwrite = False,
+    video_format: Format = None,
+    codec: Codec = None,
+    crf: Crf = None,
+    metadata: Metadata = True,
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Only put it into the queue, for `radial work` or the studio to render.")
+    ] = False,
+    data_dir: DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a video instead of text.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the path.")] = False,
 ) -> None:
     """Generate a video from a prompt."""
     from radial.models import find_preset
     from radial.request import make_request, parse_lora
-    from radial_app.outputs import output_paths, write_to_free_name
-    from radial_app.progress import Progress
+    from radial_app.jobs import Job, anchored
+    from radial_app.rendering import render_here
+    from radial_app.store import JobStore
 
     if quiet or as_json:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -200,7 +221,7 @@ def generate(
         "sampler": None if sampler == "model" else sampler,
         "flow_shift": flow_shift,
     }
-    request = make_request(
+    written = make_request(
         prompt=prompt,
         negative_prompt=negative_prompt,
         model=model,
@@ -228,43 +249,45 @@ def generate(
         long_adapter=long_adapter,
         device=device,
         dtype=dtype,
-    ).resolve()
-    paths = output_paths(request, output, overwrite=overwrite)
-
-    started = time.monotonic()
-    with Progress(stderr, hidden=quiet or as_json) as progress, _keeping_latents(paths[0]):
-        progress.begin("load")
-        from radial.pipeline import generate as generate_videos
-
-        for video, path in zip(generate_videos(request, on_event=progress.on_event), paths, strict=True):
-            progress.begin("write")
-            path = write_to_free_name(video, path) if output is None else video.write(path, overwrite=overwrite)
-            progress.end()
-            seconds = time.monotonic() - started
-            if as_json:
-                result = {"path": str(path), "seconds": round(seconds, 2), "receipt": video.receipt}
-                print(json.dumps(result, ensure_ascii=False), flush=True)
-                continue
-            if not quiet:
-                share = video.receipt["attention"]["computed_share"]
-                stderr.print(
-                    f"[bold green]done[/] in {seconds:.1f} s, {share:.0%} of attention computed", highlight=False
-                )
-            print(path, flush=True)
+    )
+    request = anchored(written).resolve()
+    job = Job(id="", request=request, output=_output(output, video_format, codec, crf, metadata, overwrite, request))
+    with JobStore(data_dir) as store:
+        if queue:
+            (job,) = store.add([job])
+            print(job.id)
+            return
+        render_here(store, job, quiet=quiet, as_json=as_json)
 
 
-@contextlib.contextmanager
-def _keeping_latents(path: Path) -> Iterator[None]:
-    """When generation fails half-way, the last good latents are kept beside where the clip would have been."""
-    try:
-        yield
-    except GenerationError as error:
-        if error.latents is not None:
-            from radial_app.outputs import free_name, write_latents
+def _output(
+    path: Path | None, video_format: Any, codec: Any, crf: int | None, metadata: bool, overwrite: bool,
+    request: GenerationRequest,
+) -> Output:  # fmt: skip
+    """Where the videos of one command go, checked before work is spent."""
+    from radial.encoding import encoding_for
+    from radial.files import check_output
+    from radial_app.jobs import DEFAULT_NAME, Job, make_output
+    from radial_app.outputs import OUTPUT_FOLDER
 
-            kept = write_latents(error.latents, free_name(path.with_suffix(".latents.safetensors")))
-            raise GenerationError(f"{error}; the last good latents are in {kept}") from error
-        raise
+    if path is not None and video_format is None:
+        video_format = encoding_for(path).format
+    encoding = {"format": video_format or "mp4", "codec": codec, "crf": crf, "metadata": metadata}
+    if path is None:
+        output = make_output(
+            folder=str(OUTPUT_FOLDER.absolute()), name=DEFAULT_NAME, encoding=encoding, overwrite=overwrite
+        )
+    else:
+        stem = path.name if video_format == "png" else path.stem
+        name = stem.replace("{", "{{").replace("}", "}}") + ("" if request.num_videos == 1 else "-{video}")
+        output = make_output(folder=str(path.parent.absolute()), name=name, encoding=encoding, overwrite=overwrite)
+        if output.encoding.suffix and path.suffix.lower() != output.encoding.suffix:
+            raise RequestError(f"output must end in {output.encoding.suffix}, not {path.name!r}")
+    for index in range(request.num_videos):
+        example = Job(id="", request=request, output=output)
+        wanted = output.path(example.name_values(request.singles()[index], index))
+        check_output(wanted, output.encoding.suffix, overwrite=overwrite or path is None)
+    return output
 
 
 @app.command()
@@ -288,7 +311,8 @@ def inspect(
     from radial.models import find_model
     from radial.plan import BlockPlan
     from radial.request import make_request
-    from radial_app.outputs import OUTPUT_FOLDER, free_name, slug
+    from radial_app.jobs import slug
+    from radial_app.outputs import OUTPUT_FOLDER, free_name
 
     request = make_request(
         prompt="inspect",
@@ -351,9 +375,6 @@ def models() -> None:
     Console().print(table)
 
 
-@app.command()
-def receipt(file: Annotated[Path, typer.Argument(help="A video made by radial.", metavar="FILE")]) -> None:
-    """Print how a video was made, as JSON."""
-    from radial.video import read_receipt
-
-    print(json.dumps(read_receipt(file), indent=2, ensure_ascii=False))
+app.add_typer(jobs_cli.app)
+for command in (jobs_cli.work, receipts_cli.receipt, receipts_cli.rerun, receipts_cli.verify):
+    app.command()(command)

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from radial.errors import GenerationError
 from radial.models import MODELS
 from radial.video import read_frames, read_receipt
 from radial_app import cli
@@ -103,8 +103,6 @@ def test_a_folder_checkpoint(quick: Any, wan_folder: Path) -> None:
 
 
 def wrong_lora(path: Path) -> Path:
-    import torch
-
     save_file({"unrelated.lora_A.weight": torch.zeros(4, 8), "unrelated.lora_B.weight": torch.zeros(8, 4)}, path)
     return path
 
@@ -147,21 +145,35 @@ def test_notes_are_said_once_on_stderr(quick: Any, wan_folder: Path) -> None:
     assert "note" not in out
 
 
-def test_latents_of_a_failed_clip_are_kept(quick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-    from safetensors.torch import load_file
+def test_a_clip_that_fails_in_decoding_goes_on_from_its_latents(
+    quick: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-    import radial.pipeline
+    assert quick("--output", "plain.mp4", "--seed", "3")[0] == 0
+    with monkeypatch.context() as broken:
 
-    def fail(*args: Any, **kwargs: Any) -> Any:
-        raise GenerationError("the latents stopped being numbers at step 2 of 3", latents=torch.ones(1, 2, 3))
-        yield
+        def fail(*_: Any, **__: Any) -> Any:
+            raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(radial.pipeline, "generate", fail)
-    code, _, err = quick("--output", "a.mp4")
+        broken.setattr(AutoencoderKLWan, "decode", fail)
+        code, _, err = quick("--output", "a.mp4", "--seed", "3")
     assert code == 1
-    assert "the last good latents are in a.latents.safetensors" in " ".join(err.split())
-    assert load_file("a.latents.safetensors")["latents"].shape == (1, 2, 3)
+    assert "out of memory on cpu in stage decode" in " ".join(err.split())
+    job = re.search(r"`radial jobs run (\w+)` goes on", " ".join(err.split()))
+    assert job is not None
+    calls: list[Any] = []
+    plain_forward = WanTransformer3DModel.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return plain_forward(*args, **kwargs)
+
+    monkeypatch.setattr(WanTransformer3DModel, "forward", counted)
+    code, out, err = run(capsys, "jobs", "run", job[1])
+    assert (code, out) == (0, "a.mp4\n"), err
+    assert calls == []
+    assert np.array_equal(read_frames(Path("a.mp4")), read_frames(Path("plain.mp4")))
 
 
 WRONG: dict[str, tuple[list[str], int, str]] = {
@@ -176,7 +188,9 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "not a checkpoint": (["--model", "."], 1, "no model_index.json"),
     "no such device": (["--device", "cuda:7"], 2, "no device 'cuda:7' here"),
     "existing file": (["--output", "taken.mp4"], 2, "taken.mp4 exists; pass --overwrite"),
-    "not an mp4": (["--output", "a.gif"], 2, "must end in .mp4"),
+    "no video": (["--output", "a.avi"], 2, "must end in .mp4, .webm or .gif"),
+    "format and name": (["--output", "a.mp4", "--format", "gif"], 2, "must end in .gif"),
+    "codec and format": (["--output", "a.mp4", "--codec", "vp9"], 2, "vp9 goes into webm"),
     "unwritable": (["--output", "taken.mp4/a.mp4"], 1, "cannot write"),
     "missing lora": (["--lora", "none.safetensors"], 1, "no LoRA file"),
     "pickled lora": (["--lora", "a.pt"], 1, "safetensors only"),
@@ -226,7 +240,6 @@ def test_a_corrupt_checkpoint(quick: Any, wan_folder: Path, tmp_path: Path) -> N
 
 
 def test_latents_that_are_no_numbers(quick: Any, wan_folder: Path, tmp_path: Path) -> None:
-    import torch
     from safetensors.torch import load_file
 
     folder = copy_of(wan_folder, tmp_path / "nan")
@@ -267,18 +280,6 @@ def test_the_path_is_on_stdout_also_when_progress_is_live(in_empty_folder: Path)
     assert out == "outputs/a-red-circle-1.mp4\n"
     assert b"denoising" in shown
     assert b"decoding frames" in shown
-
-
-def test_a_name_taken_meanwhile_takes_the_next(in_empty_folder: Path) -> None:
-    from radial import Video
-    from radial_app.outputs import slug, write_to_free_name
-
-    video = Video(np.zeros((2, 32, 32, 3), np.uint8), 8)
-    assert [write_to_free_name(video, Path("a.mp4")).name for _ in range(3)] == ["a.mp4", "a-2.mp4", "a-3.mp4"]
-    assert slug("A large red star, moving from left to right; on a striped background!") == (
-        "a-large-red-star-moving-from-left-to-right-on-a-striped"
-    )
-    assert slug("字") == "video"
 
 
 def test_ctrl_c_stops_cleanly(in_empty_folder: Path) -> None:

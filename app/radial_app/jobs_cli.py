@@ -1,0 +1,233 @@
+"""``radial jobs``: the queue from the command line; ``radial work``: whoever renders it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from radial.errors import RequestError
+from radial_app.jobs import FINISHED, Job, State
+from radial_app.store import JobStore, data_folder
+
+app = typer.Typer(name="jobs", help="See and change the queue of jobs.", no_args_is_help=True)
+
+Ids = Annotated[list[str], typer.Argument(help="Ids, or their beginnings; `all` for all.", metavar="ID...")]
+Id = Annotated[str, typer.Argument(help="An id, or its beginning.", metavar="ID")]
+_COLOURS = {"running": "cyan", "queued": "white", "paused": "yellow", "done": "green", "failed": "red"}
+
+
+@app.callback()
+def _choose_folder(
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the queue; else RADIAL_DATA_DIR, or the platform's.")
+    ] = None,
+) -> None:
+    if data_dir is not None:
+        os.environ["RADIAL_DATA_DIR"] = str(data_dir)
+
+
+@app.command("list")
+def list_jobs(
+    state: Annotated[
+        Literal["queued", "running", "paused", "done", "failed", "cancelled"] | None, typer.Option(help="Only these.")
+    ] = None,
+    batch: Annotated[str | None, typer.Option(help="Only those of one batch.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """List jobs: running, waiting, then finished ones, the latest first."""
+    with JobStore() as store:
+        store.recover()
+        jobs = store.find([state] if state else (), batch, limit)
+        counts = store.counts()
+    if as_json:
+        for job in jobs:
+            print(json.dumps(as_dict(job), ensure_ascii=False))
+        return
+    table = Table(box=None)
+    for column in ("id", "state", "where", "left", "model", "clip", "prompt"):
+        table.add_column(column, no_wrap=column != "prompt", overflow="ellipsis")
+    for job in jobs:
+        request = job.request
+        table.add_row(
+            job.id, f"[{_COLOURS.get(job.state, 'white')}]{job.state}[/]", where(job), clock(job.eta), request.model,
+            f"{request.width}x{request.height}, {request.num_frames}", escape(request.prompt[:80]),
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    console.print(", ".join(f"{count} {name}" for name, count in counts.items()) or "no jobs")
+
+
+@app.command()
+def show(job: Id) -> None:
+    """Show a job's request, results and log."""
+    with JobStore() as store:
+        found = store.get(job)
+        events = store.events(found.id)
+    print(json.dumps(as_dict(found), indent=2, ensure_ascii=False))
+    for _, when, kind, text in events:
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(when))} {kind:5} {text}")
+
+
+@app.command()
+def pause(jobs: Ids) -> None:
+    """Hold jobs; running ones stop after their step and keep what they have."""
+    _report("paused", lambda store: store.pause(_ids(store, jobs, ("queued", "running"))))
+
+
+@app.command()
+def resume(jobs: Ids) -> None:
+    """Put paused jobs back into the queue."""
+    _report("resumed", lambda store: store.resume(_ids(store, jobs, ("paused",))))
+
+
+@app.command()
+def cancel(
+    jobs: Ids, keep: Annotated[bool, typer.Option("--keep/--discard", help="Decode what running jobs have.")] = False
+) -> None:
+    """Give jobs up."""
+    states: tuple[State, ...] = ("queued", "running", "paused")
+    _report("cancelled", lambda store: store.cancel(_ids(store, jobs, states), keep=keep))
+
+
+@app.command()
+def retry(jobs: Ids) -> None:
+    """Try failed or cancelled jobs again, from their last snapshot where there is one."""
+    _report("queued", lambda store: store.retry(_ids(store, jobs, ("failed",))))
+
+
+@app.command()
+def duplicate(jobs: Ids, change: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE.")] = None) -> None:
+    """Queue jobs again, with other values where you say so."""
+    _report("queued", lambda store: [job.id for job in store.duplicate(_ids(store, jobs, ()), **_changes(change))])
+
+
+@app.command()
+def edit(job: Id, change: Annotated[list[str], typer.Argument(help="KEY=VALUE.", metavar="KEY=VALUE...")]) -> None:
+    """Change the request of a job that waits."""
+    _report("edited", lambda store: [store.edit(store.get(job).id, **_changes(change)).id])
+
+
+@app.command()
+def move(job: Id, place: Annotated[int, typer.Argument(help="Place in the queue, from 1.", min=1)]) -> None:
+    """Move a waiting job to a place of the queue."""
+    with JobStore() as store:
+        store.move(store.get(job).id, place)
+
+
+@app.command()
+def priority(jobs: Ids, value: Annotated[int, typer.Option(help="Higher goes first.")] = 1) -> None:
+    """Set the priority of jobs."""
+    with JobStore() as store:
+        store.prioritise(_ids(store, jobs, ("queued", "paused")), value)
+
+
+@app.command()
+def remove(jobs: Ids) -> None:
+    """Forget jobs that do not run; their videos stay."""
+    _report("removed", lambda store: store.remove(_ids(store, jobs, FINISHED)))
+
+
+@app.command()
+def run(job: Id) -> None:
+    """Render one job here: one that waits, is paused, or failed."""
+    from radial_app.rendering import render_here
+
+    with JobStore() as store:
+        store.recover()
+        found = store.get(job)
+        store.resume([found.id])
+        store.retry([found.id])
+        render_here(store, store.get(found.id))
+
+
+def work(
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when no job waits.")] = False,
+    snapshot_seconds: Annotated[float, typer.Option(min=0, help="Between two snapshots of a run.")] = 30.0,
+    unload_seconds: Annotated[float, typer.Option(min=0, help="Without a job until the model is unloaded.")] = 300.0,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the queue.", metavar="FOLDER")] = None,
+) -> None:
+    """Render the jobs that wait, one after the other. Start one for each device."""
+    from radial.loading import choose_device
+    from radial_app.worker import Worker, WorkerSettings, log_to
+
+    choose_device(device)
+    settings = WorkerSettings(
+        device=device, until_idle=until_idle, snapshot_seconds=snapshot_seconds, unload_seconds=unload_seconds
+    )
+    with JobStore(data_dir) as store:
+        worker = Worker(store, settings)
+        log_to(data_folder(data_dir) / "logs" / f"worker-{device.replace(':', '-')}.jsonl")
+        logging.getLogger("radial").addHandler(logging.StreamHandler())
+
+        def stop(*_: object) -> None:
+            worker.stop.set()
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # the second one does not wait for the step
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        worker.run()
+
+
+def as_dict(job: Job) -> dict[str, Any]:
+    """A job for readers of JSON."""
+    from dataclasses import asdict
+
+    fields = asdict(job) | {"request": job.request.model_dump(mode="json"), "output": job.output.model_dump()}
+    return fields | {"files": [file.path for file in job.files if file.done]}
+
+
+def where(job: Job) -> str:
+    """How far it is."""
+    if job.state == "running":
+        video = f", video {job.video + 1}" if job.request.num_videos > 1 else ""
+        return f"{job.stage} {job.step}/{job.steps}{video}" if job.step else f"{job.stage}{video}"
+    return job.error[:60]
+
+
+def clock(seconds: float | None) -> str:
+    """A duration as people say it."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _ids(store: JobStore, given: list[str], states: tuple[State, ...]) -> list[str]:
+    if given == ["all"]:
+        return [job.id for job in store.find(states)]
+    return [store.get(id_).id for id_ in given]
+
+
+def _changes(given: list[str] | None) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise RequestError(f"changes are KEY=VALUE, not {text!r}")
+        try:
+            changes[name.strip().replace("-", "_")] = json.loads(value)
+        except ValueError:
+            changes[name.strip().replace("-", "_")] = value
+    return changes
+
+
+def _report(what: str, act: Any) -> None:
+    with JobStore() as store:
+        store.recover()
+        ids = act(store)
+    for id_ in ids:
+        print(id_)
+    Console(stderr=True).print(f"{len(ids)} {what}", highlight=False)

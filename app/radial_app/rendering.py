@@ -1,0 +1,76 @@
+"""A job rendered in this process, with its progress in the terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from rich.console import Console
+
+from radial.errors import GenerationError
+from radial_app.jobs import Job, ResultFile
+from radial_app.progress import Progress
+from radial_app.store import JobStore
+from radial_app.worker import Worker, WorkerSettings
+
+
+def render_here(
+    store: JobStore, job: Job, *, quiet: bool = False, as_json: bool = False, worker: Worker | None = None
+) -> Job:
+    """Render a job here and print the paths of its videos, or a JSON object each.
+
+    Raises:
+        RadialError: it failed.
+        KeyboardInterrupt: the user stopped it; it is paused.
+    """
+    stderr = Console(stderr=True)
+    started = time.monotonic()
+    with Progress(stderr, hidden=quiet or as_json) as progress:
+
+        def on_event(_job: Job, event: Any) -> None:
+            if not isinstance(event, tuple):
+                progress.on_event(event)
+                return
+            file, video = event
+            progress.end()
+            _print_result(file, video, time.monotonic() - started, stderr, quiet=quiet, as_json=as_json)
+
+        progress.begin("load")
+        worker = worker or Worker(store, WorkerSettings())
+        worker.listen(on_event)
+        try:
+            job = worker.run_here(job)
+        except KeyboardInterrupt:
+            if not quiet:
+                stderr.print(f"`radial jobs run {worker.job}` goes on from the last step kept", highlight=False)
+            raise
+    if worker.error is None:
+        return job
+    if isinstance(worker.error, GenerationError) and store.snapshot_path(job.id).exists():
+        raise GenerationError(
+            f"{worker.error}; `radial jobs run {job.id}` goes on from the last step kept"
+        ) from worker.error
+    raise worker.error
+
+
+def _print_result(file: ResultFile, video: Any, seconds: float, stderr: Console, *, quiet: bool, as_json: bool) -> None:
+    path = _as_given(file.path)
+    if as_json:
+        result = {"path": path, "seconds": round(seconds, 2), "receipt": video.receipt}
+        print(json.dumps(result, ensure_ascii=False), flush=True)
+        return
+    if not quiet:
+        share = video.receipt["attention"]["computed_share"]
+        stderr.print(f"[bold green]done[/] in {seconds:.1f} s, {share:.0%} of attention computed", highlight=False)
+    print(path, flush=True)
+
+
+def _as_given(path: str) -> str:
+    """The path from here, where it lies below."""
+    from pathlib import Path
+
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path
