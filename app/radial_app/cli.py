@@ -15,7 +15,7 @@ from rich.table import Table
 
 import radial
 from radial.errors import RadialError, RequestError
-from radial_app import jobs_cli, receipts_cli
+from radial_app import jobs_cli, receipts_cli, render_cli
 
 if TYPE_CHECKING:
     from radial.plan import BlockPlan
@@ -72,7 +72,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except RadialError as error:
         if debug:
             traceback.print_exc()
-        _complain(str(error))
+        for message in getattr(error, "problems", [str(error)]):
+            _complain(message)
         sys.exit(2 if isinstance(error, RequestError) else 1)
     except Exception as error:
         if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "format_message"):
@@ -376,5 +377,7 @@ def models() -> None:
 
 
 app.add_typer(jobs_cli.app)
-for command in (jobs_cli.work, receipts_cli.receipt, receipts_cli.rerun, receipts_cli.verify):
+for command in (
+    render_cli.render, render_cli.watch, jobs_cli.work, receipts_cli.receipt, receipts_cli.rerun, receipts_cli.verify,
+):  # fmt: skip
     app.command()(command)

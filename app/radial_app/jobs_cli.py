@@ -109,13 +109,13 @@ def retry(jobs: Ids) -> None:
 @app.command()
 def duplicate(jobs: Ids, change: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE.")] = None) -> None:
     """Queue jobs again, with other values where you say so."""
-    _report("queued", lambda store: [job.id for job in store.duplicate(_ids(store, jobs, ()), **_changes(change))])
+    _report("queued", lambda store: [job.id for job in store.duplicate(_ids(store, jobs, ()), **changes_of(change))])
 
 
 @app.command()
 def edit(job: Id, change: Annotated[list[str], typer.Argument(help="KEY=VALUE.", metavar="KEY=VALUE...")]) -> None:
     """Change the request of a job that waits."""
-    _report("edited", lambda store: [store.edit(store.get(job).id, **_changes(change)).id])
+    _report("edited", lambda store: [store.edit(store.get(job).id, **changes_of(change)).id])
 
 
 @app.command()
@@ -156,6 +156,8 @@ def work(
     until_idle: Annotated[bool, typer.Option("--until-idle", help="End when no job waits.")] = False,
     snapshot_seconds: Annotated[float, typer.Option(min=0, help="Between two snapshots of a run.")] = 30.0,
     unload_seconds: Annotated[float, typer.Option(min=0, help="Without a job until the model is unloaded.")] = 300.0,
+    batch: Annotated[str | None, typer.Option(help="Only the jobs of one batch.")] = None,
+    slot: Annotated[str | None, typer.Option(hidden=True)] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the queue.", metavar="FOLDER")] = None,
 ) -> None:
     """Render the jobs that wait, one after the other. Start one for each device."""
@@ -164,9 +166,12 @@ def work(
 
     choose_device(device)
     settings = WorkerSettings(
-        device=device, until_idle=until_idle, snapshot_seconds=snapshot_seconds, unload_seconds=unload_seconds
-    )
-    with JobStore(data_dir) as store:
+        device=device, until_idle=until_idle, snapshot_seconds=snapshot_seconds, unload_seconds=unload_seconds,
+        batch=batch,
+    )  # fmt: skip
+    with JobStore(data_dir) as store, store.slot(slot or f"by-hand-{os.getpid()}") as free:
+        if not free:  # another worker took the place meanwhile
+            return
         worker = Worker(store, settings)
         log_to(data_folder(data_dir) / "logs" / f"worker-{device.replace(':', '-')}.jsonl")
         logging.getLogger("radial").addHandler(logging.StreamHandler())
@@ -211,7 +216,12 @@ def _ids(store: JobStore, given: list[str], states: tuple[State, ...]) -> list[s
     return [store.get(id_).id for id_ in given]
 
 
-def _changes(given: list[str] | None) -> dict[str, Any]:
+def changes_of(given: list[str] | None) -> dict[str, Any]:
+    """Values from KEY=VALUE.
+
+    Raises:
+        RequestError: a text has no equals sign.
+    """
     changes: dict[str, Any] = {}
     for text in given or []:
         name, equals, value = text.partition("=")

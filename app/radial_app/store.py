@@ -23,7 +23,7 @@ from radial.errors import OutputError, RequestError
 from radial.request import GenerationRequest, make_request
 from radial_app.jobs import FINISHED, Control, Job, Output, ResultFile, State
 
-MAX_ATTEMPTS = 3  # of a job that gets no further
+MAX_ATTEMPTS = 5  # of a job that gets no further
 _VERSION = 1
 _SCHEMA = """
 CREATE TABLE jobs (
@@ -123,17 +123,18 @@ class JobStore:
                 added.append(job)
         return added
 
-    def claim(self, worker: str, devices: tuple[str, ...] = (), only: str | None = None) -> Job | None:
-        """Take the next job that waits, or a certain one. ``devices`` are those that the worker can render on; jobs
-        that ask for another wait."""
+    def claim(
+        self, worker: str, devices: tuple[str, ...] = (), only: str | None = None, batch: str | None = None
+    ) -> Job | None:
+        """Take the next job that waits, of all or of one batch, or a certain one. ``devices`` are those that the worker
+        can render on; jobs that ask for another wait."""
         now = time.time()
         with self._transaction() as database:
             # Where the clock was set back, a date far ahead is none.
             rows = database.execute(
-                "SELECT * FROM jobs WHERE state = 'queued' AND (deferred_until <= ? OR deferred_until > ? + 3600)"
-                + (" AND id = ?" if only else "")
-                + " ORDER BY priority DESC, position",
-                (now, now, only) if only else (now, now),
+                "SELECT * FROM jobs WHERE state = 'queued' AND (deferred_until <= ? OR deferred_until > ? + 3600) "
+                "AND id = COALESCE(?, id) AND batch = COALESCE(?, batch) ORDER BY priority DESC, position",
+                (now, now, only, batch),
             )
             for row in rows:
                 job = _to_job(row)
@@ -382,6 +383,26 @@ class JobStore:
                     return job
         return None
 
+    def begun_with(self, digest: str) -> Job | None:
+        """An unfinished or failed job of this digest, the latest."""
+        with _explained():
+            row = self._database.execute(
+                "SELECT * FROM jobs WHERE digest = ? AND state != 'done' ORDER BY position DESC LIMIT 1", (digest,)
+            ).fetchone()
+        return _to_job(row) if row else None
+
+    def assign(self, ids: Iterable[str], batch: str) -> None:
+        """Make jobs part of another batch."""
+        with self._transaction() as database:
+            database.executemany("UPDATE jobs SET batch = ? WHERE id = ?", [(batch, id_) for id_ in ids])
+
+    def states(self, ids: Iterable[str]) -> dict[str, State]:
+        """How certain jobs stand; removed ones are not among them."""
+        with _explained():
+            rows = self._database.execute("SELECT id, state FROM jobs")
+            wanted = set(ids)
+            return {row["id"]: row["state"] for row in rows if row["id"] in wanted}
+
     def seconds_of(self, request: GenerationRequest) -> float | None:
         """What a clip of this model, size and number of steps took here, the median of the last ones."""
         wanted = ("model", "height", "width", "num_frames", "num_inference_steps", "attention")
@@ -445,6 +466,20 @@ class JobStore:
 
     def _lock_path(self, worker: str) -> Path:
         return self.folder / "workers" / f"{worker}.lock"
+
+    @contextlib.contextmanager
+    def slot(self, name: str) -> Iterator[bool]:
+        """Take one of a device's places for workers while the context lasts; whether it was free."""
+        lock = FileLock(self.folder / "workers" / f"{name}.slot")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def workers(self) -> list[str]:
         """Workers that live."""

@@ -53,6 +53,7 @@ class WorkerSettings:
         snapshot_seconds: between two snapshots of a run.
         unload_seconds: without a job after which the model leaves the memory.
         until_idle: end when no job waits any more, instead of waiting for more.
+        batch: the only one whose jobs it takes.
         disk_seconds: that a job waits for disk space before it is tried again.
     """
 
@@ -60,6 +61,7 @@ class WorkerSettings:
     snapshot_seconds: float = 30.0
     unload_seconds: float = 300.0
     until_idle: bool = False
+    batch: str | None = None
     disk_seconds: float = _DISK_SECONDS
 
 
@@ -112,7 +114,7 @@ class Worker:
     def _next(self) -> Job | None:
         try:
             self.store.recover()
-            return self.store.claim(self.name, self._devices())
+            return self.store.claim(self.name, self._devices(), batch=self.settings.batch)
         except OutputError as error:  # locked by another program for long, or a full disk: later, then
             log.warning("%s", error)
             return None
@@ -123,7 +125,8 @@ class Worker:
         return {"auto": (), "cuda:0": ("auto", "cuda", "cuda:0")}.get(device, ("auto", device))
 
     def _waits(self) -> bool:
-        return any(not self._devices() or job.request.device in self._devices() for job in self.store.find(["queued"]))
+        waiting = self.store.find(["queued"], self.settings.batch)
+        return any(not self._devices() or job.request.device in self._devices() for job in waiting)
 
     def _rest(self) -> None:
         now = time.monotonic()

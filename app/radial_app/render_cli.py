@@ -1,0 +1,399 @@
+"""``radial render``: files of jobs from beginning to end; ``radial watch``: files as they come into a folder."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich import progress
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from radial.encoding import encoding_for
+from radial.errors import OutputError, RequestError
+from radial.files import existing_folder, publish_text
+from radial_app.jobs import DEFAULT_NAME, FINISHED, Job, Output, make_output
+from radial_app.jobs_cli import clock, where
+from radial_app.outputs import OUTPUT_FOLDER, free_name
+from radial_app.pool import WorkerPool, own_devices
+from radial_app.store import JobStore, new_id
+
+if TYPE_CHECKING:
+    from radial_app.estimates import Estimate
+
+stderr = Console(stderr=True)
+_TICK = 0.2
+
+JobFiles = Annotated[list[Path], typer.Argument(help="Files of jobs: .txt, .csv, .jsonl or .yaml.", metavar="JOBS...")]
+Template = Annotated[
+    str | None,
+    typer.Option("--output", help="Names of the videos, such as '{index:03}-{slug}-{seed}.mp4'.", metavar="TEMPLATE"),
+]
+Defaults = Annotated[
+    list[str] | None, typer.Option("--set", help="Value of a field that jobs leave open.", metavar="KEY=VALUE")
+]
+Format = Annotated[Literal["mp4", "webm", "gif", "png"] | None, typer.Option("--format", help="Kind of file.")]
+Codec = Annotated[Literal["h264", "h265", "av1", "vp9"] | None, typer.Option(help="Codec of mp4 and webm.")]
+Crf = Annotated[int | None, typer.Option(help="Quality of mp4 and webm; lower is better.")]
+Metadata = Annotated[bool, typer.Option("--metadata/--no-metadata", help="Keep the receipt in the files.")]
+Device = Annotated[list[str] | None, typer.Option(help="cpu or cuda:N, repeatable; all of the machine by default.")]
+PerDevice = Annotated[int, typer.Option(min=1, max=16, help="Workers on each device.")]
+SnapshotSeconds = Annotated[float, typer.Option(min=0, help="Between two snapshots of a run.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of the queue.", metavar="FOLDER")]
+
+
+def render(
+    files: JobFiles,
+    template: Template = None,
+    defaults: Defaults = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be made.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Skip what was made before, go on with what was begun.")
+    ] = False,
+    video_format: Format = None,
+    codec: Codec = None,
+    crf: Crf = None,
+    metadata: Metadata = True,
+    device: Device = None,
+    jobs_per_device: PerDevice = 1,
+    snapshot_seconds: SnapshotSeconds = 30.0,
+    manifest: Annotated[Path | None, typer.Option(help="JSON file that lists the results.", metavar="FILE")] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Render on a Ray cluster: its address, or `local`.", metavar="ADDRESS")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Render all jobs of files. Exit codes: 0 all made, 1 some failed, 2 errors in a file, 130 Ctrl+C."""
+    output = output_of(template, video_format, codec, crf, metadata)
+    batch = f"{files[0].stem}-{new_id()}"
+    jobs = read_all(files, output, defaults, batch)
+    with JobStore(data_dir) as store:
+        store.recover()
+        if dry_run:
+            _show_plan(jobs, store, resume=resume)
+            return
+        for job in jobs:
+            _check_place(job)
+        ours, skipped = enqueue(store, jobs, resume=resume)
+        if skipped:
+            stderr.print(f"{len(skipped)} were made before", highlight=False)
+        try:
+            if ray is not None:
+                from radial_app.cluster import render_on_cluster
+
+                render_on_cluster(store, ray, batch, lambda: Follower(store, ours))
+            elif ours:
+                pool = WorkerPool(
+                    store, device or own_devices(), per_device=jobs_per_device, batch=batch,
+                    snapshot_seconds=snapshot_seconds,
+                )  # fmt: skip
+                follow(store, ours, pool)
+        except KeyboardInterrupt:
+            store.pause(ours)
+            stderr.print("stopped; the same command with --resume goes on", highlight=False)
+            raise
+        results = [store.get(id_) for id_ in [*skipped, *ours]]
+    path = manifest or free_name(Path(output.folder) / f"{batch}.json")
+    publish_text(path, json.dumps(manifest_of(batch, results), indent=2, ensure_ascii=False) + "\n")
+    _show_summary(results, path)
+    if any(job.state != "done" for job in results):
+        raise typer.Exit(1)
+
+
+def watch(
+    folder: Annotated[Path, typer.Argument(help="Folder that job files are dropped into.", metavar="FOLDER")],
+    template: Template = None,
+    defaults: Defaults = None,
+    video_format: Format = None,
+    codec: Codec = None,
+    crf: Crf = None,
+    metadata: Metadata = True,
+    device: Device = None,
+    jobs_per_device: PerDevice = 1,
+    snapshot_seconds: SnapshotSeconds = 30.0,
+    until_empty: Annotated[bool, typer.Option("--until-empty", help="End when all is rendered.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Render job files as they come. What is new in a file that changes is rendered; problems are told in
+    NAME.errors.txt beside it."""
+    from radial_app.job_files import KINDS, JobFileError
+
+    if not folder.is_dir():
+        raise RequestError(f"{folder} is not a folder")
+    output = output_of(template, video_format, codec, crf, metadata)
+    seen: dict[Path, tuple[int, int]] = {}
+    steady: dict[Path, tuple[int, int]] = {}
+    with JobStore(data_dir) as store:
+        store.recover()
+        pool = WorkerPool(
+            store, device or own_devices(), per_device=jobs_per_device, batch="watch",
+            snapshot_seconds=snapshot_seconds,
+        )  # fmt: skip
+        stderr.print(f"watching {folder}; Ctrl+C ends", highlight=False)
+        try:
+            while True:
+                fresh = False
+                for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in KINDS):
+                    if path.name.endswith(".errors.txt"):
+                        continue
+                    try:
+                        state = path.stat()
+                    except OSError:
+                        continue
+                    stamp = (state.st_mtime_ns, state.st_size)
+                    if seen.get(path) == stamp:
+                        continue
+                    fresh = True
+                    if steady.get(path) != stamp:  # still being written, perhaps
+                        steady[path] = stamp
+                        continue
+                    seen[path] = stamp
+                    errors = path.with_name(f"{path.name}.errors.txt")
+                    try:
+                        jobs = read_all([path], output, defaults, "watch")
+                        for job in jobs:
+                            _check_place(job)
+                    except (JobFileError, OutputError) as error:
+                        problems = error.problems if isinstance(error, JobFileError) else [str(error)]
+                        publish_text(errors, "\n".join(problems) + "\n")
+                        stderr.print(f"[red]{escape(path.name)}[/]: {len(problems)} problems, in {errors.name}")
+                        continue
+                    errors.unlink(missing_ok=True)
+                    ours, skipped = enqueue(store, jobs, resume=True)
+                    stderr.print(f"{escape(path.name)}: {len(ours)} to render, {len(skipped)} made before")
+                waits = store.find(["queued", "running"], "watch")
+                if waits:
+                    pool.tend()
+                elif until_empty and not fresh:
+                    return
+                time.sleep(0.5)
+        finally:
+            stop_pool(pool)
+
+
+def output_of(
+    template: str | None, video_format: Any, codec: Any, crf: int | None, metadata: bool, folder: Path = OUTPUT_FOLDER
+) -> Output:
+    """Where results go by a template: its leading folders are theirs, its suffix says the format."""
+    name = template or DEFAULT_NAME
+    suffix = Path(name).suffix
+    if suffix and "{" not in suffix and video_format != "png":
+        named = encoding_for(Path(name)).format
+        if video_format not in (None, named):
+            raise RequestError(f"the output {name!r} is not for --format {video_format}")
+        video_format, name = named, name.removesuffix(suffix)
+    parts = Path(name).parts
+    fixed = 0
+    while fixed < len(parts) - 1 and "{" not in parts[fixed]:
+        fixed += 1
+    place = Path(*parts[:fixed]) if fixed else folder
+    encoding = {"format": video_format or "mp4", "codec": codec, "crf": crf, "metadata": metadata}
+    return make_output(folder=str(place.absolute()), name=str(Path(*parts[fixed:])), encoding=encoding)
+
+
+def read_all(files: list[Path], output: Output, defaults: list[str] | None, batch: str) -> list[Job]:
+    """The jobs of several files, those that need the same model and adapters after each other.
+
+    Raises:
+        JobFileError: with the problems of all files.
+    """
+    from radial_app.job_files import JobFileError, read_jobs
+    from radial_app.jobs_cli import changes_of
+
+    jobs: list[Job] = []
+    problems: list[str] = []
+    for file in files:
+        try:
+            jobs += read_jobs(file, output=output, defaults=changes_of(defaults), batch=batch)
+        except JobFileError as error:
+            problems += error.problems
+    if problems:
+        raise JobFileError(problems)
+    jobs = [replace(job, index=index) for index, job in enumerate(jobs, 1)]
+    order = {group: place for place, group in reversed(list(enumerate(job.group for job in jobs)))}
+    return sorted(jobs, key=lambda job: order[job.group])
+
+
+def enqueue(store: JobStore, jobs: list[Job], *, resume: bool) -> tuple[list[str], list[str]]:
+    """Put jobs into the queue. With ``resume``, jobs of before that were made are skipped, and others taken up again.
+    Returns the ids to wait for, and those skipped."""
+    if not resume:
+        return [job.id for job in store.add(jobs)], []
+    known, skipped, fresh = [], [], []
+    for job in jobs:
+        made = store.finished_with(job.digest)
+        if made is not None:
+            skipped.append(made.id)
+        elif (begun := store.begun_with(job.digest)) is not None:
+            known.append(begun.id)
+        else:
+            fresh.append(job)
+    store.resume(known)
+    store.retry(known)
+    store.assign(known, jobs[0].batch)
+    return [*known, *(job.id for job in store.add(fresh))], skipped
+
+
+def _check_place(job: Job) -> None:
+    """Raise where a result could not be written, before anything is rendered."""
+    import os
+
+    folder = existing_folder(Path(job.output.folder))
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write into {job.output.folder}")
+
+
+class Follower:
+    """What the terminal shows of a batch: all of it, and each job that runs."""
+
+    def __init__(self, store: JobStore, ids: list[str]) -> None:
+        self._store, self._ids = store, ids
+        columns = (
+            progress.TextColumn("{task.description:14}"), progress.BarColumn(), progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(), progress.TextColumn("{task.fields[left]}"),
+        )  # fmt: skip
+        self._bar = progress.Progress(*columns, console=stderr)
+        self._whole = self._bar.add_task("all", total=len(ids), left="")
+        self._told: set[str] = set()
+        self._began = time.monotonic()
+        self._live = Live(console=stderr, refresh_per_second=5, transient=True)
+        self.finished = 0
+
+    def __enter__(self) -> Follower:
+        if stderr.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def look(self) -> bool:
+        """Show how it stands; whether all jobs are finished."""
+        states = self._store.states(self._ids)
+        ended = [id_ for id_, state in states.items() if state in FINISHED or state == "paused"]
+        for id_ in ended:
+            if id_ in self._told:
+                continue
+            self._told.add(id_)
+            job = self._store.get(id_)
+            if job.state == "done":
+                for file in job.files:
+                    print(file.path, flush=True)
+            else:
+                self._live.console.print(f"[red]{job.state}[/] {job.source}: {escape(job.error)}", highlight=False)
+        self.finished = len(ended)
+        spent = time.monotonic() - self._began
+        left = f"{clock(spent / self.finished * (len(self._ids) - self.finished))} left" if self.finished else ""
+        self._bar.update(self._whole, completed=self.finished, left=left)
+        running = Table(box=None, show_header=False)
+        for job in (self._store.get(id_) for id_, state in states.items() if state == "running"):
+            running.add_row("", where(job), clock(job.eta), escape(job.request.prompt[:60]))
+        self._live.update(Group(self._bar, running))
+        return self.finished >= len(states)
+
+
+def follow(store: JobStore, ids: list[str], pool: WorkerPool) -> None:
+    """Wait until jobs are finished, keeping workers alive meanwhile."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        with Follower(store, ids) as follower:
+            while not follower.look():
+                store.recover()
+                pool.tend()
+                time.sleep(_TICK)
+        pool.kill()  # they have nothing to do
+    finally:
+        stop_pool(pool)
+
+
+def stop_pool(pool: WorkerPool) -> None:
+    """Have workers stop after their step; a second Ctrl+C ends them now, at the cost of the steps since the last
+    snapshot."""
+    try:
+        if pool.alive:
+            pool.stop(0.5)
+        if pool.alive:
+            stderr.print("workers stop after their step; Ctrl+C again ends them now", highlight=False)
+            pool.stop(600)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        pool.kill()
+
+
+def manifest_of(batch: str, jobs: list[Job]) -> dict[str, Any]:
+    """What became of a batch, for other programs."""
+    return {
+        "batch": batch,
+        "jobs": [
+            {
+                "id": job.id, "source": job.source, "state": job.state, "error": job.error or None,
+                "files": [{"path": file.path, "sha256": file.digest, "seed": file.seed, "seconds": file.seconds}
+                          for file in job.files if file.done],
+                "request": job.request.model_dump(mode="json"),
+            }
+            for job in jobs
+        ],
+    }  # fmt: skip
+
+
+def _show_plan(jobs: list[Job], store: JobStore, *, resume: bool) -> None:
+    from radial_app.estimates import estimate
+
+    table = Table(box=None)
+    for column in ("#", "clip", "steps", "attention", "time", "memory"):
+        table.add_column(column, no_wrap=True)
+    for column in ("file", "prompt"):
+        table.add_column(column, overflow="fold", ratio=1)
+    known: dict[str, Estimate] = {}
+    total, unknown = 0.0, 0
+    for job in jobs:
+        request = job.request
+        size = f"{request.width}x{request.height}, {request.num_frames}"
+        key = f"{request.model} {size} {request.num_inference_steps} {request.attention} {request.decay}"
+        if key not in known:
+            known[key] = estimate(request, store)
+        found = known[key]
+        made = resume and store.finished_with(job.digest) is not None
+        seconds = None if found.seconds is None else found.seconds * request.num_videos
+        if not made:
+            total, unknown = total + (seconds or 0), unknown + (seconds is None)
+        name = job.output.path(job.name_values(request, 0))
+        table.add_row(
+            str(job.index), size, str(request.num_inference_steps),
+            f"{found.density:.0%}" if found.density is not None else "?",
+            "made" if made else clock(seconds) or "?",
+            f"{found.memory / 1e9:.1f} GB" if found.memory else "?",
+            str(name.relative_to(job.output.folder)), escape(request.prompt[:60]),
+        )  # fmt: skip
+    console = Console()
+    console.width = max(console.width, 120)
+    console.print(table)
+    told = f"about {clock(total)}" if unknown < len(jobs) else "nothing of the kind was made here before"
+    more = f", and {unknown} of a kind not made here before" if 0 < unknown < len(jobs) else ""
+    stderr.print(f"{len(jobs)} jobs into {jobs[0].output.folder}; {told}{more}", highlight=False)
+
+
+def _show_summary(jobs: list[Job], manifest: Path) -> None:
+    table = Table(box=None)
+    for column in ("#", "state", "seconds", "file", "error"):
+        table.add_column(column, overflow="fold")
+    for job in sorted(jobs, key=lambda job: job.index):
+        seconds = sum(file.seconds for file in job.files)
+        names = "\n".join(Path(file.path).name for file in job.files if file.done)
+        table.add_row(str(job.index), job.state, f"{seconds:.1f}" if seconds else "", names, escape(job.error))
+    stderr.print(table)
+    counts = Counter(job.state for job in jobs)
+    stderr.print(f"{', '.join(f'{n} {state}' for state, n in counts.items())}; listed in {manifest}", highlight=False)
