@@ -89,7 +89,10 @@ def render(
             if ray is not None:
                 from radial_app.cluster import render_on_cluster
 
-                render_on_cluster(store, ray, batch, lambda: Follower(store, ours))
+                render_on_cluster(
+                    store, ray, batch, lambda: Follower(store, ours), snapshot_seconds=snapshot_seconds,
+                    per_device=jobs_per_device,
+                )  # fmt: skip
             elif ours:
                 pool = WorkerPool(
                     store, device or own_devices(), per_device=jobs_per_device, batch=batch,

@@ -1,0 +1,243 @@
+"""The queue: its order, who may take what, and that nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from radial import OutputError, RequestError
+from radial.request import make_request
+from radial_app import store as store_module
+from radial_app.jobs import Job, Output, ResultFile, make_output, slug
+from radial_app.store import MAX_ATTEMPTS, JobStore
+
+
+@pytest.fixture
+def store(data_folder: Path) -> JobStore:
+    return JobStore()
+
+
+def jobs(count: int, **fields: Any) -> list[Job]:
+    requests = [make_request(prompt=f"prompt {index}", seed=index).resolve() for index in range(count)]
+    return [Job(id="", request=request, **fields) for request in requests]
+
+
+def prompts(found: list[Job]) -> list[str]:
+    return [job.request.prompt.removeprefix("prompt ") for job in found]
+
+
+def test_a_job_comes_back_as_it_was(store: JobStore, data_folder: Path) -> None:
+    output = make_output(folder="/somewhere", name="{index:03}-{slug}", encoding={"format": "webm", "crf": 30})
+    request = make_request(prompt="x", loras=[{"path": "/b", "weight": 0.3}, {"path": "/a", "weight": -1}], seed=5)
+    (added,) = store.add([Job(id="", request=request, output=output, batch="b", source="s:1", digest="d", index=7)])
+    with JobStore(data_folder) as other:
+        assert other.get(added.id) == added
+        assert other.get(added.id[:-2]) == added
+    with pytest.raises(RequestError, match="no job 'zzz'"):
+        store.get("zzz")
+
+
+def test_order_priority_and_moves(store: JobStore) -> None:
+    added = store.add(jobs(5))
+    assert prompts(store.find()) == ["0", "1", "2", "3", "4"]
+    store.move(added[4].id, 2)
+    assert prompts(store.find()) == ["0", "4", "1", "2", "3"]
+    store.move(added[0].id, 99)
+    assert prompts(store.find()) == ["4", "1", "2", "3", "0"]
+    store.prioritise([added[3].id], 5)
+    assert prompts(store.find()) == ["3", "4", "1", "2", "0"]
+    store.move(added[2].id, 1)
+    assert prompts(store.find()) == ["2", "3", "4", "1", "0"]
+    assert prompts([store.claim("w") for _ in range(5)]) == ["2", "3", "4", "1", "0"]  # type: ignore[misc]
+    assert store.claim("w") is None
+
+
+def test_pause_cancel_retry_edit_duplicate_remove(store: JobStore) -> None:
+    one, two, three = store.add(jobs(3))
+    assert store.pause([one.id]) == [one.id]
+    claimed = store.claim("w")
+    assert claimed is not None
+    assert claimed.id == two.id
+    assert store.pause([two.id]) == [two.id]
+    assert (store.get(two.id).state, store.control_of(two.id)) == ("running", "pause")
+    store.end(two.id, "paused")
+    assert (store.get(two.id).state, store.control_of(two.id)) == ("paused", "")
+    assert store.resume([one.id, two.id, three.id]) == [one.id, two.id]
+    assert prompts(store.find()) == ["0", "1", "2"]  # back at their old places
+    edited = store.edit(one.id, prompt="another", num_inference_steps=7)
+    assert (edited.request.prompt, edited.request.num_inference_steps) == ("another", 7)
+    with pytest.raises(RequestError, match="nearest"):
+        store.edit(one.id, height=33)
+    assert store.get(one.id).request.prompt == "another"
+    store.cancel([three.id], keep=True)
+    assert store.get(three.id).state == "cancelled"
+    with pytest.raises(RequestError, match="only jobs that wait can be edited"):
+        store.edit(three.id, prompt="late")
+    (copy,) = store.duplicate([three.id], seed=99)
+    assert (copy.request.seed, copy.request.prompt) == (99, three.request.prompt)
+    assert store.retry([three.id, one.id]) == [three.id]
+    store.claim("w", only=one.id)
+    assert store.remove([one.id, two.id]) == [two.id]
+    assert store.cancel([one.id], keep=False) == [one.id]
+    assert store.control_of(one.id) == "cancel"
+    assert store.control_of(two.id) == "cancel"  # gone: whoever renders it is to stop
+
+
+def test_devices_and_batches(store: JobStore) -> None:
+    on_gpu = make_request(prompt="gpu", device="cuda:1", seed=1)
+    store.add([Job(id="", request=on_gpu), *jobs(1, batch="b")])
+    assert store.claim("w", devices=("auto", "cpu"), batch="c") is None
+    claimed = store.claim("w", devices=("auto", "cpu"))
+    assert claimed is not None
+    assert claimed.batch == "b"
+    assert store.claim("w", devices=("auto", "cpu")) is None
+    assert store.claim("w", devices=("auto", "cuda:1")) is not None
+
+
+def hold(folder: Path, name: str, claimed: Any) -> None:
+    with JobStore(folder) as store, store.alive(name):
+        job = store.claim(name)
+        claimed.put(job and job.id)
+        time.sleep(60)
+
+
+def test_jobs_of_dead_workers_go_back(store: JobStore, data_folder: Path) -> None:
+    (job,) = store.add(jobs(1))
+    context = multiprocessing.get_context("spawn")
+    claimed: Any = context.Queue()
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        process = context.Process(target=hold, args=(data_folder, f"w{attempt}", claimed))
+        process.start()
+        assert claimed.get(timeout=60) == job.id
+        assert store.recover() == []
+        assert store.workers() == [f"w{attempt}"]
+        store.progress(job.id, "denoise", 3, 20, 0, None)
+        process.kill()
+        process.join()
+        assert [found.id for found in store.recover()] == [job.id]
+        assert store.workers() == []
+    found = store.get(job.id)
+    assert found.state == "failed"
+    assert found.error == f"its worker died in stage denoise, step 3 of 20, {MAX_ATTEMPTS} times in a row"
+    assert sum(kind == "error" for _, _, kind, _ in store.events(job.id)) == MAX_ATTEMPTS
+    store.retry([job.id])
+    assert store.get(job.id).attempts == 0
+
+
+def test_jobs_that_get_further_are_not_poison(store: JobStore) -> None:
+    (job,) = store.add(jobs(1))
+    for _ in range(2 * MAX_ATTEMPTS):
+        assert store.claim("dead") is not None
+        store.got_further(job.id)
+        store.recover()
+        assert store.get(job.id).state == "queued"
+
+
+def take(folder: Path, number: int, taken: Any) -> None:
+    mine = []
+    with JobStore(folder) as store:
+        while (job := store.claim(f"w{number}")) is not None:
+            mine.append(job.id)
+    taken.put(mine)
+
+
+def test_no_job_is_taken_twice(store: JobStore, data_folder: Path) -> None:
+    added = store.add(jobs(40))
+    context = multiprocessing.get_context("spawn")
+    taken: Any = context.Queue()
+    processes = [context.Process(target=take, args=(data_folder, number, taken)) for number in range(3)]
+    for process in processes:
+        process.start()
+    everything = [id_ for _ in processes for id_ in taken.get(timeout=60)]
+    assert sorted(everything) == sorted(job.id for job in added)
+
+
+def test_a_clock_that_jumps_back(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    (job,) = store.add(jobs(1))
+    assert store.claim("w") is not None
+    store.end(job.id, "queued", "waits for disk space", wait=30)
+    assert store.claim("w") is None
+    now = time.time()
+    monkeypatch.setattr(store_module.time, "time", lambda: now - 10 * 86_400)
+    assert store.claim("w") is not None
+
+
+def test_a_locked_database(store: JobStore, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.add(jobs(1))
+    other = sqlite3.connect(data_folder / "jobs.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    store._database.execute("PRAGMA busy_timeout = 50")
+    with pytest.raises(OutputError, match="locked by another program"):
+        store.claim("w")
+    assert len(store.find()) == 1  # readers never wait
+    store._database.execute("PRAGMA busy_timeout = 5000")
+    threading.Timer(0.3, other.rollback).start()
+    assert store.claim("w") is not None
+
+
+def test_folders_that_cannot_hold_jobs(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="--data-dir"):
+        JobStore(tmp_path / "file" / "data")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "jobs.db").write_bytes(b"no database" * 100)
+    with pytest.raises(OutputError, match="broken"):
+        JobStore(tmp_path / "broken")
+    JobStore(tmp_path / "later").close()
+    database = sqlite3.connect(tmp_path / "later" / "jobs.db")
+    database.execute("PRAGMA user_version = 99")
+    database.close()
+    with pytest.raises(OutputError, match="later version"):
+        JobStore(tmp_path / "later")
+
+
+def test_what_was_made_before(store: JobStore, tmp_path: Path) -> None:
+    (job,) = store.add(jobs(1, digest="d"))
+    store.claim("w")
+    assert store.finished_with("d") is None
+    file = tmp_path / "a.mp4"
+    file.write_text("a")
+    store.record_file(job.id, 0, ResultFile(str(file), "x", 0, 12.5, True))
+    store.end(job.id, "done")
+    assert store.finished_with("d") is not None
+    assert store.seconds_of(job.request) == 12.5
+    assert store.seconds_of(job.request.model_copy(update={"num_frames": 129})) is None
+    file.unlink()
+    assert store.finished_with("d") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("{colour}", "known are index"), ("{index.real}", "known are"), ("{index:99999}", "widths such as 03"),
+        ("../{seed}", "inside the output folder"), ("/tmp/{seed}", "inside the output folder"), ("{", "no template"),
+        ("{seed!r}", "known are"), ("", "inside the output folder"), ("{}", "known are"),
+    ],
+)  # fmt: skip
+def test_templates_that_are_refused(name: str, says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        make_output(name=name)
+
+
+def test_names_from_templates() -> None:
+    request = make_request(prompt="A fox; ../../etc", model="a/b", seed=5, height=32, width=48)
+    job = Job(id="j", request=request, index=7, output=Output(folder="/out", name="{model}/{index:03}-{slug}-{seed}"))
+    assert job.output.path(job.name_values(request, 0)) == Path("/out/a-b/007-a-fox-etc-5.mp4")
+    assert slug("A large red star, moving from left to right; on a striped background!") == (
+        "a-large-red-star-moving-from-left-to-right-on-a-striped"
+    )
+    assert slug("字") == "video"
+
+
+def test_ids_sort_by_time() -> None:
+    code = "from radial_app.store import new_id; print(new_id())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert store_module.new_id()[:8] >= done.stdout.strip()[:8]
