@@ -52,6 +52,25 @@ def adapter_file(path: str) -> Path:
     return Path(str(files("radial_assets"))) / "adapters" / f"{name}.safetensors"
 
 
+def check_adapter_file(path: Path) -> None:
+    """Make sure that there is an adapter's file, before a model is loaded for it.
+
+    Raises:
+        ModelError: it is missing, pickled or broken.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors":
+        raise ModelError(f"LoRA {path.name} is not a safetensors file; safetensors only")
+    if not path.is_file():
+        raise ModelError(f"no LoRA file {path}")
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"LoRA {path.name} is broken: {error}") from error
+
+
 def read_adapter_settings(path: Path) -> AdapterSettings | None:
     """The settings in a safetensors file's header; None where there are none, or no such file.
 

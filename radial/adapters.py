@@ -20,16 +20,6 @@ _NORM = re.compile(r"transformer\..+\.norm_\w+\.diff")
 _PART = re.compile(r"\.(lora_A|lora_B|lora_down|lora_up|lora_magnitude_vector|alpha|diff|diff_b|dora_scale)\b.*")
 
 
-def check_lora_files(loras: tuple[Lora, ...]) -> None:
-    """Raise ModelError for adapter files that are missing or pickled, before a model is loaded for them."""
-    for lora in loras:
-        path = adapter_file(lora.path)
-        if path.suffix != ".safetensors":
-            raise ModelError(f"LoRA {path.name} is not a safetensors file; safetensors only")
-        if not path.is_file():
-            raise ModelError(f"no LoRA file {path}")
-
-
 def load_loras(pipe: Any, loras: tuple[Lora, ...]) -> tuple[str, ...]:
     """Load adapters and set their weights: what to tell the user about keys that found no layer.
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from radial.adapter_settings import adapter_file
-from radial.adapters import check_lora_files, load_loras
+from radial.adapter_settings import adapter_file, check_adapter_file
+from radial.adapters import load_loras
 from radial.checkpoints import check_checkpoint, checkpoint_folder, fit_spec, read_folder
 from radial.errors import GenerationError, ModelError, RequestError, first_line
 from radial.models import MODELS, ModelSpec, find_model
@@ -41,7 +41,8 @@ def load(request: GenerationRequest) -> LoadedModel:
         ModelError: the checkpoint is missing, corrupt or pickled, or an adapter does not fit.
     """
     request = request.resolve()
-    check_lora_files(request.loras)
+    for lora in request.loras:
+        check_adapter_file(adapter_file(lora.path))
     spec = find_model(request.model)
     device = choose_device(request.device)
     dtype = choose_dtype(request.dtype, device)

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import logging
 import secrets
+import socket
 import tempfile
 import threading
 import time
@@ -180,6 +181,7 @@ def connect(address: str, snapshot_seconds: float, per_device: int = 1) -> Itera
         raise RequestError("--ray needs Ray: pip install 'radial-video[cluster]'") from error
     ours = not ray.is_initialized()
     if ours:
+        _check_reachable(address)
         try:
             ray.init(
                 address=None if address == "local" else address, log_to_driver=False, logging_level=logging.ERROR,
@@ -197,6 +199,17 @@ def connect(address: str, snapshot_seconds: float, per_device: int = 1) -> Itera
     finally:
         if ours:
             ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:  # local, auto
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise RequestError(f"no Ray cluster at {address!r}: {error}") from error
 
 
 def render_on_cluster(

@@ -13,13 +13,14 @@ import json
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from radial.adapter_settings import adapter_file, check_adapter_file
 from radial.errors import RadialError, RequestError
 from radial.request import GenerationRequest, explain, parse_lora
 from radial_app.jobs import Job, Output, anchored, digest_of
@@ -80,7 +81,7 @@ def read_jobs(
                 again = counts[job.digest] = counts.get(job.digest, -1) + 1
                 if again:
                     written = GenerationRequest.model_validate(_request_fields(values))
-                    job = _with_digest(job, digest_of(anchored(written, path.parent), job.output, again))
+                    job = replace(job, digest=digest_of(anchored(written, path.parent), job.output, again))
                 jobs.append(job)
         except ValidationError as error:
             problems += [f"{source}: {explain(problem)}" for problem in error.errors()]
@@ -91,14 +92,13 @@ def read_jobs(
     if not problems and not jobs:
         problems.append(f"{path.name}: no jobs in it")
     if problems:
-        raise JobFileError(problems)
+        raise JobFileError(sorted(problems, key=_line))
     return jobs
 
 
-def _with_digest(job: Job, digest: str) -> Job:
-    from dataclasses import replace
-
-    return replace(job, digest=digest)
+def _line(problem: str) -> int:
+    match = re.match(r"[^:]*:(\d+):", problem)
+    return int(match[1]) if match else 0
 
 
 def _read(path: Path) -> str:
@@ -308,6 +308,8 @@ def _make_job(values: dict[str, Any], folder: Path, output: Output, batch: str, 
         given = getattr(written, name)
         if given is not None and not Path(given).is_file():
             raise RequestError(f"{name}: no such file: {given}")
+    for lora in written.loras:
+        check_adapter_file(adapter_file(lora.path))
     request = written.resolve()
     job = Job(
         id="", request=request, output=output, batch=batch, source=source, index=index, priority=priority,
