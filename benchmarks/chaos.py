@@ -1,9 +1,10 @@
 """A queue under fire: ``python benchmarks/chaos.py``.
 
-Ten tiny jobs are rendered while their worker, and the process that follows them and keeps workers alive, are killed
-with SIGKILL at random moments. Afterwards every job must be done exactly once, every file whole and readable, every
-clip equal to one that was rendered undisturbed, and nothing else may lie in the folder. With ``--full-disk`` the output
-folder is a small file system that fills up meanwhile and is emptied again (needs the right to mount one).
+Ten tiny jobs are rendered while their worker, and the server that keeps workers alive (``radial serve``, or ``radial
+render --resume`` with ``--server render``), are killed with SIGKILL at random moments. Then every job must be done
+exactly once, every file whole and readable, every clip equal to one that was rendered undisturbed, and nothing else may
+lie in the folder. With ``--full-disk`` the output folder is a small file system that fills up meanwhile and is emptied
+again (needs the right to mount one).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from radial.encoding import Encoding
 from radial.pipeline import generate
 from radial.request import make_request
 from radial.video import read_frames
+from radial_app.render_cli import output_of, read_all
 from radial_app.results import digest_file
 from radial_app.store import JobStore
 
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--worker-kills", type=int, default=20)
     parser.add_argument("--server-kills", type=int, default=20)
     parser.add_argument("--between", type=float, nargs=2, default=(2.0, 9.0), help="seconds between two kills")
+    parser.add_argument("--server", choices=["serve", "render"], default="serve")
     parser.add_argument("--full-disk", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=1800, help="seconds after which the run counts as hung")
@@ -61,11 +64,17 @@ def run(folder: Path, options: argparse.Namespace) -> list[str]:
     fields = {"model": options.model, "num_inference_steps": options.steps, "num_frames": options.num_frames, "seed": 7}
     out, data = folder / "out", folder / "data"
     out.mkdir()
-    command = [
-        sys.executable, "-m", "radial_app", "render", str(jobs), "--output", f"{out}/{{index:03}}.mp4",
-        "--data-dir", str(data), "--snapshot-seconds", "0.5", "--resume", "--manifest", str(folder / "manifest.json"),
-        *(part for name, value in fields.items() for part in ("--set", f"{name}={value}")),
-    ]  # fmt: skip
+    sets = [part for name, value in fields.items() for part in ("--set", f"{name}={value}")]
+    common = ["--data-dir", str(data), "--snapshot-seconds", "0.5", "--device", "cpu"]
+    if options.server == "serve":
+        command = ["serve", "--port", "0", *common]
+        with JobStore(data) as store:
+            output = output_of(f"{out}/{{index:03}}.mp4", None, None, None, True)
+            store.add(read_all([jobs], output, sets[1::2], "chaos"))
+    else:
+        command = ["render", str(jobs), "--output", f"{out}/{{index:03}}.mp4", "--resume", *common, *sets,
+                   "--manifest", str(folder / "manifest.json")]  # fmt: skip
+    command = [sys.executable, "-m", "radial_app", *command]
     kills = ["worker"] * options.worker_kills + ["server"] * options.server_kills
     dice.shuffle(kills)
     killed = {"worker": 0, "server": 0}
@@ -75,9 +84,9 @@ def run(folder: Path, options: argparse.Namespace) -> list[str]:
         for kind in kills:
             until = time.monotonic() + dice.uniform(*options.between)
             fill(dice.random() < 0.5)
-            while time.monotonic() < until and server.poll() is None:
+            while time.monotonic() < until:
                 time.sleep(0.02)
-            if server.poll() is not None:  # all done already
+            if is_over(data, options.jobs):
                 break
             victims = [server.pid] if kind == "server" else workers_of(data)
             for pid in victims:
@@ -90,11 +99,18 @@ def run(folder: Path, options: argparse.Namespace) -> list[str]:
                 server.wait()
                 server = start(command)
         fill(False)
-        while server.poll() is None:
+        while not is_over(data, options.jobs):
             assert time.monotonic() - started < options.limit, "the queue hangs"
-            time.sleep(0.1)
+            time.sleep(0.2)
         seconds = time.monotonic() - started
-        assert server.returncode == 0, f"render ended with {server.returncode}"
+        if options.server == "serve":
+            server.terminate()
+        server.wait(timeout=60)
+        assert server.returncode in (0, -signal.SIGTERM), f"the server ended with {server.returncode}"
+        deadline = time.monotonic() + 30
+        while workers_of(data):
+            assert time.monotonic() < deadline, "workers are left"
+            time.sleep(0.1)
         lines = check(out, data, options.jobs, fields, folder)
     return [f"killed {killed['worker']} workers and {killed['server']} servers in {seconds:.0f} s", *lines]
 
@@ -125,6 +141,13 @@ def check(out: Path, data: Path, count: int, fields: dict[str, object], folder: 
         f"{count} jobs done exactly once in {attempts} attempts, {len(resumed)} of which went on inside a run",
         f"{count} files whole, equal to undisturbed ones in every pixel, and nothing beside them",
     ]
+
+
+def is_over(data: Path, count: int) -> bool:
+    if not (data / "jobs.db").exists():
+        return False
+    with JobStore(data) as store:
+        return sum(store.counts().get(state, 0) for state in ("done", "failed", "cancelled")) == count
 
 
 def start(command: list[str]) -> subprocess.Popen[bytes]:

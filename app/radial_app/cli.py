@@ -15,7 +15,7 @@ from rich.table import Table
 
 import radial
 from radial.errors import RadialError, RequestError
-from radial_app import jobs_cli, receipts_cli, render_cli
+from radial_app import doctor, jobs_cli, receipts_cli, render_cli, server
 
 if TYPE_CHECKING:
     from radial.plan import BlockPlan
@@ -379,5 +379,6 @@ def models() -> None:
 app.add_typer(jobs_cli.app)
 for command in (
     render_cli.render, render_cli.watch, jobs_cli.work, receipts_cli.receipt, receipts_cli.rerun, receipts_cli.verify,
+    server.serve, doctor.doctor,
 ):  # fmt: skip
     app.command()(command)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -101,3 +103,16 @@ class WorkerPool:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+    def stop_inherited(self, seconds: float) -> None:
+        """Have workers that an earlier pool left in these places stop after their step, or end them."""
+        deadline = time.monotonic() + seconds
+        for slot in self._commands:
+            asked = False
+            while (holder := self._store.slot_holder(slot)) is not None:
+                late = time.monotonic() > deadline
+                with contextlib.suppress(ProcessLookupError):
+                    if late or not asked:
+                        os.kill(holder, signal.SIGKILL if late else signal.SIGTERM)
+                asked = True
+                time.sleep(0.1)

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from radial.encoding import encoding_for
-from radial.errors import OutputError, RequestError
+from radial.errors import OutputError, RadialError, RequestError
 from radial.files import existing_folder, publish_text
 from radial_app.jobs import DEFAULT_NAME, FINISHED, Job, Output, make_output
 from radial_app.jobs_cli import clock, where
@@ -102,6 +102,9 @@ def render(
         except KeyboardInterrupt:
             store.pause(ours)
             stderr.print("stopped; the same command with --resume goes on", highlight=False)
+            raise
+        except RadialError:
+            store.pause(ours)
             raise
         results = [store.get(id_) for id_ in [*skipped, *ours]]
     path = manifest or free_name(Path(output.folder) / f"{batch}.json")

@@ -374,6 +374,15 @@ class JobStore:
             rows = self._database.execute("SELECT state, COUNT(*) AS count FROM jobs GROUP BY state")
             return {row["state"]: row["count"] for row in rows}
 
+    def totals(self) -> tuple[int, float]:
+        """Videos finished, and the seconds they took."""
+        with _explained():
+            row = self._database.execute(
+                "SELECT COUNT(*), COALESCE(SUM(json_extract(value, '$.seconds')), 0) FROM jobs, json_each(jobs.files) "
+                "WHERE json_extract(value, '$.done')"
+            ).fetchone()
+        return int(row[0]), float(row[1])
+
     def finished_with(self, digest: str) -> Job | None:
         """A finished job of this digest whose videos are all still there."""
         with _explained():
@@ -470,16 +479,29 @@ class JobStore:
     @contextlib.contextmanager
     def slot(self, name: str) -> Iterator[bool]:
         """Take one of a device's places for workers while the context lasts; whether it was free."""
-        lock = FileLock(self.folder / "workers" / f"{name}.slot")
+        path = self.folder / "workers" / f"{name}.slot"
+        lock = FileLock(path)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             yield False
             return
         try:
+            path.with_suffix(".pid").write_text(str(os.getpid()))
             yield True
         finally:
+            path.with_suffix(".pid").unlink(missing_ok=True)
             lock.release()
+
+    def slot_holder(self, name: str) -> int | None:
+        """The process that holds a place, if any does."""
+        with self.slot(name) as free:
+            if free:
+                return None
+        try:
+            return int((self.folder / "workers" / f"{name}.pid").read_text())
+        except (OSError, ValueError):
+            return None
 
     def workers(self) -> list[str]:
         """Workers that live."""

@@ -1,8 +1,11 @@
 """Attention over a list of key blocks for every block of queries."""
 
 from radial_kernels.block_sparse.api import BLOCK_SIZES, attention
-from radial_kernels.block_sparse.backends import BACKENDS, choose_backend
+from radial_kernels.block_sparse.backends import BACKENDS, choose_backend, explain_backend
 from radial_kernels.block_sparse.lists import check_lists, transpose_lists
 from radial_kernels.block_sparse.merge import merge
 
-__all__ = ["BACKENDS", "BLOCK_SIZES", "attention", "check_lists", "choose_backend", "merge", "transpose_lists"]
+__all__ = [
+    "BACKENDS", "BLOCK_SIZES", "attention", "check_lists", "choose_backend", "explain_backend", "merge",
+    "transpose_lists",
+]  # fmt: skip

@@ -39,6 +39,14 @@ def choose_backend(q: Tensor, backend: str = "auto", *, block_size: int = 128, o
     return backend
 
 
+def explain_backend(q: Tensor, *, block_size: int = 128) -> tuple[str, str]:
+    """The backend that ``auto`` takes for such queries, and why none of those that would be faster."""
+    chosen = choose_backend(q, block_size=block_size)
+    refusals = {"hopper": _hopper_refusal(q, block_size, ()), "triton": _triton_refusal(q)}
+    faster = list(refusals)[: list(refusals).index(chosen)] if chosen in refusals else list(refusals)
+    return chosen, "; ".join(f"{name} {refusals[name]}" for name in faster)
+
+
 def _triton_refusal(q: Tensor) -> str | None:
     """Why the portable kernels cannot run, if they cannot."""
     if not _HAS_TRITON:
