@@ -83,16 +83,20 @@ class Worker:
         """Take jobs until told to stop, or until none waits."""
         with self.store.alive(self.name):
             log.info("worker %s begins", self.name)
-            while not self.stop.is_set():
-                if (job := self._next()) is not None:
-                    self._idle_since = None
-                    self.render(job)
-                elif self.settings.until_idle and not self._waits():
-                    break
-                else:
-                    self._rest()
+            self.work_off()
             self.unload()
             log.info("worker %s ends", self.name)
+
+    def work_off(self) -> None:
+        """The loop of :meth:`run`, for who keeps the worker alive."""
+        while not self.stop.is_set():
+            if (job := self._next()) is not None:
+                self._idle_since = None
+                self.render(job)
+            elif self.settings.until_idle and not self._waits():
+                break
+            else:
+                self._rest()
 
     def run_here(self, job: Job) -> Job:
         """Render one job here and now: a new one, which no other worker ever sees waiting, or one that waits.
