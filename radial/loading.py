@@ -22,7 +22,7 @@ from radial.request import GenerationRequest
 @dataclass(frozen=True)
 class LoadedModel:
     """A diffusers pipeline on its device, with what is known of it: ``loras`` are names and fingerprints, ``notes``
-    what the user should hear of."""
+    what the user should hear of, ``revision`` the hub's, where the weights come from there."""
 
     spec: ModelSpec
     pipe: Any
@@ -31,6 +31,7 @@ class LoadedModel:
     fingerprint: str
     loras: tuple[dict[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    revision: str | None = None
 
 
 def load(request: GenerationRequest) -> LoadedModel:
@@ -72,7 +73,8 @@ def load(request: GenerationRequest) -> LoadedModel:
         raise GenerationError(f"{spec.name} does not fit into the memory of {device}") from error
     paths = [adapter_file(lora.path) for lora in request.loras]
     loras = tuple({"name": path.name, "fingerprint": fingerprint(path)} for path in paths)
-    return LoadedModel(spec, pipe, device, dtype, fingerprint(folder), loras, notes)
+    revision = folder.name if folder.parent.name == "snapshots" else None  # as the hub's cache lays them out
+    return LoadedModel(spec, pipe, device, dtype, fingerprint(folder), loras, notes, revision)
 
 
 def _download(spec: ModelSpec) -> Path:

@@ -320,7 +320,12 @@ def _receipt(
     return {
         "radial": __version__,
         "request": request.model_dump(mode="json"),
-        "model": {"name": model.spec.name, "source": model.spec.source, "fingerprint": model.fingerprint},
+        "model": {
+            "name": model.spec.name,
+            "source": model.spec.source,
+            "revision": model.revision,
+            "fingerprint": model.fingerprint,
+        },
         "loras": list(model.loras),
         "inputs": {
             name: {"name": Path(path).name, "fingerprint": fingerprint(Path(path))}

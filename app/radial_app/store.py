@@ -65,7 +65,7 @@ class JobStore:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = data_folder(folder)
         try:
-            for name in ("", "workers", "snapshots", "logs"):
+            for name in ("", "workers", "snapshots", "previews", "logs"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
             self._database = sqlite3.connect(self.folder / "jobs.db", timeout=30, isolation_level=None)
         except (OSError, sqlite3.Error) as error:
@@ -295,6 +295,7 @@ class JobStore:
                 removed += [id_] if done.rowcount else []
         for id_ in removed:
             self.snapshot_path(id_).unlink(missing_ok=True)
+            self.preview_path(id_).unlink(missing_ok=True)
         return removed
 
     def _control(self, ids: Iterable[str], control: Control, waiting: tuple[State, ...], state: State) -> list[str]:
@@ -445,6 +446,10 @@ class JobStore:
     def snapshot_path(self, job: str) -> Path:
         """Where a job keeps how far it is."""
         return self.folder / "snapshots" / f"{job}.safetensors"
+
+    def preview_path(self, job: str) -> Path:
+        """Where a running job shows what it is at, now and then."""
+        return self.folder / "previews" / f"{job}.webp"
 
     # Workers
 

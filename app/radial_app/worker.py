@@ -6,6 +6,7 @@ snapshot of the denoising run.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import logging
@@ -51,6 +52,7 @@ class WorkerSettings:
     Attributes:
         device: ``auto``, ``cpu`` or ``cuda:N``; jobs that ask for another device wait for another worker.
         snapshot_seconds: between two snapshots of a run.
+        preview_seconds: between two pictures of what a run is at.
         unload_seconds: without a job after which the model leaves the memory.
         until_idle: end when no job waits any more, instead of waiting for more.
         batch: the only one whose jobs it takes.
@@ -59,6 +61,7 @@ class WorkerSettings:
 
     device: str = "auto"
     snapshot_seconds: float = 30.0
+    preview_seconds: float = 10.0
     unload_seconds: float = 300.0
     until_idle: bool = False
     batch: str | None = None
@@ -161,7 +164,7 @@ class Worker:
                 self._end(job, "cancelled", partial)
             else:
                 self._end(job, "done")
-            self.store.snapshot_path(job.id).unlink(missing_ok=True)
+            self._forget(job)
         except Stopped as stopped:
             if stopped.why == "stop":
                 self._end(job, "queued", "its worker was told to stop", failed_attempt=False)
@@ -169,7 +172,7 @@ class Worker:
                 self._end(job, "paused", failed_attempt=False)
             else:
                 self._end(job, "cancelled")
-                self.store.snapshot_path(job.id).unlink(missing_ok=True)
+                self._forget(job)
         except KeyboardInterrupt:
             self._end(job, "paused", "stopped with Ctrl+C", failed_attempt=False)
             raise
@@ -186,6 +189,12 @@ class Worker:
             self.store.tell(job.id, "error", traceback.format_exc())
             self._end(job, "failed", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             self.unload()  # what state it is in, nobody knows
+
+    def _forget(self, job: Job) -> None:
+        """Remove what only a job that goes on needs."""
+        for path in (self.store.snapshot_path(job.id), self.store.preview_path(job.id)):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def _end(self, job: Job, state: Any, error: str = "", **more: Any) -> None:
         """Settle a job, however long the database is locked: what was rendered must not be rendered again."""
@@ -233,7 +242,8 @@ class _Run:
         self.video = 0
         self.finish_at: int | None = None
         self._stage = ("load", 0, 0)
-        self._told = self._kept = time.monotonic()
+        self._told = self._kept = self._shown = time.monotonic()
+        self._pipe: Any = None
         self._begun: tuple[float, int] | None = None
         self._notes: set[str] = set()
 
@@ -254,6 +264,7 @@ class _Run:
             if model is None:
                 self._say("load", 0, 0)
                 model = self.worker.model_for(self.job)
+                self._pipe = model.pipe
             started = time.monotonic()
             self._begun, self._kept = None, time.monotonic()
             snapshot = read_snapshot(self.store.snapshot_path(self.job.id), describe_run(request.resolve(), model))
@@ -294,6 +305,9 @@ class _Run:
         if due or last or stop or control == "pause":
             self._keep(step)
             self._kept = now
+        if now - self._shown >= self.worker.settings.preview_seconds and not last:
+            self._shown = now
+            self._show(step)
         if stop:
             raise Stopped("stop")
         if control in ("pause", "cancel"):
@@ -312,6 +326,21 @@ class _Run:
             self.store.got_further(self.job.id)
         except OutputError as error:  # a full disk costs the snapshot, not the run
             log.warning("job %s: no snapshot of step %d: %s", self.job.id, step.step, error)
+
+    def _show(self, step: Step) -> None:
+        """A picture of what the clip is becoming, for whoever looks at the queue."""
+        from PIL import Image
+
+        from radial.files import publish
+        from radial.preview import preview_frame
+
+        frame = preview_frame(self._pipe, step.clean_latents())
+        if frame is None:
+            return
+        try:
+            publish(self.store.preview_path(self.job.id), Image.fromarray(frame).save, overwrite=True)
+        except OutputError as error:
+            log.warning("job %s: no preview: %s", self.job.id, error)
 
     def _say(self, stage: str, step: int, steps: int) -> None:
         """Report progress, now and then; stop where the user says so."""

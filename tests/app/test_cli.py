@@ -55,6 +55,7 @@ def test_a_video_of_the_asked_size(quick: Any) -> None:
     assert receipt["attention"]["kind"] == "radial"
     assert 0 < receipt["attention"]["computed_share"] <= 1
     assert len(receipt["model"]["fingerprint"]) == 16
+    assert receipt["model"]["revision"] is None
     assert {"encode", "denoise", "decode"} == set(receipt["seconds"])
 
 

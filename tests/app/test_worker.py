@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from radial import Video
 from radial.files import rename_to_free_name
@@ -114,6 +115,22 @@ def test_cancel_discards_and_finish_keeps(store: JobStore, make: Callable[..., J
     assert "stopped at step 2 of 4" in store.get(kept.id).error
     assert read_receipt(tmp_path / "out" / "2.mp4")["finished_at_step"] == 2
     assert not list((store.folder / "snapshots").iterdir())
+
+
+def test_a_picture_while_it_renders(store: JobStore, make: Callable[..., Job]) -> None:
+    job = make(num_inference_steps=6)
+    seen: list[tuple[int, ...]] = []
+
+    def look(job: Job) -> None:
+        with Image.open(store.preview_path(job.id)) as image:
+            seen.append((image.width, image.height))
+
+    ours = worker(store, preview_seconds=0.0)
+    ours.listen(at_step(store, 4, look))
+    ours.run()
+    assert store.get(job.id).state == "done", store.get(job.id).error
+    assert seen == [(32, 32)]
+    assert not store.preview_path(job.id).exists()
 
 
 def test_a_worker_that_is_told_to_stop(store: JobStore, make: Callable[..., Job]) -> None:
