@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--num-frames", type=int, default=33)
     parser.add_argument("--worker-kills", type=int, default=20)
     parser.add_argument("--server-kills", type=int, default=20)
-    parser.add_argument("--between", type=float, nargs=2, default=(2.0, 9.0), help="seconds between two kills")
+    parser.add_argument("--between", type=float, nargs=2, default=(4.0, 14.0), help="seconds between two kills")
     parser.add_argument("--server", choices=["serve", "render"], default="serve")
     parser.add_argument("--full-disk", action="store_true")
     parser.add_argument("--seed", type=int, default=0)

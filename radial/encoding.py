@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +22,11 @@ _X264 = {"preset": "medium", "x264-params": "mbtree=0:threads=1:lookahead-thread
 # By codec: the encoder, its quality where none is asked for (about alike to the eye), and its options.
 _ENCODERS: dict[str, tuple[str, int, dict[str, str]]] = {
     "h264": ("libx264", 16, _X264),
-    "h265": ("libx265", 18, {"preset": "medium", "tag": "hvc1", "x265-params": "log-level=error:frame-threads=1"}),
+    "h265": (
+        "libx265",
+        18,
+        {"preset": "medium", "tag": "hvc1", "x265-params": "log-level=error:pools=none:frame-threads=1"},
+    ),
     "av1": ("libsvtav1", 24, {"preset": "6", "svtav1-params": "lp=1"}),
     "vp9": ("libvpx-vp9", 24, {"b": "0", "cpu-used": "2"}),
 }
@@ -98,7 +103,10 @@ def encode(frames: Frames, fps: int, receipt: dict[str, Any], path: Path, encodi
 def _encode_stream(frames: Frames, fps: int, comment: str, path: Path, encoding: Encoding) -> None:
     import av
 
+    os.environ.setdefault("SVT_LOG", "1")  # errors alone
     codec = encoding.chosen_codec or "h264"
+    if codec == "h265" and min(frames.shape[1:3]) < 32:  # its encoder crashes
+        raise OutputError(f"h265 needs sides of 32 pixels or more, not {frames.shape[2]}x{frames.shape[1]}; use h264")
     encoder, crf, options = _ENCODERS[codec]
     container_options = {"movflags": "+faststart"} if encoding.format == "mp4" else {}
     options = {"crf": str(crf if encoding.crf is None else encoding.crf), **options}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable
@@ -27,6 +28,8 @@ def check_output(path: Path, suffix: str, *, overwrite: bool) -> None:
         raise RequestError(f"{path} is a folder; give a file name")
     if path.exists() and not overwrite:
         raise RequestError(f"{path} exists; pass --overwrite or another --output")
+    if not suffix and path.is_dir():
+        check_frames_folder(path)
     folder = existing_folder(path.absolute().parent)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {path}: {folder} is not a folder that can be written")
@@ -68,9 +71,7 @@ def publish(path: Path, write: Callable[[Path], None], *, overwrite: bool) -> No
         write(partial)
         sync(partial)
         if overwrite:
-            if path.is_dir():
-                discard(path)
-            os.replace(partial, path)
+            replace_with(partial, path)
         else:
             rename_to_free_name(partial, path)
     except FileExistsError as error:
@@ -100,6 +101,40 @@ def discard(path: Path) -> None:
             path.unlink()
 
 
+def replace_with(partial: Path, path: Path) -> None:
+    """Put a file in the place of another, or a folder of frames in the place of such a folder.
+
+    Raises:
+        OutputError: a folder with anything but frames is there.
+    """
+    if path.is_dir():
+        check_frames_folder(path)
+        shutil.rmtree(path)
+    os.replace(partial, path)
+    _sync_folder(path.parent)
+
+
+def check_frames_folder(folder: Path) -> None:
+    """Raise where a folder holds more than frames that may be replaced.
+
+    Raises:
+        OutputError: it does.
+    """
+    other = next((file for file in folder.iterdir() if not re.fullmatch(r"\d{5,}\.png", file.name)), None)
+    if other is not None:
+        raise OutputError(f"{folder} is not only frames: there is {other.name}; give another --output")
+
+
+def _sync_folder(folder: Path) -> None:
+    """A name is on the disk once its folder is."""
+    with contextlib.suppress(OSError):  # not every system can
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def rename_to_free_name(partial: Path, path: Path) -> None:
     """Give a file or folder a name that nothing has.
 
@@ -110,6 +145,7 @@ def rename_to_free_name(partial: Path, path: Path) -> None:
         if path.exists():
             raise FileExistsError(path)
         os.rename(partial, path)
+        _sync_folder(path.parent)
         return
     # A link fails if the name was taken meanwhile; a rename would overwrite.
     try:
@@ -120,3 +156,4 @@ def rename_to_free_name(partial: Path, path: Path) -> None:
         # No hard links on this file system: claim the name first, then move over our own empty file.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         os.replace(partial, path)
+    _sync_folder(path.parent)

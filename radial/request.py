@@ -269,7 +269,9 @@ def explain(problem: Any) -> str:
     """One of pydantic's complaints in a user's words: field, rule, value."""
     field = ".".join(str(part) for part in problem["loc"]) or "request"
     message = problem["msg"].removeprefix("Value error, ")
-    message = message.removeprefix("Input should be ")
+    message = message.removeprefix("Input should be ").partition(", unable to parse")[0]
+    if problem["type"] == "extra_forbidden":
+        return f"unknown field {field!r}"
     value = problem["input"]
     if problem["type"] in ("missing", "value_error") or isinstance(value, dict):
         return f"{field} {message}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -60,6 +61,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit. Errors are one line on stderr; ``--debug`` anywhere shows the traceback."""
     # Where another program keeps the cores busy, threads that spin for long wait for each other without end.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    for library in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao"):
+        logging.getLogger(library).setLevel(logging.ERROR)  # what they say of each other's versions
     arguments = _with_dashes(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -199,7 +202,7 @@ def generate(
     crf: Crf = None,
     metadata: Metadata = True,
     queue: Annotated[
-        bool, typer.Option("--queue", help="Only put it into the queue, for `radial work` or the studio to render.")
+        bool, typer.Option("--queue", help="Only put it into the queue, for `radial work` or `radial serve` to render.")
     ] = False,
     data_dir: DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a video instead of text.")] = False,

@@ -7,8 +7,10 @@ and files that come back. When an actor or its machine dies, its job goes on fro
 from __future__ import annotations
 
 import contextlib
+import getpass
 import hashlib
 import logging
+import os
 import secrets
 import socket
 import tempfile
@@ -23,6 +25,7 @@ from radial.errors import GenerationError, OutputError, RadialError, RequestErro
 from radial.request import GenerationRequest
 from radial_app.jobs import Job
 from radial_app.store import MAX_ATTEMPTS, JobStore
+from radial_app.worker import PASSING, shareable
 
 log = logging.getLogger("radial.cluster")
 
@@ -143,8 +146,12 @@ def unpack_inputs(request: GenerationRequest, inputs: dict[str, bytes]) -> Gener
     """Write a request's files here, at the same place on every machine, so that a snapshot fits whoever takes it up."""
     places = {}
     for path, content in inputs.items():
-        folder = Path(tempfile.gettempdir()) / "radial-inputs" / hashlib.sha256(content).hexdigest()[:16]
-        folder.mkdir(parents=True, exist_ok=True)
+        ours = Path(tempfile.gettempdir()) / f"radial-inputs-{getpass.getuser()}"
+        ours.mkdir(mode=0o700, exist_ok=True)
+        if ours.stat().st_uid != os.getuid() or ours.stat().st_mode & 0o077:
+            raise OutputError(f"{ours} is open to others; remove it")
+        folder = ours / hashlib.sha256(content).hexdigest()[:32]
+        folder.mkdir(exist_ok=True)
         place = folder / Path(path).name
         if not place.exists():
             partial = folder / f".{secrets.token_hex(4)}"
@@ -257,7 +264,11 @@ def _serve_place(
     renderer: Any = None
     with JobStore(folder) as store, store.alive(name):
         while not stop.is_set():
-            job = store.claim(name, batch=batch)
+            try:
+                job = store.claim(name, batch=batch)
+            except OutputError as error:  # locked for long, or a full disk
+                log.warning("%s", error)
+                job = None
             if job is None:
                 stop.wait(0.2)
                 continue
@@ -270,7 +281,8 @@ def _serve_place(
                 renderer = None
                 _died(store, job.id)
             except RadialError as error:
-                store.end(job.id, "failed", str(error))
+                passing = isinstance(error, OutputError) and error.errno in PASSING
+                store.end(job.id, "queued" if passing else "failed", str(error), wait=5 if passing else 0)
             except Exception as error:  # Ray raises many kinds
                 log.exception("job %s", job.id)
                 store.end(job.id, "failed", f"{type(error).__name__}: {str(error).splitlines()[0]}")
@@ -312,9 +324,13 @@ def _render_job(store: JobStore, job: Job, renderer: Any, stop: threading.Event)
             receipt = receipt | {"finished_at_step": finished_at}
         video = Video(frames, fps, receipt)
         try:
-            publish_once(store, job, index, video, time.monotonic() - started)
+            publish_once(
+                store, job, index, shareable(video), time.monotonic() - started, partial_clip=finished_at is not None
+            )
         except OutputError as error:
-            store.end(job.id, "queued", f"waits for its place: {error}", wait=30, failed_attempt=True)
+            if error.errno not in PASSING:
+                raise
+            store.end(job.id, "queued", f"waits for {PASSING[error.errno]}: {error}", wait=30, failed_attempt=False)
             return
         snapshot.unlink(missing_ok=True)
         if finished_at is not None:
@@ -336,7 +352,7 @@ def _stream(
     asked = ""
     while True:
         ready, _ = ray.wait([stream], timeout=0.5)
-        control = "pause" if stop.is_set() else store.control_of(job.id)
+        control = store.control_of(job.id) or ("pause" if stop.is_set() else "")
         if control and control != asked:
             renderer.ask.remote(control)
             asked = control

@@ -101,6 +101,7 @@ def _devices() -> list[Finding]:
             found.append(Finding(device, f"{properties.name}, {capability}, {memory}"))
         queries = torch.empty(1, 1, 1, 128, device=device, dtype=dtype)
         chosen, why = explain_backend(queries)
+        why = why.replace(f", and q is on {device}", "")
         found.append(Finding(f"attention on {device}", f"{chosen}{f': {why}' if why else ''}"))
     return found
 

@@ -6,6 +6,7 @@ Every problem is reported with its line, all of them before anything is rendered
 from __future__ import annotations
 
 import csv
+import difflib
 import glob
 import io
 import itertools
@@ -34,6 +35,14 @@ _WILDCARD = re.compile(r"__([A-Za-z0-9_-]+?)__")
 _CHOICE = re.compile(r"\{([^{}]*)\}")
 
 
+def check_fields(values: dict[str, Any], whose: str) -> None:
+    """Raise RequestError for a field that jobs have not got."""
+    if unknown := next((name for name in values if name not in (*_FIELDS, "size")), None):
+        near = difflib.get_close_matches(unknown, _FIELDS, 1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(_FIELDS)}"
+        raise RequestError(f"{whose}: unknown field {unknown!r}{hint}")
+
+
 class JobFileError(RequestError):
     """A job file has errors: ``problems`` are lines such as ``jobs.csv:3: ...``."""
 
@@ -52,8 +61,9 @@ class Row:
 
 
 def read_jobs(
-    path: Path, *, output: Output, defaults: dict[str, Any] | None = None, batch: str = "", seed: int | None = None
-) -> list[Job]:
+    path: Path, *, output: Output, defaults: dict[str, Any] | None = None, batch: str = "", seed: int | None = None,
+    counts: dict[str, int] | None = None,
+) -> list[Job]:  # fmt: skip
     """The jobs of a file, resolved and checked.
 
     Args:
@@ -61,6 +71,7 @@ def read_jobs(
         output: where results go, unless a row has an ``output`` of its own.
         defaults: values of fields that a row leaves open.
         batch: name of the batch.
+        counts: how often a digest came before, in other files.
         seed: of random choices among wildcards; by default they are the same every time.
 
     Raises:
@@ -70,7 +81,7 @@ def read_jobs(
     problems: list[str] = []
     rows, wildcards = _rows(path, text, problems)
     jobs: list[Job] = []
-    counts: dict[str, int] = {}
+    counts = {} if counts is None else counts
     for row in rows:
         source = f"{path.name}:{row.line}"
         try:
@@ -175,7 +186,7 @@ def _yaml_rows(path: Path, text: str, problems: list[str]) -> tuple[list[Row], d
         problems.append(f"{path.name}{line}: no YAML: {getattr(error, 'problem', None) or error}")
         return [], {}
     if isinstance(content, list):
-        content = {"jobs": content}
+        content, nodes = {"jobs": content}, {}
         lines = [node.start_mark.line + 1 for node in root.value]
     elif isinstance(content, dict):
         nodes = {key.value: value for key, value in root.value}
@@ -193,6 +204,12 @@ def _yaml_rows(path: Path, text: str, problems: list[str]) -> tuple[list[Row], d
         if not isinstance(part, dict) or not all(isinstance(key, str) for key in part):
             problems.append(f"{path.name}: {name} must be a mapping")
             return [], {}
+    for name in ("defaults", "grid"):
+        try:
+            check_fields(parts[name], name)
+        except RequestError as error:
+            problems.append(f"{path.name}:{nodes[name].start_mark.line + 1}: {error}")
+            parts[name] = {}
     jobs = content.get("jobs")
     if not isinstance(jobs, list):
         problems.append(f"{path.name}: jobs must be a list")
@@ -220,9 +237,7 @@ def _expand(
 ) -> Iterator[dict[str, Any]]:
     """One row's jobs: the product of its grid, of the choices in its prompt, and of the files its image names."""
     grid = values.pop("grid", None) or {}
-    unknown = [name for name in (*values, *grid) if name not in (*_FIELDS, "size")]
-    if unknown:
-        raise RequestError(f"unknown field {unknown[0]!r}; known are {', '.join(_FIELDS)}")
+    check_fields(values | grid, "the job")
     axes = [(name, options if isinstance(options, list) else [options]) for name, options in grid.items()]
     images = values.get("image")
     if isinstance(images, str) and glob.has_magic(images) and not (folder / images).exists():
@@ -240,6 +255,17 @@ def _expand(
             continue
         for text in _prompts(prompt, wildcards):
             yield chosen | {"prompt": _fill_wildcards(text, folder, wildcards, seed, str(chosen.get("seed", "")))}
+
+
+def _named(output: Output, name: Any) -> Output:
+    """An output of another name, whose suffix, if it has one, says the format."""
+    fields = output.model_dump() | {"name": name}
+    for suffix in (".mp4", ".webm", ".gif"):
+        if isinstance(name, str) and name.lower().endswith(suffix):
+            fields["name"] = name[: -len(suffix)]
+            if suffix != output.encoding.suffix:
+                fields["encoding"] = {"format": suffix[1:], "metadata": output.encoding.metadata}
+    return Output.model_validate(fields)
 
 
 def _size(size: Any) -> dict[str, int]:
@@ -298,7 +324,7 @@ def _make_job(values: dict[str, Any], folder: Path, output: Output, batch: str, 
         raise RequestError('prompt is missing; say what the clip shows, for example "a red circle rises"')
     written = anchored(GenerationRequest.model_validate(_request_fields(values)), folder)
     if "output" in values:
-        output = Output.model_validate(output.model_dump() | {"name": values["output"]})
+        output = _named(output, values["output"])
     priority = values.get("priority", 0)
     try:
         priority = int(priority)

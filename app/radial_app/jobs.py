@@ -77,13 +77,14 @@ class Output(BaseModel):
 @dataclass(frozen=True)
 class ResultFile:
     """A video of a job: ``done`` once it has its name. Before that the digest tells whether a file of that name is
-    this one."""
+    this one. ``partial`` where its user ended it early."""
 
     path: str
     digest: str
     seed: int
     seconds: float = 0.0
     done: bool = False
+    partial: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,21 +153,24 @@ def make_output(**fields: Any) -> Output:
     try:
         return Output(**fields)
     except ValidationError as error:
-        raise RequestError("; ".join(explain(problem) for problem in error.errors())) from error
+        raise RequestError("; ".join(explain(p).removeprefix("encoding.") for p in error.errors())) from error
 
 
 def anchored(request: GenerationRequest, base: Path | None = None) -> GenerationRequest:
     """A request whose files are found from wherever it is rendered: relative to ``base``, or to the current folder."""
     base = base or Path.cwd()
     changes: dict[str, Any] = {
-        name: str(base / given)
+        name: str(base / Path(given).expanduser())
         for name in ("image", "last_image", "extend")
         if (given := getattr(request, name)) is not None
     }
-    if request.model not in MODELS and (base / request.model).is_dir():
-        changes["model"] = str(base / request.model)
+    model = base / Path(request.model).expanduser()
+    if request.model not in MODELS and model.is_dir():
+        changes["model"] = str(model)
     loras = [
-        lora if lora.path.startswith("bundled:") else lora.model_copy(update={"path": str(base / lora.path)})
+        lora
+        if lora.path.startswith("bundled:")
+        else lora.model_copy(update={"path": str(base / Path(lora.path).expanduser())})
         for lora in request.loras
     ]
     return request.model_copy(update=changes | {"loras": tuple(loras)})
@@ -174,7 +178,8 @@ def anchored(request: GenerationRequest, base: Path | None = None) -> Generation
 
 def digest_of(request: GenerationRequest, output: Output, count: int = 0) -> str:
     """Tells a request that was written before: the ``count``-th of its kind in one file."""
-    text = f"{request.model_dump_json(exclude={'device'})} {output.encoding.model_dump_json()} {count}"
+    where = f"{output.encoding.model_dump_json()} {output.folder}"
+    text = f"{request.model_dump_json(exclude={'device'})} {where} {count}"
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 

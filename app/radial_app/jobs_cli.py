@@ -55,14 +55,17 @@ def list_jobs(
             print(json.dumps(as_dict(job), ensure_ascii=False))
         return
     table = Table(box=None)
-    for column in ("id", "state", "where", "left", "model", "clip", "prompt"):
-        table.add_column(column, no_wrap=column != "prompt", overflow="ellipsis")
+    for column in ("id", "state", "at", "left"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("clip", overflow="fold", ratio=1)
     for job in jobs:
         request = job.request
-        table.add_row(
-            job.id, f"[{_COLOURS.get(job.state, 'white')}]{job.state}[/]", where(job), clock(job.eta), request.model,
-            f"{request.width}x{request.height}, {request.num_frames}", escape(request.prompt[:80]),
-        )  # fmt: skip
+        clip = (
+            f"{plain(request.prompt[:100])} ({request.model}, {request.width}x{request.height}, {request.num_frames})"
+        )
+        error = f"\n[red]{escape(plain(job.error))}[/]" if job.error else ""
+        colour = _COLOURS.get(job.state, "white")
+        table.add_row(job.id, f"[{colour}]{job.state}[/]", where(job), clock(job.eta), f"{escape(clip)}{error}")
     console = Console()
     console.print(table)
     console.print(", ".join(f"{count} {name}" for name, count in counts.items()) or "no jobs")
@@ -158,6 +161,7 @@ def work(
     unload_seconds: Annotated[float, typer.Option(min=0, help="Without a job until the model is unloaded.")] = 300.0,
     batch: Annotated[str | None, typer.Option(help="Only the jobs of one batch.")] = None,
     slot: Annotated[str | None, typer.Option(hidden=True)] = None,
+    owner: Annotated[str, typer.Option(hidden=True)] = "hand",
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the queue.", metavar="FOLDER")] = None,
 ) -> None:
     """Render the jobs that wait, one after the other. Start one for each device."""
@@ -172,17 +176,25 @@ def work(
     with JobStore(data_dir) as store, store.slot(slot or f"by-hand-{os.getpid()}") as free:
         if not free:  # another worker took the place meanwhile
             return
+        if slot is not None:
+            store.sign_slot(slot, owner)
         worker = Worker(store, settings)
         log_to(data_folder(data_dir) / "logs" / f"worker-{device.replace(':', '-')}.jsonl")
         logging.getLogger("radial").addHandler(logging.StreamHandler())
 
-        def stop(*_: object) -> None:
+        interrupted = False
+
+        def stop(number: int, _: object) -> None:
+            nonlocal interrupted
+            interrupted = interrupted or number == signal.SIGINT
             worker.stop.set()
             signal.signal(signal.SIGINT, signal.default_int_handler)  # the second one does not wait for the step
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
         worker.run()
+    if interrupted:
+        raise typer.Exit(130)
 
 
 def as_dict(job: Job) -> dict[str, Any]:
@@ -198,7 +210,12 @@ def where(job: Job) -> str:
     if job.state == "running":
         video = f", video {job.video + 1}" if job.request.num_videos > 1 else ""
         return f"{job.stage} {job.step}/{job.steps}{video}" if job.step else f"{job.stage}{video}"
-    return job.error[:60]
+    return ""
+
+
+def plain(text: str) -> str:
+    """Text of users for a terminal: without what would steer it."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def clock(seconds: float | None) -> str:

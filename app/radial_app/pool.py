@@ -14,6 +14,10 @@ from pathlib import Path
 from radial.errors import OutputError
 from radial_app.store import JobStore
 
+_LONG = 30.0  # seconds that a worker lives which did not die of how it was started
+_QUICK_DEATHS = 20
+_PAUSE = 60.0  # seconds between two attempts then
+
 
 def own_devices() -> list[str]:
     """The devices of this machine that a worker each is for."""
@@ -35,43 +39,47 @@ class WorkerPool:
 
     def __init__(
         self, store: JobStore, devices: Sequence[str], *, per_device: int = 1, batch: str | None = None,
-        until_idle: bool = True, snapshot_seconds: float = 30.0,
+        until_idle: bool = True, snapshot_seconds: float = 30.0, owner: str = "render",
     ) -> None:  # fmt: skip
-        self._store = store
+        self._store, self._owner = store, owner
         places = [
             (device, f"{device.replace(':', '-')}-{number}") for device in devices for number in range(per_device)
         ]
         self._commands = {
             slot: [
-                sys.executable, "-m", "radial_app", "work", "--device", device, "--slot", slot,
+                # -P: the folder that it happens to be called in brings no modules.
+                sys.executable, "-P", "-m", "radial_app", "work", "--device", device, "--slot", slot, "--owner", owner,
                 "--data-dir", str(store.folder), "--snapshot-seconds", str(snapshot_seconds),
                 *(["--until-idle"] if until_idle else []), *(["--batch", batch] if batch else []),
             ]
             for device, slot in places
         }  # fmt: skip
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._deaths = 0
+        self._started: dict[str, float] = {}
+        self._quick_deaths = 0
 
     def tend(self) -> None:
         """Start workers in all places that are free: at the beginning, and after a worker died. Jobs that kill their
         workers fail by themselves; places that other pools' workers hold are theirs.
 
         Raises:
-            OutputError: workers keep dying.
+            OutputError: workers die as soon as they start; after a while it tries again.
         """
         for slot, command in self._commands.items():
             process = self._processes.get(slot)
             if process is not None and process.poll() is None:
                 continue
+            lived = time.monotonic() - self._started.get(slot, 0.0)
             if process is not None and process.returncode:
-                self._deaths += 1
-                if self._deaths > 100 * len(self._commands):
-                    raise OutputError(f"workers keep dying; see {self._log}")
+                self._quick_deaths = 0 if lived > _LONG else self._quick_deaths + 1
             self._processes.pop(slot, None)
+            if self._quick_deaths > _QUICK_DEATHS * len(self._commands) and lived < _PAUSE:
+                raise OutputError(f"workers die as soon as they start; see {self._log}")
             with self._store.slot(slot) as free:
                 pass
             if free:
                 self._processes[slot] = self._spawn(command)
+                self._started[slot] = time.monotonic()
 
     @property
     def _log(self) -> Path:
@@ -105,11 +113,11 @@ class WorkerPool:
                 process.wait()
 
     def stop_inherited(self, seconds: float) -> None:
-        """Have workers that an earlier pool left in these places stop after their step, or end them."""
+        """Have workers that an earlier pool of this owner left in these places stop after their step, or end them."""
         deadline = time.monotonic() + seconds
         for slot in self._commands:
             asked = False
-            while (holder := self._store.slot_holder(slot)) is not None:
+            while (holder := self._store.slot_holder(slot, self._owner)) is not None:
                 late = time.monotonic() > deadline
                 with contextlib.suppress(ProcessLookupError):
                     if late or not asked:

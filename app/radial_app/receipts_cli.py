@@ -50,6 +50,8 @@ def verify(file: File) -> None:
     console = Console(stderr=True)
     request, encoding = request_of(file)
     claimed = read_receipt(file)
+    if "finished_at_step" in claimed:
+        raise RequestError(f"{file} was ended at step {claimed['finished_at_step']} by hand: it cannot be verified")
     with Progress(console) as progress:
         (video,) = generate(request, on_event=progress.on_event)
     for what, then, now in differences(claimed, video.receipt):

@@ -18,10 +18,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from radial.encoding import encoding_for
-from radial.errors import OutputError, RadialError, RequestError
-from radial.files import existing_folder, publish_text
+from radial.errors import OutputError, RequestError
+from radial.files import check_output, existing_folder, publish_text
 from radial_app.jobs import DEFAULT_NAME, FINISHED, Job, Output, make_output
-from radial_app.jobs_cli import clock, where
+from radial_app.jobs_cli import clock, plain, where
 from radial_app.outputs import OUTPUT_FOLDER, free_name
 from radial_app.pool import WorkerPool, own_devices
 from radial_app.store import JobStore, new_id
@@ -82,6 +82,11 @@ def render(
             return
         for job in jobs:
             _check_place(job)
+        if manifest is not None:
+            check_output(manifest, ".json", overwrite=True)
+        devices = device or own_devices()
+        if ray is None:
+            _check_devices(jobs, devices)
         ours, skipped = enqueue(store, jobs, resume=resume)
         if skipped:
             stderr.print(f"{len(skipped)} were made before", highlight=False)
@@ -95,7 +100,7 @@ def render(
                 )  # fmt: skip
             elif ours:
                 pool = WorkerPool(
-                    store, device or own_devices(), per_device=jobs_per_device, batch=batch,
+                    store, devices, per_device=jobs_per_device, batch=batch,
                     snapshot_seconds=snapshot_seconds,
                 )  # fmt: skip
                 follow(store, ours, pool)
@@ -103,10 +108,14 @@ def render(
             store.pause(ours)
             stderr.print("stopped; the same command with --resume goes on", highlight=False)
             raise
-        except RadialError:
+        except Exception:
             store.pause(ours)
             raise
-        results = [store.get(id_) for id_ in [*skipped, *ours]]
+        there = store.states([*skipped, *ours])  # somebody may have removed some
+        results = [store.get(id_) for id_ in there]
+    if not ours and manifest is None:  # nothing to do, nothing to list
+        _show_summary(results, None)
+        return
     path = manifest or free_name(Path(output.folder) / f"{batch}.json")
     publish_text(path, json.dumps(manifest_of(batch, results), indent=2, ensure_ascii=False) + "\n")
     _show_summary(results, path)
@@ -167,10 +176,11 @@ def watch(
                         jobs = read_all([path], output, defaults, "watch")
                         for job in jobs:
                             _check_place(job)
-                    except (JobFileError, OutputError) as error:
+                        _check_devices(jobs, device or own_devices())
+                    except (RequestError, OutputError) as error:
                         problems = error.problems if isinstance(error, JobFileError) else [str(error)]
                         publish_text(errors, "\n".join(problems) + "\n")
-                        stderr.print(f"[red]{escape(path.name)}[/]: {len(problems)} problems, in {errors.name}")
+                        stderr.print(f"[red]{escape(path.name)}[/]: problems in {errors.name}")
                         continue
                     errors.unlink(missing_ok=True)
                     ours, skipped = enqueue(store, jobs, resume=True)
@@ -211,14 +221,16 @@ def read_all(files: list[Path], output: Output, defaults: list[str] | None, batc
     Raises:
         JobFileError: with the problems of all files.
     """
-    from radial_app.job_files import JobFileError, read_jobs
+    from radial_app.job_files import JobFileError, check_fields, read_jobs
     from radial_app.jobs_cli import changes_of
 
+    check_fields(changes_of(defaults), "--set")
     jobs: list[Job] = []
     problems: list[str] = []
+    counts: dict[str, int] = {}
     for file in files:
         try:
-            jobs += read_jobs(file, output=output, defaults=changes_of(defaults), batch=batch)
+            jobs += read_jobs(file, output=output, defaults=changes_of(defaults), batch=batch, counts=counts)
         except JobFileError as error:
             problems += error.problems
     if problems:
@@ -238,7 +250,7 @@ def enqueue(store: JobStore, jobs: list[Job], *, resume: bool) -> tuple[list[str
         made = store.finished_with(job.digest)
         if made is not None:
             skipped.append(made.id)
-        elif (begun := store.begun_with(job.digest)) is not None:
+        elif (begun := store.begun_with(job.digest)) is not None and begun.id not in known:
             known.append(begun.id)
         else:
             fresh.append(job)
@@ -257,6 +269,16 @@ def _check_place(job: Job) -> None:
         raise OutputError(f"cannot write into {job.output.folder}")
 
 
+def _check_devices(jobs: list[Job], devices: list[str]) -> None:
+    """Raise for a job that none of the workers will take."""
+    served = {"auto", *devices, *(["cuda", "cuda:0"] if {"cuda", "cuda:0"} & set(devices) else [])}
+    for job in jobs:
+        if job.request.device not in served:
+            raise RequestError(
+                f"{job.source}: device {job.request.device} is not rendered on; there is {', '.join(devices)}"
+            )
+
+
 class Follower:
     """What the terminal shows of a batch: all of it, and each job that runs."""
 
@@ -269,6 +291,7 @@ class Follower:
         self._bar = progress.Progress(*columns, console=stderr)
         self._whole = self._bar.add_task("all", total=len(ids), left="")
         self._told: set[str] = set()
+        self._waiting: set[tuple[str, str]] = set()
         self._began = time.monotonic()
         self._live = Live(console=stderr, refresh_per_second=5, transient=True)
         self.finished = 0
@@ -294,14 +317,19 @@ class Follower:
                 for file in job.files:
                     print(file.path, flush=True)
             else:
-                self._live.console.print(f"[red]{job.state}[/] {job.source}: {escape(job.error)}", highlight=False)
+                self._live.console.print(f"[red]{job.state}[/] {escape(f'{job.source}: {job.error}')}", highlight=False)
+        for id_ in (id_ for id_, state in states.items() if state == "queued"):
+            job = self._store.get(id_)
+            if job.error and (id_, job.error) not in self._waiting:
+                self._waiting.add((id_, job.error))
+                self._live.console.print(f"[yellow]waiting[/] {escape(f'{job.source}: {job.error}')}", highlight=False)
         self.finished = len(ended)
         spent = time.monotonic() - self._began
         left = f"{clock(spent / self.finished * (len(self._ids) - self.finished))} left" if self.finished else ""
         self._bar.update(self._whole, completed=self.finished, left=left)
         running = Table(box=None, show_header=False)
         for job in (self._store.get(id_) for id_, state in states.items() if state == "running"):
-            running.add_row("", where(job), clock(job.eta), escape(job.request.prompt[:60]))
+            running.add_row("", where(job), clock(job.eta), escape(plain(job.request.prompt[:60])))
         self._live.update(Group(self._bar, running))
         return self.finished >= len(states)
 
@@ -381,8 +409,8 @@ def _show_plan(jobs: list[Job], store: JobStore, *, resume: bool) -> None:
             str(job.index), size, str(request.num_inference_steps),
             f"{found.density:.0%}" if found.density is not None else "?",
             "made" if made else clock(seconds) or "?",
-            f"{found.memory / 1e9:.1f} GB" if found.memory else "?",
-            str(name.relative_to(job.output.folder)), escape(request.prompt[:60]),
+            _size(found.memory),
+            str(name.relative_to(job.output.folder)), escape(plain(request.prompt[:60])),
         )  # fmt: skip
     console = Console()
     console.width = max(console.width, 120)
@@ -392,7 +420,13 @@ def _show_plan(jobs: list[Job], store: JobStore, *, resume: bool) -> None:
     stderr.print(f"{len(jobs)} jobs into {jobs[0].output.folder}; {told}{more}", highlight=False)
 
 
-def _show_summary(jobs: list[Job], manifest: Path) -> None:
+def _size(count: int | None) -> str:
+    if not count:
+        return "?"
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _show_summary(jobs: list[Job], manifest: Path | None) -> None:
     table = Table(box=None)
     for column in ("#", "state", "seconds", "file", "error"):
         table.add_column(column, overflow="fold")
@@ -402,4 +436,6 @@ def _show_summary(jobs: list[Job], manifest: Path) -> None:
         table.add_row(str(job.index), job.state, f"{seconds:.1f}" if seconds else "", names, escape(job.error))
     stderr.print(table)
     counts = Counter(job.state for job in jobs)
-    stderr.print(f"{', '.join(f'{n} {state}' for state, n in counts.items())}; listed in {manifest}", highlight=False)
+    listed = f"; listed in {manifest}" if manifest else ""
+    told = ", ".join(f"{count} {state}" for state, count in counts.items())
+    stderr.print(f"{told}{listed}", highlight=False, markup=False)

@@ -6,9 +6,10 @@ import json
 import time
 from typing import Any
 
+import typer
 from rich.console import Console
 
-from radial.errors import GenerationError
+from radial.errors import GenerationError, OutputError
 from radial_app.jobs import Job, ResultFile
 from radial_app.progress import Progress
 from radial_app.store import JobStore
@@ -22,6 +23,7 @@ def render_here(
 
     Raises:
         RadialError: it failed.
+        typer.Exit: somebody paused or cancelled it.
         KeyboardInterrupt: the user stopped it; it is paused.
     """
     stderr = Console(stderr=True)
@@ -46,11 +48,13 @@ def render_here(
                 stderr.print(f"`radial jobs run {worker.job}` goes on from the last step kept", highlight=False)
             raise
     if worker.error is None:
+        if job.state != "done":
+            stderr.print(f"job {job.id} is {job.state}{f': {job.error}' if job.error else ''}", markup=False)
+            raise typer.Exit(1)
         return job
-    if isinstance(worker.error, GenerationError) and store.snapshot_path(job.id).exists():
-        raise GenerationError(
-            f"{worker.error}; `radial jobs run {job.id}` goes on from the last step kept"
-        ) from worker.error
+    if isinstance(worker.error, (GenerationError, OutputError)) and store.snapshot_path(job.id).exists():
+        says = f"{worker.error}; `radial jobs run {job.id}` goes on from the last step kept"
+        raise type(worker.error)(says) from worker.error
     raise worker.error
 
 

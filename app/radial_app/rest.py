@@ -34,6 +34,8 @@ def make_app(folder: Path, caretaker: Caretaker | None = None) -> FastAPI:
             response.status_code = 503
             return {"status": "broken", "problem": str(error)}
         problem = caretaker.problem if caretaker is not None else ""
+        if caretaker is not None and not caretaker.is_alive():
+            problem = "nobody looks after the workers any more"
         if problem:
             response.status_code = 503
         return {"status": "broken" if problem else "ok", "problem": problem, "jobs": jobs, "workers": workers}

@@ -8,21 +8,22 @@ files which of these steps were made.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import replace
 from pathlib import Path
 
 from radial.encoding import Encoding, even_sides, is_playable
 from radial.errors import OutputError
-from radial.files import discard, rename_to_free_name, sync
+from radial.files import discard, rename_to_free_name, replace_with, sync
 from radial.video import Video
 from radial_app.jobs import Job, ResultFile
 from radial_app.outputs import free_name
 from radial_app.store import JobStore
 
 
-def publish_once(store: JobStore, job: Job, index: int, video: Video, seconds: float) -> ResultFile:
-    """Give a job's video its name.
+def publish_once(
+    store: JobStore, job: Job, index: int, video: Video, seconds: float, *, partial_clip: bool = False
+) -> ResultFile:
+    """Give a job's video its name; ``partial_clip`` where its user ended it early.
 
     Raises:
         OutputError: the place cannot be written; nothing is left there.
@@ -35,12 +36,15 @@ def publish_once(store: JobStore, job: Job, index: int, video: Video, seconds: f
         discard(partial)
         video.encode(partial, job.output.encoding)
         sync(partial)
-        file = ResultFile(str(wanted.absolute()), digest_file(partial), request.seed, round(seconds, 2))
+        digest = digest_file(partial)
+        file = ResultFile(str(wanted.absolute()), digest, request.seed, round(seconds, 2), partial=partial_clip)
         file = _give_name(store, job, index, file, partial)
         _write_proxy(video, Path(file.path), job.output.encoding)
-    except OSError as error:
+    except BaseException as error:
+        if not isinstance(error, Exception):  # killed, or as good as
+            raise
         discard(partial)
-        if isinstance(error, OutputError):
+        if isinstance(error, OutputError) or not isinstance(error, OSError):
             raise
         problem = OutputError(f"cannot write {wanted}: {error.strerror or error}")
         problem.errno = error.errno
@@ -53,6 +57,8 @@ def settle(store: JobStore, job: Job, index: int) -> ResultFile | None:
     if index >= len(job.files):
         return None
     file = job.files[index]
+    if file.partial:  # the rest is wanted after all
+        return None
     if file.done:
         return file
     path, partial = Path(file.path), _partial(job, index, Path(file.path))
@@ -62,6 +68,8 @@ def settle(store: JobStore, job: Job, index: int) -> ResultFile | None:
         store.record_file(job.id, index, file)
         return file
     if partial.exists() and digest_file(partial) == file.digest:
+        if path.is_file() and path.stat().st_size == 0:  # claimed, where there are no hard links, and not filled
+            path.unlink()
         return _give_name(store, job, index, file, partial)
     return None
 
@@ -74,9 +82,7 @@ def _give_name(store: JobStore, job: Job, index: int, file: ResultFile, partial:
         store.record_file(job.id, index, file)
         try:
             if job.output.overwrite:
-                if path.is_dir():
-                    discard(path)
-                os.replace(partial, path)
+                replace_with(partial, path)
             else:
                 rename_to_free_name(partial, path)
             break

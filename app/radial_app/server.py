@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from radial.errors import RadialError, RequestError
+from radial.errors import OutputError, RequestError
 from radial_app.pool import WorkerPool, own_devices
 from radial_app.store import JobStore
 
@@ -38,10 +40,10 @@ class Caretaker(threading.Thread):
                     self._pool.tend()
                     store.recover()
                     self.problem = ""
-                except RadialError as error:
+                except Exception as error:  # whatever it is: the next look may go well
                     if self.problem != str(error):
                         log.error("%s", error)
-                    self.problem = str(error)
+                    self.problem = str(error) or type(error).__name__
 
     def end(self) -> None:
         """Stop looking, and have the workers stop after their step."""
@@ -71,16 +73,33 @@ def serve(
 
     if host not in LOOPBACK:
         raise RequestError(f"there are no accounts yet, so only {', '.join(LOOPBACK)} can be listened on, not {host}")
-    with JobStore(data_dir) as store:
+    with JobStore(data_dir) as store, store.slot("server") as alone:
+        if not alone:
+            raise RequestError(f"another server keeps the queue in {store.folder}")
+        listener = _listen(host, port)  # before any worker is started or asked to stop
         log_to(store.folder / "logs" / "server.jsonl")
         pool = WorkerPool(
             store, device or own_devices(), per_device=jobs_per_device, until_idle=False,
-            snapshot_seconds=snapshot_seconds,
+            snapshot_seconds=snapshot_seconds, owner="serve",
         )  # fmt: skip
         caretaker = Caretaker(store.folder, pool)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # also before the server takes over its signals
+        server = uvicorn.Server(uvicorn.Config(make_app(store.folder, caretaker), log_level="warning"))
+        Console(stderr=True).print(f"listening on http://{host}:{listener.getsockname()[1]}", highlight=False)
         caretaker.start()
         try:
-            uvicorn.run(make_app(store.folder, caretaker), host=host, port=port, log_level="warning")
+            server.run(sockets=[listener])
         finally:
             caretaker.end()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OutputError(f"cannot listen on {host}:{port}: {error.strerror}; pass another --port") from error
+    return listener

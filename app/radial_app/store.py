@@ -7,6 +7,7 @@ operating system takes back however it dies; that, not a clock, says whether a r
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -20,8 +21,10 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from radial.errors import OutputError, RequestError
+from radial.files import publish_text
+from radial.models import find_model
 from radial.request import GenerationRequest, make_request
-from radial_app.jobs import FINISHED, Control, Job, Output, ResultFile, State
+from radial_app.jobs import FINISHED, Control, Job, Output, ResultFile, State, anchored
 
 MAX_ATTEMPTS = 5  # of a job that gets no further
 _VERSION = 1
@@ -44,6 +47,7 @@ CREATE TABLE events (
 );
 CREATE INDEX events_by_job ON events (job, number);
 """
+_WANTED: dict[str, State] = {"pause": "paused", "cancel": "cancelled", "finish": "cancelled"}
 EventKind = Literal["state", "stage", "note", "error", "file"]
 
 
@@ -100,13 +104,14 @@ class JobStore:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing, with the database to ourselves."""
         with _explained():
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
+            try:  # Ctrl+C may come anywhere in here
+                self._database.execute("BEGIN IMMEDIATE")
                 yield self._database
+                self._database.execute("COMMIT")
             except BaseException:
-                self._database.execute("ROLLBACK")
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
                 raise
-            self._database.execute("COMMIT")
 
     # Writing jobs
 
@@ -132,9 +137,10 @@ class JobStore:
         with self._transaction() as database:
             # Where the clock was set back, a date far ahead is none.
             rows = database.execute(
-                "SELECT * FROM jobs WHERE state = 'queued' AND (deferred_until <= ? OR deferred_until > ? + 3600) "
+                "SELECT * FROM jobs WHERE state = 'queued' "
+                "AND (deferred_until <= ? OR deferred_until > ? + 3600 OR id = ?) "
                 "AND id = COALESCE(?, id) AND batch = COALESCE(?, batch) ORDER BY priority DESC, position",
-                (now, now, only, batch),
+                (now, now, only, only, batch),
             )
             for row in rows:
                 job = _to_job(row)
@@ -178,9 +184,13 @@ class JobStore:
                 self._tell(job, "file", file.path)
 
     def end(self, job: str, state: State, error: str = "", *, wait: float = 0.0, failed_attempt: bool = True) -> None:
-        """Leave a running job: finished, paused, or queued again, in ``wait`` seconds at the earliest."""
+        """Leave a running job: finished, paused, or queued again, in ``wait`` seconds at the earliest; paused or
+        cancelled rather than queued, where its user asked for that."""
         now = time.time()
         with self._transaction() as database:
+            if state == "queued":
+                row = database.execute("SELECT control FROM jobs WHERE id = ?", (job,)).fetchone()
+                state = _WANTED.get(row["control"], "queued") if row else state
             database.execute(
                 "UPDATE jobs SET state = ?, control = '', worker = '', error = ?, eta = NULL, deferred_until = ?, "
                 "finished = ?, attempts = MAX(0, attempts - ?) WHERE id = ? AND state = 'running'",
@@ -204,8 +214,7 @@ class JobStore:
                     for job in [_to_job(row) for row in rows]:
                         where = f"in stage {job.stage}" + (f", step {job.step} of {job.steps}" if job.step else "")
                         poison = job.attempts >= max_attempts
-                        wanted: dict[str, State] = {"pause": "paused", "cancel": "cancelled", "finish": "cancelled"}
-                        state: State = "failed" if poison else wanted.get(job.control, "queued")
+                        state: State = "failed" if poison else _WANTED.get(job.control, "queued")
                         error = f"its worker died {where}" + (f", {job.attempts} times in a row" if poison else "")
                         database.execute(
                             "UPDATE jobs SET state = ?, control = '', worker = '', error = ?, eta = NULL, finished = ? "
@@ -223,7 +232,13 @@ class JobStore:
         return self._control(ids, "pause", ("queued",), "paused")
 
     def resume(self, ids: Iterable[str]) -> list[str]:
-        """Put paused jobs back into the queue, at their old place."""
+        """Put paused jobs back into the queue, at their old place; those about to pause go on."""
+        ids = list(ids)
+        with self._transaction() as database:
+            database.executemany(
+                "UPDATE jobs SET control = '' WHERE id = ? AND state = 'running' AND control = 'pause'",
+                [(id_,) for id_ in ids],
+            )
         return self._move_state(ids, ("paused",), "queued")
 
     def cancel(self, ids: Iterable[str], *, keep: bool) -> list[str]:
@@ -252,7 +267,8 @@ class JobStore:
         request = changed_request(self.get(id_).request, changes)
         with self._transaction() as database:
             done = database.execute(
-                "UPDATE jobs SET request = ?, digest = '', attempts = 0 WHERE id = ? AND state IN ('queued', 'paused')",
+                "UPDATE jobs SET request = ?, digest = '', attempts = 0, files = '[]' "
+                "WHERE id = ? AND state IN ('queued', 'paused')",
                 (request.model_dump_json(), id_),
             )
             if not done.rowcount:
@@ -294,9 +310,14 @@ class JobStore:
                 done = database.execute("DELETE FROM jobs WHERE id = ? AND state != 'running'", (id_,))
                 removed += [id_] if done.rowcount else []
         for id_ in removed:
-            self.snapshot_path(id_).unlink(missing_ok=True)
-            self.preview_path(id_).unlink(missing_ok=True)
+            self.forget_run(id_)
         return removed
+
+    def forget_run(self, job: str) -> None:
+        """Remove what only a job that goes on needs."""
+        for path in (self.snapshot_path(job), self.preview_path(job)):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def _control(self, ids: Iterable[str], control: Control, waiting: tuple[State, ...], state: State) -> list[str]:
         """Ask running jobs, and settle those that wait at once."""
@@ -316,6 +337,11 @@ class JobStore:
                     if done:
                         self._tell(id_, "state", state)
                 asked += [id_] if done else []
+        if state == "cancelled":
+            states = self.states(asked)
+            for id_ in asked:
+                if states.get(id_) == "cancelled":
+                    self.forget_run(id_)
         return asked
 
     def _move_state(self, ids: Iterable[str], before: tuple[State, ...], state: State) -> list[str]:
@@ -389,7 +415,7 @@ class JobStore:
         with _explained():
             rows = self._database.execute("SELECT * FROM jobs WHERE digest = ? AND state = 'done'", (digest,))
             for job in map(_to_job, rows):
-                if job.files and all(Path(file.path).exists() for file in job.files):
+                if job.files and all(Path(file.path).exists() and not file.partial for file in job.files):
                     return job
         return None
 
@@ -408,10 +434,14 @@ class JobStore:
 
     def states(self, ids: Iterable[str]) -> dict[str, State]:
         """How certain jobs stand; removed ones are not among them."""
+        wanted, found = list(ids), {}
         with _explained():
-            rows = self._database.execute("SELECT id, state FROM jobs")
-            wanted = set(ids)
-            return {row["id"]: row["state"] for row in rows if row["id"] in wanted}
+            for start in range(0, len(wanted), 500):
+                some = wanted[start : start + 500]
+                marks = ", ".join("?" for _ in some)
+                rows = self._database.execute(f"SELECT id, state FROM jobs WHERE id IN ({marks})", some)
+                found.update({row["id"]: row["state"] for row in rows})
+        return found
 
     def seconds_of(self, request: GenerationRequest) -> float | None:
         """What a clip of this model, size and number of steps took here, the median of the last ones."""
@@ -458,10 +488,13 @@ class JobStore:
         """Count as living while the context lasts."""
         lock = FileLock(self._lock_path(worker))
         try:
-            with lock.acquire(timeout=0):
-                yield
+            lock.acquire(timeout=10)  # somebody may just look whether it is held
+            yield
+        except Timeout as error:
+            raise OutputError(f"cannot lock {self._lock_path(worker)}") from error
         finally:
             self._lock_path(worker).unlink(missing_ok=True)
+            lock.release()
 
     @contextlib.contextmanager
     def _if_dead(self, worker: str) -> Iterator[bool]:
@@ -475,8 +508,8 @@ class JobStore:
         try:
             yield True
         finally:
-            lock.release()
             self._lock_path(worker).unlink(missing_ok=True)
+            lock.release()
 
     def _lock_path(self, worker: str) -> Path:
         return self.folder / "workers" / f"{worker}.lock"
@@ -484,27 +517,31 @@ class JobStore:
     @contextlib.contextmanager
     def slot(self, name: str) -> Iterator[bool]:
         """Take one of a device's places for workers while the context lasts; whether it was free."""
-        path = self.folder / "workers" / f"{name}.slot"
-        lock = FileLock(path)
+        lock = FileLock(self.folder / "workers" / f"{name}.slot")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             yield False
             return
+        except OSError as error:
+            raise OutputError(f"cannot lock {lock.lock_file}: {error.strerror}") from error
         try:
-            path.with_suffix(".pid").write_text(str(os.getpid()))
             yield True
         finally:
-            path.with_suffix(".pid").unlink(missing_ok=True)
             lock.release()
 
-    def slot_holder(self, name: str) -> int | None:
-        """The process that holds a place, if any does."""
+    def sign_slot(self, name: str, owner: str) -> None:
+        """Note who holds a place: this process, for its owner."""
+        publish_text(self.folder / "workers" / f"{name}.pid", f"{os.getpid()} {owner}")
+
+    def slot_holder(self, name: str, owner: str) -> int | None:
+        """The process that holds a place for an owner, if any does."""
         with self.slot(name) as free:
             if free:
                 return None
         try:
-            return int((self.folder / "workers" / f"{name}.pid").read_text())
+            pid, of = (self.folder / "workers" / f"{name}.pid").read_text().split()
+            return int(pid) if of == owner else None
         except (OSError, ValueError):
             return None
 
@@ -520,7 +557,7 @@ class JobStore:
 
 def new_id() -> str:
     """A short id; later ones sort after earlier ones."""
-    return f"{int(time.time()):x}{secrets.token_hex(3)}"
+    return f"{int(time.time()):x}{secrets.token_hex(6)}"
 
 
 def changed_request(request: GenerationRequest, changes: dict[str, Any]) -> GenerationRequest:
@@ -529,8 +566,20 @@ def changed_request(request: GenerationRequest, changes: dict[str, Any]) -> Gene
     Raises:
         RequestError: a value breaks a rule.
     """
-    fields = json.loads(request.model_dump_json()) | changes
-    return make_request(**fields).resolve()
+    fields = json.loads(request.model_dump_json())
+    spec = find_model(request.model)
+    if "model" in changes:
+        for name in ("num_frames", "num_inference_steps"):
+            if fields[name] == getattr(spec, name):
+                del fields[name]
+    own = {"prompt": "x", "model": request.model, "num_frames": request.num_frames,
+           "num_inference_steps": request.num_inference_steps, "loras": fields["loras"]}  # fmt: skip
+    for name, value in json.loads(make_request(**own).resolve().model_dump_json()).items():
+        if name not in own and name not in ("seed", "device", "dtype") and fields.get(name) == value:
+            del fields[name]
+    if [lora["path"] for lora in fields["loras"]] == [spec.long_adapter]:
+        del fields["loras"]
+    return anchored(make_request(**fields | changes)).resolve()
 
 
 @contextlib.contextmanager
@@ -539,10 +588,11 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        busy = "locked" in str(error) or "busy" in str(error)
-        raise OutputError(
-            "the jobs are locked by another program" if busy else f"the jobs cannot be kept: {error}"
-        ) from error
+        busy, full = "locked" in str(error) or "busy" in str(error), "full" in str(error)
+        says = "the jobs are locked by another program" if busy else f"the jobs cannot be kept: {error}"
+        problem = OutputError(says)
+        problem.errno = errno.EBUSY if busy else errno.ENOSPC if full else None  # what passes
+        raise problem from error
     except sqlite3.DatabaseError as error:
         raise OutputError(f"the database of jobs is broken: {error}") from error
 

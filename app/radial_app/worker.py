@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from radial.loading import LoadedModel
     from radial.pipeline import Event
     from radial.resume import Step
+    from radial.video import Video
 
 log = logging.getLogger("radial.worker")
 
 POLL_SECONDS = 0.5
 _TELL_SECONDS = 0.5  # between two reports of progress
 _DISK_SECONDS = 30.0  # that a job waits for disk space
+PASSING = {errno.ENOSPC: "disk space", errno.EDQUOT: "disk space", errno.EBUSY: "the database"}
 
 
 class Stopped(Exception):
@@ -86,9 +88,17 @@ class Worker:
         """Take jobs until told to stop, or until none waits."""
         with self.store.alive(self.name):
             log.info("worker %s begins", self.name)
+            self._sweep()
             self.work_off()
             self.unload()
             log.info("worker %s ends", self.name)
+
+    def _sweep(self) -> None:
+        """Remove what workers that were killed left half-written."""
+        for file in (self.store.folder / "snapshots").glob(".*.partial.*"):
+            with contextlib.suppress(OSError):
+                if time.time() - file.stat().st_mtime > 3600:
+                    file.unlink()
 
     def work_off(self) -> None:
         """The loop of :meth:`run`, for who keeps the worker alive."""
@@ -129,7 +139,8 @@ class Worker:
     def _devices(self) -> tuple[str, ...]:
         """What jobs may ask for."""
         device = self.settings.device
-        return {"auto": (), "cuda:0": ("auto", "cuda", "cuda:0")}.get(device, ("auto", device))
+        same = {"auto": (), "cuda:0": ("auto", "cuda", "cuda:0"), "cuda": ("auto", "cuda", "cuda:0")}
+        return same.get(device, ("auto", device))
 
     def _waits(self) -> bool:
         waiting = self.store.find(["queued"], self.settings.batch)
@@ -156,7 +167,7 @@ class Worker:
 
     def render(self, job: Job) -> None:
         """Render a job that was claimed, and leave it finished, paused or queued."""
-        log.info("job %s begins: %s", job.id, job.request.prompt[:80])
+        log.info("job %s begins: %r", job.id, job.request.prompt[:80])
         self.error, self.job = None, job.id
         try:
             partial = _Run(self, job).render()
@@ -164,7 +175,7 @@ class Worker:
                 self._end(job, "cancelled", partial)
             else:
                 self._end(job, "done")
-            self._forget(job)
+            self.store.forget_run(job.id)
         except Stopped as stopped:
             if stopped.why == "stop":
                 self._end(job, "queued", "its worker was told to stop", failed_attempt=False)
@@ -172,38 +183,35 @@ class Worker:
                 self._end(job, "paused", failed_attempt=False)
             else:
                 self._end(job, "cancelled")
-                self._forget(job)
+                self.store.forget_run(job.id)
         except KeyboardInterrupt:
             self._end(job, "paused", "stopped with Ctrl+C", failed_attempt=False)
             raise
         except RadialError as error:
             self.error = error
-            if isinstance(error, OutputError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, OutputError) and error.errno in PASSING:
                 wait = self.settings.disk_seconds
-                self._end(job, "queued", f"waits for disk space: {error}", wait=wait, failed_attempt=False)
+                self._end(job, "queued", f"waits for {PASSING[error.errno]}: {error}", wait=wait, failed_attempt=False)
             else:
                 self._end(job, "failed", str(error))
         except Exception as error:
             self.error = error
             log.exception("job %s", job.id)
-            self.store.tell(job.id, "error", traceback.format_exc())
+            with contextlib.suppress(OutputError):
+                self.store.tell(job.id, "error", traceback.format_exc())
             self._end(job, "failed", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             self.unload()  # what state it is in, nobody knows
 
-    def _forget(self, job: Job) -> None:
-        """Remove what only a job that goes on needs."""
-        for path in (self.store.snapshot_path(job.id), self.store.preview_path(job.id)):
-            with contextlib.suppress(OSError):
-                path.unlink()
-
     def _end(self, job: Job, state: Any, error: str = "", **more: Any) -> None:
         """Settle a job, however long the database is locked: what was rendered must not be rendered again."""
-        log.info("job %s %s %s", job.id, state, error)
+        log.info("job %s is %s%s", job.id, state, f": {error}" if error else "")
         while True:
             try:
                 self.store.end(job.id, state, error, **more)
                 return
             except OutputError as problem:
+                if problem.errno not in PASSING:
+                    raise
                 log.warning("job %s cannot be settled yet: %s", job.id, problem)
                 time.sleep(1)
 
@@ -246,6 +254,7 @@ class _Run:
         self._pipe: Any = None
         self._begun: tuple[float, int] | None = None
         self._notes: set[str] = set()
+        self._resumable = False
 
     def render(self) -> str:
         """Render what is left of the job's videos. Returns why it ended early, or nothing.
@@ -277,8 +286,10 @@ class _Run:
             seconds = time.monotonic() - started
             if snapshot is not None:
                 seconds += sum(snapshot.seconds.values())
-            file = publish_once(self.store, self.job, self.video, video, seconds)
-            self.store.snapshot_path(self.job.id).unlink(missing_ok=True)
+            file = publish_once(
+                self.store, self.job, self.video, shareable(video), seconds, partial_clip=self.finish_at is not None
+            )
+            self.store.forget_run(self.job.id)
             self.worker.tell(self.job, (file, video))
             if self.finish_at is not None:
                 return f"stopped at step {self.finish_at} of {self._stage[2]}; what there was is kept"
@@ -297,6 +308,7 @@ class _Run:
 
     def _on_step(self, step: Step) -> Literal["go on", "finish"]:
         """Between two steps: keep a snapshot when it is time, and do what the user wants."""
+        self._resumable = True
         control = self._control()
         stop = self.worker.stop.is_set()
         now = time.monotonic()
@@ -308,10 +320,10 @@ class _Run:
         if now - self._shown >= self.worker.settings.preview_seconds and not last:
             self._shown = now
             self._show(step)
-        if stop:
-            raise Stopped("stop")
         if control in ("pause", "cancel"):
             raise Stopped(control)
+        if stop:
+            raise Stopped("stop")
         if control == "finish" and not last:
             self.finish_at = step.step
             return "finish"
@@ -350,8 +362,14 @@ class _Run:
         if not new_stage and now - self._told < _TELL_SECONDS:
             return
         self._told = now
-        if stage != "denoise" and self._control() == "cancel":
+        control = self._control()
+        if control == "cancel" and not (stage == "denoise" and self._resumable):
             raise Stopped("cancel")
+        if stage == "denoise" and step and not self._resumable:  # a pipeline that begins anew, whenever it stops
+            if control == "pause":
+                raise Stopped("pause")
+            if self.worker.stop.is_set():
+                raise Stopped("stop")
         try:
             self.store.progress(self.job.id, stage, step, self._stage[2], self.video, self._eta(step, steps))
         except OutputError as error:
@@ -372,6 +390,19 @@ class _Run:
         except OutputError as error:
             log.warning("job %s: %s", self.job.id, error)
             return ""
+
+
+def shareable(video: Video) -> Video:
+    """A video whose receipt does not tell the name of whose home its inputs lie in."""
+    request = video.receipt["request"]
+    changes = {name: _from_home(request[name]) for name in ("model", "image", "last_image", "extend")}
+    loras = [lora | {"path": _from_home(lora["path"])} for lora in request["loras"]]
+    return replace(video, receipt=video.receipt | {"request": request | changes | {"loras": loras}})
+
+
+def _from_home(path: str | None) -> str | None:
+    home = str(Path.home())
+    return f"~{path[len(home) :]}" if path is not None and home != "/" and path.startswith(f"{home}/") else path
 
 
 def log_to(path: Path) -> None:

@@ -62,7 +62,9 @@ def get(port: int, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def test_a_server_renders_and_tells(in_empty_folder: Path, data_folder: Path, capsys: Capsys, wan_folder: Path) -> None:
+def test_a_server_renders_and_tells(
+    in_empty_folder: Path, data_folder: Path, capsys: Capsys, wan_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     queued = run(capsys, "generate", "a red circle", *QUICK, "--model", str(wan_folder), "--seed", "1", "--queue")
     job = queued[1].strip()
     with socket.socket() as probe:
@@ -87,6 +89,13 @@ def test_a_server_renders_and_tells(in_empty_folder: Path, data_folder: Path, ca
         assert 'radial_jobs{state="done"} 1.0' in text
         assert "radial_videos_total 1.0" in text
         assert get(port, "/healthz", host="rebound.example")[0] == 400
+        code, _, err = run(capsys, "serve", "--port", str(port), "--device", "cpu")
+        assert (code, "another server keeps the queue" in " ".join(err.split())) == (2, True)
+        monkeypatch.setenv("RADIAL_DATA_DIR", str(data_folder / "other"))
+        code, _, err = run(capsys, "serve", "--port", str(port), "--device", "cpu")
+        assert (code, f"cannot listen on 127.0.0.1:{port}" in " ".join(err.split())) == (1, True)
+        monkeypatch.setenv("RADIAL_DATA_DIR", str(data_folder))
+        assert len(json.loads(get(port, "/healthz")[1])["workers"]) == 1  # nobody touched it
     finally:
         server.send_signal(signal.SIGTERM)
         _, err = server.communicate(timeout=60)
@@ -124,8 +133,7 @@ def test_only_this_machine_is_listened_on(in_empty_folder: Path, capsys: Capsys)
     assert "there are no accounts yet" in " ".join(err.split())
 
 
-@pytest.mark.parametrize("server", ["serve", "render"])
-def test_a_short_queue_under_fire(tmp_path: Path, wan_folder: Path, server: str) -> None:
+def test_a_short_queue_under_fire(tmp_path: Path, wan_folder: Path) -> None:
     """The short form of benchmarks/chaos.py."""
     spec = importlib.util.spec_from_file_location("chaos", ROOT / "benchmarks" / "chaos.py")
     assert spec is not None
@@ -134,7 +142,7 @@ def test_a_short_queue_under_fire(tmp_path: Path, wan_folder: Path, server: str)
     spec.loader.exec_module(chaos)
     options = argparse.Namespace(
         model=str(wan_folder), jobs=3, steps=150, num_frames=9, worker_kills=2, server_kills=2, between=(4.0, 6.0),
-        full_disk=False, seed=0, limit=240, server=server,
+        full_disk=False, seed=0, limit=240, server="serve",
     )  # fmt: skip
     report = chaos.run(tmp_path, options)
     assert "3 jobs done exactly once" in report[1]

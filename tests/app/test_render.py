@@ -27,7 +27,7 @@ from radial_app.job_files import read_jobs
 from radial_app.jobs import Output
 from radial_app.pool import WorkerPool
 from radial_app.receipts_cli import request_of
-from radial_app.render_cli import output_of, read_all
+from radial_app.render_cli import enqueue, output_of, read_all
 from radial_app.store import JobStore
 
 Capsys = pytest.CaptureFixture[str]
@@ -63,7 +63,7 @@ def test_a_file_from_beginning_to_end(render: Any, capsys: Capsys, in_empty_fold
     Path("jobs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     code, out, err = render("jobs.jsonl", "--dry-run", "--output", "clips/{index:02}-{slug}.mp4")
     assert code == 0, err
-    assert re.search(r"48x32, 5 +2 +\d+% +\? +0\.0 GB +01-a-red-circle\.mp4", out), out
+    assert re.search(r"48x32, 5 +2 +\d+% +\? +\d+ MB +01-a-red-circle\.mp4", out), out
     assert list(Path().rglob("*.mp4")) == []
     code, out, err = render(
         "jobs.jsonl", "--output", "clips/{index:02}-{slug}.mp4", "--manifest", "list.json", "--crf", "30"
@@ -84,8 +84,10 @@ def test_a_file_from_beginning_to_end(render: Any, capsys: Capsys, in_empty_fold
     assert code == 0, err
     assert sorted(Path(line).name for line in out.split()) == ["02-a-blue-star.mp4", "04-a-new-one.mp4"]
     assert "2 were made before" in err
-    code, out, err = render("jobs.jsonl", "--dry-run", "--resume", "--crf", "30")
-    assert out.count("made") == 4
+    code, out, err = render(
+        "jobs.jsonl", "--dry-run", "--resume", "--crf", "30", "--output", "clips/{index:02}-{slug}.mp4"
+    )
+    assert len(re.findall(r" made ", out)) == 4
 
 
 def test_errors_are_told_before_anything_runs(render: Any) -> None:
@@ -174,6 +176,46 @@ def test_watching_a_folder(in_empty_folder: Path, wan_folder: Path) -> None:
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
+
+
+def test_the_same_line_in_two_files_is_two_jobs(in_empty_folder: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        Path(name).write_text("a\n")
+    with JobStore() as store:
+        ids, _ = enqueue(store, read_all([Path("a.txt"), Path("b.txt")], Output(), None, "x"), resume=True)
+        assert len(set(ids)) == 2
+        again, _ = enqueue(store, read_all([Path("a.txt"), Path("b.txt")], Output(), None, "y"), resume=True)
+        assert set(again) == set(ids)
+        other, _ = enqueue(store, read_all([Path("a.txt")], Output(folder="elsewhere"), None, "z"), resume=True)
+        assert not set(other) & set(ids)
+
+
+def test_a_device_that_nobody_serves(render: Any) -> None:
+    Path("a.jsonl").write_text('{"prompt": "a", "device": "cuda:5"}')
+    code, _, err = render("a.jsonl")
+    assert code == 2
+    assert "a.jsonl:1: device cuda:5 is not rendered on; there is cpu" in " ".join(err.split())
+
+
+def test_modules_in_the_current_folder_are_not_run(render: Any) -> None:
+    Path("yaml.py").write_text("raise SystemExit('run')")
+    Path("a.txt").write_text("a\n")
+    assert render("a.txt")[0] == 0
+
+
+def test_states_with_brackets_are_listed(in_empty_folder: Path, capsys: Capsys) -> None:
+    with JobStore() as store:
+        (job,) = store.add(read_jobs(_written("a.txt", "[bold]a[/nothing]\n"), output=Output()))
+        store.claim("w")
+        store.end(job.id, "failed", "at [/pytorch/aten/x.cpp:3]")
+    code, out, _ = run(capsys, "jobs", "list")
+    assert code == 0
+    assert "[/pytorch" in out
+
+
+def _written(name: str, text: str) -> Path:
+    Path(name).write_text(text)
+    return Path(name)
 
 
 def test_places_for_workers_are_taken_once(data_folder: Path) -> None:

@@ -91,6 +91,51 @@ def test_pause_cancel_retry_edit_duplicate_remove(store: JobStore) -> None:
     assert store.control_of(two.id) == "cancel"  # gone: whoever renders it is to stop
 
 
+def test_what_the_user_wants_outlives_the_worker(store: JobStore) -> None:
+    """A job that would go back to the queue is cancelled or paused if that was asked for meanwhile."""
+    one, two = store.add(jobs(2))
+    for job, ask, state in ((one, lambda i: store.cancel(i, keep=False), "cancelled"), (two, store.pause, "paused")):
+        store.claim("w")
+        ask([job.id])
+        store.end(job.id, "queued", "its worker was told to stop")
+        assert store.get(job.id).state == state
+    store.resume([two.id])
+    store.claim("w")
+    store.pause([two.id])
+    store.resume([two.id])
+    assert store.control_of(two.id) == ""
+
+
+def test_editing_follows_the_model_and_begins_anew(store: JobStore) -> None:
+    (job,) = store.add(jobs(1))
+    store.pause([job.id])
+    store.record_file(job.id, 0, ResultFile("/a.mp4", "x", 0, done=True))
+    edited = store.edit(job.id, model="wan2.1-1.3b", seed=5)
+    assert (edited.request.height, edited.request.num_frames, edited.request.num_inference_steps) == (480, 81, 50)
+    assert (edited.request.seed, edited.files) == (5, ())
+    longer = store.edit(job.id, model="tiny", num_frames=129)
+    assert longer.request.loras[0].path == "bundled:tiny-long"
+    back = store.edit(job.id, num_frames=33, guidance_scale=2.0)
+    assert (back.request.loras, back.request.decay, back.request.guidance_scale) == ((), job.request.decay, 2.0)
+
+
+def test_interrupted_transactions_leave_nothing_open(store: JobStore) -> None:
+    def interrupted() -> Any:
+        yield from jobs(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.add(interrupted())
+    assert store.find() == []
+    assert len(store.add(jobs(1))) == 1
+
+
+def test_many_ids_at_once(store: JobStore) -> None:
+    assert len({store_module.new_id() for _ in range(50_000)}) == 50_000
+    ids = [job.id for job in store.add(jobs(1) * 1200)]
+    assert len(store.states([*ids, "gone"])) == 1200
+
+
 def test_devices_and_batches(store: JobStore) -> None:
     on_gpu = make_request(prompt="gpu", device="cuda:1", seed=1)
     store.add([Job(id="", request=on_gpu), *jobs(1, batch="b")])

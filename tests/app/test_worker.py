@@ -17,13 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from radial import Video
+from radial import OutputError, Video
 from radial.files import rename_to_free_name
 from radial.pipeline import Event, generate
 from radial.request import make_request
 from radial.video import read_frames, read_receipt
 from radial_app import results
 from radial_app.jobs import Job, Output, ResultFile, make_output
+from radial_app.receipts_cli import request_of
 from radial_app.results import digest_file, proxy_path
 from radial_app.store import JobStore
 from radial_app.worker import Worker, WorkerSettings
@@ -115,6 +116,11 @@ def test_cancel_discards_and_finish_keeps(store: JobStore, make: Callable[..., J
     assert "stopped at step 2 of 4" in store.get(kept.id).error
     assert read_receipt(tmp_path / "out" / "2.mp4")["finished_at_step"] == 2
     assert not list((store.folder / "snapshots").iterdir())
+    store.retry([kept.id])  # the whole of it, after all
+    worker(store).run()
+    assert store.get(kept.id).state == "done"
+    assert sorted(os.listdir(tmp_path / "out")) == ["2-2.mp4", "2.mp4"]
+    assert "finished_at_step" not in read_receipt(tmp_path / "out" / "2-2.mp4")
 
 
 def test_a_picture_while_it_renders(store: JobStore, make: Callable[..., Job]) -> None:
@@ -250,6 +256,76 @@ def test_a_file_gets_its_name_once_whenever_the_worker_dies(
     assert [(file.path, file.done) for file in found.files] == [(str(tmp_path / "out" / "3.mp4"), True)]
     assert digest_file(tmp_path / "out" / "3.mp4") == found.files[0].digest
     assert bool(decoded) == (moment == "encoded")
+
+
+def test_without_hard_links_a_name_that_was_claimed_is_filled(
+    store: JobStore, make: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make()
+
+    def no_links(*_: Any) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    plain = os.replace
+
+    def killed(partial: Any, path: Any) -> None:
+        if Path(path).suffix == ".mp4":
+            raise Killed
+        plain(partial, path)
+
+    with monkeypatch.context() as dying:
+        dying.setattr(os, "link", no_links)
+        dying.setattr(os, "replace", killed)
+        with pytest.raises(Killed):
+            Worker(store, WorkerSettings(until_idle=True)).run()
+    assert (tmp_path / "out" / "3.mp4").stat().st_size == 0
+    store.recover()
+    worker(store).run()
+    assert os.listdir(tmp_path / "out") == ["3.mp4"]
+    assert digest_file(tmp_path / "out" / "3.mp4") == store.get(job.id).files[0].digest
+
+
+def test_a_locked_database_makes_a_job_wait(
+    store: JobStore, make: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make()
+    plain, failures = JobStore.record_file, [1]
+
+    def locked(self: JobStore, *arguments: Any) -> None:
+        if failures:
+            failures.pop()
+            problem = OutputError("the jobs are locked by another program")
+            problem.errno = errno.EBUSY
+            raise problem
+        plain(self, *arguments)
+
+    monkeypatch.setattr(JobStore, "record_file", locked)
+    worker(store, disk_seconds=0.1).run()
+    assert store.get(job.id).state == "done"
+    assert os.listdir(tmp_path / "out") == ["3.mp4"]
+
+
+def test_receipts_do_not_tell_whose_home_it_was(
+    store: JobStore, make: Callable[..., Job], wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(wan_folder.parent))
+    make()
+    worker(store).run()
+    assert read_receipt(tmp_path / "out" / "3.mp4")["request"]["model"] == f"~/{wan_folder.name}"
+    assert request_of(tmp_path / "out" / "3.mp4")[0].model == str(wan_folder)
+
+
+def test_folders_of_other_things_are_not_replaced(store: JobStore, make: Callable[..., Job], tmp_path: Path) -> None:
+    (tmp_path / "out" / "photos").mkdir(parents=True)
+    (tmp_path / "out" / "photos" / "holiday.jpg").write_text("x")
+    job = make(make_output(folder=str(tmp_path / "out"), name="photos", encoding={"format": "png"}, overwrite=True))
+    worker(store).run()
+    assert "is not only frames" in store.get(job.id).error
+    assert os.listdir(tmp_path / "out" / "photos") == ["holiday.jpg"]
+    (tmp_path / "out" / "photos" / "holiday.jpg").rename(tmp_path / "out" / "photos" / "00000.png")
+    store.retry([job.id])
+    worker(store).run()
+    assert len(os.listdir(tmp_path / "out" / "photos")) == 9
 
 
 def test_names_that_are_taken_get_a_number(store: JobStore, make: Callable[..., Job], tmp_path: Path) -> None:
