@@ -225,7 +225,7 @@ def generate(
         "sampler": None if sampler == "model" else sampler,
         "flow_shift": flow_shift,
     }
-    written = make_request(
+    written = dict(
         prompt=prompt,
         negative_prompt=negative_prompt,
         model=model,
@@ -254,14 +254,28 @@ def generate(
         device=device,
         dtype=dtype,
     )
-    request = anchored(written).resolve()
-    job = Job(id="", request=request, output=_output(output, video_format, codec, crf, metadata, overwrite, request))
+    try:
+        request = anchored(make_request(**written)).resolve()
+        place = _output(output, video_format, codec, crf, metadata, overwrite, request)
+    except RequestError as error:
+        raise RequestError(_beside_flags(str(error), [*written, "format", "codec", "crf"])) from error
+    job = Job(id="", request=request, output=place)
     with JobStore(data_dir) as store:
         if queue:
             (job,) = store.add([job])
             print(job.id)
             return
         render_here(store, job, quiet=quiet, as_json=as_json)
+
+
+def _beside_flags(message: str, names: list[str]) -> str:
+    """A complaint about fields as one about options."""
+    parts = message.split("; ")
+    for index, part in enumerate(parts):
+        name, space, rest = part.partition(" ")
+        if name in names and name != "prompt":
+            parts[index] = f"--{name.replace('_', '-')}{space}{rest}"
+    return "; ".join(parts)
 
 
 def _output(

@@ -153,7 +153,9 @@ def make_output(**fields: Any) -> Output:
     try:
         return Output(**fields)
     except ValidationError as error:
-        raise RequestError("; ".join(explain(p).removeprefix("encoding.") for p in error.errors())) from error
+        raise RequestError(
+            "; ".join(explain(p).removeprefix("encoding.").removeprefix("encoding ") for p in error.errors())
+        ) from error
 
 
 def anchored(request: GenerationRequest, base: Path | None = None) -> GenerationRequest:

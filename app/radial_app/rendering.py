@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from typing import Any
 
@@ -13,7 +14,7 @@ from radial.errors import GenerationError, OutputError
 from radial_app.jobs import Job, ResultFile
 from radial_app.progress import Progress
 from radial_app.store import JobStore
-from radial_app.worker import Worker, WorkerSettings
+from radial_app.worker import Worker, WorkerSettings, log_to
 
 
 def render_here(
@@ -27,6 +28,8 @@ def render_here(
         KeyboardInterrupt: the user stopped it; it is paused.
     """
     stderr = Console(stderr=True)
+    if not logging.getLogger("radial").handlers:
+        log_to(store.folder / "logs" / "generate.jsonl")
     started = time.monotonic()
     with Progress(stderr, hidden=quiet or as_json) as progress:
 
