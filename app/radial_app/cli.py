@@ -16,7 +16,7 @@ from rich.table import Table
 
 import radial
 from radial.errors import RadialError, RequestError
-from radial_app import doctor, jobs_cli, receipts_cli, render_cli, server
+from radial_app import doctor, jobs_cli, receipts_cli, render_cli, server, watch_cli
 
 if TYPE_CHECKING:
     from radial.plan import BlockPlan
@@ -395,7 +395,7 @@ def models() -> None:
 
 app.add_typer(jobs_cli.app)
 for command in (
-    render_cli.render, render_cli.watch, jobs_cli.work, receipts_cli.receipt, receipts_cli.rerun, receipts_cli.verify,
+    render_cli.render, watch_cli.watch, jobs_cli.work, receipts_cli.receipt, receipts_cli.rerun, receipts_cli.verify,
     server.serve, doctor.doctor,
 ):  # fmt: skip
     app.command()(command)

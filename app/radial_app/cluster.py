@@ -24,8 +24,9 @@ from typing import Any
 from radial.errors import GenerationError, OutputError, RadialError, RequestError
 from radial.request import GenerationRequest
 from radial_app.jobs import Job
+from radial_app.results import PASSING, publish_once, settle
+from radial_app.run import shareable
 from radial_app.store import MAX_ATTEMPTS, JobStore
-from radial_app.worker import PASSING, shareable
 
 log = logging.getLogger("radial.cluster")
 
@@ -262,7 +263,7 @@ def _serve_place(
 
     name = f"ray-{secrets.token_hex(4)}"
     renderer: Any = None
-    with JobStore(folder) as store, store.alive(name):
+    with JobStore(folder) as store, store.locks.alive(name):
         while not stop.is_set():
             try:
                 job = store.claim(name, batch=batch)
@@ -304,7 +305,6 @@ def _died(store: JobStore, id_: str) -> None:
 def _render_job(store: JobStore, job: Job, renderer: Any, stop: threading.Event) -> None:
     """One attempt at a job: what :meth:`radial_app.worker.Worker.render` does, with the work elsewhere."""
     from radial.video import Video
-    from radial_app.results import publish_once, settle
 
     snapshot = store.snapshot_path(job.id)
     for index, request in enumerate(job.request.singles()):

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from radial.encoding import Encoding
 from radial.errors import RequestError
-from radial.models import MODELS
-from radial.request import GenerationRequest, explain
+from radial.models import MODELS, find_model
+from radial.request import GenerationRequest, explain, make_request
 
 State = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
 Control = Literal["", "pause", "finish", "cancel"]
@@ -176,6 +176,28 @@ def anchored(request: GenerationRequest, base: Path | None = None) -> Generation
         for lora in request.loras
     ]
     return request.model_copy(update=changes | {"loras": tuple(loras)})
+
+
+def changed_request(request: GenerationRequest, changes: dict[str, Any]) -> GenerationRequest:
+    """A request with other values; what followed from the old ones by default follows from the new.
+
+    Raises:
+        RequestError: a value breaks a rule.
+    """
+    fields = json.loads(request.model_dump_json())
+    spec = find_model(request.model)
+    if "model" in changes:
+        for name in ("num_frames", "num_inference_steps"):
+            if fields[name] == getattr(spec, name):
+                del fields[name]
+    own = {"prompt": "x", "model": request.model, "num_frames": request.num_frames,
+           "num_inference_steps": request.num_inference_steps, "loras": fields["loras"]}  # fmt: skip
+    for name, value in json.loads(make_request(**own).resolve().model_dump_json()).items():
+        if name not in own and name not in ("seed", "device", "dtype") and fields.get(name) == value:
+            del fields[name]
+    if [lora["path"] for lora in fields["loras"]] == [spec.long_adapter]:
+        del fields["loras"]
+    return anchored(make_request(**fields | changes)).resolve()
 
 
 def digest_of(request: GenerationRequest, output: Output, count: int = 0) -> str:

@@ -166,18 +166,19 @@ def work(
 ) -> None:
     """Render the jobs that wait, one after the other. Start one for each device."""
     from radial.loading import choose_device
+    from radial_app.run import Pace
     from radial_app.worker import Worker, WorkerSettings, log_to
 
     choose_device(device)
     settings = WorkerSettings(
-        device=device, until_idle=until_idle, snapshot_seconds=snapshot_seconds, unload_seconds=unload_seconds,
+        device=device, until_idle=until_idle, pace=Pace(snapshot_seconds), unload_seconds=unload_seconds,
         batch=batch,
     )  # fmt: skip
-    with JobStore(data_dir) as store, store.slot(slot or f"by-hand-{os.getpid()}") as free:
+    with JobStore(data_dir) as store, store.locks.slot(slot or f"by-hand-{os.getpid()}") as free:
         if not free:  # another worker took the place meanwhile
             return
         if slot is not None:
-            store.sign_slot(slot, owner)
+            store.locks.sign(slot, owner)
         worker = Worker(store, settings)
         log_to(data_folder(data_dir) / "logs" / f"worker-{device.replace(':', '-')}.jsonl")
         logging.getLogger("radial").addHandler(logging.StreamHandler())

@@ -75,7 +75,7 @@ class WorkerPool:
             self._processes.pop(slot, None)
             if self._quick_deaths > _QUICK_DEATHS * len(self._commands) and lived < _PAUSE:
                 raise OutputError(f"workers die as soon as they start; see {self._log}")
-            with self._store.slot(slot) as free:
+            with self._store.locks.slot(slot) as free:
                 pass
             if free:
                 self._processes[slot] = self._spawn(command)
@@ -117,7 +117,7 @@ class WorkerPool:
         deadline = time.monotonic() + seconds
         for slot in self._commands:
             asked = False
-            while (holder := self._store.slot_holder(slot, self._owner)) is not None:
+            while (holder := self._store.locks.holder(slot, self._owner)) is not None:
                 late = time.monotonic() > deadline
                 with contextlib.suppress(ProcessLookupError):
                     if late or not asked:

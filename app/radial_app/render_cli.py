@@ -1,27 +1,24 @@
-"""``radial render``: files of jobs from beginning to end; ``radial watch``: files as they come into a folder."""
+"""``radial render``: files of jobs from beginning to end."""
 
 from __future__ import annotations
 
 import json
-import signal
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich import progress
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from radial.encoding import encoding_for
 from radial.errors import OutputError, RequestError
 from radial.files import check_output, existing_folder, publish_text
-from radial_app.jobs import DEFAULT_NAME, FINISHED, Job, Output, make_output
-from radial_app.jobs_cli import clock, plain, where
+from radial_app.follower import Follower, follow, stderr
+from radial_app.jobs import DEFAULT_NAME, Job, Output, make_output
+from radial_app.jobs_cli import clock, plain
 from radial_app.outputs import OUTPUT_FOLDER, free_name
 from radial_app.pool import WorkerPool, own_devices
 from radial_app.store import JobStore, new_id
@@ -29,8 +26,6 @@ from radial_app.store import JobStore, new_id
 if TYPE_CHECKING:
     from radial_app.estimates import Estimate
 
-stderr = Console(stderr=True)
-_TICK = 0.2
 
 JobFiles = Annotated[list[Path], typer.Argument(help="Files of jobs: .txt, .csv, .jsonl or .yaml.", metavar="JOBS...")]
 Template = Annotated[
@@ -81,12 +76,12 @@ def render(
             _show_plan(jobs, store, resume=resume)
             return
         for job in jobs:
-            _check_place(job)
+            check_place(job)
         if manifest is not None:
             check_output(manifest, ".json", overwrite=True)
         devices = device or own_devices()
         if ray is None:
-            _check_devices(jobs, devices)
+            check_devices(jobs, devices)
         ours, skipped = enqueue(store, jobs, resume=resume)
         if skipped:
             stderr.print(f"{len(skipped)} were made before", highlight=False)
@@ -121,78 +116,6 @@ def render(
     _show_summary(results, path)
     if any(job.state != "done" for job in results):
         raise typer.Exit(1)
-
-
-def watch(
-    folder: Annotated[Path, typer.Argument(help="Folder that job files are dropped into.", metavar="FOLDER")],
-    template: Template = None,
-    defaults: Defaults = None,
-    video_format: Format = None,
-    codec: Codec = None,
-    crf: Crf = None,
-    metadata: Metadata = True,
-    device: Device = None,
-    jobs_per_device: PerDevice = 1,
-    snapshot_seconds: SnapshotSeconds = 30.0,
-    until_empty: Annotated[bool, typer.Option("--until-empty", help="End when all is rendered.")] = False,
-    data_dir: DataDir = None,
-) -> None:
-    """Render job files as they come. What is new in a file that changes is rendered; problems are told in
-    NAME.errors.txt beside it."""
-    from radial_app.job_files import KINDS, JobFileError
-
-    if not folder.is_dir():
-        raise RequestError(f"{folder} is not a folder")
-    output = output_of(template, video_format, codec, crf, metadata)
-    seen: dict[Path, tuple[int, int]] = {}
-    steady: dict[Path, tuple[int, int]] = {}
-    with JobStore(data_dir) as store:
-        store.recover()
-        pool = WorkerPool(
-            store, device or own_devices(), per_device=jobs_per_device, batch="watch",
-            snapshot_seconds=snapshot_seconds,
-        )  # fmt: skip
-        stderr.print(f"watching {folder}; Ctrl+C ends", highlight=False)
-        try:
-            while True:
-                fresh = False
-                for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in KINDS):
-                    if path.name.endswith(".errors.txt"):
-                        continue
-                    try:
-                        state = path.stat()
-                    except OSError:
-                        continue
-                    stamp = (state.st_mtime_ns, state.st_size)
-                    if seen.get(path) == stamp:
-                        continue
-                    fresh = True
-                    if steady.get(path) != stamp:  # still being written, perhaps
-                        steady[path] = stamp
-                        continue
-                    seen[path] = stamp
-                    errors = path.with_name(f"{path.name}.errors.txt")
-                    try:
-                        jobs = read_all([path], output, defaults, "watch")
-                        for job in jobs:
-                            _check_place(job)
-                        _check_devices(jobs, device or own_devices())
-                    except (RequestError, OutputError) as error:
-                        problems = error.problems if isinstance(error, JobFileError) else [str(error)]
-                        publish_text(errors, "\n".join(problems) + "\n")
-                        stderr.print(f"[red]{escape(path.name)}[/]: problems in {errors.name}")
-                        continue
-                    errors.unlink(missing_ok=True)
-                    ours, skipped = enqueue(store, jobs, resume=True)
-                    stderr.print(f"{escape(path.name)}: {len(ours)} to render, {len(skipped)} made before")
-                waits = store.find(["queued", "running"], "watch")
-                if waits:
-                    pool.tend()
-                elif until_empty and not fresh:
-                    return
-                time.sleep(0.5)
-        finally:
-            stop_pool(pool)
 
 
 def output_of(
@@ -260,7 +183,7 @@ def enqueue(store: JobStore, jobs: list[Job], *, resume: bool) -> tuple[list[str
     return [*known, *(job.id for job in store.add(fresh))], skipped
 
 
-def _check_place(job: Job) -> None:
+def check_place(job: Job) -> None:
     """Raise where a result could not be written, before anything is rendered."""
     import os
 
@@ -269,7 +192,7 @@ def _check_place(job: Job) -> None:
         raise OutputError(f"cannot write into {job.output.folder}")
 
 
-def _check_devices(jobs: list[Job], devices: list[str]) -> None:
+def check_devices(jobs: list[Job], devices: list[str]) -> None:
     """Raise for a job that none of the workers will take."""
     served = {"auto", *devices, *(["cuda", "cuda:0"] if {"cuda", "cuda:0"} & set(devices) else [])}
     for job in jobs:
@@ -277,94 +200,6 @@ def _check_devices(jobs: list[Job], devices: list[str]) -> None:
             raise RequestError(
                 f"{job.source}: device {job.request.device} is not rendered on; there is {', '.join(devices)}"
             )
-
-
-class Follower:
-    """What the terminal shows of a batch: all of it, and each job that runs."""
-
-    def __init__(self, store: JobStore, ids: list[str]) -> None:
-        self._store, self._ids = store, ids
-        columns = (
-            progress.TextColumn("{task.description:14}"), progress.BarColumn(), progress.MofNCompleteColumn(),
-            progress.TimeElapsedColumn(), progress.TextColumn("{task.fields[left]}"),
-        )  # fmt: skip
-        self._bar = progress.Progress(*columns, console=stderr)
-        self._whole = self._bar.add_task("all", total=len(ids), left="")
-        self._told: set[str] = set()
-        self._waiting: set[tuple[str, str]] = set()
-        self._began = time.monotonic()
-        self._live = Live(console=stderr, refresh_per_second=5, transient=True)
-        self.finished = 0
-
-    def __enter__(self) -> Follower:
-        if stderr.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
-
-    def look(self) -> bool:
-        """Show how it stands; whether all jobs are finished."""
-        states = self._store.states(self._ids)
-        ended = [id_ for id_, state in states.items() if state in FINISHED or state == "paused"]
-        for id_ in ended:
-            if id_ in self._told:
-                continue
-            self._told.add(id_)
-            job = self._store.get(id_)
-            if job.state == "done":
-                for file in job.files:
-                    print(file.path, flush=True)
-            else:
-                self._live.console.print(f"[red]{job.state}[/] {escape(f'{job.source}: {job.error}')}", highlight=False)
-        for id_ in (id_ for id_, state in states.items() if state == "queued"):
-            job = self._store.get(id_)
-            if job.error and (id_, job.error) not in self._waiting:
-                self._waiting.add((id_, job.error))
-                self._live.console.print(f"[yellow]waiting[/] {escape(f'{job.source}: {job.error}')}", highlight=False)
-        self.finished = len(ended)
-        spent = time.monotonic() - self._began
-        left = f"{clock(spent / self.finished * (len(self._ids) - self.finished))} left" if self.finished else ""
-        self._bar.update(self._whole, completed=self.finished, left=left)
-        running = Table(box=None, show_header=False)
-        for job in (self._store.get(id_) for id_, state in states.items() if state == "running"):
-            running.add_row("", where(job), clock(job.eta), escape(plain(job.request.prompt[:60])))
-        self._live.update(Group(self._bar, running))
-        return self.finished >= len(states)
-
-
-def follow(store: JobStore, ids: list[str], pool: WorkerPool) -> None:
-    """Wait until jobs are finished, keeping workers alive meanwhile."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        with Follower(store, ids) as follower:
-            while not follower.look():
-                store.recover()
-                pool.tend()
-                time.sleep(_TICK)
-        pool.kill()  # they have nothing to do
-    finally:
-        stop_pool(pool)
-
-
-def stop_pool(pool: WorkerPool) -> None:
-    """Have workers stop after their step; a second Ctrl+C ends them now, at the cost of the steps since the last
-    snapshot."""
-    try:
-        if pool.alive:
-            pool.stop(0.5)
-        if pool.alive:
-            stderr.print("workers stop after their step; Ctrl+C again ends them now", highlight=False)
-            pool.stop(600)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        pool.kill()
 
 
 def manifest_of(batch: str, jobs: list[Job]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def make_app(folder: Path, caretaker: Caretaker | None = None) -> FastAPI:
         """Whether jobs can be kept, and whether somebody renders them."""
         try:
             with JobStore(folder) as store:
-                jobs, workers = store.counts(), store.workers()
+                jobs, workers = store.counts(), store.locks.living()
         except OutputError as error:
             response.status_code = 503
             return {"status": "broken", "problem": str(error)}
@@ -56,7 +56,7 @@ class _QueueCollector:
 
     def collect(self) -> Iterator[Any]:
         with JobStore(self._folder) as store:
-            counts, workers = store.counts(), store.workers()
+            counts, workers = store.counts(), store.locks.living()
             videos, seconds = store.totals()
         jobs = GaugeMetricFamily("radial_jobs", "Jobs by state", labels=["state"])
         for state in ("queued", "running", "paused", "done", "failed", "cancelled"):

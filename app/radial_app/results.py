@@ -7,6 +7,7 @@ files which of these steps were made.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,9 @@ from radial.video import Video
 from radial_app.jobs import Job, ResultFile
 from radial_app.outputs import free_name
 from radial_app.store import JobStore
+
+# Failures that pass by themselves.
+PASSING = {errno.ENOSPC: "disk space", errno.EDQUOT: "disk space", errno.EBUSY: "the database"}
 
 
 def publish_once(

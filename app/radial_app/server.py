@@ -73,7 +73,7 @@ def serve(
 
     if host not in LOOPBACK:
         raise RequestError(f"there are no accounts yet, so only {', '.join(LOOPBACK)} can be listened on, not {host}")
-    with JobStore(data_dir) as store, store.slot("server") as alone:
+    with JobStore(data_dir) as store, store.locks.slot("server") as alone:
         if not alone:
             raise RequestError(f"another server keeps the queue in {store.folder}")
         listener = _listen(host, port)  # before any worker is started or asked to stop

@@ -18,13 +18,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
 from radial.errors import OutputError, RequestError
-from radial.files import publish_text
-from radial.models import find_model
-from radial.request import GenerationRequest, make_request
-from radial_app.jobs import FINISHED, Control, Job, Output, ResultFile, State, anchored
+from radial.request import GenerationRequest
+from radial_app.jobs import FINISHED, Control, Job, Output, ResultFile, State, changed_request
+from radial_app.locks import WorkerLocks
 
 MAX_ATTEMPTS = 5  # of a job that gets no further
 _VERSION = 1
@@ -77,6 +74,7 @@ class JobStore:
                 f"cannot keep jobs in {self.folder}: {error}; name another folder with --data-dir"
             ) from error
         self._database.row_factory = sqlite3.Row
+        self.locks = WorkerLocks(self.folder / "workers")
         with _explained():
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")  # a finished job stays finished in a power cut
@@ -206,7 +204,7 @@ class JobStore:
                                                                   "WHERE state = 'running'")]  # fmt: skip
         recovered = []
         for worker in workers:
-            with self._if_dead(worker) as dead:
+            with self.locks.if_dead(worker) as dead:
                 if not dead:
                     continue
                 with self._transaction() as database:
@@ -481,105 +479,10 @@ class JobStore:
         """Where a running job shows what it is at, now and then."""
         return self.folder / "previews" / f"{job}.webp"
 
-    # Workers
-
-    @contextlib.contextmanager
-    def alive(self, worker: str) -> Iterator[None]:
-        """Count as living while the context lasts."""
-        lock = FileLock(self._lock_path(worker))
-        try:
-            lock.acquire(timeout=10)  # somebody may just look whether it is held
-            yield
-        except Timeout as error:
-            raise OutputError(f"cannot lock {self._lock_path(worker)}") from error
-        finally:
-            self._lock_path(worker).unlink(missing_ok=True)
-            lock.release()
-
-    @contextlib.contextmanager
-    def _if_dead(self, worker: str) -> Iterator[bool]:
-        """Whether a worker is dead; nobody else can find out meanwhile."""
-        lock = FileLock(self._lock_path(worker))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            self._lock_path(worker).unlink(missing_ok=True)
-            lock.release()
-
-    def _lock_path(self, worker: str) -> Path:
-        return self.folder / "workers" / f"{worker}.lock"
-
-    @contextlib.contextmanager
-    def slot(self, name: str) -> Iterator[bool]:
-        """Take one of a device's places for workers while the context lasts; whether it was free."""
-        lock = FileLock(self.folder / "workers" / f"{name}.slot")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        except OSError as error:
-            raise OutputError(f"cannot lock {lock.lock_file}: {error.strerror}") from error
-        try:
-            yield True
-        finally:
-            lock.release()
-
-    def sign_slot(self, name: str, owner: str) -> None:
-        """Note who holds a place: this process, for its owner."""
-        publish_text(self.folder / "workers" / f"{name}.pid", f"{os.getpid()} {owner}")
-
-    def slot_holder(self, name: str, owner: str) -> int | None:
-        """The process that holds a place for an owner, if any does."""
-        with self.slot(name) as free:
-            if free:
-                return None
-        try:
-            pid, of = (self.folder / "workers" / f"{name}.pid").read_text().split()
-            return int(pid) if of == owner else None
-        except (OSError, ValueError):
-            return None
-
-    def workers(self) -> list[str]:
-        """Workers that live."""
-        names = [path.stem for path in sorted((self.folder / "workers").glob("*.lock"))]
-        living = []
-        for name in names:
-            with self._if_dead(name) as dead:
-                living += [] if dead else [name]
-        return living
-
 
 def new_id() -> str:
     """A short id; later ones sort after earlier ones."""
     return f"{int(time.time()):x}{secrets.token_hex(6)}"
-
-
-def changed_request(request: GenerationRequest, changes: dict[str, Any]) -> GenerationRequest:
-    """A request with other values; what followed from the old ones by default follows from the new.
-
-    Raises:
-        RequestError: a value breaks a rule.
-    """
-    fields = json.loads(request.model_dump_json())
-    spec = find_model(request.model)
-    if "model" in changes:
-        for name in ("num_frames", "num_inference_steps"):
-            if fields[name] == getattr(spec, name):
-                del fields[name]
-    own = {"prompt": "x", "model": request.model, "num_frames": request.num_frames,
-           "num_inference_steps": request.num_inference_steps, "loras": fields["loras"]}  # fmt: skip
-    for name, value in json.loads(make_request(**own).resolve().model_dump_json()).items():
-        if name not in own and name not in ("seed", "device", "dtype") and fields.get(name) == value:
-            del fields[name]
-    if [lora["path"] for lora in fields["loras"]] == [spec.long_adapter]:
-        del fields["loras"]
-    return anchored(make_request(**fields | changes)).resolve()
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ from radial.pipeline import generate
 from radial.request import make_request
 from radial.video import read_frames
 from radial_app.cluster import pack_inputs, render_on_cluster, unpack_inputs
+from radial_app.follower import Follower
 from radial_app.jobs import Job, Output
-from radial_app.render_cli import Follower
 from radial_app.store import JobStore
 
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 9, "seed": 3}

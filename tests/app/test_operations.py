@@ -101,7 +101,7 @@ def test_a_server_renders_and_tells(
         _, err = server.communicate(timeout=60)
     assert "Traceback" not in err
     with JobStore() as store:
-        assert store.workers() == []
+        assert store.locks.living() == []
     lines = [json.loads(line) for line in (data_folder / "logs" / "worker-cpu.jsonl").read_text().splitlines()]
     assert any("done" in line["message"] for line in lines)
 

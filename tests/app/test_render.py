@@ -219,12 +219,12 @@ def _written(name: str, text: str) -> Path:
 
 
 def test_places_for_workers_are_taken_once(data_folder: Path) -> None:
-    with JobStore() as store, store.slot("cpu-0") as free:
+    with JobStore() as store, store.locks.slot("cpu-0") as free:
         assert free
         pool = WorkerPool(store, ["cpu"])
         pool.tend()
         assert not pool.alive
-        with store.slot("cpu-0") as again:
+        with store.locks.slot("cpu-0") as again:
             assert not again
 
 

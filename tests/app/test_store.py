@@ -148,7 +148,7 @@ def test_devices_and_batches(store: JobStore) -> None:
 
 
 def hold(folder: Path, name: str, claimed: Any) -> None:
-    with JobStore(folder) as store, store.alive(name):
+    with JobStore(folder) as store, store.locks.alive(name):
         job = store.claim(name)
         claimed.put(job and job.id)
         time.sleep(60)
@@ -163,12 +163,12 @@ def test_jobs_of_dead_workers_go_back(store: JobStore, data_folder: Path) -> Non
         process.start()
         assert claimed.get(timeout=60) == job.id
         assert store.recover() == []
-        assert store.workers() == [f"w{attempt}"]
+        assert store.locks.living() == [f"w{attempt}"]
         store.progress(job.id, "denoise", 3, 20, 0, None)
         process.kill()
         process.join()
         assert [found.id for found in store.recover()] == [job.id]
-        assert store.workers() == []
+        assert store.locks.living() == []
     found = store.get(job.id)
     assert found.state == "failed"
     assert found.error == f"its worker died in stage denoise, step 3 of 20, {MAX_ATTEMPTS} times in a row"

@@ -26,6 +26,7 @@ from radial_app import results
 from radial_app.jobs import Job, Output, ResultFile, make_output
 from radial_app.receipts_cli import request_of
 from radial_app.results import digest_file, proxy_path
+from radial_app.run import Pace
 from radial_app.store import JobStore
 from radial_app.worker import Worker, WorkerSettings
 
@@ -48,7 +49,8 @@ def make(store: JobStore, wan_folder: Path, tmp_path: Path) -> Callable[..., Job
 
 
 def worker(store: JobStore, **settings: Any) -> Worker:
-    return Worker(store, WorkerSettings(**{"until_idle": True, "snapshot_seconds": 0.0, **settings}))
+    pace = Pace(snapshot_seconds=0.0, preview_seconds=settings.pop("preview_seconds", 10.0))
+    return Worker(store, WorkerSettings(**{"until_idle": True, "pace": pace, **settings}))
 
 
 def at_step(store: JobStore, step: int, act: Callable[[Job], None]) -> Callable[[Job, Any], None]:
