@@ -76,8 +76,8 @@ def show(job: Id) -> None:
     """Show a job's request, results and log."""
     with JobStore() as store:
         found = store.get(job)
-        events = store.events(found.id)
-    print(json.dumps(as_dict(found), indent=2, ensure_ascii=False))
+        events, receipts = store.events(found.id), store.receipts(found.id)
+    print(json.dumps(as_dict(found) | {"receipts": receipts}, indent=2, ensure_ascii=False))
     for _, when, kind, text in events:
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(when))} {kind:5} {text}")
 

@@ -42,6 +42,7 @@ def publish_once(
         sync(partial)
         digest = digest_file(partial)
         file = ResultFile(str(wanted.absolute()), digest, request.seed, round(seconds, 2), partial=partial_clip)
+        store.record_receipt(job.id, index, video.receipt)
         file = _give_name(store, job, index, file, partial)
         _write_proxy(video, Path(file.path), job.output.encoding)
     except BaseException as error:

@@ -43,6 +43,10 @@ CREATE TABLE events (
     time REAL NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL
 );
 CREATE INDEX events_by_job ON events (job, number);
+CREATE TABLE receipts (
+    job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, video INTEGER NOT NULL, receipt TEXT NOT NULL,
+    PRIMARY KEY (job, video)
+);
 """
 _WANTED: dict[str, State] = {"pause": "paused", "cancel": "cancelled", "finish": "cancelled"}
 EventKind = Literal["state", "stage", "note", "error", "file"]
@@ -180,6 +184,14 @@ class JobStore:
             database.execute("UPDATE jobs SET files = ? WHERE id = ?", (_dump_files(files), job))
             if file.done:
                 self._tell(job, "file", file.path)
+
+    def record_receipt(self, job: str, index: int, receipt: dict[str, Any]) -> None:
+        """Keep how a video of a job was made, whether or not its file says so."""
+        with self._transaction() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO receipts (job, video, receipt) VALUES (?, ?, ?)",
+                (job, index, json.dumps(receipt)),
+            )
 
     def end(self, job: str, state: State, error: str = "", *, wait: float = 0.0, failed_attempt: bool = True) -> None:
         """Leave a running job: finished, paused, or queued again, in ``wait`` seconds at the earliest; paused or
@@ -452,6 +464,12 @@ class JobStore:
             )
             seconds = sorted(file.seconds for row in rows for file in _files(row["files"]))
         return seconds[len(seconds) // 2] if seconds else None
+
+    def receipts(self, job: str) -> list[dict[str, Any]]:
+        """How the videos of a job were made."""
+        with _explained():
+            rows = self._database.execute("SELECT receipt FROM receipts WHERE job = ? ORDER BY video", (job,))
+            return [json.loads(row["receipt"]) for row in rows]
 
     def events(self, job: str, after: int = 0) -> list[tuple[int, float, str, str]]:
         """A job's log: number, time, kind, text."""

@@ -353,6 +353,8 @@ def test_formats_and_proxies(store: JobStore, make: Callable[..., Job], tmp_path
     assert read_frames(Path(file.path)).shape == (9, 32, 32, 3)
     names = sorted(os.listdir(tmp_path / "out"))
     assert names == (["a.mp4", "a.proxy.mp4"] if "codec" in fields else [Path(file.path).name])
+    (receipt,) = store.receipts(job.id)  # also where the file has none
+    assert receipt["request"]["seed"] == 3
     if "codec" in fields:
         assert read_frames(proxy_path(Path(file.path))).shape == (9, 32, 32, 3)
 
