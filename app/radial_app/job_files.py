@@ -220,9 +220,9 @@ def _yaml_rows(path: Path, text: str, problems: list[str]) -> tuple[list[Row], d
         if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
             problems.append(f"{path.name}:{line}: a prompt or a mapping with fields is expected")
             continue
-        grid = {**parts["grid"], **(values.get("grid") or {} if isinstance(values.get("grid") or {}, dict) else {})}
-        plain = {key: value for key, value in values.items() if key != "grid"}
-        rows.append(Row(line, {**parts["defaults"], **plain, "grid": grid}))
+        own = values.get("grid") or {}
+        grid = {**parts["grid"], **own} if isinstance(own, dict) else own
+        rows.append(Row(line, {**parts["defaults"], **values, "grid": grid}))
     wildcards: dict[str, list[str]] = {}
     for name, given in parts["wildcards"].items():
         options = given if isinstance(given, list) else [given]
@@ -237,6 +237,8 @@ def _expand(
 ) -> Iterator[dict[str, Any]]:
     """One row's jobs: the product of its grid, of the choices in its prompt, and of the files its image names."""
     grid = values.pop("grid", None) or {}
+    if not isinstance(grid, dict) or not all(isinstance(name, str) for name in grid):
+        raise RequestError(f"grid must be a mapping of fields to lists, not {grid!r}")
     check_fields(values | grid, "the job")
     axes = [(name, options if isinstance(options, list) else [options]) for name, options in grid.items()]
     images = values.get("image")

@@ -120,6 +120,8 @@ PROBLEMS: dict[str, tuple[str, str, list[str]]] = {
     "number": ("a.csv", "prompt,seed\na,one\n", [":2: seed must be"]),
     "yaml": ("a.yaml", "jobs:\n  - [\n", [": no YAML"]),
     "yaml defaults": ("a.yaml", "jobs: [a, b]\ndefaults: {sed: 1}\n", ["unknown field 'sed'; did you mean seed?"]),
+    "grid": ("a.jsonl", '{"prompt": "a", "grid": [1]}', [":1: grid must be a mapping"]),
+    "yaml grid": ("a.yaml", "jobs:\n  - {prompt: a, grid: 3}\n", [":2: grid must be a mapping"]),
     "yaml key": ("a.yaml", "job: []\n", ["unknown key 'job'"]),
     "yaml alias": ("a.yaml", "jobs:\n  - &a {prompt: x}\n  - *a\n", [":3: no YAML: aliases are not supported"]),
     "yaml row": ("a.yaml", "jobs:\n  - 5\n", [":2: a prompt or a mapping"]),
