@@ -142,7 +142,8 @@ def _csv_rows(path: Path, text: str, problems: list[str]) -> Iterator[Row]:
     try:
         unknown = [name for name in reader.fieldnames or [] if name not in _FIELDS]
         if unknown:
-            problems.append(f"{path.name}:1: unknown column {unknown[0]!r}; known are {', '.join(_FIELDS)}")
+            hint = "columns are separated by commas" if ";" in unknown[0] else f"known are {', '.join(_FIELDS)}"
+            problems.append(f"{path.name}:1: unknown column {unknown[0]!r}; {hint}")
             return
         for values in reader:
             line = reader.line_num

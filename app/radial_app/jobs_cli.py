@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -73,25 +74,26 @@ def list_jobs(
 
 @app.command()
 def show(job: Id) -> None:
-    """Show a job's request, results and log."""
+    """Show a job's request, results and log, as JSON."""
     with JobStore() as store:
         found = store.get(job)
         events, receipts = store.events(found.id), store.receipts(found.id)
-    print(json.dumps(as_dict(found) | {"receipts": receipts}, indent=2, ensure_ascii=False))
-    for _, when, kind, text in events:
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(when))} {kind:5} {text}")
+    log = [
+        f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(when))} {kind}: {text}" for _, when, kind, text in events
+    ]
+    print(json.dumps(as_dict(found) | {"receipts": receipts, "log": log}, indent=2, ensure_ascii=False))
 
 
 @app.command()
 def pause(jobs: Ids) -> None:
     """Hold jobs; running ones stop after their step and keep what they have."""
-    _report("paused", lambda store: store.pause(_ids(store, jobs, ("queued", "running"))))
+    _change("paused", jobs, ("queued", "running"), lambda store, ids: store.pause(ids))
 
 
 @app.command()
 def resume(jobs: Ids) -> None:
     """Put paused jobs back into the queue."""
-    _report("resumed", lambda store: store.resume(_ids(store, jobs, ("paused",))))
+    _change("resumed", jobs, ("paused",), lambda store, ids: store.resume(ids))
 
 
 @app.command()
@@ -99,26 +101,28 @@ def cancel(
     jobs: Ids, keep: Annotated[bool, typer.Option("--keep/--discard", help="Decode what running jobs have.")] = False
 ) -> None:
     """Give jobs up."""
-    states: tuple[State, ...] = ("queued", "running", "paused")
-    _report("cancelled", lambda store: store.cancel(_ids(store, jobs, states), keep=keep))
+    _change("cancelled", jobs, ("queued", "running", "paused"), lambda store, ids: store.cancel(ids, keep=keep))
 
 
 @app.command()
 def retry(jobs: Ids) -> None:
     """Try failed or cancelled jobs again, from their last snapshot where there is one."""
-    _report("queued", lambda store: store.retry(_ids(store, jobs, ("failed",))))
+    _change("queued", jobs, ("failed",), lambda store, ids: store.retry(ids))
 
 
 @app.command()
 def duplicate(jobs: Ids, change: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE.")] = None) -> None:
     """Queue jobs again, with other values where you say so."""
-    _report("queued", lambda store: [job.id for job in store.duplicate(_ids(store, jobs, ()), **changes_of(change))])
+    with JobStore() as store:
+        for copy in store.duplicate(_ids(store, jobs, ()), **changes_of(change)):
+            print(copy.id)
 
 
 @app.command()
 def edit(job: Id, change: Annotated[list[str], typer.Argument(help="KEY=VALUE.", metavar="KEY=VALUE...")]) -> None:
     """Change the request of a job that waits."""
-    _report("edited", lambda store: [store.edit(store.get(job).id, **changes_of(change)).id])
+    with JobStore() as store:
+        print(store.edit(store.get(job).id, **changes_of(change)).id)
 
 
 @app.command()
@@ -138,7 +142,7 @@ def priority(jobs: Ids, value: Annotated[int, typer.Option(help="Higher goes fir
 @app.command()
 def remove(jobs: Ids) -> None:
     """Forget jobs that do not run; their videos stay."""
-    _report("removed", lambda store: store.remove(_ids(store, jobs, FINISHED)))
+    _change("removed", jobs, FINISHED, lambda store, ids: store.remove(ids))
 
 
 @app.command()
@@ -252,10 +256,20 @@ def changes_of(given: list[str] | None) -> dict[str, Any]:
     return changes
 
 
-def _report(what: str, act: Any) -> None:
+def _change(
+    what: str, given: list[str], states: tuple[State, ...], act: Callable[[JobStore, list[str]], list[str]]
+) -> None:
+    """Do something to jobs and say which it was done to, and of the others how they stand."""
+    console = Console(stderr=True)
     with JobStore() as store:
         store.recover()
-        ids = act(store)
-    for id_ in ids:
+        asked = _ids(store, given, states)
+        changed = act(store, asked)
+        others = {id_: state for id_, state in store.states(asked).items() if id_ not in changed}
+    for id_ in changed:
         print(id_)
-    Console(stderr=True).print(f"{len(ids)} {what}", highlight=False)
+    for id_, state in others.items():
+        console.print(f"{id_} is {state}: not {what}", highlight=False)
+    console.print(f"{len(changed)} {what}", highlight=False)
+    if others:
+        raise typer.Exit(1)

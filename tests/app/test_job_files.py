@@ -116,6 +116,7 @@ PROBLEMS: dict[str, tuple[str, str, list[str]]] = {
     ),
     "size": ("a.jsonl", '{"prompt": "a", "height": 40}', [":1: height must be", ]),
     "column": ("a.csv", "prompt,colour\na,b\n", [":1: unknown column 'colour'"]),
+    "semicolons": ("a.csv", "prompt;seed\na;1\n", ["columns are separated by commas"]),
     "values": ("a.csv", "prompt,seed\na,1,2\n", [":2: more values than columns"]),
     "number": ("a.csv", "prompt,seed\na,one\n", [":2: seed must be"]),
     "yaml": ("a.yaml", "jobs:\n  - [\n", [": no YAML"]),

@@ -314,6 +314,9 @@ def test_the_queue_from_the_command_line(in_empty_folder: Path, capsys: Capsys, 
     assert run(capsys, "jobs", "priority", ids[1], "--value", "4")[0] == 0
     copy = run(capsys, "jobs", "duplicate", ids[0], "--set", "seed=7")[1].strip()
     assert run(capsys, "jobs", "cancel", ids[2], copy)[0] == 0
+    code, out, err = run(capsys, "jobs", "pause", copy)
+    assert (code, out) == (1, "")
+    assert f"{copy} is cancelled: not paused" in " ".join(err.split())
     done = subprocess.run(
         [sys.executable, "-m", "radial_app", "work", "--until-idle"], capture_output=True, text=True, timeout=120
     )
@@ -321,7 +324,10 @@ def test_the_queue_from_the_command_line(in_empty_folder: Path, capsys: Capsys, 
     assert os.listdir("outputs") == ["a-new-prompt-9.mp4"]
     assert run(capsys, "jobs", "run", ids[0])[:2] == (0, "outputs/a-red-circle-1.mp4\n")
     code, out, _ = run(capsys, "jobs", "show", ids[0])
-    assert "outputs/a-red-circle-1.mp4" in out
+    shown = json.loads(out)
+    assert shown["files"][0].endswith("outputs/a-red-circle-1.mp4")
+    assert shown["receipts"][0]["request"]["seed"] == 1
+    assert shown["log"][-1].endswith("done")
     assert run(capsys, "jobs", "remove", "all")[0] == 0
     assert "no jobs" in run(capsys, "jobs", "list")[1]
     assert sorted(os.listdir("outputs")) == ["a-new-prompt-9.mp4", "a-red-circle-1.mp4"]
