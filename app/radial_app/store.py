@@ -443,7 +443,7 @@ class JobStore:
             database.executemany("UPDATE jobs SET batch = ? WHERE id = ?", [(batch, id_) for id_ in ids])
 
     def states(self, ids: Iterable[str]) -> dict[str, State]:
-        """How certain jobs stand; removed ones are not among them."""
+        """How certain jobs stand, in the order given; removed ones are not among them."""
         wanted, found = list(ids), {}
         with _explained():
             for start in range(0, len(wanted), 500):
@@ -451,7 +451,7 @@ class JobStore:
                 marks = ", ".join("?" for _ in some)
                 rows = self._database.execute(f"SELECT id, state FROM jobs WHERE id IN ({marks})", some)
                 found.update({row["id"]: row["state"] for row in rows})
-        return found
+        return {id_: found[id_] for id_ in wanted if id_ in found}
 
     def seconds_of(self, request: GenerationRequest) -> float | None:
         """What a clip of this model, size and number of steps took here, the median of the last ones."""
