@@ -17,6 +17,7 @@ from rich.table import Table
 import radial
 from radial.errors import RadialError, RequestError
 from radial_app import doctor, jobs_cli, receipts_cli, render_cli, server, watch_cli
+from radial_app.options import Codec, Crf, DataDir, Format, Metadata
 
 if TYPE_CHECKING:
     from radial.plan import BlockPlan
@@ -45,16 +46,6 @@ DenseSteps = Annotated[int | None, typer.Option(help="Leading steps that stay de
 DenseLastSteps = Annotated[int | None, typer.Option(help="Trailing steps that stay dense.")]
 BlockSize = Annotated[int | None, typer.Option(help="Tokens a block: 16, 32, 64, 128 or 256.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")]
-Format = Annotated[
-    Literal["mp4", "webm", "gif", "png"] | None,
-    typer.Option("--format", help="Kind of file; png is a folder of frames."),
-]
-Codec = Annotated[Literal["h264", "h265", "av1", "vp9"] | None, typer.Option(help="Codec of mp4 and webm.")]
-Crf = Annotated[int | None, typer.Option(help="Quality of mp4 and webm; lower is better and larger.")]
-Metadata = Annotated[bool, typer.Option("--metadata/--no-metadata", help="Keep the receipt in the file.")]
-DataDir = Annotated[
-    Path | None, typer.Option(help="Folder of the queue; else RADIAL_DATA_DIR, or the platform's.", metavar="FOLDER")
-]
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

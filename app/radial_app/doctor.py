@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from radial.files import existing_folder
+from radial_app.options import DataDir
 from radial_app.store import data_folder
 
 _EXTRAS = {
@@ -52,7 +53,7 @@ def examine(folder: Path | None = None) -> list[Finding]:
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the queue.", metavar="FOLDER")] = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Say what this machine has, which attention it will use and why, and what is in the way. Exit code 1 if anything
     is."""

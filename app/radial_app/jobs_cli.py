@@ -18,7 +18,8 @@ from rich.table import Table
 
 from radial.errors import RequestError
 from radial_app.jobs import FINISHED, Job, State
-from radial_app.store import JobStore, data_folder
+from radial_app.options import DataDir, SnapshotSeconds
+from radial_app.store import JobStore
 
 app = typer.Typer(name="jobs", help="See and change the queue of jobs.", no_args_is_help=True)
 
@@ -161,12 +162,12 @@ def run(job: Id) -> None:
 def work(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     until_idle: Annotated[bool, typer.Option("--until-idle", help="End when no job waits.")] = False,
-    snapshot_seconds: Annotated[float, typer.Option(min=0, help="Between two snapshots of a run.")] = 30.0,
+    snapshot_seconds: SnapshotSeconds = 30.0,
     unload_seconds: Annotated[float, typer.Option(min=0, help="Without a job until the model is unloaded.")] = 300.0,
     batch: Annotated[str | None, typer.Option(help="Only the jobs of one batch.")] = None,
     slot: Annotated[str | None, typer.Option(hidden=True)] = None,
     owner: Annotated[str, typer.Option(hidden=True)] = "hand",
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the queue.", metavar="FOLDER")] = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Render the jobs that wait, one after the other. Start one for each device."""
     from radial.loading import choose_device
@@ -184,7 +185,7 @@ def work(
         if slot is not None:
             store.locks.sign(slot, owner)
         worker = Worker(store, settings)
-        log_to(data_folder(data_dir) / "logs" / f"worker-{device.replace(':', '-')}.jsonl")
+        log_to(store.folder / "logs" / f"worker-{device.replace(':', '-')}.jsonl")
         logging.getLogger("radial").addHandler(logging.StreamHandler())
 
         interrupted = False

@@ -15,6 +15,7 @@ from radial.errors import OutputError, RequestError
 from radial.request import GenerationRequest, make_request
 from radial.video import read_frames, read_receipt
 from radial_app.jobs import Job, anchored, make_output
+from radial_app.options import DataDir
 
 File = Annotated[Path, typer.Argument(help="A video made by radial, or a folder of frames.", metavar="FILE")]
 
@@ -27,7 +28,7 @@ def receipt(file: File) -> None:
 def rerun(
     file: File,
     output: Annotated[Path | None, typer.Option(help="Folder of the result; by default outputs/.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the queue.", metavar="FOLDER")] = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Make a video again, as its receipt says."""
     from radial_app.rendering import render_here

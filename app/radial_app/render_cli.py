@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +19,7 @@ from radial.files import check_output, existing_folder, publish_text
 from radial_app.follower import Follower, follow, stderr
 from radial_app.jobs import DEFAULT_NAME, Job, Output, make_output
 from radial_app.jobs_cli import clock, plain
+from radial_app.options import Codec, Crf, DataDir, Device, Format, Metadata, PerDevice, SnapshotSeconds
 from radial_app.outputs import OUTPUT_FOLDER, free_name
 from radial_app.pool import WorkerPool, own_devices
 from radial_app.store import JobStore, new_id
@@ -35,14 +36,6 @@ Template = Annotated[
 Defaults = Annotated[
     list[str] | None, typer.Option("--set", help="Value of a field that jobs leave open.", metavar="KEY=VALUE")
 ]
-Format = Annotated[Literal["mp4", "webm", "gif", "png"] | None, typer.Option("--format", help="Kind of file.")]
-Codec = Annotated[Literal["h264", "h265", "av1", "vp9"] | None, typer.Option(help="Codec of mp4 and webm.")]
-Crf = Annotated[int | None, typer.Option(help="Quality of mp4 and webm; lower is better.")]
-Metadata = Annotated[bool, typer.Option("--metadata/--no-metadata", help="Keep the receipt in the files.")]
-Device = Annotated[list[str] | None, typer.Option(help="cpu or cuda:N, repeatable; all of the machine by default.")]
-PerDevice = Annotated[int, typer.Option(min=1, max=16, help="Workers on each device.")]
-SnapshotSeconds = Annotated[float, typer.Option(min=0, help="Between two snapshots of a run.")]
-DataDir = Annotated[Path | None, typer.Option(help="Folder of the queue.", metavar="FOLDER")]
 
 
 def render(

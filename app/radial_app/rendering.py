@@ -17,9 +17,7 @@ from radial_app.store import JobStore
 from radial_app.worker import Worker, WorkerSettings, log_to
 
 
-def render_here(
-    store: JobStore, job: Job, *, quiet: bool = False, as_json: bool = False, worker: Worker | None = None
-) -> Job:
+def render_here(store: JobStore, job: Job, *, quiet: bool = False, as_json: bool = False) -> Job:
     """Render a job here and print the paths of its videos, or a JSON object each.
 
     Raises:
@@ -42,7 +40,7 @@ def render_here(
             _print_result(file, video, time.monotonic() - started, stderr, quiet=quiet, as_json=as_json)
 
         progress.begin("load")
-        worker = worker or Worker(store, WorkerSettings())
+        worker = Worker(store, WorkerSettings())
         worker.listen(on_event)
         try:
             job = worker.run_here(job)

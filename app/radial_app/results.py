@@ -45,9 +45,7 @@ def publish_once(
         store.record_receipt(job.id, index, video.receipt)
         file = _give_name(store, job, index, file, partial)
         _write_proxy(video, Path(file.path), job.output.encoding)
-    except BaseException as error:
-        if not isinstance(error, Exception):  # killed, or as good as
-            raise
+    except Exception as error:
         discard(partial)
         if isinstance(error, OutputError) or not isinstance(error, OSError):
             raise

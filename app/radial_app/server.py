@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from radial.errors import OutputError, RequestError
+from radial_app.options import DataDir, Device, PerDevice, SnapshotSeconds
 from radial_app.pool import WorkerPool, own_devices
 from radial_app.store import JobStore
 
@@ -57,10 +58,10 @@ class Caretaker(threading.Thread):
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 7860,
-    device: Annotated[list[str] | None, typer.Option(help="cpu or cuda:N, repeatable; all by default.")] = None,
-    jobs_per_device: Annotated[int, typer.Option(min=1, max=16, help="Workers on each device.")] = 1,
-    snapshot_seconds: Annotated[float, typer.Option(min=0, help="Between two snapshots of a run.")] = 30.0,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the queue.", metavar="FOLDER")] = None,
+    device: Device = None,
+    jobs_per_device: PerDevice = 1,
+    snapshot_seconds: SnapshotSeconds = 30.0,
+    data_dir: DataDir = None,
 ) -> None:
     """Keep a worker on each device, and answer /healthz and /metrics."""
     try:

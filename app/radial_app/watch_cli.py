@@ -12,24 +12,9 @@ from rich.markup import escape
 from radial.errors import OutputError, RequestError
 from radial.files import publish_text
 from radial_app.follower import stderr, stop_pool
+from radial_app.options import Codec, Crf, DataDir, Device, Format, Metadata, PerDevice, SnapshotSeconds
 from radial_app.pool import WorkerPool, own_devices
-from radial_app.render_cli import (
-    Codec,
-    Crf,
-    DataDir,
-    Defaults,
-    Device,
-    Format,
-    Metadata,
-    PerDevice,
-    SnapshotSeconds,
-    Template,
-    check_devices,
-    check_place,
-    enqueue,
-    output_of,
-    read_all,
-)  # fmt: skip
+from radial_app.render_cli import Defaults, Template, check_devices, check_place, enqueue, output_of, read_all
 from radial_app.store import JobStore
 
 
