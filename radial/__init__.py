@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from radial.attention import RadialAttention, apply
+    from radial.context_parallel import ContextParallel
     from radial.errors import (
         GenerationError,
         ModelError,
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "BlockPlan": "plan",
+    "ContextParallel": "context_parallel",
     "GenerationError": "errors",
     "GenerationRequest": "request",
     "ModelError": "errors",
@@ -48,6 +50,7 @@ _HOMES = {
 
 __all__ = [
     "BlockPlan",
+    "ContextParallel",
     "GenerationError",
     "GenerationRequest",
     "ModelError",

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from radial.context_parallel import ContextParallel, Shards, plan_of
 from radial.errors import ModelError
 from radial.pattern import RadialPattern
 from radial.plan import BlockPlan
-from radial.processors import RadialProcessors
+from radial.processors import Asked, RadialProcessors
 from radial.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -32,9 +33,11 @@ class AttentionContext:
     """What the layers of one installation share: settings, and where in a run the current call stands."""
 
     def __init__(
-        self, pattern: RadialPattern, schedule: Schedule, block_size: int, backend: str, pipe: Any | None
-    ) -> None:
+        self, pattern: RadialPattern, schedule: Schedule, block_size: int, backend: str, pipe: Any | None,
+        parallel: ContextParallel | None = None,
+    ) -> None:  # fmt: skip
         self.pattern, self.schedule, self.block_size, self.backend = pattern, schedule, block_size, backend
+        self.parallel = parallel
         self._pipe = pipe  # not its scheduler: users put in another
         self.plans: tuple[BlockPlan, ...] = ()  # of the current call: one for the batch, or one an entry
         self.step, self.num_steps = 0, 1
@@ -75,48 +78,50 @@ class AttentionContext:
             self.step += 1
         self._last_timestep = timestep
 
-    def attend(
-        self,
-        processor: str,
-        q_BSHD: Tensor,
-        k_BSHD: Tensor,
-        v_BSHD: Tensor,
-        mask: Tensor | None,
-        scale: float | None,
-        is_causal: bool,
-        parallel: Any,
-    ) -> Tensor:
-        """A layer's attention by the plan of its call, in place of the function that ``processor`` calls.
+    def attend(self, asked: Asked, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, dense: bool = False) -> Tensor:
+        """A layer's attention by the plan of its call, or ``dense``, in place of the function that its processor calls.
 
         Raises:
             ModelError: the processor asks for something that a plan does not hold.
         """
-        if is_causal or (mask is not None and not self._masks_padding) or parallel is not None:
-            what = "is causal" if is_causal else "has a mask" if mask is not None else "runs in parallel parts"
-            raise ModelError(f"the attention of {processor} {what}, which radial attention does not know")
+        if asked.is_causal or (asked.mask is not None and not self._masks_padding) or asked.parallel_config is not None:
+            what = "is causal" if asked.is_causal else "has a mask" if asked.mask is not None else "runs in parallel"
+            raise ModelError(f"the attention of {asked.processor} {what}, which radial attention does not know")
         if k_BSHD.shape[2] != q_BSHD.shape[2]:  # grouped queries
             groups = q_BSHD.shape[2] // k_BSHD.shape[2]
             k_BSHD, v_BSHD = (x.repeat_interleave(groups, dim=2) for x in (k_BSHD, v_BSHD))
+        heads, grid = q_BSHD.shape[2], self.plans[0].grid
+        if self.parallel is not None:
+            q_BSHD, k_BSHD, v_BSHD = (self.parallel.to_heads(x, grid) for x in (q_BSHD, k_BSHD, v_BSHD))
         if len(self.plans) == 1:
-            return self._attend_by(self.plans[0], processor, q_BSHD, k_BSHD, v_BSHD, scale)
-        if len(q_BSHD) == 1:  # a processor that takes batch entries one by one: its length tells which one
+            out_BSHD = self._attend_by(self.plans[0], asked, q_BSHD, k_BSHD, v_BSHD, dense)
+        elif len(q_BSHD) == 1:  # a processor that takes batch entries one by one: its length tells which one
             plan = next((plan for plan in self.plans if plan.grid.tokens == q_BSHD.shape[1]), self.plans[0])
-            return self._attend_by(plan, processor, q_BSHD, k_BSHD, v_BSHD, scale)
-        return torch.cat(
-            [
-                self._attend_by(plan, processor, q_BSHD[[entry]], k_BSHD[[entry]], v_BSHD[[entry]], scale)
-                for entry, plan in enumerate(self.plans)
-            ]
-        )
+            out_BSHD = self._attend_by(plan, asked, q_BSHD, k_BSHD, v_BSHD, dense)
+        else:
+            out_BSHD = torch.cat(
+                [
+                    self._attend_by(plan, asked, q_BSHD[[entry]], k_BSHD[[entry]], v_BSHD[[entry]], dense)
+                    for entry, plan in enumerate(self.plans)
+                ]
+            )
+        return out_BSHD if self.parallel is None else self.parallel.to_tokens(out_BSHD, grid, heads)
 
     def _attend_by(
-        self, plan: BlockPlan, processor: str, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, scale: float | None
+        self, plan: BlockPlan, asked: Asked, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, dense: bool
     ) -> Tensor:
         tokens, length = plan.grid.tokens, q_BSHD.shape[1]
         if not tokens <= length == k_BSHD.shape[1]:
-            raise ModelError(f"{processor} attends over {length} tokens, where its call has {tokens}")
-        valid = (x[:, :tokens] for x in (q_BSHD, k_BSHD, v_BSHD))
-        out_BSHD = plan.attend(*valid, scale=scale, backend=self.backend)
+            raise ModelError(f"{asked.processor} attends over {length} tokens, where its call has {tokens}")
+        q_BSHD, k_BSHD, v_BSHD = (x[:, :tokens] for x in (q_BSHD, k_BSHD, v_BSHD))
+        if q_BSHD.shape[2] == 0:  # more processes than heads: this one only keeps in step, forward and backward
+            out_BSHD = q_BSHD + k_BSHD + v_BSHD
+        elif dense:
+            from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+            out_BSHD = dispatch_attention_fn(q_BSHD, k_BSHD, v_BSHD, scale=asked.scale, backend=asked.backend)
+        else:
+            out_BSHD = plan.attend(q_BSHD, k_BSHD, v_BSHD, scale=asked.scale, backend=self.backend)
         return out_BSHD if tokens == length else F.pad(out_BSHD, (0, 0, 0, 0, 0, length - tokens))
 
     @property
@@ -141,18 +146,26 @@ class RadialAttention:
         self.context = context
         self._stock: list[tuple[nn.Module, Any]] = []
         self._hooked: list[nn.Module] = []
+        self._shards: list[Shards] = []
         families = [find_family(transformer) for transformer in transformers]
         self._first = families[0].self_attentions(transformers[0])[0][1]
         for transformer in transformers:
             if HookRegistry.check_if_exists_or_initialize(transformer).get_hook(_HOOK) is not None:
                 raise ModelError("radial attention is installed on this model already; remove it first")
+        plans = [
+            plan_of(transformer, family) if context.parallel is not None else None
+            for transformer, family in zip(transformers, families, strict=True)
+        ]
         processors = RadialProcessors(context)
-        for transformer, family in zip(transformers, families, strict=True):
+        for transformer, family, plan in zip(transformers, families, plans, strict=True):
             for _, attention in family.self_attentions(transformer):
                 processor = processors.make(attention.processor)
                 self._stock.append((attention, attention.processor))
                 attention.processor = processor
-            hook = _make_hook(family, context, transformer)
+            shards = Shards(transformer, plan, context.parallel) if plan is not None and context.parallel else None
+            if shards is not None:
+                self._shards.append(shards)
+            hook = _make_hook(family, context, transformer, shards)
             HookRegistry.check_if_exists_or_initialize(transformer).register_hook(hook, _HOOK)
             self._hooked.append(transformer)
 
@@ -192,7 +205,9 @@ class RadialAttention:
             attention.processor = stock
         for transformer in self._hooked:
             HookRegistry.check_if_exists_or_initialize(transformer).remove_hook(_HOOK, recurse=False)
-        self._stock, self._hooked = [], []
+        for shards in self._shards:
+            shards.remove()
+        self._stock, self._hooked, self._shards = [], [], []
 
     def __enter__(self) -> RadialAttention:
         return self
@@ -210,6 +225,7 @@ def apply(
     schedule: Schedule | None = None,
     block_size: int = 128,
     backend: str = "auto",
+    parallel: ContextParallel | None = None,
 ) -> RadialAttention:
     """Install radial attention on a diffusers pipeline, or on one transformer.
 
@@ -221,12 +237,14 @@ def apply(
         schedule: which layers and steps stay dense; none when left out.
         block_size: tokens a block; 128 is what GPUs like, smaller suits grids of few tokens a frame.
         backend: a backend of :func:`radial_kernels.block_sparse.attention`.
+        parallel: the processes that share each clip; all of them make the same calls. Dense layers are shared too.
 
     Returns:
         The installation. ``with radial.apply(pipe): ...`` restores the stock processors on exit.
 
     Raises:
-        ModelError: the model is of a family that radial attention does not know, or has it installed already.
+        ModelError: the model is of a family that radial attention does not know, or has it installed already, or
+            several processes cannot share its clips.
     """
     schedule = schedule or Schedule()
     if isinstance(target, nn.Module):
@@ -238,7 +256,7 @@ def apply(
         if not transformers:
             raise ModelError(f"{type(target).__name__} has no transformer to install radial attention on")
     BlockPlan.check_block_size(block_size)
-    context = AttentionContext(pattern or RadialPattern(), schedule, block_size, backend, pipe)
+    context = AttentionContext(pattern or RadialPattern(), schedule, block_size, backend, pipe, parallel)
     return RadialAttention(context, transformers)
 
 
@@ -248,7 +266,7 @@ def transformers_of(pipe: Any) -> list[nn.Module]:
     return [transformer for transformer in found if transformer is not None]
 
 
-def _make_hook(family: Family, context: AttentionContext, transformer: nn.Module) -> Any:
+def _make_hook(family: Family, context: AttentionContext, transformer: nn.Module, shards: Shards | None) -> Any:
     from diffusers.hooks import ModelHook
 
     signature = inspect.signature(type(transformer).forward)
@@ -259,6 +277,6 @@ def _make_hook(family: Family, context: AttentionContext, transformer: nn.Module
         @torch.compiler.disable
         def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
             context.begin_call(family, module, signature.bind_partial(module, *args, **kwargs).arguments)
-            return args, kwargs
+            return (args, kwargs) if shards is None else shards.begin_call(module, context.plans[0].grid, args, kwargs)
 
     return RadialHook()

@@ -166,10 +166,10 @@ def _generate_one(
                 pipe, scheduler=scheduler_for(pipe, request.sampler, request.flow_shift), guider=_guider(pipe, request)
             )
         )
-        if request.attention == "radial":
-            radial = stack.enter_context(apply(pipe, pattern=pattern, schedule=schedule, block_size=block_size))
         if request.riflex:
             stack.enter_context(riflex(transformers, request.riflex_period(model.spec)))
+        if request.attention == "radial":
+            radial = stack.enter_context(apply(pipe, pattern=pattern, schedule=schedule, block_size=block_size))
         steps_tell = "callback_on_step_end" in arguments
         for transformer in transformers:
             told = (lambda *_: watch.begin("denoise")) if steps_tell else watch.before_call

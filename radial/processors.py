@@ -12,7 +12,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,8 +23,21 @@ if TYPE_CHECKING:
     from radial.attention import AttentionContext
 
 
+class Asked(NamedTuple):
+    """What a stock processor asks of its attention beside queries, keys and values, and the processor's name."""
+
+    processor: str
+    mask: Tensor | None = None
+    scale: float | None = None
+    is_causal: bool = False
+    backend: Any = None
+    parallel_config: Any = None
+
+
 class RadialProcessors:
     """Makes the radial processors of one installation: one class for each class of stock processor.
+
+    Where processes share a clip, dense attention goes through the context too.
 
     Layers share classes, and ``radial_dense`` is all that tells them apart, so that torch.compile compiles a repeated
     block once where it is dense and once where it is radial, however many layers and steps there are.
@@ -50,31 +63,35 @@ class RadialProcessors:
 
 
 def _radial_kind(kind: Any, context: AttentionContext) -> Any:
-    redirected = _redirect(kind.__call__, functools.partial(context.attend, kind.__name__))
+    radial, dense = _redirect(kind, context.attend), kind.__call__
+    if context.parallel is not None:
+        dense = _redirect(kind, functools.partial(context.attend, dense=True))
 
     @functools.wraps(kind.__call__)  # diffusers reads the signature to see which arguments a processor takes
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return kind.__call__(self, *args, **kwargs) if self.radial_dense else redirected(self, *args, **kwargs)
+        return dense(self, *args, **kwargs) if self.radial_dense else radial(self, *args, **kwargs)
 
     # A subclass, so that the backend and the parallel configuration that diffusers sets on a processor work as before.
     return type(f"Radial{kind.__name__}", (kind,), {"__call__": call})
 
 
-def _redirect(function: Callable[..., Any], attend: Callable[..., Tensor]) -> Callable[..., Any]:
+def _redirect(kind: Any, attend: Callable[..., Tensor]) -> Callable[..., Any]:
     """A copy of a processor's ``__call__`` that attends through ``attend``, on ``[batch, tokens, heads, head dim]``."""
-    function = inspect.unwrap(function)
+    function: Any = inspect.unwrap(kind.__call__)
+    processor = kind.__name__
     names = set(_names(function.__code__))
 
     def dispatch(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
                  is_causal: bool = False, scale: float | None = None, **options: Any) -> Tensor:  # fmt: skip
-        return attend(query, key, value, attn_mask, scale, is_causal, options.get("parallel_config"))
+        backend, parallel_config = options.get("backend"), options.get("parallel_config")
+        return attend(Asked(processor, attn_mask, scale, is_causal, backend, parallel_config), query, key, value)
 
     def scaled_dot_product_attention(
         query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
         is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
     ) -> Tensor:  # fmt: skip
         parts = (x.transpose(1, 2) for x in (query, key, value))
-        return attend(*parts, attn_mask, scale, is_causal, None).transpose(1, 2)
+        return attend(Asked(processor, attn_mask, scale, is_causal), *parts).transpose(1, 2)
 
     replaced: dict[str, Any]
     if "dispatch_attention_fn" in names:

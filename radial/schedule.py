@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from radial.errors import RequestError
@@ -25,6 +26,11 @@ class Schedule:
         for name in ("dense_layers", "dense_steps", "dense_last_steps"):
             if getattr(self, name) < 0:
                 raise RequestError(f"{name} must be 0 or more, not {getattr(self, name)}")
+
+    @classmethod
+    def dense(cls) -> Schedule:
+        """Every layer at every step."""
+        return cls(dense_layers=sys.maxsize)
 
     def is_dense(self, layer: int, step: int, num_steps: int) -> bool:
         """Whether a layer computes full attention at a step; layers and steps count from 0."""

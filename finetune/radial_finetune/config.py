@@ -49,6 +49,8 @@ class FinetuneConfig(BaseModel):
         sample_prompts: prompts of the clips that are made every ``sample_every`` steps, at the native and at the target
             length or at ``sample_frames``.
         trackers: where to log beside ``log.jsonl``; TensorBoard, where it is installed, when left out.
+        ulysses_degree: how many processes share each clip: tokens and heads are split, and what a process holds of a
+            long clip shrinks. Divides the number of processes.
         max_bad_steps: steps in a row without a finite loss or gradient after which the run stops.
     """
 
@@ -87,6 +89,7 @@ class FinetuneConfig(BaseModel):
     offload_checkpoints: bool = False
     base_precision: Literal["full", "float8"] = "full"
     compile: bool = False
+    ulysses_degree: Annotated[int, Field(ge=1, le=64)] = 1
     seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # in float16 gradients vanish without scaling the loss

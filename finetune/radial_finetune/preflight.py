@@ -128,11 +128,15 @@ def _what_fits(config: FinetuneConfig, model: _Model, tokens: int, available: fl
                     changes = fewer
             return "these would fit: " + ", ".join(f"{key} = {str(v).lower()}" for key, v in changes.items())
     least = config.model_copy(update=changes)
-    fixed, per_token = _device_bytes(least, model, 0), _device_bytes(least, model, 1) - _device_bytes(least, model, 0)
-    if fixed >= available:
+    degree = config.ulysses_degree
+    one, two = (_device_bytes(least, model, count * degree) for count in (1, 2))
+    if 2 * one - two >= available:
         return "the model's weights alone do not fit"
-    longest = int((available - fixed) / per_token)
-    return f"even with {', '.join(changes) or 'all that saves memory'}, clips of {longest:,} tokens are the longest"
+    longest = int((available - (2 * one - two)) / (two - one)) * degree
+    return (
+        f"even with {', '.join(changes) or 'all that saves memory'}, clips of {longest:,} tokens are the longest; more "
+        "processes and a higher ulysses_degree hold longer ones"
+    )
 
 
 def _measure(transformer: Any, config: FinetuneConfig) -> _Model:
@@ -154,7 +158,7 @@ def _measure(transformer: Any, config: FinetuneConfig) -> _Model:
 
 
 def _device_bytes(config: FinetuneConfig, model: _Model, tokens: int) -> float:
-    tokens *= config.batch_size
+    tokens = -(-tokens // config.ulysses_degree) * config.batch_size
     weights = model.weight_bytes
     if config.base_precision == "float8":
         weights += model.weights - model.linear_bytes
@@ -174,7 +178,7 @@ def _device_bytes(config: FinetuneConfig, model: _Model, tokens: int) -> float:
 def _host_bytes(config: FinetuneConfig, model: _Model, tokens: int) -> float:
     if not config.offload_checkpoints:
         return 0.0
-    block = tokens * config.batch_size * model.width * model.itemsize
+    block = -(-tokens // config.ulysses_degree) * config.batch_size * model.width * model.itemsize
     return float(model.blocks * (1 << max(0, math.ceil(math.log2(max(1, block))))))  # pinned memory comes in such sizes
 
 
@@ -184,7 +188,7 @@ def _step_flops(config: FinetuneConfig, model: _Model, grid: TokenGrid, density:
     layers = dense_layers + (model.blocks - dense_layers) * density
     products = 2 * grid.tokens * model.weights * (again + 1)
     attention = 4 * grid.tokens**2 * model.width * layers * (again + 2.5)
-    return (products + attention) * config.batch_size * config.gradient_accumulation_steps
+    return (products + attention) * config.batch_size * config.gradient_accumulation_steps / config.ulysses_degree
 
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

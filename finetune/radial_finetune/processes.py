@@ -11,14 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from radial.context_parallel import ContextParallel
 from radial.errors import RequestError
 from radial.loading import choose_device
 
 
 class Processes:
-    """What a run needs of the other processes. Alone, every method does nothing."""
+    """What a run needs of the other processes. Alone, every method does nothing.
 
-    def __init__(self, device: str) -> None:
+    Those that share clips each compute the whole loss and a part of its gradients, so that a plain mean over all
+    processes is right whoever shares what.
+    """
+
+    def __init__(self, device: str, ulysses_degree: int = 1) -> None:
         self._accelerator: Any = None
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 or os.environ.get("ACCELERATE_USE_FSDP") == "true":
             from accelerate import Accelerator, InitProcessGroupKwargs
@@ -28,6 +33,12 @@ class Processes:
             self._accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[patient])
             if self.sharded and not self._accelerator.is_fsdp2:
                 raise RequestError("FSDP runs here in its second version: pass --fsdp_version 2 to accelerate launch")
+        if self.count % ulysses_degree:
+            raise RequestError(
+                f"ulysses_degree {ulysses_degree} does not divide the {self.count} processes of this run; start "
+                "torchrun or accelerate launch with a multiple of it"
+            )
+        self.parallel = self._share_clips(ulysses_degree)
         self.device = choose_device(device)
         if self._accelerator is not None:
             self.device = choose_device("cpu") if self._accelerator.device.type == "cpu" else self._accelerator.device
@@ -39,6 +50,22 @@ class Processes:
     @property
     def count(self) -> int:
         return 1 if self._accelerator is None else int(self._accelerator.num_processes)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Which clips of a batch this process works on: the number of its set of processes, and how many there are."""
+        sharing = 1 if self.parallel is None else self.parallel.size
+        return self.rank // sharing, self.count // sharing
+
+    def _share_clips(self, degree: int) -> ContextParallel | None:
+        """The processes that share this one's clips: sets of neighbours, as the fastest links are between those."""
+        if degree == 1:
+            return None
+        first = self.rank - self.rank % degree
+        groups = {
+            start: torch.distributed.new_group(range(start, start + degree)) for start in range(0, self.count, degree)
+        }
+        return ContextParallel.over(groups[first])
 
     @property
     def is_first(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import radial
 from radial.adapter_settings import AdapterSettings
+from radial.context_parallel import ContextParallel
 from radial.errors import RequestError
 from radial.loading import LoadedModel, load
 from radial.pattern import RadialPattern
@@ -130,24 +131,28 @@ def pattern_of(model: LoadedModel, settings: AdapterSettings) -> RadialPattern:
 
 @contextlib.contextmanager
 def attention(
-    config: FinetuneConfig, model: LoadedModel, settings: AdapterSettings, pipe: Any = None
-) -> Iterator[None]:
+    config: FinetuneConfig, model: LoadedModel, settings: AdapterSettings, parallel: ContextParallel | None,
+    pipe: Any = None,
+) -> Iterator[None]:  # fmt: skip
     """The attention that generation will use, in the layers that are not dense; given the pipeline, also in the steps
-    that are not."""
+    that are not. Processes that share clips share dense attention too."""
     with contextlib.ExitStack() as stack:
+        if config.riflex:
+            stack.enter_context(riflex([model.pipe.transformer], model.spec.riflex_period or 1.0))
+        target = model.pipe.transformer if pipe is None else pipe
+        if config.attention == "dense" and parallel is not None:
+            stack.enter_context(radial.apply(target, schedule=Schedule.dense(), parallel=parallel))
         if config.attention == "radial":
             taken = config.sample_steps or model.spec.num_inference_steps
             steps = model.spec.dense_share(settings.dense_steps or 0, taken) if pipe is not None else 0
             stack.enter_context(
                 radial.apply(
-                    model.pipe.transformer if pipe is None else pipe, pattern=pattern_of(model, settings),
-                    schedule=Schedule(settings.dense_layers or 0, steps), block_size=settings.block_size or 128,
+                    target, pattern=pattern_of(model, settings), schedule=Schedule(settings.dense_layers or 0, steps),
+                    block_size=settings.block_size or 128, parallel=parallel,
                 )
             )  # fmt: skip
         if pipe is not None and settings.flow_shift is not None:
             stack.enter_context(replaced(pipe, scheduler=scheduler_for(pipe, "model", settings.flow_shift)))
-        if config.riflex:
-            stack.enter_context(riflex([model.pipe.transformer], model.spec.riflex_period or 1.0))
         yield
 
 

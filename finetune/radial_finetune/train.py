@@ -96,10 +96,10 @@ def finetune(
     if list_checkpoints(output) and not resume:
         raise RequestError(f"{output} has checkpoints of a run; pass --resume to go on, or take another output")
     index = read_index(Path(config.data))
-    processes = Processes(config.device)
+    processes = Processes(config.device, config.ulysses_degree)
     model, objective = load_model(config, index, processes.device)
     name, _ = expert_span(model.pipe, config.expert)
-    batches = Batches(config, index, objective, processes.rank, processes.count)
+    batches = Batches(config, index, objective, *processes.place)
     settings = adapter_settings(config, objective, batches.buckets)
     samples = encode_samples(objective, config.sample_prompts) if config.sample_every else None
     vae = keep_only(model.pipe, name)
@@ -128,7 +128,7 @@ def finetune(
         processes.wait()
 
     with contextlib.ExitStack() as installed, tracked, _interrupts() as interrupted:
-        installed.enter_context(attention(config, model, settings))
+        installed.enter_context(attention(config, model, settings, processes.parallel))
         upcoming = batches.iterate(state.step * parts)
         try:
             while state.step < config.steps:
@@ -169,15 +169,15 @@ def finetune(
                     _log(output, progress, float(norm), tracked)
                 on_step(progress)
                 if samples is not None and _is_time(config.sample_every, state.step):
-                    if processes.is_first or processes.sharded:
+                    if processes.is_first or processes.sharded or processes.parallel is not None:
                         installed.close()
-                        with attention(config, model, settings, model.pipe):
+                        with attention(config, model, settings, processes.parallel, model.pipe):
                             make_samples(
                                 model, objective, vae, samples, _sample_lengths(config, settings),
                                 _sample_size(batches.buckets), _sample_steps(config, model), output / "samples",
                                 state.step, write=processes.is_first,
                             )  # fmt: skip
-                        installed.enter_context(attention(config, model, settings))
+                        installed.enter_context(attention(config, model, settings, processes.parallel))
                     processes.wait()
                 if _is_time(config.checkpoint_every, state.step) and bad_steps == 0:
                     save()

@@ -59,6 +59,8 @@ class Family:
             block when left out.
         masks_padding: whether an attention mask only keeps padded tokens out, which the grids leave out already.
         refuse: why a call cannot be radial, or None.
+        parallel_plan: what is split and gathered where processes share a clip, in the terms of diffusers'
+            ``_cp_plan``; None where that is not known. The tokens of the clip are split, all others are not.
     """
 
     grids: Callable[[Any, Call], tuple[TokenGrid, ...]]
@@ -67,6 +69,7 @@ class Family:
     )
     masks_padding: bool = False
     refuse: Callable[[Any, Call], str | None] = lambda transformer, call: None
+    parallel_plan: Callable[[Any], dict[str, Any] | None] = lambda transformer: None
 
 
 def find_family(transformer: nn.Module) -> Family:
@@ -106,6 +109,21 @@ def patch_sizes(config: Mapping[str, Any]) -> tuple[int, int, int]:
     if isinstance(patch, (list, tuple)) and len(patch) == 3:
         return tuple(patch)
     raise ModelError(f"a patch size that is not three numbers: {patch!r}")
+
+
+def split_plan(first_block: str, rotary: dict[str, Any], *arguments: str) -> dict[str, Any]:
+    """A plan that splits these ``arguments`` of the first block along their tokens, and gathers ``proj_out``."""
+    from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
+
+    entering = {name: ContextParallelInput(split_dim=1, expected_dims=3) for name in arguments}
+    return {**rotary, first_block: entering, "proj_out": ContextParallelOutput(gather_dim=1)}
+
+
+def rotary_outputs(dim: int) -> dict[str, Any]:
+    """A plan that splits the cosines and sines that ``rope`` returns, along their tokens at ``dim``."""
+    from diffusers.models._modeling_parallel import ContextParallelInput
+
+    return {"rope": {index: ContextParallelInput(split_dim=dim, split_output=True) for index in (0, 1)}}
 
 
 def with_text(grid: TokenGrid, lengths: list[int]) -> tuple[TokenGrid, ...]:

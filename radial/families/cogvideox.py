@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from radial.families import Call, Family, patched_grid
+from radial.families import Call, Family, patched_grid, split_plan
 from radial.grid import TokenGrid
 
 
@@ -15,4 +15,13 @@ def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
     return (replace(patched_grid(transformer, (frames, height, width)), before=text),)
 
 
-FAMILY = Family(grids=_grids)
+def _parallel_plan(transformer: Any) -> dict[str, Any] | None:
+    if type(transformer).__name__ != "CogVideoXTransformer3DModel":  # ConsisID adds faces between blocks
+        return None
+    from diffusers.models._modeling_parallel import ContextParallelInput
+
+    rotary = {"": {"image_rotary_emb": [ContextParallelInput(split_dim=0)] * 2}}
+    return split_plan("transformer_blocks.0", rotary, "hidden_states")
+
+
+FAMILY = Family(grids=_grids, parallel_plan=_parallel_plan)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from radial.families import Call, Family, numbered, patched_grid, with_text
+from radial.families import Call, Family, numbered, patched_grid, rotary_outputs, split_plan, with_text
 from radial.grid import TokenGrid
 
 
@@ -21,4 +21,10 @@ def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
     return with_text(grid, call["encoder_attention_mask"].sum(1).int().tolist())
 
 
-FAMILY = Family(self_attentions=_self_attentions, grids=_grids, masks_padding=True)
+def _parallel_plan(transformer: Any) -> dict[str, Any] | None:
+    if transformer.config.image_condition_type == "token_replace":  # its blocks look for the first frame's tokens
+        return None
+    return split_plan("transformer_blocks.0", rotary_outputs(0), "hidden_states")
+
+
+FAMILY = Family(self_attentions=_self_attentions, grids=_grids, masks_padding=True, parallel_plan=_parallel_plan)

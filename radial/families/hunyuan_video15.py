@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from radial.families import Call, Family, numbered, patched_grid, with_text
+from radial.families import Call, Family, numbered, patched_grid, rotary_outputs, split_plan, with_text
 from radial.grid import TokenGrid
 
 
@@ -23,4 +23,8 @@ def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
     return with_text(grid, (lengths + image_tokens).int().tolist())
 
 
-FAMILY = Family(self_attentions=_self_attentions, grids=_grids, masks_padding=True)
+def _parallel_plan(transformer: Any) -> dict[str, Any]:
+    return split_plan("transformer_blocks.0", rotary_outputs(0), "hidden_states")
+
+
+FAMILY = Family(self_attentions=_self_attentions, grids=_grids, masks_padding=True, parallel_plan=_parallel_plan)

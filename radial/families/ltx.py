@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from radial.families import Call, Family
+from radial.families import Call, Family, rotary_outputs
 from radial.grid import TokenGrid
 
 
@@ -24,4 +24,17 @@ def _refuse(transformer: Any, call: Call) -> str | None:
     return None
 
 
-FAMILY = Family(grids=_grids, refuse=_refuse)
+def _parallel_plan(transformer: Any) -> dict[str, Any] | None:
+    if type(transformer).__name__ != "LTXVideoTransformer3DModel":  # LTX-2 lets sound and picture see each other
+        return None
+    from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
+
+    # Not diffusers' own, which splits the text as well.
+    entering = {
+        "hidden_states": ContextParallelInput(split_dim=1),
+        "timestep": ContextParallelInput(split_dim=1, expected_dims=2),
+    }
+    return {"": entering, **rotary_outputs(1), "proj_out": ContextParallelOutput(gather_dim=1)}
+
+
+FAMILY = Family(grids=_grids, refuse=_refuse, parallel_plan=_parallel_plan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from radial.families import Call, Family, patched_grid, with_text
+from radial.families import Call, Family, patched_grid, rotary_outputs, split_plan, with_text
 from radial.grid import TokenGrid
 
 
@@ -13,4 +13,8 @@ def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
     return with_text(grid, call["encoder_attention_mask"].bool().sum(1).tolist())
 
 
-FAMILY = Family(grids=_grids)
+def _parallel_plan(transformer: Any) -> dict[str, Any]:
+    return split_plan("transformer_blocks.0", rotary_outputs(0), "hidden_states")
+
+
+FAMILY = Family(grids=_grids, parallel_plan=_parallel_plan)

@@ -29,6 +29,7 @@ from radial_finetune.cache import read_index
 from radial_finetune.config import FinetuneConfig, make_config, read_config
 from radial_finetune.objective import WanObjective, find_objective
 from radial_finetune.prepare import prepare
+from radial_finetune.processes import Processes
 from radial_finetune.sources import find_sources
 from radial_finetune.train import finetune, learning_rate
 
@@ -57,6 +58,8 @@ def test_settings_are_checked_whole(tmp_path: Path) -> None:
         read_config(file)
     with pytest.raises(RequestError, match=r"^replay needs a curriculum of two stages"):
         make_config(data="", output="", replay=0.1)
+    with pytest.raises(RequestError, match="ulysses_degree 2 does not divide the 1 processes of this run"):
+        Processes("cpu", 2)
     with pytest.raises(RequestError, match=r"^offload_checkpoints needs gradient_checkpointing"):
         make_config(data="", output="", offload_checkpoints=True, gradient_checkpointing=False)
     with pytest.raises(RequestError, match=r"^compile does not go with base_precision"):
@@ -370,23 +373,25 @@ def test_a_run_that_is_killed_or_interrupted_goes_on(config: dict[str, Any], tmp
     assert not [p for p in output.iterdir() if p.name.endswith(".partial")]
 
 
-@pytest.mark.parametrize("how", ["copies", "shards"])
+@pytest.mark.parametrize("how", ["copies", "shards", "shared clips", "shards, shared clips"])
 def test_two_processes_train_as_one(config: dict[str, Any], tmp_path: Path, how: str) -> None:
     """Data parallel under torchrun (as ``accelerate launch`` starts it on GPUs; on CPUs it wants MPI) and FSDP2 under
-    ``accelerate launch``, over gloo: the adapter that one process trains on both halves of every batch, within
-    rounding; checkpoints and resuming included."""
+    ``accelerate launch``, over gloo, a clip a process or each clip on both: the adapter that one process trains on
+    whole batches, within rounding; with a clip a process also over a checkpoint."""
     alone = config | {"batch_size": 2, "steps": 3, "validate_every": 0, "device": "cpu", "caption_dropout": 0.3}
-    finetune(make_config(**alone))
     together = alone | {"batch_size": 1, "output": str(tmp_path / "two")}
+    if "shared clips" in how:
+        together |= {"batch_size": 2, "ulysses_degree": 2}
     launch = ["torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    if how == "shards":
+    if "shards" in how:
         launch = [
             "accelerate.commands.launch", "--num_processes", "2", "--use_fsdp", "--fsdp_version", "2",
             "--mixed_precision", "no",
             "--dynamo_backend", "no", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP",
             "--fsdp_transformer_layer_cls_to_wrap", "WanTransformerBlock", "--fsdp_reshard_after_forward", "true",
         ]  # fmt: skip
-    for steps, more in ((2, []), (3, ["--resume"])):
+    runs: list[tuple[int, list[str]]] = [(3, [])] if "shared clips" in how else [(2, []), (3, ["--resume"])]
+    for steps, more in runs:
         file = write_settings(tmp_path / f"{steps}.toml", together | {"steps": steps, "lr_scheduler": "constant"})
         command = [sys.executable, "-m", *launch, "-m", "radial_app", "finetune", "run"]
         done = subprocess.run([*command, str(file), *more], capture_output=True, text=True, timeout=300,

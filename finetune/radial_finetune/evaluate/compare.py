@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from radial.attention import AttentionContext, RadialAttention, transformers_of
 from radial.loading import LoadedModel, load
 from radial.pipeline import generate
+from radial.processors import Asked
 from radial.request import GenerationRequest
 from radial_finetune.clips import Frames
 
@@ -88,18 +89,19 @@ class _Beside(AttentionContext):
         super().__init__(*arguments)
         self._errors: dict[int, list[Tensor]] = {}
 
-    def attend(self, processor: str, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, mask: Tensor | None,
-               scale: float | None, is_causal: bool, parallel: Any) -> Tensor:  # fmt: skip
-        sparse = super().attend(processor, q_BSHD, k_BSHD, v_BSHD, mask, scale, is_causal, parallel)
+    def attend(self, asked: Asked, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, dense: bool = False) -> Tensor:
+        sparse = super().attend(asked, q_BSHD, k_BSHD, v_BSHD)
         q, k, v = (x.transpose(1, 2) for x in (q_BSHD, k_BSHD, v_BSHD))
         grouped = k.shape[1] != q.shape[1]
-        dense = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped).transpose(1, 2)
+        full = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=asked.mask, scale=asked.scale, enable_gqa=grouped
+        ).transpose(1, 2)
         errors = []
-        for plan, one, two in zip(self.plans * (len(q) // len(self.plans)), sparse, dense, strict=False):
+        for plan, one, two in zip(self.plans * (len(q) // len(self.plans)), sparse, full, strict=False):
             real, ours = two[: plan.grid.tokens].float(), one[: plan.grid.tokens].float()  # not what pads a text
             errors.append((ours - real).square().sum() / real.square().sum().clamp_min(1e-12))
         self._errors.setdefault(self.step, []).append(torch.stack(errors).mean())
-        return dense
+        return full
 
     def errors(self) -> list[list[float]]:
         """By step and call; every step calls each sparse layer once, or once for each side of guidance."""

@@ -1,0 +1,67 @@
+"""What every process of ``test_context_parallel.py`` runs: transformers alone, then sharing their clips.
+
+Prints, from the first process, a line of JSON for each case: how far outputs and gradients are apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from typing import Any
+
+import torch
+from family_cases import CASES, FamilyCase
+from torch import Tensor
+from torch.distributed import group
+
+import radial
+from radial import ContextParallel, Schedule
+from radial.pattern import RadialPattern
+from radial.positions import riflex
+
+# 5 x 7 x 5 tokens divide by none of 2, 3 and 4; layers of both kinds, and a text of another length in each entry.
+LATENTS = {"HunyuanVideo15Transformer3DModel": (5, 7, 5), "LTXVideoTransformer3DModel": (5, 7, 5)}
+
+RIFLEX = ("WanTransformer3DModel", "HunyuanVideoTransformer3DModel")
+
+
+def run(case: FamilyCase, transformer: Any, parallel: ContextParallel | None) -> tuple[Tensor, dict[str, Tensor]]:
+    inputs = case.inputs(transformer, LATENTS.get(case.kind, (5, 14, 10)), 2)
+    if case.kind == "CogVideoXTransformer3DModel":
+        angle = torch.linspace(0, 3, 5 * 7 * 5)[:, None] * torch.linspace(1, 2, 24)
+        inputs["image_rotary_emb"] = (angle.cos(), angle.sin())
+    transformer.zero_grad()
+    slowed = riflex([transformer], 3.0) if case.kind in RIFLEX else contextlib.nullcontext()
+    with slowed, radial.apply(
+        transformer, pattern=RadialPattern(decay=0.5), schedule=Schedule(dense_layers=1), block_size=16,
+        parallel=parallel,
+    ):  # fmt: skip
+        output = transformer(**inputs, return_dict=False)[0]
+        output.float().square().mean().backward()
+    return output.detach(), {n: p.grad.clone() for n, p in transformer.named_parameters() if p.grad is not None}
+
+
+def main() -> None:
+    torch.distributed.init_process_group("gloo")
+    parallel = ContextParallel.over(group.WORLD)
+    torch.set_num_threads(1)
+    for kind in sys.argv[1:]:
+        case = CASES[kind]
+        transformer = case.build()
+        if kind == "HunyuanVideoTransformer3DModel":
+            transformer.enable_gradient_checkpointing()
+        alone, gradients = run(case, transformer, None)
+        shared, partial = run(case, transformer, parallel)
+        apart = 0.0
+        for name, whole in gradients.items():
+            mean = partial.get(name, torch.zeros_like(whole))
+            torch.distributed.all_reduce(mean)
+            apart = max(apart, float((mean / parallel.size - whole).norm() / (whole.norm() + 1e-6)))
+        if parallel.rank == 0:
+            print(json.dumps({"kind": kind, "output": float((shared - alone).abs().max()), "gradients": apart}))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

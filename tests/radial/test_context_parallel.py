@@ -1,0 +1,64 @@
+"""Clips that processes share: the same clip and gradients as alone, for every family whose clips can be shared."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from family_cases import CASES
+
+import radial
+from radial import ContextParallel, ModelError, RequestError
+from radial.context_parallel import plan_of
+from radial.families import find_family
+from radial.grid import TokenGrid
+
+SHARED = (
+    "WanTransformer3DModel", "WanVACETransformer3DModel", "SkyReelsV2Transformer3DModel",
+    "ChronoEditTransformer3DModel", "HunyuanVideoTransformer3DModel", "HunyuanVideo15Transformer3DModel",
+    "MochiTransformer3DModel", "LTXVideoTransformer3DModel", "CogVideoXTransformer3DModel",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_a_clip(processes: int) -> None:
+    """Over gloo; with three processes one has no head at all, and no length divides."""
+    kinds = SHARED if processes == 3 else ("WanTransformer3DModel", "MochiTransformer3DModel")
+    script = Path(__file__).with_name("shared_clips.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run([*command, str(script), *kinds], capture_output=True, text=True, timeout=300,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [entry["kind"] for entry in found] == list(kinds)
+    for entry in found:
+        assert entry["output"] < 1e-5, entry
+        assert entry["gradients"] < 1e-5, entry
+
+
+@pytest.mark.parametrize("kind", sorted(set(CASES) - set(SHARED)))
+def test_says_whose_clips_cannot_be_shared(kind: str) -> None:
+    transformer = CASES[kind].build()
+    with pytest.raises(ModelError, match=f"{kind} cannot be shared"):
+        radial.apply(transformer, parallel=ContextParallel(None, 0, 2))
+    assert not any("Radial" in type(m.processor).__name__ for m in transformer.modules() if hasattr(m, "processor"))
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_plans_name_what_is_there(kind: str) -> None:
+    transformer = CASES[kind].build()
+    assert all(transformer.get_submodule(name) for name in plan_of(transformer, find_family(transformer)))
+
+
+def test_shares_are_near_equal() -> None:
+    parallel = ContextParallel(None, 1, 4)
+    assert parallel.shares(10) == [3, 3, 2, 2]
+    assert parallel.shares(2) == [1, 1, 0, 0]
+    assert torch.equal(parallel.split(torch.arange(10), 0), torch.tensor([3, 4, 5]))
+    with pytest.raises(RequestError, match="3 tokens cannot be shared by 4 processes"):
+        parallel.check(TokenGrid(3, 1, 1, after=9))
