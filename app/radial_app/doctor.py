@@ -19,8 +19,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from radial.files import existing_folder
+from radial_app.database import data_folder
 from radial_app.options import DataDir
-from radial_app.store import data_folder
 
 _EXTRAS = {
     "server": "fastapi", "studio": "gradio", "train": "datasets", "eight-bit": "torchao", "cluster": "ray",

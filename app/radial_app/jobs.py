@@ -99,6 +99,7 @@ class Job:
         digest: of the request as it was written; tells what is done when a file is rendered again.
         attempts: times it was begun since it last got further.
         deferred_until: it waits until then, by the wall clock; for disk space, say.
+        owner: the account it belongs to, where there are accounts.
     """
 
     id: str
@@ -125,6 +126,8 @@ class Job:
     started: float | None = None
     finished: float | None = None
     deferred_until: float = 0.0
+    owner: str = ""
+    favourite: bool = False
 
     @property
     def group(self) -> str:

@@ -16,13 +16,14 @@ from rich.table import Table
 from radial.encoding import encoding_for
 from radial.errors import OutputError, RequestError
 from radial.files import check_output, existing_folder, publish_text
+from radial_app.database import new_id
 from radial_app.follower import Follower, follow, stderr
 from radial_app.jobs import DEFAULT_NAME, Job, Output, make_output
 from radial_app.jobs_cli import clock, plain
 from radial_app.options import Codec, Crf, DataDir, Device, Format, Metadata, PerDevice, SnapshotSeconds
 from radial_app.outputs import OUTPUT_FOLDER, free_name
 from radial_app.pool import WorkerPool, own_devices
-from radial_app.store import JobStore, new_id
+from radial_app.store import JobStore
 
 if TYPE_CHECKING:
     from radial_app.estimates import Estimate

@@ -16,6 +16,7 @@ import pytest
 from radial import OutputError, RequestError
 from radial.request import make_request
 from radial_app import store as store_module
+from radial_app.database import _SCHEMA, new_id
 from radial_app.jobs import Job, Output, ResultFile, make_output, slug
 from radial_app.store import MAX_ATTEMPTS, JobStore
 
@@ -131,7 +132,7 @@ def test_interrupted_transactions_leave_nothing_open(store: JobStore) -> None:
 
 
 def test_many_ids_at_once(store: JobStore) -> None:
-    assert len({store_module.new_id() for _ in range(50_000)}) == 50_000
+    assert len({new_id() for _ in range(50_000)}) == 50_000
     ids = [job.id for job in store.add(jobs(1) * 1200)]
     ids.reverse()
     assert list(store.states([*ids, "gone"])) == ids
@@ -284,6 +285,25 @@ def test_names_from_templates() -> None:
 
 
 def test_ids_sort_by_time() -> None:
-    code = "from radial_app.store import new_id; print(new_id())"
+    code = "from radial_app.database import new_id; print(new_id())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert store_module.new_id()[:8] >= done.stdout.strip()[:8]
+    assert new_id()[:8] >= done.stdout.strip()[:8]
+
+
+def test_jobs_of_an_older_version_are_taken_over(tmp_path: Path) -> None:
+    """The tables of version 1 knew no accounts."""
+    database = sqlite3.connect(tmp_path / "jobs.db")
+    database.executescript(_SCHEMA)
+    database.execute("PRAGMA user_version = 1")
+    request = make_request(prompt="a", seed=1).resolve().model_dump_json()
+    database.execute(
+        "INSERT INTO jobs (id, state, position, request, output, created) VALUES ('1a', 'done', 1, ?, '{}', 1)",
+        (request,),
+    )
+    database.commit()
+    database.close()
+    with JobStore(tmp_path) as store:
+        assert (store.get("1a").owner, store.get("1a").favourite) == ("", False)
+        store.favour("1a", True)
+    with JobStore(tmp_path) as store:
+        assert [job.id for job in store.page(("done",), favourites=True)] == ["1a"]

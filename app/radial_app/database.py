@@ -1,0 +1,226 @@
+"""The database of jobs: its tables, and jobs as its rows."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from radial.errors import OutputError, RequestError
+from radial.request import GenerationRequest
+from radial_app.jobs import Job, Output, ResultFile, State
+from radial_app.locks import WorkerLocks
+
+_VERSION = 2
+_SCHEMA = """
+CREATE TABLE jobs (
+    id TEXT PRIMARY KEY, state TEXT NOT NULL, control TEXT NOT NULL DEFAULT '', priority INTEGER NOT NULL DEFAULT 0,
+    position REAL NOT NULL, number INTEGER NOT NULL DEFAULT 1, batch TEXT NOT NULL DEFAULT '',
+    source TEXT NOT NULL DEFAULT '', request TEXT NOT NULL, output TEXT NOT NULL, digest TEXT NOT NULL DEFAULT '',
+    attempts INTEGER NOT NULL DEFAULT 0, worker TEXT NOT NULL DEFAULT '', stage TEXT NOT NULL DEFAULT '',
+    step INTEGER NOT NULL DEFAULT 0, steps INTEGER NOT NULL DEFAULT 0, video INTEGER NOT NULL DEFAULT 0, eta REAL,
+    error TEXT NOT NULL DEFAULT '', files TEXT NOT NULL DEFAULT '[]', created REAL NOT NULL, started REAL,
+    finished REAL, deferred_until REAL NOT NULL DEFAULT 0
+);
+CREATE INDEX jobs_by_state ON jobs (state, priority DESC, position);
+CREATE INDEX jobs_by_digest ON jobs (digest);
+CREATE INDEX jobs_by_batch ON jobs (batch);
+CREATE TABLE events (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    time REAL NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL
+);
+CREATE INDEX events_by_job ON events (job, number);
+CREATE TABLE receipts (
+    job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, video INTEGER NOT NULL, receipt TEXT NOT NULL,
+    PRIMARY KEY (job, video)
+);
+"""
+# What brings the tables of a version to the next.
+_MIGRATIONS = {
+    1: """
+ALTER TABLE jobs ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN favourite INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX jobs_by_end ON jobs (state, finished);
+""",
+}
+EventKind = Literal["state", "stage", "note", "error", "file"]
+
+
+def data_folder(chosen: str | Path | None = None) -> Path:
+    """The folder of jobs, snapshots and logs: the chosen one, ``RADIAL_DATA_DIR``, or the platform's own."""
+    import platformdirs
+
+    found = chosen or os.environ.get("RADIAL_DATA_DIR") or platformdirs.user_data_dir("radial", appauthor=False)
+    return Path(found).expanduser().absolute()
+
+
+class Database:
+    """The tables in a data folder. Each thread and process opens its own.
+
+    Raises:
+        OutputError: the folder cannot be written, or the database is busy or broken.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = data_folder(folder)
+        try:
+            for name in ("", "workers", "snapshots", "previews", "logs"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._database = sqlite3.connect(self.folder / "jobs.db", timeout=30, isolation_level=None)
+        except (OSError, sqlite3.Error) as error:
+            raise OutputError(
+                f"cannot keep jobs in {self.folder}: {error}; name another folder with --data-dir"
+            ) from error
+        self._database.row_factory = sqlite3.Row
+        self.locks = WorkerLocks(self.folder / "workers")
+        with explained():
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = FULL")  # a finished job stays finished in a power cut
+            self._database.execute("PRAGMA foreign_keys = ON")
+        with self._transaction() as database:
+            version = database.execute("PRAGMA user_version").fetchone()[0]
+            if version > _VERSION:
+                raise OutputError(f"the jobs in {self.folder} are of a later version of radial; update radial")
+            if version < _VERSION:
+                steps = [_SCHEMA] if version == 0 else []
+                steps += [_MIGRATIONS[older] for older in range(max(1, version), _VERSION)]
+                for statement in ";".join(steps).split(";"):
+                    database.execute(statement)
+                database.execute(f"PRAGMA user_version = {_VERSION}")
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing, with the database to ourselves."""
+        with explained():
+            try:  # Ctrl+C may come anywhere in here
+                self._database.execute("BEGIN IMMEDIATE")
+                yield self._database
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+
+    def add(self, jobs: Iterable[Job]) -> list[Job]:
+        """Put jobs at the end of the queue, all or none."""
+        added = []
+        with self._transaction() as database:
+            last = database.execute("SELECT COALESCE(MAX(position), 0) FROM jobs").fetchone()[0]
+            for place, job in enumerate(jobs, 1):
+                job = replace(job, id=job.id or new_id(), position=last + place, created=time.time())
+                row = _to_row(job)
+                names = ", ".join(row)
+                database.execute(f"INSERT INTO jobs ({names}) VALUES ({', '.join(':' + name for name in row)})", row)
+                added.append(job)
+        return added
+
+    def get(self, id_: str) -> Job:
+        """The job of an id, or of the beginning of one.
+
+        Raises:
+            RequestError: there is none, or several.
+        """
+        with explained():
+            rows = list(self._database.execute("SELECT * FROM jobs WHERE id = ?", (id_,)))
+            if not rows and id_.isalnum():
+                rows = list(self._database.execute("SELECT * FROM jobs WHERE id LIKE ? LIMIT 2", (f"{id_}%",)))
+        if len(rows) != 1:
+            raise RequestError(f"no job {id_!r}; `radial jobs list` shows them" if not rows else f"several jobs {id_}*")
+        return to_job(rows[0])
+
+    def states(self, ids: Iterable[str]) -> dict[str, State]:
+        """How certain jobs stand, in the order given; removed ones are not among them."""
+        wanted, found = list(ids), {}
+        with explained():
+            for start in range(0, len(wanted), 500):
+                some = wanted[start : start + 500]
+                marks = ", ".join("?" for _ in some)
+                rows = self._database.execute(f"SELECT id, state FROM jobs WHERE id IN ({marks})", some)
+                found.update({row["id"]: row["state"] for row in rows})
+        return {id_: found[id_] for id_ in wanted if id_ in found}
+
+    def _tell(self, job: str, kind: EventKind, text: str) -> None:
+        self._database.execute(
+            "INSERT INTO events (job, time, kind, text) VALUES (?, ?, ?, ?)", (job, time.time(), kind, text[:20_000])
+        )
+
+    def forget_run(self, job: str) -> None:
+        """Remove what only a job that goes on needs."""
+        for path in (self.snapshot_path(job), self.preview_path(job)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def snapshot_path(self, job: str) -> Path:
+        """Where a job keeps how far it is."""
+        return self.folder / "snapshots" / f"{job}.safetensors"
+
+    def preview_path(self, job: str) -> Path:
+        """Where a running job shows what it is at, now and then."""
+        return self.folder / "previews" / f"{job}.webp"
+
+
+def new_id() -> str:
+    """A short id; later ones sort after earlier ones."""
+    return f"{int(time.time()):x}{secrets.token_hex(6)}"
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """SQLite's errors in the user's words."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        busy, full = "locked" in str(error) or "busy" in str(error), "full" in str(error)
+        says = "the jobs are locked by another program" if busy else f"the jobs cannot be kept: {error}"
+        problem = OutputError(says)
+        problem.errno = errno.EBUSY if busy else errno.ENOSPC if full else None  # what passes
+        raise problem from error
+    except sqlite3.DatabaseError as error:
+        raise OutputError(f"the database of jobs is broken: {error}") from error
+
+
+def _to_row(job: Job) -> dict[str, Any]:
+    row = {name: getattr(job, name) for name in (
+        "id", "state", "control", "priority", "position", "batch", "source", "digest", "attempts", "worker", "created",
+        "owner", "favourite",
+    )}  # fmt: skip
+    return row | {
+        "number": job.index, "request": job.request.model_dump_json(), "output": job.output.model_dump_json(),
+        "files": dump_files(job.files),
+    }  # fmt: skip
+
+
+def to_job(row: sqlite3.Row) -> Job:
+    values = dict(row)
+    # Rows were validated when written, by a version that may have been stricter.
+    return Job(
+        request=GenerationRequest.model_validate_json(values.pop("request")),
+        output=Output.model_validate_json(values.pop("output")), index=values.pop("number"),
+        files=files_of(values.pop("files")), **values,
+    )  # fmt: skip
+
+
+def files_of(text: str) -> tuple[ResultFile, ...]:
+    return tuple(ResultFile(**entry) for entry in json.loads(text))
+
+
+def dump_files(files: Iterable[ResultFile]) -> str:
+    return json.dumps([asdict(file) for file in files])
