@@ -16,7 +16,7 @@ from rich.table import Table
 
 import radial
 from radial.errors import RadialError, RequestError
-from radial_app import doctor, jobs_cli, receipts_cli, render_cli, server, watch_cli
+from radial_app import accounts_cli, doctor, jobs_cli, receipts_cli, render_cli, server, watch_cli
 from radial_app.options import Codec, Crf, DataDir, Format, Metadata
 
 if TYPE_CHECKING:
@@ -385,8 +385,10 @@ def models() -> None:
 
 
 app.add_typer(jobs_cli.app)
+app.add_typer(accounts_cli.app)
 for command in (
     render_cli.render, watch_cli.watch, jobs_cli.work, receipts_cli.receipt, receipts_cli.rerun, receipts_cli.verify,
-    server.serve, doctor.doctor,
+    server.serve, server.studio, doctor.doctor,
 ):  # fmt: skip
     app.command()(command)
+app.command("ui", hidden=True)(server.studio)

@@ -85,6 +85,8 @@ class Database:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")  # a finished job stays finished in a power cut
             self._database.execute("PRAGMA foreign_keys = ON")
+            if self._database.execute("PRAGMA user_version").fetchone()[0] == _VERSION:
+                return
         with self._transaction() as database:
             version = database.execute("PRAGMA user_version").fetchone()[0]
             if version > _VERSION:
@@ -145,6 +147,16 @@ class Database:
         if len(rows) != 1:
             raise RequestError(f"no job {id_!r}; `radial jobs list` shows them" if not rows else f"several jobs {id_}*")
         return to_job(rows[0])
+
+    def job_of_file(self, path: str, owner: str | None = None) -> tuple[str, int] | None:
+        """The job, of all or of one owner, that a video is of, and which of its videos."""
+        with explained():
+            row = self._database.execute(
+                "SELECT jobs.id, json_each.key FROM jobs, json_each(jobs.files) "
+                "WHERE json_extract(value, '$.path') = ? AND owner = COALESCE(?, owner) LIMIT 1",
+                (path, owner),
+            ).fetchone()
+        return (row[0], int(row[1])) if row else None
 
     def states(self, ids: Iterable[str]) -> dict[str, State]:
         """How certain jobs stand, in the order given; removed ones are not among them."""

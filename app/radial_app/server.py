@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import signal
 import socket
 import sys
 import threading
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
 
-from radial.errors import OutputError, RequestError
+from radial.errors import OutputError, RequestError, first_line
 from radial_app.options import DataDir, Device, PerDevice, SnapshotSeconds
 from radial_app.pool import WorkerPool, own_devices
 from radial_app.store import JobStore
@@ -55,43 +57,125 @@ class Caretaker(threading.Thread):
         self._pool.stop_inherited(30)
 
 
+Host = Annotated[str, typer.Option(help="Address to listen on; others than this machine's need accounts.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")]
+Listen = Annotated[bool, typer.Option("--listen", help="Listen on all addresses; needs accounts.")]
+AllowHost = Annotated[list[str] | None, typer.Option(help="A name by which the server is called, repeatable.")]
+Outputs = Annotated[Path | None, typer.Option(help="Folder of the videos; by default outputs/.", metavar="FOLDER")]
+
+
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 7860,
+    host: Host = "127.0.0.1",
+    port: Port = 7860,
+    listen: Listen = False,
+    allow_host: AllowHost = None,
+    output: Outputs = None,
     device: Device = None,
     jobs_per_device: PerDevice = 1,
     snapshot_seconds: SnapshotSeconds = 30.0,
     data_dir: DataDir = None,
 ) -> None:
-    """Keep a worker on each device, and answer /healthz and /metrics."""
+    """Keep a worker on each device, and answer the REST interface, /healthz and /metrics."""
+    run_server(
+        "0.0.0.0" if listen else host, port, hosts=allow_host or [], outputs=output, devices=device,
+        per_device=jobs_per_device, snapshot_seconds=snapshot_seconds, folder=data_dir,
+    )  # fmt: skip
+
+
+def studio(
+    host: Host = "127.0.0.1",
+    port: Port = 7860,
+    listen: Listen = False,
+    share: Annotated[bool, typer.Option("--share", help="Open a public link through Gradio; needs accounts.")] = False,
+    allow_host: AllowHost = None,
+    output: Outputs = None,
+    device: Device = None,
+    jobs_per_device: PerDevice = 1,
+    snapshot_seconds: SnapshotSeconds = 30.0,
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+    data_dir: DataDir = None,
+) -> None:
+    """Open the studio: make, queue, watch and keep videos in the browser. Everything `radial serve` does, too."""
+    run_server(
+        "0.0.0.0" if listen else host, port, hosts=allow_host or [], outputs=output, devices=device,
+        per_device=jobs_per_device, snapshot_seconds=snapshot_seconds, folder=data_dir, with_studio=True, share=share,
+        open_browser=browser,
+    )  # fmt: skip
+
+
+def run_server(
+    host: str, port: int, *, hosts: list[str], outputs: Path | None, devices: list[str] | None, per_device: int,
+    snapshot_seconds: float, folder: Path | None, with_studio: bool = False, share: bool = False,
+    open_browser: bool = False,
+) -> None:  # fmt: skip
+    """Serve until told to stop.
+
+    Raises:
+        RequestError: another server keeps this queue, a package is missing, or others could come in without accounts.
+        OutputError: the address cannot be listened on.
+    """
     try:
         import uvicorn
 
-        from radial_app.rest import make_app
+        from radial_app.web.app import make_app
+        from radial_app.web.desk import Place
     except ImportError as error:
         raise RequestError("serve needs more packages: pip install 'radial-video[server]'") from error
+    from radial_app.accounts import Accounts
+    from radial_app.outputs import OUTPUT_FOLDER
     from radial_app.worker import log_to
 
-    if host not in LOOPBACK:
-        raise RequestError(f"there are no accounts yet, so only {', '.join(LOOPBACK)} can be listened on, not {host}")
-    with JobStore(data_dir) as store, store.locks.slot("server") as alone:
+    with JobStore(folder) as store, store.locks.slot("server") as alone:
         if not alone:
             raise RequestError(f"another server keeps the queue in {store.folder}")
+        with Accounts(store.folder) as accounts:
+            protected = accounts.any()
+        if not protected and (share or host not in LOOPBACK):
+            how = "a public link" if share else f"listening on {host}"
+            raise RequestError(
+                f"{how} lets others in, and there are no accounts yet: `radial accounts add NAME` makes one"
+            )
         listener = _listen(host, port)  # before any worker is started or asked to stop
+        address = f"http://{'localhost' if host in LOOPBACK else host}:{listener.getsockname()[1]}"
         log_to(store.folder / "logs" / "server.jsonl")
         pool = WorkerPool(
-            store, device or own_devices(), per_device=jobs_per_device, until_idle=False,
+            store, devices or own_devices(), per_device=per_device, until_idle=False,
             snapshot_seconds=snapshot_seconds, owner="serve",
         )  # fmt: skip
         caretaker = Caretaker(store.folder, pool)
+        place = Place(store.folder, (outputs or OUTPUT_FOLDER).absolute())
+        link = _open_tunnel(listener.getsockname()[1]) if share else None
+        if link is not None:
+            hosts = [*hosts, urlsplit(link).hostname or ""]
+        app = make_app(place, caretaker, accounts=protected, hosts=[*hosts, host], with_studio=with_studio)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # also before the server takes over its signals
-        server = uvicorn.Server(uvicorn.Config(make_app(store.folder, caretaker), log_level="warning"))
-        Console(stderr=True).print(f"listening on http://{host}:{listener.getsockname()[1]}", highlight=False)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
+        server = uvicorn.Server(config)
+        stderr = Console(stderr=True)
+        stderr.print(f"listening on {address}", highlight=False)
         caretaker.start()
         try:
+            if link is not None:
+                stderr.print(f"public link {link}", highlight=False)
+            if open_browser:
+                import webbrowser
+
+                threading.Timer(1.0, webbrowser.open, [address]).start()
             server.run(sockets=[listener])
         finally:
             caretaker.end()
+
+
+def _open_tunnel(port: int) -> str:
+    """A public address of Gradio's for a port of this machine."""
+    try:
+        from gradio.networking import setup_tunnel
+    except ImportError as error:
+        raise RequestError("--share needs more packages: pip install 'radial-video[studio]'") from error
+    try:
+        return str(setup_tunnel("127.0.0.1", port, secrets.token_urlsafe(32), None, None))
+    except Exception as error:  # the tunnel's program is fetched and started: much can be amiss
+        raise OutputError(f"no public link could be opened: {first_line(error)}") from error
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -137,7 +137,10 @@ class JobStore(Queueing):
 
     # Reading
 
-    def find(self, states: Iterable[State] = (), batch: str | None = None, limit: int | None = None) -> list[Job]:
+    def find(
+        self, states: Iterable[State] = (), batch: str | None = None, limit: int | None = None,
+        owner: str | None = None,
+    ) -> list[Job]:  # fmt: skip
         """Jobs in the order of the queue: running, waiting, then finished ones, the latest first."""
         states = tuple(states)
         conditions: list[str] = ["1"]
@@ -148,6 +151,9 @@ class JobStore(Queueing):
         if batch is not None:
             conditions.append("batch = ?")
             values.append(batch)
+        if owner is not None:
+            conditions.append("owner = ?")
+            values.append(owner)
         with explained():
             rows = self._database.execute(
                 f"SELECT * FROM jobs WHERE {' AND '.join(conditions)} ORDER BY "

@@ -22,8 +22,9 @@ from test_cli import QUICK, run
 from radial.request import make_request
 from radial_app import doctor
 from radial_app.jobs import Job, Output
-from radial_app.rest import make_app
 from radial_app.store import JobStore
+from radial_app.web.app import make_app
+from radial_app.web.desk import Place
 
 ROOT = Path(__file__).parents[2]
 Capsys = pytest.CaptureFixture[str]
@@ -110,7 +111,7 @@ def test_a_queue_that_is_broken_is_not_healthy(tmp_path: Path) -> None:
     import asyncio
 
     (tmp_path / "jobs.db").write_bytes(b"no database" * 100)
-    app: Any = make_app(tmp_path)
+    app: Any = make_app(Place(tmp_path, tmp_path / "outputs"))
     sent: list[Any] = []
 
     async def send(message: Any) -> None:

@@ -14,11 +14,12 @@ import pytest
 from clip_files import write_video
 from PIL import Image
 
+from radial.fidelity import psnr, ssim
 from radial.loading import LoadedModel
 from radial.request import make_request
 from radial_app.cli import main
 from radial_finetune.evaluate import shapes
-from radial_finetune.evaluate.compare import compare, psnr, ssim
+from radial_finetune.evaluate.compare import compare
 from radial_finetune.evaluate.measures import measure
 from radial_finetune.evaluate.shapes import to_pixels
 from radial_finetune.world import draw_scene, render

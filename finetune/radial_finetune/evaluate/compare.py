@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from radial.attention import AttentionContext, RadialAttention, transformers_of
+from radial.fidelity import psnr, ssim
 from radial.loading import LoadedModel, load
 from radial.pipeline import generate
 from radial.processors import Asked
@@ -57,29 +57,6 @@ def compare(request: GenerationRequest, model: LoadedModel | None = None) -> Com
         psnr(radial.frames, dense.frames), ssim(radial.frames, dense.frames), context.errors(), dense.frames,
         radial.frames,
     )  # fmt: skip
-
-
-def psnr(one_THWC: Frames, two_THWC: Frames) -> float:
-    """Peak signal-to-noise ratio in dB, the mean over frames; 100 where a frame is the same."""
-    errors = [float(((a.astype(np.float64) - b) ** 2).mean()) for a, b in zip(one_THWC, two_THWC, strict=True)]
-    return float(np.mean([min(100.0, 10 * np.log10(255**2 / e)) if e else 100.0 for e in errors]))
-
-
-def ssim(one_THWC: Frames, two_THWC: Frames) -> float:
-    """Structural similarity (Wang et al. 2004, windows of 11 with deviation 1.5), the mean over frames and channels."""
-
-    def blur(x: Any) -> Any:
-        return cv2.GaussianBlur(x, (11, 11), 1.5)
-
-    values = []
-    for a, b in zip(one_THWC.astype(np.float64), two_THWC.astype(np.float64), strict=True):
-        mean_a, mean_b = blur(a), blur(b)
-        var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
-        cov = blur(a * b) - mean_a * mean_b
-        c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-        ratio = (2 * mean_a * mean_b + c1) * (2 * cov + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
-        values.append(float(ratio.mean()))
-    return float(np.mean(values))
 
 
 class _Beside(AttentionContext):

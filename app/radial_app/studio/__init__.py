@@ -1,0 +1,1 @@
+"""The studio: a Gradio page over the REST interface. The form is Gradio's; what lives is drawn by ``web/assets``."""

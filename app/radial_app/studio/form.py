@@ -1,0 +1,318 @@
+"""The form of a request: Gradio components for its fields, and the way from their values to fields and back.
+
+A field left empty takes the model's own value, which its placeholder shows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from radial.errors import RequestError
+from radial.models import MODELS, PRESETS, ModelSpec, find_model
+from radial.request import MAX_SEED, GenerationRequest
+from radial_app.jobs import DEFAULT_NAME, Output, make_output
+
+LENGTHS = (1, 2, 3, 4)  # times the native length
+DRAFT = "draft"
+OWN = "standard"
+_REFERENCES = ("image", "last_image", "extend")
+_CHOICES = {"sampler": ["model", "euler", "unipc"], "image_fit": ["crop", "pad", "stretch"],
+            "dtype": ["auto", "float32", "bfloat16", "float16"]}  # fmt: skip
+_FORMATS = ["mp4, h264", "mp4, h265", "mp4, av1", "webm, vp9", "webm, av1", "gif", "png"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a number may be, as a request's schema says."""
+
+    least: float | None
+    most: float | None
+
+    def __str__(self) -> str:
+        low, high = (f"{v:g}" if v is not None else "" for v in (self.least, self.most))
+        return f"{low} to {high}"
+
+
+def limits_of(name: str) -> Limits:
+    """The limits of a request's field."""
+    schema = GenerationRequest.model_json_schema()["properties"][name]
+    number: dict[str, Any] = next(
+        (s for s in schema.get("anyOf", [schema]) if s.get("type") in ("integer", "number")), {}
+    )
+    least, most = number.get("minimum", number.get("exclusiveMinimum")), number.get("maximum")
+    return Limits(least, most)
+
+
+class Form:
+    """The components of a request's fields; made inside a ``gr.Blocks``."""
+
+    def __init__(self) -> None:
+        spec = MODELS["tiny"]
+        self.prompt = gr.Textbox(
+            label="Prompt", lines=4, max_lines=12, autofocus=True, elem_id="prompt", max_length=20_000,
+            placeholder="What the clip shows, for example: a large red star moves from left to right",
+        )  # fmt: skip
+        with gr.Row():
+            self.model = gr.Dropdown(
+                [(f"{name} - {s.summary}", name) for name, s in MODELS.items() if s.starts_from], value="tiny",
+                label="Model", elem_id="model", scale=3,
+            )  # fmt: skip
+            self.preset = gr.Dropdown([OWN, DRAFT, *PRESETS], value=OWN, label="Quality", elem_id="preset", scale=1)
+        with gr.Row(elem_id="length-row"):
+            low, high, step = _slider(spec)
+            self.num_frames = gr.Slider(
+                low, high, spec.num_frames, step=step, label="Length in frames", elem_id="num_frames", scale=3
+            )
+            self.times = gr.Radio(
+                [f"{n}x" for n in LENGTHS], value=None, label="Times the native length", elem_id="times", scale=2
+            )
+        with gr.Row():
+            self.size = gr.Dropdown(
+                _sizes(spec), value=f"{spec.width}x{spec.height}", label="Size", allow_custom_value=True, elem_id="size"
+            )
+            self.num_videos = gr.Number(
+                1, label="Videos", precision=0, minimum=1, maximum=1000, elem_id="num_videos", min_width=80
+            )
+            with gr.Column(min_width=200, elem_id="seed-column"):
+                self.seed = gr.Number(
+                    -1, label="Seed", precision=0, minimum=-1, maximum=MAX_SEED, elem_id="seed",
+                    info="-1 draws one for every clip",
+                )  # fmt: skip
+                with gr.Row(elem_id="seed-buttons"):
+                    self.dice = gr.Button("Draw", size="sm", elem_id="dice", min_width=60)
+                    self.lock = gr.Checkbox(label="Keep", elem_id="lock", min_width=60, container=False)
+        gr.HTML('<div id="references"></div>')
+        self.references = gr.Textbox("{}", visible="hidden", elem_id="references-value", show_label=False)
+        gr.HTML('<div id="loras"></div>')
+        self.loras = gr.Textbox("[]", visible="hidden", elem_id="loras-value", show_label=False)
+        with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+            self.advanced = self._advanced(spec)
+        with gr.Accordion("Output", open=False, elem_id="output"), gr.Row():
+            self.format = gr.Dropdown(_FORMATS, value=_FORMATS[0], label="File", elem_id="format")
+            self.crf = gr.Number(label="Quality (CRF)", info="lower is better and larger", precision=0, elem_id="crf")
+            self.name = gr.Textbox(DEFAULT_NAME, label="Name", info="a template", elem_id="name", max_length=500)
+            self.metadata = gr.Checkbox(True, label="Keep the settings in the file", elem_id="metadata")
+        self.fixed = [
+            self.prompt, self.model, self.num_frames, self.size, self.num_videos, self.seed, self.references,
+            self.loras,
+        ]  # fmt: skip
+        self.output = [self.format, self.crf, self.name, self.metadata]
+
+    def _advanced(self, spec: ModelSpec) -> dict[str, Any]:
+        """Components of all other fields."""
+        parts: dict[str, Any] = {}
+
+        def number(name: str, label: str, *, whole: bool = True) -> None:
+            limits = limits_of(name)
+            parts[name] = gr.Number(
+                None, label=label, info=str(limits), precision=0 if whole else None, elem_id=name, min_width=120,
+                minimum=limits.least, maximum=limits.most, placeholder=_default(spec, name),
+            )  # fmt: skip
+
+        parts["negative_prompt"] = gr.Textbox(
+            label="Negative prompt", lines=2, elem_id="negative_prompt", max_length=20_000,
+            placeholder=spec.negative_prompt or "What the clip should not show",
+        )  # fmt: skip
+        with gr.Row():
+            number("num_inference_steps", "Steps")
+            number("guidance_scale", "Guidance", whole=False)
+            number("guidance_scale_2", "Guidance, second expert", whole=False)
+            number("fps", "Frames a second")
+        with gr.Row():
+            parts["sampler"] = gr.Dropdown(_CHOICES["sampler"], value="model", label="Sampler", elem_id="sampler",
+                                           min_width=120)  # fmt: skip
+            number("flow_shift", "Flow shift", whole=False)
+            parts["image_fit"] = gr.Dropdown(_CHOICES["image_fit"], value="crop", label="Images of another shape",
+                                             elem_id="image_fit", min_width=120)  # fmt: skip
+            parts["riflex"] = gr.Dropdown([("as tuned", ""), "on", "off"], value="", label="RIFLEx", elem_id="riflex",
+                                          min_width=120)  # fmt: skip
+        with gr.Row():
+            parts["attention"] = gr.Dropdown([("radial", "radial"), ("dense", "dense"), ("as tuned", "")], value="",
+                                             label="Attention", elem_id="attention", min_width=120)  # fmt: skip
+            number("decay", "Decay", whole=False)
+            parts["block_size"] = gr.Dropdown([("model's own", 0), 16, 32, 64, 128, 256], value=0, label="Block size",
+                                              elem_id="block_size", min_width=120)  # fmt: skip
+        with gr.Row():
+            number("dense_layers", "Dense layers")
+            number("dense_steps", "Dense steps")
+            number("dense_last_steps", "Dense last steps")
+        with gr.Row():
+            parts["device"] = gr.Textbox("auto", label="Device", info="auto, cpu, cuda, cuda:N", elem_id="device",
+                                         max_length=20, min_width=120)  # fmt: skip
+            parts["dtype"] = gr.Dropdown(_CHOICES["dtype"], value="auto", label="Precision", elem_id="dtype",
+                                         min_width=120)  # fmt: skip
+            parts["snap"] = gr.Checkbox(label="Take the nearest size that can be made", elem_id="snap", min_width=120)
+            parts["long_adapter"] = gr.Checkbox(True, label="Use the model's adapter for longer clips",
+                                                elem_id="long_adapter", min_width=120)  # fmt: skip
+        return parts
+
+    @property
+    def inputs(self) -> list[Any]:
+        """All components that a request depends on."""
+        return [*self.fixed, *self.advanced.values()]
+
+    def read(self, values: Sequence[Any]) -> dict[str, Any]:
+        """The fields of a request, from the values of :attr:`inputs`."""
+        prompt, model, num_frames, size, num_videos, seed, references, loras, *advanced = values
+        fields: dict[str, Any] = {"prompt": prompt or "", "model": model, "num_frames": num_frames}
+        width, _, height = str(size or "").lower().partition("x")
+        fields |= {"width": _whole(width, "width"), "height": _whole(height, "height")}
+        fields |= {"num_videos": num_videos or 1, "seed": -1 if seed is None else seed}
+        fields |= {name: value for name, value in _parsed(references, {}).items() if name in _REFERENCES and value}
+        fields["loras"] = [lora for lora in _parsed(loras, []) if lora.get("path")]
+        for name, value in zip(self.advanced, advanced, strict=True):
+            if name == "riflex":
+                value = {"on": True, "off": False}.get(value)
+            if value not in (None, "", 0) or value is False or (value == 0 and name.startswith(("dense", "guidance"))):
+                fields[name] = value
+        if not fields.get("block_size"):
+            fields.pop("block_size", None)
+        return fields
+
+    def read_output(self, values: Sequence[Any]) -> Output:
+        """Where a request's videos go, from the values of :attr:`output`.
+
+        Raises:
+            RequestError: a value breaks a rule.
+        """
+        kind, crf, name, metadata = values
+        video_format, _, codec = kind.partition(", ")
+        encoding = {"format": video_format, "codec": codec or None, "crf": crf, "metadata": metadata}
+        return make_output(name=name or DEFAULT_NAME, encoding=encoding)
+
+    def show(self, fields: dict[str, Any]) -> list[Any]:
+        """Updates of :attr:`inputs` that show a request."""
+        spec = _spec(fields["model"])
+        references = {name: fields[name] for name in _REFERENCES if fields.get(name)}
+        frames = fields.get("num_frames") or spec.num_frames
+        low, high, step = _slider(spec)
+        size = f"{fields.get('width') or spec.width}x{fields.get('height') or spec.height}"
+        fixed = [
+            fields["prompt"], fields["model"],
+            gr.update(minimum=low, maximum=max(high, frames), step=step, value=frames),
+            gr.update(choices=_sizes(spec), value=size), fields.get("num_videos", 1), fields.get("seed", -1),
+            json.dumps(references), json.dumps([] if _only_long_adapter(fields, spec) else fields.get("loras", [])),
+        ]  # fmt: skip
+        advanced = []
+        for name in self.advanced:
+            value = fields.get(name)
+            if name == "riflex":
+                value = {True: "on", False: "off"}.get(value, "")  # type: ignore[arg-type]
+            elif name == "attention":
+                value = value or ""
+            elif name == "block_size":
+                value = value or 0
+            elif value is None and name in ("sampler", "image_fit", "dtype", "device", "snap", "long_adapter"):
+                value = GenerationRequest.model_fields[name].default
+            advanced.append(value)
+        return [*fixed, *advanced]
+
+    def choose_model(self, model: str) -> list[Any]:
+        """Updates of :attr:`inputs` for another model: its sizes, and its own values as placeholders."""
+        spec = _spec(model)
+        low, high, step = _slider(spec)
+        fixed = [
+            gr.skip(), gr.skip(), gr.update(minimum=low, maximum=high, step=step, value=spec.num_frames),
+            gr.update(choices=_sizes(spec), value=f"{spec.width}x{spec.height}"), gr.skip(), gr.skip(), gr.skip(),
+            gr.skip(),
+        ]  # fmt: skip
+        advanced: list[Any] = []
+        for name, part in self.advanced.items():
+            if isinstance(part, gr.Number):
+                advanced.append(gr.update(placeholder=_default(spec, name), value=None))
+            elif name == "negative_prompt":
+                placeholder = spec.negative_prompt or "What the clip should not show"
+                advanced.append(gr.update(placeholder=placeholder))
+            else:
+                advanced.append(gr.skip())
+        return [*fixed, *advanced]
+
+    def choose_preset(self, preset: str, model: str) -> list[Any]:
+        """Updates of the advanced components for a quality."""
+        spec = _spec(model)
+        chosen: dict[str, Any] = dict(PRESETS.get(preset, {}))
+        if preset == DRAFT:
+            chosen = {"num_inference_steps": max(4, round(spec.num_inference_steps / 3))}
+        touched = {"num_inference_steps": None, "guidance_scale": None, "sampler": "model", "flow_shift": None}
+        return [(touched | chosen)[name] if name in touched else gr.skip() for name in self.advanced]
+
+    def choose_times(self, times: str | None, model: str) -> Any:
+        """The length that is so many times the native one."""
+        spec = _spec(model)
+        if not times:
+            return gr.skip()
+        return frames_at(spec, int(times[0]))
+
+
+def frames_at(spec: ModelSpec, times: int) -> int:
+    """The length in frames nearest to so many times the native one, counted in latent frames."""
+    stride, first = spec.stride[0], spec.first_frame
+    return (spec.native_frames - first) // stride * times * stride + first
+
+
+def _slider(spec: ModelSpec) -> tuple[int, int, int]:
+    """Least, most and step of a length."""
+    stride, first = spec.stride[0], spec.first_frame
+    return first + (stride if first == 0 else 0), frames_at(spec, LENGTHS[-1]), stride
+
+
+def _sizes(spec: ModelSpec) -> list[str]:
+    """Sizes to choose from: the model's own, upright, square, and smaller."""
+    _, down, across = spec.stride
+    sides = {(spec.width, spec.height), (spec.height, spec.width)}
+    side = (spec.width * spec.height) ** 0.5
+    sides.add((round(side / across) * across, round(side / down) * down))
+    for share in (0.75, 0.5):
+        smaller = (spec.width * share / across, spec.height * share / down)
+        sides.add((max(1, round(smaller[0])) * across, max(1, round(smaller[1])) * down))
+    legal = [(w, h) for w, h in sides if w % across == 0 and h % down == 0 and w >= 16 and h >= 16]
+    return [f"{w}x{h}" for w, h in sorted(legal, key=lambda s: (-s[0] * s[1], -s[0]))]
+
+
+def _spec(model: str) -> ModelSpec:
+    try:
+        return find_model(model)
+    except RequestError:
+        return MODELS["tiny"]
+
+
+def _default(spec: ModelSpec, name: str) -> str:
+    """What a model does where a field is left empty."""
+    _, schedule = spec.preset(spec.num_frames, spec.num_inference_steps)
+    pattern, _ = spec.preset(spec.num_frames, spec.num_inference_steps)
+    known = {
+        "num_inference_steps": spec.num_inference_steps, "guidance_scale": spec.guidance_scale,
+        "guidance_scale_2": spec.guidance_scale_2, "fps": spec.fps, "decay": pattern.decay,
+        "dense_layers": schedule.dense_layers, "dense_steps": schedule.dense_steps,
+        "dense_last_steps": schedule.dense_last_steps,
+    }  # fmt: skip
+    value = known.get(name)
+    return f"{value:g}" if value is not None else "model's own"
+
+
+def _whole(text: str, name: str) -> int:
+    try:
+        return int(text.strip())
+    except ValueError:
+        raise RequestError(f"size must be WIDTHxHEIGHT, such as 832x480: {name} is {text.strip()!r}") from None
+
+
+def _parsed(text: str | None, empty: Any) -> Any:
+    """A hidden field's JSON, of the expected kind."""
+    try:
+        found = json.loads(text or "")
+    except ValueError:
+        return empty
+    if isinstance(empty, list):
+        return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else empty
+    return found if isinstance(found, dict) else empty
+
+
+def _only_long_adapter(fields: dict[str, Any], spec: ModelSpec) -> bool:
+    """Whether the adapters are what the model would take by itself."""
+    return [lora["path"] for lora in fields.get("loras", [])] == [spec.long_adapter]

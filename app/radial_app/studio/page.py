@@ -1,0 +1,142 @@
+"""The studio's page."""
+
+from __future__ import annotations
+
+import html
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from radial import __version__
+from radial.errors import RadialError
+from radial_app.studio.form import Form
+from radial_app.web.desk import Desk, Place
+
+ASSETS = Path(__file__).parent.parent / "web" / "assets"
+_SKELETON = '<div id="{id}" class="radial-pane" aria-live="polite"><p class="radial-quiet">Loading...</p></div>'
+HEAD = """
+<link rel="stylesheet" href="/ui/studio.css">
+<script type="module" src="/ui/studio.js"></script>
+<meta name="color-scheme" content="light dark">
+"""
+
+
+def theme() -> gr.themes.Base:
+    """Quiet colours and the system's own letters: nothing is fetched from elsewhere."""
+    letters = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    return gr.themes.Base(
+        primary_hue=gr.themes.colors.blue, neutral_hue=gr.themes.colors.slate, font=letters,
+        font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"], radius_size=gr.themes.sizes.radius_md,
+    )  # fmt: skip
+
+
+def make_page(place: Place) -> gr.Blocks:
+    """The page of a server that keeps its things in ``place``."""
+
+    def desk(request: gr.Request) -> Desk:
+        return Desk(place, request.request.scope["state"]["visitor"])  # type: ignore[union-attr]
+
+    with gr.Blocks(title="Radial", analytics_enabled=False, fill_width=True) as page:
+        gr.HTML(f'<header id="masthead"><strong>Radial</strong><span id="status"></span><span class="radial-version">'
+                f"{__version__}</span></header>")  # fmt: skip
+        with gr.Tabs(elem_id="pages") as pages:
+            with gr.Tab("Create", id="create", elem_id="page-create"), gr.Row(elem_id="create-row"):
+                with gr.Column(scale=5, min_width=320, elem_id="create-form"):
+                    form = Form()
+                    told = gr.HTML(elem_id="told")
+                    button = gr.Button("Generate", variant="primary", elem_id="generate", size="lg")
+                    answer = gr.HTML(elem_id="answer")
+                with gr.Column(scale=6, min_width=320, elem_id="create-live"):
+                    gr.HTML(_SKELETON.format(id="live"))
+                    with gr.Accordion("Attention", open=False, elem_id="attention-box"):
+                        gr.HTML('<div id="plan" class="radial-pane"></div>')
+            with gr.Tab("Queue", id="queue", elem_id="page-queue"):
+                gr.HTML(_SKELETON.format(id="queue"))
+            with gr.Tab("Gallery", id="gallery", elem_id="page-gallery"):
+                gr.HTML(_SKELETON.format(id="gallery"))
+            with gr.Tab("Models", id="models", elem_id="page-models"):
+                gr.HTML(_SKELETON.format(id="models"))
+            with gr.Tab("Settings", id="settings", elem_id="page-settings"):
+                gr.HTML(_SKELETON.format(id="settings"))
+        # What the page's own code hands to Python: settings to show in the form.
+        inbox = gr.Textbox(visible="hidden", elem_id="inbox", show_label=False)
+        plan = gr.Textbox(visible="hidden", elem_id="plan-value", show_label=False)
+
+        def check(request: gr.Request, *values: Any) -> tuple[str, str]:
+            here = desk(request)
+            try:
+                fields = form.read(values)
+                empty = not fields["prompt"].strip()
+                resolved = here.check(fields | ({"prompt": "x"} if empty else {}))
+                found = here.plan_of(resolved) | {"request": here.inputs.fields(resolved)}
+            except RadialError as error:
+                return _told_problem(str(error)), json.dumps({"problem": str(error)})
+            return _told(found), json.dumps(found)
+
+        def generate(request: gr.Request, keep: bool, *values: Any) -> tuple[str, Any]:
+            here = desk(request)
+            count = len(form.inputs)
+            try:
+                resolved = here.check(form.read(values[:count]))
+                (job,) = here.add([resolved], output=form.read_output(values[count:]))
+            except RadialError as error:
+                return _told_problem(str(error)), gr.skip()
+            said = f'<p class="radial-said" data-job="{job.id}">Queued with seed {job.request.seed}.</p>'
+            return said, job.request.seed if keep else gr.skip()
+
+        def fill(text: str) -> list[Any]:
+            try:
+                fields = json.loads(text)["request"]
+                return form.show(fields)
+            except (ValueError, KeyError, TypeError):
+                return [gr.skip() for _ in form.inputs]
+
+        private: Any = {"api_visibility": "private", "show_progress": "hidden"}
+        look: Any = private | {"trigger_mode": "always_last", "concurrency_limit": 8}
+        gr.on([page.load, *(part.change for part in form.inputs)], check, form.inputs, [told, plan], **look)
+        plan.change(None, plan, None, js="(text) => window.radial?.showPlan(text)", **private)
+        for hidden, name in ((form.references, "references"), (form.loras, "loras")):
+            hidden.change(None, hidden, None, js=f"(text) => window.radial?.fill('{name}', text)", **private)
+        # By the user's hand only: settings that are loaded say themselves how long a clip is.
+        form.model.input(form.choose_model, form.model, form.inputs, **private)
+        form.preset.input(form.choose_preset, [form.preset, form.model], list(form.advanced.values()), **private)
+        form.times.input(form.choose_times, [form.times, form.model], form.num_frames, **private)
+        form.dice.click(lambda: secrets.randbelow(2**31), None, form.seed, **private)
+        button.click(
+            generate, [form.lock, *form.inputs, *form.output], [answer, form.seed], concurrency_limit=8, **private
+        ).then(None, answer, None, js="() => window.radial?.look()", **private)
+        inbox.input(fill, inbox, form.inputs, **private).then(
+            lambda: gr.update(selected="create"), None, pages, **private
+        )
+    return page
+
+
+def _told(found: dict[str, Any]) -> str:
+    """One line on what a clip will be and take."""
+    request = found["request"]
+    frames, native = request["num_frames"], found["native_frames"]
+    parts = [f"<b>{found['seconds']:g} s</b>", f"{frames} frames", f"{request['width']}x{request['height']}"]
+    if frames > native:
+        parts.append(f"{frames / native:.1f} times the native length")
+    if (share := found["computed_share"]) is not None:
+        parts.append(f"{share:.0%} of attention computed")
+    if (seconds := found["render_seconds"]) is not None:
+        dense = found["render_seconds_dense"]
+        parts.append(
+            f"about {_clock(seconds * request['num_videos'])}" + (f" (dense {_clock(dense)})" if dense else "")
+        )
+    if (memory := found["memory"]) is not None:
+        parts.append(f"about {memory / 1e9:.1f} GB")
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in found["notes"])
+    return f'<div class="radial-told"><p>{" &middot; ".join(parts)}</p>{notes}</div>'
+
+
+def _told_problem(message: str) -> str:
+    return f'<p class="radial-problem" role="alert">{html.escape(message)}</p>'
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

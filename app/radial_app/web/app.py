@@ -1,0 +1,133 @@
+"""The HTTP application: health, metrics, the REST interface, the login and, where it is wanted, the studio."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from radial import __version__
+from radial.errors import OutputError, RadialError, RequestError
+from radial_app.server import Caretaker
+from radial_app.store import JobStore
+from radial_app.web import files, login, videos
+from radial_app.web.desk import Conflict, Missing, Place
+from radial_app.web.guard import MAX_UPLOAD, Guard
+from radial_app.web.inputs import explained_problems
+
+
+def make_app(
+    place: Place, caretaker: Caretaker | None = None, *, accounts: bool = False, hosts: Iterable[str] = (),
+    with_studio: bool = False,
+) -> FastAPI:  # fmt: skip
+    """The application of a server.
+
+    Args:
+        place: where it keeps what it has.
+        caretaker: who looks after its workers.
+        accounts: whether visitors must log in; else everybody is the user of this machine.
+        hosts: names by which it may be called, besides addresses and the machine's own names.
+        with_studio: whether the studio is served at ``/``.
+    """
+    app = FastAPI(
+        title="Radial", version=__version__, description="Video generation with radial attention.", redoc_url=None,
+        docs_url=None,
+    )  # fmt: skip
+    app.add_middleware(Guard, folder=place.data, accounts=accounts, hosts=tuple(hosts))
+    registry = CollectorRegistry()
+    registry.register(_QueueCollector(place.data))
+    app.include_router(videos.make_router(place))
+    app.include_router(files.make_router(place))
+    app.include_router(login.make_router(place.data))
+    app.mount("/ui", StaticFiles(directory=Path(__file__).with_name("assets")))
+    app.add_exception_handler(RadialError, _tell)
+    app.add_exception_handler(RequestValidationError, _tell_invalid)
+
+    @app.get("/healthz", tags=["server"])
+    def health(response: Response) -> dict[str, Any]:
+        """Whether jobs can be kept, and whether somebody renders them."""
+        try:
+            with JobStore(place.data) as store:
+                jobs, workers = store.counts(), store.locks.living()
+        except OutputError as error:
+            response.status_code = 503
+            return {"status": "broken", "problem": str(error)}
+        problem = caretaker.problem if caretaker is not None else ""
+        if caretaker is not None and not caretaker.is_alive():
+            problem = "nobody looks after the workers any more"
+        if problem:
+            response.status_code = 503
+        return {"status": "broken" if problem else "ok", "problem": problem, "jobs": jobs, "workers": workers}
+
+    @app.get("/metrics", tags=["server"])
+    def metrics() -> Response:
+        """The queue for Prometheus."""
+        return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
+
+    return _with_studio(app, place) if with_studio else app
+
+
+def _with_studio(app: FastAPI, place: Place) -> FastAPI:
+    """The application with the studio at ``/``.
+
+    Raises:
+        RequestError: Gradio is not installed.
+    """
+    # Read when Gradio is first imported: nothing is sent or kept elsewhere.
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(place.data / "uploads")}
+    try:
+        import gradio
+    except ImportError as error:
+        raise RequestError("the studio needs more packages: pip install 'radial-video[studio]'") from error
+    from radial_app.studio.page import HEAD, make_page, theme
+
+    return gradio.mount_gradio_app(
+        app, make_page(place), "/", head=HEAD, theme=theme(), footer_links=[], run_history=False, ssr_mode=False,
+        show_error=True, max_file_size=MAX_UPLOAD, allowed_paths=[], mcp_server=False, pwa=False,
+        auth_dependency=lambda request: request.state.visitor.name or "local",
+    )  # fmt: skip
+
+
+def problem(message: str, status: int, param: str | None = None) -> JSONResponse:
+    """An error in the form that OpenAI's clients read."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": None}}, status)
+
+
+async def _tell(_request: Request, error: Exception) -> JSONResponse:
+    status = 404 if isinstance(error, Missing) else 409 if isinstance(error, Conflict) else 422
+    return problem(str(error), 507 if isinstance(error, OutputError) else status)
+
+
+async def _tell_invalid(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = [dict(one) | {"loc": one["loc"][1:] or one["loc"]} for one in error.errors()]
+    param = ".".join(map(str, problems[0]["loc"])) if problems else None
+    return problem(explained_problems(problems), 422, param)
+
+
+class _QueueCollector:
+    """The queue as it is when somebody asks."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterator[Any]:
+        with JobStore(self._folder) as store:
+            counts, workers = store.counts(), store.locks.living()
+            videos, seconds = store.totals()
+        jobs = GaugeMetricFamily("radial_jobs", "Jobs by state", labels=["state"])
+        for state in ("queued", "running", "paused", "done", "failed", "cancelled"):
+            jobs.add_metric([state], counts.get(state, 0))
+        yield jobs
+        yield GaugeMetricFamily("radial_workers", "Workers that live", value=len(workers))
+        yield CounterMetricFamily("radial_videos", "Videos finished, of the jobs still listed", value=videos)
+        yield CounterMetricFamily("radial_render_seconds", "Seconds spent on them", value=seconds)

@@ -1,0 +1,203 @@
+"""Uploads, models and adapters, settings out of videos, and two videos against each other."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Query, Request, UploadFile
+from fastapi.responses import FileResponse, Response
+from pydantic import BaseModel
+
+from radial import __version__
+from radial.encoding import read_comment
+from radial.errors import OutputError, RadialError, RequestError
+from radial.fidelity import psnr, ssim
+from radial.models import MODELS, PRESETS, find_model
+from radial.request import GenerationRequest
+from radial.video import read_frames
+from radial_app.web.desk import Desk, Missing, Place
+from radial_app.web.inputs import Inputs, Upload, take_adapter
+from radial_app.web.views import Model, model_of
+
+MAX_COMPARED = 600 * 1280 * 720  # pixels of all frames that two clips may have to be compared here
+
+
+class Adapter(BaseModel):
+    """An adapter in the data folder, and what it says of itself."""
+
+    id: str
+    bytes: int
+    base_model: str | None = None
+    target_frames: int | None = None
+    trigger: str = ""
+    problem: str = ""
+
+
+def make_router(place: Place) -> APIRouter:
+    """The routes of a server that keeps its things in ``place``."""
+    router = APIRouter(prefix="/v1", tags=["files"])
+
+    def desk(request: Request) -> Desk:
+        return Desk(place, request.state.visitor)
+
+    @router.post("/files")
+    def upload_file(request: Request, file: Annotated[UploadFile, File()]) -> Upload:
+        """Bring an image or a clip: its id goes into a request's image, last_image or extend."""
+        return Inputs(place.data, request.state.visitor).take(file.file)
+
+    @router.get("/files/{id}")
+    def get_upload(request: Request, id: str) -> FileResponse:
+        """An upload of one's own."""
+        path = Inputs(place.data, request.state.visitor).upload_path(id)
+        return FileResponse(path, headers={"cache-control": "private, max-age=86400"})
+
+    @router.post("/settings")
+    def read_settings(request: Request, file: Annotated[UploadFile, File()]) -> dict[str, Any]:
+        """The settings that a video of ours carries."""
+        return settings_in(desk(request), file.file.read())
+
+    @router.get("/models")
+    def list_models() -> dict[str, Any]:
+        """The models that have a name, and the settings that go together."""
+        return {"object": "list", "data": [model_of(name, spec) for name, spec in MODELS.items()], "presets": PRESETS}
+
+    @router.get("/models/{id:path}")
+    def get_model(request: Request, id: str) -> Model:
+        """What a model makes."""
+        here = desk(request)
+        own = here.inputs.checkpoints().get(id)
+        if own is None and id not in MODELS:
+            raise Missing(f"there is no model {id!r}")
+        return model_of(id, find_model(str(own) if own else id))
+
+    @router.get("/adapters")
+    def list_adapters(request: Request) -> list[Adapter]:
+        """The adapters in the data folder."""
+        return [_adapter(name, path) for name, path in desk(request).inputs.adapters().items()]
+
+    @router.post("/adapters")
+    def upload_adapter(request: Request, file: Annotated[UploadFile, File()]) -> Adapter:
+        """Bring an adapter, a safetensors file."""
+        if not request.state.visitor.admin:
+            raise RequestError("only admins add adapters: everybody uses them")
+        with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=place.data) as copy:
+            while block := file.file.read(1 << 20):
+                copy.write(block)
+            copy.flush()
+            try:
+                name = take_adapter(place.data, file.filename or "adapter", Path(copy.name))
+            except RadialError as error:
+                raise RequestError("this is no adapter of safetensors") from error
+        return _adapter(name, place.data / "adapters" / name)
+
+    @router.get("/compare")
+    def compare_videos(
+        request: Request, a: str, b: str, index_a: Annotated[int, Query(ge=0)] = 0,
+        index_b: Annotated[int, Query(ge=0)] = 0,
+    ) -> dict[str, float]:  # fmt: skip
+        """How near two videos of one size are: PSNR in dB and SSIM, means over frames."""
+        here = desk(request)
+        jobs = [here.get(a).request, here.get(b).request]
+        if any(r.clip_frames * r.clip_height * r.clip_width > MAX_COMPARED for r in jobs):
+            raise RequestError("these videos are too long to be compared here; `radial evaluate` compares them")
+        one, two = (read_frames(here.file(id_, i)) for id_, i in ((a, index_a), (b, index_b)))
+        if one.shape != two.shape:
+            raise RequestError(f"videos of one size can be compared, not {_size(one)} and {_size(two)}")
+        return {"psnr": round(psnr(one, two), 2), "ssim": round(ssim(one, two), 4)}
+
+    @router.get("/plan.png")
+    def draw_attention(
+        request: Request, model: str = "tiny", height: int | None = None, width: int | None = None,
+        num_frames: int | None = None, decay: float | None = None,
+    ) -> Response:  # fmt: skip
+        """A picture of which blocks of attention a clip computes."""
+        from radial.drawing import draw_plan
+        from radial.plan import BlockPlan
+
+        fields = {"prompt": "plan", "model": model, "height": height, "width": width, "num_frames": num_frames,
+                  "decay": decay, "seed": 0}  # fmt: skip
+        resolved = desk(request).check(fields)
+        spec = find_model(resolved.model)
+        grid = resolved.grid(spec)
+        if grid.tokens > 300_000:
+            raise RequestError(f"{grid.tokens:,} tokens are too many to draw here; `radial inspect` draws them")
+        pattern, _, block_size = resolved.radial_settings(spec)
+        size = f"{resolved.clip_width}x{resolved.clip_height}, {resolved.clip_frames} frames"
+        picture = draw_plan(BlockPlan.build(grid, pattern, block_size), f"{spec.name}, {size}")
+        content = io.BytesIO()
+        picture.save(content, "PNG")
+        return Response(content.getvalue(), media_type="image/png", headers={"cache-control": "private, max-age=3600"})
+
+    @router.get("/about")
+    def about(request: Request) -> dict[str, Any]:
+        """Which version this is, and who asks."""
+        visitor = request.state.visitor
+        shown = {"outputs": str(place.outputs), "data": str(place.data)} if visitor.admin else {}
+        return {"radial": __version__, "account": visitor.name, "admin": visitor.admin, **shown}
+
+    return router
+
+
+def settings_in(desk: Desk, content: bytes) -> dict[str, Any]:
+    """The fields of a request that a video carries, and notes on what of them is not here.
+
+    Raises:
+        RequestError: the file carries none.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
+        file.write(content)
+        file.flush()
+        if content[4:8] != b"ftyp" and not content.startswith(b"\x1aE\xdf\xa3"):
+            raise RequestError("drop an MP4 or WebM file that was made here")
+        try:
+            receipt = json.loads(read_comment(Path(file.name)))
+            written = receipt["request"]
+            known = {name: value for name, value in written.items() if name in GenerationRequest.model_fields}
+            request = GenerationRequest.model_validate(known)
+        except (OutputError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise RequestError(
+                "this video carries no settings: it was not made by radial, or was re-encoded without them"
+            ) from error
+    notes = []
+    fields = request.model_dump(mode="json")
+    for name in ("image", "last_image", "extend"):
+        if fields[name] is not None:
+            notes.append(f"its {name.replace('_', ' ')} was {Path(fields[name]).name}: choose it again")
+            fields[name] = None
+    adapters = desk.inputs.adapters()
+    kept = []
+    for lora in fields["loras"]:
+        name = lora["path"] if lora["path"].startswith("bundled:") else Path(lora["path"]).name
+        if name in adapters or name.startswith("bundled:"):
+            kept.append({"path": name, "weight": lora["weight"]})
+        else:
+            notes.append(f"the adapter {name} is not here")
+    fields["loras"] = kept
+    model = fields["model"] if fields["model"] in MODELS else Path(fields["model"]).name
+    try:
+        desk.inputs.request({"prompt": "x", "model": model if "/" not in fields["model"][1:] else fields["model"]})
+        fields["model"] = model if model in MODELS or model in desk.inputs.checkpoints() else fields["model"]
+    except RequestError:
+        notes.append(f"the model {model} is not here")
+        fields["model"] = "tiny"
+    return {"request": fields, "notes": notes, "made_with": str(receipt.get("radial", ""))}
+
+
+def _adapter(name: str, path: Path) -> Adapter:
+    from radial.adapter_settings import AdapterSettings, read_adapter_settings
+
+    try:
+        settings = read_adapter_settings(path) or AdapterSettings()
+    except RadialError as error:
+        return Adapter(id=name, bytes=path.stat().st_size, problem=str(error))
+    return Adapter(id=name, bytes=path.stat().st_size, base_model=settings.base_model,
+                   target_frames=settings.target_frames, trigger=settings.trigger)  # fmt: skip
+
+
+def _size(frames: Any) -> str:
+    count, height, width = frames.shape[:3]
+    return f"{count} frames of {width}x{height}"

@@ -1,0 +1,248 @@
+"""What users bring over the web: images and clips they upload, adapters and checkpoints that lie in the data folder.
+
+A web user names things by ids and names, never by paths. Uploads are judged by their content, and kept under the
+digest of it; adapters and checkpoints are those in ``adapters`` and ``models``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from radial.adapter_settings import BUNDLED_ADAPTER, check_adapter_file
+from radial.errors import OutputError, RadialError, RequestError
+from radial.files import publish
+from radial.images import read_image
+from radial.models import MODELS
+from radial.request import GenerationRequest, explain, make_request
+from radial_app.accounts import Visitor
+from radial_app.database import Database
+
+Kind = Literal["image", "clip"]
+MAX_CLIP_FRAMES = 4097
+_ID = re.compile(r"[0-9a-f]{32}\.(png|jpg|webp|mp4|webm)")
+_VIDEO_ID = re.compile(r"video:([0-9a-f]{8,40})(?:/(\d{1,3}))?")
+_NAME = re.compile(r"[\w][\w .+-]{0,150}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_OWN_FILES = ("image", "last_image", "extend")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that a user brought: its id, what it is, its size."""
+
+    id: str
+    kind: Kind
+    width: int
+    height: int
+    bytes: int
+
+
+class Inputs:
+    """What one visitor may use in requests.
+
+    Args:
+        folder: the data folder.
+        visitor: who asks.
+    """
+
+    def __init__(self, folder: Path, visitor: Visitor) -> None:
+        self._folder, self._visitor = folder, visitor
+        self._uploads = folder / "inputs" / (visitor.name or "local")
+
+    def take(self, content: BinaryIO) -> Upload:
+        """Keep an upload.
+
+        Raises:
+            RequestError: it is no image and no clip that is taken here.
+            OutputError: there is no room for it.
+        """
+        head = content.read(32)
+        suffix = _suffix_of(head)
+        if suffix is None:
+            raise RequestError("this is no PNG, JPEG, WebP, MP4 or WebM file")
+        digest = hashlib.sha256(head)
+        self._uploads.mkdir(parents=True, exist_ok=True, mode=0o700)
+        waiting = self._uploads / f".{os.getpid()}-{os.urandom(8).hex()}{suffix}"
+        try:
+            with waiting.open("xb") as file:
+                file.write(head)
+                while block := content.read(1 << 20):
+                    digest.update(block)
+                    file.write(block)
+            width, height = _measure(waiting, suffix)
+            path = self._uploads / f"{digest.hexdigest()[:32]}{suffix}"
+            waiting.rename(path)
+        except OSError as error:
+            raise OutputError(f"cannot keep the upload: {error.strerror}") from error
+        finally:
+            waiting.unlink(missing_ok=True)
+        return Upload(path.name, "clip" if suffix in (".mp4", ".webm") else "image", width, height, path.stat().st_size)
+
+    def take_file(self, path: Path) -> Upload:
+        """Keep a copy of a file that the server itself wrote."""
+        with path.open("rb") as content:
+            return self.take(content)
+
+    def upload_path(self, id_: str) -> Path:
+        """Where an upload of this visitor lies.
+
+        Raises:
+            RequestError: there is none of this id.
+        """
+        path = self._uploads / id_ if _ID.fullmatch(id_) else None
+        if path is None or not path.is_file():
+            raise RequestError(f"there is no upload {id_!r}")
+        return path
+
+    def request(self, fields: dict[str, Any]) -> GenerationRequest:
+        """The request that a web user's fields make, with files in place of ids and names; still unresolved.
+
+        Raises:
+            RequestError: a field breaks a rule, or names what is not there.
+        """
+        unknown = set(fields) - set(GenerationRequest.model_fields)
+        if unknown:
+            raise RequestError("; ".join(f"unknown field {name!r}" for name in sorted(unknown)))
+        request = make_request(**fields)
+        changes: dict[str, Any] = {
+            name: str(self._file(given)) for name in _OWN_FILES if (given := getattr(request, name)) is not None
+        }
+        changes["model"] = self._model(request.model)
+        changes["loras"] = tuple(
+            lora.model_copy(update={"path": self._adapter(lora.path)}) for lora in request.loras
+        )  # fmt: skip
+        return request.model_copy(update=changes)
+
+    def fields(self, request: GenerationRequest) -> dict[str, Any]:
+        """A request as a web user writes it; files that are not this visitor's are left out."""
+        fields: dict[str, Any] = request.model_dump(mode="json")
+        for name in _OWN_FILES:
+            if (path := fields[name]) is not None:
+                fields[name] = Path(path).name if Path(path).parent == self._uploads else self._video_id(path)
+        if Path(fields["model"]).parent == self._folder / "models":
+            fields["model"] = Path(fields["model"]).name
+        for lora in fields["loras"]:
+            lora["path"] = lora["path"] if lora["path"].startswith(BUNDLED_ADAPTER) else Path(lora["path"]).name
+        return fields
+
+    def adapters(self) -> dict[str, Path]:
+        """Adapter files by name."""
+        files = sorted((self._folder / "adapters").rglob("*.safetensors"))
+        return {file.name: file for file in files if not file.name.startswith(".")}
+
+    def checkpoints(self) -> dict[str, Path]:
+        """Checkpoint folders of one's own by name."""
+        return {path.parent.name: path.parent for path in sorted((self._folder / "models").glob("*/model_index.json"))}
+
+    def _file(self, given: str) -> Path:
+        if not (match := _VIDEO_ID.fullmatch(given)):
+            return self.upload_path(given)
+        with Database(self._folder) as database:
+            job = database.get(match[1])
+        index = int(match[2] or 0)
+        if job.owner != self._visitor.name and not self._visitor.admin:
+            raise RequestError(f"there is no video {given!r}")
+        if index >= len(job.files) or not job.files[index].done or not Path(job.files[index].path).is_file():
+            raise RequestError(f"there is no video {given!r}")
+        return Path(job.files[index].path)
+
+    def _video_id(self, path: str) -> str | None:
+        with Database(self._folder) as database:
+            found = database.job_of_file(path, self._visitor.scope)
+        return f"video:{found[0]}/{found[1]}" if found else None
+
+    def _model(self, name: str) -> str:
+        if name in MODELS:
+            return name
+        if (own := self.checkpoints().get(name)) is not None:
+            return str(own)
+        if _HUB_ID.fullmatch(name) and ".." not in name and not Path(name).exists():
+            return name
+        raise RequestError(
+            f"unknown model {name!r}; `radial models` and the folder {self._folder / 'models'} have some"
+        )
+
+    def _adapter(self, name: str) -> str:
+        if name.startswith(BUNDLED_ADAPTER):
+            return name
+        if (path := self.adapters().get(name)) is None or not _NAME.fullmatch(name):
+            raise RequestError(f"there is no adapter {name!r} in {self._folder / 'adapters'}")
+        return str(path)
+
+
+def take_adapter(folder: Path, name: str, source: Path) -> str:
+    """Put an adapter file into the data folder, under a name of its own: that name.
+
+    Raises:
+        RequestError: it is no adapter of safetensors.
+        OutputError: it cannot be written.
+    """
+    safe = re.sub(r"[^\w.+-]+", "-", Path(name).stem).strip("-.")[:100] or "adapter"
+    check_adapter_file(source)
+    (folder / "adapters").mkdir(parents=True, exist_ok=True)
+    target = folder / "adapters" / f"{safe}.safetensors"
+    publish(target, lambda partial: _copy(source, partial), overwrite=True)
+    return target.name
+
+
+def _copy(source: Path, partial: Path) -> None:
+    shutil.copyfile(source, partial)
+
+
+def explained_problems(errors: list[Any]) -> str:
+    """Pydantic's complaints as one line."""
+    return "; ".join(explain(error) for error in errors)
+
+
+def _suffix_of(head: bytes) -> str | None:
+    """The kind of a file by how it begins; formats that can name other files are not among them."""
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return ".png"
+    if head.startswith(b"\xff\xd8\xff"):
+        return ".jpg"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return ".webp"
+    if head[4:8] == b"ftyp":
+        return ".mp4"
+    if head.startswith(b"\x1aE\xdf\xa3"):
+        return ".webm"
+    return None
+
+
+def _measure(path: Path, suffix: str) -> tuple[int, int]:
+    """Width and height, of a file that can be read.
+
+    Raises:
+        RequestError: it cannot, or it is too large.
+    """
+    if suffix not in (".mp4", ".webm"):
+        try:
+            return read_image(path).size
+        except RadialError as error:
+            raise RequestError(str(error).replace(str(path), "the image")) from error
+    import av
+
+    try:
+        with av.open(str(path), format="mp4" if suffix == ".mp4" else "matroska") as container:
+            stream = next(iter(container.streams.video))
+            frames = _frame_count(stream)
+            width, height = stream.codec_context.width, stream.codec_context.height
+            next(container.decode(stream))
+    except (av.FFmpegError, StopIteration, OSError, ValueError) as error:
+        raise RequestError("the clip cannot be read") from error
+    if frames > MAX_CLIP_FRAMES or not 16 <= width <= 8192 or not 16 <= height <= 8192:
+        raise RequestError(f"the clip has {frames} frames of {width}x{height}; {MAX_CLIP_FRAMES} of 8192x8192 are most")
+    return width, height
+
+
+def _frame_count(stream: Any) -> int:
+    if stream.frames:
+        return int(stream.frames)
+    seconds = float(stream.duration * stream.time_base) if stream.duration else 0.0
+    return round(seconds * float(stream.average_rate or 0))

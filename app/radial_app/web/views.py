@@ -1,0 +1,215 @@
+"""What the REST interface takes and tells, in the shape of OpenAI's video API where that has a word for it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from radial.errors import RequestError
+from radial.models import MODELS, ModelSpec, find_model
+from radial.request import GenerationRequest
+from radial_app.jobs import Job, State
+from radial_app.web.inputs import Inputs
+
+Status = Literal["queued", "in_progress", "completed", "failed"]
+_STATUS: dict[State, Status] = {
+    "queued": "queued", "paused": "queued", "running": "in_progress", "done": "completed", "failed": "failed",
+    "cancelled": "failed",
+}  # fmt: skip
+
+
+class VideoRequest(GenerationRequest):
+    """A request as it comes over the web. Beside the fields of a request it may say ``size`` (WIDTHxHEIGHT) and
+    ``seconds``, as OpenAI's clients do. Images and clips are ids of uploads or ``video:ID`` of a finished video;
+    adapters and checkpoints are names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_max_length=20_000)
+
+    size: str | None = Field(None, pattern=r"^\d{2,4}x\d{2,4}$")
+    seconds: float | None = Field(None, gt=0, le=600)
+
+    def written(self) -> dict[str, Any]:
+        """The fields that were given, with size and seconds as height, width and frames.
+
+        Raises:
+            RequestError: they say the same thing twice.
+        """
+        fields = self.model_dump(mode="json", exclude_unset=True, exclude={"size", "seconds"})
+        if self.size is not None:
+            if self.height is not None or self.width is not None:
+                raise RequestError("give size, or height and width")
+            fields["width"], fields["height"] = map(int, self.size.split("x"))
+        if self.seconds is not None:
+            if self.num_frames is not None:
+                raise RequestError("give seconds or num_frames")
+            spec = MODELS.get(self.model) or find_model("tiny")
+            fields["num_frames"] = frames_of(self.seconds, self.fps or spec.fps, spec)
+        return fields
+
+
+class Problem(BaseModel):
+    """Why a video failed."""
+
+    code: str
+    message: str
+
+
+class VideoFile(BaseModel):
+    """One of a job's videos: fetch it as ``content?index=``."""
+
+    index: int
+    seed: int
+    render_seconds: float
+    partial: bool
+    name: str
+
+
+class Video(BaseModel):
+    """A job, and the videos it makes."""
+
+    id: str
+    object: Literal["video"] = "video"
+    status: Status
+    state: State
+    progress: int
+    created_at: int
+    started_at: int | None
+    completed_at: int | None
+    model: str
+    prompt: str
+    seconds: str
+    size: str
+    num_frames: int
+    fps: int
+    stage: str
+    step: int
+    steps: int
+    eta: float | None
+    control: str
+    error: Problem | None
+    note: str
+    attempts: int
+    files: list[VideoFile]
+    favourite: bool
+    batch: str
+    owner: str
+    request: dict[str, Any]
+
+
+class VideoList(BaseModel):
+    """A page of videos, the latest first."""
+
+    object: Literal["list"] = "list"
+    data: list[Video]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class Deleted(BaseModel):
+    """A video that is no more."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: bool = True
+
+
+class Change(BaseModel):
+    """What may change of a job: its place among those that wait, whether it is a favourite, its request's fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    place: int | None = Field(None, ge=1, le=1_000_000)
+    favourite: bool | None = None
+    request: dict[str, Any] | None = None
+
+
+class Model(BaseModel):
+    """A model and what it makes when a request leaves it open."""
+
+    id: str
+    object: Literal["model"] = "model"
+    summary: str
+    width: int
+    height: int
+    num_frames: int
+    native_frames: int
+    fps: int
+    num_inference_steps: int
+    guidance_scale: float
+    negative_prompt: str
+    starts_from: list[str]
+    takes_last_image: bool
+    stride: tuple[int, int, int]
+    first_frame: int
+
+
+def video_of(job: Job, inputs: Inputs) -> Video:
+    """A job as the web sees it."""
+    request, done = job.request, [file for file in job.files if file.done]
+    failed = job.state in ("failed", "cancelled") and not (job.state == "cancelled" and done)
+    return Video(
+        id=job.id, status="completed" if job.state == "cancelled" and done else _STATUS[job.state], state=job.state,
+        progress=_progress(job), created_at=int(job.created),
+        started_at=None if job.started is None else int(job.started),
+        completed_at=None if job.finished is None else int(job.finished), model=Path(request.model).name
+        if Path(request.model).is_absolute() else request.model,
+        prompt=request.prompt, seconds=f"{request.clip_frames / (request.fps or 1):.4g}",
+        size=f"{request.clip_width}x{request.clip_height}", num_frames=request.clip_frames, fps=request.fps or 1,
+        stage=job.stage, step=job.step, steps=job.steps, eta=job.eta, control=job.control,
+        error=Problem(code=job.state, message=job.error or job.state) if failed else None, note=job.error,
+        attempts=job.attempts, files=[
+            VideoFile(index=i, seed=file.seed, render_seconds=file.seconds, partial=file.partial,
+                      name=Path(file.path).name)
+            for i, file in enumerate(job.files) if file.done
+        ],
+        favourite=job.favourite, batch=job.batch, owner=job.owner, request=inputs.fields(request),
+    )  # fmt: skip
+
+
+def _progress(job: Job) -> int:
+    """Per cent of the denoising steps of all of a job's videos."""
+    if job.state == "done":
+        return 100
+    videos = job.request.num_videos
+    share = job.step / job.steps if job.steps and job.stage == "denoise" else float(job.stage in ("decode", "write"))
+    return min(99, int(100 * (job.video + share) / videos)) if job.state == "running" else 0
+
+
+def model_of(name: str, spec: ModelSpec) -> Model:
+    """A model as the web sees it."""
+    return Model(
+        id=name, summary=spec.summary, width=spec.width, height=spec.height, num_frames=spec.num_frames,
+        native_frames=spec.native_frames, fps=spec.fps, num_inference_steps=spec.num_inference_steps,
+        guidance_scale=spec.guidance_scale, negative_prompt=spec.negative_prompt, starts_from=list(spec.starts_from),
+        takes_last_image=spec.takes_last_image, stride=spec.stride, first_frame=spec.first_frame,
+    )  # fmt: skip
+
+
+def frames_of(seconds: float, fps: int, spec: ModelSpec) -> int:
+    """The nearest length in frames that a model can make."""
+    return spec.snap_size(spec.height, spec.width, max(1, round(seconds * fps)))[2]
+
+
+def command_of(job: Job) -> str:
+    """The command that renders a job again."""
+    plain = GenerationRequest(prompt=job.request.prompt, model=job.request.model).resolve()
+    given = job.request.model_dump(mode="json")
+    defaults = plain.model_dump(mode="json") | {"seed": None}
+    parts = ["radial", "generate", job.request.prompt]
+    for name, value in given.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name == "loras":
+            if value != defaults["loras"]:
+                parts += [part for lora in value for part in ("--lora", f"{lora['path']}:{lora['weight']:g}")]
+        elif name != "prompt" and value is not None and value != defaults[name]:
+            if isinstance(value, bool):
+                parts.append(flag if value else f"--no-{flag[2:]}")
+            else:
+                parts += [flag, str(value)]
+    if job.request.prompt.startswith("-"):
+        parts = [*parts[:2], *parts[3:], "--", job.request.prompt]
+    return shlex.join(parts)
