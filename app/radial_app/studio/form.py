@@ -57,38 +57,46 @@ class Form:
             label="Prompt", lines=4, max_lines=12, autofocus=True, elem_id="prompt", max_length=20_000,
             placeholder="What the clip shows, for example: a large red star moves from left to right",
         )  # fmt: skip
+        self.told = gr.HTML(elem_id="told", apply_default_css=False)
+        self.generate = gr.Button("Generate", variant="primary", elem_id="generate", size="lg")
+        self.answer = gr.HTML(elem_id="answer", apply_default_css=False)
         with gr.Row():
             self.model = gr.Dropdown(
-                [(f"{name} - {s.summary}", name) for name, s in MODELS.items() if s.starts_from], value="tiny",
-                label="Model", elem_id="model", scale=3,
+                [name for name, one in MODELS.items() if one.starts_from], value="tiny", label="Model",
+                elem_id="model", info=spec.summary, scale=3, min_width=200,
             )  # fmt: skip
-            self.preset = gr.Dropdown([OWN, DRAFT, *PRESETS], value=OWN, label="Quality", elem_id="preset", scale=1)
+            self.preset = gr.Dropdown(
+                [OWN, DRAFT, *PRESETS], value=OWN, label="Quality", info="steps and guidance", elem_id="preset",
+                scale=2, min_width=120,
+            )  # fmt: skip
         with gr.Row(elem_id="length-row"):
             low, high, step = _slider(spec)
             self.num_frames = gr.Slider(
-                low, high, spec.num_frames, step=step, label="Length in frames", elem_id="num_frames", scale=3
-            )
+                low, high, spec.num_frames, step=step, label="Length in frames", elem_id="num_frames", scale=3,
+                min_width=200, buttons=[],
+            )  # fmt: skip
             self.times = gr.Radio(
-                [f"{n}x" for n in LENGTHS], value=None, label="Times the native length", elem_id="times", scale=2
-            )
-        with gr.Row():
+                [f"{n}x" for n in LENGTHS], value=None, label="of the native length", elem_id="times", scale=2,
+                min_width=200,
+            )  # fmt: skip
+        with gr.Row(elem_id="size-row"):
             self.size = gr.Dropdown(
-                _sizes(spec), value=f"{spec.width}x{spec.height}", label="Size", allow_custom_value=True, elem_id="size"
-            )
+                _sizes(spec), value=f"{spec.width}x{spec.height}", label="Size", allow_custom_value=True,
+                elem_id="size", min_width=120, scale=2,
+            )  # fmt: skip
             self.num_videos = gr.Number(
-                1, label="Videos", precision=0, minimum=1, maximum=1000, elem_id="num_videos", min_width=80
+                1, label="Videos", precision=0, minimum=1, maximum=1000, elem_id="num_videos", min_width=70, scale=1
             )
-            with gr.Column(min_width=200, elem_id="seed-column"):
-                self.seed = gr.Number(
-                    -1, label="Seed", precision=0, minimum=-1, maximum=MAX_SEED, elem_id="seed",
-                    info="-1 draws one for every clip",
-                )  # fmt: skip
-                with gr.Row(elem_id="seed-buttons"):
-                    self.dice = gr.Button("Draw", size="sm", elem_id="dice", min_width=60)
-                    self.lock = gr.Checkbox(label="Keep", elem_id="lock", min_width=60, container=False)
-        gr.HTML('<div id="references"></div>')
+            self.seed = gr.Number(
+                -1, label="Seed (-1 draws one)", precision=0, minimum=-1, maximum=MAX_SEED, elem_id="seed",
+                min_width=120, scale=2,
+            )  # fmt: skip
+            with gr.Column(min_width=84, scale=1, elem_id="seed-column"):
+                self.dice = gr.Button("Draw", size="sm", elem_id="dice", min_width=60)
+                self.lock = gr.Checkbox(label="Keep", elem_id="lock", min_width=60, container=False)
+        gr.HTML('<div id="references"></div>', apply_default_css=False)
         self.references = gr.Textbox("{}", visible="hidden", elem_id="references-value", show_label=False)
-        gr.HTML('<div id="loras"></div>')
+        gr.HTML('<div id="loras"></div>', apply_default_css=False)
         self.loras = gr.Textbox("[]", visible="hidden", elem_id="loras-value", show_label=False)
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
             self.advanced = self._advanced(spec)
@@ -217,7 +225,8 @@ class Form:
         spec = _spec(model)
         low, high, step = _slider(spec)
         fixed = [
-            gr.skip(), gr.skip(), gr.update(minimum=low, maximum=high, step=step, value=spec.num_frames),
+            gr.skip(), gr.update(info=spec.summary),
+            gr.update(minimum=low, maximum=high, step=step, value=spec.num_frames),
             gr.update(choices=_sizes(spec), value=f"{spec.width}x{spec.height}"), gr.skip(), gr.skip(), gr.skip(),
             gr.skip(),
         ]  # fmt: skip

@@ -42,25 +42,22 @@ def make_page(place: Place) -> gr.Blocks:
     with gr.Blocks(title="Radial", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(f'<header id="masthead"><strong>Radial</strong><span id="status"></span><span class="radial-version">'
                 f"{__version__}</span></header>")  # fmt: skip
-        with gr.Tabs(elem_id="pages") as pages:
+        with gr.Tabs(elem_id="pages", overflow_behavior="wrap") as pages:
             with gr.Tab("Create", id="create", elem_id="page-create"), gr.Row(elem_id="create-row"):
                 with gr.Column(scale=5, min_width=320, elem_id="create-form"):
                     form = Form()
-                    told = gr.HTML(elem_id="told")
-                    button = gr.Button("Generate", variant="primary", elem_id="generate", size="lg")
-                    answer = gr.HTML(elem_id="answer")
                 with gr.Column(scale=6, min_width=320, elem_id="create-live"):
-                    gr.HTML(_SKELETON.format(id="live"))
+                    gr.HTML(_SKELETON.format(id="live"), apply_default_css=False)
                     with gr.Accordion("Attention", open=False, elem_id="attention-box"):
-                        gr.HTML('<div id="plan" class="radial-pane"></div>')
+                        gr.HTML('<div id="plan" class="radial-pane"></div>', apply_default_css=False)
             with gr.Tab("Queue", id="queue", elem_id="page-queue"):
-                gr.HTML(_SKELETON.format(id="queue"))
+                gr.HTML(_SKELETON.format(id="queue"), apply_default_css=False)
             with gr.Tab("Gallery", id="gallery", elem_id="page-gallery"):
-                gr.HTML(_SKELETON.format(id="gallery"))
+                gr.HTML(_SKELETON.format(id="gallery"), apply_default_css=False)
             with gr.Tab("Models", id="models", elem_id="page-models"):
-                gr.HTML(_SKELETON.format(id="models"))
+                gr.HTML(_SKELETON.format(id="models"), apply_default_css=False)
             with gr.Tab("Settings", id="settings", elem_id="page-settings"):
-                gr.HTML(_SKELETON.format(id="settings"))
+                gr.HTML(_SKELETON.format(id="settings"), apply_default_css=False)
         # What the page's own code hands to Python: settings to show in the form.
         inbox = gr.Textbox(visible="hidden", elem_id="inbox", show_label=False)
         plan = gr.Textbox(visible="hidden", elem_id="plan-value", show_label=False)
@@ -96,7 +93,7 @@ def make_page(place: Place) -> gr.Blocks:
 
         private: Any = {"api_visibility": "private", "show_progress": "hidden"}
         look: Any = private | {"trigger_mode": "always_last", "concurrency_limit": 8}
-        gr.on([page.load, *(part.change for part in form.inputs)], check, form.inputs, [told, plan], **look)
+        gr.on([page.load, *(part.change for part in form.inputs)], check, form.inputs, [form.told, plan], **look)
         plan.change(None, plan, None, js="(text) => window.radial?.showPlan(text)", **private)
         for hidden, name in ((form.references, "references"), (form.loras, "loras")):
             hidden.change(None, hidden, None, js=f"(text) => window.radial?.fill('{name}', text)", **private)
@@ -105,10 +102,10 @@ def make_page(place: Place) -> gr.Blocks:
         form.preset.input(form.choose_preset, [form.preset, form.model], list(form.advanced.values()), **private)
         form.times.input(form.choose_times, [form.times, form.model], form.num_frames, **private)
         form.dice.click(lambda: secrets.randbelow(2**31), None, form.seed, **private)
-        button.click(
-            generate, [form.lock, *form.inputs, *form.output], [answer, form.seed], concurrency_limit=8, **private
-        ).then(None, answer, None, js="() => window.radial?.look()", **private)
-        inbox.input(fill, inbox, form.inputs, **private).then(
+        form.generate.click(
+            generate, [form.lock, *form.inputs, *form.output], [form.answer, form.seed], concurrency_limit=8, **private
+        ).then(None, form.answer, None, js="() => window.radial?.watch()", **private)
+        inbox.change(fill, inbox, form.inputs, **private).then(
             lambda: gr.update(selected="create"), None, pages, **private
         )
     return page
@@ -129,7 +126,7 @@ def _told(found: dict[str, Any]) -> str:
             f"about {_clock(seconds * request['num_videos'])}" + (f" (dense {_clock(dense)})" if dense else "")
         )
     if (memory := found["memory"]) is not None:
-        parts.append(f"about {memory / 1e9:.1f} GB")
+        parts.append(f"about {memory / 1e9:.1f} GB" if memory > 1e8 else f"about {memory / 1e6:.0f} MB")
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in found["notes"])
     return f'<div class="radial-told"><p>{" &middot; ".join(parts)}</p>{notes}</div>'
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -22,6 +22,11 @@ from radial_app.web import files, login, videos
 from radial_app.web.desk import Conflict, Missing, Place
 from radial_app.web.guard import MAX_UPLOAD, Guard
 from radial_app.web.inputs import explained_problems
+
+_DOCS = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Radial - REST interface</title><link rel="stylesheet" href="/ui/docs.css">
+<script type="module" src="/ui/docs.js"></script></head><body><main>Loading...</main></body></html>"""
 
 
 def make_app(
@@ -66,6 +71,11 @@ def make_app(
         if problem:
             response.status_code = 503
         return {"status": "broken" if problem else "ok", "problem": problem, "jobs": jobs, "workers": workers}
+
+    @app.get("/docs", include_in_schema=False)
+    def docs() -> HTMLResponse:
+        """The REST interface for people; FastAPI's own page would fetch its code from elsewhere."""
+        return HTMLResponse(_DOCS)
 
     @app.get("/metrics", tags=["server"])
     def metrics() -> Response:

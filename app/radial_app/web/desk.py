@@ -6,6 +6,7 @@ theirs, and files are only ever those that jobs and uploads name.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -103,7 +104,11 @@ class Desk:
 
     def view(self, job: Job) -> Video:
         """A job as the visitor sees it."""
-        return video_of(job, self.inputs)
+        preview = None
+        if job.state == "running":
+            with contextlib.suppress(OSError):
+                preview = self.store.preview_path(job.id).stat().st_mtime
+        return video_of(job, self.inputs, preview)
 
     def file(self, id_: str, index: int = 0, *, playable: bool = False) -> Path:
         """A video's file; ``playable``, a copy for browsers where they cannot play the file itself.

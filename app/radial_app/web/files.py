@@ -21,7 +21,7 @@ from radial.request import GenerationRequest
 from radial.video import read_frames
 from radial_app.web.desk import Desk, Missing, Place
 from radial_app.web.inputs import Inputs, Upload, take_adapter
-from radial_app.web.views import Model, model_of
+from radial_app.web.views import Deleted, Model, model_of
 
 MAX_COMPARED = 600 * 1280 * 720  # pixels of all frames that two clips may have to be compared here
 
@@ -73,6 +73,16 @@ def make_router(place: Place) -> APIRouter:
         if own is None and id not in MODELS:
             raise Missing(f"there is no model {id!r}")
         return model_of(id, find_model(str(own) if own else id))
+
+    @router.delete("/models/{id:path}")
+    def delete_model(request: Request, id: str) -> Deleted:
+        """Delete a model that came from the hub from this machine's disk."""
+        if not request.state.visitor.admin:
+            raise RequestError("only admins delete models: everybody uses them")
+        if id not in MODELS or not model_of(id, MODELS[id]).removable:
+            raise Missing(f"model {id!r} is not here, or did not come from the hub")
+        _delete_from_hub_cache(MODELS[id].source)
+        return Deleted(id=id)
 
     @router.get("/adapters")
     def list_adapters(request: Request) -> list[Adapter]:
@@ -185,6 +195,14 @@ def settings_in(desk: Desk, content: bytes) -> dict[str, Any]:
         notes.append(f"the model {model} is not here")
         fields["model"] = "tiny"
     return {"request": fields, "notes": notes, "made_with": str(receipt.get("radial", ""))}
+
+
+def _delete_from_hub_cache(source: str) -> None:
+    from huggingface_hub import scan_cache_dir
+
+    found = scan_cache_dir()
+    revisions = [r.commit_hash for repo in found.repos if repo.repo_id == source for r in repo.revisions]
+    found.delete_revisions(*revisions).execute()
 
 
 def _adapter(name: str, path: Path) -> Adapter:

@@ -213,10 +213,12 @@ def make_router(place: Place) -> APIRouter:
         """The queue as it changes, as server-sent events."""
 
         async def events() -> AsyncIterator[str]:
-            last, seen, quiet = "", None, 0.0
+            last, seen, quiet, workers, ticks = "", None, 0.0, 0, 0
             while not await request.is_disconnected():
-                now = store_in(place.data).version()
-                quiet += _TICK
+                if ticks % 4 == 0:  # workers come and go without a word in the database
+                    workers = len(store_in(place.data).locks.living())
+                now = (store_in(place.data).version(), workers)
+                quiet, ticks = quiet + _TICK, ticks + 1
                 if now != seen:
                     seen = now
                     text = json.dumps(_board(desk(request)))

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from radial.errors import RequestError
+from radial.checkpoints import checkpoint_folder
+from radial.errors import ModelError, RequestError
 from radial.models import MODELS, ModelSpec, find_model
 from radial.request import GenerationRequest
 from radial_app.jobs import Job, State
@@ -92,6 +93,7 @@ class Video(BaseModel):
     error: Problem | None
     note: str
     attempts: int
+    preview: float | None
     files: list[VideoFile]
     favourite: bool
     batch: str
@@ -145,10 +147,12 @@ class Model(BaseModel):
     takes_last_image: bool
     stride: tuple[int, int, int]
     first_frame: int
+    on_disk: int
+    removable: bool
 
 
-def video_of(job: Job, inputs: Inputs) -> Video:
-    """A job as the web sees it."""
+def video_of(job: Job, inputs: Inputs, preview: float | None = None) -> Video:
+    """A job as the web sees it; ``preview`` is when the last look at it was taken."""
     request, done = job.request, [file for file in job.files if file.done]
     failed = job.state in ("failed", "cancelled") and not (job.state == "cancelled" and done)
     return Video(
@@ -161,7 +165,7 @@ def video_of(job: Job, inputs: Inputs) -> Video:
         size=f"{request.clip_width}x{request.clip_height}", num_frames=request.clip_frames, fps=request.fps or 1,
         stage=job.stage, step=job.step, steps=job.steps, eta=job.eta, control=job.control,
         error=Problem(code=job.state, message=job.error or job.state) if failed else None, note=job.error,
-        attempts=job.attempts, files=[
+        attempts=job.attempts, preview=preview, files=[
             VideoFile(index=i, seed=file.seed, render_seconds=file.seconds, partial=file.partial,
                       name=Path(file.path).name)
             for i, file in enumerate(job.files) if file.done
@@ -180,13 +184,23 @@ def _progress(job: Job) -> int:
 
 
 def model_of(name: str, spec: ModelSpec) -> Model:
-    """A model as the web sees it."""
+    """A model as the web sees it; ``on_disk`` are the bytes of its files here."""
+    folder = _folder_of(spec)
     return Model(
         id=name, summary=spec.summary, width=spec.width, height=spec.height, num_frames=spec.num_frames,
         native_frames=spec.native_frames, fps=spec.fps, num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale, negative_prompt=spec.negative_prompt, starts_from=list(spec.starts_from),
         takes_last_image=spec.takes_last_image, stride=spec.stride, first_frame=spec.first_frame,
+        on_disk=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder else 0,
+        removable=folder is not None and folder.parent.name == "snapshots",
     )  # fmt: skip
+
+
+def _folder_of(spec: ModelSpec) -> Path | None:
+    try:
+        return checkpoint_folder(spec)
+    except ModelError:
+        return None
 
 
 def frames_of(seconds: float, fps: int, spec: ModelSpec) -> int:

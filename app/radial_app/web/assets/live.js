@@ -52,8 +52,8 @@ function card(video) {
 }
 
 function refreshPreview(image, video) {
-  const now = Math.floor(Date.now() / 4000);
-  const url = `${content(video, "preview")}&at=${now}`;
+  if (!video.preview) return;
+  const url = `${content(video, "preview")}&at=${video.preview}`;
   if (preview.id === video.id && preview.url === url) return;
   preview = { id: video.id, url };
   const next = new Image();

@@ -16,7 +16,7 @@ export function showPages() {
 }
 
 async function buildModels(place) {
-  const [{ data, folder }, adapters] = await Promise.all([call("GET", "/v1/models"), call("GET", "/v1/adapters")]);
+  const [{ data }, adapters] = await Promise.all([call("GET", "/v1/models"), call("GET", "/v1/adapters")]);
   const file = h("input", { type: "file", accept: ".safetensors", hidden: true, onchange: async () => {
     const form = new FormData();
     form.append("file", file.files[0]);

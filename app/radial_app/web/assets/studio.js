@@ -8,9 +8,11 @@ import { showQueue } from "./queue.js";
 
 let queue = null;
 let stream = null;
+let planned = "";
 
 function show() {
   showPages();
+  window.radial.showPlan();
   if (!queue) return;
   showLive(queue).catch((error) => say(error.message, true));
   showQueue(queue);
@@ -41,6 +43,12 @@ function connect() {
 
 window.radial = {
   look: show,
+  // After Generate: on a phone the live side lies below the form.
+  watch: () => {
+    show();
+    const live = document.getElementById("live");
+    if (live && live.getBoundingClientRect().top > innerHeight * 0.8) live.scrollIntoView({ behavior: "smooth", block: "start" });
+  },
   openVideo,
   fill: (name) => (name === "references" ? fillReferences() : fillLoras()),
   use: (request) => {
@@ -59,9 +67,10 @@ window.radial = {
     location.assign(url);
   },
   showPlan: (text) => {
+    planned = text ?? planned;
     const place = document.getElementById("plan");
-    if (!place) return;
-    const found = JSON.parse(text || "{}");
+    if (!place) return; // its box is closed
+    const found = JSON.parse(planned || "{}");
     if (!found.request) return;
     const { model, height, width, num_frames, decay, attention } = found.request;
     const share = found.computed_share === null ? "" : `${Math.round(100 * found.computed_share)} % of all attention is computed, dense layers and steps included`;
