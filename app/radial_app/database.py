@@ -148,6 +148,12 @@ class Database:
             raise RequestError(f"no job {id_!r}; `radial jobs list` shows them" if not rows else f"several jobs {id_}*")
         return to_job(rows[0])
 
+    def find_one(self, id_: str) -> Job | None:
+        """The job of exactly this id, where there is one."""
+        with explained():
+            row = self._database.execute("SELECT * FROM jobs WHERE id = ?", (id_,)).fetchone()
+        return to_job(row) if row else None
+
     def job_of_file(self, path: str, owner: str | None = None) -> tuple[str, int] | None:
         """The job, of all or of one owner, that a video is of, and which of its videos."""
         with explained():

@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from starlette.exceptions import HTTPException
 
 from radial import __version__
 from radial.errors import OutputError, RadialError, RequestError
@@ -55,6 +56,7 @@ def make_app(
     app.mount("/ui", StaticFiles(directory=Path(__file__).with_name("assets")))
     app.add_exception_handler(RadialError, _tell)
     app.add_exception_handler(RequestValidationError, _tell_invalid)
+    app.add_exception_handler(HTTPException, _tell_http)
 
     @app.get("/healthz", tags=["server"])
     def health(response: Response) -> dict[str, Any]:
@@ -115,6 +117,13 @@ def problem(message: str, status: int, param: str | None = None) -> JSONResponse
 async def _tell(_request: Request, error: Exception) -> JSONResponse:
     status = 404 if isinstance(error, Missing) else 409 if isinstance(error, Conflict) else 422
     return problem(str(error), 507 if isinstance(error, OutputError) else status)
+
+
+async def _tell_http(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    answer = problem(str(error.detail), error.status_code)
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 async def _tell_invalid(_request: Request, error: Exception) -> JSONResponse:

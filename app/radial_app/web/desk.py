@@ -97,9 +97,9 @@ class Desk:
         Raises:
             RequestError: there is none of this id for this visitor.
         """
-        job = self.store.get(id_) if id_.isalnum() and len(id_) >= 8 else None
+        job = self.store.find_one(id_)
         if job is None or not self._may_see(job):
-            raise Missing(f"there is no video {id_!r}")
+            raise Missing(f"there is no video {id_[:50]!r}")
         return job
 
     def view(self, job: Job) -> Video:

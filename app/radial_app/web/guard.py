@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
 from radial_app.accounts import LOCAL, Accounts, Visitor
@@ -87,8 +88,8 @@ class Guard:
 
         try:
             await self._app(scope, counted, send_with_headers)
-        except _TooLarge:
-            await _answer((413, f"the body is larger than {limit >> 20} MB"), connection, scope, send)
+        except _TooLarge as error:
+            await _answer((error.status_code, error.detail), connection, scope, send)
 
     def _refuse(self, connection: HTTPConnection, scope: Scope) -> tuple[int, str] | None:
         host = connection.headers.get("host", "")
@@ -127,21 +128,24 @@ class Guard:
             return accounts.of_session(token) if token else None
 
 
-class _TooLarge(Exception):
-    pass
+class _TooLarge(HTTPException):
+    """Passes through FastAPI as what it is."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(413, f"the body is larger than {limit >> 20} MB")
 
 
 class _Counted:
     """A body that ends in an error once it is too large, whatever its header said."""
 
     def __init__(self, receive: Receive, limit: int) -> None:
-        self._receive, self._left = receive, limit
+        self._receive, self._left, self._limit = receive, limit, limit
 
     async def __call__(self) -> dict[str, Any]:
         message = await self._receive()
         self._left -= len(message.get("body", b""))
         if self._left < 0:
-            raise _TooLarge
+            raise _TooLarge(self._limit)
         return message
 
 

@@ -97,7 +97,7 @@ class Inputs:
         """
         path = self._uploads / id_ if _ID.fullmatch(id_) else None
         if path is None or not path.is_file():
-            raise RequestError(f"there is no upload {id_!r}")
+            raise RequestError(f"there is no upload {id_[:200]!r}")
         return path
 
     def request(self, fields: dict[str, Any]) -> GenerationRequest:
@@ -144,9 +144,9 @@ class Inputs:
         if not (match := _VIDEO_ID.fullmatch(given)):
             return self.upload_path(given)
         with Database(self._folder) as database:
-            job = database.get(match[1])
+            job = database.find_one(match[1])
         index = int(match[2] or 0)
-        if job.owner != self._visitor.name and not self._visitor.admin:
+        if job is None or (job.owner != self._visitor.name and not self._visitor.admin):
             raise RequestError(f"there is no video {given!r}")
         if index >= len(job.files) or not job.files[index].done or not Path(job.files[index].path).is_file():
             raise RequestError(f"there is no video {given!r}")
@@ -164,15 +164,13 @@ class Inputs:
             return str(own)
         if _HUB_ID.fullmatch(name) and ".." not in name and not Path(name).exists():
             return name
-        raise RequestError(
-            f"unknown model {name!r}; `radial models` and the folder {self._folder / 'models'} have some"
-        )
+        raise RequestError(f"unknown model {name[:200]!r}: it is none that is listed, and no hub id like org/name")
 
     def _adapter(self, name: str) -> str:
         if name.startswith(BUNDLED_ADAPTER):
             return name
         if (path := self.adapters().get(name)) is None or not _NAME.fullmatch(name):
-            raise RequestError(f"there is no adapter {name!r} in {self._folder / 'adapters'}")
+            raise RequestError(f"there is no adapter {name[:200]!r}")
         return str(path)
 
 

@@ -197,10 +197,15 @@ def model_of(name: str, spec: ModelSpec) -> Model:
 
 
 def _folder_of(spec: ModelSpec) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
     try:
-        return checkpoint_folder(spec)
+        if (folder := checkpoint_folder(spec)) is not None:
+            return folder
     except ModelError:
         return None
+    found = try_to_load_from_cache(spec.source, "model_index.json")
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def frames_of(seconds: float, fps: int, spec: ModelSpec) -> int:

@@ -1,0 +1,421 @@
+"""The REST interface: jobs in and out, files only from their folders, whoever asks."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from radial.encoding import Encoding
+from radial.video import Video
+from radial_app.accounts import Accounts, Throttle
+from radial_app.cli import main
+from radial_app.jobs import ResultFile
+from radial_app.results import publish_once
+from radial_app.store import JobStore
+from radial_app.web.app import make_app
+from radial_app.web.desk import Place
+from radial_app.web.guard import COOKIE, MAX_BODY
+
+PASSWORD = "correct horse battery"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path / "data", tmp_path / "out")
+
+
+@pytest.fixture
+def client(place: Place) -> TestClient:
+    place.data.mkdir()
+    return TestClient(make_app(place), base_url="http://127.0.0.1")
+
+
+def finish(place: Place, job: str, pixels: int = 0, size: int = 32) -> ResultFile:
+    """Render a queued job without a model."""
+    with JobStore(place.data) as store:
+        claimed = store.claim("w", only=job)
+        assert claimed is not None
+        frames = np.full((5, size, size, 3), pixels, np.uint8)
+        frames[:, :, : size // 2] = 255
+        receipt = {"radial": "0", "request": claimed.request.model_dump(mode="json")}
+        file = publish_once(store, claimed, 0, Video(frames, 8, receipt), 1.5)
+        store.end(job, "done")
+    return file
+
+
+def png(width: int = 40, height: int = 30) -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(content, "PNG")
+    return content.getvalue()
+
+
+def error_of(answer: Any) -> str:
+    problem = answer.json()["error"]
+    assert set(problem) == {"message", "type", "param", "code"}
+    message: str = problem["message"]
+    return message
+
+
+def test_a_video_from_request_to_file(client: TestClient, place: Place) -> None:
+    created = client.post("/v1/videos", json={"prompt": "a red circle", "seed": 3, "size": "64x48", "seconds": 1})
+    assert created.status_code == 200
+    video = created.json()
+    assert (video["object"], video["status"], video["size"], video["num_frames"]) == ("video", "queued", "64x48", 17)
+    assert (video["request"]["seed"], video["seconds"]) == (3, "1.062")
+    id_ = video["id"]
+    assert client.get(f"/v1/videos/{id_}").json() == video
+    assert [one["id"] for one in client.get("/v1/queue").json()["waiting"]] == [id_]
+    assert client.get(f"/v1/videos/{id_}/content").status_code == 404
+    finish(place, id_)
+    done = client.get(f"/v1/videos/{id_}").json()
+    assert (done["status"], done["progress"], len(done["files"])) == ("completed", 100, 1)
+    content = client.get(f"/v1/videos/{id_}/content")
+    assert content.headers["content-type"] == "video/mp4"
+    assert content.content[4:8] == b"ftyp"
+    part = client.get(f"/v1/videos/{id_}/content", headers={"range": "bytes=0-99"})
+    assert (part.status_code, len(part.content)) == (206, 100)
+    small = client.get(f"/v1/videos/{id_}/content?variant=thumbnail")
+    assert Image.open(io.BytesIO(small.content)).format == "WEBP"
+    assert client.get(f"/v1/videos/{id_}/receipt").json()["request"]["seed"] == 3
+    assert [line["kind"] for line in client.get(f"/v1/videos/{id_}/log").json()][-1] == "state"
+    listed = client.get("/v1/videos?show=done&search=RED").json()
+    assert ([one["id"] for one in listed["data"]], listed["has_more"]) == ([id_], False)
+    assert client.get("/v1/videos?search=blue%25").json()["data"] == []
+    assert client.delete(f"/v1/videos/{id_}").json() == {"id": id_, "object": "video.deleted", "deleted": True}
+    assert client.get(f"/v1/videos/{id_}").status_code == 404
+    assert [path.suffix for path in (place.outputs / ".trash").iterdir()] == [".mp4"]  # not gone for good
+
+
+def test_openai_clients_send_forms(client: TestClient, place: Place) -> None:
+    """Without OpenAI's ``input_reference``, and with it where the model starts from an image."""
+    form = {"prompt": "a cat", "model": "tiny", "seconds": "2", "loras": "[]"}
+    assert client.post("/v1/videos", data=form).json()["num_frames"] == 33
+    form = {"prompt": "a cat", "model": "wan2.2-ti2v-5b"}
+    made = client.post("/v1/videos", data=form, files={"input_reference": ("cat.png", png())})
+    (upload,) = (place.data / "inputs" / "local").iterdir()
+    assert made.json()["request"]["image"] == upload.name
+
+
+BAD: list[tuple[Any, str]] = [
+    ({"prompt": " "}, "prompt must not be empty"),
+    ({"prompt": "a", "num_frames": 34}, "nearest are 33 and 37"),
+    ({"prompt": "a", "steps": 3}, "unknown field 'steps'"),
+    ({"prompt": "a", "guidance_scale": 1e9}, "guidance_scale must be less than or equal to 100"),
+    ({"prompt": "a", "size": "64x48", "width": 64}, "give size, or height and width"),
+    ({"prompt": "a", "seconds": 1, "num_frames": 33}, "give seconds or num_frames"),
+    ({"prompt": "a", "size": "a lot"}, "size"),
+    ({"prompt": "a", "image": "/etc/passwd"}, "there is no upload '/etc/passwd'"),
+    ({"prompt": "a", "extend": "../../jobs.db"}, "there is no upload"),
+    ({"prompt": "a", "extend": "video:0123456789abcdef/0"}, "there is no video"),
+    ({"prompt": "a", "image": "http://localhost/x.png"}, "there is no upload"),
+    ({"prompt": "a", "loras": [{"path": "/etc/passwd"}]}, "there is no adapter"),
+    ({"prompt": "a", "loras": [{"path": "../x.safetensors"}]}, "there is no adapter"),
+    ({"prompt": "a", "model": "/etc"}, "unknown model '/etc'"),
+    ({"prompt": "a", "model": "../x"}, "unknown model"),
+    ({"prompt": "a" * 30_000}, "prompt"),
+    ([1], "must be a JSON object"),
+]
+
+
+@pytest.mark.parametrize(("body", "says"), BAD, ids=[says[:24] for _, says in BAD])
+def test_what_cannot_be_is_said(client: TestClient, place: Place, body: Any, says: str) -> None:
+    answer = client.post("/v1/videos", json=body)
+    assert answer.status_code == 422
+    assert says in error_of(answer)
+    assert str(place.data) not in answer.text
+    assert client.get("/v1/queue").json()["waiting"] == []
+
+
+def test_bodies_that_are_no_json(client: TestClient) -> None:
+    for content in (b"", b"{", b"\xff\xfe", b"[" * 100_000):
+        answer = client.post("/v1/videos", content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 422
+    assert client.post("/v1/videos", content=b"<x/>", headers={"content-type": "text/xml"}).status_code == 422
+    big = client.post("/v1/videos/check", content=b" " * (MAX_BODY + 1), headers={"content-type": "application/json"})
+    assert big.status_code == 413
+
+
+def test_a_body_that_hides_its_size(client: TestClient) -> None:
+    def parts() -> Any:
+        for _ in range(40):
+            yield b" " * (MAX_BODY // 20)
+
+    answer = client.post("/v1/videos/check", content=parts(), headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+
+
+def test_what_users_do_with_jobs(client: TestClient, place: Place) -> None:
+    ids = [client.post("/v1/videos", json={"prompt": f"clip {n}", "seed": n}).json()["id"] for n in range(3)]
+    order: Callable[[], list[str]] = lambda: [one["id"] for one in client.get("/v1/queue").json()["waiting"]]  # noqa: E731
+    assert order() == ids
+    client.patch(f"/v1/videos/{ids[2]}", json={"place": 1})
+    assert order() == [ids[2], ids[0], ids[1]]
+    assert client.post(f"/v1/videos/{ids[0]}/pause").json()["state"] == "paused"
+    assert client.post(f"/v1/videos/{ids[0]}/resume").json()["state"] == "queued"
+    edited = client.patch(f"/v1/videos/{ids[0]}", json={"request": {"prompt": "another", "num_frames": 17}}).json()
+    assert (edited["prompt"], edited["num_frames"], edited["request"]["seed"]) == ("another", 17, 0)
+    refused = client.patch(f"/v1/videos/{ids[0]}", json={"request": {"image": "/etc/passwd"}})
+    assert (refused.status_code, error_of(refused)) == (422, "there is no upload '/etc/passwd'")
+    assert client.post(f"/v1/videos/{ids[1]}/cancel").json()["state"] == "cancelled"
+    assert client.post(f"/v1/videos/{ids[1]}/retry").json()["state"] == "queued"
+    again = client.post(f"/v1/videos/{ids[1]}/retry")
+    assert (again.status_code, "cannot be retried" in error_of(again)) == (409, True)
+    assert client.post(f"/v1/videos/{ids[1]}/explode").status_code == 422
+    copy = client.post(f"/v1/videos/{ids[1]}/duplicate", json={"attention": "dense"}).json()
+    assert (copy["request"]["attention"], copy["request"]["seed"]) == ("dense", 1)
+    finish(place, ids[0])
+    client.patch(f"/v1/videos/{ids[0]}", json={"favourite": True})
+    assert [one["id"] for one in client.get("/v1/videos?show=favourites").json()["data"]] == [ids[0]]
+    begun = client.patch(f"/v1/videos/{ids[0]}", json={"request": {"prompt": "late"}})
+    assert (begun.status_code, "only jobs that wait" in error_of(begun)) == (422, True)
+    command = client.get(f"/v1/videos/{ids[0]}/command").json()["command"]
+    assert command == "radial generate another --num-frames 17 --seed 0"
+
+
+def test_a_running_job_is_asked_and_not_deleted(client: TestClient, place: Place) -> None:
+    id_ = client.post("/v1/videos", json={"prompt": "a", "seed": 1}).json()["id"]
+    with JobStore(place.data) as store:
+        store.claim("w")
+        store.progress(id_, "denoise", 5, 20, 0, 12.0)
+        Image.new("RGB", (8, 8)).save(store.preview_path(id_), "WEBP")
+    video = client.get(f"/v1/videos/{id_}").json()
+    assert (video["status"], video["progress"], video["eta"], video["step"]) == ("in_progress", 25, 12.0, 5)
+    assert client.get(f"/v1/videos/{id_}/content?variant=preview").headers["content-type"] == "image/webp"
+    assert client.delete(f"/v1/videos/{id_}").status_code == 409
+    assert client.post(f"/v1/videos/{id_}/cancel?keep=true").json()["control"] == "finish"
+
+
+def test_uploads_are_judged_by_content(client: TestClient, place: Place, tmp_path: Path) -> None:
+    def send(content: bytes, name: str = "../../x.png") -> Any:
+        return client.post("/v1/files", files={"file": (name, content)})
+
+    kept = send(png()).json()
+    assert (kept["kind"], kept["width"], kept["height"]) == ("image", 40, 30)
+    assert client.get(f"/v1/files/{kept['id']}").content == png()
+    clip = Video(np.zeros((5, 32, 32, 3), np.uint8), 8).write(tmp_path / "clip.mp4")
+    assert send(clip.read_bytes()).json()["kind"] == "clip"
+    bomb = io.BytesIO()
+    Image.new("1", (11_000, 11_000)).save(bomb, "PNG")
+    for content, says in (
+        (b"#!/bin/sh\n", "no PNG"), (b"", "no PNG"), (png()[:60], "cannot be read"), (b"<svg/>", "no PNG"),
+        (b"#EXTM3U\nfile:///etc/passwd\n", "no PNG"), (b"\0\0\0\x18ftypmp42" + b"x" * 500, "cannot be read"),
+        (bomb.getvalue(), "100 megapixels"),
+    ):  # fmt: skip
+        answer = send(content)
+        assert answer.status_code == 422, content[:20]
+        assert says in error_of(answer).replace("is not an image that can be read", "cannot be read")
+    folder = place.data / "inputs" / "local"
+    assert len(list(folder.iterdir())) == 2  # what was refused left nothing
+    for id_ in ("..%2f..%2fjobs.db", "jobs.db", "%2e%2e"):
+        assert client.get(f"/v1/files/{id_}").status_code in (404, 422)
+
+
+def test_settings_come_back_out_of_a_video(client: TestClient, place: Place) -> None:
+    fields = {"prompt": "<img src=x onerror=alert(1)>", "seed": 9, "guidance_scale": 2.5, "num_frames": 17,
+              "decay": 0.7, "loras": [{"path": "bundled:tiny-long", "weight": 0.5}]}  # fmt: skip
+    id_ = client.post("/v1/videos", json=fields).json()["id"]
+    file = finish(place, id_)
+    found = client.post("/v1/settings", files={"file": ("a.mp4", Path(file.path).read_bytes())}).json()
+    assert {name: found["request"][name] for name in fields} == fields
+    assert found["notes"] == []
+    bare = Video(np.zeros((5, 32, 32, 3), np.uint8), 8).write(place.outputs / "bare.mp4", encoding=Encoding())
+    answer = client.post("/v1/settings", files={"file": ("b.mp4", bare.read_bytes())})
+    assert "carries no settings" in error_of(answer)
+    hostile = {"radial": "9", "request": fields | {"model": "/etc", "image": "/etc/passwd", "loras": [
+        {"path": "/root/secret.safetensors"}], "unknown": 1}}  # fmt: skip
+    path = Video(np.zeros((5, 32, 32, 3), np.uint8), 8, hostile).write(place.outputs / "hostile.mp4")
+    told = client.post("/v1/settings", files={"file": ("c.mp4", path.read_bytes())}).json()
+    assert (told["request"]["model"], told["request"]["image"], told["request"]["loras"]) == ("tiny", None, [])
+    assert told["notes"] == ["its image was passwd: choose it again", "the adapter secret.safetensors is not here",
+                             "the model etc is not here"]  # fmt: skip
+
+
+def test_a_clip_of_the_gallery_is_extended(client: TestClient, place: Place) -> None:
+    id_ = client.post("/v1/videos", json={"prompt": "a", "seed": 1}).json()["id"]
+    fields = {"prompt": "then", "extend": f"video:{id_}/0", "model": "wan2.2-ti2v-5b"}
+    assert client.post("/v1/videos", json=fields).status_code == 422  # not made yet
+    finish(place, id_)
+    assert client.post("/v1/videos", json=fields).json()["request"]["extend"] == f"video:{id_}/0"
+
+
+def test_two_videos_are_compared(client: TestClient, place: Place) -> None:
+    ids = [client.post("/v1/videos", json={"prompt": "a", "seed": n}).json()["id"] for n in range(3)]
+    for id_, pixels, size in zip(ids, (0, 0, 40), (32, 32, 32), strict=True):
+        finish(place, id_, pixels, size)
+    same = client.get(f"/v1/compare?a={ids[0]}&b={ids[1]}").json()
+    assert (same["psnr"], same["ssim"]) == (100.0, 1.0)
+    assert client.get(f"/v1/compare?a={ids[0]}&b={ids[2]}").json()["psnr"] < 30
+    assert client.get(f"/v1/compare?a={ids[0]}&b=ffffffffff").status_code == 404
+
+
+def test_models_adapters_plans(client: TestClient, place: Place, tmp_path: Path) -> None:
+    models = {one["id"]: one for one in client.get("/v1/models").json()["data"]}
+    assert models["tiny"]["native_frames"] == 33
+    assert models["tiny"]["on_disk"] > 1e6
+    assert client.get("/v1/models/tiny").json() == models["tiny"]
+    assert client.get("/v1/models/nothing/here").status_code == 404
+    assert client.delete("/v1/models/tiny").status_code == 404  # it came with the package
+    plan = client.get("/v1/plan.png?num_frames=65")
+    assert Image.open(io.BytesIO(plan.content)).format == "PNG"
+    found = client.post("/v1/videos/check", json={"prompt": "a", "num_frames": 129}).json()
+    assert (found["request"]["num_frames"], found["seconds"]) == (129, 8.06)
+    assert 0 < found["computed_share"] < 0.9
+    assert client.post("/v1/adapters", files={"file": ("x.safetensors", b"pickle")}).status_code == 422
+    from safetensors.numpy import save_file
+
+    save_file({"a": np.zeros(3)}, tmp_path / "a.safetensors")
+    kept = client.post(
+        "/v1/adapters", files={"file": ("../é vil.safetensors", (tmp_path / "a.safetensors").read_bytes())}
+    )
+    name = kept.json()["id"]
+    assert (place.data / "adapters" / name).is_file()
+    assert [one["id"] for one in client.get("/v1/adapters").json()] == [name]
+
+
+def test_streams_tell_until_the_end(client: TestClient, place: Place) -> None:
+    id_ = client.post("/v1/videos", json={"prompt": "a", "seed": 1}).json()["id"]
+    finish(place, id_)
+    with client.stream("GET", f"/v1/videos/{id_}/events") as stream:
+        lines = list(stream.iter_lines())
+    assert lines[0] == "event: video"
+    assert json.loads(lines[1].removeprefix("data: "))["state"] == "done"
+
+
+def test_other_pages_and_other_names_are_refused(client: TestClient) -> None:
+    assert client.get("/v1/queue", headers={"host": "rebound.example"}).status_code == 400
+    assert client.get("/v1/queue", headers={"host": "192.168.1.4:7860"}).status_code == 400
+    for headers in (
+        {"origin": "http://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"},
+        {"origin": "http://127.0.0.1:9999"},
+    ):  # fmt: skip
+        answer = client.post("/v1/videos", json={"prompt": "a"}, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (403, "permission_error"), headers
+        assert client.post("/v1/files", files={"file": ("a", png())}, headers=headers).status_code == 403
+    own = client.post("/v1/videos", json={"prompt": "a"}, headers={"origin": "http://127.0.0.1"})
+    assert own.status_code == 200
+    answer = client.get("/v1/queue")
+    assert "access-control-allow-origin" not in answer.headers
+    assert "connect-src 'self'" in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.fixture
+def guarded(place: Place) -> TestClient:
+    with Accounts(place.data) as accounts:
+        accounts.add("ada", PASSWORD)  # the first is an admin
+        accounts.add("bob", PASSWORD)
+        accounts.add("eve", PASSWORD)
+    return TestClient(make_app(place, accounts=True), base_url="http://127.0.0.1", follow_redirects=False)
+
+
+def key_of(place: Place, name: str) -> dict[str, str]:
+    with Accounts(place.data) as accounts:
+        return {"authorization": f"Bearer {accounts.new_key(name)}"}
+
+
+def test_accounts_log_in(guarded: TestClient) -> None:
+    assert guarded.get("/v1/queue").status_code == 401
+    assert guarded.get("/openapi.json").status_code == 401
+    page = guarded.get("/v1/videos", headers={"accept": "text/html"})
+    assert (page.status_code, page.headers["location"]) == (303, "/login?next=/v1/videos")
+    assert guarded.get("/healthz").status_code == 200
+    assert "Password" in guarded.get("/login?next=//evil.example").text
+    assert "evil" not in guarded.get("/login?next=//evil.example").text
+    wrong = guarded.post("/login", data={"name": "ada", "password": "no"})
+    assert wrong.status_code == 401
+    right = guarded.post("/login", data={"name": "ada", "password": PASSWORD, "next": "https://evil.example/"})
+    assert (right.status_code, right.headers["location"]) == (303, "/")
+    cookie = right.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert guarded.get("/v1/about").json()["account"] == "ada"
+    guarded.post("/logout")
+    guarded.cookies.set(COOKIE, right.cookies[COOKIE])  # a copy of it is worth nothing any more
+    assert guarded.get("/v1/about").status_code == 401
+
+
+def test_logins_are_slowed_down(guarded: TestClient) -> None:
+    for _ in range(5):
+        assert guarded.post("/login", data={"name": "ada", "password": "guess"}).status_code == 401
+    slowed = guarded.post("/login", data={"name": "ada", "password": PASSWORD})
+    assert (slowed.status_code, int(slowed.headers["retry-after"]) > 200) == (429, True)
+
+
+def test_a_throttle_lets_through_again() -> None:
+    now = [0.0]
+    throttle = Throttle(2, 60, clock=lambda: now[0])
+    throttle.fail("a")
+    assert throttle.wait("a") == 0
+    throttle.fail("a", "b")
+    assert (throttle.wait("a"), throttle.wait("b")) == (60, 0)
+    now[0] = 61
+    assert throttle.wait("a") == 0
+
+
+def test_accounts_see_what_is_theirs(guarded: TestClient, place: Place) -> None:
+    ada, bob, eve = (key_of(place, name) for name in ("ada", "bob", "eve"))
+    id_ = guarded.post("/v1/videos", json={"prompt": "bob's", "seed": 1}, headers=bob).json()["id"]
+    file = finish(place, id_)
+    assert Path(file.path).parent == place.outputs / "bob"
+    upload = guarded.post("/v1/files", files={"file": ("a.png", png())}, headers=bob).json()["id"]
+    for method, path in (
+        ("GET", ""), ("GET", "/content"), ("GET", "/content?variant=thumbnail"), ("GET", "/log"), ("GET", "/receipt"),
+        ("GET", "/command"), ("POST", "/retry"), ("DELETE", ""), ("GET", "/events"),
+    ):  # fmt: skip
+        assert guarded.request(method, f"/v1/videos/{id_}{path}", headers=eve).status_code == 404, path
+    assert guarded.patch(f"/v1/videos/{id_}", json={"favourite": True}, headers=eve).status_code == 404
+    assert guarded.get("/v1/videos", headers=eve).json()["data"] == []
+    assert guarded.get("/v1/queue", headers=eve).json()["counts"] == {}
+    assert guarded.get(f"/v1/files/{upload}", headers=eve).status_code == 422
+    stolen = {"prompt": "mine", "extend": f"video:{id_}/0", "model": "wan2.2-ti2v-5b"}
+    assert guarded.post("/v1/videos", json=stolen, headers=eve).status_code == 422
+    assert guarded.get(f"/v1/compare?a={id_}&b={id_}", headers=eve).status_code == 404
+    assert guarded.post("/v1/adapters", files={"file": ("a.safetensors", b"")}, headers=eve).status_code == 422
+    assert [one["id"] for one in guarded.get("/v1/videos", headers=ada).json()["data"]] == [id_]  # an admin
+    assert guarded.get(f"/v1/videos/{id_}/content", headers=bob).status_code == 200
+    assert guarded.get("/v1/queue", headers={"authorization": "Bearer rk_wrong"}).status_code == 401
+
+
+def test_accounts_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*arguments: str, password: str = PASSWORD) -> tuple[Any, str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{password}\n"))
+        with pytest.raises(SystemExit) as stopped:
+            main(["accounts", *arguments, "--data-dir", str(tmp_path)])
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, " ".join(err.split())
+
+    assert run("add", "ada", "--password-stdin", password="short")[0] == 2
+    assert run("add", "Ada!", "--password-stdin")[0] == 2
+    assert run("add", "ada", "--password-stdin")[0] == 0
+    assert "already" in run("add", "ada", "--password-stdin")[2]
+    code, key, _ = run("key", "ada", "--label", "laptop")
+    assert (code, key.startswith("rk_")) == (0, True)
+    assert run("key", "nobody")[0] == 2
+    _, shown, _ = run("list")
+    assert "laptop" in shown
+    assert key.strip() not in shown
+    assert run("revoke", "ada", key[:7])[0] == 0
+    with Accounts(tmp_path) as accounts:
+        token = accounts.log_in("ada", PASSWORD)
+        assert token is not None
+        assert accounts.of_key(key.strip()) is None
+    assert run("password", "ada", "--password-stdin", password="a new long password")[0] == 0
+    with Accounts(tmp_path) as accounts:
+        assert accounts.of_session(token) is None
+        assert accounts.log_in("ada", PASSWORD) is None
+        assert accounts.log_in("nobody", PASSWORD) is None
+        stored = (tmp_path / "accounts.db").read_bytes()
+    assert PASSWORD.encode() not in stored
+    assert key.strip().encode() not in stored
+    assert (tmp_path / "accounts.db").stat().st_mode & 0o077 == 0
+    assert run("remove", "ada")[0] == 0
