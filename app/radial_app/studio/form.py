@@ -6,14 +6,14 @@ A field left empty takes the model's own value, which its placeholder shows.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from radial.errors import RequestError
-from radial.models import MODELS, PRESETS, ModelSpec, find_model
+from radial.models import MODELS, PRESETS, ModelSpec
 from radial.request import MAX_SEED, GenerationRequest
 from radial_app.jobs import DEFAULT_NAME, Output, make_output
 
@@ -49,9 +49,14 @@ def limits_of(name: str) -> Limits:
 
 
 class Form:
-    """The components of a request's fields; made inside a ``gr.Blocks``."""
+    """The components of a request's fields; made inside a ``gr.Blocks``.
 
-    def __init__(self) -> None:
+    Args:
+        spec_of: a model by the name that it has here.
+    """
+
+    def __init__(self, spec_of: Callable[[str], ModelSpec]) -> None:
+        self._spec = spec_of
         spec = MODELS["tiny"]
         self.prompt = gr.Textbox(
             label="Prompt", lines=4, max_lines=12, autofocus=True, elem_id="prompt", max_length=20_000,
@@ -195,7 +200,7 @@ class Form:
 
     def show(self, fields: dict[str, Any]) -> list[Any]:
         """Updates of :attr:`inputs` that show a request."""
-        spec = _spec(fields["model"])
+        spec = self._spec(fields["model"])
         references = {name: fields[name] for name in _REFERENCES if fields.get(name)}
         frames = fields.get("num_frames") or spec.num_frames
         low, high, step = _slider(spec)
@@ -222,7 +227,7 @@ class Form:
 
     def choose_model(self, model: str) -> list[Any]:
         """Updates of :attr:`inputs` for another model: its sizes, and its own values as placeholders."""
-        spec = _spec(model)
+        spec = self._spec(model)
         low, high, step = _slider(spec)
         fixed = [
             gr.skip(), gr.update(info=spec.summary),
@@ -243,7 +248,7 @@ class Form:
 
     def choose_preset(self, preset: str, model: str) -> list[Any]:
         """Updates of the advanced components for a quality."""
-        spec = _spec(model)
+        spec = self._spec(model)
         chosen: dict[str, Any] = dict(PRESETS.get(preset, {}))
         if preset == DRAFT:
             chosen = {"num_inference_steps": max(4, round(spec.num_inference_steps / 3))}
@@ -252,7 +257,7 @@ class Form:
 
     def choose_times(self, times: str | None, model: str) -> Any:
         """The length that is so many times the native one."""
-        spec = _spec(model)
+        spec = self._spec(model)
         if not times:
             return gr.skip()
         return frames_at(spec, int(times[0]))
@@ -281,13 +286,6 @@ def _sizes(spec: ModelSpec) -> list[str]:
         sides.add((max(1, round(smaller[0])) * across, max(1, round(smaller[1])) * down))
     legal = [(w, h) for w, h in sides if w % across == 0 and h % down == 0 and w >= 16 and h >= 16]
     return [f"{w}x{h}" for w, h in sorted(legal, key=lambda s: (-s[0] * s[1], -s[0]))]
-
-
-def _spec(model: str) -> ModelSpec:
-    try:
-        return find_model(model)
-    except RequestError:
-        return MODELS["tiny"]
 
 
 def _default(spec: ModelSpec, name: str) -> str:

@@ -20,7 +20,7 @@ from radial.models import MODELS, PRESETS, find_model
 from radial.request import GenerationRequest
 from radial.video import read_frames
 from radial_app.web.desk import Desk, Missing, Place
-from radial_app.web.inputs import Inputs, Upload, take_adapter
+from radial_app.web.inputs import HUB_ID, Inputs, Upload, take_adapter
 from radial_app.web.views import Deleted, Model, model_of
 
 MAX_COMPARED = 600 * 1280 * 720  # pixels of all frames that two clips may have to be compared here
@@ -187,13 +187,13 @@ def settings_in(desk: Desk, content: bytes) -> dict[str, Any]:
         else:
             notes.append(f"the adapter {name} is not here")
     fields["loras"] = kept
-    model = fields["model"] if fields["model"] in MODELS else Path(fields["model"]).name
-    try:
-        desk.inputs.request({"prompt": "x", "model": model if "/" not in fields["model"][1:] else fields["model"]})
-        fields["model"] = model if model in MODELS or model in desk.inputs.checkpoints() else fields["model"]
-    except RequestError:
-        notes.append(f"the model {model} is not here")
-        fields["model"] = "tiny"
+    if fields["model"] not in MODELS and not HUB_ID.fullmatch(fields["model"]):
+        name = Path(fields["model"]).name
+        if name in desk.inputs.checkpoints():
+            fields["model"] = name
+        else:
+            notes.append(f"the model {name} is not here")
+            fields["model"] = "tiny"
     return {"request": fields, "notes": notes, "made_with": str(receipt.get("radial", ""))}
 
 

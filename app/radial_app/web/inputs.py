@@ -28,7 +28,7 @@ MAX_CLIP_FRAMES = 4097
 _ID = re.compile(r"[0-9a-f]{32}\.(png|jpg|webp|mp4|webm)")
 _VIDEO_ID = re.compile(r"video:([0-9a-f]{8,40})(?:/(\d{1,3}))?")
 _NAME = re.compile(r"[\w][\w .+-]{0,150}")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _OWN_FILES = ("image", "last_image", "extend")
 
 
@@ -162,7 +162,7 @@ class Inputs:
             return name
         if (own := self.checkpoints().get(name)) is not None:
             return str(own)
-        if _HUB_ID.fullmatch(name) and ".." not in name and not Path(name).exists():
+        if HUB_ID.fullmatch(name) and ".." not in name and not Path(name).exists():
             return name
         raise RequestError(f"unknown model {name[:200]!r}: it is none that is listed, and no hub id like org/name")
 

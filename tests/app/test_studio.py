@@ -1,0 +1,322 @@
+"""The studio in a browser: what users see and do, through Debian's chromium where there is one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: the studio was not tried in a browser")
+PROMPT = "a red circle <img src=x onerror=alert(1)> moves left"
+
+
+class Studio:
+    """A server with a studio in a folder, in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "radial_app", "studio", "--no-browser", "--port", str(self.port), "--device",
+                   "cpu", "--snapshot-seconds", "0.5", "--data-dir", str(self.folder / "data")]  # fmt: skip
+        self.process = subprocess.Popen(command, cwd=self.folder, stderr=subprocess.PIPE, text=True)
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{self.url}/healthz", timeout=5).read()
+                return
+            except OSError:
+                assert self.process.poll() is None, self.process.communicate()
+                time.sleep(0.1)
+        raise AssertionError("the studio did not start")
+
+    def stop(self, how: int = signal.SIGTERM) -> str:
+        assert self.process is not None
+        self.process.send_signal(how)
+        _, err = self.process.communicate(timeout=60)
+        return err
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}{path}", data, {"content-type": "application/json"}, method=method)
+        return json.load(urllib.request.urlopen(request, timeout=30))
+
+    def wait_for(self, id_: str, *states: str) -> Any:
+        for _ in range(1200):
+            video = self.call("GET", f"/v1/videos/{id_}")
+            if video["state"] in states:
+                return video
+            time.sleep(0.1)
+        raise AssertionError(f"{id_} is {video['state']}, not {states}: {video['note']}")
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory, wan_folder: Path) -> Iterator[Studio]:
+    folder = tmp_path_factory.mktemp("studio")
+    shutil.copytree(wan_folder, folder / "data" / "models" / "small")
+    running = Studio(folder)
+    running.start()
+    yield running
+    err = running.stop()
+    assert "Traceback" not in err, err
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium: Any, studio: Studio) -> Iterator[Any]:
+    """A page that is ready, whose errors and requests to elsewhere fail the test."""
+    context = chromium.new_context(viewport={"width": 1360, "height": 900}, accept_downloads=True)
+    opened = watch(context.new_page(), studio)
+    opened.set_default_timeout(30_000)
+    opened.goto(studio.url)
+    opened.wait_for_selector("#told b")
+    yield opened
+    opened.screenshot(path=studio.folder / "last.png")
+    context.close()
+    assert opened.problems == []
+
+
+def watch(page: Any, studio: Studio) -> Any:
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(f"error {error}"))
+    page.on("dialog", lambda dialog: (page.problems.append(f"dialog {dialog.message}"), dialog.dismiss()))
+
+    def look(request: Any) -> None:
+        if not request.url.startswith((studio.url, "data:", "blob:")):
+            page.problems.append(f"outside {request.url}")
+
+    page.on("request", look)
+    return page
+
+
+def open_tab(page: Any, name: str) -> None:
+    page.click(f'#pages button[role="tab"]:has-text("{name}")')
+
+
+def pick_small(page: Any, steps: int) -> None:
+    """The tiny test checkpoint, in a few steps of few frames."""
+    page.click("#model input")
+    page.click('[role="option"]:has-text("small")')
+    page.wait_for_selector('#model:has-text("checkpoint folder")')
+    page.fill("#size input", "64x64")
+    page.press("#size input", "Enter")
+    page.fill("#num_frames input[type=number]", "9")
+    page.press("#num_frames input[type=number]", "Enter")
+    page.wait_for_function("document.querySelector('#told').innerText.includes('9 frames · 64x64')")
+    page.click("#advanced > button")
+    page.fill("#num_inference_steps input", str(steps))
+    page.press("#num_inference_steps input", "Tab")
+
+
+def text_of(page: Any, selector: str) -> str:
+    text: str = page.inner_text(selector)
+    return text
+
+
+def test_one_field_and_one_key_make_a_video(page: Any, studio: Studio, chromium: Any) -> None:
+    pick_small(page, 3)
+    page.fill("#prompt textarea", PROMPT)
+    page.press("#prompt textarea", "Control+Enter")
+    page.wait_for_selector(".radial-said")
+    id_ = page.get_attribute(".radial-said", "data-job")
+    page.goto("about:blank")  # whoever closes the page loses nothing
+    studio.wait_for(id_, "done")
+    page.goto(studio.url)
+    page.wait_for_selector(f'#live [data-job="{id_}"] video')
+    page.wait_for_function("document.querySelector('#live video').videoWidth === 64")
+    page.wait_for_function("document.querySelector('#live video').currentTime > 0")
+    assert PROMPT in text_of(page, "#live")  # as text
+    video = studio.call("GET", f"/v1/videos/{id_}")
+    assert (video["model"], video["steps"], video["request"]["num_inference_steps"]) == ("small", 3, 3)
+
+
+def make(studio: Studio, **fields: Any) -> str:
+    body = {"prompt": "made over REST", "model": "small", "height": 64, "width": 64, "num_frames": 9, "seed": 5,
+            "num_inference_steps": 2} | fields  # fmt: skip
+    id_: str = studio.call("POST", "/v1/videos", body)["id"]
+    return id_
+
+
+def test_a_clip_that_is_stopped_is_kept(page: Any, studio: Studio) -> None:
+    id_ = make(studio, num_inference_steps=400, prompt="long")
+    page.wait_for_selector(f'#live [data-job="{id_}"]')
+    page.wait_for_function("document.querySelector('#live .stage').innerText.includes('step')")
+    assert "left" in page.wait_for_selector("#live .eta:not(:empty)").inner_text()
+    page.click('#live button:has-text("Stop and keep")')
+    video = studio.wait_for(id_, "cancelled")
+    assert video["files"][0]["partial"]
+    page.wait_for_selector(f'#live [data-job="{id_}"] video')
+
+
+def test_the_queue_is_handled(page: Any, studio: Studio) -> None:
+    block = make(studio, num_inference_steps=1000, num_frames=33, prompt="in front")
+    ids = [make(studio, prompt=f"waits {n}") for n in range(3)]
+    open_tab(page, "Queue")
+    page.wait_for_selector(f'#queue [data-job="{ids[2]}"]')
+    page.click(f'#queue [data-job="{ids[2]}"] button[aria-label="Move up"]')
+    page.wait_for_function(
+        "(ids) => [...document.querySelectorAll('#queue li')].map((row) => row.dataset.job).slice(1).join() === ids",
+        arg=",".join([ids[0], ids[2], ids[1]]),
+    )
+    page.click(f'#queue [data-job="{ids[0]}"] button:has-text("Hold")')
+    page.wait_for_selector(f'#queue [data-job="{ids[0]}"].paused')
+    page.click(f'#queue [data-job="{ids[1]}"] button:has-text("Edit")')
+    page.fill("dialog textarea", "")
+    page.click('dialog button:has-text("Save")')
+    page.wait_for_selector('dialog [role="alert"]:has-text("prompt must not be empty")')
+    page.fill("dialog textarea", "edited")
+    page.click('dialog button:has-text("Save")')
+    page.wait_for_selector(f'#queue [data-job="{ids[1]}"] .prompt:has-text("edited")')
+    page.click(f'#queue [data-job="{ids[2]}"] button:has-text("Cancel")')
+    page.click(f'#queue [data-job="{block}"] button:has-text("Discard")')
+    studio.wait_for(block, "cancelled")
+    studio.wait_for(ids[1], "done")
+    page.click(f'#queue [data-job="{ids[0]}"] button:has-text("Go on")')
+    studio.wait_for(ids[0], "done")
+    page.wait_for_selector("#queue .radial-empty")
+
+
+def test_the_gallery_compares_and_gives_settings_back(page: Any, studio: Studio) -> None:
+    ids = [make(studio, seed=seed, prompt=f"seed {seed}", guidance_scale=2.5, decay=0.5) for seed in (21, 22)]
+    for id_ in ids:
+        studio.wait_for(id_, "done")
+    open_tab(page, "Gallery")
+    page.fill('#gallery input[type="search"]', "seed 2")
+    page.wait_for_function("document.querySelectorAll('#gallery .tile').length === 2")
+    page.wait_for_function("[...document.querySelectorAll('#gallery .tile img')].every((i) => i.naturalWidth > 0)")
+    page.click(f'#gallery [data-job="{ids[0]}"]')
+    page.wait_for_function("document.querySelector('dialog video')?.videoWidth === 64")
+    page.click('dialog button:has-text("Favourite")')
+    page.click('dialog button:has-text("Compare with")')
+    page.click(f'dialog .tile[data-job="{ids[1]}"]')
+    page.wait_for_selector('.measures:has-text("PSNR")')
+    page.wait_for_function("[...document.querySelectorAll('.compare video')].every((v) => v.videoWidth === 64)")
+    page.locator(".wipe").last.fill("80")
+    assert page.evaluate("document.querySelector('.compare').style.getPropertyValue('--cut')") == "80%"
+    page.keyboard.press("Escape")
+    with page.expect_download() as download:
+        page.click('dialog a:has-text("Download")')
+    saved = studio.folder / "downloaded.mp4"
+    download.value.save_as(saved)
+    page.click('dialog button:has-text("Use these settings")')
+    wait_for_form(page, "seed 21", 21)
+    assert page.input_value("#num_frames input[type=number]") == "9"
+    # The same out of the file, on a fresh page.
+    page.goto(studio.url)
+    page.wait_for_selector("#told b")
+    open_tab(page, "Settings")
+    page.set_input_files("#settings input[type=file]", saved)
+    wait_for_form(page, "seed 21", 21)
+    page.click("#advanced > button")
+    assert page.input_value("#guidance_scale input") == "2.5"
+    assert page.input_value("#decay input") == "0.5"
+    page.click("#generate")
+    page.wait_for_selector(".radial-said")
+    again = studio.wait_for(page.get_attribute(".radial-said", "data-job"), "done")
+    first = studio.call("GET", f"/v1/videos/{ids[0]}")
+    assert again["request"] == first["request"]
+    assert studio.call("GET", f"/v1/compare?a={ids[0]}&b={again['id']}")["psnr"] == 100.0
+    # Deleted to the trash.
+    open_tab(page, "Gallery")
+    page.click(f'#gallery [data-job="{again["id"]}"]')
+    page.click('dialog button:has-text("Delete")')
+    page.wait_for_selector(f'#gallery [data-job="{again["id"]}"]', state="detached")
+    assert list((studio.folder / "outputs" / ".trash").iterdir())
+
+
+def wait_for_form(page: Any, prompt: str, seed: int) -> None:
+    page.wait_for_function(
+        "([prompt, seed]) => document.querySelector('#prompt textarea').value === prompt "
+        "&& document.querySelector('#seed input').value === String(seed)",
+        arg=[prompt, seed],
+    )
+
+
+def test_what_cannot_be_is_said_at_once(page: Any, studio: Studio) -> None:
+    before = studio.call("GET", "/v1/queue")["counts"]
+    page.fill("#size input", "100x99")
+    page.press("#size input", "Enter")
+    page.wait_for_selector('#told [role="alert"]:has-text("multiple of")')
+    page.fill("#prompt textarea", "a")
+    page.click("#generate")
+    page.wait_for_selector('#answer [role="alert"]:has-text("multiple of")')
+    assert studio.call("GET", "/v1/queue")["counts"] == before
+    page.set_input_files('#references input[type="file"] >> nth=0', {
+        "name": "evil.png", "mimeType": "image/png", "buffer": b"<script>alert(1)</script>",
+    })  # fmt: skip
+    page.wait_for_selector('#radial-toasts .problem:has-text("no PNG")')
+
+
+def test_it_goes_on_after_kill_9(page: Any, studio: Studio) -> None:
+    id_ = make(studio, num_inference_steps=60, prompt="through a crash")
+    page.wait_for_selector(f'#live [data-job="{id_}"]')
+    studio.stop(signal.SIGKILL)
+    page.wait_for_selector("body.radial-offline")
+    studio.start()
+    page.wait_for_selector("body:not(.radial-offline)")
+    studio.wait_for(id_, "done")
+    page.wait_for_selector(f'#live [data-job="{id_}"] video')  # on the page that stayed open
+
+
+def test_a_phone_shows_all_of_it(chromium: Any, studio: Studio) -> None:
+    context = chromium.new_context(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True,
+                                   color_scheme="dark")  # fmt: skip
+    page = watch(context.new_page(), studio)
+    page.goto(studio.url)
+    page.wait_for_selector("#told b")
+    for tab in ("Create", "Queue", "Gallery", "Models", "Settings"):
+        open_tab(page, tab)
+        page.wait_for_timeout(600)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab
+    open_tab(page, "Gallery")
+    page.click("#gallery .tile >> nth=0")
+    box = page.wait_for_selector("dialog").bounding_box()
+    assert box["x"] >= 0
+    assert box["width"] <= 390
+    context.close()
+    assert page.problems == []
+
+
+def test_nothing_secret_is_served(studio: Studio) -> None:
+    """Gradio serves files of its working folder that handlers name; the guard stands before all of it."""
+    (studio.folder / "secret.txt").write_text("secret")
+    for path in (
+        f"/gradio_api/file={studio.folder}/secret.txt", "/gradio_api/file=/etc/passwd", "/ui/../../server.py",
+        f"/gradio_api/file={studio.folder}/data/jobs.db", "/ui/%2e%2e/app.py",
+    ):  # fmt: skip
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(studio.url + path)
+        assert refused.value.code in (403, 404), path
+
+
+def test_settings_of_gradio_stay_at_home(studio: Studio) -> None:
+    config = studio.call("GET", "/config")
+    assert config["analytics_enabled"] is False
+    private = [d["api_visibility"] for d in config["dependencies"]]
+    assert set(private) <= {"private", "public"}
+    assert os.environ.get("GRADIO_ANALYTICS_ENABLED") is None  # only of the server's own process
