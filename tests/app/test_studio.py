@@ -16,6 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+
+from radial import OutputError, RadialError, RequestError
+from radial.video import read_frames
+from radial_app.client import Client
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: the studio was not tried in a browser")
@@ -320,3 +325,55 @@ def test_settings_of_gradio_stay_at_home(studio: Studio) -> None:
     private = [d["api_visibility"] for d in config["dependencies"]]
     assert set(private) <= {"private", "public"}
     assert os.environ.get("GRADIO_ANALYTICS_ENABLED") is None  # only of the server's own process
+
+
+def test_agents_find_tools(studio: Studio) -> None:
+    """Over MCP, as a client of that protocol speaks."""
+    import asyncio
+
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamablehttp_client
+
+    async def speak() -> tuple[set[str], Any, Any]:
+        async with (
+            streamablehttp_client(f"{studio.url}/gradio_api/mcp/") as (read, write, _),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            tools = {tool.name for tool in (await session.list_tools()).tools}
+            made = await session.call_tool(
+                "generate_video", {"prompt": "by an agent", "size": "64x64", "model": "small"}
+            )
+            bad = await session.call_tool("generate_video", {"prompt": "", "model": "small"})
+            return tools, made, bad
+
+    tools, made, bad = asyncio.run(speak())
+    assert tools == {"generate_video", "video_status", "list_videos"}
+    (told,) = studio.call("GET", "/v1/videos?limit=1")["data"]
+    assert told["prompt"] == "by an agent"
+    assert told["id"] in made.content[0].text
+    assert bad.isError
+    assert "prompt must not be empty" in bad.content[0].text
+
+
+def test_the_client_makes_and_fetches(studio: Studio, tmp_path: Path) -> None:
+    client = Client(studio.url)
+    with pytest.raises(RequestError, match="multiple of 4 plus 1"):
+        client.create("a", num_frames=34)
+    seen: list[int] = []
+    video = client.create("by the client", model="small", size="64x64", num_frames=9, num_inference_steps=30)
+    done = client.wait(video.id, on_change=lambda one: seen.append(one.progress))
+    assert (done.status, done.files, seen[-1]) == ("completed", 1, 100)
+    path = client.download(video.id, tmp_path / "a.mp4")
+    assert read_frames(path).shape == (9, 64, 64, 3)
+    with pytest.raises(RadialError):
+        client.download(video.id, path)
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (64, 64), "red").save(picture)
+    assert client.upload(picture).endswith(".png")
+    assert client.list(show="done", limit=1)[0].id == video.id
+    client.delete(video.id)
+    with pytest.raises(RequestError, match="there is no video"):
+        client.get(video.id)
+    with pytest.raises(OutputError, match="does not answer"):
+        Client("http://127.0.0.1:9").get("x")

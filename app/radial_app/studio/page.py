@@ -15,6 +15,7 @@ from radial.errors import RadialError
 from radial.models import MODELS, ModelSpec, find_model
 from radial_app.accounts import LOCAL
 from radial_app.studio.form import Form
+from radial_app.studio.tools import add_tools
 from radial_app.web.desk import Desk, Place
 from radial_app.web.inputs import Inputs
 
@@ -123,6 +124,7 @@ def make_page(place: Place) -> gr.Blocks:
         inbox.change(fill, inbox, form.inputs, **private).then(
             lambda: gr.update(selected="create"), None, pages, **private
         )
+        add_tools(desk)
     return page
 
 

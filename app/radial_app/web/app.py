@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,12 @@ from starlette.exceptions import HTTPException
 
 from radial import __version__
 from radial.errors import OutputError, RadialError, RequestError
+from radial.request import explain
 from radial_app.server import Caretaker
 from radial_app.store import JobStore
 from radial_app.web import files, login, videos
 from radial_app.web.desk import Conflict, Missing, Place
 from radial_app.web.guard import MAX_UPLOAD, Guard
-from radial_app.web.inputs import explained_problems
 
 _DOCS = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -101,9 +103,12 @@ def _with_studio(app: FastAPI, place: Place) -> FastAPI:
         raise RequestError("the studio needs more packages: pip install 'radial-video[studio]'") from error
     from radial_app.studio.page import HEAD, make_page, theme
 
+    # What the first check needs takes seconds to load; nobody should wait for it.
+    threading.Thread(target=lambda: importlib.import_module("radial.plan"), daemon=True).start()
+
     return gradio.mount_gradio_app(
         app, make_page(place), "/", head=HEAD, theme=theme(), footer_links=[], run_history=False, ssr_mode=False,
-        show_error=True, max_file_size=MAX_UPLOAD, allowed_paths=[], mcp_server=False, pwa=False,
+        show_error=True, max_file_size=MAX_UPLOAD, allowed_paths=[], mcp_server=True, pwa=False,
         auth_dependency=lambda request: request.state.visitor.name or "local",
     )  # fmt: skip
 
@@ -130,7 +135,7 @@ async def _tell_invalid(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problems = [dict(one) | {"loc": one["loc"][1:] or one["loc"]} for one in error.errors()]
     param = ".".join(map(str, problems[0]["loc"])) if problems else None
-    return problem(explained_problems(problems), 422, param)
+    return problem("; ".join(explain(one) for one in problems), 422, param)
 
 
 class _QueueCollector:

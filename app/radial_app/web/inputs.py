@@ -19,7 +19,7 @@ from radial.errors import OutputError, RadialError, RequestError
 from radial.files import publish
 from radial.images import read_image
 from radial.models import MODELS
-from radial.request import GenerationRequest, explain, make_request
+from radial.request import GenerationRequest, make_request
 from radial_app.accounts import Visitor
 from radial_app.database import Database
 
@@ -191,11 +191,6 @@ def take_adapter(folder: Path, name: str, source: Path) -> str:
 
 def _copy(source: Path, partial: Path) -> None:
     shutil.copyfile(source, partial)
-
-
-def explained_problems(errors: list[Any]) -> str:
-    """Pydantic's complaints as one line."""
-    return "; ".join(explain(error) for error in errors)
 
 
 def _suffix_of(head: bytes) -> str | None:

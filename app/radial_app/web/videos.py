@@ -9,15 +9,13 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Query, Request
 from fastapi.responses import FileResponse, StreamingResponse
-from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from radial.errors import RequestError
 from radial_app.jobs import FINISHED
 from radial_app.web.desk import WAITING, Desk, Missing, Place, store_in
-from radial_app.web.inputs import explained_problems
-from radial_app.web.views import Change, Deleted, Video, VideoList, VideoRequest, command_of
+from radial_app.web.views import Change, Deleted, Video, VideoList, VideoRequest, command_of, read_request
 
 _TICK = 0.5  # seconds between two looks of a stream
 _QUIET = 15.0  # after which it says that it still lives
@@ -58,11 +56,7 @@ def make_router(place: Place) -> APIRouter:
             here = desk(request)
             if upload is not None:
                 fields["image"] = here.inputs.take(upload.file).id
-            try:
-                written = VideoRequest.model_validate(fields).written()
-            except ValidationError as error:
-                raise RequestError(explained_problems(error.errors())) from error
-            (job,) = here.add([here.check(written)])
+            (job,) = here.add([here.check(read_request(fields))])
             return here.view(job)
 
         return await run_in_threadpool(add)
@@ -71,10 +65,7 @@ def make_router(place: Place) -> APIRouter:
     def check_video(request: Request, fields: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
         """What a request would become, compute and take; nothing is queued."""
         here = desk(request)
-        try:
-            resolved = here.check(VideoRequest.model_validate(fields).written())
-        except ValidationError as error:
-            raise RequestError(explained_problems(error.errors())) from error
+        resolved = here.check(read_request(fields))
         return {"request": here.inputs.fields(resolved), **here.plan_of(resolved)}
 
     @router.get("/videos")

@@ -6,12 +6,12 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from radial.checkpoints import checkpoint_folder
 from radial.errors import ModelError, RequestError
 from radial.models import MODELS, ModelSpec, find_model
-from radial.request import GenerationRequest
+from radial.request import GenerationRequest, explain
 from radial_app.jobs import Job, State
 from radial_app.web.inputs import Inputs
 
@@ -49,6 +49,18 @@ class VideoRequest(GenerationRequest):
             spec = MODELS.get(self.model) or find_model("tiny")
             fields["num_frames"] = frames_of(self.seconds, self.fps or spec.fps, spec)
         return fields
+
+
+def read_request(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a request as it came over the web, checked.
+
+    Raises:
+        RequestError: a field breaks a rule.
+    """
+    try:
+        return VideoRequest.model_validate(fields).written()
+    except ValidationError as error:
+        raise RequestError("; ".join(explain(problem) for problem in error.errors())) from error
 
 
 class Problem(BaseModel):
