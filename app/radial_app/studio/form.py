@@ -255,13 +255,6 @@ class Form:
         touched = {"num_inference_steps": None, "guidance_scale": None, "sampler": "model", "flow_shift": None}
         return [(touched | chosen)[name] if name in touched else gr.skip() for name in self.advanced]
 
-    def choose_times(self, times: str | None, model: str) -> Any:
-        """The length that is so many times the native one."""
-        spec = self._spec(model)
-        if not times:
-            return gr.skip()
-        return frames_at(spec, int(times[0]))
-
 
 def frames_at(spec: ModelSpec, times: int) -> int:
     """The length in frames nearest to so many times the native one, counted in latent frames."""

@@ -106,8 +106,8 @@ def make_page(place: Place) -> gr.Blocks:
             own = list(desk(request).inputs.checkpoints())
             return gr.update(choices=[*own, *(name for name, spec in MODELS.items() if spec.starts_from)])
 
-        private: Any = {"api_visibility": "private", "show_progress": "hidden"}
-        look: Any = private | {"trigger_mode": "always_last", "concurrency_limit": 8}
+        private: Any = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+        look: Any = private | {"trigger_mode": "always_last"}
         gr.on([page.load, *(part.change for part in form.inputs)], check, form.inputs, [form.told, plan], **look)
         plan.change(None, plan, None, js="(text) => window.radial?.showPlan(text)", **private)
         for hidden, name in ((form.references, "references"), (form.loras, "loras")):
@@ -116,10 +116,11 @@ def make_page(place: Place) -> gr.Blocks:
         # By the user's hand only: settings that are loaded say themselves how long a clip is.
         form.model.input(form.choose_model, form.model, form.inputs, **private)
         form.preset.input(form.choose_preset, [form.preset, form.model], list(form.advanced.values()), **private)
-        form.times.input(form.choose_times, [form.times, form.model], form.num_frames, **private)
+        frames_at = "(times, frames, plan) => window.radial ? window.radial.framesAt(times, frames, plan) : frames"
+        form.times.input(None, [form.times, form.num_frames, plan], form.num_frames, js=frames_at, **private)
         form.dice.click(lambda: secrets.randbelow(2**31), None, form.seed, **private)
         form.generate.click(
-            generate, [form.lock, *form.inputs, *form.output], [form.answer, form.seed], concurrency_limit=8, **private
+            generate, [form.lock, *form.inputs, *form.output], [form.answer, form.seed], **private
         ).then(None, form.answer, None, js="() => window.radial?.watch()", **private)
         inbox.change(fill, inbox, form.inputs, **private).then(
             lambda: gr.update(selected="create"), None, pages, **private

@@ -206,6 +206,7 @@ class Desk:
         return {
             "seconds": round(request.clip_frames / (request.fps or spec.fps), 2),
             "tokens": request.grid(spec).tokens, "native_frames": spec.native_frames,
+            "stride": spec.stride[0], "first_frame": spec.first_frame,
             "computed_share": found.density, "render_seconds": found.seconds,
             "render_seconds_dense": self.store.seconds_of(request.model_copy(update={"attention": "dense"}))
             if request.attention == "radial" else found.seconds,

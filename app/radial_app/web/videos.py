@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Query, Request
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from radial.errors import RequestError
+from radial_app.accounts import Visitor
 from radial_app.jobs import FINISHED
 from radial_app.web.desk import WAITING, Desk, Missing, Place, store_in
 from radial_app.web.views import Change, Deleted, Video, VideoList, VideoRequest, command_of, read_request
@@ -86,11 +88,12 @@ def make_router(place: Place) -> APIRouter:
         first, last = (data[0].id, data[-1].id) if data else (None, None)
         return VideoList(data=data, first_id=first, last_id=last, has_more=len(jobs) > limit)
 
-    @router.get("/videos/{id}")
-    def get_video(request: Request, id: str) -> Video:
+    polled = _Polled(place)
+
+    @router.get("/videos/{id}", response_model=Video)
+    async def get_video(request: Request, id: str) -> Response:
         """How a video stands."""
-        here = desk(request)
-        return here.view(here.get(id))
+        return Response(polled.get(request.state.visitor, id), media_type="application/json")
 
     @router.patch("/videos/{id}")
     def change_video(request: Request, id: str, change: Change) -> Video:
@@ -224,6 +227,26 @@ def make_router(place: Place) -> APIRouter:
         return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
 
     return router
+
+
+class _Polled:
+    """Videos as they were told last, for many that ask for the same one: until somebody changes a job."""
+
+    def __init__(self, place: Place, size: int = 512) -> None:
+        self._place, self._size = place, size
+        self._told: OrderedDict[tuple[Visitor, str], tuple[Any, str]] = OrderedDict()
+
+    def get(self, visitor: Visitor, id: str) -> str:
+        """A video as JSON. For the event loop's thread."""
+        store = store_in(self._place.data)
+        key, version = (visitor, id), (store, store.version())  # versions of one connection can be compared
+        known = self._told.get(key)
+        if known is None or known[0] != version:
+            here = Desk(self._place, visitor)
+            self._told[key] = known = (version, here.view(here.get(id)).model_dump_json())
+            if len(self._told) > self._size:
+                self._told.popitem(last=False)
+        return known[1]
 
 
 def _board(desk: Desk) -> dict[str, Any]:

@@ -60,6 +60,12 @@ window.radial = {
     window.radial.use(request);
     say("The clip goes on from its last frame; say what happens next.");
   },
+  // The length that is so many times the native one, counted in latent frames.
+  framesAt: (times, frames, plan) => {
+    const { native_frames, stride, first_frame } = JSON.parse(plan || "{}");
+    if (!times || !stride) return frames;
+    return Math.floor((native_frames - first_frame) / stride) * parseInt(times) * stride + first_frame;
+  },
   theme: (name) => {
     localStorage.setItem("radial-theme", name);
     const url = new URL(location.href);

@@ -1,0 +1,217 @@
+"""The studio with many jobs, and under many polls: ``python benchmarks/studio.py [--jobs 1000]``.
+
+Fills a queue with finished jobs, opens the studio in chromium, and times the first page and what a user does on it.
+Then a clip is rendered again and again while clients poll the REST interface, in turn with renders that nobody polls:
+the ratio of their medians is what the polls cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from radial.request import make_request
+from radial.video import Video
+from radial_app.client import Client
+from radial_app.jobs import Job, Output, ResultFile
+from radial_app.results import digest_file
+from radial_app.store import JobStore
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between two polls of a client")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-polls", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        fill(folder, options.jobs)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "radial_app", "studio", "--no-browser", "--port", str(port), "--device", "cpu",
+                   "--data-dir", str(folder / "data")]  # fmt: skip
+        server = subprocess.Popen(command, cwd=folder)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            wait_for(url)
+            time.sleep(20)  # its worker has loaded what it needs
+            print(f"{options.jobs} finished jobs", flush=True)
+            for what, seconds in browse(url).items():
+                print(f"  {what:<44} {1000 * seconds:6.0f} ms", flush=True)
+            if not options.no_polls:
+                poll(url, options)
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+def fill(folder: Path, count: int) -> None:
+    """Finished jobs, each with a file of its own name."""
+    outputs = folder / "outputs"
+    outputs.mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (9, 8, 8, 3), np.uint8).repeat(16, 1).repeat(16, 2)
+    clip = Video(noise, 16).write(outputs / "clip.mp4")
+    digest = digest_file(clip)
+    with JobStore(folder / "data") as store:
+        jobs = store.add(
+            Job(
+                id="", request=make_request(prompt=f"clip number {n}", seed=n).resolve(),
+                output=Output(folder=str(outputs)),
+            )
+            for n in range(count)
+        )  # fmt: skip
+        for job in jobs:
+            path = outputs / f"{job.id}.mp4"
+            path.hardlink_to(clip)
+            store.claim("benchmark", only=job.id)
+            store.record_file(job.id, 0, ResultFile(str(path), digest, job.request.seed, 10.0, done=True))
+            store.end(job.id, "done")
+
+
+def wait_for(url: str) -> None:
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"{url}/healthz").read()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise SystemExit("the studio did not start")
+
+
+def browse(url: str) -> dict[str, float]:
+    """Seconds until a user sees what they asked for, medians of three visits, with the browser's cache empty."""
+    from playwright.sync_api import sync_playwright
+
+    times: dict[str, list[float]] = {}
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for _ in range(4):
+            page = browser.new_context(viewport={"width": 1360, "height": 900}).new_page()
+
+            _visit(page, url, times)
+            page.context.close()
+        browser.close()
+    return {what: statistics.median(values[1:]) for what, values in times.items()}
+
+
+def _visit(page: Any, url: str, times: dict[str, list[float]]) -> None:
+    def timed(what: str, act: Any, ready: str) -> None:
+        started = time.perf_counter()
+        act()
+        page.wait_for_function(ready, polling=20)
+        times.setdefault(what, []).append(time.perf_counter() - started)
+
+    def tab(name: str) -> None:
+        page.click(f'#pages button[role="tab"]:has-text("{name}")')
+
+    found = "[...document.querySelectorAll('#gallery .tile .prompt')].every((p) => p.innerText.includes('77'))"
+    timed("first page ready", lambda: page.goto(url),
+          "document.querySelector('#told b') && document.querySelector('#live [data-job]')")  # fmt: skip
+    timed("a length chosen, told what it takes", lambda: page.click('#times label:has-text("2x")'),
+          "document.querySelector('#told').innerText.includes('65 frames')")  # fmt: skip
+    timed("gallery open, 24 videos", lambda: tab("Gallery"),
+          "document.querySelectorAll('#gallery .tile').length === 24")  # fmt: skip
+    timed("search, answered (80 ms of it waiting)", lambda: page.fill("#gallery input", "number 77"), found)
+    timed("a video open", lambda: page.click("#gallery .tile"), "document.querySelector('dialog video')")
+    page.keyboard.press("Escape")
+    timed("queue open", lambda: tab("Queue"), "document.querySelector('#queue .head')")
+
+
+def poll(url: str, options: argparse.Namespace) -> None:
+    """Renders with and without clients that poll, in turn."""
+    client = Client(url)
+    quiet: list[float] = []
+    polled: list[float] = []
+    answers: list[float] = []
+    failures: list[Any] = []
+    for number in range(2 * options.rounds + 1):
+        stop = threading.Event()
+        video = client.create("a red circle moves left", num_inference_steps=30, seed=1)
+        polls = number > 0 and number % 2 == 0
+        thread = threading.Thread(
+            target=lambda id=video.id, stop=stop: asyncio.run(_poll_all(url, id, options, stop, answers, failures))
+        )
+        if polls:
+            thread.start()
+        done = client.wait(video.id)
+        stop.set()
+        if polls:
+            thread.join()
+        if number:  # the first one loads the model
+            (polled if polls else quiet).append(done.raw["files"][0]["render_seconds"])
+    ratio = statistics.median(polled) / statistics.median(quiet)
+    print(f"{options.clients} clients, each polling every {options.every:g} s while a clip is rendered on the CPU")
+    print(f"  polls answered {len(answers)}, errors {len(failures)} {failures[:1]}")
+    print(f"  a poll takes {1000 * statistics.median(answers):.0f} ms, the slowest of a hundred "
+          f"{1000 * sorted(answers)[int(0.99 * len(answers))]:.0f} ms")  # fmt: skip
+    print(f"  seconds a clip: alone {quiet}, polled {polled}; {100 * (ratio - 1):+.1f} %")
+
+
+async def _poll_all(
+    url: str, id: str, options: argparse.Namespace, stop: threading.Event, answers: list[float], failures: list[Any]
+) -> None:
+    """All clients at once, each with a connection of its own."""
+    port = int(url.rpartition(":")[2])
+
+    async def one(index: int) -> None:
+        await asyncio.sleep(options.every * index / options.clients)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while not stop.is_set():
+            started = time.perf_counter()
+            writer.write(f"GET /v1/videos/{id} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+            try:
+                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+                size = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+                await reader.readexactly(size)
+                (answers if b" 200 " in head[:20] else failures).append(time.perf_counter() - started)
+            except (TimeoutError, OSError, asyncio.IncompleteReadError) as error:
+                failures.append(str(error))
+            await asyncio.sleep(options.every)
+        writer.close()
+
+    await asyncio.gather(*(one(index) for index in range(options.clients)))
+
+
+def _visit(page: Any, url: str, times: dict[str, list[float]]) -> None:
+    def timed(what: str, act: Any, ready: str) -> None:
+        started = time.perf_counter()
+        act()
+        page.wait_for_function(ready, polling=20)
+        times.setdefault(what, []).append(time.perf_counter() - started)
+
+    def tab(name: str) -> None:
+        page.click(f'#pages button[role="tab"]:has-text("{name}")')
+
+    found = "[...document.querySelectorAll('#gallery .tile .prompt')].every((p) => p.innerText.includes('77'))"
+    timed("first page ready", lambda: page.goto(url),
+          "document.querySelector('#told b') && document.querySelector('#live [data-job]')")  # fmt: skip
+    timed("a length chosen, told what it takes", lambda: page.click('#times label:has-text("2x")'),
+          "document.querySelector('#told').innerText.includes('65 frames')")  # fmt: skip
+    timed("gallery open, 24 videos", lambda: tab("Gallery"),
+          "document.querySelectorAll('#gallery .tile').length === 24")  # fmt: skip
+    timed("search, answered (80 ms of it waiting)", lambda: page.fill("#gallery input", "number 77"), found)
+    timed("a video open", lambda: page.click("#gallery .tile"), "document.querySelector('dialog video')")
+    page.keyboard.press("Escape")
+    timed("queue open", lambda: tab("Queue"), "document.querySelector('#queue .head')")
+
+
+if __name__ == "__main__":
+    main()
