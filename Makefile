@@ -27,7 +27,7 @@ clean:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Radial needs Python 3.11 or later; set PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(PIP) install -c constraints.txt torch==2.13.0
-	$(PIP) install -c constraints.txt -e .
+	$(PIP) install -c constraints.txt -e '.[studio]'
 	touch $@
 
 .venv/.installed-dev: .venv/.installed

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from radial.request import make_request
 from radial.video import Video
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two polls of a client")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--no-polls", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -56,7 +57,7 @@ def main() -> None:
             for what, seconds in browse(url).items():
                 print(f"  {what:<44} {1000 * seconds:6.0f} ms", flush=True)
             if not options.no_polls:
-                poll(url, options)
+                poll(url, options, psutil.Process(server.pid))
         finally:
             server.terminate()
             server.wait(60)
@@ -135,20 +136,22 @@ def _visit(page: Any, url: str, times: dict[str, list[float]]) -> None:
     timed("queue open", lambda: tab("Queue"), "document.querySelector('#queue .head')")
 
 
-def poll(url: str, options: argparse.Namespace) -> None:
+def poll(url: str, options: argparse.Namespace, server: psutil.Process) -> None:
     """Renders with and without clients that poll, in turn."""
     client = Client(url)
     quiet: list[float] = []
     polled: list[float] = []
     answers: list[float] = []
     failures: list[Any] = []
+    used: dict[bool, list[float]] = {True: [], False: []}  # shares of a core
     for number in range(2 * options.rounds + 1):
         stop = threading.Event()
-        video = client.create("a red circle moves left", num_inference_steps=30, seed=1)
+        video = client.create("a red circle moves left", num_inference_steps=12, seed=1)
         polls = number > 0 and number % 2 == 0
         thread = threading.Thread(
             target=lambda id=video.id, stop=stop: asyncio.run(_poll_all(url, id, options, stop, answers, failures))
         )
+        before = sum(server.cpu_times()[:2])
         if polls:
             thread.start()
         done = client.wait(video.id)
@@ -156,12 +159,16 @@ def poll(url: str, options: argparse.Namespace) -> None:
         if polls:
             thread.join()
         if number:  # the first one loads the model
-            (polled if polls else quiet).append(done.raw["files"][0]["render_seconds"])
+            seconds = done.raw["files"][0]["render_seconds"]
+            (polled if polls else quiet).append(seconds)
+            used[polls].append((sum(server.cpu_times()[:2]) - before) / seconds)
     ratio = statistics.median(polled) / statistics.median(quiet)
     print(f"{options.clients} clients, each polling every {options.every:g} s while a clip is rendered on the CPU")
     print(f"  polls answered {len(answers)}, errors {len(failures)} {failures[:1]}")
     print(f"  a poll takes {1000 * statistics.median(answers):.0f} ms, the slowest of a hundred "
           f"{1000 * sorted(answers)[int(0.99 * len(answers))]:.0f} ms")  # fmt: skip
+    extra = statistics.median(used[True]) - statistics.median(used[False])
+    print(f"  the server takes {100 * extra:.1f} % of a core more for them")
     print(f"  seconds a clip: alone {quiet}, polled {polled}; {100 * (ratio - 1):+.1f} %")
 
 

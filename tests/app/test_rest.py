@@ -299,6 +299,7 @@ def test_other_pages_and_other_names_are_refused(client: TestClient) -> None:
         answer = client.post("/v1/videos", json={"prompt": "a"}, headers=headers)
         assert (answer.status_code, answer.json()["error"]["type"]) == (403, "permission_error"), headers
         assert client.post("/v1/files", files={"file": ("a", png())}, headers=headers).status_code == 403
+    assert client.post("/gradio_api/upload", files={"files": ("a", b"anything")}).status_code == 403
     own = client.post("/v1/videos", json={"prompt": "a"}, headers={"origin": "http://127.0.0.1"})
     assert own.status_code == 200
     answer = client.get("/v1/queue")
@@ -326,7 +327,7 @@ def test_accounts_log_in(guarded: TestClient) -> None:
     assert guarded.get("/openapi.json").status_code == 401
     page = guarded.get("/v1/videos", headers={"accept": "text/html"})
     assert (page.status_code, page.headers["location"]) == (303, "/login?next=/v1/videos")
-    assert guarded.get("/healthz").status_code == 200
+    assert guarded.get("/healthz").json() == {"status": "ok"}
     assert "Password" in guarded.get("/login?next=//evil.example").text
     assert "evil" not in guarded.get("/login?next=//evil.example").text
     wrong = guarded.post("/login", data={"name": "ada", "password": "no"})

@@ -181,10 +181,10 @@ class Form:
         for name, value in zip(self.advanced, advanced, strict=True):
             if name == "riflex":
                 value = {"on": True, "off": False}.get(value)
-            if value not in (None, "", 0) or value is False or (value == 0 and name.startswith(("dense", "guidance"))):
+            if name == "block_size":
+                value = value or None
+            if value not in (None, ""):
                 fields[name] = value
-        if not fields.get("block_size"):
-            fields.pop("block_size", None)
         return fields
 
     def read_output(self, values: Sequence[Any]) -> Output:

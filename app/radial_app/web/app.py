@@ -61,20 +61,23 @@ def make_app(
     app.add_exception_handler(HTTPException, _tell_http)
 
     @app.get("/healthz", tags=["server"])
-    def health(response: Response) -> dict[str, Any]:
-        """Whether jobs can be kept, and whether somebody renders them."""
+    def health(request: Request, response: Response) -> dict[str, Any]:
+        """Whether jobs can be kept, and whether somebody renders them; how many, to admins."""
         try:
             with JobStore(place.data) as store:
                 jobs, workers = store.counts(), store.locks.living()
         except OutputError as error:
             response.status_code = 503
-            return {"status": "broken", "problem": str(error)}
+            return {"status": "broken"} | ({"problem": str(error)} if request.state.visitor.admin else {})
         problem = caretaker.problem if caretaker is not None else ""
         if caretaker is not None and not caretaker.is_alive():
             problem = "nobody looks after the workers any more"
         if problem:
             response.status_code = 503
-        return {"status": "broken" if problem else "ok", "problem": problem, "jobs": jobs, "workers": workers}
+        status = "broken" if problem else "ok"
+        if not request.state.visitor.admin:
+            return {"status": status}
+        return {"status": status, "problem": problem, "jobs": jobs, "workers": workers}
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:

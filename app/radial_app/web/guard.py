@@ -23,7 +23,8 @@ from radial_app.accounts import LOCAL, Accounts, Visitor
 COOKIE = "radial_session"
 MAX_BODY = 1 << 20
 MAX_UPLOAD = 512 << 20
-_UPLOADS = ("/v1/files", "/v1/videos", "/gradio_api/upload")
+_UPLOADS = ("/v1/files", "/v1/videos", "/v1/settings", "/v1/adapters")
+_CLOSED = "/gradio_api/upload"  # it takes files of any kind; the studio brings its own to /v1/files
 _OPEN = ("/login", "/healthz", "/ui/login.css")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 # Gradio's page needs inline code; nothing may be fetched from elsewhere.
@@ -100,6 +101,8 @@ class Guard:
             foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
             if foreign or connection.headers.get("sec-fetch-site") == "cross-site":
                 return 403, "another web page asked for this"
+        if connection.url.path.startswith(_CLOSED):
+            return 403, "upload to /v1/files"
         length = connection.headers.get("content-length", "0")
         limit = MAX_UPLOAD if connection.url.path in _UPLOADS else MAX_BODY
         if not length.isascii() or not length.isdigit() or int(length[:18]) > limit:

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Query, Request
+from fastapi import APIRouter, Body, HTTPException, Query, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
@@ -17,6 +17,7 @@ from radial.errors import RequestError
 from radial_app.accounts import Visitor
 from radial_app.jobs import FINISHED
 from radial_app.web.desk import WAITING, Desk, Missing, Place, store_in
+from radial_app.web.guard import MAX_BODY
 from radial_app.web.views import Change, Deleted, Video, VideoList, VideoRequest, command_of, read_request
 
 _TICK = 0.5  # seconds between two looks of a stream
@@ -271,6 +272,8 @@ async def _read_fields(request: Request) -> tuple[dict[str, Any], UploadFile | N
         return fields, upload if isinstance(upload, UploadFile) else None
     if kind != "application/json":
         raise RequestError("send application/json or a form")
+    if int(request.headers.get("content-length", "0")) > MAX_BODY:
+        raise HTTPException(413, f"the body is larger than {MAX_BODY >> 20} MB")
     try:
         body = json.loads(await request.body())
     except (ValueError, RecursionError) as error:

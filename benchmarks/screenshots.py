@@ -1,0 +1,106 @@
+"""The pictures of docs/studio.md: ``python benchmarks/screenshots.py``, with chromium and some minutes of the CPU.
+
+Renders clips of the bundled model in a studio of its own, and takes every page, light and dark, on a desktop and on a
+phone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from studio import wait_for
+
+from radial_app.client import Client
+
+PORT = 7869
+PROMPTS = (
+    "a large red star moves from left to right on a striped background", "a purple triangle grows on a grey background",
+    "a small green square rises on a dotted background", "a yellow circle and a blue square cross",
+    "a white ring turns on a dark background", "an orange heart moves up on a checkered background",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/images/studio"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    out = options.out.absolute()
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "radial_app", "studio", "--no-browser", "--port", str(PORT), "--device", "cpu",
+                   "--data-dir", f"{folder}/data"]  # fmt: skip
+        server = subprocess.Popen(command, cwd=folder)
+        try:
+            wait_for(f"http://127.0.0.1:{PORT}")
+            take(out)
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+def take(out: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    client = Client(f"http://127.0.0.1:{PORT}")
+    made = [client.create(prompt, num_inference_steps=12, seed=7) for prompt in PROMPTS]
+    made.append(client.create(PROMPTS[0], num_inference_steps=12, seed=7, attention="dense"))
+    for video in made:
+        client.wait(video.id)
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for device in ("desktop", "phone"):
+            for colours in ("light", "dark"):
+                size = {"width": 1360, "height": 860} if device == "desktop" else {"width": 390, "height": 844}
+                context = browser.new_context(viewport=size, color_scheme=colours, is_mobile=device == "phone",
+                                              has_touch=device == "phone")  # fmt: skip
+                page = context.new_page()
+                page.goto(f"{client._url}/?__theme={colours}")
+                page.wait_for_selector("#told b")
+                _pages(page, client, made, lambda name, d=device, c=colours: out / f"{name}-{d}-{c}.png")
+                context.close()
+        browser.close()
+
+
+def _pages(page: Any, client: Client, made: list[Any], path: Any) -> None:
+    page.fill("#prompt textarea", PROMPTS[0])
+    running = client.create(PROMPTS[0], num_frames=65, seed=11)
+    waiting = [client.create(prompt, seed=12) for prompt in PROMPTS[1:4]]
+    page.wait_for_function("document.querySelector('#live img:not([hidden])')?.naturalWidth > 0", timeout=120_000)
+    time.sleep(1)
+    page.screenshot(path=path("create"))
+    _tab(page, "Queue", path)
+    client.cancel(running.id, keep=False)
+    for video in waiting:
+        client.cancel(video.id, keep=False)
+    while any(one.state in ("running", "queued") for one in client.list("waiting")):
+        time.sleep(0.3)
+    for tab in ("Gallery", "Models", "Settings"):
+        _tab(page, tab, path)
+    page.click('#pages button[role="tab"]:has-text("Gallery")')
+    page.click(f'#gallery [data-job="{made[0].id}"]')
+    page.wait_for_function("document.querySelector('dialog video')?.readyState >= 2")
+    time.sleep(1)
+    page.screenshot(path=path("video"))
+    page.click('dialog button:has-text("Compare with")')
+    page.click(f'dialog .tile[data-job="{made[-1].id}"]')
+    page.wait_for_selector('.measures:has-text("PSNR")')
+    time.sleep(1.5)
+    page.screenshot(path=path("compare"))
+
+
+def _tab(page: Any, tab: str, path: Any) -> None:
+    page.click(f'#pages button[role="tab"]:has-text("{tab}")')
+    time.sleep(1.5)
+    page.screenshot(path=path(tab.lower()))
+
+
+if __name__ == "__main__":
+    main()
