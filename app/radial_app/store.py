@@ -164,19 +164,21 @@ class JobStore(Queueing):
             return [to_job(row) for row in rows]
 
     def page(
-        self, states: Iterable[State], *, owner: str | None = None, favourites: bool = False, text: str = "",
+        self, states: Iterable[State], *, owner: str | None = None, favourites: bool = False,
+        with_files: bool = False, text: str = "",
         limit: int = 24, offset: int = 0,
     ) -> list[Job]:  # fmt: skip
         """Jobs the latest first, those that ended last before the others: a page of all, of one owner, of favourites,
-        of those whose prompt has a ``text``."""
+        of those with videos, of those whose prompt has a ``text``."""
         states = tuple(states)
         pattern = "%" + text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
         with explained():
             rows = self._database.execute(
                 f"SELECT * FROM jobs WHERE state IN ({', '.join('?' for _ in states)}) AND owner = COALESCE(?, owner) "
-                "AND favourite >= ? AND (? = '' OR json_extract(request, '$.prompt') LIKE ? ESCAPE '\\') "
+                "AND favourite >= ? AND json_array_length(files) >= ? "
+                "AND (? = '' OR json_extract(request, '$.prompt') LIKE ? ESCAPE '\\') "
                 "ORDER BY finished DESC, position DESC LIMIT ? OFFSET ?",
-                (*states, owner, int(favourites), text, pattern, limit, offset),
+                (*states, owner, int(favourites), int(with_files), text, pattern, limit, offset),
             )
             return [to_job(row) for row in rows]
 

@@ -165,6 +165,7 @@ def test_what_users_do_with_jobs(client: TestClient, place: Place) -> None:
     refused = client.patch(f"/v1/videos/{ids[0]}", json={"request": {"image": "/etc/passwd"}})
     assert (refused.status_code, error_of(refused)) == (422, "there is no upload '/etc/passwd'")
     assert client.post(f"/v1/videos/{ids[1]}/cancel").json()["state"] == "cancelled"
+    assert client.get("/v1/videos?show=done").json()["data"] == []  # nothing came of it
     assert client.post(f"/v1/videos/{ids[1]}/retry").json()["state"] == "queued"
     again = client.post(f"/v1/videos/{ids[1]}/retry")
     assert (again.status_code, "cannot be retried" in error_of(again)) == (409, True)

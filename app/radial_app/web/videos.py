@@ -82,7 +82,8 @@ def make_router(place: Place) -> APIRouter:
         """A page of videos, the latest first."""
         here = desk(request)
         jobs = here.store.page(
-            _STATES[show], owner=here.visitor.scope, favourites=show == "favourites", text=search, limit=limit + 1,
+            _STATES[show], owner=here.visitor.scope, favourites=show == "favourites",
+            with_files=show == "done", text=search, limit=limit + 1,
             offset=offset,
         )  # fmt: skip
         data = [here.view(job) for job in jobs[:limit]]
