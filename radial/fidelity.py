@@ -23,7 +23,7 @@ def ssim(one_THWC: Frames, two_THWC: Frames) -> float:
         return cv2.GaussianBlur(x, (11, 11), 1.5)
 
     values = []
-    for a, b in zip(one_THWC.astype(np.float64), two_THWC.astype(np.float64), strict=True):
+    for a, b in ((x.astype(np.float64), y.astype(np.float64)) for x, y in zip(one_THWC, two_THWC, strict=True)):
         mean_a, mean_b = blur(a), blur(b)
         var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
         cov = blur(a * b) - mean_a * mean_b

@@ -106,6 +106,8 @@ class Accounts:
         """
         if not _NAME.fullmatch(name):
             raise RequestError(f"an account's name has a-z, 0-9, dots and dashes, at most 32, not {name!r}")
+        if name == "local":
+            raise RequestError("the name local is that of the time without accounts; take another")
         hashed = _hash(password)
         try:
             self._database.execute(
@@ -216,7 +218,7 @@ class Throttle:
             return max((self._wait(key) for key in keys), default=0.0)
 
     def fail(self, *keys: str) -> None:
-        """Count a failure."""
+        """Count a try, before it is known how it goes: many at once are many."""
         with self._lock:
             for key in keys:
                 self._failures.setdefault(key, deque(maxlen=self._limit)).append(self._clock())

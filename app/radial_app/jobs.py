@@ -194,11 +194,12 @@ def changed_request(request: GenerationRequest, changes: dict[str, Any]) -> Gene
             if fields[name] == getattr(spec, name):
                 del fields[name]
     own = {"prompt": "x", "model": request.model, "num_frames": request.num_frames,
-           "num_inference_steps": request.num_inference_steps, "loras": fields["loras"]}  # fmt: skip
+           "num_inference_steps": request.num_inference_steps, "loras": fields["loras"], "image": fields["image"],
+           "extend": fields["extend"]}  # fmt: skip
     for name, value in json.loads(make_request(**own).resolve().model_dump_json()).items():
         if name not in own and name not in ("seed", "device", "dtype") and fields.get(name) == value:
             del fields[name]
-    if [lora["path"] for lora in fields["loras"]] == [spec.long_adapter]:
+    if fields.get("loras") == [{"path": spec.long_adapter, "weight": 1.0}]:
         del fields["loras"]
     return anchored(make_request(**fields | changes)).resolve()
 

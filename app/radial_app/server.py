@@ -149,7 +149,9 @@ def run_server(
             hosts = [*hosts, urlsplit(link).hostname or ""]
         app = make_app(place, caretaker, accounts=protected, hosts=[*hosts, host], with_studio=with_studio)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # also before the server takes over its signals
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3, timeout_keep_alive=60)
+        config = uvicorn.Config(
+            app, log_level="warning", timeout_graceful_shutdown=3, timeout_keep_alive=60, proxy_headers=False
+        )
         server = uvicorn.Server(config)
         stderr = Console(stderr=True)
         stderr.print(f"listening on {address}", highlight=False)

@@ -181,6 +181,26 @@ def test_what_users_do_with_jobs(client: TestClient, place: Place) -> None:
     assert command == "radial generate another --num-frames 17 --seed 0"
 
 
+def test_changes_are_judged_with_the_rest(client: TestClient, place: Place) -> None:
+    """A last image alone, the weight of an adapter, seconds by the model's own rate."""
+    model = "wan2.2-i2v-a14b"
+    first, last = (client.post("/v1/files", files={"file": ("a.png", png(40, side))}).json()["id"] for side in (30, 31))
+    job = client.post("/v1/videos", json={"prompt": "a", "model": model, "image": first, "seed": 1}).json()
+    edited = client.patch(f"/v1/videos/{job['id']}", json={"request": {"last_image": last}}).json()
+    assert (edited["request"]["image"], edited["request"]["last_image"]) == (first, last)
+    lora = {"path": "bundled:tiny-long", "weight": 0.5}
+    long = client.post("/v1/videos", json={"prompt": "a", "num_frames": 65, "seed": 1, "loras": [lora]}).json()
+    copy = client.post(f"/v1/videos/{long['id']}/duplicate", json={"attention": "dense"}).json()
+    assert copy["request"]["loras"] == [lora]
+    for name, frames in ((model, 81), ("mochi", 151)):
+        check = client.post(
+            "/v1/videos/check",
+            json={"prompt": "a", "model": name, "seconds": 5, "image": first if name == model else None},
+        )
+        assert check.json()["request"]["num_frames"] == frames, name
+    assert client.get(f"/v1/videos/{job['id']}/log?after=99999999999999999999").status_code == 422
+
+
 def test_a_running_job_is_asked_and_not_deleted(client: TestClient, place: Place) -> None:
     id_ = client.post("/v1/videos", json={"prompt": "a", "seed": 1}).json()["id"]
     with JobStore(place.data) as store:
@@ -293,6 +313,7 @@ def test_streams_tell_until_the_end(client: TestClient, place: Place) -> None:
 def test_other_pages_and_other_names_are_refused(client: TestClient) -> None:
     assert client.get("/v1/queue", headers={"host": "rebound.example"}).status_code == 400
     assert client.get("/v1/queue", headers={"host": "192.168.1.4:7860"}).status_code == 400
+    assert client.get("/v1/queue", headers={"host": "127.0.0.1/login?"}).status_code == 400
     for headers in (
         {"origin": "http://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"},
         {"origin": "http://127.0.0.1:9999"},
@@ -326,6 +347,7 @@ def key_of(place: Place, name: str) -> dict[str, str]:
 def test_accounts_log_in(guarded: TestClient) -> None:
     assert guarded.get("/v1/queue").status_code == 401
     assert guarded.get("/openapi.json").status_code == 401
+    assert guarded.get("/login/x").status_code == 401
     page = guarded.get("/v1/videos", headers={"accept": "text/html"})
     assert (page.status_code, page.headers["location"]) == (303, "/login?next=/v1/videos")
     assert guarded.get("/healthz").json() == {"status": "ok"}

@@ -53,10 +53,12 @@ class Form:
 
     Args:
         spec_of: a model by the name that it has here.
+        listed: the names to choose from.
     """
 
-    def __init__(self, spec_of: Callable[[str], ModelSpec]) -> None:
+    def __init__(self, spec_of: Callable[[str], ModelSpec], listed: Callable[[], list[str]]) -> None:
         self._spec = spec_of
+        self._listed = listed
         spec = MODELS["tiny"]
         self.prompt = gr.Textbox(
             label="Prompt", lines=4, max_lines=12, autofocus=True, elem_id="prompt", max_length=20_000,
@@ -206,7 +208,8 @@ class Form:
         low, high, step = _slider(spec)
         size = f"{fields.get('width') or spec.width}x{fields.get('height') or spec.height}"
         fixed = [
-            fields["prompt"], fields["model"],
+            fields["prompt"],
+            gr.update(choices=list(dict.fromkeys([*self._listed(), fields["model"]])), value=fields["model"]),
             gr.update(minimum=low, maximum=max(high, frames), step=step, value=frames),
             gr.update(choices=_sizes(spec), value=size), fields.get("num_videos", 1), fields.get("seed", -1),
             json.dumps(references), json.dumps([] if _only_long_adapter(fields, spec) else fields.get("loras", [])),
@@ -315,4 +318,6 @@ def _parsed(text: str | None, empty: Any) -> Any:
 
 def _only_long_adapter(fields: dict[str, Any], spec: ModelSpec) -> bool:
     """Whether the adapters are what the model would take by itself."""
-    return [lora["path"] for lora in fields.get("loras", [])] == [spec.long_adapter]
+    beyond = (fields.get("num_frames") or spec.num_frames) > spec.native_frames
+    taken = [{"path": spec.long_adapter, "weight": 1.0}]
+    return beyond and fields.get("long_adapter", True) and fields.get("loras") == taken

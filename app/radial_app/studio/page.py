@@ -41,7 +41,8 @@ def make_page(place: Place) -> gr.Blocks:
     """The page of a server that keeps its things in ``place``."""
 
     def desk(request: gr.Request) -> Desk:
-        return Desk(place, request.request.scope["state"]["visitor"])  # type: ignore[union-attr]
+        asked: Any = getattr(request, "request", request)  # a tool gets the plain request
+        return Desk(place, asked.scope["state"]["visitor"])
 
     def spec_of(name: str) -> ModelSpec:
         own = Inputs(place.data, LOCAL).checkpoints().get(name)
@@ -50,13 +51,17 @@ def make_page(place: Place) -> gr.Blocks:
         except RadialError:
             return MODELS["tiny"]  # the check says what is amiss
 
+    def listed() -> list[str]:
+        own = Inputs(place.data, LOCAL).checkpoints()
+        return [*own, *(name for name, spec in MODELS.items() if spec.starts_from)]
+
     with gr.Blocks(title="Radial", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(f'<header id="masthead"><strong>Radial</strong><span id="status"></span><span class="radial-version">'
                 f"{__version__}</span></header>")  # fmt: skip
         with gr.Tabs(elem_id="pages", overflow_behavior="wrap") as pages:
             with gr.Tab("Create", id="create", elem_id="page-create"), gr.Row(elem_id="create-row"):
                 with gr.Column(scale=5, min_width=320, elem_id="create-form"):
-                    form = Form(spec_of)
+                    form = Form(spec_of, listed)
                 with gr.Column(scale=6, min_width=320, elem_id="create-live"):
                     gr.HTML(_SKELETON.format(id="live"), apply_default_css=False)
                     with gr.Accordion("Attention", open=False, elem_id="attention-box"):
@@ -102,17 +107,13 @@ def make_page(place: Place) -> gr.Blocks:
             except (ValueError, KeyError, TypeError):
                 return [gr.skip() for _ in form.inputs]
 
-        def list_models(request: gr.Request) -> Any:
-            own = list(desk(request).inputs.checkpoints())
-            return gr.update(choices=[*own, *(name for name, spec in MODELS.items() if spec.starts_from)])
-
         private: Any = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
         look: Any = private | {"trigger_mode": "always_last"}
         gr.on([page.load, *(part.change for part in form.inputs)], check, form.inputs, [form.told, plan], **look)
         plan.change(None, plan, None, js="(text) => window.radial?.showPlan(text)", **private)
         for hidden, name in ((form.references, "references"), (form.loras, "loras")):
             hidden.change(None, hidden, None, js=f"(text) => window.radial?.fill('{name}', text)", **private)
-        page.load(list_models, None, form.model, **private)
+        page.load(lambda: gr.update(choices=listed()), None, form.model, **private)
         # By the user's hand only: settings that are loaded say themselves how long a clip is.
         form.model.input(form.choose_model, form.model, form.inputs, **private)
         form.preset.input(form.choose_preset, [form.preset, form.model], list(form.advanced.values()), **private)

@@ -16,7 +16,10 @@ _SHOWN = ("id", "status", "progress", "prompt", "model", "seconds", "size", "eta
 
 
 def add_tools(desk: Callable[[gr.Request], Desk]) -> None:
-    """Name the tools, inside a ``gr.Blocks``."""
+    """Name the tools, inside a ``gr.Blocks``.
+
+    Unqueued: Gradio would call queued ones back over HTTP, without the key of who asked.
+    """
 
     def generate_video(
         request: gr.Request, prompt: str, model: str = "tiny", seconds: float = 0, size: str = "", seed: int = -1
@@ -59,7 +62,7 @@ def add_tools(desk: Callable[[gr.Request], Desk]) -> None:
             return [_short(here, job) for job in jobs]
 
     for tool in (generate_video, video_status, list_videos):
-        gr.api(tool, api_name=tool.__name__)  # type: ignore[attr-defined]
+        gr.api(tool, api_name=tool.__name__, queue=False)  # type: ignore[attr-defined]
 
 
 class _told:

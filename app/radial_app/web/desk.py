@@ -166,10 +166,9 @@ class Desk:
             RequestError: a value breaks a rule, or the job has begun.
         """
         job = self.get(id_)
-        fields = self.inputs.fields(job.request)
-        safe = self.inputs.request({"prompt": fields["prompt"], "model": fields["model"]} | changes)
-        named = {name: value for name, value in safe.model_dump(mode="json").items() if name in changes}
-        return self.store.edit(job.id, **named)
+        if job.state == "paused" and any(file.done for file in job.files):
+            raise Conflict(f"video {job.id} has made {len(job.files)} of its clips: duplicate it")
+        return self.store.edit(job.id, **self.inputs.translate(changes))
 
     def duplicate(self, id_: str, changes: dict[str, Any]) -> Job:
         """The same job again with other values.
@@ -178,9 +177,7 @@ class Desk:
             RequestError: a value breaks a rule.
         """
         job = self.get(id_)
-        safe = self.inputs.request({"prompt": job.request.prompt} | changes)
-        named = {name: value for name, value in safe.model_dump(mode="json").items() if name in changes}
-        (copy,) = self.store.duplicate([job.id], **named)
+        (copy,) = self.store.duplicate([job.id], **self.inputs.translate(changes))
         return copy
 
     def remove(self, id_: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from radial_app.web.desk import Desk, Missing, Place
 from radial_app.web.inputs import HUB_ID, Inputs, Upload, take_adapter
 from radial_app.web.views import Deleted, Model, model_of
 
-MAX_COMPARED = 600 * 1280 * 720  # pixels of all frames that two clips may have to be compared here
+MAX_COMPARED = 200 * 1280 * 720  # pixels of all frames that two clips may have to be compared here
 
 
 class Adapter(BaseModel):
@@ -40,6 +41,7 @@ class Adapter(BaseModel):
 def make_router(place: Place) -> APIRouter:
     """The routes of a server that keeps its things in ``place``."""
     router = APIRouter(prefix="/v1", tags=["files"])
+    alone = threading.Lock()  # for what takes much memory: one at a time
 
     def desk(request: Request) -> Desk:
         return Desk(place, request.state.visitor)
@@ -114,10 +116,11 @@ def make_router(place: Place) -> APIRouter:
         jobs = [here.get(a).request, here.get(b).request]
         if any(r.clip_frames * r.clip_height * r.clip_width > MAX_COMPARED for r in jobs):
             raise RequestError("these videos are too long to be compared here; `radial evaluate` compares them")
-        one, two = (read_frames(here.file(id_, i)) for id_, i in ((a, index_a), (b, index_b)))
-        if one.shape != two.shape:
-            raise RequestError(f"videos of one size can be compared, not {_size(one)} and {_size(two)}")
-        return {"psnr": round(psnr(one, two), 2), "ssim": round(ssim(one, two), 4)}
+        with alone:
+            one, two = (read_frames(here.file(id_, i)) for id_, i in ((a, index_a), (b, index_b)))
+            if one.shape != two.shape:
+                raise RequestError(f"videos of one size can be compared, not {_size(one)} and {_size(two)}")
+            return {"psnr": round(psnr(one, two), 2), "ssim": round(ssim(one, two), 4)}
 
     @router.get("/plan.png")
     def draw_attention(

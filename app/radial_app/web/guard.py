@@ -26,6 +26,7 @@ MAX_UPLOAD = 512 << 20
 _UPLOADS = ("/v1/files", "/v1/videos", "/v1/settings", "/v1/adapters")
 _CLOSED = "/gradio_api/upload"  # it takes files of any kind; the studio brings its own to /v1/files
 _OPEN = ("/login", "/healthz", "/ui/login.css")
+_FORWARDED = (b"x-forwarded", b"forwarded", b"x-gradio", b"x-direct-url", b"x-original")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 # Gradio's page needs inline code; nothing may be fetched from elsewhere.
 _HEADERS = {
@@ -65,19 +66,21 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
+        # What a proxy would say of itself; Gradio would believe anybody.
+        scope["headers"] = [(n, v) for n, v in scope["headers"] if not n.startswith(_FORWARDED)]
         connection = HTTPConnection(scope)
         refusal = self._refuse(connection, scope)
         visitor = LOCAL
         if refusal is None and self._accounts:
             found = await run_in_threadpool(self._visitor, connection)
-            if found is None and not any(connection.url.path.startswith(path) for path in _OPEN):
+            if found is None and scope["path"] not in _OPEN:
                 refusal = (401, "log in, or send a key as `Authorization: Bearer KEY`")
             visitor = found or Visitor("", admin=False)
         if refusal is not None:
             await _answer(refusal, connection, scope, send)
             return
         scope.setdefault("state", {})["visitor"] = visitor
-        limit = MAX_UPLOAD if connection.url.path in _UPLOADS else MAX_BODY
+        limit = MAX_UPLOAD if scope["path"] in _UPLOADS else MAX_BODY
         counted = _Counted(receive, limit)
 
         async def send_with_headers(message: dict[str, Any]) -> None:
@@ -101,15 +104,17 @@ class Guard:
             foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
             if foreign or connection.headers.get("sec-fetch-site") == "cross-site":
                 return 403, "another web page asked for this"
-        if connection.url.path.startswith(_CLOSED):
+        if scope["path"].startswith(_CLOSED):
             return 403, "upload to /v1/files"
         length = connection.headers.get("content-length", "0")
-        limit = MAX_UPLOAD if connection.url.path in _UPLOADS else MAX_BODY
+        limit = MAX_UPLOAD if scope["path"] in _UPLOADS else MAX_BODY
         if not length.isascii() or not length.isdigit() or int(length[:18]) > limit:
             return 413, f"the body is larger than {limit >> 20} MB"
         return None
 
     def _knows(self, host: str) -> bool:
+        if any(mark in host for mark in "/?#@\\ "):
+            return False
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
@@ -161,7 +166,7 @@ async def _answer(refusal: tuple[int, str], connection: HTTPConnection, scope: S
     wants_page = "text/html" in connection.headers.get("accept", "") and scope["method"] == "GET"
     headers = [(b"cache-control", b"no-store"), *((k.encode(), v.encode()) for k, v in _HEADERS.items())]
     if status == 401 and wants_page:
-        headers.append((b"location", f"/login?next={quote(connection.url.path)}".encode()))
+        headers.append((b"location", f"/login?next={quote(scope['path'])}".encode()))
         await send({"type": "http.response.start", "status": 303, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
         return

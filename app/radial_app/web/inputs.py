@@ -18,8 +18,8 @@ from radial.adapter_settings import BUNDLED_ADAPTER, check_adapter_file
 from radial.errors import OutputError, RadialError, RequestError
 from radial.files import publish
 from radial.images import read_image
-from radial.models import MODELS
-from radial.request import GenerationRequest, make_request
+from radial.models import MODELS, find_model
+from radial.request import GenerationRequest, Lora, make_request
 from radial_app.accounts import Visitor
 from radial_app.database import Database
 
@@ -103,21 +103,39 @@ class Inputs:
     def request(self, fields: dict[str, Any]) -> GenerationRequest:
         """The request that a web user's fields make, with files in place of ids and names; still unresolved.
 
+        ``seconds`` may stand in place of ``num_frames``.
+
         Raises:
             RequestError: a field breaks a rule, or names what is not there.
         """
-        unknown = set(fields) - set(GenerationRequest.model_fields)
-        if unknown:
-            raise RequestError("; ".join(f"unknown field {name!r}" for name in sorted(unknown)))
-        request = make_request(**fields)
-        changes: dict[str, Any] = {
-            name: str(self._file(given)) for name in _OWN_FILES if (given := getattr(request, name)) is not None
-        }
-        changes["model"] = self._model(request.model)
-        changes["loras"] = tuple(
-            lora.model_copy(update={"path": self._adapter(lora.path)}) for lora in request.loras
-        )  # fmt: skip
-        return request.model_copy(update=changes)
+        seconds = fields.get("seconds")
+        request = make_request(**{name: value for name, value in fields.items() if name != "seconds"})
+        found = self.translate(request.model_dump(include={*_OWN_FILES, "model", "loras"}))
+        found["loras"] = tuple(map(Lora.model_validate, found["loras"]))
+        if seconds is not None:
+            spec = find_model(found["model"])
+            frames = max(1, round(seconds * (request.fps or spec.fps)))
+            found["num_frames"] = spec.snap_size(spec.height, spec.width, frames)[2]
+        return request.model_copy(update=found)
+
+    def translate(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Fields with files in place of the ids and names of uploads, models and adapters.
+
+        Raises:
+            RequestError: one of them is not there.
+        """
+        found = dict(fields)
+        for name in _OWN_FILES:
+            if isinstance(found.get(name), str):
+                found[name] = str(self._file(found[name]))
+        if isinstance(found.get("model"), str):
+            found["model"] = self._model(found["model"])
+        if isinstance(found.get("loras"), (list, tuple)):
+            found["loras"] = [
+                lora | {"path": self._adapter(str(lora.get("path")))} if isinstance(lora, dict) else lora
+                for lora in found["loras"]
+            ]
+        return found
 
     def fields(self, request: GenerationRequest) -> dict[str, Any]:
         """A request as a web user writes it; files that are not this visitor's are left out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import threading
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -26,7 +27,9 @@ _PAGE = """<!doctype html>
 def make_router(folder: Path) -> APIRouter:
     """``/login`` and ``/logout`` for the accounts of a data folder."""
     router = APIRouter(include_in_schema=False)
-    throttle = Throttle(limit=5, seconds=300)
+    throttle = Throttle(limit=5, seconds=300)  # of a name from an address
+    loose = Throttle(limit=30, seconds=300)  # of a name from anywhere: nobody is locked out by few tries of others
+    hashing = threading.Semaphore(2)  # a hash takes 64 MB
 
     @router.get("/login")
     def show(next: str = "/") -> HTMLResponse:
@@ -37,16 +40,19 @@ def make_router(folder: Path) -> APIRouter:
         request: Request, name: Annotated[str, Form(max_length=200)], password: Annotated[str, Form(max_length=2000)],
         next: Annotated[str, Form(max_length=500)] = "/",
     ) -> HTMLResponse | RedirectResponse:  # fmt: skip
-        keys = (f"name {name}", f"address {request.client.host if request.client else ''}")
-        if (wait := throttle.wait(*keys)) > 0:
+        address = request.client.host if request.client else ""
+        keys = (f"{name} from {address}", f"name {name}")
+        if (wait := max(throttle.wait(keys[0]), loose.wait(keys[1]))) > 0:
             page = _page(next, f"Too many tries; again in {max(1, round(wait / 60))} min.")
             return HTMLResponse(page, 429, {"retry-after": str(int(wait) + 1)})
-        with Accounts(folder) as accounts:
+        throttle.fail(keys[0])
+        loose.fail(keys[1])
+        with hashing, Accounts(folder) as accounts:
             token = accounts.log_in(name, password)
         if token is None:
-            throttle.fail(*keys)
             return HTMLResponse(_page(next, "This name and password do not go together."), 401)
         throttle.forget(keys[0])
+        loose.forget(keys[1])
         answer = RedirectResponse(_local(next), 303)
         answer.set_cookie(COOKIE, token, max_age=SESSION_SECONDS, httponly=True, samesite="strict",
                           secure=request.url.scheme == "https")  # fmt: skip

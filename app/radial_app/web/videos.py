@@ -136,7 +136,7 @@ def make_router(place: Place) -> APIRouter:
                             headers={"cache-control": "private, no-cache"})  # fmt: skip
 
     @router.get("/videos/{id}/log")
-    def get_log(request: Request, id: str, after: int = 0) -> list[dict[str, Any]]:
+    def get_log(request: Request, id: str, after: Annotated[int, Query(ge=0, le=2**53)] = 0) -> list[dict[str, Any]]:
         """What happened to a video so far."""
         here = desk(request)
         names = ("number", "time", "kind", "text")
@@ -273,15 +273,23 @@ async def _read_fields(request: Request) -> tuple[dict[str, Any], UploadFile | N
         return fields, upload if isinstance(upload, UploadFile) else None
     if kind != "application/json":
         raise RequestError("send application/json or a form")
-    if int(request.headers.get("content-length", "0")) > MAX_BODY:
-        raise HTTPException(413, f"the body is larger than {MAX_BODY >> 20} MB")
     try:
-        body = json.loads(await request.body())
+        body = json.loads(await _read_small(request))
     except (ValueError, RecursionError) as error:
         raise RequestError("the body is no JSON") from error
     if not isinstance(body, dict):
         raise RequestError("the body must be a JSON object")
     return body, None
+
+
+async def _read_small(request: Request) -> bytes:
+    """A body of at most a megabyte, whatever its header says."""
+    content = b""
+    async for part in request.stream():
+        content += part
+        if len(content) > MAX_BODY:
+            raise HTTPException(413, f"the body is larger than {MAX_BODY >> 20} MB")
+    return content
 
 
 def _value(text: str) -> Any:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from radial.checkpoints import checkpoint_folder
 from radial.errors import ModelError, RequestError
-from radial.models import MODELS, ModelSpec, find_model
+from radial.models import ModelSpec
 from radial.request import GenerationRequest, explain
 from radial_app.jobs import Job, State
 from radial_app.web.inputs import Inputs
@@ -33,21 +33,21 @@ class VideoRequest(GenerationRequest):
     seconds: float | None = Field(None, gt=0, le=600)
 
     def written(self) -> dict[str, Any]:
-        """The fields that were given, with size and seconds as height, width and frames.
+        """The fields that were given, with size as height and width; ``seconds`` stay: what they are in frames, the
+        model says.
 
         Raises:
             RequestError: they say the same thing twice.
         """
-        fields = self.model_dump(mode="json", exclude_unset=True, exclude={"size", "seconds"})
+        fields = self.model_dump(mode="json", exclude_unset=True, exclude={"size"})
+        if self.seconds is None:
+            fields.pop("seconds", None)
         if self.size is not None:
             if self.height is not None or self.width is not None:
                 raise RequestError("give size, or height and width")
             fields["width"], fields["height"] = map(int, self.size.split("x"))
-        if self.seconds is not None:
-            if self.num_frames is not None:
-                raise RequestError("give seconds or num_frames")
-            spec = MODELS.get(self.model) or find_model("tiny")
-            fields["num_frames"] = frames_of(self.seconds, self.fps or spec.fps, spec)
+        if self.seconds is not None and self.num_frames is not None:
+            raise RequestError("give seconds or num_frames")
         return fields
 
 
@@ -218,11 +218,6 @@ def _folder_of(spec: ModelSpec) -> Path | None:
         return None
     found = try_to_load_from_cache(spec.source, "model_index.json")
     return Path(found).parent if isinstance(found, str) else None
-
-
-def frames_of(seconds: float, fps: int, spec: ModelSpec) -> int:
-    """The nearest length in frames that a model can make."""
-    return spec.snap_size(spec.height, spec.width, max(1, round(seconds * fps)))[2]
 
 
 def command_of(job: Job) -> str:

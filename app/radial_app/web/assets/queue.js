@@ -26,7 +26,7 @@ export function showQueue(queue) {
 }
 
 function draw(place, queue) {
-  const waiting = queue.waiting.filter((video) => video.state !== "running");
+  const waiting = queue.waiting.filter((video) => video.state === "queued");
   const rows = queue.waiting.map((video) => row(video, waiting.indexOf(video), waiting.length));
   const failed = place.querySelector(".failed") ?? h("section", { className: "failed" });
   const empty = h("div", { className: "radial-empty" }, h("h3", {}, "Nothing waits"),
@@ -49,8 +49,8 @@ function row(video, place, count) {
   const actions = running
     ? [button("Pause", () => act("pause")), button("Stop and keep", () => act("cancel?keep=true")),
       button("Discard", () => act("cancel?keep=false"), { className: "danger" })]
-    : [button("↑", () => move(place), { ariaLabel: "Move up", disabled: place === 0 }),
-      button("↓", () => move(place + 2), { ariaLabel: "Move down", disabled: place === count - 1 }),
+    : [video.state === "queued" && button("↑", () => move(place), { ariaLabel: "Move up", disabled: place === 0 }),
+      video.state === "queued" && button("↓", () => move(place + 2), { ariaLabel: "Move down", disabled: place === count - 1 }),
       button("Edit", () => edit(video)),
       video.state === "paused" ? button("Go on", () => act("resume")) : button("Hold", () => act("pause")),
       button("Cancel", () => act("cancel"), { className: "danger" })];
@@ -85,11 +85,10 @@ function edit(video) {
         problem.textContent = error.message;
         problem.hidden = false;
       }
-    }, { className: "primary" }), button("Edit all of it", async () => {
-      await call("POST", `/v1/videos/${video.id}/cancel`);
-      box.close();
+    }, { className: "primary" }), button("Copy all of it to the form", async () => {
       window.radial.use(video.request);
-      say("Its settings are in the form; it is no longer queued.");
+      box.close();
+      say("Its settings are in the form. It stays in the queue until you cancel it.");
     })));
 }
 

@@ -116,6 +116,8 @@ function begin() {
   }).observe(document.body, { childList: true, subtree: true });
   document.addEventListener("click", (event) => event.target.closest('button[role="tab"]') && setTimeout(show, 50));
   setInterval(show, 1000);
+  // A browser keeps few connections to a server: pages that nobody sees give theirs back.
+  document.addEventListener("visibilitychange", () => (document.hidden ? stream.close() : connect()));
 }
 
 begin();
