@@ -168,8 +168,10 @@ class JobStore(Queueing):
         with_files: bool = False, text: str = "",
         limit: int = 24, offset: int = 0,
     ) -> list[Job]:  # fmt: skip
-        """Jobs the latest first, those that ended last before the others: a page of all, of one owner, of favourites,
-        of those with videos, of those whose prompt has a ``text``."""
+        """Jobs the latest first, those that have not ended before the others.
+
+        A page of all, of one owner, of favourites, of those with videos, of those whose prompt has a ``text``.
+        """
         states = tuple(states)
         pattern = "%" + text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
         with explained():
@@ -177,7 +179,7 @@ class JobStore(Queueing):
                 f"SELECT * FROM jobs WHERE state IN ({', '.join('?' for _ in states)}) AND owner = COALESCE(?, owner) "
                 "AND favourite >= ? AND json_array_length(files) >= ? "
                 "AND (? = '' OR json_extract(request, '$.prompt') LIKE ? ESCAPE '\\') "
-                "ORDER BY finished DESC, position DESC LIMIT ? OFFSET ?",
+                "ORDER BY finished IS NULL DESC, finished DESC, position DESC LIMIT ? OFFSET ?",
                 (*states, owner, int(favourites), int(with_files), text, pattern, limit, offset),
             )
             return [to_job(row) for row in rows]

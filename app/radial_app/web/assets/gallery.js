@@ -36,6 +36,12 @@ async function load(place, anew) {
   draw(place);
 }
 
+// What was changed here shows at once, whatever the stream has told so far.
+function refresh() {
+  const place = document.getElementById("gallery");
+  if (place?.querySelector(".tiles")) load(place, true).catch((error) => say(error.message, true));
+}
+
 function draw(place) {
   const tiles = place.querySelector(".tiles");
   const old = new Map([...tiles.children].map((tile) => [tile.dataset.mark, tile]));
@@ -70,8 +76,7 @@ export async function openVideo(id, index = 0) {
     video.favourite = !video.favourite;
     await call("PATCH", `/v1/videos/${id}`, { favourite: video.favourite });
     star.textContent = video.favourite ? "★ Favourite" : "☆ Favourite";
-    window.radial.look();
-    state.count = -1;
+    refresh();
   });
   const close = (act) => async () => { await act(); box.close(); };
   const box = dialog("Video", screen, several, h("p", { className: "prompt" }, video.prompt),
@@ -89,7 +94,7 @@ export async function openVideo(id, index = 0) {
         await copy(command);
       }),
       button("Log", () => log(video)),
-      button("Delete", close(async () => { await call("DELETE", `/v1/videos/${id}`); say("Moved to the trash, in the folder .trash beside it."); }), { className: "danger" })),
+      button("Delete", close(async () => { await call("DELETE", `/v1/videos/${id}`); refresh(); say("Moved to the trash, in the folder .trash beside it."); }), { className: "danger" })),
     h("details", {}, h("summary", {}, "Settings"), h("table", { className: "facts" }, ...rows.map(([name, value]) =>
       h("tr", {}, h("th", {}, name.replaceAll("_", " ")), h("td", {}, typeof value === "object" ? JSON.stringify(value) : String(value))))),
       h("p", { className: "radial-quiet" }, video.files.map((file) => `rendered in ${clock(file.render_seconds)}`).join(", "))));
