@@ -94,6 +94,19 @@ def test_a_video_from_request_to_file(client: TestClient, place: Place) -> None:
     assert [path.suffix for path in (place.outputs / ".trash").iterdir()] == [".mp4"]  # not gone for good
 
 
+def test_a_file_that_another_job_replaced_stays(client: TestClient, place: Place) -> None:
+    ids = [client.post("/v1/videos", json={"prompt": "a", "seed": 1}).json()["id"] for _ in range(2)]
+    file = finish(place, ids[0])
+    with JobStore(place.data) as store:
+        store.claim("w", only=ids[1])
+        store.record_file(ids[1], 0, file)
+        store.end(ids[1], "done")
+    client.delete(f"/v1/videos/{ids[0]}")
+    assert client.get(f"/v1/videos/{ids[1]}/content").status_code == 200
+    client.delete(f"/v1/videos/{ids[1]}")
+    assert not Path(file.path).exists()
+
+
 def test_openai_clients_send_forms(client: TestClient, place: Place) -> None:
     """Without OpenAI's ``input_reference``, and with it where the model starts from an image."""
     form = {"prompt": "a cat", "model": "tiny", "seconds": "2", "loras": "[]"}

@@ -191,6 +191,8 @@ class Desk:
             raise Conflict(f"video {job.id} is running: cancel it first")
         for index, file in enumerate(job.files):
             path = Path(file.path)
+            if self.store.job_of_file(file.path) is not None:  # another job's by now, which replaced it
+                continue
             for one in (path, proxy_path(path)):
                 if file.done and one.exists():
                     _to_trash(one, f"{job.id}-{index}-{one.name}")
