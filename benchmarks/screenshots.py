@@ -7,7 +7,6 @@ phone.
 from __future__ import annotations
 
 import argparse
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,11 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from studio import wait_for
+from studio import open_chromium, wait_for
 
 from radial_app.client import Client
 
 PORT = 7869
+URL = f"http://127.0.0.1:{PORT}"
 PROMPTS = (
     "a large red star moves from left to right on a striped background", "a purple triangle grows on a grey background",
     "a small green square rises on a dotted background", "a yellow circle and a blue square cross",
@@ -38,7 +38,7 @@ def main() -> None:
                    "--data-dir", f"{folder}/data"]  # fmt: skip
         server = subprocess.Popen(command, cwd=folder)
         try:
-            wait_for(f"http://127.0.0.1:{PORT}")
+            wait_for(URL)
             take(out)
         finally:
             server.terminate()
@@ -48,21 +48,20 @@ def main() -> None:
 def take(out: Path) -> None:
     from playwright.sync_api import sync_playwright
 
-    client = Client(f"http://127.0.0.1:{PORT}")
+    client = Client(URL)
     made = [client.create(prompt, num_inference_steps=12, seed=7) for prompt in PROMPTS]
     made.append(client.create(PROMPTS[0], num_inference_steps=12, seed=7, attention="dense"))
     for video in made:
         client.wait(video.id)
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = open_chromium(playwright)
         for device in ("desktop", "phone"):
             for colours in ("light", "dark"):
                 size = {"width": 1360, "height": 860} if device == "desktop" else {"width": 390, "height": 844}
                 context = browser.new_context(viewport=size, color_scheme=colours, is_mobile=device == "phone",
                                               has_touch=device == "phone")  # fmt: skip
                 page = context.new_page()
-                page.goto(f"{client._url}/?__theme={colours}")
+                page.goto(f"{URL}/?__theme={colours}")
                 page.wait_for_selector("#told b")
                 _pages(page, client, made, lambda name, d=device, c=colours: out / f"{name}-{d}-{c}.png")
                 context.close()

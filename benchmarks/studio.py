@@ -96,14 +96,19 @@ def wait_for(url: str) -> None:
     raise SystemExit("the studio did not start")
 
 
+def open_chromium(playwright: Any) -> Any:
+    """The system's own browser."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    return playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+
+
 def browse(url: str) -> dict[str, float]:
     """Seconds until a user sees what they asked for, medians of three visits, with the browser's cache empty."""
     from playwright.sync_api import sync_playwright
 
     times: dict[str, list[float]] = {}
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = open_chromium(playwright)
         for _ in range(4):
             page = browser.new_context(viewport={"width": 1360, "height": 900}).new_page()
 
@@ -195,29 +200,6 @@ async def _poll_all(
         writer.close()
 
     await asyncio.gather(*(one(index) for index in range(options.clients)))
-
-
-def _visit(page: Any, url: str, times: dict[str, list[float]]) -> None:
-    def timed(what: str, act: Any, ready: str) -> None:
-        started = time.perf_counter()
-        act()
-        page.wait_for_function(ready, polling=20)
-        times.setdefault(what, []).append(time.perf_counter() - started)
-
-    def tab(name: str) -> None:
-        page.click(f'#pages button[role="tab"]:has-text("{name}")')
-
-    found = "[...document.querySelectorAll('#gallery .tile .prompt')].every((p) => p.innerText.includes('77'))"
-    timed("first page ready", lambda: page.goto(url),
-          "document.querySelector('#told b') && document.querySelector('#live [data-job]')")  # fmt: skip
-    timed("a length chosen, told what it takes", lambda: page.click('#times label:has-text("2x")'),
-          "document.querySelector('#told').innerText.includes('65 frames')")  # fmt: skip
-    timed("gallery open, 24 videos", lambda: tab("Gallery"),
-          "document.querySelectorAll('#gallery .tile').length === 24")  # fmt: skip
-    timed("search, answered (80 ms of it waiting)", lambda: page.fill("#gallery input", "number 77"), found)
-    timed("a video open", lambda: page.click("#gallery .tile"), "document.querySelector('dialog video')")
-    page.keyboard.press("Escape")
-    timed("queue open", lambda: tab("Queue"), "document.querySelector('#queue .head')")
 
 
 if __name__ == "__main__":

@@ -286,8 +286,7 @@ def _sizes(spec: ModelSpec) -> list[str]:
 
 def _default(spec: ModelSpec, name: str) -> str:
     """What a model does where a field is left empty."""
-    _, schedule = spec.preset(spec.num_frames, spec.num_inference_steps)
-    pattern, _ = spec.preset(spec.num_frames, spec.num_inference_steps)
+    pattern, schedule = spec.preset(spec.num_frames, spec.num_inference_steps)
     known = {
         "num_inference_steps": spec.num_inference_steps, "guidance_scale": spec.guidance_scale,
         "guidance_scale_2": spec.guidance_scale_2, "fps": spec.fps, "decay": pattern.decay,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import secrets
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -16,10 +15,9 @@ from radial.models import MODELS, ModelSpec, find_model
 from radial_app.accounts import LOCAL
 from radial_app.studio.form import Form
 from radial_app.studio.tools import add_tools
-from radial_app.web.desk import Desk, Place
+from radial_app.web.desk import Desk, Place, store_in
 from radial_app.web.inputs import Inputs
 
-ASSETS = Path(__file__).parent.parent / "web" / "assets"
 _SKELETON = '<div id="{id}" class="radial-pane" aria-live="polite"><p class="radial-quiet">Loading...</p></div>'
 HEAD = """
 <link rel="stylesheet" href="/ui/studio.css">
@@ -45,14 +43,14 @@ def make_page(place: Place) -> gr.Blocks:
         return Desk(place, asked.scope["state"]["visitor"])
 
     def spec_of(name: str) -> ModelSpec:
-        own = Inputs(place.data, LOCAL).checkpoints().get(name)
+        own = Inputs(store_in(place.data), LOCAL).checkpoints().get(name)
         try:
             return find_model(str(own) if own else name)
         except RadialError:
             return MODELS["tiny"]  # the check says what is amiss
 
     def listed() -> list[str]:
-        own = Inputs(place.data, LOCAL).checkpoints()
+        own = Inputs(store_in(place.data), LOCAL).checkpoints()
         return [*own, *(name for name, spec in MODELS.items() if spec.starts_from)]
 
     with gr.Blocks(title="Radial", analytics_enabled=False, fill_width=True) as page:

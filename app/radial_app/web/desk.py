@@ -19,7 +19,7 @@ from radial.models import find_model
 from radial.request import GenerationRequest
 from radial_app.accounts import Visitor
 from radial_app.estimates import estimate
-from radial_app.jobs import FINISHED, Job, Output, State
+from radial_app.jobs import Job, Output, State
 from radial_app.results import proxy_path
 from radial_app.store import JobStore
 from radial_app.web.inputs import Inputs
@@ -65,7 +65,7 @@ class Desk:
     def __init__(self, place: Place, visitor: Visitor) -> None:
         self._place, self.visitor = place, visitor
         self.store = store_in(place.data)
-        self.inputs = Inputs(place.data, visitor)
+        self.inputs = Inputs(self.store, visitor)
 
     def check(self, fields: dict[str, Any]) -> GenerationRequest:
         """The resolved request of a visitor's fields.
@@ -75,7 +75,7 @@ class Desk:
         """
         return self.inputs.request(fields).resolve()
 
-    def add(self, requests: Iterable[GenerationRequest], batch: str = "", output: Output | None = None) -> list[Job]:
+    def add(self, requests: Iterable[GenerationRequest], output: Output | None = None) -> list[Job]:
         """Put resolved requests into the queue.
 
         Raises:
@@ -87,8 +87,7 @@ class Desk:
         folder = self._place.outputs / self.visitor.name if self.visitor.name else self._place.outputs
         output = (output or Output()).model_copy(update={"folder": str(folder)})
         return self.store.add(
-            Job(id="", request=request, output=output, batch=batch, source="web", owner=self.visitor.name)
-            for request in requests
+            Job(id="", request=request, output=output, source="web", owner=self.visitor.name) for request in requests
         )
 
     def get(self, id_: str) -> Job:
@@ -134,7 +133,7 @@ class Desk:
         """
         file = self.file(id_, index, playable=True)
         folder = self._place.data / "thumbnails"
-        path = folder / f"{self.get(id_).id}-{index}.webp"
+        path = folder / f"{id_}-{index}.webp"
         if not path.exists() or path.stat().st_mtime < file.stat().st_mtime:
             folder.mkdir(exist_ok=True)
             publish(path, lambda partial: _write_thumbnail(file, partial), overwrite=True)
@@ -146,7 +145,8 @@ class Desk:
         Raises:
             RequestError: the job stands in another way, or there is no such action.
         """
-        job, ids = self.get(id_), [self.get(id_).id]
+        job = self.get(id_)
+        ids = [job.id]
         done = {
             "pause": lambda: self.store.pause(ids),
             "resume": lambda: self.store.resume(ids),
@@ -225,11 +225,6 @@ class Conflict(RequestError):
 
 
 _PAST = {"pause": "paused", "resume": "resumed", "cancel": "cancelled", "retry": "retried"}
-
-
-def finished() -> tuple[State, ...]:
-    """States of the gallery."""
-    return FINISHED
 
 
 def _write_thumbnail(file: Path, partial: Path) -> None:

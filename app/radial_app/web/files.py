@@ -21,7 +21,7 @@ from radial.models import MODELS, PRESETS, find_model
 from radial.request import GenerationRequest
 from radial.video import read_frames
 from radial_app.web.desk import Desk, Missing, Place
-from radial_app.web.inputs import HUB_ID, Inputs, Upload, take_adapter
+from radial_app.web.inputs import HUB_ID, Upload, take_adapter
 from radial_app.web.views import Deleted, Model, model_of
 
 MAX_COMPARED = 200 * 1280 * 720  # pixels of all frames that two clips may have to be compared here
@@ -49,12 +49,12 @@ def make_router(place: Place) -> APIRouter:
     @router.post("/files")
     def upload_file(request: Request, file: Annotated[UploadFile, File()]) -> Upload:
         """Bring an image or a clip: its id goes into a request's image, last_image or extend."""
-        return Inputs(place.data, request.state.visitor).take(file.file)
+        return desk(request).inputs.take(file.file)
 
     @router.get("/files/{id}")
     def get_upload(request: Request, id: str) -> FileResponse:
         """An upload of one's own."""
-        path = Inputs(place.data, request.state.visitor).upload_path(id)
+        path = desk(request).inputs.upload_path(id)
         return FileResponse(path, headers={"cache-control": "private, max-age=86400"})
 
     @router.post("/settings")

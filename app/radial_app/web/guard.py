@@ -80,7 +80,7 @@ class Guard:
             await _answer(refusal, connection, scope, send)
             return
         scope.setdefault("state", {})["visitor"] = visitor
-        limit = MAX_UPLOAD if scope["path"] in _UPLOADS else MAX_BODY
+        limit = _limit(connection, scope)
         counted = _Counted(receive, limit)
 
         async def send_with_headers(message: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ class Guard:
         if scope["path"].startswith(_CLOSED):
             return 403, "upload to /v1/files"
         length = connection.headers.get("content-length", "0")
-        limit = MAX_UPLOAD if scope["path"] in _UPLOADS else MAX_BODY
+        limit = _limit(connection, scope)
         if not length.isascii() or not length.isdigit() or int(length[:18]) > limit:
             return 413, f"the body is larger than {limit >> 20} MB"
         return None
@@ -134,6 +134,12 @@ class Guard:
             if kind.lower() == "bearer":
                 return accounts.of_key(key.strip())
             return accounts.of_session(token) if token else None
+
+
+def _limit(connection: HTTPConnection, scope: Scope) -> int:
+    """The most bytes of a body: much only for forms with files, where files are taken."""
+    files = connection.headers.get("content-type", "").lower().startswith("multipart/form-data")
+    return MAX_UPLOAD if files and scope["path"] in _UPLOADS else MAX_BODY
 
 
 class _TooLarge(HTTPException):

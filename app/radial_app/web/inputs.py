@@ -47,12 +47,13 @@ class Inputs:
     """What one visitor may use in requests.
 
     Args:
-        folder: the data folder.
+        database: of the data folder.
         visitor: who asks.
     """
 
-    def __init__(self, folder: Path, visitor: Visitor) -> None:
-        self._folder, self._visitor = folder, visitor
+    def __init__(self, database: Database, visitor: Visitor) -> None:
+        self._database, self._visitor = database, visitor
+        self._folder = folder = database.folder
         self._uploads = folder / "inputs" / (visitor.name or "local")
 
     def take(self, content: BinaryIO) -> Upload:
@@ -83,11 +84,6 @@ class Inputs:
         finally:
             waiting.unlink(missing_ok=True)
         return Upload(path.name, "clip" if suffix in (".mp4", ".webm") else "image", width, height, path.stat().st_size)
-
-    def take_file(self, path: Path) -> Upload:
-        """Keep a copy of a file that the server itself wrote."""
-        with path.open("rb") as content:
-            return self.take(content)
 
     def upload_path(self, id_: str) -> Path:
         """Where an upload of this visitor lies.
@@ -161,8 +157,7 @@ class Inputs:
     def _file(self, given: str) -> Path:
         if not (match := _VIDEO_ID.fullmatch(given)):
             return self.upload_path(given)
-        with Database(self._folder) as database:
-            job = database.find_one(match[1])
+        job = self._database.find_one(match[1])
         index = int(match[2] or 0)
         if job is None or (job.owner != self._visitor.name and not self._visitor.admin):
             raise RequestError(f"there is no video {given!r}")
@@ -171,8 +166,7 @@ class Inputs:
         return Path(job.files[index].path)
 
     def _video_id(self, path: str) -> str | None:
-        with Database(self._folder) as database:
-            found = database.job_of_file(path, self._visitor.scope)
+        found = self._database.job_of_file(path, self._visitor.scope)
         return f"video:{found[0]}/{found[1]}" if found else None
 
     def _model(self, name: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, HTTPException, Query, Request
+from fastapi import APIRouter, Body, Query, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
@@ -17,7 +18,6 @@ from radial.errors import RequestError
 from radial_app.accounts import Visitor
 from radial_app.jobs import FINISHED
 from radial_app.web.desk import WAITING, Desk, Missing, Place, store_in
-from radial_app.web.guard import MAX_BODY
 from radial_app.web.views import Change, Deleted, Video, VideoList, VideoRequest, command_of, read_request
 
 _TICK = 0.5  # seconds between two looks of a stream
@@ -174,30 +174,17 @@ def make_router(place: Place) -> APIRouter:
     @router.get("/videos/{id}/events", response_class=StreamingResponse)
     async def stream_video(request: Request, id: str) -> StreamingResponse:
         """The video as it changes, as server-sent events; the stream ends when it is finished."""
-        here = desk(request)
-        job = here.get(id)
+        desk(request).get(id)
 
-        async def events() -> AsyncIterator[str]:
-            last, quiet = "", 0.0
-            while not await request.is_disconnected():
-                try:
-                    job_now = desk(request).get(job.id)
-                except Missing:
-                    yield "event: deleted\ndata: {}\n\n"
-                    return
-                text = desk(request).view(job_now).model_dump_json()
-                quiet += _TICK
-                if text != last:
-                    yield f"event: video\ndata: {text}\n\n"
-                    last, quiet = text, 0.0
-                elif quiet >= _QUIET:
-                    yield ": still here\n\n"
-                    quiet = 0.0
-                if job_now.state in FINISHED:
-                    return
-                await asyncio.sleep(_TICK)
+        def look() -> tuple[str, str, bool]:
+            here = desk(request)
+            try:
+                job = here.get(id)
+            except Missing:
+                return "deleted", "{}", True
+            return "video", here.view(job).model_dump_json(), job.state in FINISHED
 
-        return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+        return _stream(request, look)
 
     @router.get("/queue")
     def get_queue(request: Request) -> dict[str, Any]:
@@ -208,27 +195,41 @@ def make_router(place: Place) -> APIRouter:
     async def stream_queue(request: Request) -> StreamingResponse:
         """The queue as it changes, as server-sent events."""
 
-        async def events() -> AsyncIterator[str]:
-            last, seen, quiet, workers, ticks = "", None, 0.0, 0, 0
-            while not await request.is_disconnected():
-                if ticks % 4 == 0:  # workers come and go without a word in the database
-                    workers = len(store_in(place.data).locks.living())
-                now = (store_in(place.data).version(), workers)
-                quiet, ticks = quiet + _TICK, ticks + 1
-                if now != seen:
-                    seen = now
-                    text = json.dumps(_board(desk(request)))
-                    if text != last:
-                        yield f"event: queue\ndata: {text}\n\n"
-                        last, quiet = text, 0.0
-                if quiet >= _QUIET:
-                    yield ": still here\n\n"
-                    quiet = 0.0
-                await asyncio.sleep(_TICK)
+        ticks, workers, seen, board = itertools.count(), 0, None, ""
 
-        return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+        def look() -> tuple[str, str, bool]:
+            nonlocal workers, seen, board
+            store = store_in(place.data)
+            if next(ticks) % 4 == 0:  # workers come and go without a word in the database
+                workers = len(store.locks.living())
+            if (now := (store.version(), workers)) != seen:
+                seen, board = now, json.dumps(_board(desk(request)))
+            return "queue", board, False
+
+        return _stream(request, look)
 
     return router
+
+
+def _stream(request: Request, look: Callable[[], tuple[str, str, bool]]) -> StreamingResponse:
+    """Server-sent events: what ``look`` finds (the event, its data, whether it is the last) each time it differs."""
+
+    async def events() -> AsyncIterator[str]:
+        told, quiet = "", 0.0
+        while not await request.is_disconnected():
+            event, text, last = look()
+            quiet += _TICK
+            if text != told:
+                yield f"event: {event}\ndata: {text}\n\n"
+                told, quiet = text, 0.0
+            elif quiet >= _QUIET:
+                yield ": still here\n\n"
+                quiet = 0.0
+            if last:
+                return
+            await asyncio.sleep(_TICK)
+
+    return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
 class _Polled:
@@ -274,22 +275,12 @@ async def _read_fields(request: Request) -> tuple[dict[str, Any], UploadFile | N
     if kind != "application/json":
         raise RequestError("send application/json or a form")
     try:
-        body = json.loads(await _read_small(request))
+        body = json.loads(await request.body())
     except (ValueError, RecursionError) as error:
         raise RequestError("the body is no JSON") from error
     if not isinstance(body, dict):
         raise RequestError("the body must be a JSON object")
     return body, None
-
-
-async def _read_small(request: Request) -> bytes:
-    """A body of at most a megabyte, whatever its header says."""
-    content = b""
-    async for part in request.stream():
-        content += part
-        if len(content) > MAX_BODY:
-            raise HTTPException(413, f"the body is larger than {MAX_BODY >> 20} MB")
-    return content
 
 
 def _value(text: str) -> Any:

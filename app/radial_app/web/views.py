@@ -166,9 +166,9 @@ class Model(BaseModel):
 def video_of(job: Job, inputs: Inputs, preview: float | None = None) -> Video:
     """A job as the web sees it; ``preview`` is when the last look at it was taken."""
     request, done = job.request, [file for file in job.files if file.done]
-    failed = job.state in ("failed", "cancelled") and not (job.state == "cancelled" and done)
+    status = "completed" if job.state == "cancelled" and done else _STATUS[job.state]
     return Video(
-        id=job.id, status="completed" if job.state == "cancelled" and done else _STATUS[job.state], state=job.state,
+        id=job.id, status=status, state=job.state,
         progress=_progress(job), created_at=int(job.created),
         started_at=None if job.started is None else int(job.started),
         completed_at=None if job.finished is None else int(job.finished), model=Path(request.model).name
@@ -176,7 +176,7 @@ def video_of(job: Job, inputs: Inputs, preview: float | None = None) -> Video:
         prompt=request.prompt, seconds=f"{request.clip_frames / (request.fps or 1):.4g}",
         size=f"{request.clip_width}x{request.clip_height}", num_frames=request.clip_frames, fps=request.fps or 1,
         stage=job.stage, step=job.step, steps=job.steps, eta=job.eta, control=job.control,
-        error=Problem(code=job.state, message=job.error or job.state) if failed else None, note=job.error,
+        error=Problem(code=job.state, message=job.error or job.state) if status == "failed" else None, note=job.error,
         attempts=job.attempts, preview=preview, files=[
             VideoFile(index=i, seed=file.seed, render_seconds=file.seconds, partial=file.partial,
                       name=Path(file.path).name)

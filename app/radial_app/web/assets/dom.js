@@ -82,14 +82,6 @@ export function clock(seconds) {
 export const content = (video, variant = "playable", index = 0) =>
   `/v1/videos/${video.id}/content?variant=${variant}&index=${index}`;
 
-// Replaces what differs, so that nothing that plays or has the focus is drawn anew.
-export function keep(parent, key, make, ...children) {
-  if (parent.dataset.key === key) return parent;
-  parent.dataset.key = key;
-  parent.replaceChildren(...make(), ...children);
-  return parent;
-}
-
 // A hidden field of Gradio's, and what it holds.
 export function hidden(id) {
   const field = () => document.querySelector(`#${id} textarea, #${id} input`);

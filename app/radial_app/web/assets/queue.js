@@ -1,5 +1,5 @@
 // The queue: order, edit, pause, cancel, and what failed.
-import { button, call, clock, content, dialog, h, say } from "./dom.js";
+import { button, call, clock, dialog, h, say } from "./dom.js";
 
 let shown = "";
 let failedShown = "";
@@ -112,4 +112,3 @@ export async function log(video) {
   dialog("What happened", h("ul", { className: "log" }, ...lines.map((line) =>
     h("li", {}, h("time", {}, new Date(line.time * 1000).toLocaleString()), " ", h("span", {}, line.text)))));
 }
-export { content };

@@ -1,5 +1,5 @@
 // The studio's own code: keeps every page's picture of the queue up to date, whichever tab or device looks at it.
-import { content, h, hidden, openPage, say } from "./dom.js";
+import { h, hidden, openPage, say } from "./dom.js";
 import { fillLoras, fillReferences, loadAdapters, takeDrops } from "./inputs.js";
 import { openVideo, showGallery } from "./gallery.js";
 import { showLive } from "./live.js";
@@ -121,4 +121,3 @@ function begin() {
 }
 
 begin();
-export { content };
