@@ -24,6 +24,7 @@ from radial_app.jobs import Job
 from radial_app.results import PASSING
 from radial_app.run import Pace, Run, Stopped
 from radial_app.store import JobStore
+from radial_app.tuning import Tuning
 
 if TYPE_CHECKING:
     from radial.loading import LoadedModel
@@ -116,10 +117,19 @@ class Worker:
     def _next(self) -> Job | None:
         try:
             self.store.recover()
+            if self._lent_to_training():
+                return None
             return self.store.claim(self.name, self._devices(), batch=self.settings.batch)
         except OutputError as error:  # locked by another program for long, or a full disk: later, then
             log.warning("%s", error)
             return None
+
+    def _lent_to_training(self) -> bool:
+        """Whether a fine-tuning run needs the GPU: jobs wait meanwhile, and the model leaves the memory."""
+        if not self.settings.device.startswith("cuda") or Tuning(self.store.folder).at_work() is None:
+            return False
+        self.unload()
+        return True
 
     def _devices(self) -> tuple[str, ...]:
         """What jobs may ask for."""

@@ -68,6 +68,8 @@ def make_page(place: Place) -> gr.Blocks:
                 gr.HTML(_SKELETON.format(id="queue"), apply_default_css=False)
             with gr.Tab("Gallery", id="gallery", elem_id="page-gallery"):
                 gr.HTML(_SKELETON.format(id="gallery"), apply_default_css=False)
+            with gr.Tab("Tune", id="tune", elem_id="page-tune"):
+                gr.HTML(_SKELETON.format(id="tune"), apply_default_css=False)
             with gr.Tab("Models", id="models", elem_id="page-models"):
                 gr.HTML(_SKELETON.format(id="models"), apply_default_css=False)
             with gr.Tab("Settings", id="settings", elem_id="page-settings"):

@@ -89,7 +89,7 @@ def make_router(place: Place) -> APIRouter:
     @router.get("/adapters")
     def list_adapters(request: Request) -> list[Adapter]:
         """The adapters in the data folder."""
-        return [_adapter(name, path) for name, path in desk(request).inputs.adapters().items()]
+        return [adapter_of(name, path) for name, path in desk(request).inputs.adapters().items()]
 
     @router.post("/adapters")
     def upload_adapter(request: Request, file: Annotated[UploadFile, File()]) -> Adapter:
@@ -104,7 +104,7 @@ def make_router(place: Place) -> APIRouter:
                 name = take_adapter(place.data, file.filename or "adapter", Path(copy.name))
             except RadialError as error:
                 raise RequestError("this is no adapter of safetensors") from error
-        return _adapter(name, place.data / "adapters" / name)
+        return adapter_of(name, place.data / "adapters" / name)
 
     @router.get("/compare")
     def compare_videos(
@@ -208,7 +208,8 @@ def _delete_from_hub_cache(source: str) -> None:
     found.delete_revisions(*revisions).execute()
 
 
-def _adapter(name: str, path: Path) -> Adapter:
+def adapter_of(name: str, path: Path) -> Adapter:
+    """An adapter file as the web sees it."""
     from radial.adapter_settings import AdapterSettings, read_adapter_settings
 
     try:

@@ -23,7 +23,7 @@ from radial_app.accounts import LOCAL, Accounts, Visitor
 COOKIE = "radial_session"
 MAX_BODY = 1 << 20
 MAX_UPLOAD = 512 << 20
-_UPLOADS = ("/v1/files", "/v1/videos", "/v1/settings", "/v1/adapters")
+_UPLOADS = ("/v1/files", "/v1/videos", "/v1/settings", "/v1/adapters", "/v1/datasets")
 _CLOSED = "/gradio_api/upload"  # it takes files of any kind; the studio brings its own to /v1/files
 _OPEN = ("/login", "/healthz", "/ui/login.css")
 _FORWARDED = (b"x-forwarded", b"forwarded", b"x-gradio", b"x-direct-url", b"x-original")

@@ -97,7 +97,7 @@ export function hidden(id) {
 }
 
 export function openPage(name) {
-  const label = { create: "Create", queue: "Queue", gallery: "Gallery", models: "Models", settings: "Settings" }[name];
+  const label = { create: "Create", queue: "Queue", gallery: "Gallery", tune: "Tune", models: "Models", settings: "Settings" }[name];
   for (const tab of document.querySelectorAll('#pages button[role="tab"]'))
     if (tab.textContent.trim() === label) tab.click();
 }

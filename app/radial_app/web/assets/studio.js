@@ -5,6 +5,7 @@ import { openVideo, showGallery } from "./gallery.js";
 import { showLive } from "./live.js";
 import { showPages } from "./pages.js";
 import { showQueue } from "./queue.js";
+import { showTune } from "./tune.js";
 
 let queue = null;
 let stream = null;
@@ -12,6 +13,7 @@ let planned = "";
 
 function show() {
   showPages();
+  showTune();
   window.radial.showPlan();
   if (!queue) return;
   showLive(queue).catch((error) => say(error.message, true));

@@ -1,0 +1,224 @@
+// Tune: datasets and fine-tuning runs. Built when the page is first seen, then kept up to date every two seconds.
+import { button, call, clock, h, openPage, say } from "./dom.js";
+import { loadAdapters } from "./inputs.js";
+
+const WORDS = { preparing: "encoding clips", prepared: "ready to train", training: "training", stopping: "stopping after its step",
+  stopped: "stopped", failed: "failed", done: "done" };
+const BUSY = ["preparing", "training", "stopping"];
+let models = [];
+let datasets = [];
+let looked = 0;
+const cards = new Map();
+
+export function showTune() {
+  const place = document.getElementById("tune");
+  if (!place?.offsetParent || Date.now() - looked < 2000) return;
+  looked = Date.now();
+  look(place).catch((error) => (place.firstElementChild?.id === "tune-runs" || cards.size ? say(error.message, true) : refuse(place, error)));
+}
+
+function refuse(place, error) {
+  place.replaceChildren(h("div", { className: "radial-empty" }, h("p", {}, error.message)));
+}
+
+async function look(place) {
+  if (!place.querySelector("#tune-runs")) {
+    await loadChoices();
+    place.replaceChildren(h("div", { className: "head" }, h("h2", {}, "Fine-tuning"), button("New run", () => fillNew(true))),
+      h("div", { id: "tune-new" }), h("div", { id: "tune-runs" }));
+    cards.clear();
+  }
+  const runs = await call("GET", "/v1/tuning");
+  const list = place.querySelector("#tune-runs");
+  for (const [name, card] of cards) if (!runs.some((run) => run.name === name)) { card.element.remove(); cards.delete(name); }
+  for (const run of runs) {
+    if (!cards.has(run.name)) cards.set(run.name, { element: h("article", { className: "radial-card tune-run" }), key: "" });
+    update(cards.get(run.name), run);
+  }
+  const order = runs.map((run) => cards.get(run.name).element);
+  if (order.some((element, i) => list.children[i] !== element)) list.replaceChildren(...order);
+  if (!runs.length) fillNew(false);
+}
+
+async function loadChoices() {
+  const [{ data }, found] = await Promise.all([call("GET", "/v1/models"), call("GET", "/v1/datasets")]);
+  models = data;
+  datasets = found;
+}
+
+const again = () => { looked = 0; showTune(); };
+const labelled = (label, field, hint) => h("label", { className: "field" }, h("span", {}, label), field, hint ? h("small", { className: "radial-quiet" }, hint) : "");
+
+function fillNew(wanted) {
+  const place = document.getElementById("tune-new");
+  if (!place || place.childElementCount) { if (wanted) place?.replaceChildren(); return; }
+  const dataset = h("select", { id: "tune-dataset" }, ...datasets.map((one) => h("option", { value: one.name }, `${one.name} (${one.clips} clips)`)));
+  const model = h("select", { id: "tune-model" }, ...models.map((one) => h("option", { value: one.id }, one.id)));
+  const name = h("input", { id: "tune-name", placeholder: "my-run", maxLength: 64 });
+  const lengths = h("span", { className: "actions", id: "tune-lengths" });
+  const drawLengths = () => {
+    const spec = models.find((one) => one.id === model.value);
+    const [stride] = spec?.stride ?? [1];
+    const frames = (times) => Math.floor((spec.native_frames - spec.first_frame) / stride) * times * stride + spec.first_frame;
+    lengths.replaceChildren(...[1, 2, 3, 4].map((times) => h("label", { className: "choice" },
+      h("input", { type: "checkbox", value: frames(times), checked: times === 2 }), `${times}x, ${frames(times)} frames`)));
+  };
+  model.addEventListener("change", drawLengths);
+  drawLengths();
+  const file = h("input", { type: "file", accept: ".zip", hidden: true, onchange: () => bring(file, place) });
+  const prepare = button("Prepare its clips", async () => {
+    const num_frames = [...lengths.querySelectorAll("input:checked")].map((box) => Number(box.value));
+    if (!dataset.value) throw new Error("choose a dataset, or bring one");
+    if (!num_frames.length) throw new Error("choose a length");
+    const run = { name: name.value.trim() || `${dataset.value}-${model.value}`.replace(/[^\w.-]/g, "-"), dataset: dataset.value, model: model.value, num_frames };
+    await call("POST", "/v1/tuning", run);
+    place.replaceChildren();
+    again();
+  }, { className: "primary", id: "tune-prepare" });
+  place.replaceChildren(h("section", { className: "radial-card" }, h("h3", {}, "A new run"),
+    h("p", { className: "radial-quiet" }, "An adapter that is tuned on longer clips makes a model keep its subject for two to four times its native length. A dataset is a folder of clips, each with its caption in a .txt file of the same name: bring a zip file, or put the folder into datasets of the data folder."),
+    h("div", { className: "fields" },
+      labelled("Dataset", h("span", { className: "actions" }, datasets.length ? dataset : h("span", { className: "radial-quiet" }, "none yet"), button("Bring a zip file", () => file.click()), file)),
+      labelled("Model", model), labelled("Lengths", lengths, "a run may learn several, mixed"), labelled("Name", name)),
+    h("div", { className: "actions" }, prepare)));
+}
+
+async function bring(input, place) {
+  const [file] = input.files;
+  if (!file) return;
+  const form = new FormData();
+  form.append("file", file);
+  form.append("name", file.name.replace(/\.zip$/i, "").replace(/[^\w.-]+/g, "-").replace(/^[^A-Za-z0-9]+/, "").slice(0, 64) || "clips");
+  try {
+    say("Unpacking the dataset ...");
+    const found = await call("POST", "/v1/datasets", form);
+    say(`Dataset ${found.name}: ${found.clips} clips, ${found.captions} with a caption beside them.`);
+    datasets = await call("GET", "/v1/datasets");
+    place.replaceChildren();
+    fillNew(false);
+    const chosen = document.getElementById("tune-dataset");
+    if (chosen) chosen.value = found.name;
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+function update(card, run) {
+  const key = JSON.stringify([run.state, run.pictures, run.samples.length, run.adapter, run.problem]);
+  if (key !== card.key) {
+    card.key = key;
+    const typed = Object.fromEntries([...card.element.querySelectorAll("[name]")].map((field) => [field.name, field.value]));
+    card.element.replaceChildren(...draw(card, run));
+    for (const field of card.element.querySelectorAll("[name]")) if (field.name in typed) field.value = typed[field.name];
+  }
+  const { bar, told, plot } = card.parts;
+  const preparing = run.state === "preparing";
+  const [done, all] = preparing ? [run.prepared.done ?? 0, run.prepared.files ?? 0] : [run.step, run.steps];
+  if (bar) { bar.max = all || 1; bar.value = done; }
+  told.textContent = preparing ? `${done} of ${all} files` : run.steps
+    ? `step ${done.toLocaleString()} of ${all.toLocaleString()}${run.loss === null ? "" : `, loss ${run.loss.toFixed(4)}`}${run.eta === null ? "" : `, ${clock(run.eta)} left`}` : "";
+  const points = `${run.losses.length} ${run.step}`;
+  if (run.losses.length > 1 && plot.dataset.points !== points) {
+    plot.dataset.points = points;
+    plot.replaceChildren(...drawPlot(run.losses, run.held_out));
+  }
+}
+
+function draw(card, run) {
+  const { preparation, training, prepared } = run;
+  const at = `/v1/tuning/${encodeURIComponent(run.name)}`;
+  const act = (label, path, properties) => button(label, async () => { await call("POST", `${at}/${path}`); again(); }, properties);
+  const busy = BUSY.includes(run.state);
+  card.parts = { bar: busy ? h("progress", { value: 0, max: 1, ariaLabel: WORDS[run.state] }) : null, told: h("span", { className: "eta" }), plot: h("figure", { className: "plot" }) };
+  const kept = prepared.kept === undefined ? "" : `${prepared.kept} clips of ${prepared.files} files`;
+  const left = Object.entries(prepared.dropped ?? {}).map(([why, count]) => `${count} left out, ${why}`);
+  const corrupt = prepared.corrupt?.length ? [`${prepared.corrupt.length} files cannot be read, such as ${prepared.corrupt[0]}`] : [];
+  return [
+    h("div", { className: "head" }, h("h3", {}, run.name), h("span", { className: `state ${run.state}` }, WORDS[run.state])),
+    h("p", { className: "radial-quiet" }, `${preparation.dataset}, ${preparation.model}, ${preparation.num_frames.join(", ")} frames${training ? `, rank ${training.rank}, rate ${training.learning_rate}` : ""}`),
+    busy || run.steps ? h("div", { className: "bar" }, card.parts.bar ?? "", card.parts.told) : "",
+    run.problem ? h("p", { className: "radial-problem", role: "alert" }, run.problem) : "",
+    run.state === "done" ? h("div", { className: "actions" }, button("Use in Create", () => use(run), { className: "primary" })) : "",
+    card.parts.plot,
+    run.samples.length ? drawSamples(run, at) : "",
+    kept ? h("details", { open: run.state === "prepared" }, h("summary", {}, `Dataset report: ${kept}`),
+      h("ul", { className: "radial-quiet" }, ...Object.entries(prepared.buckets ?? {}).map(([size, count]) => h("li", {}, `${count} of ${size}`)), ...[...left, ...corrupt].map((text) => h("li", {}, text))),
+      h("div", { className: "pictures" }, ...run.pictures.map((picture) => h("a", { href: `${at}/files/${picture}`, target: "_blank" }, h("img", { src: `${at}/files/${picture}`, loading: "lazy", alt: picture === "sheet.png" ? "Frames of the first clips" : "Lengths and what was left out" }))))) : "",
+    !busy && kept ? drawForm(run, at) : "",
+    h("details", {}, h("summary", {}, "Log"), h("pre", {}, run.log.join("\n") || "nothing yet")),
+    h("div", { className: "actions" },
+      busy && run.state !== "stopping" ? act("Stop", "stop") : "",
+      !busy && !kept ? button("Prepare again", async () => { await call("POST", "/v1/tuning", preparation); again(); }) : "",
+      !busy ? button("Delete", async () => { if (confirm(`Delete run ${run.name}, its cache and checkpoints?`)) { await call("DELETE", at); again(); } }, { className: "danger" }) : ""),
+  ];
+}
+
+function drawForm(run, at) {
+  const now = run.training ?? { steps: 1000, rank: 64, learning_rate: 1e-4, held_out: Math.min(8, Math.floor(run.prepared.kept / 8)), sample_every: 200, sample_prompts: [], trigger: "", more: "" };
+  const field = (name, properties = {}) => h("input", { name, value: now[name], ...properties });
+  const prompts = h("textarea", { name: "sample_prompts", rows: 2, placeholder: "one prompt a line" }, now.sample_prompts.join("\n"));
+  const more = h("textarea", { name: "more", rows: 2, placeholder: "offload_checkpoints = true" }, now.more);
+  const form = h("form", { onsubmit: (event) => event.preventDefault() },
+    h("div", { className: "fields" },
+      labelled("Steps", field("steps", { type: "number", min: 1 })), labelled("Rank", field("rank", { type: "number", min: 1, max: 1024 })),
+      labelled("Learning rate", field("learning_rate", { type: "number", step: "any", min: 0 })),
+      labelled("Clips held out", field("held_out", { type: "number", min: 0 }), "their loss says whether it learns"),
+      labelled("Samples every", field("sample_every", { type: "number", min: 0 }), "steps; 0 for none"),
+      labelled("Trigger word", field("trigger"), "may stay empty")),
+    labelled("Prompts of the samples", prompts), labelled("Other settings, as in docs/finetune.md", more));
+  const value = (name) => form.querySelector(`[name=${name}]`).value;
+  const start = button(run.step && run.state !== "done" ? "Go on" : run.state === "done" ? "Train on" : "Start training", async () => {
+    const training = { sample_prompts: prompts.value.split("\n").map((line) => line.trim()).filter(Boolean), trigger: value("trigger"), more: more.value };
+    for (const name of ["steps", "rank", "learning_rate", "held_out", "sample_every"]) training[name] = Number(value(name));
+    await call("POST", `${at}/train`, training);
+    again();
+  }, { className: run.state === "done" ? "" : "primary" });
+  return h("details", { open: run.state !== "done" }, h("summary", {}, "Training"), form, h("div", { className: "actions" }, start));
+}
+
+async function use(run) {
+  const adapter = await call("POST", `/v1/tuning/${encodeURIComponent(run.name)}/adapter`);
+  await loadAdapters();
+  const trigger = run.training?.trigger;
+  window.radial.use({ prompt: trigger ? `${trigger} ` : "", model: run.preparation.model, num_frames: Math.max(...run.preparation.num_frames),
+    height: run.preparation.height, width: run.preparation.width, loras: [{ path: adapter.id, weight: 1 }] });
+  openPage("create");
+  say(`Adapter ${adapter.id} is in the form. Say what to make.`);
+}
+
+function drawSamples(run, at) {
+  const steps = [...new Set(run.samples.map((one) => one.step))].slice(-4);
+  const rows = [...new Set(run.samples.map((one) => `${one.file.split("-")[1]}-${one.num_frames}`))];
+  const find = (row, step) => run.samples.find((one) => one.step === step && `${one.file.split("-")[1]}-${one.num_frames}` === row);
+  return h("details", { open: true }, h("summary", {}, "Samples, the same prompts and seeds at every stage"),
+    h("div", { className: "wide" }, h("table", { className: "facts samples" },
+      h("tr", {}, h("th", {}), ...steps.map((step) => h("th", {}, `step ${step.toLocaleString()}`))),
+      ...rows.map((row) => h("tr", {}, h("th", {}, find(row, steps.at(-1))?.prompt ?? "", h("br"), h("small", {}, `${row.split("-")[1]} frames`)),
+        ...steps.map((step) => { const one = find(row, step); return h("td", {}, one ? h("video", { src: `${at}/files/${one.file}`, controls: true, loop: true, muted: true, playsInline: true, preload: "metadata" }) : ""); }))))));
+}
+
+// Loss over steps, and that of the clips held out.
+function drawPlot(losses, heldOut) {
+  const [width, height, left, bottom] = [640, 180, 52, 22];
+  const every = [...losses, ...heldOut];
+  const steps = every.map(([step]) => step);
+  const values = every.map(([, loss]) => loss).filter(Number.isFinite);
+  const [first, last] = [Math.min(...steps), Math.max(...steps, Math.min(...steps) + 1)];
+  const [low, high] = [Math.min(...values), Math.max(...values, Math.min(...values) * 1.0001 + 1e-9)];
+  const x = (step) => left + ((step - first) / (last - first)) * (width - left - 8);
+  const y = (loss) => 8 + ((high - loss) / (high - low)) * (height - bottom - 12);
+  const svg = (tag, properties, ...children) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(properties)) element.setAttribute(name, value);
+    element.append(...children);
+    return element;
+  };
+  const line = (points, name) => svg("polyline", { class: name, points: points.filter(([, loss]) => Number.isFinite(loss)).map(([step, loss]) => `${x(step).toFixed(1)},${y(loss).toFixed(1)}`).join(" ") });
+  const text = (value, at, where, anchor) => svg("text", { x: at, y: where, "text-anchor": anchor }, value);
+  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Loss from step ${first} to ${last}` },
+    svg("line", { x1: left, x2: width - 8, y1: height - bottom, y2: height - bottom, class: "axis" }),
+    text(high.toPrecision(3), left - 6, 16, "end"), text(low.toPrecision(3), left - 6, height - bottom, "end"),
+    text(String(first), left, height - 5, "start"), text(last.toLocaleString(), width - 8, height - 5, "end"),
+    line(losses, "loss"), line(heldOut, "held-out"), ...heldOut.map(([step, loss]) => svg("circle", { cx: x(step), cy: y(loss), r: 3, class: "held-out" })));
+  return [picture, h("figcaption", { className: "radial-quiet" }, h("i", { className: "loss" }), " loss", ...(heldOut.length ? [h("i", { className: "held-out" }), " of the clips held out"] : []))];
+}

@@ -1,0 +1,252 @@
+"""Datasets from archives, and fine-tuning runs that a server starts, watches, stops and takes up again."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import stat
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from radial.errors import RequestError
+from radial.video import Video
+from radial_app.accounts import Accounts
+from radial_app.datasets import MAX_FILES, list_datasets, take_archive
+from radial_app.store import JobStore
+from radial_app.tasks import Task
+from radial_app.tuning import Preparation, Training, Tuning
+from radial_app.web.app import make_app
+from radial_app.web.desk import Place
+from radial_app.worker import Worker, WorkerSettings
+
+
+def clip(seed: int, frames: int = 20) -> bytes:
+    """A square that moves, as a file."""
+    pixels = np.zeros((frames, 32, 32, 3), np.uint8)
+    for number, frame in enumerate(pixels):
+        frame[4 + seed : 14 + seed, number : number + 10] = 60 + 40 * seed
+    path = Path(os.environ["PYTEST_CLIPS"]) / f"{seed}.mp4"
+    if not path.exists():
+        Video(pixels, 16, None).write(path)
+    return path.read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def _clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTEST_CLIPS", str(tmp_path))
+
+
+def archive(**files: bytes | str) -> io.BytesIO:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as opened:
+        for name, data in files.items():
+            opened.writestr(name, data)
+    return content
+
+
+def clips(count: int = 4, folder: str = "") -> dict[str, bytes | str]:
+    return {f"{folder}{i}.mp4": clip(i) for i in range(count)} | {
+        f"{folder}{i}.txt": f"square {i}" for i in range(count)
+    }
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    (tmp_path / "data").mkdir()
+    return Place(tmp_path / "data", tmp_path / "out")
+
+
+@pytest.fixture
+def client(place: Place) -> TestClient:
+    return TestClient(make_app(place), base_url="http://127.0.0.1")
+
+
+def wait_until_idle(client: TestClient, name: str) -> dict[str, Any]:
+    for _ in range(1200):
+        run: dict[str, Any] = client.get(f"/v1/tuning/{name}").json()
+        if run["state"] not in ("preparing", "training", "stopping"):
+            return run
+        time.sleep(0.1)
+    raise AssertionError(run)
+
+
+def test_a_run_from_archive_to_adapter(client: TestClient, place: Place, wan_folder: Path) -> None:
+    shutil.copytree(wan_folder, place.data / "models" / "small")
+    packed = archive(**clips(4, "mine/"), **{"mine/readme.md": "no use", "__MACOSX/x.mp4": b"no"})
+    brought = client.post("/v1/datasets", files={"file": ("squares.zip", packed.getvalue())}, data={"name": "squares"})
+    assert brought.status_code == 200, brought.text
+    assert (brought.json()["name"], brought.json()["clips"], brought.json()["captions"]) == ("squares", 4, 4)
+    assert sorted(p.name for p in (place.data / "datasets" / "squares").iterdir())[:2] == ["0.mp4", "0.txt"]
+
+    fields = {"name": "first", "dataset": "squares", "model": "small", "num_frames": [9], "height": 32, "width": 32}
+    assert client.post("/v1/tuning/first/train", json={}).status_code == 422
+    begun = client.post("/v1/tuning", json=fields)
+    assert begun.status_code == 200, begun.text
+    assert begun.json()["state"] == "preparing"
+    other = client.post("/v1/tuning", json=fields | {"name": "second"})
+    assert "run first is at work: one at a time" in other.text
+    run = wait_until_idle(client, "first")
+    assert (run["state"], run["prepared"]["kept"], run["pictures"]) == ("prepared", 8, ["report.png", "sheet.png"]), run
+    assert client.get("/v1/tuning/first/files/report.png").content.startswith(b"\x89PNG")
+    assert client.get("/v1/tuning/first/files/index.json").status_code == 422
+
+    bad = client.post("/v1/tuning/first/train", json={"more": "data = '/etc'"})
+    assert "data is the run's own" in bad.text
+    training = {"steps": 100_000, "rank": 4, "held_out": 2, "sample_every": 2, "sample_prompts": ["square 1"],
+                "more": "validate_every = 2\nsample_steps = 1\nsample_frames = [5]\ncheckpoint_every = 3"}  # fmt: skip
+    assert client.post("/v1/tuning/first/train", json=training).json()["state"] == "training"
+    while (run := client.get("/v1/tuning/first").json())["step"] < 5:
+        assert run["state"] == "training", run
+        time.sleep(0.1)
+    assert run["eta"] > 0
+    assert run["losses"][-1][0] >= 5
+    assert run["held_out"][0][0] == 2
+    assert "at work" in client.delete("/v1/tuning/first").text
+    assert client.post("/v1/tuning/first/stop").json()["state"] in ("stopping", "stopped")
+    run = wait_until_idle(client, "first")
+    reached = run["step"]
+    assert run["state"] == "stopped"
+    assert not run["adapter"]
+    assert [one["prompt"] for one in run["samples"]][:1] == ["square 1"]
+    sample = client.get(f"/v1/tuning/first/files/{run['samples'][0]['file']}")
+    assert sample.content[4:8] == b"ftyp"
+
+    # It goes on from its checkpoint, from a server that was started anew.
+    again = TestClient(make_app(place), base_url="http://127.0.0.1")
+    assert again.post("/v1/tuning/first/train", json=training | {"steps": reached + 2}).status_code == 200
+    run = wait_until_idle(again, "first")
+    assert (run["state"], run["step"], run["adapter"]) == ("done", reached + 2, True), run
+    kept = again.post("/v1/tuning/first/adapter").json()
+    assert (kept["id"], kept["target_frames"], kept["problem"]) == ("first.safetensors", 9, "")
+    lora = {"path": kept["id"], "weight": 0.5}
+    made = again.post("/v1/videos", json={"prompt": "square", "model": "small", "loras": [lora], "seed": 1})
+    assert made.json()["request"]["loras"] == [lora], made.text
+    assert again.delete("/v1/tuning/first").json()["deleted"]
+    assert again.get("/v1/tuning").json() == []
+    assert not (place.data / "tuning" / "first").exists()
+
+
+def test_what_goes_wrong_is_told(client: TestClient, place: Place) -> None:
+    take_archive(place.data, "bare", archive(**{"a.mp4": clip(1)}))
+    fields = {"name": "x", "dataset": "bare", "num_frames": [33]}
+    assert "there is no dataset" in client.post("/v1/tuning", json=fields | {"dataset": "none"}).text
+    assert client.post("/v1/tuning", json=fields | {"num_frames": []}).status_code == 422
+    assert client.post("/v1/tuning", json=fields | {"name": "../x"}).status_code == 422
+    assert "unknown model" in client.post("/v1/tuning", json=fields | {"model": "/etc"}).text
+    client.post("/v1/tuning", json=fields)
+    run = wait_until_idle(client, "x")
+    assert run["state"] == "failed"
+    assert "1 of 1 videos have no caption beside them, such as a.mp4" in run["problem"]
+    (place.data / "datasets" / "bare" / "a.txt").write_text("a square")
+    assert client.post("/v1/tuning", json=fields).json()["state"] == "preparing"
+    run = wait_until_idle(client, "x")
+    assert run["state"] == "failed"
+    assert "no clip of 33 frames" in run["problem"]
+    assert "not prepared yet" in client.post("/v1/tuning/x/train", json={}).text
+    assert "is not at work" in client.post("/v1/tuning/x/stop").text
+
+
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        ({"../../evil.mp4": b"0000ftyp"}, "outside itself"),
+        ({"/etc/evil.mp4": b"0000ftyp"}, "outside itself"),
+        ({"C:\\evil.mp4": b"0000ftyp"}, "outside itself"),
+        ({"a.txt": "no clip"}, "holds no clips"),
+        ({"a.mp4": b"#EXTM3U\nfile:///etc/passwd"}, "no MP4, MOV"),
+        ({"a.mp4": b""}, None),
+        ({"a.mp4": b"0000ftyp", "metadata.jsonl": b" " * (9 << 20)}, "larger than there is room"),
+    ],
+)
+def test_hostile_archives_are_refused(place: Place, files: dict[str, bytes], why: str | None) -> None:
+    if why is None:
+        assert take_archive(place.data, "new", archive(**files)).clips == 1
+        return
+    with pytest.raises(RequestError, match=why):
+        take_archive(place.data, "new", archive(**files))
+    assert list_datasets(place.data) == []
+    assert list((place.data / "datasets").iterdir()) == []
+
+
+def test_archives_that_lie_or_link(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = zipfile.ZipInfo("a.mp4")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as opened:
+        opened.writestr(link, "/etc/passwd")
+    with pytest.raises(RequestError, match="holds a link"):
+        take_archive(place.data, "new", content)
+    with pytest.raises(RequestError, match="cannot be read"):
+        take_archive(place.data, "new", io.BytesIO(b"PK\x03\x04 but no zip file"))
+    with pytest.raises(RequestError, match="letters"):
+        take_archive(place.data, "../new", content)
+    monkeypatch.setattr("radial_app.datasets.MAX_BYTES", 1 << 20)
+    with pytest.raises(RequestError, match="more than"):
+        take_archive(place.data, "new", archive(**{"a.mp4": b"0000ftyp" + b"\0" * (2 << 20)}))
+    # One whose directory says less than what comes out.
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("a.mp4", b"0000ftyp" + b"\0" * (2 << 20))
+    lying = bomb.getvalue().replace((8 + (2 << 20)).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
+    with pytest.raises(RequestError):
+        take_archive(place.data, "new", io.BytesIO(lying))
+    many = archive(**{f"{i}.txt": "" for i in range(MAX_FILES + 1)}, **{"a.mp4": b"0000ftyp"})
+    with pytest.raises(RequestError, match="20000 are most"):
+        take_archive(place.data, "new", many)
+    assert list((place.data / "datasets").iterdir()) == []
+
+
+def test_only_admins_tune(place: Place) -> None:
+    with Accounts(place.data) as accounts:
+        accounts.add("ann", "correct horse battery", admin=True)
+        accounts.add("bob", "correct horse battery")
+        keys = {name: accounts.new_key(name, "test") for name in ("ann", "bob")}
+    client = TestClient(make_app(place, accounts=True), base_url="http://127.0.0.1")
+    for name, status in (("ann", 200), ("bob", 403)):
+        headers = {"authorization": f"Bearer {keys[name]}"}
+        assert client.get("/v1/tuning", headers=headers).status_code == status
+        assert client.get("/v1/datasets", headers=headers).status_code == status
+
+
+def test_a_task_lives_as_long_as_its_process(place: Place) -> None:
+    task = Task(place.data / "tuning" / "x")
+    assert not task.living
+    assert not task.stop()
+    task.start(["finetune", "run", "/nowhere.toml"], phase="train")
+    assert task.living
+    with pytest.raises(RequestError, match="at work already"):
+        task.start(["models"])
+    assert Tuning(place.data).at_work() == "x"
+    # A worker on a GPU leaves it to the run; one on the CPU does not.
+    with JobStore(place.data) as store:
+        assert Worker(store, WorkerSettings(device="cuda:0"))._lent_to_training()
+        assert not Worker(store, WorkerSettings(device="cpu"))._lent_to_training()
+    os.kill(task.told["pid"], signal.SIGKILL)
+    assert task.wait(10)
+    assert Tuning(place.data).at_work() is None
+
+
+def test_settings_reach_the_trainer_as_they_were_said() -> None:
+    import tomllib
+
+    from radial_app.tuning import _as_toml
+
+    training = Training(
+        sample_prompts=('a "fox"\n\\ ü',), more="riflex = true\n[[curriculum]]\nnum_frames = 9\nsteps = 2"
+    )
+    values = training.values()
+    written = "".join(f"{key} = {_as_toml(value)}\n" for key, value in values.items())
+    assert tomllib.loads(written) == values | {"sample_prompts": list(training.sample_prompts)}
+    assert Training().values()["sample_every"] == 0
+    with pytest.raises(RequestError, match="key = value"):
+        Training(more="riflex: true").values()
+    with pytest.raises(ValueError, match="name"):
+        Preparation(name=".x", dataset="a", num_frames=(9,))
