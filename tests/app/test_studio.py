@@ -11,16 +11,18 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from radial import OutputError, RadialError, RequestError
-from radial.video import read_frames
+from radial.video import Video, read_frames
 from radial_app.accounts import Accounts
 from radial_app.client import Client
 
@@ -307,6 +309,58 @@ def test_a_phone_shows_all_of_it(chromium: Any, studio: Studio) -> None:
     assert box["width"] <= 390
     context.close()
     assert page.problems == []
+
+
+def test_a_model_is_tuned_in_the_browser(page: Any, studio: Studio, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "my squares.zip", "w") as archive:
+        for number in range(4):
+            frames = np.zeros((20, 64, 64, 3), np.uint8)
+            for step, frame in enumerate(frames):
+                frame[8 + 8 * number : 24 + 8 * number, 2 * step : 2 * step + 20] = 90 + 40 * number
+            Video(frames, 16, None).write(tmp_path / f"{number}.mp4")
+            archive.write(tmp_path / f"{number}.mp4", f"{number}.mp4")
+            archive.writestr(f"{number}.txt", f"square <b>{number}</b>")
+    open_tab(page, "Tune")
+    page.wait_for_selector("#tune-frames")
+    with page.expect_file_chooser() as chooser:
+        page.click('#tune button:has-text("Bring a zip file")')
+    chooser.value.set_files(tmp_path / "my squares.zip")
+    page.wait_for_selector('#tune-dataset option[value="my-squares"]', state="attached")
+    page.select_option("#tune-model", "small")
+    page.fill("#tune-size", "64x64")
+    page.fill("#tune-frames", "nine")
+    page.click("#tune-prepare")
+    page.wait_for_selector('#radial-toasts .problem:has-text("say lengths in frames")')
+    page.fill("#tune-frames", "9")
+    page.fill("#tune-name", "squares")
+    page.click("#tune-prepare")
+    page.wait_for_selector(".tune-run .state.prepared", timeout=60_000)
+    page.wait_for_function("[...document.querySelectorAll('.pictures img')].every((one) => one.naturalWidth > 100)")
+    assert "8 clips of 4 files" in text_of(page, ".tune-run")
+    for name, value in {"steps": "5000", "rank": "4", "held_out": "2", "sample_every": "3"}.items():
+        page.fill(f".tune-run [name={name}]", value)
+    page.fill(".tune-run [name=sample_prompts]", "square <b>1</b>")
+    page.fill(
+        ".tune-run [name=more]", "sample_steps = 1\nsample_frames = [5]\nvalidate_every = 2\ncheckpoint_every = 5"
+    )
+    page.click('.tune-run button:has-text("Start training")')
+    page.wait_for_selector(".tune-run .state.training")
+    page.reload()  # whoever looks again finds the run
+    page.wait_for_selector("#told b")
+    open_tab(page, "Tune")
+    page.wait_for_selector(".plot polyline.held-out[points]", timeout=60_000)
+    page.wait_for_function("document.querySelector('.samples video')?.videoWidth === 64", timeout=60_000)
+    assert "square <b>1</b>" in text_of(page, ".samples")  # as text
+    page.screenshot(path=studio.folder / "tune.png", full_page=True)
+    page.click('.tune-run button:has-text("Stop")')
+    page.wait_for_selector(".tune-run .state.stopped", timeout=60_000)
+    reached = studio.call("GET", "/v1/tuning/squares")["step"]
+    page.fill(".tune-run [name=steps]", str(reached + 1))
+    page.click('.tune-run button:has-text("Go on")')
+    page.wait_for_selector(".tune-run .state.done", timeout=60_000)
+    page.click('.tune-run button:has-text("Use in Create")')
+    page.wait_for_selector('#loras li:has-text("squares.safetensors")')
+    page.wait_for_function("document.querySelector('#told').innerText.includes('9 frames · 64x64')")
 
 
 def test_nothing_secret_is_served(studio: Studio) -> None:

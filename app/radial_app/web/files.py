@@ -63,9 +63,11 @@ def make_router(place: Place) -> APIRouter:
         return settings_in(desk(request), file.file.read())
 
     @router.get("/models")
-    def list_models() -> dict[str, Any]:
-        """The models that have a name, and the settings that go together."""
-        return {"object": "list", "data": [model_of(name, spec) for name, spec in MODELS.items()], "presets": PRESETS}
+    def list_models(request: Request) -> dict[str, Any]:
+        """The models that have a name, one's own checkpoints first, and the settings that go together."""
+        own = {name: find_model(str(path)) for name, path in desk(request).inputs.checkpoints().items()}
+        data = [model_of(name, spec) for name, spec in (own | MODELS).items()]
+        return {"object": "list", "data": data, "presets": PRESETS}
 
     @router.get("/models/{id:path}")
     def get_model(request: Request, id: str) -> Model:

@@ -55,22 +55,30 @@ function fillNew(wanted) {
   const dataset = h("select", { id: "tune-dataset" }, ...datasets.map((one) => h("option", { value: one.name }, `${one.name} (${one.clips} clips)`)));
   const model = h("select", { id: "tune-model" }, ...models.map((one) => h("option", { value: one.id }, one.id)));
   const name = h("input", { id: "tune-name", placeholder: "my-run", maxLength: 64 });
-  const lengths = h("span", { className: "actions", id: "tune-lengths" });
+  const size = h("input", { id: "tune-size", pattern: "\\d+x\\d+" });
+  const frames = h("input", { id: "tune-frames", inputMode: "numeric" });
+  const counts = () => frames.value.split(/[\s,]+/).filter(Boolean).map(Number);
+  const times = h("span", { className: "times" });
   const drawLengths = () => {
     const spec = models.find((one) => one.id === model.value);
-    const [stride] = spec?.stride ?? [1];
-    const frames = (times) => Math.floor((spec.native_frames - spec.first_frame) / stride) * times * stride + spec.first_frame;
-    lengths.replaceChildren(...[1, 2, 3, 4].map((times) => h("label", { className: "choice" },
-      h("input", { type: "checkbox", value: frames(times), checked: times === 2 }), `${times}x, ${frames(times)} frames`)));
+    const longer = (n) => Math.floor((spec.native_frames - spec.first_frame) / spec.stride[0]) * n * spec.stride[0] + spec.first_frame;
+    frames.value = longer(2);
+    size.placeholder = `${spec.width}x${spec.height}`;
+    times.replaceChildren(...[1, 2, 3, 4].map((n) => button(`${n}x`, () => {
+      const now = counts();
+      frames.value = (now.includes(longer(n)) ? now.filter((one) => one !== longer(n)) : [...now, longer(n)]).sort((a, b) => a - b).join(", ");
+    })));
   };
   model.addEventListener("change", drawLengths);
   drawLengths();
   const file = h("input", { type: "file", accept: ".zip", hidden: true, onchange: () => bring(file, place) });
   const prepare = button("Prepare its clips", async () => {
-    const num_frames = [...lengths.querySelectorAll("input:checked")].map((box) => Number(box.value));
+    const num_frames = counts();
+    const [width, height] = size.value.trim() ? size.value.trim().split("x").map(Number) : [null, null];
     if (!dataset.value) throw new Error("choose a dataset, or bring one");
-    if (!num_frames.length) throw new Error("choose a length");
-    const run = { name: name.value.trim() || `${dataset.value}-${model.value}`.replace(/[^\w.-]/g, "-"), dataset: dataset.value, model: model.value, num_frames };
+    if (!num_frames.length || num_frames.some(isNaN)) throw new Error("say lengths in frames, such as 81, 161");
+    if (width !== null && !(width > 0 && height > 0)) throw new Error("say the size as WIDTHxHEIGHT");
+    const run = { name: name.value.trim() || `${dataset.value}-${model.value}`.replace(/[^\w.-]/g, "-"), dataset: dataset.value, model: model.value, num_frames, width, height };
     await call("POST", "/v1/tuning", run);
     place.replaceChildren();
     again();
@@ -79,7 +87,8 @@ function fillNew(wanted) {
     h("p", { className: "radial-quiet" }, "An adapter that is tuned on longer clips makes a model keep its subject for two to four times its native length. A dataset is a folder of clips, each with its caption in a .txt file of the same name: bring a zip file, or put the folder into datasets of the data folder."),
     h("div", { className: "fields" },
       labelled("Dataset", h("span", { className: "actions" }, datasets.length ? dataset : h("span", { className: "radial-quiet" }, "none yet"), button("Bring a zip file", () => file.click()), file)),
-      labelled("Model", model), labelled("Lengths", lengths, "a run may learn several, mixed"), labelled("Name", name)),
+      labelled("Model", model), labelled("Frames", h("span", { className: "lengths" }, frames, times), "of the clips; several lengths are mixed"),
+      labelled("Size", size, "the model's own when empty"), labelled("Name", name)),
     h("div", { className: "actions" }, prepare)));
 }
 
