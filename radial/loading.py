@@ -14,6 +14,7 @@ import torch
 from radial.adapter_settings import adapter_file, check_adapter_file
 from radial.adapters import load_loras
 from radial.checkpoints import check_checkpoint, checkpoint_folder, fit_spec, read_folder
+from radial.downloads import OnProgress, download, find_local
 from radial.errors import GenerationError, ModelError, RequestError, first_line
 from radial.models import MODELS, ModelSpec, find_model
 from radial.request import GenerationRequest
@@ -34,8 +35,11 @@ class LoadedModel:
     revision: str | None = None
 
 
-def load(request: GenerationRequest) -> LoadedModel:
+def load(request: GenerationRequest, on_download: OnProgress = lambda done, total: None) -> LoadedModel:
     """Load the model and adapters a request names, onto its device.
+
+    Args:
+        on_download: told bytes that are here, and of the whole, where the model must be downloaded first.
 
     Raises:
         RequestError: the device does not exist here.
@@ -47,7 +51,7 @@ def load(request: GenerationRequest) -> LoadedModel:
     spec = find_model(request.model)
     device = choose_device(request.device)
     dtype = choose_dtype(request.dtype, device)
-    folder = checkpoint_folder(spec) or _download(spec)
+    folder = checkpoint_folder(spec) or find_local(spec.source) or download(spec.source, on_download)
     check_checkpoint(folder)
     if spec.name in MODELS:
         spec = fit_spec(spec, folder)
@@ -75,19 +79,6 @@ def load(request: GenerationRequest) -> LoadedModel:
     loras = tuple({"name": path.name, "fingerprint": fingerprint(path)} for path in paths)
     revision = folder.name if folder.parent.name == "snapshots" else None  # as the hub's cache lays them out
     return LoadedModel(spec, pipe, device, dtype, fingerprint(folder), loras, notes, revision)
-
-
-def _download(spec: ModelSpec) -> Path:
-    """The folder of a hub model, downloaded unless it is here already; the hub's own bars show the progress."""
-    import diffusers
-
-    try:
-        return Path(diffusers.DiffusionPipeline.download(spec.source, use_safetensors=True))
-    except Exception as error:  # the hub's client raises many kinds
-        raise ModelError(
-            f"there is no folder {spec.source} here, and the Hugging Face hub has no such model or cannot be reached; "
-            "`radial models` lists the models with a name"
-        ) from error
 
 
 def choose_device(name: str) -> torch.device:

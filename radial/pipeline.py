@@ -27,13 +27,13 @@ from radial.request import GenerationRequest
 from radial.resume import OnStep, Snapshot, following
 from radial.video import Video
 
-Stage = Literal["load", "encode", "denoise", "decode"]
+Stage = Literal["load", "download", "encode", "denoise", "decode"]
 
 
 @dataclass(frozen=True)
 class Event:
-    """Progress: a stage began (``step`` 0), a denoising step ended, or there is a ``note`` for the user. ``video``
-    counts from 0."""
+    """Progress: a stage began (``step`` 0), a denoising step ended or megabytes of a download came, or there is a
+    ``note`` for the user. ``video`` counts from 0."""
 
     stage: Stage
     step: int = 0
@@ -71,7 +71,7 @@ def generate(
     request = request.resolve()
     if model is None:
         on_event(Event("load"))
-        model = load(request)
+        model = load(request, lambda done, total: on_event(Event("download", done >> 20, total >> 20)))
     for note in (*model.notes, *request.warnings(model.spec)):
         on_event(Event("load", note=note))
     for index, single in enumerate(request.singles()):

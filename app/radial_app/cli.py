@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 import radial
+from radial.downloads import set_offline
 from radial.errors import RadialError, RequestError
-from radial_app import accounts_cli, doctor, jobs_cli, receipts_cli, render_cli, server, watch_cli
+from radial_app import accounts_cli, doctor, download_cli, jobs_cli, receipts_cli, render_cli, server, watch_cli
 from radial_app.options import Codec, Crf, DataDir, Format, Metadata
 
 if TYPE_CHECKING:
@@ -49,14 +50,19 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit. Errors are one line on stderr; ``--debug`` anywhere shows the traceback."""
+    """Run the command line and exit. Errors are one line on stderr.
+
+    Anywhere among the arguments, ``--debug`` shows the traceback and ``--offline`` forbids downloads.
+    """
     # Where another program keeps the cores busy, threads that spin for long wait for each other without end.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     for library in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao"):
         logging.getLogger(library).setLevel(logging.ERROR)  # what they say of each other's versions
     arguments = _with_dashes(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    arguments = [a for a in arguments if a != "--debug"]
+    if "--offline" in arguments:
+        set_offline()
+    arguments = [a for a in arguments if a not in ("--debug", "--offline")]
     _add_commands(arguments)
     try:
         code = app(arguments, standalone_mode=False)
@@ -392,3 +398,4 @@ for command in (
 ):  # fmt: skip
     app.command()(command)
 app.command("ui", hidden=True)(server.studio)
+app.command()(download_cli.download)

@@ -93,7 +93,11 @@ class Renderer:
         if self._key != group:
             tell(("progress", "load", 0, 0))
             self._model = None
-            self._model, self._key = load(request), group
+
+            def on_download(done: int, total: int) -> None:
+                tell(("progress", "download", done >> 20, total >> 20))
+
+            self._model, self._key = load(request, on_download), group
         kept = time.monotonic()
         finished_at: int | None = None
 

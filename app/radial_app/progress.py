@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _WORDS = {
     "load": "loading the model",
+    "download": "downloading, MB",
     "encode": "encoding the text",
     "denoise": "denoising",
     "decode": "decoding frames",
@@ -39,6 +40,7 @@ class Progress:
             redirect_stdout=False,  # paths printed meanwhile belong on stdout
         )
         self._task: progress.TaskID | None = None
+        self._stage = ""
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -53,6 +55,7 @@ class Progress:
         """Show a stage; without steps its bar pulses."""
         if self._task is not None:
             self._bar.remove_task(self._task)
+        self._stage = stage
         shown = f"0/{steps}" if steps else ""
         self._task = self._bar.add_task(_WORDS[stage], total=steps, steps=shown)
 
@@ -67,7 +70,8 @@ class Progress:
         """Follow the pipeline."""
         if event.note:
             self._bar.console.print(f"[yellow]note:[/] {escape(event.note)}", highlight=False, soft_wrap=True)
-        elif event.step == 0:
-            self.begin(event.stage, event.steps if event.stage == "denoise" else None)
-        elif self._task is not None:
+            return
+        if event.step == 0 or event.stage != self._stage:
+            self.begin(event.stage, event.steps or None)
+        if event.step and self._task is not None:
             self._bar.update(self._task, completed=event.step, steps=f"{event.step}/{event.steps}")

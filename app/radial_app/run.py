@@ -16,6 +16,7 @@ from radial_app.results import publish_once, settle
 from radial_app.store import JobStore
 
 if TYPE_CHECKING:
+    from radial.downloads import OnProgress
     from radial.loading import LoadedModel
     from radial.pipeline import Event
     from radial.resume import Step
@@ -46,13 +47,13 @@ class Run:
     """One attempt at a job.
 
     Args:
-        load: gives the job's model.
+        load: gives the job's model, and tells of its download.
         tell: hears the pipeline's events, and of each video with the file that it became.
         stop: set when the worker is to end.
     """
 
     def __init__(
-        self, store: JobStore, job: Job, pace: Pace, *, load: Callable[[Job], LoadedModel],
+        self, store: JobStore, job: Job, pace: Pace, *, load: Callable[[Job, OnProgress], LoadedModel],
         tell: Callable[[Job, Any], None], stop: threading.Event,
     ) -> None:  # fmt: skip
         self.store, self.job, self.pace = store, job, pace
@@ -82,7 +83,7 @@ class Run:
                 continue
             if model is None:
                 self._say("load", 0, 0)
-                model = self._load(self.job)
+                model = self._load(self.job, self._on_download)
                 self._pipe = model.pipe
             started = time.monotonic()
             self._begun, self._kept = None, time.monotonic()
@@ -104,6 +105,11 @@ class Run:
             if self.finish_at is not None:
                 return f"stopped at step {self.finish_at} of {self._stage[2]}; what there was is kept"
         return ""
+
+    def _on_download(self, done: int, total: int) -> None:
+        from radial.pipeline import Event
+
+        self._on_event(Event("download", done >> 20, total >> 20))
 
     def _on_event(self, event: Event) -> None:
         self._tell(self.job, event)

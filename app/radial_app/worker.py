@@ -27,6 +27,7 @@ from radial_app.store import JobStore
 from radial_app.tuning import Tuning
 
 if TYPE_CHECKING:
+    from radial.downloads import OnProgress
     from radial.loading import LoadedModel
 
 log = logging.getLogger("radial.worker")
@@ -212,7 +213,7 @@ class Worker:
                 log.warning("job %s cannot be settled yet: %s", job.id, problem)
                 time.sleep(1)
 
-    def model_for(self, job: Job) -> LoadedModel:
+    def model_for(self, job: Job, on_download: OnProgress = lambda done, total: None) -> LoadedModel:
         """The model of a job, loaded unless it is already."""
         from radial.adapter_settings import adapter_file
         from radial.loading import load
@@ -223,7 +224,7 @@ class Worker:
         key = (job.group, request.device, stamps)
         if key != self._model_key:
             self.unload()
-            self._model, self._model_key = load(request), key
+            self._model, self._model_key = load(request, on_download), key
         assert self._model is not None
         return self._model
 

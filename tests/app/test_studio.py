@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fake_hub
 import numpy as np
 import pytest
 from PIL import Image
@@ -361,6 +362,41 @@ def test_a_model_is_tuned_in_the_browser(page: Any, studio: Studio, tmp_path: Pa
     page.click('.tune-run button:has-text("Use in Create")')
     page.wait_for_selector('#loras li:has-text("squares.safetensors")')
     page.wait_for_function("document.querySelector('#told').innerText.includes('9 frames · 64x64')")
+
+
+def test_a_model_comes_from_the_hub(chromium: Any, tmp_path: Path, wan_folder: Path, monkeypatch: Any) -> None:
+    name = "someone/small-wan"
+    with fake_hub.serve(name, wan_folder) as hub:
+        hub.pause = 0.3
+        for variable, value in {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+        }.items():
+            monkeypatch.setenv(variable, value)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        running = Studio(tmp_path)
+        running.start()
+        page = watch(chromium.new_context(viewport={"width": 1360, "height": 900}).new_page(), running)
+        page.goto(running.url)
+        page.wait_for_selector("#told b")
+        open_tab(page, "Models")
+        page.fill("#hub-id", name)
+        page.click('#models .head button:has-text("Download")')
+        page.wait_for_selector(f'[data-model="{name}"] .eta:has-text("of 1")', timeout=60_000)
+        page.click(f'[data-model="{name}"] button:has-text("Stop")')
+        page.wait_for_selector(f'[data-model="{name}"] :text("was stopped")', timeout=60_000)
+        hub.pause = 0.0
+        page.click(f'[data-model="{name}"] button:has-text("Go on")')
+        page.wait_for_selector(f'[data-model="{name}"]', state="detached", timeout=60_000)
+        (done,) = running.call("GET", "/v1/downloads")
+        assert (done["state"], done["done"] > 1e6) == ("done", True)
+        page.fill("#hub-id", "someone/else")
+        page.click('#models .head button:has-text("Download")')
+        page.wait_for_selector('[data-model="someone/else"] .radial-problem:has-text("no such model")', timeout=60_000)
+        page.context.close()
+        assert page.problems == []
+        assert "Traceback" not in running.stop()
 
 
 def test_nothing_secret_is_served(studio: Studio) -> None:

@@ -22,7 +22,7 @@ from radial.errors import OutputError, RadialError, RequestError
 from radial.request import explain
 from radial_app.server import Caretaker
 from radial_app.store import JobStore
-from radial_app.web import files, login, tuning, videos
+from radial_app.web import downloads, files, login, tuning, videos
 from radial_app.web.desk import Conflict, Missing, Place
 from radial_app.web.guard import MAX_UPLOAD, Guard
 
@@ -54,6 +54,7 @@ def make_app(
     registry.register(_QueueCollector(place.data))
     app.include_router(videos.make_router(place))
     app.include_router(files.make_router(place))
+    app.include_router(downloads.make_router(place))
     app.include_router(tuning.make_router(place))
     app.include_router(login.make_router(place.data))
     app.mount("/ui", StaticFiles(directory=Path(__file__).with_name("assets")))

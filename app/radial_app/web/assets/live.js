@@ -1,7 +1,7 @@
 // The live side of Create: what is rendered now, and the last video when nothing is.
 import { button, call, clock, content, h, openPage } from "./dom.js";
 
-const STAGES = { load: "Loading the model", encode: "Reading the prompt", denoise: "Denoising", decode: "Decoding",
+const STAGES = { load: "Loading the model", download: "Downloading the model", encode: "Reading the prompt", denoise: "Denoising", decode: "Decoding",
   write: "Writing the file" };
 let shown = "";
 let preview = { id: "", url: "" };
@@ -24,9 +24,10 @@ function drawRunning(place, running, queue) {
     const box = place.querySelector(`[data-job="${video.id}"]`);
     const bar = box.querySelector("progress");
     if (video.stage === "denoise" && video.steps) bar.value = video.progress;
+    else if (video.stage === "download" && video.steps) bar.value = (100 * video.step) / video.steps;
     else bar.removeAttribute("value");
     const asked = { pause: " - pauses after this step", finish: " - ends after this step", cancel: " - ends" };
-    const step = video.stage === "denoise" && video.step ? `, step ${video.step} of ${video.steps}` : "";
+    const step = !video.step ? "" : video.stage === "denoise" ? `, step ${video.step} of ${video.steps}` : video.stage === "download" ? `, ${(video.step / 1024).toFixed(1)} of ${(video.steps / 1024).toFixed(1)} GB` : "";
     box.querySelector(".stage").textContent =
       `${STAGES[video.stage] ?? video.stage}${step}${asked[video.control] ?? ""}`;
     box.querySelector(".eta").textContent = video.eta ? `${clock(video.eta)} left` : "";

@@ -1,0 +1,90 @@
+"""Models on their way onto the server's disk: tasks that run ``radial download``, and how far they are."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from radial_app.tasks import Task
+from radial_app.web.desk import Conflict, Desk, Missing, Place
+from radial_app.web.inputs import HUB_ID
+
+
+class ModelDownload(BaseModel):
+    """A model's download: bytes that are here, of the whole."""
+
+    id: str
+    state: Literal["running", "done", "stopped", "failed"]
+    done: int
+    total: int
+    problem: str = ""
+
+
+def make_router(place: Place) -> APIRouter:
+    """The routes of a server that keeps its things in ``place``."""
+
+    def admin_only(request: Request) -> None:
+        if not request.state.visitor.admin:
+            raise HTTPException(403, "only admins download models: everybody uses them")
+
+    router = APIRouter(prefix="/v1/downloads", tags=["files"], dependencies=[Depends(admin_only)])
+    folder = place.data / "downloads"
+
+    @router.get("")
+    def list_downloads() -> list[ModelDownload]:
+        """Downloads since the data folder began, the latest of each model."""
+        return [_look(path.parent) for path in sorted(folder.glob("*/task.json"))]
+
+    @router.post("/{id:path}")
+    def start_download(request: Request, id: str) -> ModelDownload:
+        """Download a model by its name or hub id, or go on where it was cut off."""
+        name = Desk(place, request.state.visitor).inputs.translate({"model": id})["model"]
+        task = Task(_folder(folder, name))
+        if task.living:
+            raise Conflict(f"model {name} is on its way already")
+        (task.folder / "progress.json").unlink(missing_ok=True)
+        task.start(["download", "--tell", str(task.folder / "progress.json"), "--", name], id=name)
+        return _look(task.folder)
+
+    @router.delete("/{id:path}")
+    def stop_download(id: str) -> ModelDownload:
+        """Stop a download; what came whole is kept."""
+        task = Task(_folder(folder, id))
+        if not task.stop():
+            raise Missing(f"model {id[:200]!r} is not on its way")
+        task.wait(10)
+        return _look(task.folder)
+
+    return router
+
+
+def _folder(folder: Path, name: str) -> Path:
+    """Where the download of a model is kept; hub ids hold a slash."""
+    if not HUB_ID.fullmatch(f"any/{name}") and not HUB_ID.fullmatch(name):
+        raise Missing(f"model {name[:200]!r} cannot be downloaded")
+    return folder / name.replace("/", "--")
+
+
+def _look(folder: Path) -> ModelDownload:
+    task = Task(folder)
+    done = total = 0
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        done, total = progress["done"], progress["total"]
+    log = task.log()
+    came = bool(log) and Path(log[-1]).is_absolute()  # the last thing that it prints is the folder
+    state: Literal["running", "done", "stopped", "failed"] = "failed"
+    if task.living:
+        state = "running"
+    elif came:
+        state = "done"
+    elif task.told.get("stopping"):
+        state = "stopped"
+    problem = (log[-1] if log else "it ended without a word") if state == "failed" else ""
+    return ModelDownload(id=task.told.get("id", folder.name), state=state, done=done, total=total, problem=problem)

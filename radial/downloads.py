@@ -1,0 +1,223 @@
+"""Models from the Hugging Face hub: what is still missing and whether it fits on the disk is known before it comes.
+
+Files that came whole are kept whatever happens; a download that was cut off goes on with those that did not.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from radial.errors import ModelError, OutputError, RadialError, first_line
+from radial.files import existing_folder
+
+_TELL_SECONDS = 0.5
+SPARE_BYTES = 1 << 30  # that stay free on the disk
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".pb", ".tflite")
+_VARIANT = re.compile(r"\.(fp16|fp32|bf16|ema|non_ema|int8|fp8)[.-]")
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Download:
+    """What of a hub model is to come: the files, their bytes, and the bytes that are here already."""
+
+    source: str
+    files: tuple[str, ...]
+    missing: int
+    present: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of all its files."""
+        return self.missing + self.present
+
+
+def find_local(source: str) -> Path | None:
+    """The folder of a hub model whose files are all on this machine; the hub is not asked."""
+    import diffusers
+
+    try:
+        return Path(diffusers.DiffusionPipeline.download(source, use_safetensors=True, local_files_only=True))
+    except Exception:  # the hub's client raises many kinds for what is not there
+        return None
+
+
+def plan_download(source: str) -> Download:
+    """Ask the hub what a model's files are, and look which of them are here.
+
+    Raises:
+        ModelError: there is no such model, or the hub cannot be reached or wants a login.
+    """
+    import huggingface_hub
+
+    check_online(source)
+    try:
+        info = huggingface_hub.HfApi().model_info(source, files_metadata=True)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        files = tuple(sorted(name for name in sizes if _is_wanted(name, sizes)))
+        if "model_index.json" not in files:
+            raise ModelError(f"{source} is no diffusers checkpoint: it has no model_index.json")
+        planned: Any = huggingface_hub.snapshot_download(
+            source, revision=info.sha, allow_patterns=list(files), dry_run=True, tqdm_class=_make_bar(lambda _: None)
+        )
+    except RadialError:
+        raise
+    except Exception as error:
+        raise explain_hub(source, error) or ModelError(
+            f"there is no folder {source} here, and the Hugging Face hub cannot be reached: {first_line(error)}"
+        ) from error
+    missing = sum(file.file_size or 0 for file in planned if file.will_download)
+    return Download(source, files, missing, sum(sizes[name] for name in files) - missing)
+
+
+def check_disk(download: Download) -> None:
+    """Refuse what does not fit on the disk.
+
+    Raises:
+        OutputError: it does not.
+    """
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    free = shutil.disk_usage(existing_folder(cache)).free
+    if download.missing + SPARE_BYTES > free and download.missing:
+        raise OutputError(
+            f"{download.source} needs {download.missing / 1e9:.1f} GB more, and {cache} has {free / 1e9:.1f} GB free; "
+            "free some, or set HF_HOME to a folder on another disk"
+        )
+
+
+def download(source: str, on_progress: OnProgress = lambda done, total: None) -> Path:
+    """Fetch what is missing of a hub model: its folder.
+
+    Args:
+        on_progress: told the bytes that are here and those of the whole, now and then; what it raises stops the
+            download.
+
+    Raises:
+        ModelError: there is no such model, or the hub cannot be reached, or the download broke off.
+        OutputError: the disk is too small.
+    """
+    import diffusers
+    import huggingface_hub
+
+    planned = plan_download(source)
+    check_disk(planned)
+    progress = _Progress(planned.present)
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(
+            huggingface_hub.snapshot_download, source, allow_patterns=list(planned.files),
+            tqdm_class=_make_bar(progress.count),
+        )  # fmt: skip
+        try:
+            while not wait([coming], _TELL_SECONDS).done:
+                on_progress(min(progress.done, planned.total), planned.total)
+        except BaseException:
+            progress.stop = True
+            raise
+    try:
+        coming.result()
+        # Whatever else the pipeline's class wants; it is next to nothing.
+        folder = Path(diffusers.DiffusionPipeline.download(source, use_safetensors=True))
+    except Exception as error:
+        raise explain_hub(source, error) or ModelError(
+            f"the download of {source} broke off: {first_line(error)}; the files that came are kept, and it goes on "
+            "from there when it is started again"
+        ) from error
+    on_progress(planned.total, planned.total)
+    return folder
+
+
+class _Progress:
+    """Bytes that came, counted in the client's threads; they end where ``stop`` is set."""
+
+    def __init__(self, done: int) -> None:
+        self.done, self.stop = done, False
+        self._lock = threading.Lock()
+
+    def count(self, step: int) -> None:
+        if self.stop:
+            raise InterruptedError("the download was stopped")
+        with self._lock:
+            self.done += step
+
+
+def check_online(source: str) -> None:
+    """Raise where downloads are switched off.
+
+    Raises:
+        ModelError: they are.
+    """
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        raise ModelError(
+            f"there is no folder {source} here, and the Hugging Face hub is not asked: --offline or HF_HUB_OFFLINE"
+        )
+
+
+def set_offline() -> None:
+    """Switch downloads off, for this process and those that it starts. Call it before a model is loaded."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def explain_hub(source: str, error: Exception) -> RadialError | None:
+    """What the hub's client raised, in words of ours, where it is a matter of the model or of this machine."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return ModelError(
+            f"{source} wants you to accept its terms: do so on its page of the hub, then `hf auth login` here"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ModelError(
+            f"there is no folder {source} here, and the Hugging Face hub has no such model; `radial models` lists the "
+            "models with a name"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        return OutputError(error.errno, f"the download of {source} stopped: {error.strerror}")
+    return None
+
+
+def _is_wanted(name: str, sizes: dict[str, int]) -> bool:
+    """Whether a file is of a safetensors checkpoint in the layout of diffusers: no other formats, no second precision
+    where there is a first."""
+    folder, _, file = name.rpartition("/")
+    if not folder:
+        return name in ("model_index.json", "config.json", "scheduler_config.json")
+    if "/" in folder or f"{folder}/{file}".startswith("."):
+        return False
+    if file.endswith((".safetensors", ".safetensors.index.json")):
+        plain = any(
+            other.startswith(f"{folder}/") and other.endswith(".safetensors") and not _VARIANT.search(other)
+            for other in sizes
+        )
+        return not (plain and _VARIANT.search(file))
+    return not (file.endswith(_WEIGHTS) or ".index." in file or file.endswith((".py", ".md", ".mp4", ".png", ".jpg")))
+
+
+def _make_bar(count: Callable[[int], None]) -> Any:
+    """A progress bar for the hub's client that shows nothing, and passes on the bytes that are on the disk."""
+    from tqdm.auto import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self._bytes = options.pop("name", None) == "huggingface_hub.snapshot_download"
+            super().__init__(*args, **options | {"disable": True})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if self._bytes:
+                count(int(n or 0))
+            return super().update(n)
+
+    return Bar

@@ -1,0 +1,107 @@
+"""A small Hugging Face hub on this machine: the calls that its client makes for a download, files with ranges."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+SHA = "c" * 40
+
+
+class Hub:
+    """Serves one repository out of a folder; ``sent`` counts the bytes of each file that went out."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        self.files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+        self.sent: dict[str, int] = {}
+        self.pause = 0.0  # seconds before each 64 KB
+        self.url = ""
+
+    def describe(self) -> dict[str, object]:
+        siblings = [{"rfilename": name, "size": (self.folder / name).stat().st_size} for name in self.files]
+        return {"id": self.name, "modelId": self.name, "sha": SHA, "private": False, "gated": False, "tags": [],
+                "downloads": 0, "likes": 0, "siblings": siblings}  # fmt: skip
+
+    def tree(self) -> list[dict[str, object]]:
+        paths = ((name, self.folder / name) for name in self.files)
+        return [
+            {"type": "file", "path": name, "oid": _digest(path), "size": path.stat().st_size} for name, path in paths
+        ]
+
+
+@contextmanager
+def serve(name: str, folder: Path) -> Iterator[Hub]:
+    hub = Hub(name, folder)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            self.do_GET(body=False)
+
+        def do_GET(self, body: bool = True) -> None:
+            path = unquote(urlsplit(self.path).path)
+            if re.fullmatch(rf"/api/models/{name}(/revision/[^/]+)?", path):
+                self._json(hub.describe())
+            elif path.startswith(f"/api/models/{name}/tree/"):
+                self._json(hub.tree())
+            elif (found := re.fullmatch(rf"/{name}/resolve/[^/]+/(.+)", path)) and found[1] in hub.files:
+                self._file(found[1], body)
+            else:
+                self.send_response(404)
+                known = "/resolve/" in path and name in path
+                self.send_header("x-error-code", "EntryNotFound" if known else "RepoNotFound")
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+        def _json(self, content: object) -> None:
+            text = json.dumps(content).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def _file(self, file: str, body: bool) -> None:
+            content = (hub.folder / file).read_bytes()
+            start = int(match[1]) if (match := re.match(r"bytes=(\d+)-", self.headers.get("range", ""))) else 0
+            self.send_response(206 if start else 200)
+            self.send_header("etag", f'"{_digest(hub.folder / file)}"')
+            self.send_header("x-repo-commit", SHA)
+            self.send_header("accept-ranges", "bytes")
+            if start:
+                self.send_header("content-range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.send_header("content-length", str(len(content) - start))
+            self.end_headers()
+            for begin in range(start, len(content) if body else 0, 1 << 16):
+                time.sleep(hub.pause)
+                part = content[begin : begin + (1 << 16)]
+                try:
+                    self.wfile.write(part)
+                except OSError:
+                    return
+                hub.sent[file] = hub.sent.get(file, 0) + len(part)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha1(path.read_bytes()).hexdigest()

@@ -1,0 +1,131 @@
+"""Models from a hub: a small one on this machine, spoken to by the hub's own client, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fake_hub
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from radial.downloads import _is_wanted
+
+NAME = "someone/small-wan"
+
+
+@pytest.fixture
+def hub(wan_folder: Path, tmp_path: Path) -> Iterator[fake_hub.Hub]:
+    folder = tmp_path / "repository"
+    shutil.copytree(wan_folder, folder)
+    (folder / "transformer" / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
+    (folder / "transformer" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"half")
+    (folder / "README.md").write_text("# small")
+    (folder / "examples").mkdir()
+    (folder / "examples" / "clip.mp4").write_bytes(b"0" * 1000)
+    # Something to wait for: a second shard's worth of bytes that no model reads.
+    save_file({"x": np.zeros(1 << 19, np.float32)}, folder / "text_encoder" / "zz.safetensors")
+    with fake_hub.serve(NAME, folder) as served:
+        yield served
+
+
+class Home:
+    """A user with an empty cache whose hub is this one."""
+
+    def __init__(self, hub: fake_hub.Hub, folder: Path) -> None:
+        self.cache = folder / "home"
+        self.folder = folder
+        self.environment = os.environ | {
+            "HF_ENDPOINT": hub.url, "HF_HOME": str(self.cache), "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "5", "RADIAL_DATA_DIR": str(folder / "data"),
+        }  # fmt: skip
+        self.environment.pop("HF_HUB_OFFLINE", None)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-m", "radial_app", *arguments], cwd=self.folder, env=self.environment,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+
+    def run(self, *arguments: str) -> tuple[int | None, str, str]:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=120)
+        return process.returncode, out, err
+
+
+@pytest.fixture
+def home(hub: fake_hub.Hub, tmp_path: Path) -> Home:
+    return Home(hub, tmp_path)
+
+
+def test_a_download_that_is_cut_off_goes_on_and_works_without_the_hub(hub: fake_hub.Hub, home: Home) -> None:
+    hub.pause = 0.3
+    told = home.folder / "told.json"
+    process = home.start("download", NAME, "--tell", str(told))
+    deadline = time.monotonic() + 60
+    while not (told.exists() and json.loads(told.read_text())["done"] > 1 << 20):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    whole = {file for file in hub.files if hub.sent.get(file, 0) >= (hub.folder / file).stat().st_size}
+    assert whole
+    hub.pause = 0.0
+    before = dict(hub.sent)
+    code, out, err = home.run("download", NAME, "--tell", str(told))
+    assert code == 0, err
+    assert "GB are here" in err
+    # What had come whole did not come again, and nothing came that is of no use here.
+    assert all(hub.sent[file] == before[file] for file in whole)
+    assert not set(hub.sent) & {"transformer/diffusion_pytorch_model.bin", "README.md", "examples/clip.mp4",
+                                "transformer/diffusion_pytorch_model.fp16.safetensors"}  # fmt: skip
+    folder = Path(out.strip())
+    assert (folder / "transformer" / "config.json").is_file()
+    progress = json.loads(told.read_text())
+    assert progress["done"] == progress["total"] > 2 << 20
+
+    sent = dict(hub.sent)
+    code, out, err = home.run("generate", "a fox", "--offline", "--model", NAME, "--height", "32", "--width", "32",
+                              "--num-frames", "5", "--num-inference-steps", "2", "--output", "fox.mp4")  # fmt: skip
+    assert code == 0, err
+    assert hub.sent == sent
+    assert (home.folder / "fox.mp4").is_file()
+
+
+def test_what_cannot_be_fetched_is_said_before(hub: fake_hub.Hub, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, _, err = home.run("download", "someone/else")
+    assert (code, "the Hugging Face hub has no such model" in err) == (1, True), err
+    code, _, err = home.run("download", NAME, "--offline")
+    assert (code, "the Hugging Face hub is not asked" in err) == (1, True), err
+    code, _, err = home.run("generate", "a fox", "--model", NAME, "--offline")
+    assert (code, "the Hugging Face hub is not asked" in err) == (1, True), err
+    # A disk with less room than the model takes.
+    home.environment["PYTHONPATH"] = str(home.folder)
+    small = "import shutil, types\nshutil.disk_usage = lambda path: types.SimpleNamespace(free=1 << 30)\n"
+    (home.folder / "sitecustomize.py").write_text(small)
+    code, _, err = home.run("download", NAME)
+    assert code == 1
+    assert "GB more" in err
+    assert "set HF_HOME" in err
+    assert not hub.sent
+    assert home.run("download", "tiny")[0] == 0
+
+
+def test_only_what_diffusers_reads_is_wanted() -> None:
+    sizes = dict.fromkeys([
+        "model_index.json", "transformer/a-00001-of-00002.safetensors", "transformer/a.safetensors.index.json",
+        "transformer/a.fp16.safetensors", "transformer/a.bin", "transformer/a.bin.index.json", "vae/a.fp16.safetensors",
+        "tokenizer/spiece.model", "tokenizer/tokenizer.json", ".gitattributes", "assets/demo.mp4", "LICENSE.txt",
+        "deep/er/a.safetensors",
+    ], 1)  # fmt: skip
+    assert [name for name in sizes if _is_wanted(name, sizes)] == [
+        "model_index.json", "transformer/a-00001-of-00002.safetensors", "transformer/a.safetensors.index.json",
+        "vae/a.fp16.safetensors", "tokenizer/spiece.model", "tokenizer/tokenizer.json",
+    ]  # fmt: skip
