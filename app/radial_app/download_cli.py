@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich import progress
 from rich.console import Console
+from rich.filesize import decimal
 
 from radial.checkpoints import checkpoint_folder
 from radial.files import publish_text
@@ -38,8 +39,8 @@ def download(
             continue
         plan = planned[spec.name]
         check_disk(plan)
-        here = f", {plan.present / 1e9:.1f} GB are here" if plan.present else ""
-        stderr.print(f"{spec.name}: {plan.missing / 1e9:.1f} GB to download{here}", highlight=False)
+        here = f", {decimal(plan.present)} are here" if plan.present else ""
+        stderr.print(f"{spec.name}: {decimal(plan.missing)} to download{here}", highlight=False)
         columns = (
             progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn(),
             progress.TransferSpeedColumn(), progress.TimeRemainingColumn(),

@@ -367,7 +367,7 @@ def test_a_model_is_tuned_in_the_browser(page: Any, studio: Studio, tmp_path: Pa
 def test_a_model_comes_from_the_hub(chromium: Any, tmp_path: Path, wan_folder: Path, monkeypatch: Any) -> None:
     name = "someone/small-wan"
     with fake_hub.serve(name, wan_folder) as hub:
-        hub.pause = 0.3
+        hub.pause = 2.0
         for variable, value in {
             "HF_ENDPOINT": hub.url,
             "HF_HOME": str(tmp_path / "hf"),
