@@ -34,9 +34,10 @@ class AttentionContext:
 
     def __init__(
         self, pattern: RadialPattern, schedule: Schedule, block_size: int, backend: str, pipe: Any | None,
-        parallel: ContextParallel | None = None,
+        parallel: ContextParallel | None = None, eight_bit: bool = False,
     ) -> None:  # fmt: skip
         self.pattern, self.schedule, self.block_size, self.backend = pattern, schedule, block_size, backend
+        self.eight_bit = eight_bit
         self.parallel = parallel
         self._pipe = pipe  # not its scheduler: users put in another
         self.plans: tuple[BlockPlan, ...] = ()  # of the current call: one for the batch, or one an entry
@@ -121,7 +122,9 @@ class AttentionContext:
 
             out_BSHD = dispatch_attention_fn(q_BSHD, k_BSHD, v_BSHD, scale=asked.scale, backend=asked.backend)
         else:
-            out_BSHD = plan.attend(q_BSHD, k_BSHD, v_BSHD, scale=asked.scale, backend=self.backend)
+            out_BSHD = plan.attend(
+                q_BSHD, k_BSHD, v_BSHD, scale=asked.scale, backend=self.backend, eight_bit=self.eight_bit
+            )
         return out_BSHD if tokens == length else F.pad(out_BSHD, (0, 0, 0, 0, 0, length - tokens))
 
     @property
@@ -226,6 +229,7 @@ def apply(
     block_size: int = 128,
     backend: str = "auto",
     parallel: ContextParallel | None = None,
+    eight_bit: bool = False,
 ) -> RadialAttention:
     """Install radial attention on a diffusers pipeline, or on one transformer.
 
@@ -238,6 +242,7 @@ def apply(
         block_size: tokens a block; 128 is what GPUs like, smaller suits grids of few tokens a frame.
         backend: a backend of :func:`radial_kernels.block_sparse.attention`.
         parallel: the processes that share each clip; all of them make the same calls. Dense layers are shared too.
+        eight_bit: compute radial layers in 8 bit, without gradients; see :func:`radial_kernels.block_sparse.attention`.
 
     Returns:
         The installation. ``with radial.apply(pipe): ...`` restores the stock processors on exit.
@@ -256,7 +261,7 @@ def apply(
         if not transformers:
             raise ModelError(f"{type(target).__name__} has no transformer to install radial attention on")
     BlockPlan.check_block_size(block_size)
-    context = AttentionContext(pattern or RadialPattern(), schedule, block_size, backend, pipe, parallel)
+    context = AttentionContext(pattern or RadialPattern(), schedule, block_size, backend, pipe, parallel, eight_bit)
     return RadialAttention(context, transformers)
 
 

@@ -98,8 +98,9 @@ class BlockPlan:
         return replace(self, **{name: getattr(self, name).to(device) for name in _LISTS})
 
     def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float | None = None, backend: str = "auto"
-    ) -> torch.Tensor:
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float | None = None, backend: str = "auto",
+        eight_bit: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
         """Attention over the kept blocks: q, k, v and the result are ``[batch, tokens, heads, head dim]``."""
         return block_sparse.attention(
             q,
@@ -113,6 +114,7 @@ class BlockPlan:
             block_size=self.block_size,
             scale=scale,
             backend=backend,
+            eight_bit=eight_bit,
         )
 
     def to_mask(self) -> torch.Tensor:

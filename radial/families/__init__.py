@@ -61,6 +61,7 @@ class Family:
         refuse: why a call cannot be radial, or None.
         parallel_plan: what is split and gathered where processes share a clip, in the terms of diffusers'
             ``_cp_plan``; None where that is not known. The tokens of the clip are split, all others are not.
+        fuse: put fused kernels into the blocks of a transformer on a GPU, for good: how many blocks took them.
     """
 
     grids: Callable[[Any, Call], tuple[TokenGrid, ...]]
@@ -70,6 +71,7 @@ class Family:
     masks_padding: bool = False
     refuse: Callable[[Any, Call], str | None] = lambda transformer, call: None
     parallel_plan: Callable[[Any], dict[str, Any] | None] = lambda transformer: None
+    fuse: Callable[[Any], int] = lambda transformer: 0
 
 
 def find_family(transformer: nn.Module) -> Family:

@@ -39,4 +39,12 @@ def _parallel_plan(transformer: Any) -> dict[str, Any] | None:
     return transformer._cp_plan  # Animate has none
 
 
-FAMILY = Family(self_attentions=_self_attentions, grids=_grids, refuse=_refuse, parallel_plan=_parallel_plan)
+def _fuse(transformer: Any) -> int:
+    from radial.families.wan_fused import fuse
+
+    return fuse(transformer)
+
+
+FAMILY = Family(
+    self_attentions=_self_attentions, grids=_grids, refuse=_refuse, parallel_plan=_parallel_plan, fuse=_fuse
+)

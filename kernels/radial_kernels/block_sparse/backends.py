@@ -51,7 +51,7 @@ def _triton_refusal(q: Tensor) -> str | None:
     """Why the portable kernels cannot run, if they cannot."""
     if not _HAS_TRITON:
         return "needs the triton package"
-    if not (q.is_cuda or _interpreted()):
+    if not (q.is_cuda or interpreted()):
         return f"needs a GPU, and q is on {q.device}"
     if q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"computes in float16, bfloat16 and float32, not {q.dtype}"
@@ -117,6 +117,6 @@ def _log_choice(chosen: str, q: Tensor, block_size: int) -> None:
         _log.info("attention backend auto took %s for %s on %s, blocks of %d", chosen, q.dtype, q.device, block_size)
 
 
-def _interpreted() -> bool:
+def interpreted() -> bool:
     """Triton's interpreter runs kernels on the CPU, slowly, for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"

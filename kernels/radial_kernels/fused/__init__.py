@@ -1,0 +1,13 @@
+"""What a transformer block computes between its matrix products, in one pass over memory each. Forward only.
+
+residual_norm     x + y * gate, its layer norm, and that scaled and shifted
+norm_rotary       root-mean-square norm of queries or keys, rotated by their positions
+EightBitLinear    a linear layer whose product is of e4m3 numbers
+reference         the formulas, in plain torch; what runs where a gradient is wanted, or no Triton
+"""
+
+from radial_kernels.fused.eight_bit_linear import EightBitLinear, refuse_eight_bit
+from radial_kernels.fused.norms import residual_norm
+from radial_kernels.fused.rotary import norm_rotary
+
+__all__ = ["EightBitLinear", "norm_rotary", "refuse_eight_bit", "residual_norm"]

@@ -1,0 +1,93 @@
+"""Linear layers whose product is of e4m3 numbers: a scale for every row of the input and of the weight.
+
+Shapes: M rows of the input, K input features, N output features.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from radial_kernels.block_sparse.tiles import launching_on
+from radial_kernels.fused import reference
+from radial_kernels.fused.norms import runs_fused, warps_for
+
+E4M3_MAX = tl.constexpr(448.0)
+
+
+@triton.jit
+def _quantise_rows_kernel(x_ptr, out_ptr, scale_ptr, stride, FEATURES: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < FEATURES
+    x = tl.load(x_ptr + row * stride + columns, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(x), 0), 1e-12) / E4M3_MAX
+    tl.store(scale_ptr + row, scale)
+    tl.store(out_ptr + row * FEATURES + columns, (x / scale).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def quantise_rows(x_MK: Tensor) -> tuple[Tensor, Tensor]:
+    """e4m3 copies of the rows of a matrix, and the factor ``[M, 1]`` that turns each back."""
+    if not runs_fused(x_MK) or not x_MK.is_cuda:  # the interpreter cuts e4m3 off instead of rounding
+        return reference.quantise_rows(x_MK)
+    rows, features = x_MK.shape
+    out = torch.empty(rows, features, dtype=torch.float8_e4m3fn, device=x_MK.device)
+    scale_M1 = torch.empty(rows, 1, dtype=torch.float32, device=x_MK.device)
+    block = triton.next_power_of_2(features)
+    with launching_on(x_MK):
+        _quantise_rows_kernel[rows,](
+            x_MK, out, scale_M1, x_MK.stride(0), FEATURES=features, BLOCK=block, num_warps=warps_for(block)
+        )
+    return out, scale_M1
+
+
+class EightBitLinear(nn.Module):
+    """A linear layer with its weight in e4m3. Its input is rounded to e4m3 too, row by row, as it comes.
+
+    Where the device has no such products (see :func:`refuse_eight_bit`) it multiplies the rounded numbers in float32.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.register_buffer("weight", weight)
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("bias", bias)
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, linear: nn.Linear) -> EightBitLinear:
+        """The same layer with its weight rounded."""
+        weight, scale = quantise_rows(linear.weight.detach())
+        return cls(weight, scale, None if linear.bias is None else linear.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., K]`` to ``[..., N]``, in the dtype of the input."""
+        x_MK, scale_M1 = quantise_rows(x.reshape(-1, self.in_features))
+        if x.is_cuda:
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            out = torch._scaled_mm(
+                x_MK, self.weight.t(), scale_M1, self.weight_scale.t(), bias=bias, out_dtype=x.dtype,
+                use_fast_accum=True,
+            )  # fmt: skip
+        else:
+            bias = None if self.bias is None else self.bias.float()
+            out = F.linear(x_MK.float() * scale_M1, self.weight.float() * self.weight_scale, bias).to(x.dtype)
+        return out.view(*x.shape[:-1], self.out_features)
+
+
+def refuse_eight_bit(device: torch.device) -> str | None:
+    """Why a device cannot multiply e4m3 numbers, if it cannot."""
+    if device.type != "cuda":
+        return f"{device} has no 8-bit products"
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < (8, 9):
+        return f"8-bit products need compute capability 8.9, and {device} has {major}.{minor}"
+    return None

@@ -1,0 +1,44 @@
+"""The formulas of the fused kernels in plain torch, with the roundings of diffusers' blocks.
+
+Shapes: B batch, S tokens, C channels, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def residual_norm(
+    x_BSC: Tensor, y_BSC: Tensor | None, gate: Tensor | None, weight_C: Tensor | None, bias_C: Tensor | None,
+    scale: Tensor | None, shift: Tensor | None, eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """See :func:`radial_kernels.fused.residual_norm`."""
+    if y_BSC is not None:
+        grown = y_BSC.float() if gate is None else y_BSC.float() * gate.float()
+        x_BSC = (x_BSC.float() + grown).type_as(x_BSC)
+    weight_C, bias_C = (None if part is None else part.float() for part in (weight_C, bias_C))
+    normed = F.layer_norm(x_BSC.float(), x_BSC.shape[-1:], weight_C, bias_C, eps)
+    if scale is not None:
+        normed = normed * (1 + scale.float())
+    if shift is not None:
+        normed = normed + shift.float()
+    return x_BSC, normed.type_as(x_BSC)
+
+
+def norm_rotary(x_BSC: Tensor, weight_C: Tensor, cos_SD: Tensor, sin_SD: Tensor, eps: float) -> Tensor:
+    """See :func:`radial_kernels.fused.norm_rotary`."""
+    wide = x_BSC.float()
+    normed = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight_C.float()).type_as(x_BSC)
+    x_BSHD = normed.unflatten(-1, (-1, cos_SD.shape[-1])).float()
+    even, odd = x_BSHD[..., 0::2], x_BSHD[..., 1::2]
+    cos, sin = cos_SD.float()[:, None, 0::2], sin_SD.float()[:, None, 1::2]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-3).type_as(x_BSC)
+
+
+def quantise_rows(x_MK: Tensor) -> tuple[Tensor, Tensor]:
+    """e4m3 copies of the rows of a matrix, and the factor ``[M, 1]`` that turns each back."""
+    largest = x_MK.float().abs().amax(1, keepdim=True).clamp(min=1e-12)
+    scale_M1 = largest / torch.finfo(torch.float8_e4m3fn).max
+    return (x_MK.float() / scale_M1).to(torch.float8_e4m3fn), scale_M1
