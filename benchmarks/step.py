@@ -33,7 +33,7 @@ CASES = {
     "wan-161": (Case("wan2.1-14b", 768, 1280, 161), 1),
     "wan-small-81": (Case("wan2.1-1.3b", 480, 832, 81), 4),
     "wan-small-321": (Case("wan2.1-1.3b", 480, 832, 321), 2),
-    "hunyuan-117": (Case("hunyuan-video", 720, 1280, 117), 2),
+    "hunyuan-117": (Case("hunyuan-video", 720, 1280, 117), 1),
     "hunyuan-509": (Case("hunyuan-video", 720, 1280, 509, part=5), 1),
     "cpu": (Case("wan, 13 heads", 48, 80, 9, part=15), 2),  # tries this script out, without a GPU
 }
