@@ -49,6 +49,7 @@ def make_app(
         title="Radial", version=__version__, description="Video generation with radial attention.", redoc_url=None,
         docs_url=None,
     )  # fmt: skip
+    app.add_middleware(videos.Polls, place=place)
     app.add_middleware(Guard, folder=place.data, accounts=accounts, hosts=tuple(hosts))
     registry = CollectorRegistry()
     registry.register(_QueueCollector(place.data))

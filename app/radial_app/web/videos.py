@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
+import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Query, Request
-from fastapi.responses import FileResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from radial.errors import RequestError
+from radial.errors import RadialError, RequestError
 from radial_app.accounts import Visitor
 from radial_app.jobs import FINISHED
 from radial_app.web.desk import WAITING, Desk, Missing, Place, store_in
 from radial_app.web.views import Change, Deleted, Video, VideoList, VideoRequest, command_of, read_request
 
 _TICK = 0.5  # seconds between two looks of a stream
+_POLL = re.compile(r"/v1/videos/([0-9a-f]{8,40})")
 _QUIET = 15.0  # after which it says that it still lives
 Index = Annotated[int, Query(ge=0, le=999, description="Which of a job's videos.")]
 Filter = Literal["all", "waiting", "finished", "done", "failed", "favourites"]
@@ -90,12 +93,11 @@ def make_router(place: Place) -> APIRouter:
         first, last = (data[0].id, data[-1].id) if data else (None, None)
         return VideoList(data=data, first_id=first, last_id=last, has_more=len(jobs) > limit)
 
-    polled = _Polled(place)
-
-    @router.get("/videos/{id}", response_model=Video)
-    async def get_video(request: Request, id: str) -> Response:
-        """How a video stands."""
-        return Response(polled.get(request.state.visitor, id), media_type="application/json")
+    @router.get("/videos/{id}")
+    def get_video(request: Request, id: str) -> Video:
+        """How a video stands. :class:`Polls` answers before this where there is such a video."""
+        here = desk(request)
+        return here.view(here.get(id))
 
     @router.patch("/videos/{id}")
     def change_video(request: Request, id: str, change: Change) -> Video:
@@ -232,21 +234,32 @@ def _stream(request: Request, look: Callable[[], tuple[str, str, bool]]) -> Stre
     return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
-class _Polled:
-    """Videos as they were told last, for many that ask for the same one: until somebody changes a job."""
+class Polls:
+    """ASGI middleware that answers how a video stands: many ask for the same one, again and again, and what was told
+    last stays right until somebody changes a job."""
 
-    def __init__(self, place: Place, size: int = 512) -> None:
-        self._place, self._size = place, size
-        self._told: OrderedDict[tuple[Visitor, str], tuple[Any, str]] = OrderedDict()
+    def __init__(self, app: Any, place: Place, size: int = 512) -> None:
+        self._app, self._place, self._size = app, place, size
+        self._told: OrderedDict[tuple[Visitor, str], tuple[Any, bytes]] = OrderedDict()
 
-    def get(self, visitor: Visitor, id: str) -> str:
-        """A video as JSON. For the event loop's thread."""
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Answer a poll, or pass on."""
+        if scope["type"] == "http" and scope["method"] == "GET" and (match := _POLL.fullmatch(scope["path"])):
+            with contextlib.suppress(RadialError):  # whatever is amiss, the route says it
+                body = self._find(scope["state"]["visitor"], match[1])
+                headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await send({"type": "http.response.body", "body": body})
+                return
+        await self._app(scope, receive, send)
+
+    def _find(self, visitor: Visitor, id: str) -> bytes:
         store = store_in(self._place.data)
         key, version = (visitor, id), (store, store.version())  # versions of one connection can be compared
         known = self._told.get(key)
         if known is None or known[0] != version:
             here = Desk(self._place, visitor)
-            self._told[key] = known = (version, here.view(here.get(id)).model_dump_json())
+            self._told[key] = known = (version, here.view(here.get(id)).model_dump_json().encode())
             if len(self._told) > self._size:
                 self._told.popitem(last=False)
         return known[1]
