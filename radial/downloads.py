@@ -42,6 +42,14 @@ class Download:
         return self.missing + self.present
 
 
+def cached_folder(source: str) -> Path | None:
+    """Where a hub model's files lie, all of them or some; a quick look."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source, "model_index.json")
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def find_local(source: str) -> Path | None:
     """The folder of a hub model whose files are all on this machine; the hub is not asked."""
     import diffusers

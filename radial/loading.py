@@ -13,9 +13,12 @@ import torch
 
 from radial.adapter_settings import adapter_file, check_adapter_file
 from radial.adapters import load_loras
+from radial.attention import transformers_of
 from radial.checkpoints import check_checkpoint, checkpoint_folder, fit_spec, read_folder
 from radial.downloads import OnProgress, download, find_local
-from radial.errors import GenerationError, ModelError, RequestError, first_line
+from radial.errors import ModelError, RequestError, first_line
+from radial.families import find_family
+from radial.memory import Needs, Profile, choose_profile, needs_of, place
 from radial.models import MODELS, ModelSpec, find_model
 from radial.request import GenerationRequest
 
@@ -23,7 +26,8 @@ from radial.request import GenerationRequest
 @dataclass(frozen=True)
 class LoadedModel:
     """A diffusers pipeline on its device, with what is known of it: ``loras`` are names and fingerprints, ``notes``
-    what the user should hear of, ``revision`` the hub's, where the weights come from there."""
+    what the user should hear of, ``revision`` the hub's, where the weights come from there, ``profile`` how it is laid
+    out over memories."""
 
     spec: ModelSpec
     pipe: Any
@@ -33,6 +37,7 @@ class LoadedModel:
     loras: tuple[dict[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     revision: str | None = None
+    profile: Profile = "full"
 
 
 def load(request: GenerationRequest, on_download: OnProgress = lambda done, total: None) -> LoadedModel:
@@ -58,6 +63,12 @@ def load(request: GenerationRequest, on_download: OnProgress = lambda done, tota
     elif spec.source != str(folder):  # a hub id of its own: now its class is known
         spec = replace(read_folder(folder), name=spec.name, source=spec.source)
     spec.check_size(request.clip_height, request.clip_width, request.clip_frames)
+    if request.precision == "eight_bit":
+        from radial.eight_bit import narrow_linears, refuse_eight_bit
+
+        if (reason := refuse_eight_bit(device)) is not None:
+            raise RequestError(f"precision eight_bit cannot be: {reason}; take full")
+    profile = choose_profile(request, spec, needs_of(request, spec, folder, dtype), device)
     kind = spec.pipeline_for(with_image=request.starts_from_image)
     with quiet():
         import diffusers
@@ -71,14 +82,43 @@ def load(request: GenerationRequest, on_download: OnProgress = lambda done, tota
     pipe.set_progress_bar_config(disable=True)
     with quiet():
         notes = load_loras(pipe, request.loras)
-    try:
-        pipe.to(device)
-    except torch.OutOfMemoryError as error:
-        raise GenerationError(f"{spec.name} does not fit into the memory of {device}") from error
+        for transformer in transformers_of(pipe):
+            if request.precision == "eight_bit":
+                narrow_linears(transformer, device)
+            # Layer by layer, weights come when their layer is called, and fused kernels call none.
+            if device.type == "cuda" and profile != "lowest":
+                find_family(transformer).fuse(transformer)
+        place(pipe, profile, device)
+    if profile != "full":
+        notes += (f"memory {profile}: {_PROFILE_NOTES[profile]}",)
     paths = [adapter_file(lora.path) for lora in request.loras]
     loras = tuple({"name": path.name, "fingerprint": fingerprint(path)} for path in paths)
     revision = folder.name if folder.parent.name == "snapshots" else None  # as the hub's cache lays them out
-    return LoadedModel(spec, pipe, device, dtype, fingerprint(folder), loras, notes, revision)
+    return LoadedModel(spec, pipe, device, dtype, fingerprint(folder), loras, notes, revision, profile)
+
+
+_PROFILE_NOTES = {
+    "balanced": "text encoder, transformer and autoencoder take turns on the GPU",
+    "low": "the transformer comes to the GPU block by block",
+    "lowest": "all weights come to the GPU layer by layer, which takes longer",
+}
+
+
+def profile_of(request: GenerationRequest) -> Profile | None:
+    """The profile that :func:`load` would choose; None where the model is not here yet.
+
+    Raises:
+        RequestError: the request does not fit on its device.
+    """
+    request = request.resolve()
+    spec, device = find_model(request.model), choose_device(request.device)
+    if device.type != "cuda":
+        return choose_profile(request, spec, Needs({}, 0, 0, 0, 0, 0), device)
+    folder = checkpoint_folder(spec) or find_local(spec.source)
+    if folder is None:
+        return None
+    needs = needs_of(request, fit_spec(spec, folder), folder, choose_dtype(request.dtype, device))
+    return choose_profile(request, spec, needs, device)
 
 
 def choose_device(name: str) -> torch.device:

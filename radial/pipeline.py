@@ -19,6 +19,7 @@ from torch import Tensor
 
 from radial import __version__
 from radial.attention import RadialAttention, apply, transformers_of
+from radial.decoding import patient_decoding
 from radial.errors import GenerationError
 from radial.images import Frames, fit_frames, fit_image, read_clip, read_image
 from radial.loading import LoadedModel, fingerprint, load, quiet
@@ -86,8 +87,8 @@ def generate(
 def describe_run(request: GenerationRequest, model: LoadedModel) -> str:
     """What a snapshot of this run depends on, as a digest: the request, the weights, the device's kind."""
     parts = (
-        request.model_dump_json(exclude={"device", "num_videos"}), model.fingerprint, model.loras, model.device.type,
-        str(model.dtype), type(model.pipe).__name__,
+        request.model_dump_json(exclude={"device", "num_videos", "memory"}), model.fingerprint, model.loras,
+        model.device.type, str(model.dtype), type(model.pipe).__name__,
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
@@ -169,7 +170,12 @@ def _generate_one(
         if request.riflex:
             stack.enter_context(riflex(transformers, request.riflex_period(model.spec)))
         if request.attention == "radial":
-            radial = stack.enter_context(apply(pipe, pattern=pattern, schedule=schedule, block_size=block_size))
+            radial = stack.enter_context(
+                apply(
+                    pipe, pattern=pattern, schedule=schedule, block_size=block_size,
+                    eight_bit=request.precision == "eight_bit",
+                )
+            )  # fmt: skip
         steps_tell = "callback_on_step_end" in arguments
         for transformer in transformers:
             told = (lambda *_: watch.begin("denoise")) if steps_tell else watch.before_call
@@ -182,6 +188,8 @@ def _generate_one(
                 return {"attention": used, "seconds": watch.timings(), "about": about}
 
             stack.enter_context(following(pipe, transformers, generator, on_step, snapshot, radial, so_far))
+        vae = getattr(pipe, "vae", None)
+        stack.enter_context(patient_decoding(vae, lambda note: on_event(Event("decode", note=note))))
         stack.enter_context(torch.inference_mode())
         stack.enter_context(quiet())
         try:

@@ -67,6 +67,8 @@ class GenerationRequest(BaseModel):
     long_adapter: bool = True
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    precision: Literal["full", "eight_bit"] = "full"
+    memory: Literal["auto", "full", "balanced", "low", "lowest"] = "auto"
 
     @field_validator("prompt")
     @classmethod

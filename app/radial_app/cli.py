@@ -190,6 +190,13 @@ def generate(
     ] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    precision: Annotated[
+        Literal["full", "eight_bit"], typer.Option(help="eight_bit is faster and takes half the memory, on newer GPUs.")
+    ] = "full",
+    memory: Annotated[
+        Literal["auto", "full", "balanced", "low", "lowest"],
+        typer.Option(help="How much of the model lies on the GPU at a time; auto takes the most that fits."),
+    ] = "auto",
     output: Annotated[
         Path | None, typer.Option(help="File to write, .mp4, .webm or .gif; by default one under outputs/.")
     ] = None,
@@ -250,6 +257,8 @@ def generate(
         long_adapter=long_adapter,
         device=device,
         dtype=dtype,
+        precision=precision,
+        memory=memory,
     )
     try:
         request = anchored(make_request(**written)).resolve()

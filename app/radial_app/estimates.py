@@ -2,50 +2,61 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from radial.checkpoints import checkpoint_folder
+from radial.checkpoints import checkpoint_folder, fit_spec
+from radial.downloads import cached_folder
 from radial.errors import RadialError
-from radial.models import find_model
+from radial.models import MODELS, find_model
 from radial.request import GenerationRequest
 from radial_app.store import JobStore
+
+if TYPE_CHECKING:
+    from radial.memory import Needs
+
+_MANY_TOKENS = 300_000  # from which a plan takes seconds
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds a video and bytes of memory, where they can be told; ``density`` is the share of attention computed."""
+    """Seconds a video and what of memory, where they can be told; ``density`` is the share of attention computed."""
 
     seconds: float | None
-    memory: int | None
+    needs: Needs | None
     density: float | None
 
 
-def estimate(request: GenerationRequest, store: JobStore) -> Estimate:
-    """What one video of a resolved request will take.
+def estimate(request: GenerationRequest, store: JobStore, *, gpu: bool = False) -> Estimate:
+    """What one video of a resolved request will take, on a GPU or on the CPU.
 
-    Seconds are the median of clips of the same model, size, steps and attention that were made here. Memory is the
-    weights as they lie on the disk, what a transformer block holds of a clip, and the decoded frames.
+    Seconds are the median of clips of the same model, size, steps and attention that were made here. Memory is not
+    known before the model's files are here.
     """
-    return Estimate(store.seconds_of(request), _memory(request), _density(request))
+    needs = None
+    with contextlib.suppress(RadialError):
+        needs = find_needs(request, gpu=gpu)
+    return Estimate(store.seconds_of(request), needs, _density(request))
 
 
-def _memory(request: GenerationRequest) -> int | None:
+def find_needs(request: GenerationRequest, *, gpu: bool) -> Needs | None:
+    """What a resolved request needs of memory; None where the model's files are not here yet.
+
+    Raises:
+        ModelError: they cannot be read.
+    """
+    import torch
+
+    from radial.loading import choose_dtype
+    from radial.memory import needs_of
+
     spec = find_model(request.model)
-    try:
-        folder = checkpoint_folder(spec)
-    except RadialError:
-        return None
+    folder = checkpoint_folder(spec) or cached_folder(spec.source)
     if folder is None:
         return None
-    weights = sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))
-    config = _read(Path(folder) / "transformer" / "config.json")
-    dim = config.get("num_attention_heads", 0) * config.get("attention_head_dim", 0)
-    tokens = request.grid(spec).tokens
-    block = tokens * dim * 2 * 12  # in 16 bit: the residual, queries, keys and values, twice, and the wide layer
-    frames = request.clip_frames * request.clip_height * request.clip_width * 3 * 4 * 2
-    return int(weights + block + frames)
+    spec = fit_spec(spec, folder) if spec.name in MODELS else spec
+    return needs_of(request, spec, folder, choose_dtype(request.dtype, torch.device("cuda" if gpu else "cpu")))
 
 
 def _density(request: GenerationRequest) -> float | None:
@@ -56,15 +67,7 @@ def _density(request: GenerationRequest) -> float | None:
     spec = find_model(request.model)
     pattern, schedule, block_size = request.radial_settings(spec)
     grid = request.grid(spec)
-    if grid.tokens > 300_000:  # seconds of work for a table
+    if grid.tokens > _MANY_TOKENS:
         return None
     dense = schedule.dense_share(spec.layers, request.num_inference_steps or 1)
     return dense + (1 - dense) * BlockPlan.build(grid, pattern, block_size).density
-
-
-def _read(path: Path) -> dict[str, int]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return {key: value for key, value in found.items() if isinstance(value, int)}

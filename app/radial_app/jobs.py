@@ -134,7 +134,9 @@ class Job:
         """What must be loaded for it; jobs of one group after the other save loading."""
         loras = [[lora.path, lora.weight] for lora in self.request.loras]
         of_image = self.request.starts_from_image
-        return json.dumps([self.request.model, loras, self.request.device, self.request.dtype, of_image])
+        request = self.request
+        how = [request.device, request.dtype, of_image, request.memory, request.precision]
+        return json.dumps([request.model, loras, *how])
 
     def name_values(self, request: GenerationRequest, video: int) -> dict[str, Any]:
         """What templates of names can tell of one of its videos."""
@@ -197,7 +199,7 @@ def changed_request(request: GenerationRequest, changes: dict[str, Any]) -> Gene
            "num_inference_steps": request.num_inference_steps, "loras": fields["loras"], "image": fields["image"],
            "extend": fields["extend"]}  # fmt: skip
     for name, value in json.loads(make_request(**own).resolve().model_dump_json()).items():
-        if name not in own and name not in ("seed", "device", "dtype") and fields.get(name) == value:
+        if name not in own and name not in ("seed", "device", "dtype", "memory") and fields.get(name) == value:
             del fields[name]
     if fields.get("loras") == [{"path": spec.long_adapter, "weight": 1.0}]:
         del fields["loras"]

@@ -238,7 +238,7 @@ def _show_plan(jobs: list[Job], store: JobStore, *, resume: bool) -> None:
             str(job.index), size, str(request.num_inference_steps),
             f"{found.density:.0%}" if found.density is not None else "?",
             "made" if made else clock(seconds) or "?",
-            _size(found.memory),
+            _size(None if found.needs is None else found.needs.vram("full")),
             str(name.relative_to(job.output.folder)), escape(plain(request.prompt[:60])),
         )  # fmt: skip
     console = Console()

@@ -216,13 +216,13 @@ class Worker:
     def model_for(self, job: Job, on_download: OnProgress = lambda done, total: None) -> LoadedModel:
         """The model of a job, loaded unless it is already."""
         from radial.adapter_settings import adapter_file
-        from radial.loading import load
+        from radial.loading import load, profile_of
 
         request = job.request.model_copy(update={"device": self._device(job)})
         files = [adapter_file(lora.path) for lora in request.loras]
         stamps = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.exists()]
         key = (job.group, request.device, stamps)
-        if key != self._model_key:
+        if key != self._model_key or self._model is None or profile_of(request) != self._model.profile:
             self.unload()
             self._model, self._model_key = load(request, on_download), key
         assert self._model is not None

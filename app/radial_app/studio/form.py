@@ -22,7 +22,8 @@ DRAFT = "draft"
 OWN = "standard"
 _REFERENCES = ("image", "last_image", "extend")
 _CHOICES = {"sampler": ["model", "euler", "unipc"], "image_fit": ["crop", "pad", "stretch"],
-            "dtype": ["auto", "float32", "bfloat16", "float16"]}  # fmt: skip
+            "dtype": ["auto", "float32", "bfloat16", "float16"],
+            "memory": ["auto", "full", "balanced", "low", "lowest"]}  # fmt: skip
 _FORMATS = ["mp4, h264", "mp4, h265", "mp4, av1", "webm, vp9", "webm, av1", "gif", "png"]
 
 
@@ -159,8 +160,13 @@ class Form:
         with gr.Row():
             parts["device"] = gr.Textbox("auto", label="Device", info="auto, cpu, cuda, cuda:N", elem_id="device",
                                          max_length=20, min_width=120)  # fmt: skip
-            parts["dtype"] = gr.Dropdown(_CHOICES["dtype"], value="auto", label="Precision", elem_id="dtype",
+            parts["memory"] = gr.Dropdown(_CHOICES["memory"], value="auto", label="Memory", elem_id="memory",
+                                          info="how much lies on the GPU", min_width=120)  # fmt: skip
+            parts["precision"] = gr.Dropdown([("full", "full"), ("8 bit, faster", "eight_bit")], value="full",
+                                             label="Precision", elem_id="precision", min_width=120)  # fmt: skip
+            parts["dtype"] = gr.Dropdown(_CHOICES["dtype"], value="auto", label="Numbers", elem_id="dtype",
                                          min_width=120)  # fmt: skip
+        with gr.Row():
             parts["snap"] = gr.Checkbox(label="Take the nearest size that can be made", elem_id="snap", min_width=120)
             parts["long_adapter"] = gr.Checkbox(True, label="Use the model's adapter for longer clips",
                                                 elem_id="long_adapter", min_width=120)  # fmt: skip
@@ -223,7 +229,7 @@ class Form:
                 value = value or ""
             elif name == "block_size":
                 value = value or 0
-            elif value is None and name in ("sampler", "image_fit", "dtype", "device", "snap", "long_adapter"):
+            elif value is None and GenerationRequest.model_fields[name].default is not None:
                 value = GenerationRequest.model_fields[name].default
             advanced.append(value)
         return [*fixed, *advanced]

@@ -209,7 +209,7 @@ class Desk:
             "computed_share": found.density, "render_seconds": found.seconds,
             "render_seconds_dense": self.store.seconds_of(request.model_copy(update={"attention": "dense"}))
             if request.attention == "radial" else found.seconds,
-            "memory": found.memory, "notes": list(request.warnings(spec)),
+            "memory": found.needs and found.needs.vram("full"), "notes": list(request.warnings(spec)),
         }  # fmt: skip
 
     def _may_see(self, job: Job) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from radial.checkpoints import checkpoint_folder
+from radial.downloads import cached_folder
 from radial.errors import ModelError, RequestError
 from radial.models import ModelSpec
 from radial.request import GenerationRequest, explain
@@ -209,15 +210,10 @@ def model_of(name: str, spec: ModelSpec) -> Model:
 
 
 def _folder_of(spec: ModelSpec) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
     try:
-        if (folder := checkpoint_folder(spec)) is not None:
-            return folder
+        return checkpoint_folder(spec) or cached_folder(spec.source)
     except ModelError:
         return None
-    found = try_to_load_from_cache(spec.source, "model_index.json")
-    return Path(found).parent if isinstance(found, str) else None
 
 
 def command_of(job: Job) -> str:

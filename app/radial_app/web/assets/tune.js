@@ -113,14 +113,15 @@ async function bring(input, place) {
 }
 
 function update(card, run) {
-  const key = JSON.stringify([run.state, run.pictures, run.samples.length, run.adapter, run.problem]);
+  const key = JSON.stringify([run.state, run.pictures, run.adapter, run.problem]);
   if (key !== card.key) {
     card.key = key;
     const typed = Object.fromEntries([...card.element.querySelectorAll("[name]")].map((field) => [field.name, field.value]));
     card.element.replaceChildren(...draw(card, run));
     for (const field of card.element.querySelectorAll("[name]")) if (field.name in typed) field.value = typed[field.name];
   }
-  const { bar, told, plot } = card.parts;
+  const { bar, told, plot, samples } = card.parts;
+  showSamples(card, samples, run);
   const preparing = run.state === "preparing";
   const [done, all] = preparing ? [run.prepared.done ?? 0, run.prepared.files ?? 0] : [run.step, run.steps];
   if (bar) { bar.max = all || 1; bar.value = done; }
@@ -138,7 +139,7 @@ function draw(card, run) {
   const at = `/v1/tuning/${encodeURIComponent(run.name)}`;
   const act = (label, path, properties) => button(label, async () => { await call("POST", `${at}/${path}`); again(); }, properties);
   const busy = BUSY.includes(run.state);
-  card.parts = { bar: busy ? h("progress", { value: 0, max: 1, ariaLabel: WORDS[run.state] }) : null, told: h("span", { className: "eta" }), plot: h("figure", { className: "plot" }) };
+  card.parts = { bar: busy ? h("progress", { value: 0, max: 1, ariaLabel: WORDS[run.state] }) : null, told: h("span", { className: "eta" }), plot: h("figure", { className: "plot" }), samples: h("details", { open: true, hidden: true }) };
   const kept = prepared.kept === undefined ? "" : `${prepared.kept} clips of ${prepared.files} files`;
   const left = Object.entries(prepared.dropped ?? {}).map(([why, count]) => `${count} left out, ${why}`);
   const corrupt = prepared.corrupt?.length ? [`${prepared.corrupt.length} files cannot be read, such as ${prepared.corrupt[0]}`] : [];
@@ -149,7 +150,7 @@ function draw(card, run) {
     run.problem ? h("p", { className: "radial-problem", role: "alert" }, run.problem) : "",
     run.state === "done" ? h("div", { className: "actions" }, button("Use in Create", () => use(run), { className: "primary" })) : "",
     card.parts.plot,
-    run.samples.length ? drawSamples(run, at) : "",
+    card.parts.samples,
     kept ? h("details", { open: run.state === "prepared" }, h("summary", {}, `Dataset report: ${kept}`),
       h("ul", { className: "radial-quiet" }, ...Object.entries(prepared.buckets ?? {}).map(([size, count]) => h("li", {}, `${count} of ${size}`)), ...[...left, ...corrupt].map((text) => h("li", {}, text))),
       h("div", { className: "pictures" }, ...run.pictures.map((picture) => h("a", { href: `${at}/files/${picture}`, target: "_blank" }, h("img", { src: `${at}/files/${picture}`, loading: "lazy", alt: picture === "sheet.png" ? "Frames of the first clips" : "Lengths and what was left out" }))))) : "",
@@ -195,15 +196,33 @@ async function use(run) {
   say(`Adapter ${adapter.id} is in the form. Say what to make.`);
 }
 
-function drawSamples(run, at) {
+// Each clip is one element for as long as it is shown, and lets go of its connection after: a browser keeps few.
+function showSamples(card, place, run) {
   const steps = [...new Set(run.samples.map((one) => one.step))].slice(-4);
-  const rows = [...new Set(run.samples.map((one) => `${one.file.split("-")[1]}-${one.num_frames}`))];
-  const find = (row, step) => run.samples.find((one) => one.step === step && `${one.file.split("-")[1]}-${one.num_frames}` === row);
-  return h("details", { open: true }, h("summary", {}, "Samples, the same prompts and seeds at every stage"),
+  const shown = run.samples.filter((one) => steps.includes(one.step));
+  const key = shown.map((one) => one.file).join();
+  if (place.dataset.key === key) return;
+  place.dataset.key = key;
+  place.hidden = !shown.length;
+  card.videos ??= new Map();
+  for (const [file, video] of card.videos) if (!shown.some((one) => one.file === file)) {
+    video.removeAttribute("src");
+    video.load();
+    card.videos.delete(file);
+  }
+  const at = `/v1/tuning/${encodeURIComponent(run.name)}/files`;
+  const clip = (one) => {
+    if (!card.videos.has(one.file)) card.videos.set(one.file, h("video", { src: `${at}/${one.file}`, controls: true, loop: true, muted: true, playsInline: true, preload: "metadata" }));
+    return card.videos.get(one.file);
+  };
+  const rowOf = (one) => `${one.file.split("-")[1]}-${one.num_frames}`;
+  const rows = [...new Set(shown.map(rowOf))];
+  const find = (row, step) => shown.find((one) => one.step === step && rowOf(one) === row);
+  place.replaceChildren(h("summary", {}, "Samples, the same prompts and seeds at every stage"),
     h("div", { className: "wide" }, h("table", { className: "facts samples" },
       h("tr", {}, h("th", {}), ...steps.map((step) => h("th", {}, `step ${step.toLocaleString()}`))),
       ...rows.map((row) => h("tr", {}, h("th", {}, find(row, steps.at(-1))?.prompt ?? "", h("br"), h("small", {}, `${row.split("-")[1]} frames`)),
-        ...steps.map((step) => { const one = find(row, step); return h("td", {}, one ? h("video", { src: `${at}/files/${one.file}`, controls: true, loop: true, muted: true, playsInline: true, preload: "metadata" }) : ""); }))))));
+        ...steps.map((step) => h("td", {}, find(row, step) ? clip(find(row, step)) : "")))))));
 }
 
 // Loss over steps, and that of the clips held out.

@@ -1,0 +1,219 @@
+"""What a run needs, and how a pipeline is laid out over a GPU and the host's memory so that it fits.
+
+    full       everything on the GPU
+    balanced   the text encoder, the transformer and the autoencoder one after the other; frames decoded in tiles
+    low        the transformer block by block, the next one on its way meanwhile; the text encoder layer by layer
+    lowest     everything layer by layer
+
+All of them compute the same, save that tiles are blended where they meet. The estimates are upper ones, by what was
+measured at full size (benchmarks/memory_h100_*.md).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from radial.errors import GenerationError, ModelError, RequestError
+from radial.models import ModelSpec
+from radial.request import GenerationRequest
+
+Profile = Literal["full", "balanced", "low", "lowest"]
+PROFILES: tuple[Profile, ...] = ("full", "balanced", "low", "lowest")
+_CONTEXT = 600 << 20  # CUDA's own, and what the allocator leaves unused
+_TILE = 256  # pixels of a side of a decoded tile
+_TRANSFORMERS = ("transformer", "transformer_2")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a run takes.
+
+    Attributes:
+        weights: of each component, in the dtype that it is loaded in.
+        block: of a transformer's largest block.
+        clip: what a transformer's forward pass holds of the clip.
+        decode, decode_tiled: what the autoencoder holds of it, whole and in tiles.
+        frames: the finished frames, in the host's memory.
+    """
+
+    weights: dict[str, int]
+    block: int
+    clip: int
+    decode: int
+    decode_tiled: int
+    frames: int
+
+    @property
+    def model(self) -> int:
+        """All weights."""
+        return sum(self.weights.values())
+
+    def vram(self, profile: Profile) -> int:
+        """The most that lies on the GPU at once."""
+        transformer = max((self.weights.get(name, 0) for name in _TRANSFORMERS), default=0)
+        vae = self.weights.get("vae", 0)
+        others = max((size for name, size in self.weights.items() if name not in (*_TRANSFORMERS, "vae")), default=0)
+        if profile == "full":
+            return self.model + max(self.clip, self.decode) + _CONTEXT
+        decoding = vae + self.decode_tiled
+        if profile == "balanced":
+            return max(others, transformer + self.clip, decoding) + _CONTEXT
+        resident = 3 * self.block if profile == "low" else self.block
+        return max(resident + self.clip, decoding) + _CONTEXT
+
+    def ram(self, profile: Profile) -> int:
+        """The host's memory: weights pass through it while they load, and stay where they are fetched from it."""
+        passing = max(self.weights.values(), default=0) if profile == "full" else self.model
+        return passing + self.frames + (2 << 30)
+
+
+def needs_of(request: GenerationRequest, spec: ModelSpec, folder: Path, dtype: torch.dtype) -> Needs:
+    """What a resolved request needs of the checkpoint in a folder, read from its files' headers.
+
+    Raises:
+        ModelError: a file of weights cannot be read.
+    """
+    narrow = request.precision == "eight_bit"
+    weights, blocks = {}, {}
+    for component in sorted(path for path in folder.iterdir() if path.is_dir()):
+        files = sorted(component.glob("*.safetensors"))
+        shapes = [shape for file in files for shape in _shapes(file, file.stat().st_mtime_ns)]
+        if not shapes:
+            continue
+        wide = component.name == "vae" and spec.exact_autoencoder
+        each = 4 if wide else dtype.itemsize
+        if narrow and component.name in _TRANSFORMERS:
+            each = 1
+        weights[component.name] = each * sum(math.prod(shape) for _, shape in shapes)
+        if component.name in _TRANSFORMERS:
+            by_block: dict[str, int] = {}
+            for name, shape in shapes:
+                block = ".".join(name.split(".")[:2])
+                by_block[block] = by_block.get(block, 0) + each * math.prod(shape)
+            blocks[component.name] = max(by_block.values())
+    config = _read(folder / "transformer" / "config.json")
+    width = config.get("num_attention_heads", 24) * config.get("attention_head_dim", 128)
+    inner = config.get("ffn_dim") or int(width * config.get("mlp_ratio", 4))
+    tokens = request.grid(spec).tokens
+    # Residual, normed, queries, keys, values, their copies, and the wide layer of the feed-forward.
+    clip = int(dtype.itemsize * tokens * (8 * width + 2.5 * inner))
+    pixels = request.clip_height * request.clip_width
+    frames = request.clip_frames * pixels * 3 * 4
+    each = 4 if spec.exact_autoencoder else dtype.itemsize
+    # The widest layers work on whole frames with a hundred-odd channels, some of them at a time.
+    decode = each * pixels * 96 * 4 * 8 + frames
+    tiled = each * min(pixels, 4 * _TILE * _TILE) * 96 * 4 * 8 + 2 * frames
+    return Needs(weights, max(blocks.values(), default=0), clip, decode, min(decode, tiled), 3 * frames)
+
+
+def choose_profile(request: GenerationRequest, spec: ModelSpec, needs: Needs, device: torch.device) -> Profile:
+    """The profile that a request names, or the fastest that fits.
+
+    Raises:
+        RequestError: it does not fit on the device; the profile or the length that does is named.
+    """
+    if device.type != "cuda":
+        if request.memory not in ("auto", "full"):
+            raise RequestError(f"memory {request.memory} is for GPUs; on {device} everything is in one memory")
+        return "full"
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return fit_profile(request, spec, needs, free, str(device))
+
+
+def fit_profile(request: GenerationRequest, spec: ModelSpec, needs: Needs, free: int, device: str) -> Profile:
+    """As :func:`choose_profile`, for a GPU with so many bytes free."""
+    fitting = [profile for profile in PROFILES if needs.vram(profile) <= free]
+    if request.memory == "auto" and fitting:
+        return fitting[0]
+    if request.memory in fitting:
+        return request.memory
+    wanted: Profile = "lowest" if request.memory == "auto" else request.memory
+    what = f"this clip needs about {needs.vram(wanted) / 1e9:.1f} GB on the GPU with memory {wanted}"
+    if fitting:
+        advice = f"memory {fitting[0]} fits ({needs.vram(fitting[0]) / 1e9:.1f} GB)"
+    elif (frames := _longest(request, spec, needs, free)) is not None:
+        advice = f"with memory lowest {frames} frames of this size fit"
+    else:
+        advice = "no length of this size fits: take a smaller height and width, or another model"
+    raise RequestError(f"{what}, and {device} has {free / 1e9:.1f} GB free; {advice}")
+
+
+def _longest(request: GenerationRequest, spec: ModelSpec, needs: Needs, free: int) -> int | None:
+    """The longest clip of this size that fits, by how its share of memory grows with its length."""
+    frames = request.clip_frames
+    while frames > 1:
+        frames = spec.snap_size(request.clip_height, request.clip_width, int(frames * 0.9))[2]
+        share = frames / request.clip_frames
+        clip, tiled = int(needs.clip * share), int(needs.decode_tiled * share)
+        if Needs(needs.weights, needs.block, clip, tiled, tiled, 0).vram("lowest") <= free:
+            return frames
+    return None
+
+
+def place(pipe: Any, profile: Profile, device: torch.device) -> None:
+    """Lay a loaded pipeline out over the device and the host's memory.
+
+    Raises:
+        GenerationError: it does not fit after all.
+    """
+    try:
+        if profile == "full":
+            pipe.to(device)
+            return
+        decode_in_tiles(pipe.vae)
+        if profile == "balanced":
+            pipe.enable_model_cpu_offload(device=device)
+            return
+        from diffusers.hooks import apply_group_offloading
+
+        stream = device.type == "cuda"
+        for name, component in pipe.components.items():
+            if not isinstance(component, torch.nn.Module) or name == "vae":
+                continue
+            by_block = profile == "low" and name in _TRANSFORMERS
+            apply_group_offloading(
+                component, onload_device=device, offload_device=torch.device("cpu"), use_stream=stream,
+                offload_type="block_level" if by_block else "leaf_level", num_blocks_per_group=1 if by_block else None,
+                low_cpu_mem_usage=stream,
+            )  # fmt: skip
+        pipe.vae.to(device)
+    except torch.OutOfMemoryError as error:
+        raise GenerationError(f"the model does not fit into the memory of {device} with memory {profile}") from error
+
+
+def decode_in_tiles(vae: Any) -> bool:
+    """Have an autoencoder work on tiles of a frame, where it can: whether it can."""
+    if not hasattr(vae, "enable_tiling"):
+        return False
+    vae.enable_tiling()
+    if hasattr(vae, "enable_slicing"):
+        vae.enable_slicing()
+    return True
+
+
+@functools.lru_cache(maxsize=512)
+def _shapes(file: Path, changed: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Names and shapes in a safetensors file that was last changed then, from its header."""
+    try:
+        with file.open("rb") as content:
+            (size,) = struct.unpack("<Q", content.read(8))
+            header = json.loads(content.read(min(size, 100 << 20)))
+        return tuple((name, tuple(entry["shape"])) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise ModelError(f"cannot load {file.parent.name}/{file.name}: it is no safetensors file") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
