@@ -47,10 +47,11 @@ class Case:
         return self.latents[0] * (self.latents[1] // 2) * (self.latents[2] // 2)
 
     def attention(self) -> tuple[RadialPattern, Schedule]:
-        """The preset of this length, at a step past the dense ones."""
+        """The preset of this length, at a step past the dense ones. Where not all layers run, none of them is dense."""
         spec = MODELS[self.model if self.model in MODELS else "wan2.1-1.3b"]
         pattern, schedule = spec.preset(self.frames, spec.num_inference_steps)
-        return pattern, replace(schedule, dense_steps=0, dense_last_steps=0)
+        layers = schedule.dense_layers if self.part == 1 else 0
+        return pattern, replace(schedule, dense_layers=layers, dense_steps=0, dense_last_steps=0)
 
     def __str__(self) -> str:
         part = f", 1 layer in {self.part}" if self.part > 1 else ""

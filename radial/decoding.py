@@ -48,12 +48,15 @@ def patient_decoding(vae: Any, on_note: Callable[[str], None]) -> Iterator[None]
             if hook is not None:
                 vae._hf_hook = hook
 
-    dtype = vae.dtype
+    dtype, own = vae.dtype, "decode" in vars(vae)
     vae.decode = decode
     try:
         yield
     finally:
-        del vae.decode
+        if own:
+            vae.decode = stock
+        else:
+            del vae.decode
         if vae.dtype is not dtype or _device_of(vae) != device:
             vae.to(device, dtype)
         if not tiled and getattr(vae, "use_tiling", False):

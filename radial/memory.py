@@ -148,9 +148,7 @@ def fit_profile(request: GenerationRequest, spec: ModelSpec, needs: Needs, free:
 
 def _longest(request: GenerationRequest, spec: ModelSpec, needs: Needs, free: int) -> int | None:
     """The longest clip of this size that fits, by how its share of memory grows with its length."""
-    frames = request.clip_frames
-    while frames > 1:
-        frames = spec.snap_size(request.clip_height, request.clip_width, int(frames * 0.9))[2]
+    for frames in range(request.clip_frames - spec.stride[0], 0, -spec.stride[0]):
         share = frames / request.clip_frames
         clip, tiled = int(needs.clip * share), int(needs.decode_tiled * share)
         if Needs(needs.weights, needs.block, clip, tiled, tiled, 0).vram("lowest") <= free:

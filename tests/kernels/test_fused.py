@@ -9,7 +9,8 @@ import torch
 from cases import DEVICE
 from torch import Tensor, nn
 
-from radial_kernels.fused import EightBitLinear, norm_rotary, reference, refuse_eight_bit, residual_norm
+from radial_kernels.fused import EightBitLinear, gated_residual, norm_rotary, reference, refuse_eight_bit, residual_norm
+from radial_kernels.fused.eight_bit_linear import quantise_rows
 from radial_kernels.fused.norms import runs_fused
 
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
@@ -40,6 +41,7 @@ def test_residual_and_norm(dtype: torch.dtype, shape: tuple[int, int, int], a_to
     gate, scale, shift = table[:, :, 0], table[:, :, 3], table[:, :, 5]
     weight, bias = normal(channels, seed=3), normal(channels, seed=4)
     assert runs_fused(x)
+    assert near(gated_residual(x, y, gate), x.double() + y.double() * gate.double(), dtype)
     for added in (None, y):
         for gated in (None, gate) if added is not None else (None,):
             for affine in ((None, None), (weight, bias)):
@@ -109,6 +111,15 @@ def test_linear_layers_in_eight_bit(bias: bool) -> None:
     assert got.dtype == dtype
     if DEVICE == "cpu":
         assert "no 8-bit products" in (refuse_eight_bit(torch.device("cpu")) or "")
+
+
+def test_a_gelu_on_the_way_into_eight_bits() -> None:
+    x = normal(7, 160) * 3
+    x[0, :4] = torch.tensor([-1e4, 1e4, 0.0, -0.0])
+    rows, scale = quantise_rows(x, gelu=True)
+    wanted = torch.nn.functional.gelu(x.double(), approximate="tanh")
+    assert ((rows.double() * scale.double() - wanted).norm() / wanted.norm()) < 0.04
+    assert (rows[1:].float().abs().amax(1) == 448).all()
 
 
 def test_rows_of_zeros_stay_zeros() -> None:

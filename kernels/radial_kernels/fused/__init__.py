@@ -7,7 +7,7 @@ reference         the formulas, in plain torch; what runs where a gradient is wa
 """
 
 from radial_kernels.fused.eight_bit_linear import EightBitLinear, refuse_eight_bit
-from radial_kernels.fused.norms import residual_norm
+from radial_kernels.fused.norms import gated_residual, residual_norm
 from radial_kernels.fused.rotary import norm_rotary
 
-__all__ = ["EightBitLinear", "norm_rotary", "refuse_eight_bit", "residual_norm"]
+__all__ = ["EightBitLinear", "gated_residual", "norm_rotary", "refuse_eight_bit", "residual_norm"]

@@ -19,27 +19,31 @@ E4M3_MAX = tl.constexpr(448.0)
 
 
 @triton.jit
-def _quantise_rows_kernel(x_ptr, out_ptr, scale_ptr, stride, FEATURES: tl.constexpr, BLOCK: tl.constexpr):
+def _quantise_rows_kernel(
+    x_ptr, out_ptr, scale_ptr, stride, FEATURES: tl.constexpr, GELU: tl.constexpr, BLOCK: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < FEATURES
     x = tl.load(x_ptr + row * stride + columns, mask=inside, other=0.0).to(tl.float32)
+    if GELU:  # with tanh, which is a sigmoid: x / (1 + exp(-2 sqrt(2 / pi) (x + 0.044715 x^3)))
+        x = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
     scale = tl.maximum(tl.max(tl.abs(x), 0), 1e-12) / E4M3_MAX
     tl.store(scale_ptr + row, scale)
     tl.store(out_ptr + row * FEATURES + columns, (x / scale).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def quantise_rows(x_MK: Tensor) -> tuple[Tensor, Tensor]:
-    """e4m3 copies of the rows of a matrix, and the factor ``[M, 1]`` that turns each back."""
+def quantise_rows(x_MK: Tensor, gelu: bool = False) -> tuple[Tensor, Tensor]:
+    """e4m3 copies of a matrix's rows, or of their GELU (with tanh), and the factor ``[M, 1]`` that turns each back."""
     if not runs_fused(x_MK) or not x_MK.is_cuda:  # the interpreter cuts e4m3 off instead of rounding
-        return reference.quantise_rows(x_MK)
+        return reference.quantise_rows(x_MK, gelu)
     rows, features = x_MK.shape
     out = torch.empty(rows, features, dtype=torch.float8_e4m3fn, device=x_MK.device)
     scale_M1 = torch.empty(rows, 1, dtype=torch.float32, device=x_MK.device)
     block = triton.next_power_of_2(features)
     with launching_on(x_MK):
         _quantise_rows_kernel[rows,](
-            x_MK, out, scale_M1, x_MK.stride(0), FEATURES=features, BLOCK=block, num_warps=warps_for(block)
+            x_MK, out, scale_M1, x_MK.stride(0), FEATURES=features, GELU=gelu, BLOCK=block, num_warps=warps_for(block)
         )
     return out, scale_M1
 
@@ -71,16 +75,17 @@ class EightBitLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., K]`` to ``[..., N]``, in the dtype of the input."""
         x_MK, scale_M1 = quantise_rows(x.reshape(-1, self.in_features))
-        if x.is_cuda:
-            bias = None if self.bias is None else self.bias.to(x.dtype)
-            out = torch._scaled_mm(
-                x_MK, self.weight.t(), scale_M1, self.weight_scale.t(), bias=bias, out_dtype=x.dtype,
-                use_fast_accum=True,
-            )  # fmt: skip
-        else:
-            bias = None if self.bias is None else self.bias.float()
-            out = F.linear(x_MK.float() * scale_M1, self.weight.float() * self.weight_scale, bias).to(x.dtype)
-        return out.view(*x.shape[:-1], self.out_features)
+        return self.multiply(x_MK, scale_M1, x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def multiply(self, x_MK: Tensor, scale_M1: Tensor, dtype: torch.dtype) -> Tensor:
+        """The product of an input that :func:`quantise_rows` made, for several layers of one input, or after a GELU."""
+        if x_MK.is_cuda:
+            bias = None if self.bias is None else self.bias.to(dtype)
+            return torch._scaled_mm(
+                x_MK, self.weight.t(), scale_M1, self.weight_scale.t(), bias=bias, out_dtype=dtype, use_fast_accum=True
+            )
+        bias = None if self.bias is None else self.bias.float()
+        return F.linear(x_MK.float() * scale_M1, self.weight.float() * self.weight_scale, bias).to(dtype)
 
 
 def refuse_eight_bit(device: torch.device) -> str | None:

@@ -36,6 +36,8 @@ def _residual_norm_kernel(
         rounded = (x + y).to(sum_ptr.dtype.element_ty)
         tl.store(sum_ptr + row * CHANNELS + columns, rounded, mask=inside)
         x = rounded.to(tl.float32)
+    if normed_ptr is None:
+        return
     mean = tl.sum(x, 0) / CHANNELS
     centred = tl.where(inside, x - mean, 0.0)
     variance = tl.sum(centred * centred, 0) / CHANNELS
@@ -92,6 +94,22 @@ def residual_norm(
             CHANNELS=channels, BLOCK=block, num_warps=warps_for(block),
         )  # fmt: skip
     return stream, normed
+
+
+def gated_residual(x_BSC: Tensor, y_BSC: Tensor, gate: Tensor) -> Tensor:
+    """The residual stream ``x + y * gate`` alone; see :func:`residual_norm`."""
+    if not runs_fused(x_BSC, y_BSC, gate):
+        return (x_BSC.float() + y_BSC.float() * gate.float()).type_as(x_BSC)
+    tokens, channels = x_BSC.shape[1:]
+    x_BSC, y_BSC = x_BSC.contiguous(), y_BSC.contiguous()
+    stream = torch.empty_like(x_BSC)
+    block = triton.next_power_of_2(channels)
+    with launching_on(x_BSC):
+        _residual_norm_kernel[x_BSC.shape[0] * tokens,](
+            x_BSC, y_BSC, gate, None, None, None, None, stream, None, tokens, 0.0, *_strides(gate), 0, 0, 0, 0,
+            CHANNELS=channels, BLOCK=block, num_warps=warps_for(block),
+        )  # fmt: skip
+    return stream
 
 
 def runs_fused(*tensors: Tensor | None) -> bool:

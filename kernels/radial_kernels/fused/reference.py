@@ -37,8 +37,10 @@ def norm_rotary(x_BSC: Tensor, weight_C: Tensor, cos_SD: Tensor, sin_SD: Tensor,
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-3).type_as(x_BSC)
 
 
-def quantise_rows(x_MK: Tensor) -> tuple[Tensor, Tensor]:
-    """e4m3 copies of the rows of a matrix, and the factor ``[M, 1]`` that turns each back."""
+def quantise_rows(x_MK: Tensor, gelu: bool = False) -> tuple[Tensor, Tensor]:
+    """e4m3 copies of the rows of a matrix, or of their GELU, and the factor ``[M, 1]`` that turns each back."""
+    if gelu:
+        x_MK = F.gelu(x_MK.float(), approximate="tanh")
     largest = x_MK.float().abs().amax(1, keepdim=True).clamp(min=1e-12)
     scale_M1 = largest / torch.finfo(torch.float8_e4m3fn).max
     return (x_MK.float() / scale_M1).to(torch.float8_e4m3fn), scale_M1
