@@ -72,7 +72,7 @@ def test_jobs_one_after_the_other_with_one_model(
 
     loads: list[Any] = []
     plain = radial.loading.load
-    monkeypatch.setattr(radial.loading, "load", lambda request: loads.append(request) or plain(request))
+    monkeypatch.setattr(radial.loading, "load", lambda request, told: loads.append(request) or plain(request, told))
     first, second = make(seed=1, num_videos=2), make(seed=5)
     worker(store).run()
     assert len(loads) == 1
