@@ -9,7 +9,7 @@ demo: .venv/.installed
 	$(BIN)/radial generate "a large red star moves from left to right on a striped background" --seed 7
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -17,7 +17,17 @@ from rich.table import Table
 import radial
 from radial.downloads import set_offline
 from radial.errors import RadialError, RequestError
-from radial_app import accounts_cli, doctor, download_cli, jobs_cli, receipts_cli, render_cli, server, watch_cli
+from radial_app import (
+    accounts_cli,
+    doctor,
+    download_cli,
+    estimate_cli,
+    jobs_cli,
+    receipts_cli,
+    render_cli,
+    server,
+    watch_cli,
+)
 from radial_app.options import Codec, Crf, DataDir, Format, Metadata
 
 if TYPE_CHECKING:
@@ -408,3 +418,4 @@ for command in (
     app.command()(command)
 app.command("ui", hidden=True)(server.studio)
 app.command()(download_cli.download)
+app.command()(estimate_cli.estimate)

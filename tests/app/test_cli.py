@@ -321,3 +321,23 @@ def test_models_receipt_and_version(in_empty_folder: Path, capsys: pytest.Captur
     code, _, err = run(capsys, "receipt", "none.mp4")
     assert code == 1
     assert "no such file" in err
+
+
+def test_an_estimate_says_what_a_clip_takes(capsys: pytest.CaptureFixture[str], wan_folder: Path) -> None:
+    code, out, _ = run(capsys, "estimate", "--model", str(wan_folder), "--num-frames", "33", "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert (told["num_frames"], told["download"]) == (33, 0)
+    assert told["memory"]["full"]["gpu"] > told["memory"]["lowest"]["gpu"] > 0
+    assert 0 < told["attention_computed"] <= 1
+    code, out, _ = run(capsys, "estimate", "--num-frames", "65")
+    assert code == 0
+    assert "65 frames" in out
+    assert "lowest" in out
+    # A model of the hub that is not here, without the hub: what can be said is said.
+    code, out, _ = run(capsys, "estimate", "--model", "wan2.1-14b")
+    assert code == 0
+    assert "known once the model's files are here" in out
+    assert "download: unknown" in out
+    code, _, err = run(capsys, "estimate", "--num-frames", "34")
+    assert (code, "num_frames must be a multiple of 4" in err) == (2, True)

@@ -1,0 +1,118 @@
+"""``radial estimate``: what a clip will take of memory, disk and time, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from radial.errors import RadialError
+from radial_app.options import DataDir
+
+if TYPE_CHECKING:
+    from radial.models import ModelSpec
+    from radial.request import GenerationRequest
+
+
+def estimate(
+    model: Annotated[str, typer.Option(help="A name from `radial models`, a hub id, or a checkpoint folder.")] = "tiny",
+    height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Length in frames.")] = None,
+    num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    attention: Annotated[
+        Literal["radial", "dense"] | None, typer.Option(help="Which self-attention to use; radial by default.")
+    ] = None,
+    precision: Annotated[Literal["full", "eight_bit"], typer.Option(help="eight_bit takes half the memory.")] = "full",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead of a table.")] = False,
+) -> None:
+    """Say what a clip will take: GPU and host memory for every memory profile, disk and download, time."""
+    from radial.checkpoints import checkpoint_folder
+    from radial.downloads import cached_folder
+    from radial.loading import choose_device
+    from radial.memory import PROFILES, fit_profile
+    from radial.models import find_model
+    from radial.request import make_request
+    from radial_app.estimates import estimate as estimate_for
+    from radial_app.store import JobStore
+
+    request = make_request(
+        prompt="estimate", model=model, height=height, width=width, num_frames=num_frames, attention=attention,
+        num_inference_steps=num_inference_steps, precision=precision, device=device, seed=0,
+    ).resolve()  # fmt: skip
+    spec, place = find_model(request.model), choose_device(request.device)
+    gpu = place.type == "cuda"
+    with JobStore(data_dir) as store:
+        found = estimate_for(request, store, gpu=gpu)
+    folder = checkpoint_folder(spec) or cached_folder(spec.source)
+    told: dict[str, Any] = {
+        "model": request.model, "height": request.clip_height, "width": request.clip_width,
+        "num_frames": request.clip_frames, "num_inference_steps": request.num_inference_steps,
+        "tokens": request.grid(spec).tokens, "attention_computed": found.density, "seconds": found.seconds,
+        "disk": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder else 0,
+        **_download(spec, here=folder is not None),
+    }  # fmt: skip
+    if found.needs is not None:
+        told["memory"] = {p: {"gpu": found.needs.vram(p), "host": found.needs.ram(p)} for p in PROFILES}
+        if gpu:
+            told["free"] = _free(place)
+            try:
+                told["fits"] = fit_profile(request, spec, found.needs, told["free"], str(place))
+            except RadialError as error:
+                told["fits"], told["problem"] = None, str(error)
+    if as_json:
+        print(json.dumps(told))
+    else:
+        _show(told, request)
+    if told.get("problem"):
+        raise typer.Exit(1)
+
+
+def _download(spec: ModelSpec, *, here: bool) -> dict[str, Any]:
+    """How much is to be downloaded, where the model is the hub's and the hub can be asked."""
+    from radial.checkpoints import checkpoint_folder
+    from radial.downloads import plan_download
+
+    if checkpoint_folder(spec) is not None:
+        return {"download": 0}
+    try:
+        return {"download": plan_download(spec.source).missing}
+    except RadialError as error:
+        return {"download": None if not here else 0, "hub": str(error)}
+
+
+def _free(device: Any) -> int:
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
+def _show(told: dict[str, Any], request: GenerationRequest) -> None:
+    out = Console(highlight=False)
+    share = told["attention_computed"]
+    computed = "" if share is None else f", {share:.0%} of attention computed"
+    out.print(f"{told['model']}, {told['width']}x{told['height']}, {told['num_frames']} frames, "
+              f"{told['num_inference_steps']} steps: {told['tokens']:,} tokens{computed}")  # fmt: skip
+    if "memory" in told:
+        table = Table("memory", "on a GPU", "in the host", box=None, pad_edge=False)
+        for profile, needs in told["memory"].items():
+            mark = "  <- auto takes this" if profile == told.get("fits") else ""
+            table.add_row(profile, decimal(needs["gpu"]), f"{decimal(needs['host'])}{mark}")
+        out.print(table)
+    else:
+        out.print("memory: known once the model's files are here")
+    if told["download"]:
+        out.print(f"download: {decimal(told['download'])}")
+    elif told["download"] is None:
+        out.print(f"download: unknown; {told['hub']}", soft_wrap=True)
+    out.print(f"disk: {decimal(told['disk'])} here" if told["disk"] else "disk: nothing here yet")
+    seconds = told["seconds"]
+    out.print("time: unknown until a clip like it was made here" if seconds is None else f"time: about {seconds:.0f} s")
+    if told.get("problem"):
+        out.print(f"it does not fit: {told['problem']}", soft_wrap=True)
