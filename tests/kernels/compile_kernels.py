@@ -15,13 +15,14 @@ from radial_kernels.block_sparse.hopper import backward as hopper_backward
 from radial_kernels.block_sparse.hopper import eight_bit as hopper_eight_bit
 from radial_kernels.block_sparse.hopper import forward as hopper_forward
 from radial_kernels.block_sparse.hopper.descriptors import tile_layout
+from radial_kernels.fused import eight_bit_linear, norms, rotary
 
 BYTES = {"i8": 1, "fp8e4nv": 1, "fp16": 2, "bf16": 2, "fp32": 4}
 INDICES = {
     "row_offsets_ptr", "column_indices_ptr", "column_offsets_ptr", "row_indices_ptr", "column_order_ptr",
 }  # fmt: skip
 SINGLES = {"lse_ptr", "grad_lse_ptr", "terms_ptr", "mean_ptr", "sums_ptr", "exponent_ptr"}
-FLOATS = {"scale", "scale_log2"}
+FLOATS = {"scale", "scale_log2", "eps"}
 
 
 def compile_kernel(
@@ -141,7 +142,29 @@ def hopper_eight_bits(head_dim: int) -> None:
     compile_kernel(hopper_eight_bit._eight_bit_kernel, 90, "bf16", constants, types, num_warps=4, maxnreg=168)
 
 
+def fused(capability: int, dtype: str, channels: int) -> None:
+    """The kernels between a block's products, with all that they can be given and with the least."""
+    block = {"CHANNELS": channels, "BLOCK": triton.next_power_of_2(channels)}
+    tables = dict.fromkeys(("gate_ptr", "weight_ptr", "bias_ptr", "scale_ptr", "shift_ptr"), "fp32")
+    nothing = dict.fromkeys(tables)
+    for left_out in ({}, nothing, {"y_ptr": None, "gate_ptr": None, "sum_ptr": None},
+                     {name: None for name in nothing if name != "gate_ptr"} | {"normed_ptr": None}):  # fmt: skip
+        types = {name: kind for name, kind in tables.items() if name not in left_out}
+        compile_kernel(norms._residual_norm_kernel, capability, dtype, block | left_out, types, num_warps=8)
+    angles = {"cos_ptr": "fp32", "sin_ptr": "fp32"}
+    rotated = block | {"HEAD_DIM": 128}
+    compile_kernel(rotary._norm_rotary_kernel, capability, dtype, rotated, angles, num_warps=8)
+    if capability >= 89:
+        features = {"FEATURES": channels, "BLOCK": block["BLOCK"]}
+        for gelu in (False, True):
+            compile_kernel(eight_bit_linear._quantise_rows_kernel, capability, dtype, features | {"GELU": gelu},
+                           {"out_ptr": "fp8e4nv"}, num_warps=8)  # fmt: skip
+
+
 if __name__ == "__main__":
+    for capability in (80, 89, 90, 100, 120):
+        fused(capability, "bf16", 5120)
+    fused(90, "fp32", 1536)
     for capability in (80, 90, 100):
         portable(capability, "bf16", 128, ragged=True)
     portable(89, "fp16", 96, ragged=False)

@@ -36,23 +36,22 @@ def _residual_norm_kernel(
         rounded = (x + y).to(sum_ptr.dtype.element_ty)
         tl.store(sum_ptr + row * CHANNELS + columns, rounded, mask=inside)
         x = rounded.to(tl.float32)
-    if normed_ptr is None:
-        return
-    mean = tl.sum(x, 0) / CHANNELS
-    centred = tl.where(inside, x - mean, 0.0)
-    variance = tl.sum(centred * centred, 0) / CHANNELS
-    normed = centred * (1.0 / tl.sqrt(variance + eps))
-    if weight_ptr is not None:
-        normed *= tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    if bias_ptr is not None:
-        normed += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    if scale_ptr is not None:
-        scale = tl.load(scale_ptr + batch * scale_batch + token * scale_token + columns, mask=inside, other=0.0)
-        normed *= 1.0 + scale.to(tl.float32)
-    if shift_ptr is not None:
-        shift = tl.load(shift_ptr + batch * shift_batch + token * shift_token + columns, mask=inside, other=0.0)
-        normed += shift.to(tl.float32)
-    tl.store(normed_ptr + row * CHANNELS + columns, normed.to(normed_ptr.dtype.element_ty), mask=inside)
+    if normed_ptr is not None:
+        mean = tl.sum(x, 0) / CHANNELS
+        centred = tl.where(inside, x - mean, 0.0)
+        variance = tl.sum(centred * centred, 0) / CHANNELS
+        normed = centred * (1.0 / tl.sqrt(variance + eps))
+        if weight_ptr is not None:
+            normed *= tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+        if bias_ptr is not None:
+            normed += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+        if scale_ptr is not None:
+            scale = tl.load(scale_ptr + batch * scale_batch + token * scale_token + columns, mask=inside, other=0.0)
+            normed *= 1.0 + scale.to(tl.float32)
+        if shift_ptr is not None:
+            shift = tl.load(shift_ptr + batch * shift_batch + token * shift_token + columns, mask=inside, other=0.0)
+            normed += shift.to(tl.float32)
+        tl.store(normed_ptr + row * CHANNELS + columns, normed.to(normed_ptr.dtype.element_ty), mask=inside)
 
 
 def residual_norm(
