@@ -7,6 +7,7 @@ phone.
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 from studio import open_chromium, wait_for
 
 from radial_app.client import Client
@@ -53,6 +55,7 @@ def take(out: Path) -> None:
     made.append(client.create(PROMPTS[0], num_inference_steps=12, seed=7, attention="dense"))
     for video in made:
         client.wait(video.id)
+    tune()
     with sync_playwright() as playwright:
         browser = open_chromium(playwright)
         for device in ("desktop", "phone"):
@@ -68,6 +71,40 @@ def take(out: Path) -> None:
         browser.close()
 
 
+def tune() -> None:
+    """A fine-tuning run of a few steps, on clips of the shapes world."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable,
+            "-m",
+            "radial_finetune.world",
+            "--out",
+            "clips",
+            "--clips",
+            "24",
+            "--num-frames",
+            "33",
+        ]
+        subprocess.run(command, cwd=folder, check=True)
+        archive = shutil.make_archive(f"{folder}/shapes", "zip", f"{folder}/clips")
+        files = {"file": ("shapes.zip", Path(archive).read_bytes())}
+        httpx.post(f"{URL}/v1/datasets", files=files, data={"name": "shapes"}, timeout=60).raise_for_status()
+    run = {"name": "longer-shapes", "dataset": "shapes", "num_frames": [33]}
+    httpx.post(f"{URL}/v1/tuning", json=run, timeout=60).raise_for_status()
+    _wait_for_run("preparing")
+    training = {"steps": 24, "rank": 16, "held_out": 4, "sample_every": 8, "sample_prompts": [PROMPTS[0]],
+                "more": "sample_steps = 8\nsample_frames = [33]\nvalidate_every = 4"}  # fmt: skip
+    httpx.post(f"{URL}/v1/tuning/longer-shapes/train", json=training, timeout=60).raise_for_status()
+    _wait_for_run("training")
+
+
+def _wait_for_run(state: str) -> None:
+    while (run := httpx.get(f"{URL}/v1/tuning/longer-shapes", timeout=60).json())["state"] == state:
+        time.sleep(1)
+    if run["state"] == "failed":
+        raise SystemExit(run["problem"])
+
+
 def _pages(page: Any, client: Client, made: list[Any], path: Any) -> None:
     page.fill("#prompt textarea", PROMPTS[0])
     running = client.create(PROMPTS[0], num_frames=65, seed=11)
@@ -81,7 +118,7 @@ def _pages(page: Any, client: Client, made: list[Any], path: Any) -> None:
         client.cancel(video.id, keep=False)
     while any(one.state in ("running", "queued") for one in client.list("waiting")):
         time.sleep(0.3)
-    for tab in ("Gallery", "Models", "Settings"):
+    for tab in ("Gallery", "Tune", "Models", "Settings"):
         _tab(page, tab, path)
     page.click('#pages button[role="tab"]:has-text("Gallery")')
     page.click(f'#gallery [data-job="{made[0].id}"]')

@@ -109,8 +109,8 @@ def needs_of(request: GenerationRequest, spec: ModelSpec, folder: Path, dtype: t
     frames = request.clip_frames * pixels * 3 * 4
     each = 4 if spec.exact_autoencoder else dtype.itemsize
     # The widest layers work on whole frames with a hundred-odd channels, some of them at a time.
-    decode = each * pixels * 96 * 4 * 8 + frames
-    tiled = each * min(pixels, 4 * _TILE * _TILE) * 96 * 4 * 8 + 2 * frames
+    decode = each * pixels * 96 * 4 * 24 + frames
+    tiled = each * min(pixels, 4 * _TILE * _TILE) * 96 * 4 * 10 + 2 * frames
     return Needs(weights, max(blocks.values(), default=0), clip, decode, min(decode, tiled), 3 * frames)
 
 
