@@ -456,3 +456,14 @@ def test_accounts_on_the_command_line(
     assert key.strip().encode() not in stored
     assert (tmp_path / "accounts.db").stat().st_mode & 0o077 == 0
     assert run("remove", "ada")[0] == 0
+
+
+def test_a_video_that_another_goes_on_from_is_not_deleted(client: TestClient, place: Place) -> None:
+    first = client.post("/v1/videos", json={"prompt": "a red circle"}).json()["id"]
+    finish(place, first)
+    model = "wan2.1-i2v-14b-480p"
+    more = client.post("/v1/videos", json={"prompt": "on", "extend": f"video:{first}/0", "model": model}).json()["id"]
+    refused = client.delete(f"/v1/videos/{first}")
+    assert (refused.status_code, f"video {more} waits to go on" in error_of(refused)) == (409, True)
+    client.post(f"/v1/videos/{more}/cancel")
+    assert client.delete(f"/v1/videos/{first}").status_code == 200

@@ -184,9 +184,12 @@ class Desk:
         """Forget a job; its files go into the folder ``.trash`` beside them.
 
         Raises:
-            RequestError: it runs.
+            RequestError: it runs, or a job that waits goes on from it.
         """
         job = self.get(id_)
+        paths = {file.path for file in job.files}
+        if waiting := next((one for one in self.store.find(WAITING) if one.request.extend in paths), None):
+            raise Conflict(f"video {waiting.id} waits to go on from this one: cancel it first")
         if not self.store.remove([job.id]):
             raise Conflict(f"video {job.id} is running: cancel it first")
         for index, file in enumerate(job.files):
