@@ -9,7 +9,6 @@ the all-to-alls take in one more run with a barrier before and after each; it is
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import os
 import signal
@@ -21,9 +20,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from full_size import Case, build, make_inputs, without_masks
+from full_size import Case, build, make_inputs, relative_error, timed_forward
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
 import radial
 from radial import ContextParallel, Schedule
@@ -35,8 +34,9 @@ CASES = {
     "hunyuan-509": (Case("hunyuan-video", 720, 1280, 509, part=10), 1),
     # Neither its heads nor its tokens divide by two.
     "uneven": (Case("wan, 13 heads", 464, 816, 81), 2),
+    # These try the script out, without a GPU.
     "cpu": (Case("wan, 13 heads", 48, 80, 9, part=15), 2),
-    "cpu-hunyuan": (Case("hunyuan-video", 48, 80, 9, part=20), 1),  # tries this script out, without a GPU
+    "cpu-hunyuan": (Case("hunyuan-video", 48, 80, 9, part=20), 1),
 }
 
 
@@ -97,7 +97,7 @@ def measure(case: Case, rounds: int, waiting: Any, gpu: bool) -> None:
                 continue
             parallel = ContextParallel.over(dist.group.WORLD) if everyone else None
             with radial.apply(transformer, pattern=pattern, schedule=schedules[kind], parallel=parallel) as installed:
-                seconds, peak, out = forward(transformer, inputs, gpu)
+                seconds, peak, out = timed_forward(transformer, inputs)
                 density = installed.plan.density if installed.plan else 1.0
             times[kind, everyone].append(seconds)
             peaks[kind, everyone] = peak
@@ -106,11 +106,10 @@ def measure(case: Case, rounds: int, waiting: Any, gpu: bool) -> None:
         TimedExchanges.seconds = 0.0
         parallel = TimedExchanges.over(dist.group.WORLD)
         with radial.apply(transformer, pattern=pattern, schedule=one, parallel=parallel):
-            whole, _, _ = forward(transformer, inputs, gpu)
+            whole, _, _ = timed_forward(transformer, inputs)
         if alone:
             single, many = (statistics.median(times[kind, everyone][rounds > 1 :]) for everyone in (False, True))
-            reference = outputs[kind, False]
-            error = ((outputs[kind, True] - reference).norm() / reference.norm()).item()
+            error = relative_error(outputs[kind, True], outputs[kind, False])
             say(f"{case!s:44} {case.tokens:7} {kind:6} {single:7.2f} {many:7.2f} {single / many:6.2f} "
                 f"{100 * single / many / size:7.0f} {100 * TimedExchanges.seconds / whole:8.1f} "
                 f"{peaks[kind, False]:5.1f} {peaks[kind, True]:5.1f}  {error:.1e}")  # fmt: skip
@@ -121,24 +120,8 @@ def measure(case: Case, rounds: int, waiting: Any, gpu: bool) -> None:
 
 def rounding(transformer: nn.Module, inputs: dict[str, Any], reference: Tensor) -> float:
     """How far another order of the same sums takes the output: what bf16 leaves open."""
-    with torch.no_grad(), without_masks(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        out = transformer(**inputs)[0].float().cpu()
-    return ((out - reference).norm() / reference.norm()).item()
-
-
-@torch.no_grad()
-def forward(transformer: nn.Module, inputs: dict[str, Any], gpu: bool) -> tuple[float, float, Tensor]:
-    """Seconds and peak gigabytes of one forward, and what it gives."""
-    with contextlib.ExitStack() as stack:
-        if gpu:
-            stack.enter_context(sdpa_kernel(SDPBackend.CUDNN_ATTENTION))
-            stack.enter_context(without_masks())
-            torch.cuda.reset_peak_memory_stats()
-        synchronize()
-        started = time.perf_counter()
-        out: Tensor = transformer(**inputs)[0]
-        synchronize()
-    return time.perf_counter() - started, torch.cuda.max_memory_allocated() / 1e9 if gpu else 0.0, out
+    _, _, out = timed_forward(transformer, inputs, SDPBackend.FLASH_ATTENTION)
+    return relative_error(out.float().cpu(), reference)
 
 
 def synchronize() -> None:

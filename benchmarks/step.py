@@ -12,14 +12,13 @@ import argparse
 import contextlib
 import gc
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from full_size import Case, build, make_inputs, without_masks
+from full_size import Case, build, make_inputs, relative_error, timed_forward
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
 import radial
 from radial import Schedule
@@ -57,7 +56,7 @@ class Bench:
     """The variants of one case, and what they took."""
 
     def __init__(self, case: Case, rounds: int, gpu: bool) -> None:
-        self.case, self.rounds, self.gpu = case, rounds, gpu
+        self.case, self.rounds = case, rounds
         device, dtype = ("cuda", torch.bfloat16) if gpu else ("cpu", torch.float32)
         self.transformer, self.inputs = build(case, device, dtype), make_inputs(case, device, dtype)
         self.pattern, self.schedule = case.attention()
@@ -144,24 +143,13 @@ class Bench:
             for block in transformer.modules():
                 block._compiled_call_impl = None
 
-    @torch.no_grad()
     def measure(self, kind: str, backend: SDPBackend = SDPBackend.CUDNN_ATTENTION) -> None:
         """One forward."""
         try:
-            with contextlib.ExitStack() as stack:
-                if self.gpu:
-                    stack.enter_context(sdpa_kernel(backend))
-                    stack.enter_context(without_masks())
-                    torch.cuda.reset_peak_memory_stats()
-                    torch.cuda.synchronize()
-                started = time.perf_counter()
-                out = self.transformer(**self.inputs)[0]
-                if self.gpu:
-                    torch.cuda.synchronize()
-                self.times.setdefault(kind, []).append(time.perf_counter() - started)
-                self.peaks[kind] = torch.cuda.max_memory_allocated() / 1e9 if self.gpu else 0.0
-                self.outputs[kind] = out.float().cpu()
-                print(f"  {kind}: {self.times[kind][-1]:.3f} s", flush=True)
+            seconds, self.peaks[kind], out = timed_forward(self.transformer, self.inputs, backend)
+            self.times.setdefault(kind, []).append(seconds)
+            self.outputs[kind] = out.float().cpu()
+            print(f"  {kind}: {seconds:.3f} s", flush=True)
         except (RuntimeError, ValueError, torch.OutOfMemoryError) as error:
             print(f"  {kind}: {str(error).splitlines()[0]}", flush=True)
 
@@ -179,7 +167,7 @@ class Bench:
                     "8-bit products and attention, radial": "all 8-bit products, dense"}  # fmt: skip
         for kind, seconds in medians.items():
             reference = self.outputs.get("radial" if "radial" in kind else "stock, cuDNN", self.outputs[kind])
-            error = ((self.outputs[kind] - reference).norm() / reference.norm()).item()
+            error = relative_error(self.outputs[kind], reference)
             clip = ""
             if (dense := medians.get(dense_of.get(kind, ""))) is not None:
                 whole = dense_steps * dense + (steps - dense_steps) * seconds

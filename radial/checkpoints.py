@@ -34,7 +34,7 @@ def check_checkpoint(folder: Path) -> None:
     """Raise ModelError for a folder that is no checkpoint we drive, lacks weights, or has only pickled ones."""
     if not (folder / "model_index.json").is_file():
         raise ModelError(f"{folder} is not a diffusers checkpoint: it has no model_index.json")
-    kind = _read_json(folder / "model_index.json").get("_class_name")
+    kind = read_json(folder / "model_index.json").get("_class_name")
     if kind not in driven_pipelines():
         raise ModelError(f"{folder} holds a {kind}; radial drives {', '.join(driven_pipelines())}")
     for component, (library, _) in _components(folder).items():
@@ -55,8 +55,8 @@ def fit_spec(spec: ModelSpec, folder: Path) -> ModelSpec:
     Raises:
         ModelError: the configuration cannot be read.
     """
-    vae = _read_json(folder / "vae" / "config.json")
-    transformer = _read_json(folder / "transformer" / "config.json")
+    vae = read_json(folder / "vae" / "config.json")
+    transformer = read_json(folder / "transformer" / "config.json")
     try:
         patch = patch_sizes(transformer)
     except ModelError as error:
@@ -79,13 +79,24 @@ def fit_spec(spec: ModelSpec, folder: Path) -> ModelSpec:
     )
 
 
+def spec_in(folder: Path, spec: ModelSpec) -> ModelSpec:
+    """A model's spec by the files of its checkpoint: what it declares of itself, and of a hub id of its own its class.
+
+    Raises:
+        ModelError: the folder is no checkpoint that we drive.
+    """
+    if spec.name in MODELS:
+        return fit_spec(spec, folder)
+    return spec if spec.source == str(folder) else replace(read_folder(folder), name=spec.name, source=spec.source)
+
+
 def read_folder(folder: Path) -> ModelSpec:
     """A spec for a folder, with the settings of the named model it is most like: one of its pipeline and as wide; a
     toy's frames have few tokens, as the bundled model's, and a checkpoint that switches transformers is a Wan 2.2."""
     check_checkpoint(folder)
-    index = _read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     kind = index["_class_name"]
-    transformer = _read_json(folder / "transformer" / "config.json")
+    transformer = read_json(folder / "transformer" / "config.json")
     width = transformer.get("num_attention_heads", 40) * transformer.get("attention_head_dim", 128)
     like = next(
         spec for spec in MODELS.values() if spec.name != "tiny" and kind in (spec.text_pipeline, spec.image_pipeline)
@@ -109,11 +120,16 @@ def read_folder(folder: Path) -> ModelSpec:
 
 
 def _components(folder: Path) -> dict[str, tuple[str | None, str | None]]:
-    index = _read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     return {name: tuple(value) for name, value in index.items() if isinstance(value, list) and len(value) == 2}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint.
+
+    Raises:
+        ModelError: there is none.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -105,10 +105,11 @@ def check_disk(download: Download) -> None:
         )
 
 
-def download(source: str, on_progress: OnProgress = lambda done, total: None) -> Path:
+def download(source: str, on_progress: OnProgress = lambda done, total: None, planned: Download | None = None) -> Path:
     """Fetch what is missing of a hub model: its folder.
 
     Args:
+        planned: what :func:`plan_download` said of it, where that was asked already.
         on_progress: told the bytes that are here and those of the whole, now and then; what it raises stops the
             download.
 
@@ -119,7 +120,7 @@ def download(source: str, on_progress: OnProgress = lambda done, total: None) ->
     import diffusers
     import huggingface_hub
 
-    planned = plan_download(source)
+    planned = planned or plan_download(source)
     check_disk(planned)
     progress = _Progress(planned.present)
     with ThreadPoolExecutor(1) as thread:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from radial_kernels.fused.eight_bit_linear import EightBitLinear, refuse_eight_bit
-
-__all__ = ["narrow_linears", "refuse_eight_bit"]
+from radial_kernels.fused import EightBitLinear
 
 _SMALLEST = 1 << 20  # weights from which a layer's product is worth it
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ import torch
 from radial.adapter_settings import adapter_file, check_adapter_file
 from radial.adapters import load_loras
 from radial.attention import transformers_of
-from radial.checkpoints import check_checkpoint, checkpoint_folder, fit_spec, read_folder
-from radial.downloads import OnProgress, download, find_local
+from radial.checkpoints import check_checkpoint, checkpoint_folder, spec_in
+from radial.downloads import OnProgress, cached_folder, download, find_local
 from radial.errors import ModelError, RequestError, first_line
 from radial.families import find_family
-from radial.memory import Needs, Profile, choose_profile, needs_of, place
-from radial.models import MODELS, ModelSpec, find_model
+from radial.memory import Profile, choose_profile, place
+from radial.models import ModelSpec, find_model
 from radial.request import GenerationRequest
 
 
@@ -58,17 +58,15 @@ def load(request: GenerationRequest, on_download: OnProgress = lambda done, tota
     dtype = choose_dtype(request.dtype, device)
     folder = checkpoint_folder(spec) or find_local(spec.source) or download(spec.source, on_download)
     check_checkpoint(folder)
-    if spec.name in MODELS:
-        spec = fit_spec(spec, folder)
-    elif spec.source != str(folder):  # a hub id of its own: now its class is known
-        spec = replace(read_folder(folder), name=spec.name, source=spec.source)
+    spec = spec_in(folder, spec)
     spec.check_size(request.clip_height, request.clip_width, request.clip_frames)
     if request.precision == "eight_bit":
-        from radial.eight_bit import narrow_linears, refuse_eight_bit
+        from radial.eight_bit import narrow_linears
+        from radial_kernels.fused import refuse_eight_bit
 
         if (reason := refuse_eight_bit(device)) is not None:
             raise RequestError(f"precision eight_bit cannot be: {reason}; take full")
-    profile = choose_profile(request, spec, needs_of(request, spec, folder, dtype), device)
+    profile = choose_profile(request, spec, folder, dtype, device)
     kind = spec.pipeline_for(with_image=request.starts_from_image)
     with quiet():
         import diffusers
@@ -112,13 +110,10 @@ def profile_of(request: GenerationRequest) -> Profile | None:
     """
     request = request.resolve()
     spec, device = find_model(request.model), choose_device(request.device)
-    if device.type != "cuda":
-        return choose_profile(request, spec, Needs({}, 0, 0, 0, 0, 0), device)
-    folder = checkpoint_folder(spec) or find_local(spec.source)
+    folder = checkpoint_folder(spec) or cached_folder(spec.source)
     if folder is None:
         return None
-    needs = needs_of(request, fit_spec(spec, folder), folder, choose_dtype(request.dtype, device))
-    return choose_profile(request, spec, needs, device)
+    return choose_profile(request, spec_in(folder, spec), folder, choose_dtype(request.dtype, device), device)
 
 
 def choose_device(name: str) -> torch.device:

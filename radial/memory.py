@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 
+from radial.checkpoints import read_json
 from radial.errors import GenerationError, ModelError, RequestError
 from radial.models import ModelSpec
 from radial.request import GenerationRequest
@@ -99,7 +100,7 @@ def needs_of(request: GenerationRequest, spec: ModelSpec, folder: Path, dtype: t
                 block = ".".join(name.split(".")[:2])
                 by_block[block] = by_block.get(block, 0) + each * math.prod(shape)
             blocks[component.name] = max(by_block.values())
-    config = _read(folder / "transformer" / "config.json")
+    config = read_json(folder / "transformer" / "config.json")
     width = config.get("num_attention_heads", 24) * config.get("attention_head_dim", 128)
     inner = config.get("ffn_dim") or int(width * config.get("mlp_ratio", 4))
     tokens = request.grid(spec).tokens
@@ -114,18 +115,25 @@ def needs_of(request: GenerationRequest, spec: ModelSpec, folder: Path, dtype: t
     return Needs(weights, max(blocks.values(), default=0), clip, decode, min(decode, tiled), 3 * frames)
 
 
-def choose_profile(request: GenerationRequest, spec: ModelSpec, needs: Needs, device: torch.device) -> Profile:
+def choose_profile(
+    request: GenerationRequest, spec: ModelSpec, folder: Path, dtype: torch.dtype, device: torch.device
+) -> Profile:
     """The profile that a request names, or the fastest that fits.
 
     Raises:
         RequestError: it does not fit on the device; the profile or the length that does is named.
+        ModelError: the checkpoint in the folder cannot be read.
     """
     if device.type != "cuda":
         if request.memory not in ("auto", "full"):
             raise RequestError(f"memory {request.memory} is for GPUs; on {device} everything is in one memory")
         return "full"
-    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    return fit_profile(request, spec, needs, free, str(device))
+    return fit_profile(request, spec, needs_of(request, spec, folder, dtype), free_memory(device), str(device))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a GPU that nobody has but this process."""
+    return int(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
 
 
 def fit_profile(request: GenerationRequest, spec: ModelSpec, needs: Needs, free: int, device: str) -> Profile:
@@ -207,11 +215,3 @@ def _shapes(file: Path, changed: int) -> tuple[tuple[str, tuple[int, ...]], ...]
         return tuple((name, tuple(entry["shape"])) for name, entry in header.items() if name != "__metadata__")
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise ModelError(f"cannot load {file.parent.name}/{file.name}: it is no safetensors file") from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

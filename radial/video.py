@@ -11,6 +11,8 @@ from radial.encoding import Encoding, Frames, decode, encode, encoding_for, read
 from radial.errors import OutputError
 from radial.files import check_output, publish
 
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")  # of clips that users bring to tune on
+
 
 @dataclass(frozen=True, eq=False)
 class Video:

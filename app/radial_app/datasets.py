@@ -8,14 +8,15 @@ import re
 import shutil
 import stat
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from radial.errors import OutputError, RequestError
 from radial.files import discard
+from radial.video import VIDEO_SUFFIXES
 
-CLIPS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 MAX_FILES = 20_000
 MAX_BYTES = 20 << 30  # unpacked
@@ -70,7 +71,7 @@ def take_archive(folder: Path, name: str, archive: BinaryIO) -> Dataset:
         with zipfile.ZipFile(archive) as opened:
             _unpack(opened, waiting)
         waiting.rename(target)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError) as error:
         raise RequestError(f"this zip file cannot be read: {error}") from error
     except OSError as error:
         raise OutputError(f"cannot unpack the dataset: {error.strerror}") from error
@@ -81,8 +82,8 @@ def take_archive(folder: Path, name: str, archive: BinaryIO) -> Dataset:
 
 def _unpack(archive: zipfile.ZipFile, folder: Path) -> None:
     chosen = [(entry, path) for entry in archive.infolist() if (path := _place(entry)) is not None]
-    if not any(path.suffix.lower() in CLIPS for _, path in chosen):
-        raise RequestError(f"the zip file holds no clips ({', '.join(CLIPS)})")
+    if not any(path.suffix.lower() in VIDEO_SUFFIXES for _, path in chosen):
+        raise RequestError(f"the zip file holds no clips ({', '.join(VIDEO_SUFFIXES)})")
     if len(chosen) > MAX_FILES:
         raise RequestError(f"the zip file holds {len(chosen)} files; {MAX_FILES} are most")
     first = {path.parts[0] for _, path in chosen}
@@ -109,17 +110,17 @@ def _place(entry: zipfile.ZipInfo) -> PurePosixPath | None:
         raise RequestError(f"the zip file holds a link: {entry.filename[:200]!r}")
     if entry.is_dir() or any(part.startswith((".", "__")) for part in path.parts):
         return None
-    useful = path.suffix.lower() in (*CLIPS, ".txt") or path.name in _TABLES
+    useful = path.suffix.lower() in (*VIDEO_SUFFIXES, ".txt") or path.name in _TABLES
     return path if useful else None
 
 
 def _copy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, place: Path, most: int) -> int:
     """Unpack one file: its bytes, whatever the archive says of them."""
-    most = most if place.suffix.lower() in CLIPS else min(most, _MAX_TEXT)
+    most = most if place.suffix.lower() in VIDEO_SUFFIXES else min(most, _MAX_TEXT)
     written = 0
     with archive.open(entry) as packed, place.open("xb") as file:
         while block := packed.read(1 << 20):
-            if not written and place.suffix.lower() in CLIPS and not _is_clip(block):
+            if not written and place.suffix.lower() in VIDEO_SUFFIXES and not _is_clip(block):
                 raise RequestError(f"{entry.filename[:200]!r} is no MP4, MOV, Matroska, WebM or AVI file")
             written += len(block)
             if written > most:
@@ -139,7 +140,7 @@ def _look(path: Path) -> Dataset:
     for file in path.rglob("*"):
         with contextlib.suppress(OSError):
             size += file.stat().st_size if file.is_file() else 0
-        if file.suffix.lower() in CLIPS:
+        if file.suffix.lower() in VIDEO_SUFFIXES:
             clips += 1
             captions += file.with_suffix(".txt").is_file()
     return Dataset(path.name, clips, captions, size)

@@ -56,5 +56,5 @@ def download(
                     told = time.monotonic()
                     publish_text(tell, json.dumps({"done": done, "total": total}))
 
-            folder = fetch(spec.source, show)
+            folder = fetch(spec.source, show, plan)
         print(folder, file=sys.stdout)

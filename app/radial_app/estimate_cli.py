@@ -15,7 +15,6 @@ from radial_app.options import DataDir
 
 if TYPE_CHECKING:
     from radial.models import ModelSpec
-    from radial.request import GenerationRequest
 
 
 def estimate(
@@ -36,7 +35,7 @@ def estimate(
     from radial.checkpoints import checkpoint_folder
     from radial.downloads import cached_folder
     from radial.loading import choose_device
-    from radial.memory import PROFILES, fit_profile
+    from radial.memory import PROFILES, fit_profile, free_memory
     from radial.models import find_model
     from radial.request import make_request
     from radial_app.estimates import estimate as estimate_for
@@ -61,7 +60,7 @@ def estimate(
     if found.needs is not None:
         told["memory"] = {p: {"gpu": found.needs.vram(p), "host": found.needs.ram(p)} for p in PROFILES}
         if gpu:
-            told["free"] = _free(place)
+            told["free"] = free_memory(place)
             try:
                 told["fits"] = fit_profile(request, spec, found.needs, told["free"], str(place))
             except RadialError as error:
@@ -69,7 +68,7 @@ def estimate(
     if as_json:
         print(json.dumps(told))
     else:
-        _show(told, request)
+        _show(told)
     if told.get("problem"):
         raise typer.Exit(1)
 
@@ -87,13 +86,7 @@ def _download(spec: ModelSpec, *, here: bool) -> dict[str, Any]:
         return {"download": None if not here else 0, "hub": str(error)}
 
 
-def _free(device: Any) -> int:
-    import torch
-
-    return int(torch.cuda.mem_get_info(device)[0])
-
-
-def _show(told: dict[str, Any], request: GenerationRequest) -> None:
+def _show(told: dict[str, Any]) -> None:
     out = Console(highlight=False)
     share = told["attention_computed"]
     computed = "" if share is None else f", {share:.0%} of attention computed"

@@ -6,10 +6,10 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from radial.checkpoints import checkpoint_folder, fit_spec
+from radial.checkpoints import checkpoint_folder, spec_in
 from radial.downloads import cached_folder
 from radial.errors import RadialError
-from radial.models import MODELS, find_model
+from radial.models import find_model
 from radial.request import GenerationRequest
 from radial_app.store import JobStore
 
@@ -55,8 +55,8 @@ def find_needs(request: GenerationRequest, *, gpu: bool) -> Needs | None:
     folder = checkpoint_folder(spec) or cached_folder(spec.source)
     if folder is None:
         return None
-    spec = fit_spec(spec, folder) if spec.name in MODELS else spec
-    return needs_of(request, spec, folder, choose_dtype(request.dtype, torch.device("cuda" if gpu else "cpu")))
+    dtype = choose_dtype(request.dtype, torch.device("cuda" if gpu else "cpu"))
+    return needs_of(request, spec_in(folder, spec), folder, dtype)
 
 
 def _density(request: GenerationRequest) -> float | None:

@@ -43,15 +43,16 @@ class Task:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._lock(fcntl.LOCK_EX) as lock, (self.folder / "output.log").open("wb") as log:
+            with self._lock(fcntl.LOCK_EX) as lock:
                 if lock is None:
                     raise RequestError(f"{self.folder.name} is at work already")
                 # The whole width: an error is one line.
                 environment = os.environ | {"COLUMNS": "2000", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
-                process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "radial_app", *arguments], cwd=self.folder, env=environment,
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=(lock,),
-                )  # fmt: skip
+                with (self.folder / "output.log").open("wb") as log:
+                    process = subprocess.Popen(
+                        [sys.executable, "-P", "-m", "radial_app", *arguments], cwd=self.folder, env=environment,
+                        stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=(lock,),
+                    )  # fmt: skip
                 self._tell(told | {"pid": process.pid, "started": time.time(), "stopping": False})
         except OSError as error:
             raise OutputError(f"cannot start a task in {self.folder}: {error.strerror}") from error
@@ -59,11 +60,7 @@ class Task:
     @property
     def told(self) -> dict[str, Any]:
         """What was told when it was started, and ``pid``, ``started``, ``stopping``; empty before."""
-        try:
-            found = json.loads((self.folder / "task.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return read_json(self.folder / "task.json")
 
     @property
     def living(self) -> bool:
@@ -71,14 +68,14 @@ class Task:
         with self._lock(fcntl.LOCK_SH) as lock:
             return lock is None
 
-    def stop(self, *, kill: bool = False) -> bool:
-        """Ask it to stop as Ctrl+C would, or ``kill`` it; whether it was running."""
+    def stop(self) -> bool:
+        """Ask it to stop as Ctrl+C would; whether it was running."""
         told = self.told
         if not self.living or "pid" not in told:
             return False
         self._tell(told | {"stopping": True})
         with contextlib.suppress(ProcessLookupError):
-            os.kill(told["pid"], signal.SIGKILL if kill else signal.SIGINT)
+            os.kill(told["pid"], signal.SIGINT)
         return True
 
     def wait(self, seconds: float) -> bool:
@@ -97,6 +94,11 @@ class Task:
         except OSError:
             return []
         return [line.rstrip() for line in text.splitlines() if line.strip()]
+
+    def last_words(self) -> str:
+        """The last line that it printed: where it failed, why."""
+        log = self.log()
+        return log[-1] if log else "it ended without a word"
 
     def _tell(self, told: dict[str, Any]) -> None:
         publish_text(self.folder / "task.json", json.dumps(told))
@@ -123,3 +125,12 @@ class Task:
             yield descriptor
         finally:
             os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a file that another process writes; empty where there is none yet."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from radial.errors import RequestError
 from radial.files import publish_text
-from radial_app.datasets import CLIPS, NAME, dataset_path
-from radial_app.tasks import Task
+from radial.video import VIDEO_SUFFIXES
+from radial_app.datasets import NAME, dataset_path
+from radial_app.tasks import Task, read_json
 
 State = Literal["preparing", "prepared", "training", "stopping", "stopped", "failed", "done"]
 Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
@@ -142,7 +143,7 @@ class Tuning:
         for picture in (*PICTURES, "report.json"):
             (folder / "cache" / picture).unlink(missing_ok=True)
         publish_text(folder / "run.json", json.dumps({"preparation": preparation.model_dump(mode="json")}))
-        files = sum(path.suffix.lower() in CLIPS for path in dataset.rglob("*"))
+        files = sum(path.suffix.lower() in VIDEO_SUFFIXES for path in dataset.rglob("*"))
         Task(folder).start(arguments, phase="prepare", model=model, files=files)
         return self.get(preparation.name)
 
@@ -209,22 +210,21 @@ class Tuning:
             RequestError: there is none of this name.
         """
         folder = self._path(name)
-        task, written = Task(folder), _read_json(folder / "run.json")
+        task, written = Task(folder), read_json(folder / "run.json")
         state = _state(folder, task)
         training = Training.model_validate(written["training"]) if "training" in written else None
         lines = _read_log(folder / "run" / "log.jsonl")
         step, steps = lines[-1]["step"] if lines else 0, training.steps if training else 0
         pace = statistics.median(line.get("seconds", 0.0) for line in lines[-20:]) if lines else None
-        log = task.log()
         return TuningRun(
-            name=name, state=state, preparation=self._preparation(folder), training=training,
+            name=name, state=state, preparation=Preparation.model_validate(written["preparation"]), training=training,
             prepared=_prepared(folder / "cache", task.told),
             pictures=[picture for picture in PICTURES if (folder / "cache" / picture).is_file()], step=step,
             steps=steps, eta=pace * (steps - step) if pace is not None and state == "training" else None,
             loss=_mean_loss(lines[-20:]), losses=_curve(lines),
             held_out=[(line["step"], line["validation"]) for line in lines if "validation" in line],
             samples=_samples(folder / "run" / "samples", training), adapter=_adapter(folder).is_file(),
-            problem=(log[-1] if log else "it ended without a word") if state == "failed" else "", log=log[-40:],
+            problem=task.last_words() if state == "failed" else "", log=task.log()[-40:],
         )  # fmt: skip
 
     def file(self, name: str, file: str) -> Path:
@@ -262,7 +262,7 @@ class Tuning:
         return folder
 
     def _preparation(self, folder: Path) -> Preparation:
-        return Preparation.model_validate(_read_json(folder / "run.json")["preparation"])
+        return Preparation.model_validate(read_json(folder / "run.json")["preparation"])
 
     def _check_alone(self) -> None:
         if (other := self.at_work()) is not None:
@@ -286,20 +286,12 @@ def _adapter(folder: Path) -> Path:
 
 
 def _prepared(cache: Path, told: dict[str, Any]) -> dict[str, Any]:
-    if report := _read_json(cache / "report.json"):
+    if report := read_json(cache / "report.json"):
         return report
     done = 0
     with contextlib.suppress(OSError), (cache / "sources.jsonl").open("rb") as lines:
         done = sum(1 for _ in lines)
     return {"files": told.get("files", 0), "done": done}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:

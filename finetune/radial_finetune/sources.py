@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from radial.errors import RequestError, first_line
+from radial.video import VIDEO_SUFFIXES
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 _CAPTION_COLUMNS = ("caption", "text", "txt", "prompt")
 
 

@@ -198,6 +198,15 @@ def test_archives_that_lie_or_link(place: Place, monkeypatch: pytest.MonkeyPatch
     lying = bomb.getvalue().replace((8 + (2 << 20)).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
     with pytest.raises(RequestError):
         take_archive(place.data, "new", io.BytesIO(lying))
+    # One whose packed bytes are none.
+    broken = io.BytesIO()
+    with zipfile.ZipFile(broken, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("a.mp4", b"0000ftyp" + bytes(range(256)) * 40)
+    spoilt = bytearray(broken.getvalue())
+    start = spoilt.index(b"a.mp4") + len(b"a.mp4")
+    spoilt[start : start + 40] = b"\xff" * 40
+    with pytest.raises(RequestError, match="cannot be read"):
+        take_archive(place.data, "new", io.BytesIO(spoilt))
     many = archive(**{f"{i}.txt": "" for i in range(MAX_FILES + 1)}, **{"a.mp4": b"0000ftyp"})
     with pytest.raises(RequestError, match="20000 are most"):
         take_archive(place.data, "new", many)

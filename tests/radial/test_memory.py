@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_refused_with_what_would(wan_folder: Path) -> None:
         fit_profile(request(wan_folder, num_frames=33), spec, LARGE, 8 * GB, "cuda:0")
     with pytest.raises(RequestError, match="no length of this size fits"):
         fit_profile(request(wan_folder), spec, LARGE, 1 * GB, "cuda:0")
-    assert choose_profile(request(wan_folder), spec, LARGE, CPU) == "full"
+    assert choose_profile(request(wan_folder), spec, wan_folder, torch.bfloat16, CPU) == "full"
     with pytest.raises(RequestError, match="memory low is for GPUs"):
         load(request(wan_folder, memory="low"))
     with pytest.raises(RequestError, match="memory low is for GPUs"):

@@ -188,7 +188,7 @@ class Desk:
         """
         job = self.get(id_)
         paths = {file.path for file in job.files}
-        if waiting := next((one for one in self.store.find(WAITING) if one.request.extend in paths), None):
+        if paths and (waiting := next((one for one in self.store.find(WAITING) if one.request.extend in paths), None)):
             raise Conflict(f"video {waiting.id} waits to go on from this one: cancel it first")
         if not self.store.remove([job.id]):
             raise Conflict(f"video {job.id} is running: cancel it first")

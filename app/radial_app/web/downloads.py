@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from pathlib import Path
 from typing import Literal
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 
-from radial_app.tasks import Task
+from radial_app.tasks import Task, read_json
 from radial_app.web.desk import Conflict, Desk, Missing, Place
+from radial_app.web.guard import admins_only
 from radial_app.web.inputs import HUB_ID
 
 
@@ -29,11 +27,8 @@ class ModelDownload(BaseModel):
 def make_router(place: Place) -> APIRouter:
     """The routes of a server that keeps its things in ``place``."""
 
-    def admin_only(request: Request) -> None:
-        if not request.state.visitor.admin:
-            raise HTTPException(403, "only admins download models: everybody uses them")
-
-    router = APIRouter(prefix="/v1/downloads", tags=["files"], dependencies=[Depends(admin_only)])
+    only_admins = Depends(admins_only("only admins download models: everybody uses them"))
+    router = APIRouter(prefix="/v1/downloads", tags=["files"], dependencies=[only_admins])
     folder = place.data / "downloads"
 
     @router.get("")
@@ -73,18 +68,15 @@ def _folder(folder: Path, name: str) -> Path:
 
 def _look(folder: Path) -> ModelDownload:
     task = Task(folder)
-    done = total = 0
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-        done, total = progress["done"], progress["total"]
-    log = task.log()
-    came = bool(log) and Path(log[-1]).is_absolute()  # the last thing that it prints is the folder
+    progress, last = read_json(folder / "progress.json"), task.last_words()
     state: Literal["running", "done", "stopped", "failed"] = "failed"
     if task.living:
         state = "running"
-    elif came:
+    elif Path(last).is_absolute():  # the last thing that it prints is the folder
         state = "done"
     elif task.told.get("stopping"):
         state = "stopped"
-    problem = (log[-1] if log else "it ended without a word") if state == "failed" else ""
-    return ModelDownload(id=task.told.get("id", folder.name), state=state, done=done, total=total, problem=problem)
+    return ModelDownload(
+        id=task.told.get("id", folder.name), state=state, done=progress.get("done", 0), total=progress.get("total", 0),
+        problem=last if state == "failed" else "",
+    )  # fmt: skip

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 
 from radial_app.accounts import LOCAL, Accounts, Visitor
 
@@ -134,6 +134,16 @@ class Guard:
             if kind.lower() == "bearer":
                 return accounts.of_key(key.strip())
             return accounts.of_session(token) if token else None
+
+
+def admins_only(why: str) -> Callable[[Request], None]:
+    """A dependency of routes that are for admins; ``why`` is what others are told."""
+
+    def check(request: Request) -> None:
+        if not request.state.visitor.admin:
+            raise HTTPException(403, why)
+
+    return check
 
 
 def _limit(connection: HTTPConnection, scope: Scope) -> int:

@@ -6,13 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from fastapi.responses import FileResponse
-from starlette.exceptions import HTTPException
 
 from radial_app.datasets import Dataset, list_datasets, take_archive
 from radial_app.pool import own_devices
 from radial_app.tuning import Preparation, Training, Tuning, TuningRun
 from radial_app.web.desk import Conflict, Desk, Place, store_in
 from radial_app.web.files import Adapter, adapter_of
+from radial_app.web.guard import admins_only
 from radial_app.web.inputs import take_adapter
 from radial_app.web.views import Deleted
 
@@ -20,11 +20,8 @@ from radial_app.web.views import Deleted
 def make_router(place: Place) -> APIRouter:
     """The routes of a server that keeps its things in ``place``."""
 
-    def admin_only(request: Request) -> None:
-        if not request.state.visitor.admin:
-            raise HTTPException(403, "only admins tune models")
-
-    router = APIRouter(prefix="/v1", tags=["tuning"], dependencies=[Depends(admin_only)])
+    only_admins = Depends(admins_only("only admins tune models"))
+    router = APIRouter(prefix="/v1", tags=["tuning"], dependencies=[only_admins])
     tuning = Tuning(place.data)
 
     def check_free() -> None:

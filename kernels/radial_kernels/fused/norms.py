@@ -98,7 +98,7 @@ def residual_norm(
 def gated_residual(x_BSC: Tensor, y_BSC: Tensor, gate: Tensor) -> Tensor:
     """The residual stream ``x + y * gate`` alone; see :func:`residual_norm`."""
     if not runs_fused(x_BSC, y_BSC, gate):
-        return (x_BSC.float() + y_BSC.float() * gate.float()).type_as(x_BSC)
+        return reference.gated_residual(x_BSC, y_BSC, gate)
     tokens, channels = x_BSC.shape[1:]
     x_BSC, y_BSC = x_BSC.contiguous(), y_BSC.contiguous()
     stream = torch.empty_like(x_BSC)

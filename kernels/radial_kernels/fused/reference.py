@@ -16,8 +16,7 @@ def residual_norm(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See :func:`radial_kernels.fused.residual_norm`."""
     if y_BSC is not None:
-        grown = y_BSC.float() if gate is None else y_BSC.float() * gate.float()
-        x_BSC = (x_BSC.float() + grown).type_as(x_BSC)
+        x_BSC = gated_residual(x_BSC, y_BSC, gate)
     weight_C, bias_C = (None if part is None else part.float() for part in (weight_C, bias_C))
     normed = F.layer_norm(x_BSC.float(), x_BSC.shape[-1:], weight_C, bias_C, eps)
     if scale is not None:
@@ -25,6 +24,12 @@ def residual_norm(
     if shift is not None:
         normed = normed + shift.float()
     return x_BSC, normed.type_as(x_BSC)
+
+
+def gated_residual(x_BSC: Tensor, y_BSC: Tensor, gate: Tensor | None) -> Tensor:
+    """See :func:`radial_kernels.fused.gated_residual`."""
+    grown = y_BSC.float() if gate is None else y_BSC.float() * gate.float()
+    return (x_BSC.float() + grown).type_as(x_BSC)
 
 
 def norm_rotary(x_BSC: Tensor, weight_C: Tensor, cos_SD: Tensor, sin_SD: Tensor, eps: float) -> Tensor:

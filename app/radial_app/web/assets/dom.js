@@ -79,6 +79,10 @@ export function clock(seconds) {
   return `${Math.floor(whole / 3600)} h ${Math.round((whole % 3600) / 60)} min`;
 }
 
+// The length that is so many times a model's native one, counted in latent frames.
+export const lengthOf = ({ native_frames, first_frame }, stride, times) =>
+  Math.floor((native_frames - first_frame) / stride) * times * stride + first_frame;
+
 export const content = (video, variant = "playable", index = 0) =>
   `/v1/videos/${video.id}/content?variant=${variant}&index=${index}`;
 

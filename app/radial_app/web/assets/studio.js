@@ -1,5 +1,5 @@
 // The studio's own code: keeps every page's picture of the queue up to date, whichever tab or device looks at it.
-import { h, hidden, openPage, say } from "./dom.js";
+import { h, hidden, lengthOf, openPage, say } from "./dom.js";
 import { fillLoras, fillReferences, loadAdapters, takeDrops } from "./inputs.js";
 import { openVideo, showGallery } from "./gallery.js";
 import { showLive } from "./live.js";
@@ -62,11 +62,9 @@ window.radial = {
     window.radial.use(request);
     say("The clip goes on from its last frame; say what happens next.");
   },
-  // The length that is so many times the native one, counted in latent frames.
   framesAt: (times, frames, plan) => {
-    const { native_frames, stride, first_frame } = JSON.parse(plan || "{}");
-    if (!times || !stride) return frames;
-    return Math.floor((native_frames - first_frame) / stride) * parseInt(times) * stride + first_frame;
+    const known = JSON.parse(plan || "{}");
+    return times && known.stride ? lengthOf(known, known.stride, parseInt(times)) : frames;
   },
   theme: (name) => {
     localStorage.setItem("radial-theme", name);

@@ -1,5 +1,5 @@
 // Tune: datasets and fine-tuning runs. Built when the page is first seen, then kept up to date every two seconds.
-import { button, call, clock, h, openPage, say } from "./dom.js";
+import { button, call, clock, h, lengthOf, openPage, say } from "./dom.js";
 import { loadAdapters } from "./inputs.js";
 
 const WORDS = { preparing: "encoding clips", prepared: "ready to train", training: "training", stopping: "stopping after its step",
@@ -61,7 +61,7 @@ function fillNew(wanted) {
   const times = h("span", { className: "times" });
   const drawLengths = () => {
     const spec = models.find((one) => one.id === model.value);
-    const longer = (n) => Math.floor((spec.native_frames - spec.first_frame) / spec.stride[0]) * n * spec.stride[0] + spec.first_frame;
+    const longer = (n) => lengthOf(spec, spec.stride[0], n);
     frames.value = longer(2);
     size.placeholder = `${spec.width}x${spec.height}`;
     times.replaceChildren(...[1, 2, 3, 4].map((n) => button(`${n}x`, () => {
