@@ -187,6 +187,8 @@ def test_the_queue_is_handled(page: Any, studio: Studio) -> None:
     block = make(studio, num_inference_steps=1000, num_frames=33, prompt="in front")
     ids = [make(studio, prompt=f"waits {n}") for n in range(3)]
     open_tab(page, "Queue")
+    # Places are counted among those that wait: the one in front must have begun.
+    page.wait_for_selector(f'#queue [data-job="{block}"].running')
     page.wait_for_selector(f'#queue [data-job="{ids[2]}"]')
     page.click(f'#queue [data-job="{ids[2]}"] button[aria-label="Move up"]')
     page.wait_for_function(
