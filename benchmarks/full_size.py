@@ -107,15 +107,20 @@ def make_inputs(case: Case, device: str = "cuda", dtype: torch.dtype = torch.bfl
 
 @contextlib.contextmanager
 def without_masks() -> Iterator[None]:
-    """HunyuanVideo's stock attention without its mask, which keeps nothing out of these inputs and keeps cuDNN away."""
-    from diffusers.models.transformers import transformer_hunyuan_video as module
+    """HunyuanVideo's dense attention without its mask, which keeps nothing out of these inputs and keeps cuDNN away."""
+    from diffusers.models.transformers import transformer_hunyuan_video as stock_module
 
-    stock = module.dispatch_attention_fn
-    module.dispatch_attention_fn = lambda *args, attn_mask=None, **options: stock(*args, **options)
+    from radial.families import hunyuan_video_fused as fused_module
+
+    modules: tuple[Any, ...] = (stock_module, fused_module)
+    attend = stock_module.dispatch_attention_fn
+    for module in modules:
+        module.dispatch_attention_fn = lambda *args, attn_mask=None, **options: attend(*args, **options)
     try:
         yield
     finally:
-        module.dispatch_attention_fn = stock
+        for module in modules:
+            module.dispatch_attention_fn = attend
 
 
 @torch.no_grad()

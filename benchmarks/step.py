@@ -1,7 +1,8 @@
 """One forward of a transformer at full size, stock and ours: ``python benchmarks/step.py``.
 
 Random weights, bf16, batch 1. The baseline is stock diffusers with cuDNN's attention forced. All variants run in one
-process, in turn, round after round; the median of the rounds after the first, which warms up, where there are several.
+process, in turn, round after round, each after a call for a few frames that compiles its kernels; the median of the
+rounds after the first, where there are several.
 Compiled blocks come last, with the baseline again before them. A clip's time is that of its schedule: so many forwards
 dense, the rest radial, twice with guidance; guidance leaves the ratios as they are.
 """
@@ -13,6 +14,7 @@ import contextlib
 import gc
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,19 +36,24 @@ CASES = {
     "wan-small-321": (Case("wan2.1-1.3b", 480, 832, 321), 2),
     "hunyuan-117": (Case("hunyuan-video", 720, 1280, 117), 1),
     "hunyuan-509": (Case("hunyuan-video", 720, 1280, 509, part=5), 1),
-    "cpu": (Case("wan, 13 heads", 48, 80, 9, part=15), 2),  # tries this script out, without a GPU
+    "hunyuan-509-whole": (Case("hunyuan-video", 720, 1280, 509), 1),  # stock takes more than five minutes
+    # These try the script out, without a GPU.
+    "cpu": (Case("wan, 13 heads", 48, 80, 9, part=15), 2),
+    "cpu-hunyuan": (Case("hunyuan-video", 48, 80, 9, part=20), 1),
 }
+USUAL = [name for name in CASES if not name.startswith("cpu") and not name.endswith("whole")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=[name for name in CASES if name != "cpu"])
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=USUAL)
+    parser.add_argument("--variants", nargs="+", help="of the table's rows only these, and the baseline")
     parser.add_argument("--compile", action="store_true", help="compiled blocks, too")
     options = parser.parse_args()
     gpu = torch.cuda.is_available()
     print(torch.cuda.get_device_name() if gpu else "CPU", "torch", torch.__version__, flush=True)
     for name in options.cases:
-        Bench(*CASES[name], gpu).run(compiled=options.compile)
+        Bench(*CASES[name], gpu, options.variants).run(compiled=options.compile)
         gc.collect()
         if gpu:
             torch.cuda.empty_cache()
@@ -55,10 +62,11 @@ def main() -> None:
 class Bench:
     """The variants of one case, and what they took."""
 
-    def __init__(self, case: Case, rounds: int, gpu: bool) -> None:
-        self.case, self.rounds = case, rounds
+    def __init__(self, case: Case, rounds: int, gpu: bool, variants: list[str] | None = None) -> None:
+        self.case, self.rounds, self.variants = case, rounds, variants
         device, dtype = ("cuda", torch.bfloat16) if gpu else ("cpu", torch.float32)
         self.transformer, self.inputs = build(case, device, dtype), make_inputs(case, device, dtype)
+        self.few_frames = make_inputs(replace(case, frames=5), device, dtype)
         self.pattern, self.schedule = case.attention()
         self.times: dict[str, list[float]] = {}
         self.peaks: dict[str, float] = {}
@@ -103,14 +111,15 @@ class Bench:
 
     def fuse(self) -> tuple[int, Callable[[], None]]:
         """Fused blocks, and how to take them out again."""
-        blocks: list[Any] = [m for m in self.transformer.modules() if hasattr(m, "attn1")]
-        processors = [block.attn1.processor for block in blocks]
+        modules: list[Any] = list(self.transformer.modules())
+        processors = [(m, m.processor) for m in modules if getattr(m, "processor", None) is not None]
         count = find_family(self.transformer).fuse(self.transformer)
 
         def undo() -> None:
-            for block, processor in zip(blocks, processors, strict=True):
-                block.__dict__.pop("forward", None)
-                block.attn1.processor = processor
+            for attention, processor in processors:
+                attention.processor = processor
+            for module in modules:
+                module.__dict__.pop("forward", None)
 
         return count, undo
 
@@ -145,7 +154,11 @@ class Bench:
 
     def measure(self, kind: str, backend: SDPBackend = SDPBackend.CUDNN_ATTENTION) -> None:
         """One forward."""
+        if self.variants is not None and kind not in (*self.variants, "stock, cuDNN"):
+            return
         try:
+            if kind not in self.times and "first call" not in kind:
+                timed_forward(self.transformer, self.few_frames, backend)
             seconds, self.peaks[kind], out = timed_forward(self.transformer, self.inputs, backend)
             self.times.setdefault(kind, []).append(seconds)
             self.outputs[kind] = out.float().cpu()

@@ -25,4 +25,6 @@ def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
     return with_text(replace(grid, before=history), lengths)
 
 
-FAMILY = Family(self_attentions=HUNYUAN_VIDEO.self_attentions, grids=_grids, masks_padding=True)
+FAMILY = Family(
+    self_attentions=HUNYUAN_VIDEO.self_attentions, grids=_grids, masks_padding=True, fuse=HUNYUAN_VIDEO.fuse
+)

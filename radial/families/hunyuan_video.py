@@ -27,4 +27,12 @@ def _parallel_plan(transformer: Any) -> dict[str, Any] | None:
     return split_plan("transformer_blocks.0", rotary_outputs(0), "hidden_states")
 
 
-FAMILY = Family(self_attentions=_self_attentions, grids=_grids, masks_padding=True, parallel_plan=_parallel_plan)
+def _fuse(transformer: Any) -> int:
+    from radial.families.hunyuan_video_fused import fuse
+
+    return fuse(transformer)
+
+
+FAMILY = Family(
+    self_attentions=_self_attentions, grids=_grids, masks_padding=True, parallel_plan=_parallel_plan, fuse=_fuse
+)

@@ -7,16 +7,14 @@ that adapters on them count.
 from __future__ import annotations
 
 import types
-from collections.abc import Sequence
 from typing import Any
 
-from diffusers.models.activations import GELU
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanTransformerBlock
 from torch import Tensor, nn
 
-from radial_kernels.fused import EightBitLinear, gated_residual, norm_rotary, residual_norm
-from radial_kernels.fused.eight_bit_linear import quantise_rows
+from radial.families.fused_layers import feed_forward, project
+from radial_kernels.fused import gated_residual, norm_rotary, residual_norm
 
 
 class FusedWanAttnProcessor(WanAttnProcessor):
@@ -37,7 +35,7 @@ class FusedWanAttnProcessor(WanAttnProcessor):
         if attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
-            query, key, value = _project(hidden_states, attn.to_q, attn.to_k, attn.to_v)
+            query, key, value = project(hidden_states, attn.to_q, attn.to_k, attn.to_v)
         query = norm_rotary(query, attn.norm_q.weight, cos_SD, sin_SD, attn.norm_q.eps)
         key = norm_rotary(key, attn.norm_k.weight, cos_SD, sin_SD, attn.norm_k.eps)
         query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
@@ -75,21 +73,4 @@ def _forward(block: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, t
         hidden_states, normed = residual_norm(hidden_states, attended, gate, **affine, eps=block.norm2.eps)
     attended = block.attn2(normed, encoder_hidden_states, None, None)
     hidden_states, normed = residual_norm(hidden_states, attended, scale=c_scale, shift=c_shift, eps=block.norm3.eps)
-    return gated_residual(hidden_states, _feed_forward(block.ffn, normed), c_gate)
-
-
-def _project(x_BSC: Tensor, *layers: Any) -> Sequence[Tensor]:
-    """One input through several linear layers; it is rounded once where all are of 8 bit."""
-    if not all(type(layer) is EightBitLinear for layer in layers):
-        return [layer(x_BSC) for layer in layers]
-    x_MK, scale_M1 = quantise_rows(x_BSC.flatten(0, 1))
-    return [layer.multiply(x_MK, scale_M1, x_BSC.dtype).view(*x_BSC.shape[:2], -1) for layer in layers]
-
-
-def _feed_forward(ffn: Any, x_BSC: Tensor) -> Tensor:
-    """The layer's own feed-forward; in 8 bit its GELU and the rounding of what comes of it are one kernel."""
-    gelu, _, out = ffn.net
-    if type(out) is not EightBitLinear or type(gelu) is not GELU or gelu.approximate != "tanh":
-        return ffn(x_BSC)
-    x_MK, scale_M1 = quantise_rows(gelu.proj(x_BSC).flatten(0, 1), gelu=True)
-    return out.multiply(x_MK, scale_M1, x_BSC.dtype).view(*x_BSC.shape[:2], -1)
+    return gated_residual(hidden_states, feed_forward(block.ffn, normed), c_gate)

@@ -152,13 +152,15 @@ def fused(capability: int, dtype: str, channels: int) -> None:
         types = {name: kind for name, kind in tables.items() if name not in left_out}
         compile_kernel(norms._residual_norm_kernel, capability, dtype, block | left_out, types, num_warps=8)
     angles = {"cos_ptr": "fp32", "sin_ptr": "fp32"}
-    rotated = block | {"HEAD_DIM": 128}
-    compile_kernel(rotary._norm_rotary_kernel, capability, dtype, rotated, angles, num_warps=8)
+    for a_head in (False, True):
+        rotated = block | {"HEAD_DIM": 128, "A_HEAD": a_head}
+        compile_kernel(rotary._norm_rotary_kernel, capability, dtype, rotated, angles, num_warps=8)
+    rows = {"FEATURES": channels, "FIRST": 1024, "GELU": True, "BLOCK": block["BLOCK"]}
+    compile_kernel(eight_bit_linear._rows_kernel, capability, dtype, rows | {"scale_ptr": None}, num_warps=8)
     if capability >= 89:
-        features = {"FEATURES": channels, "BLOCK": block["BLOCK"]}
-        for gelu in (False, True):
-            compile_kernel(eight_bit_linear._quantise_rows_kernel, capability, dtype, features | {"GELU": gelu},
-                           {"out_ptr": "fp8e4nv"}, num_warps=8)  # fmt: skip
+        for changes in ({}, {"first_ptr": None, "FIRST": 0}, {"first_ptr": None, "FIRST": 0, "GELU": False}):
+            compile_kernel(eight_bit_linear._rows_kernel, capability, dtype, rows | changes,
+                           {"out_ptr": "fp8e4nv", "scale_ptr": "fp32"}, num_warps=8)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -9,7 +9,15 @@ import torch
 from cases import DEVICE
 from torch import Tensor, nn
 
-from radial_kernels.fused import EightBitLinear, gated_residual, norm_rotary, reference, refuse_eight_bit, residual_norm
+from radial_kernels.fused import (
+    EightBitLinear,
+    gated_residual,
+    gelu_beside,
+    norm_rotary,
+    reference,
+    refuse_eight_bit,
+    residual_norm,
+)
 from radial_kernels.fused.eight_bit_linear import quantise_rows
 from radial_kernels.fused.norms import runs_fused
 
@@ -60,17 +68,22 @@ def test_residual_and_norm(dtype: torch.dtype, shape: tuple[int, int, int], a_to
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "heads"), [((1, 5, 48), 3), ((2, 3, 96), 1), ((2, 4, 1536), 12)])
-def test_norm_and_rotation(dtype: torch.dtype, shape: tuple[int, int, int], heads: int, nan_memory: None) -> None:
+@pytest.mark.parametrize(("shape", "heads"), [((1, 5, 48), 3), ((2, 3, 96), 1), ((2, 4, 1536), 12), ((2, 3, 72), 3)])
+@pytest.mark.parametrize("a_head", [False, True])
+@pytest.mark.parametrize("still", [0, 2])
+def test_norm_and_rotation(
+    dtype: torch.dtype, shape: tuple[int, int, int], heads: int, a_head: bool, still: int, nan_memory: None
+) -> None:
     _, tokens, channels = shape
     dim = channels // heads
     x = normal(*shape[:2], 3 * channels, dtype=dtype)[..., channels : 2 * channels]  # as of a joint projection
-    weight = normal(channels, seed=1)
+    weight = normal(dim if a_head else channels, seed=1)
     angles = normal(tokens, dim // 2, seed=2).repeat_interleave(2, 1)
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = angles[: tokens - still].cos(), angles[: tokens - still].sin()
+    angles[tokens - still :] = 0  # tokens at the end that are not turned
     got = norm_rotary(x, weight, cos, sin, 1e-6)
-    wide = x.double()
-    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6) * weight.double()
+    wide = x.double().unflatten(-1, (-1, len(weight)))
+    normed = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6) * weight.double()).flatten(2)
     turned = torch.view_as_complex(normed.unflatten(-1, (heads, dim // 2, 2)).contiguous())
     turned = turned * torch.polar(torch.ones_like(angles[:, ::2]).double(), angles[:, ::2].double())[:, None]
     assert near(got, torch.view_as_real(turned).flatten(2), dtype)
@@ -120,6 +133,20 @@ def test_a_gelu_on_the_way_into_eight_bits() -> None:
     wanted = torch.nn.functional.gelu(x.double(), approximate="tanh")
     assert ((rows.double() * scale.double() - wanted).norm() / wanted.norm()) < 0.04
     assert (rows[1:].float().abs().amax(1) == 448).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "first", "inner"), [(3, 16, 48), (5, 20, 300), (2, 3072, 12288)])
+def test_columns_and_the_gelu_of_others(
+    dtype: torch.dtype, rows: int, first: int, inner: int, nan_memory: None
+) -> None:
+    joint = normal(rows, first + inner + 8, dtype=dtype) * 3
+    beside, x = joint[:, :first], joint[:, first : first + inner]  # with strides of their own
+    wanted = torch.cat([beside.double(), torch.nn.functional.gelu(x.double(), approximate="tanh")], 1)
+    assert near(gelu_beside(x, beside), wanted, dtype)
+    eight, scale = quantise_rows(x, gelu=True, first_MC=beside)
+    assert eight.shape == wanted.shape
+    assert ((eight.double() * scale.double() - wanted).norm() / wanted.norm()) < 0.04
 
 
 def test_rows_of_zeros_stay_zeros() -> None:

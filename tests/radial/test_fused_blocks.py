@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from family_cases import CASES
 from peft import LoraConfig
 from torch import nn
 
@@ -62,6 +64,59 @@ def test_fused_blocks_compute_what_stock_ones_do(changes: dict[str, Any], given:
         # What they do is no coincidence: the processor and the forward are ours.
         assert type(transformer.blocks[0].attn1.processor).__name__ == "FusedWanAttnProcessor"
         assert type(transformer.blocks[0].attn2.processor).__name__ == "WanAttnProcessor"
+
+
+def build_hunyuan(kind: str = "HunyuanVideoTransformer3DModel", **changes: Any) -> Any:
+    # Heads as long as a power of two, so that the kernel itself computes their norm.
+    sizes = {"attention_head_dim": 16, "rope_axes_dim": (4, 6, 6), "num_layers": 2}
+    case = CASES[kind]
+    return replace(case, tiny=case.tiny | sizes | changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "forwards"),
+    [
+        ("HunyuanVideoTransformer3DModel", {}, ["_forward", "_forward", "_single_forward", "_single_forward"]),
+        ("HunyuanVideoTransformer3DModel", {"attention_head_dim": 24, "rope_axes_dim": (8, 8, 8)}, None),
+        ("HunyuanVideoTransformer3DModel", {"image_condition_type": "token_replace"}, ["forward"] * 4),
+        ("HunyuanVideoFramepackTransformer3DModel", {}, None),
+    ],
+)
+def test_hunyuan_videos_blocks_compute_what_stock_ones_do(
+    kind: str, changes: dict[str, Any], forwards: list[str] | None
+) -> None:
+    case = build_hunyuan(kind, **changes)
+    transformer = case.build()
+    given = case.inputs(transformer, case.latents, 2) | {"return_dict": False}
+    kept = RadialPattern(decay=0.05, sink_frames=0)
+    attend = {"pattern": kept, "schedule": Schedule(dense_layers=1), "block_size": 16}
+    with torch.no_grad():
+        stock = transformer(**given)[0]
+        with radial.apply(transformer, **attend):
+            radially = transformer(**given)[0]
+        assert error(radially, stock) > 1e-4
+        assert fuse(transformer) == 4
+        assert error(transformer(**given)[0], stock) < 1e-6
+        with radial.apply(transformer, **attend):
+            assert error(transformer(**given)[0], radially) < 1e-6
+    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    assert all(type(block.attn.processor).__name__ == "FusedHunyuanVideoAttnProcessor" for block in blocks)
+    assert forwards is None or [block.forward.__name__ for block in blocks] == forwards
+
+
+def test_hunyuan_videos_blocks_in_eight_bit_and_with_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("radial.eight_bit._SMALLEST", 32 * 32)
+    case = build_hunyuan()
+    transformer = case.build()
+    transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "proj_mlp"], init_lora_weights=False))
+    given = case.inputs(transformer, case.latents, 1) | {"return_dict": False}
+    with torch.no_grad():
+        stock = transformer(**given)[0]
+        fuse(transformer)
+        assert error(transformer(**given)[0], stock) < 1e-6
+        assert narrow_linears(transformer) > 20
+        assert 1e-3 < error(transformer(**given)[0], stock) < 0.1
+    assert type(transformer.single_transformer_blocks[0].proj_out) is EightBitLinear
 
 
 def test_radial_attention_and_adapters_go_with_them() -> None:

@@ -1,6 +1,6 @@
 """Linear layers whose product is of e4m3 numbers: a scale for every row of the input and of the weight.
 
-Shapes: M rows of the input, K input features, N output features.
+Shapes: M rows of the input, K input features, N output features, C columns beside them.
 """
 
 from __future__ import annotations
@@ -19,33 +19,57 @@ E4M3_MAX = tl.constexpr(448.0)
 
 
 @triton.jit
-def _quantise_rows_kernel(
-    x_ptr, out_ptr, scale_ptr, stride, FEATURES: tl.constexpr, GELU: tl.constexpr, BLOCK: tl.constexpr
-):
+def _rows_kernel(
+    x_ptr, first_ptr, out_ptr, scale_ptr, x_stride, first_stride,
+    FEATURES: tl.constexpr, FIRST: tl.constexpr, GELU: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < FEATURES
-    x = tl.load(x_ptr + row * stride + columns, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + row * x_stride + columns - FIRST, mask=inside & (columns >= FIRST), other=0.0).to(tl.float32)
     if GELU:  # with tanh, which is a sigmoid: x / (1 + exp(-2 sqrt(2 / pi) (x + 0.044715 x^3)))
         x = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
-    scale = tl.maximum(tl.max(tl.abs(x), 0), 1e-12) / E4M3_MAX
-    tl.store(scale_ptr + row, scale)
-    tl.store(out_ptr + row * FEATURES + columns, (x / scale).to(out_ptr.dtype.element_ty), mask=inside)
+    if first_ptr is not None:
+        x += tl.load(first_ptr + row * first_stride + columns, mask=columns < FIRST, other=0.0).to(tl.float32)
+    if scale_ptr is not None:
+        scale = tl.maximum(tl.max(tl.abs(x), 0), 1e-12) / E4M3_MAX
+        tl.store(scale_ptr + row, scale)
+        x = x / scale
+    tl.store(out_ptr + row * FEATURES + columns, x.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def quantise_rows(x_MK: Tensor, gelu: bool = False) -> tuple[Tensor, Tensor]:
-    """e4m3 copies of a matrix's rows, or of their GELU (with tanh), and the factor ``[M, 1]`` that turns each back."""
-    if not runs_fused(x_MK) or not x_MK.is_cuda:  # the interpreter cuts e4m3 off instead of rounding
-        return reference.quantise_rows(x_MK, gelu)
-    rows, features = x_MK.shape
-    out = torch.empty(rows, features, dtype=torch.float8_e4m3fn, device=x_MK.device)
-    scale_M1 = torch.empty(rows, 1, dtype=torch.float32, device=x_MK.device)
+def _launch(x_MK: Tensor, first_MC: Tensor | None, out: Tensor, scale_M1: Tensor | None, gelu: bool) -> None:
+    rows, features = out.shape
     block = triton.next_power_of_2(features)
     with launching_on(x_MK):
-        _quantise_rows_kernel[rows,](
-            x_MK, out, scale_M1, x_MK.stride(0), FEATURES=features, GELU=gelu, BLOCK=block, num_warps=warps_for(block)
-        )
+        _rows_kernel[rows,](
+            x_MK, first_MC, out, scale_M1, x_MK.stride(0), 0 if first_MC is None else first_MC.stride(0),
+            FEATURES=features, FIRST=features - x_MK.shape[1], GELU=gelu, BLOCK=block, num_warps=warps_for(block),
+        )  # fmt: skip
+
+
+def quantise_rows(x_MK: Tensor, gelu: bool = False, first_MC: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """e4m3 copies of a matrix's rows, or of their GELU (with tanh), and the factor ``[M, 1]`` that turns each back.
+
+    Args:
+        first_MC: columns that come before, which no GELU touches.
+    """
+    if not runs_fused(x_MK, first_MC) or not x_MK.is_cuda:  # the interpreter cuts e4m3 off instead of rounding
+        return reference.quantise_rows(x_MK, gelu, first_MC)
+    rows, features = x_MK.shape[0], x_MK.shape[1] + (0 if first_MC is None else first_MC.shape[1])
+    out = torch.empty(rows, features, dtype=torch.float8_e4m3fn, device=x_MK.device)
+    scale_M1 = torch.empty(rows, 1, dtype=torch.float32, device=x_MK.device)
+    _launch(x_MK, first_MC, out, scale_M1, gelu)
     return out, scale_M1
+
+
+def gelu_beside(x_MK: Tensor, first_MC: Tensor) -> Tensor:
+    """The columns of ``first_MC`` and after them the GELU (with tanh) of those of ``x_MK``, ``[M, C + K]``."""
+    if not runs_fused(x_MK, first_MC):
+        return reference.gelu_beside(x_MK, first_MC)
+    out = torch.empty(len(x_MK), first_MC.shape[1] + x_MK.shape[1], dtype=x_MK.dtype, device=x_MK.device)
+    _launch(x_MK, first_MC, out, None, True)
+    return out
 
 
 class EightBitLinear(nn.Module):

@@ -80,18 +80,8 @@ def residual_norm(
     tensors = (x_BSC, y_BSC, gate, weight_C, bias_C, scale, shift)
     if not runs_fused(*tensors):
         return reference.residual_norm(x_BSC, y_BSC, gate, weight_C, bias_C, scale, shift, eps)
-    tokens, channels = x_BSC.shape[1:]
-    x_BSC = x_BSC.contiguous()
-    stream = x_BSC if y_BSC is None else torch.empty_like(x_BSC)
-    normed = torch.empty_like(x_BSC)
-    y_BSC = None if y_BSC is None else y_BSC.contiguous()
-    strides = [stride for part in (gate, scale, shift) for stride in _strides(part)]
-    block = triton.next_power_of_2(channels)
-    with launching_on(x_BSC):
-        _residual_norm_kernel[x_BSC.shape[0] * tokens,](
-            x_BSC, y_BSC, gate, weight_C, bias_C, scale, shift, stream, normed, tokens, eps, *strides,
-            CHANNELS=channels, BLOCK=block, num_warps=warps_for(block),
-        )  # fmt: skip
+    stream, normed = _launch(x_BSC, y_BSC, gate, weight_C, bias_C, scale, shift, eps)
+    assert normed is not None
     return stream, normed
 
 
@@ -99,16 +89,27 @@ def gated_residual(x_BSC: Tensor, y_BSC: Tensor, gate: Tensor) -> Tensor:
     """The residual stream ``x + y * gate`` alone; see :func:`residual_norm`."""
     if not runs_fused(x_BSC, y_BSC, gate):
         return reference.gated_residual(x_BSC, y_BSC, gate)
-    tokens, channels = x_BSC.shape[1:]
-    x_BSC, y_BSC = x_BSC.contiguous(), y_BSC.contiguous()
-    stream = torch.empty_like(x_BSC)
+    return _launch(x_BSC, y_BSC, gate, normalise=False)[0]
+
+
+def _launch(
+    x_BSC: Tensor, y_BSC: Tensor | None, gate: Tensor | None, weight_C: Tensor | None = None,
+    bias_C: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None, eps: float = 0.0,
+    normalise: bool = True,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    batch, tokens, channels = x_BSC.shape
+    x_BSC = x_BSC.contiguous()
+    y_BSC = None if y_BSC is None else y_BSC.contiguous()
+    stream = x_BSC if y_BSC is None else torch.empty_like(x_BSC)
+    normed = torch.empty_like(x_BSC) if normalise else None
+    strides = [stride for part in (gate, scale, shift) for stride in _strides(part)]
     block = triton.next_power_of_2(channels)
     with launching_on(x_BSC):
-        _residual_norm_kernel[x_BSC.shape[0] * tokens,](
-            x_BSC, y_BSC, gate, None, None, None, None, stream, None, tokens, 0.0, *_strides(gate), 0, 0, 0, 0,
+        _residual_norm_kernel[batch * tokens,](
+            x_BSC, y_BSC, gate, weight_C, bias_C, scale, shift, stream, normed, tokens, eps, *strides,
             CHANNELS=channels, BLOCK=block, num_warps=warps_for(block),
         )  # fmt: skip
-    return stream
+    return stream, normed
 
 
 def runs_fused(*tensors: Tensor | None) -> bool:

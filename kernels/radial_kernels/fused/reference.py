@@ -32,20 +32,29 @@ def gated_residual(x_BSC: Tensor, y_BSC: Tensor, gate: Tensor | None) -> Tensor:
     return (x_BSC.float() + grown).type_as(x_BSC)
 
 
-def norm_rotary(x_BSC: Tensor, weight_C: Tensor, cos_SD: Tensor, sin_SD: Tensor, eps: float) -> Tensor:
+def norm_rotary(x_BSC: Tensor, weight: Tensor, cos_SD: Tensor, sin_SD: Tensor, eps: float) -> Tensor:
     """See :func:`radial_kernels.fused.norm_rotary`."""
-    wide = x_BSC.float()
-    normed = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight_C.float()).type_as(x_BSC)
-    x_BSHD = normed.unflatten(-1, (-1, cos_SD.shape[-1])).float()
+    turned_tokens, head_dim = cos_SD.shape
+    wide = x_BSC.float().unflatten(-1, (-1, len(weight)))
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.float()
+    x_BSHD = normed.type_as(x_BSC).flatten(-2).unflatten(-1, (-1, head_dim)).float()
     even, odd = x_BSHD[..., 0::2], x_BSHD[..., 1::2]
-    cos, sin = cos_SD.float()[:, None, 0::2], sin_SD.float()[:, None, 1::2]
+    more = (0, 0, 0, x_BSC.shape[1] - turned_tokens)  # tokens that are not turned
+    cos = F.pad(cos_SD.float()[:, 0::2], more, value=1.0)[:, None]
+    sin = F.pad(sin_SD.float()[:, 1::2], more)[:, None]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-3).type_as(x_BSC)
 
 
-def quantise_rows(x_MK: Tensor, gelu: bool = False) -> tuple[Tensor, Tensor]:
+def gelu_beside(x_MK: Tensor, first_MC: Tensor) -> Tensor:
+    """See :func:`radial_kernels.fused.gelu_beside`."""
+    return torch.cat([first_MC, F.gelu(x_MK, approximate="tanh")], -1)
+
+
+def quantise_rows(x_MK: Tensor, gelu: bool = False, first_MC: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """e4m3 copies of the rows of a matrix, or of their GELU, and the factor ``[M, 1]`` that turns each back."""
-    if gelu:
-        x_MK = F.gelu(x_MK.float(), approximate="tanh")
-    largest = x_MK.float().abs().amax(1, keepdim=True).clamp(min=1e-12)
+    x_MK = F.gelu(x_MK.float(), approximate="tanh") if gelu else x_MK.float()
+    if first_MC is not None:
+        x_MK = torch.cat([first_MC.float(), x_MK], 1)
+    largest = x_MK.abs().amax(1, keepdim=True).clamp(min=1e-12)
     scale_M1 = largest / torch.finfo(torch.float8_e4m3fn).max
-    return (x_MK.float() / scale_M1).to(torch.float8_e4m3fn), scale_M1
+    return (x_MK / scale_M1).to(torch.float8_e4m3fn), scale_M1
