@@ -9,8 +9,9 @@ Shapes: B batch, S tokens, H heads, D head dim.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from radial.errors import ModelError, RequestError
+from radial.errors import ModelError, ProcessLost, RequestError, first_line
 from radial.grid import TokenGrid
 
 
@@ -106,9 +107,29 @@ class ContextParallel:
 
     def _exchange(self, sent: list[Tensor], sizes: list[int]) -> Tensor:
         """Send flat tensors, one to each process, and receive one of these sizes from each, end to end."""
+        joined, sent_sizes = torch.cat(sent), [part.numel() for part in sent]
+        if not torch.is_grad_enabled():
+            # The differentiable one hands out a tensor that waits when it is used, and in inference mode it does not.
+            received = joined.new_empty(sum(sizes))
+            with noticing_the_dead():
+                torch.distributed.all_to_all_single(received, joined, sizes, sent_sizes, group=self.group)
+            return received
         from torch.distributed._functional_collectives import all_to_all_single_autograd
 
-        return all_to_all_single_autograd(torch.cat(sent), sizes, [part.numel() for part in sent], self.group)
+        return all_to_all_single_autograd(joined, sizes, sent_sizes, self.group)
+
+
+@contextlib.contextmanager
+def noticing_the_dead() -> Iterator[None]:
+    """While processes talk to each other, for what a connection that ends raises.
+
+    Raises:
+        ProcessLost: it has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # gloo has no class of its own for it
+        raise ProcessLost(f"a process that shares the clip has died ({first_line(error)[:200]})") from error
 
 
 class Shards:

@@ -5,6 +5,7 @@
     ├── ModelError         (ValueError)   a model, checkpoint or adapter is unknown, missing, corrupt or unfit
     ├── OutputError        (OSError)      a result cannot be written where it was asked for
     └── GenerationError    (RuntimeError) generation went wrong after it began
+        └── ProcessLost                   a process that shares the clip has died
 
 Each message is one line fit to be shown as it is.
 """
@@ -45,3 +46,7 @@ class GenerationError(RadialError, RuntimeError):
     def __init__(self, message: str, latents: Tensor | None = None) -> None:
         super().__init__(message)
         self.latents = latents
+
+
+class ProcessLost(GenerationError):
+    """A process that shares the clip has died; what was denoised until the last snapshot is kept."""

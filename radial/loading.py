@@ -40,11 +40,27 @@ class LoadedModel:
     profile: Profile = "full"
 
 
-def load(request: GenerationRequest, on_download: OnProgress = lambda done, total: None) -> LoadedModel:
+def fetch(request: GenerationRequest, on_download: OnProgress = lambda done, total: None) -> Path:
+    """The folder with the checkpoint of a request's model, downloaded where it is not here.
+
+    Args:
+        on_download: told bytes that are here, and of the whole.
+
+    Raises:
+        ModelError: it cannot be had.
+    """
+    spec = find_model(request.model)
+    return checkpoint_folder(spec) or find_local(spec.source) or download(spec.source, on_download)
+
+
+def load(
+    request: GenerationRequest, on_download: OnProgress = lambda done, total: None, *, processes: int = 1
+) -> LoadedModel:
     """Load the model and adapters a request names, onto its device.
 
     Args:
         on_download: told bytes that are here, and of the whole, where the model must be downloaded first.
+        processes: that share each clip.
 
     Raises:
         RequestError: the device does not exist here.
@@ -56,7 +72,7 @@ def load(request: GenerationRequest, on_download: OnProgress = lambda done, tota
     spec = find_model(request.model)
     device = choose_device(request.device)
     dtype = choose_dtype(request.dtype, device)
-    folder = checkpoint_folder(spec) or find_local(spec.source) or download(spec.source, on_download)
+    folder = fetch(request, on_download)
     check_checkpoint(folder)
     spec = spec_in(folder, spec)
     spec.check_size(request.clip_height, request.clip_width, request.clip_frames)
@@ -66,7 +82,7 @@ def load(request: GenerationRequest, on_download: OnProgress = lambda done, tota
 
         if (reason := refuse_eight_bit(device)) is not None:
             raise RequestError(f"precision eight_bit cannot be: {reason}; take full")
-    profile = choose_profile(request, spec, folder, dtype, device)
+    profile = choose_profile(request, spec, folder, dtype, device, processes)
     kind = spec.pipeline_for(with_image=request.starts_from_image)
     with quiet():
         import diffusers
@@ -102,7 +118,7 @@ _PROFILE_NOTES = {
 }
 
 
-def profile_of(request: GenerationRequest) -> Profile | None:
+def profile_of(request: GenerationRequest, processes: int = 1) -> Profile | None:
     """The profile that :func:`load` would choose; None where the model is not here yet.
 
     Raises:
@@ -113,7 +129,9 @@ def profile_of(request: GenerationRequest) -> Profile | None:
     folder = checkpoint_folder(spec) or cached_folder(spec.source)
     if folder is None:
         return None
-    return choose_profile(request, spec_in(folder, spec), folder, choose_dtype(request.dtype, device), device)
+    return choose_profile(
+        request, spec_in(folder, spec), folder, choose_dtype(request.dtype, device), device, processes
+    )
 
 
 def choose_device(name: str) -> torch.device:

@@ -15,7 +15,7 @@ import functools
 import json
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +56,10 @@ class Needs:
     def model(self) -> int:
         """All weights."""
         return sum(self.weights.values())
+
+    def shared_by(self, processes: int) -> Needs:
+        """What each of several processes that share the clip takes on its GPU."""
+        return replace(self, clip=self.clip // processes, decode=self.decode // processes)
 
     def vram(self, profile: Profile) -> int:
         """The most that lies on the GPU at once."""
@@ -116,9 +120,10 @@ def needs_of(request: GenerationRequest, spec: ModelSpec, folder: Path, dtype: t
 
 
 def choose_profile(
-    request: GenerationRequest, spec: ModelSpec, folder: Path, dtype: torch.dtype, device: torch.device
-) -> Profile:
-    """The profile that a request names, or the fastest that fits.
+    request: GenerationRequest, spec: ModelSpec, folder: Path, dtype: torch.dtype, device: torch.device,
+    processes: int = 1,
+) -> Profile:  # fmt: skip
+    """The profile that a request names, or the fastest that fits where so many processes share the clip.
 
     Raises:
         RequestError: it does not fit on the device; the profile or the length that does is named.
@@ -128,7 +133,8 @@ def choose_profile(
         if request.memory not in ("auto", "full"):
             raise RequestError(f"memory {request.memory} is for GPUs; on {device} everything is in one memory")
         return "full"
-    return fit_profile(request, spec, needs_of(request, spec, folder, dtype), free_memory(device), str(device))
+    needs = needs_of(request, spec, folder, dtype).shared_by(processes)
+    return fit_profile(request, spec, needs, free_memory(device), str(device))
 
 
 def free_memory(device: torch.device) -> int:

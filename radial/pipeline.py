@@ -19,6 +19,7 @@ from torch import Tensor
 
 from radial import __version__
 from radial.attention import RadialAttention, apply, transformers_of
+from radial.crew import Crew
 from radial.decoding import patient_decoding
 from radial.errors import GenerationError
 from radial.images import Frames, fit_frames, fit_image, read_clip, read_image
@@ -26,6 +27,8 @@ from radial.loading import LoadedModel, fingerprint, load, quiet
 from radial.positions import riflex
 from radial.request import GenerationRequest
 from radial.resume import OnStep, Snapshot, following
+from radial.schedule import Schedule
+from radial.shared_decoding import shared_decoding
 from radial.video import Video
 
 Stage = Literal["load", "download", "encode", "denoise", "decode"]
@@ -53,6 +56,7 @@ def generate(
     on_event: OnEvent = lambda event: None,
     on_step: OnStep | None = None,
     snapshot: Snapshot | None = None,
+    crew: Crew | None = None,
 ) -> Iterator[Video]:
     """Generate the request's videos, one after the other, seeds counting up from the request's.
 
@@ -63,6 +67,8 @@ def generate(
         on_step: told about every denoising step of pipelines that can go on from one; it may take a snapshot, end the
             clip early or raise.
         snapshot: where the first video goes on; of the same request and model, or the run starts anew.
+        crew: the processes that make each clip together, all of which call this. The videos are the first one's, and
+            so are ``on_event`` and ``on_step``.
 
     Raises:
         RequestError: a value is out of place; raised before anything is loaded.
@@ -72,7 +78,10 @@ def generate(
     request = request.resolve()
     if model is None:
         on_event(Event("load"))
-        model = load(request, lambda done, total: on_event(Event("download", done >> 20, total >> 20)))
+        model = load(
+            request, lambda done, total: on_event(Event("download", done >> 20, total >> 20)),
+            processes=crew.size if crew else 1,
+        )  # fmt: skip
     for note in (*model.notes, *request.warnings(model.spec)):
         on_event(Event("load", note=note))
     for index, single in enumerate(request.singles()):
@@ -81,7 +90,13 @@ def generate(
         def tell(event: Event, index: int = index) -> None:
             on_event(replace(event, video=index))
 
-        yield _generate_one(single, model, tell, on_step, taken_up)
+        if crew is None:
+            yield _generate_one(single, model, tell, on_step, taken_up)
+            continue
+        with crew.clip():
+            video = _generate_one(single, model, tell, crew.in_step(on_step), taken_up, crew)
+        if crew.leads:
+            yield video
 
 
 def describe_run(request: GenerationRequest, model: LoadedModel) -> str:
@@ -144,7 +159,12 @@ class _Watch:
 
 
 def _generate_one(
-    request: GenerationRequest, model: LoadedModel, on_event: OnEvent, on_step: OnStep | None, snapshot: Snapshot | None
+    request: GenerationRequest,
+    model: LoadedModel,
+    on_event: OnEvent,
+    on_step: OnStep | None,
+    snapshot: Snapshot | None,
+    crew: Crew | None = None,
 ) -> Video:
     assert request.num_inference_steps is not None
     assert request.fps is not None
@@ -160,6 +180,7 @@ def _generate_one(
     transformers = transformers_of(pipe)
     pattern, schedule, block_size = request.radial_settings(model.spec)
     radial: RadialAttention | None = None
+    parallel = None if crew is None else crew.parallel
     watch.begin("encode")
     with contextlib.ExitStack() as stack:
         stack.enter_context(
@@ -170,16 +191,17 @@ def _generate_one(
         if request.riflex:
             stack.enter_context(riflex(transformers, request.riflex_period(model.spec)))
         if request.attention == "radial":
-            radial = stack.enter_context(
-                apply(
-                    pipe, pattern=pattern, schedule=schedule, block_size=block_size,
-                    eight_bit=request.precision == "eight_bit",
-                )
-            )  # fmt: skip
+            eight_bit = request.precision == "eight_bit"
+            radial = stack.enter_context(apply(pipe, pattern=pattern, schedule=schedule, block_size=block_size,
+                                               parallel=parallel, eight_bit=eight_bit))  # fmt: skip
+        elif parallel is not None:
+            stack.enter_context(apply(pipe, schedule=Schedule.dense(), parallel=parallel))
         steps_tell = "callback_on_step_end" in arguments
         for transformer in transformers:
             told = (lambda *_: watch.begin("denoise")) if steps_tell else watch.before_call
             stack.callback(transformer.register_forward_pre_hook(told, with_kwargs=not steps_tell).remove)
+            if crew is not None:
+                stack.callback(transformer.register_forward_pre_hook(crew.before_call).remove)
         if on_step is not None or snapshot is not None:
             about = describe_run(request, model)
 
@@ -190,6 +212,7 @@ def _generate_one(
             stack.enter_context(following(pipe, transformers, generator, on_step, snapshot, radial, so_far))
         vae = getattr(pipe, "vae", None)
         stack.enter_context(patient_decoding(vae, lambda note: on_event(Event("decode", note=note))))
+        stack.enter_context(shared_decoding(vae, crew))
         stack.enter_context(torch.inference_mode())
         stack.enter_context(quiet())
         try:
@@ -208,7 +231,8 @@ def _generate_one(
     if before is not None:
         pixels = np.concatenate([before, pixels[1:]])  # the new clip's first frame is the old one's last
     attention = _attention_used(request, model, radial, snapshot)
-    return Video(pixels, request.fps, _receipt(request, model, attention, watch.timings()))
+    receipt = _receipt(request, model, attention, watch.timings())
+    return Video(pixels, request.fps, receipt | {"processes": crew.size} if crew else receipt)
 
 
 def _call_arguments(

@@ -29,6 +29,7 @@ from radial_app import (
     watch_cli,
 )
 from radial_app.options import Codec, Crf, DataDir, Format, Metadata
+from radial_app.torchrun import is_follower, refuse_several
 
 if TYPE_CHECKING:
     from radial.plan import BlockPlan
@@ -44,6 +45,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 stderr = Console(stderr=True)
+_ALONE = ("render", "watch", "serve", "studio", "ui", "rerun", "inspect", "estimate", "download", "doctor")
 
 # Options that several commands share.
 Model = Annotated[str, typer.Option(help="A name from `radial models`, a hub id, or a checkpoint folder.")]
@@ -151,6 +153,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -158,6 +161,8 @@ def _root(
     offline: Annotated[bool, typer.Option("--offline", help="Download nothing.")] = False,
 ) -> None:
     """Generate video with radial attention."""
+    if context.invoked_subcommand in _ALONE:
+        refuse_several(f"radial {context.invoked_subcommand}")
 
 
 @app.command()
@@ -224,12 +229,18 @@ def generate(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the path.")] = False,
 ) -> None:
     """Generate a video from a prompt."""
+    from radial.crew import joined
     from radial.models import find_preset
     from radial.request import make_request, parse_lora
+    from radial_app.crew import follow
     from radial_app.jobs import Job, anchored
     from radial_app.rendering import render_here
     from radial_app.store import JobStore
 
+    if is_follower():
+        if not queue:
+            follow(device)
+        return
     if quiet or as_json:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
@@ -282,7 +293,8 @@ def generate(
             (job,) = store.add([job])
             print(job.id)
             return
-        render_here(store, job, quiet=quiet, as_json=as_json)
+        with joined(device) as crew:
+            render_here(store, job, crew=crew, quiet=quiet, as_json=as_json)
 
 
 def _beside_flags(message: str, names: list[str]) -> str:

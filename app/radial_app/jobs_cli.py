@@ -8,6 +8,8 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +22,7 @@ from radial.errors import RequestError
 from radial_app.jobs import FINISHED, Job, State
 from radial_app.options import DataDir, SnapshotSeconds
 from radial_app.store import JobStore
+from radial_app.torchrun import is_follower
 
 app = typer.Typer(name="jobs", help="See and change the queue of jobs.", no_args_is_help=True)
 
@@ -149,14 +152,20 @@ def remove(jobs: Ids) -> None:
 @app.command()
 def run(job: Id) -> None:
     """Render one job here: one that waits, is paused, or failed."""
+    from radial.crew import joined
+    from radial_app.crew import follow
     from radial_app.rendering import render_here
 
     with JobStore() as store:
+        if is_follower():
+            follow(store.get(job).request.device)
+            return
         store.recover()
         found = store.get(job)
         store.resume([found.id])
         store.retry([found.id])
-        render_here(store, store.get(found.id))
+        with joined(found.request.device) as crew:
+            render_here(store, store.get(found.id), crew=crew)
 
 
 def work(
@@ -170,21 +179,31 @@ def work(
     data_dir: DataDir = None,
 ) -> None:
     """Render the jobs that wait, one after the other. Start one for each device."""
+    from radial.crew import joined
     from radial.loading import choose_device
+    from radial_app.crew import follow
     from radial_app.run import Pace
     from radial_app.worker import Worker, WorkerSettings, log_to
 
+    if is_follower():
+        follow(device, through_signals=True)
+        return
     choose_device(device)
     settings = WorkerSettings(
         device=device, until_idle=until_idle, pace=Pace(snapshot_seconds), unload_seconds=unload_seconds,
         batch=batch,
     )  # fmt: skip
-    with JobStore(data_dir) as store, store.locks.slot(slot or f"by-hand-{os.getpid()}") as free:
+    with (
+        JobStore(data_dir) as store, store.locks.slot(slot or f"by-hand-{os.getpid()}") as free, ExitStack() as stack,
+    ):  # fmt: skip
         if not free:  # another worker took the place meanwhile
             return
         if slot is not None:
             store.locks.sign(slot, owner)
-        worker = Worker(store, settings)
+        crew = stack.enter_context(joined(device))
+        if crew is not None:
+            settings = replace(settings, device=crew.device)
+        worker = Worker(store, settings, crew)
         log_to(store.folder / "logs" / f"worker-{device.replace(':', '-')}.jsonl")
         logging.getLogger("radial").addHandler(logging.StreamHandler())
 
@@ -199,6 +218,8 @@ def work(
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
         worker.run()
+        if crew is not None and worker.error is not None:  # the others may wait in a call that never ends
+            raise typer.Exit(1)
     if interrupted:
         raise typer.Exit(130)
 

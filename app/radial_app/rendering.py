@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 
-from radial.errors import GenerationError, OutputError
+from radial.errors import GenerationError, OutputError, ProcessLost
+from radial_app.crew import last_words
 from radial_app.jobs import Job, ResultFile
 from radial_app.progress import Progress
 from radial_app.store import JobStore
 from radial_app.worker import Worker, WorkerSettings, log_to
 
+if TYPE_CHECKING:
+    from radial.crew import Crew
 
-def render_here(store: JobStore, job: Job, *, quiet: bool = False, as_json: bool = False) -> Job:
-    """Render a job here and print the paths of its videos, or a JSON object each.
+
+def render_here(
+    store: JobStore, job: Job, *, crew: Crew | None = None, quiet: bool = False, as_json: bool = False
+) -> Job:
+    """Render a job here, with the crew that this process leads, and print the paths of its videos, or a JSON object
+    each.
 
     Raises:
         RadialError: it failed.
@@ -40,10 +48,17 @@ def render_here(store: JobStore, job: Job, *, quiet: bool = False, as_json: bool
             _print_result(file, video, time.monotonic() - started, stderr, quiet=quiet, as_json=as_json)
 
         progress.begin("load")
-        worker = Worker(store, WorkerSettings())
+        worker = Worker(store, WorkerSettings(device=crew.device if crew else "auto"), crew)
         worker.listen(on_event)
+
+        def say_what_is_kept() -> None:
+            stderr.show_cursor()
+            stderr.print("[bold red]error:[/] the processes of this clip were ended, as when one of them dies; "
+                         f"`radial jobs run {worker.job}` goes on from the last step kept", soft_wrap=True)  # fmt: skip
+
         try:
-            job = worker.run_here(job)
+            with last_words(say_what_is_kept) if crew else contextlib.nullcontext():
+                job = worker.run_here(job)
         except KeyboardInterrupt:
             if not quiet:
                 stderr.print(f"`radial jobs run {worker.job}` goes on from the last step kept", highlight=False)
@@ -53,8 +68,11 @@ def render_here(store: JobStore, job: Job, *, quiet: bool = False, as_json: bool
             stderr.print(f"job {job.id} is {job.state}{f': {job.error}' if job.error else ''}", markup=False)
             raise typer.Exit(1)
         return job
-    if isinstance(worker.error, (GenerationError, OutputError)) and store.snapshot_path(job.id).exists():
-        says = f"{worker.error}; `radial jobs run {job.id}` goes on from the last step kept"
+    kept = store.snapshot_path(job.id).exists()
+    if isinstance(worker.error, ProcessLost) or (kept and isinstance(worker.error, (GenerationError, OutputError))):
+        says = f"{worker.error}; `radial jobs run {job.id}` " + (
+            "goes on from the last step kept" if kept else "begins it anew"
+        )
         raise type(worker.error)(says) from worker.error
     raise worker.error
 

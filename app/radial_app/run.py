@@ -16,6 +16,7 @@ from radial_app.results import publish_once, settle
 from radial_app.store import JobStore
 
 if TYPE_CHECKING:
+    from radial.crew import Crew
     from radial.downloads import OnProgress
     from radial.loading import LoadedModel
     from radial.pipeline import Event
@@ -50,13 +51,14 @@ class Run:
         load: gives the job's model, and tells of its download.
         tell: hears the pipeline's events, and of each video with the file that it became.
         stop: set when the worker is to end.
+        crew: the processes that render with this one, which leads.
     """
 
     def __init__(
         self, store: JobStore, job: Job, pace: Pace, *, load: Callable[[Job, OnProgress], LoadedModel],
-        tell: Callable[[Job, Any], None], stop: threading.Event,
+        tell: Callable[[Job, Any], None], stop: threading.Event, crew: Crew | None = None,
     ) -> None:  # fmt: skip
-        self.store, self.job, self.pace = store, job, pace
+        self.store, self.job, self.pace, self.crew = store, job, pace, crew
         self._load, self._tell, self._stop = load, tell, stop
         self.video = 0
         self.finish_at: int | None = None
@@ -90,7 +92,11 @@ class Run:
             snapshot = read_snapshot(self.store.snapshot_path(self.job.id), describe_run(request.resolve(), model))
             if snapshot is not None:
                 self.store.tell(self.job.id, "note", f"goes on from step {snapshot.step} of {snapshot.steps}")
-            (video,) = generate(request, model=model, on_event=self._on_event, on_step=self._on_step, snapshot=snapshot)
+            if self.crew is not None:
+                self.crew.order(("generate", request, snapshot))
+            (video,) = generate(
+                request, model=model, on_event=self._on_event, on_step=self._on_step, snapshot=snapshot, crew=self.crew
+            )
             self._say("write", 0, 0)
             if self.finish_at is not None:
                 video.receipt["finished_at_step"] = self.finish_at

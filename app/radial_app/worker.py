@@ -7,7 +7,6 @@ snapshot of the denoising run.
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import secrets
@@ -19,16 +18,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from radial.errors import OutputError, RadialError, RequestError
+from radial.errors import OutputError, ProcessLost, RadialError, RequestError
 from radial_app.jobs import Job
+from radial_app.model_holder import ModelHolder
 from radial_app.results import PASSING
 from radial_app.run import Pace, Run, Stopped
 from radial_app.store import JobStore
 from radial_app.tuning import Tuning
 
 if TYPE_CHECKING:
-    from radial.downloads import OnProgress
-    from radial.loading import LoadedModel
+    from radial.crew import Crew
 
 log = logging.getLogger("radial.worker")
 
@@ -60,15 +59,14 @@ class WorkerSettings:
 class Worker:
     """Renders jobs of a store. ``stop`` is a flag that signal handlers may set."""
 
-    def __init__(self, store: JobStore, settings: WorkerSettings) -> None:
-        self.store, self.settings = store, settings
+    def __init__(self, store: JobStore, settings: WorkerSettings, crew: Crew | None = None) -> None:
+        self.store, self.settings, self.crew = store, settings, crew
         self._on_event: Callable[[Job, Any], None] = lambda job, event: None
         self.name = f"{settings.device.replace(':', '-')}-{os.getpid()}-{secrets.token_hex(3)}"
         self.stop = threading.Event()
         self.job = ""  # the last one begun
         self.error: Exception | None = None  # that it ended with
-        self._model: LoadedModel | None = None
-        self._model_key: Any = None
+        self._models = ModelHolder(settings.device, crew)
         self._idle_since: float | None = None
 
     def run(self) -> None:
@@ -145,21 +143,16 @@ class Worker:
     def _rest(self) -> None:
         now = time.monotonic()
         self._idle_since = self._idle_since or now
-        if self._model is not None and now - self._idle_since > self.settings.unload_seconds:
+        if self._models.holds and now - self._idle_since > self.settings.unload_seconds:
             log.info("the model leaves the memory after %.0f s without a job", now - self._idle_since)
             self.unload()
         self.stop.wait(POLL_SECONDS)
 
     def unload(self) -> None:
         """Free the memory that the model takes."""
-        if self._model is None:
-            return
-        import torch
-
-        self._model = self._model_key = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        if self.crew is not None and self._models.holds:
+            self.crew.order(("drop",))
+        self._models.drop()
 
     def render(self, job: Job) -> None:
         """Render a job that was claimed, and leave it finished, paused or queued."""
@@ -167,8 +160,9 @@ class Worker:
         self.error, self.job = None, job.id
         try:
             partial = Run(
-                self.store, job, self.settings.pace, load=self.model_for, tell=self.tell, stop=self.stop
-            ).render()
+                self.store, job, self.settings.pace, load=self._models.get, tell=self.tell, stop=self.stop,
+                crew=self.crew,
+            ).render()  # fmt: skip
             if partial:
                 self._end(job, "cancelled", partial)
             else:
@@ -185,6 +179,9 @@ class Worker:
         except KeyboardInterrupt:
             self._end(job, "paused", "stopped with Ctrl+C", failed_attempt=False)
             raise
+        except ProcessLost as error:
+            self.error = error
+            self._end(job, "queued", str(error))
         except RadialError as error:
             self.error = error
             if isinstance(error, OutputError) and error.errno in PASSING:
@@ -199,6 +196,8 @@ class Worker:
                 self.store.tell(job.id, "error", traceback.format_exc())
             self._end(job, "failed", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             self.unload()  # what state it is in, nobody knows
+        if self.crew is not None and self.error is not None:  # the others may wait in a call: begin anew
+            self.stop.set()
 
     def _end(self, job: Job, state: Any, error: str = "", **more: Any) -> None:
         """Settle a job, however long the database is locked: what was rendered must not be rendered again."""
@@ -212,24 +211,6 @@ class Worker:
                     raise
                 log.warning("job %s cannot be settled yet: %s", job.id, problem)
                 time.sleep(1)
-
-    def model_for(self, job: Job, on_download: OnProgress = lambda done, total: None) -> LoadedModel:
-        """The model of a job, loaded unless it is already."""
-        from radial.adapter_settings import adapter_file
-        from radial.loading import load, profile_of
-
-        request = job.request.model_copy(update={"device": self._device(job)})
-        files = [adapter_file(lora.path) for lora in request.loras]
-        stamps = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.exists()]
-        key = (job.group, request.device, stamps)
-        if key != self._model_key or self._model is None or profile_of(request) != self._model.profile:
-            self.unload()
-            self._model, self._model_key = load(request, on_download), key
-        assert self._model is not None
-        return self._model
-
-    def _device(self, job: Job) -> str:
-        return job.request.device if self.settings.device == "auto" else self.settings.device
 
     def tell(self, job: Job, event: Any) -> None:
         """Pass an event on to whoever renders in this process."""

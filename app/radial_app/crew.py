@@ -1,0 +1,67 @@
+"""What processes that torchrun started do beside the first one, which has the user and the jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+from radial.crew import joined
+from radial_app.model_holder import ModelHolder
+
+
+def follow(device: str = "auto", *, through_signals: bool = False) -> None:
+    """Join the crew, and load and generate what its leader orders until that leaves, silently.
+
+    Args:
+        device: see :meth:`radial.crew.Crew.join`.
+        through_signals: leave it to the leader what SIGTERM means.
+    """
+    from radial.pipeline import generate
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C comes to the leader, too
+    if through_signals:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with joined(device) as crew:
+        assert crew is not None
+        holder, model = ModelHolder(crew.device, crew), None
+        while (order := crew.order()) is not None:
+            match order:
+                case ("load", job):
+                    with contextlib.suppress(Exception):  # which the leader has heard of
+                        model = holder.get_with_others(job)
+                case ("generate", request, snapshot):
+                    for _ in generate(request, model=model, snapshot=snapshot, crew=crew):
+                        pass
+                case ("drop",):
+                    model = None
+                    holder.drop()
+
+
+@contextlib.contextmanager
+def last_words(say: Callable[[], None]) -> Iterator[None]:
+    """Say something when SIGTERM ends this process, as torchrun does when another one has died.
+
+    This process may hang in a call that waits for the dead one, where no handler of Python's would run.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+
+    def watch() -> None:
+        while signal.SIGTERM not in (numbers := os.read(read, 64)):
+            if not numbers:  # closed
+                return
+        say()
+        os._exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    fd_before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(fd_before)
+        signal.signal(signal.SIGTERM, before)
+        os.close(write)

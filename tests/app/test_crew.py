@@ -1,0 +1,124 @@
+"""Clips that processes make together, started by torchrun as a user does: the same frames, one voice, nothing lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from radial.video import read_frames, read_receipt
+from radial_app.jobs import Job, make_output
+from radial_app.store import JobStore
+
+SIZE = {"height": 48, "width": 80, "num_frames": 9}
+QUICK = [word for name, value in SIZE.items() for word in (f"--{name}", str(value))]
+GENERATE = ["generate", "a red circle", *QUICK, "--seed", "5", "--device", "cpu"]
+
+
+def start(*arguments: str, processes: int = 2) -> subprocess.Popen[str]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "radial_app", *arguments]
+    # As a shell starts it: where the tests run in the background, Ctrl+C is ignored from the start.
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def wait_for_step(store: JobStore, step: int) -> Job:
+    for _ in range(2400):
+        for job in store.find(["running"]):
+            if job.step >= step:
+                return job
+        time.sleep(0.05)
+    raise AssertionError("it never came so far")
+
+
+def test_the_same_frames_and_one_voice(in_empty_folder: Path) -> None:
+    steps = ["--num-inference-steps", "2"]
+    code, out, err = finish(start(*GENERATE, *steps, "--output", "two.mp4"))
+    assert (code, out) == (0, "two.mp4\n"), err
+    assert err.count("done in") == 1
+    code, out, err = finish(start(*GENERATE, *steps, "--output", "one.mp4", processes=1))
+    assert code == 0, err
+    assert np.array_equal(read_frames(Path("one.mp4")), read_frames(Path("two.mp4")))
+    receipts = [read_receipt(Path(name)) for name in ("one.mp4", "two.mp4")]
+    assert [receipt.get("processes") for receipt in receipts] == [None, 2]
+    assert receipts[0]["attention"] == receipts[1]["attention"]
+
+
+def test_strips_decoded_by_each_and_dense_attention(in_empty_folder: Path) -> None:
+    wide = [*GENERATE, "--width", "256", "--num-inference-steps", "1", "--attention", "dense"]
+    for processes in (2, 1):
+        code, _, err = finish(start(*wide, "--output", f"{processes}.mp4", processes=processes))
+        assert code == 0, err
+    frames = [read_frames(Path(name)).astype(int) for name in ("1.mp4", "2.mp4")]
+    apart = np.abs(frames[0] - frames[1])
+    assert 0 < apart.mean() < 2  # tiles, blended
+    seam = apart[:, :, 128:192].mean()
+    assert seam < 4
+
+
+def test_a_dead_process_is_told_of_and_the_clip_goes_on_from_its_snapshot(in_empty_folder: Path) -> None:
+    process = start(*GENERATE, "--num-inference-steps", "40", "--output", "a.mp4")
+    with JobStore() as store:
+        job = wait_for_step(store, 2)
+        next(p for p in psutil.Process(process.pid).children() if p.environ().get("RANK") == "1").kill()
+        code, out, err = finish(process)
+        assert code != 0
+        assert out == ""
+        assert err.startswith("error: a process that shares the clip has died")
+        assert f"`radial jobs run {job.id}` begins it anew" in err  # no snapshot was due yet
+        assert not list(Path().iterdir())
+        assert store.get(job.id).state == "queued"
+
+        process = start("work", "--device", "cpu", "--snapshot-seconds", "0")
+        job = wait_for_step(store, 2)
+        next(p for p in psutil.Process(process.pid).children() if p.environ().get("RANK") == "1").kill()
+        code, _, err = finish(process)
+        assert code != 0
+        assert store.get(job.id).state == "queued"
+        code, out, err = finish(start("jobs", "run", job.id, processes=1))
+        assert (code, out) == (0, "a.mp4\n"), err
+        assert any("goes on from step" in text for *_, text in store.events(job.id))
+
+
+def test_a_worker_of_two_processes(in_empty_folder: Path) -> None:
+    """One job is stopped with what there is, one cannot be loaded, one is done: the worker ends at the failure."""
+    from radial.request import make_request
+
+    def ask(**changes: object) -> Job:
+        request = make_request(prompt="a red circle", seed=5, **SIZE | changes)
+        return Job(id="", request=request, output=make_output(folder=str(Path.cwd()), name="{job}"))
+
+    with JobStore() as store:
+        long, short = store.add([ask(num_inference_steps=60), ask(num_inference_steps=2)])
+        process = start("work", "--until-idle", "--device", "cpu")
+        assert wait_for_step(store, 2).id == long.id
+        store.cancel([long.id], keep=True)
+        code, _, err = finish(process)
+        assert code == 0, err
+        assert (store.get(long.id).state, store.get(short.id).state) == ("cancelled", "done")
+        assert len(list(Path().glob("*.mp4"))) == 2
+        process = start("work", "--until-idle", "--device", "cpu")
+        bad, good = store.add([ask(model="nobody/nothing"), ask(num_inference_steps=2)])
+        code, _, err = finish(process)
+        assert code != 0
+        assert (store.get(bad.id).state, store.get(good.id).state) == ("failed", "queued")
+
+
+def test_what_runs_alone_says_so(in_empty_folder: Path) -> None:
+    code, _, err = finish(start("render", "jobs.yaml"))
+    assert code != 0
+    assert "radial render runs in one process; torchrun is for" in err
