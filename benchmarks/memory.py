@@ -25,35 +25,45 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=81)
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--width", type=int, default=832)
-    parser.add_argument("--kinds", nargs="+", default=["stock", "full", "stock", "full", "balanced", "low", "lowest"])
+    parser.add_argument("--kinds", nargs="+", default=["stock", "full", "stock", "full", "balanced", "low", "lowest"],
+                        help="profiles, each with a precision after a comma, or xN for N processes")  # fmt: skip
     parser.add_argument("--child", help="what a process of its own runs")
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(run(options)), flush=True)
+        found = run(options)
+        if found:
+            print(json.dumps(found), flush=True)
         return
     if not (options.folder / "model_index.json").is_file():
         started = time.monotonic()
         write_checkpoint(options.folder)
         print(f"checkpoint written in {time.monotonic() - started:.0f} s", flush=True)
     print(f"Wan 2.1 1.3 B, {options.height}x{options.width}, {options.frames} frames, {STEPS} steps\n"
-          f"  {'':10} {'peak GB':>8} {'estimate':>9} {'s a step':>9} {'decode s':>9} {'first step after s':>19}",
+          f"  {'':26} {'peak GB':>8} {'estimate':>9} {'s a step':>9} {'decode s':>9} {'first step after s':>19}",
           flush=True)  # fmt: skip
     for kind in options.kinds:
-        command = [sys.executable, __file__, "--child", kind, "--folder", str(options.folder), "--frames",
+        child, _, processes = kind.partition(" x")
+        several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes] if processes else []
+        command = [sys.executable, *several, __file__, "--child", child, "--folder", str(options.folder), "--frames",
                    str(options.frames), "--height", str(options.height), "--width", str(options.width)]  # fmt: skip
         started = time.time()
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            print(f"  {kind:10} {done.stderr.strip().splitlines()[-1]}", flush=True)
+            print(f"  {kind:26} {done.stderr.strip()[-2000:]}", flush=True)
             continue
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        print(f"  {kind:10} {found['peak']:8.2f} {found['estimate']:9.2f} {found['step']:9.2f} {found['decode']:9.1f} "
+        print(f"  {kind:26} {found['peak']:8.2f} {found['estimate']:9.2f} {found['step']:9.2f} {found['decode']:9.1f} "
               f"{found['first'] - started:19.1f}", flush=True)  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> dict[str, float]:
     """A clip of one kind, with its times and memory."""
-    return (run_stock if options.child == "stock" else run_ours)(options)
+    if options.child == "stock":
+        return run_stock(options)
+    from radial.crew import joined
+
+    with joined() as crew:
+        return run_ours(options, crew)
 
 
 def run_stock(options: argparse.Namespace) -> dict[str, float]:
@@ -68,28 +78,34 @@ def run_stock(options: argparse.Namespace) -> dict[str, float]:
     return _found(marks, _now(), 0.0)
 
 
-def run_ours(options: argparse.Namespace) -> dict[str, float]:
+def run_ours(options: argparse.Namespace, crew: Any) -> dict[str, float]:
+    """Nothing where another process leads."""
     import radial
     from radial.checkpoints import read_folder
     from radial.loading import choose_device, choose_dtype
     from radial.memory import needs_of
     from radial.request import make_request
+    from radial.weights import weights_in
 
+    profile, _, precision = options.child.partition(",")
     request = make_request(
         prompt="a fox", model=str(options.folder), height=options.height, width=options.width, seed=1,
-        num_frames=options.frames, num_inference_steps=STEPS, memory=options.child, device="cuda",
+        num_frames=options.frames, num_inference_steps=STEPS, memory=profile, precision=precision or "full",
+        device=crew.device if crew else "cuda",
     ).resolve()  # fmt: skip
-    device = choose_device("cuda")
-    needs = needs_of(request, read_folder(options.folder), options.folder, choose_dtype("auto", device))
+    device = choose_device(request.device)
+    needs = needs_of(request, read_folder(options.folder), weights_in(options.folder), choose_dtype("auto", device))
     marks: list[float] = []
 
     def follow(event: Any) -> None:
         if event.stage == "denoise" and event.step:
             marks.append(_now())
 
-    for _ in radial.generate(request, on_event=follow):
+    for _ in radial.generate(request, on_event=follow, crew=crew):
         pass
-    return _found(marks, _now(), needs.vram(options.child) / 1e9)
+    if crew and not crew.leads:
+        return {}
+    return _found(marks, _now(), needs.shared_by(crew.size if crew else 1).vram(profile) / 1e9)
 
 
 def _now() -> float:

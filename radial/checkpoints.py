@@ -30,8 +30,12 @@ def checkpoint_folder(spec: ModelSpec) -> Path | None:
     return Path(spec.source) if Path(spec.source).is_dir() else None
 
 
-def check_checkpoint(folder: Path) -> None:
-    """Raise ModelError for a folder that is no checkpoint we drive, lacks weights, or has only pickled ones."""
+def check_checkpoint(folder: Path, without: tuple[str, ...] = ()) -> None:
+    """Raise ModelError for a folder that is no checkpoint we drive, lacks weights, or has only pickled ones.
+
+    Args:
+        without: components whose weights come from elsewhere.
+    """
     if not (folder / "model_index.json").is_file():
         raise ModelError(f"{folder} is not a diffusers checkpoint: it has no model_index.json")
     kind = read_json(folder / "model_index.json").get("_class_name")
@@ -39,7 +43,7 @@ def check_checkpoint(folder: Path) -> None:
         raise ModelError(f"{folder} holds a {kind}; radial drives {', '.join(driven_pipelines())}")
     for component, (library, _) in _components(folder).items():
         holds_weights = component.startswith(("transformer", "vae", "text_encoder", "image_encoder", "vocoder"))
-        if library is None or not holds_weights:
+        if library is None or not holds_weights or component in without:
             continue
         files = list((folder / component).glob("*")) if (folder / component).is_dir() else []
         if any(file.suffix == ".safetensors" for file in files):
@@ -85,15 +89,18 @@ def spec_in(folder: Path, spec: ModelSpec) -> ModelSpec:
     Raises:
         ModelError: the folder is no checkpoint that we drive.
     """
-    if spec.name in MODELS:
+    if any(spec.source == known.source for known in MODELS.values()):
         return fit_spec(spec, folder)
+    if spec.transformer_file is not None and spec.source != str(folder):
+        found = read_folder(folder, without=spec.own_components)
+        return replace(found, name=spec.name, source=spec.source, transformer_file=spec.transformer_file)
     return spec if spec.source == str(folder) else replace(read_folder(folder), name=spec.name, source=spec.source)
 
 
-def read_folder(folder: Path) -> ModelSpec:
+def read_folder(folder: Path, without: tuple[str, ...] = ()) -> ModelSpec:
     """A spec for a folder, with the settings of the named model it is most like: one of its pipeline and as wide; a
     toy's frames have few tokens, as the bundled model's, and a checkpoint that switches transformers is a Wan 2.2."""
-    check_checkpoint(folder)
+    check_checkpoint(folder, without)
     index = read_json(folder / "model_index.json")
     kind = index["_class_name"]
     transformer = read_json(folder / "transformer" / "config.json")

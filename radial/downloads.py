@@ -6,6 +6,7 @@ Files that came whole are kept whatever happens; a download that was cut off goe
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -50,18 +51,28 @@ def cached_folder(source: str) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def find_local(source: str) -> Path | None:
-    """The folder of a hub model whose files are all on this machine; the hub is not asked."""
+def find_local(source: str, without: tuple[str, ...] = ()) -> Path | None:
+    """The folder of a hub model whose files are all on this machine; the hub is not asked.
+
+    Args:
+        without: components whose weights are not wanted.
+    """
     import diffusers
 
+    if without:
+        folder = cached_folder(source)
+        return folder if folder is not None and _is_whole(folder, without) else None
     try:
         return Path(diffusers.DiffusionPipeline.download(source, use_safetensors=True, local_files_only=True))
     except Exception:  # the hub's client raises many kinds for what is not there
         return None
 
 
-def plan_download(source: str) -> Download:
+def plan_download(source: str, without: tuple[str, ...] = ()) -> Download:
     """Ask the hub what a model's files are, and look which of them are here.
+
+    Args:
+        without: components whose weights are not wanted.
 
     Raises:
         ModelError: there is no such model, or the hub cannot be reached or wants a login.
@@ -72,7 +83,7 @@ def plan_download(source: str) -> Download:
     try:
         info = huggingface_hub.HfApi().model_info(source, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        files = tuple(sorted(name for name in sizes if _is_wanted(name, sizes)))
+        files = tuple(sorted(name for name in sizes if _is_wanted(name, sizes, without)))
         if "model_index.json" not in files:
             raise ModelError(f"{source} is no diffusers checkpoint: it has no model_index.json")
         planned: Any = huggingface_hub.snapshot_download(
@@ -105,10 +116,14 @@ def check_disk(download: Download) -> None:
         )
 
 
-def download(source: str, on_progress: OnProgress = lambda done, total: None, planned: Download | None = None) -> Path:
+def download(
+    source: str, on_progress: OnProgress = lambda done, total: None, planned: Download | None = None,
+    without: tuple[str, ...] = (),
+) -> Path:  # fmt: skip
     """Fetch what is missing of a hub model: its folder.
 
     Args:
+        without: components whose weights are not wanted.
         planned: what :func:`plan_download` said of it, where that was asked already.
         on_progress: told the bytes that are here and those of the whole, now and then; what it raises stops the
             download.
@@ -120,7 +135,7 @@ def download(source: str, on_progress: OnProgress = lambda done, total: None, pl
     import diffusers
     import huggingface_hub
 
-    planned = planned or plan_download(source)
+    planned = planned or plan_download(source, without)
     check_disk(planned)
     progress = _Progress(planned.present)
     with ThreadPoolExecutor(1) as thread:
@@ -135,9 +150,9 @@ def download(source: str, on_progress: OnProgress = lambda done, total: None, pl
             progress.stop = True
             raise
     try:
-        coming.result()
-        # Whatever else the pipeline's class wants; it is next to nothing.
-        folder = Path(diffusers.DiffusionPipeline.download(source, use_safetensors=True))
+        folder = Path(coming.result())
+        if not without:  # whatever else the pipeline's class wants; it is next to nothing
+            folder = Path(diffusers.DiffusionPipeline.download(source, use_safetensors=True))
     except Exception as error:
         raise explain_hub(source, error) or ModelError(
             f"the download of {source} broke off: {first_line(error)}; the files that came are kept, and it goes on "
@@ -198,7 +213,22 @@ def explain_hub(source: str, error: Exception) -> RadialError | None:
     return None
 
 
-def _is_wanted(name: str, sizes: dict[str, int]) -> bool:
+def _is_whole(folder: Path, without: tuple[str, ...]) -> bool:
+    """Whether no file is missing that a component's list of shards names, nor any component's weights."""
+    from radial.checkpoints import check_checkpoint
+
+    try:
+        check_checkpoint(folder, without)
+        for index in folder.glob("*/*.safetensors.index.json"):
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            if index.parent.name not in without and not all((index.parent / name).is_file() for name in names):
+                return False
+    except (RadialError, OSError, ValueError, KeyError):
+        return False
+    return True
+
+
+def _is_wanted(name: str, sizes: dict[str, int], without: tuple[str, ...] = ()) -> bool:
     """Whether a file is of a safetensors checkpoint in the layout of diffusers: no other formats, no second precision
     where there is a first."""
     folder, _, file = name.rpartition("/")
@@ -206,6 +236,8 @@ def _is_wanted(name: str, sizes: dict[str, int]) -> bool:
         return name in ("model_index.json", "config.json", "scheduler_config.json")
     if "/" in folder or f"{folder}/{file}".startswith("."):
         return False
+    if folder in without:
+        return file == "config.json"
     if file.endswith((".safetensors", ".safetensors.index.json")):
         plain = any(
             other.startswith(f"{folder}/") and other.endswith(".safetensors") and not _VARIANT.search(other)

@@ -1,24 +1,28 @@
-"""A transformer's linear layers in 8 bit."""
+"""The linear layers of a transformer or a text encoder in 8 bit."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from radial_kernels.fused import EightBitLinear
+from radial_kernels.fused import EightBitLinear, EightBitWeights
 
-_SMALLEST = 1 << 20  # weights from which a layer's product is worth it
+_SMALLEST = 1 << 20  # weights from which it is worth it
 
 
-def narrow_linears(transformer: nn.Module, device: torch.device | None = None) -> int:
-    """Put layers with 8-bit products in the place of the large linear layers in a transformer's repeated blocks: how
-    many there are. Each is narrowed on ``device``, and goes back to where it was.
+def narrow_linears(
+    model: nn.Module,
+    device: torch.device | None = None,
+    kind: type[EightBitLinear] | type[EightBitWeights] = EightBitLinear,
+) -> int:
+    """Put 8-bit layers in the place of the large linear layers in a model's repeated blocks, of the whole model where
+    it does not name any: how many there are. Each is narrowed on ``device``, and goes back to where it was.
 
     Modulation, which is computed once a clip and steers every token, keeps its precision. Adapters on a layer stay as
     they are: only what they were put on is narrowed.
     """
-    kinds = set(getattr(transformer, "_repeated_blocks", None) or [])
-    blocks = [block for block in transformer.modules() if type(block).__name__ in kinds]
+    kinds = set(getattr(model, "_repeated_blocks", None) or [])
+    blocks = [block for block in model.modules() if type(block).__name__ in kinds] if kinds else [model]
     count = 0
     for block in blocks:
         for path, parent in list(block.named_modules()):
@@ -27,6 +31,6 @@ def narrow_linears(transformer: nn.Module, device: torch.device | None = None) -
             for name, child in list(parent.named_children()):
                 if type(child) is nn.Linear and child.weight.numel() >= _SMALLEST and "norm" not in name:
                     own = child.weight.device
-                    setattr(parent, name, EightBitLinear.of(child.to(device or own)).to(own))
+                    setattr(parent, name, kind.of(child.to(device or own)).to(own))
                     count += 1
     return count

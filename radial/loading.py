@@ -16,11 +16,14 @@ from radial.adapters import load_loras
 from radial.attention import transformers_of
 from radial.checkpoints import check_checkpoint, checkpoint_folder, spec_in
 from radial.downloads import OnProgress, cached_folder, download, find_local
+from radial.eight_bit import narrow_linears
 from radial.errors import ModelError, RequestError, first_line
 from radial.families import find_family
 from radial.memory import Profile, choose_profile, place
 from radial.models import ModelSpec, find_model
 from radial.request import GenerationRequest
+from radial.single_file import is_gguf, load_single_file
+from radial_kernels.fused import EightBitWeights
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,12 @@ def fetch(request: GenerationRequest, on_download: OnProgress = lambda done, tot
         ModelError: it cannot be had.
     """
     spec = find_model(request.model)
-    return checkpoint_folder(spec) or find_local(spec.source) or download(spec.source, on_download)
+    without = spec.own_components
+    return (
+        checkpoint_folder(spec)
+        or find_local(spec.source, without)
+        or download(spec.source, on_download, without=without)
+    )
 
 
 def load(
@@ -73,15 +81,16 @@ def load(
     device = choose_device(request.device)
     dtype = choose_dtype(request.dtype, device)
     folder = fetch(request, on_download)
-    check_checkpoint(folder)
+    check_checkpoint(folder, spec.own_components)
     spec = spec_in(folder, spec)
     spec.check_size(request.clip_height, request.clip_width, request.clip_frames)
     if request.precision == "eight_bit":
-        from radial.eight_bit import narrow_linears
         from radial_kernels.fused import refuse_eight_bit
 
         if (reason := refuse_eight_bit(device)) is not None:
-            raise RequestError(f"precision eight_bit cannot be: {reason}; take full")
+            raise RequestError(f"precision eight_bit cannot be: {reason}; take eight_bit_weights or full")
+    if is_gguf(spec) and request.precision != "full":
+        raise RequestError(f"precision {request.precision} cannot be: {spec.name} is quantised already; take full")
     profile = choose_profile(request, spec, folder, dtype, device, processes)
     kind = spec.pipeline_for(with_image=request.starts_from_image)
     with quiet():
@@ -90,7 +99,10 @@ def load(
         try:
             # Wan's autoencoder stays in float32, as its authors run it: in bfloat16 it shows.
             dtypes = {"default": dtype, "vae": torch.float32 if spec.exact_autoencoder else dtype}
-            pipe = getattr(diffusers, kind).from_pretrained(folder, dtype=dtypes, use_safetensors=True)
+            own = {"transformer": load_single_file(spec, folder, dtype)} if spec.transformer_file else {}
+            pipe = getattr(diffusers, kind).from_pretrained(folder, dtype=dtypes, use_safetensors=True, **own)
+        except ModelError:
+            raise
         except Exception as error:  # diffusers and safetensors raise many kinds for files that are not right
             raise ModelError(f"cannot load {spec.name}: {first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
@@ -99,16 +111,25 @@ def load(
         for transformer in transformers_of(pipe):
             if request.precision == "eight_bit":
                 narrow_linears(transformer, device)
+            elif request.precision == "eight_bit_weights":
+                narrow_linears(transformer, device, EightBitWeights)
             # Layer by layer, weights come when their layer is called, and fused kernels call none.
             if device.type == "cuda" and profile != "lowest":
                 find_family(transformer).fuse(transformer)
+        if request.precision == "eight_bit_weights":
+            for name, component in pipe.components.items():
+                if name.startswith("text_encoder") and isinstance(component, torch.nn.Module):
+                    narrow_linears(component, device, EightBitWeights)
         place(pipe, profile, device)
     if profile != "full":
         notes += (f"memory {profile}: {_PROFILE_NOTES[profile]}",)
     paths = [adapter_file(lora.path) for lora in request.loras]
     loras = tuple({"name": path.name, "fingerprint": fingerprint(path)} for path in paths)
     revision = folder.name if folder.parent.name == "snapshots" else None  # as the hub's cache lays them out
-    return LoadedModel(spec, pipe, device, dtype, fingerprint(folder), loras, notes, revision, profile)
+    whole = fingerprint(folder)
+    if spec.transformer_file is not None:
+        whole = hashlib.sha256(f"{whole} {fingerprint(Path(spec.transformer_file))}".encode()).hexdigest()[:16]
+    return LoadedModel(spec, pipe, device, dtype, whole, loras, notes, revision, profile)
 
 
 _PROFILE_NOTES = {

@@ -11,20 +11,16 @@ measured at full size (benchmarks/memory_h100_*.md).
 
 from __future__ import annotations
 
-import functools
-import json
-import math
-import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from radial.checkpoints import read_json
-from radial.errors import GenerationError, ModelError, RequestError
+from radial.errors import GenerationError, RequestError
 from radial.models import ModelSpec
 from radial.request import GenerationRequest
+from radial.weights import Weights, weights_in
 
 Profile = Literal["full", "balanced", "low", "lowest"]
 PROFILES: tuple[Profile, ...] = ("full", "balanced", "low", "lowest")
@@ -80,31 +76,22 @@ class Needs:
         return passing + self.frames + (2 << 30)
 
 
-def needs_of(request: GenerationRequest, spec: ModelSpec, folder: Path, dtype: torch.dtype) -> Needs:
-    """What a resolved request needs of the checkpoint in a folder, read from its files' headers.
-
-    Raises:
-        ModelError: a file of weights cannot be read.
-    """
-    narrow = request.precision == "eight_bit"
-    weights, blocks = {}, {}
-    for component in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files = sorted(component.glob("*.safetensors"))
-        shapes = [shape for file in files for shape in _shapes(file, file.stat().st_mtime_ns)]
-        if not shapes:
-            continue
-        wide = component.name == "vae" and spec.exact_autoencoder
-        each = 4 if wide else dtype.itemsize
-        if narrow and component.name in _TRANSFORMERS:
-            each = 1
-        weights[component.name] = each * sum(math.prod(shape) for _, shape in shapes)
-        if component.name in _TRANSFORMERS:
+def needs_of(request: GenerationRequest, spec: ModelSpec, weights: Weights, dtype: torch.dtype) -> Needs:
+    """What a resolved request needs of a checkpoint with such weights."""
+    sizes, blocks = {}, {}
+    for component, tensors in weights.components.items():
+        narrowed = request.precision != "full" and component in _TRANSFORMERS
+        narrowed = narrowed or (request.precision == "eight_bit_weights" and component.startswith("text_encoder"))
+        exact = component == "vae" and spec.exact_autoencoder
+        each = 4 if exact else 1 if narrowed else dtype.itemsize
+        sizes[component] = sum(tensor.bytes(each) for tensor in tensors)
+        if component in _TRANSFORMERS:
             by_block: dict[str, int] = {}
-            for name, shape in shapes:
-                block = ".".join(name.split(".")[:2])
-                by_block[block] = by_block.get(block, 0) + each * math.prod(shape)
-            blocks[component.name] = max(by_block.values())
-    config = read_json(folder / "transformer" / "config.json")
+            for tensor in tensors:
+                block = ".".join(tensor.name.removeprefix("model.diffusion_model.").split(".")[:2])
+                by_block[block] = by_block.get(block, 0) + tensor.bytes(each)
+            blocks[component] = max(by_block.values())
+    config = weights.transformer
     width = config.get("num_attention_heads", 24) * config.get("attention_head_dim", 128)
     inner = config.get("ffn_dim") or int(width * config.get("mlp_ratio", 4))
     tokens = request.grid(spec).tokens
@@ -116,7 +103,7 @@ def needs_of(request: GenerationRequest, spec: ModelSpec, folder: Path, dtype: t
     # The widest layers work on whole frames with a hundred-odd channels, some of them at a time.
     decode = each * pixels * 96 * 4 * 24 + frames
     tiled = each * min(pixels, 4 * _TILE * _TILE) * 96 * 4 * 10 + 2 * frames
-    return Needs(weights, max(blocks.values(), default=0), clip, decode, min(decode, tiled), 3 * frames)
+    return Needs(sizes, max(blocks.values(), default=0), clip, decode, min(decode, tiled), 3 * frames)
 
 
 def choose_profile(
@@ -133,7 +120,7 @@ def choose_profile(
         if request.memory not in ("auto", "full"):
             raise RequestError(f"memory {request.memory} is for GPUs; on {device} everything is in one memory")
         return "full"
-    needs = needs_of(request, spec, folder, dtype).shared_by(processes)
+    needs = needs_of(request, spec, weights_in(folder, spec.transformer_path), dtype).shared_by(processes)
     return fit_profile(request, spec, needs, free_memory(device), str(device))
 
 
@@ -209,15 +196,3 @@ def decode_in_tiles(vae: Any) -> bool:
     if hasattr(vae, "enable_slicing"):
         vae.enable_slicing()
     return True
-
-
-@functools.lru_cache(maxsize=512)
-def _shapes(file: Path, changed: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Names and shapes in a safetensors file that was last changed then, from its header."""
-    try:
-        with file.open("rb") as content:
-            (size,) = struct.unpack("<Q", content.read(8))
-            header = json.loads(content.read(min(size, 100 << 20)))
-        return tuple((name, tuple(entry["shape"])) for name, entry in header.items() if name != "__metadata__")
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise ModelError(f"cannot load {file.parent.name}/{file.name}: it is no safetensors file") from error

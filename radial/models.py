@@ -14,6 +14,7 @@ from radial.pattern import RadialPattern
 from radial.schedule import Schedule
 
 BUNDLED = "bundled:tiny"
+SINGLE_FILES = (".safetensors", ".gguf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class ModelSpec:
 
     Attributes:
         source: hub id, or folder.
+        transformer_file: the file that the transformer's weights come from, in place of the source's.
         text_pipeline, image_pipeline: the diffusers classes that start from a prompt alone, and from a prompt with
             images; None where the model has no such task.
         takes_last_image: whether the image pipeline can also be given the last frame.
@@ -62,6 +64,17 @@ class ModelSpec:
     negative_prompt: str = ""
     riflex_period: float | None = None
     long_adapter: str | None = None
+    transformer_file: str | None = None
+
+    @property
+    def transformer_path(self) -> Path | None:
+        """Where ``transformer_file`` is."""
+        return None if self.transformer_file is None else Path(self.transformer_file)
+
+    @property
+    def own_components(self) -> tuple[str, ...]:
+        """Components whose weights are not the source's."""
+        return () if self.transformer_file is None else ("transformer",)
 
     @property
     def starts_from(self) -> list[str]:
@@ -362,11 +375,11 @@ def find_preset(name: str | None) -> dict[str, object]:
 
 
 def find_model(name: str) -> ModelSpec:
-    """The spec of a model given by name, hub id or folder.
+    """The spec of a model given by name, hub id, folder, or file with its transformer.
 
     Raises:
         RequestError: the name is none of these.
-        ModelError: the folder is not a checkpoint that can be loaded safely.
+        ModelError: the folder or the file is not a checkpoint that can be loaded safely.
     """
     if name in MODELS:
         return MODELS[name]
@@ -377,10 +390,17 @@ def find_model(name: str) -> ModelSpec:
         from radial.checkpoints import read_folder
 
         return read_folder(Path(name))
+    if Path(name).suffix in SINGLE_FILES and Path(name).is_file():
+        from radial.single_file import read_single_file
+
+        return read_single_file(Path(name))
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         return ModelSpec(name=name, summary="from the Hugging Face hub", source=name)
     known = ", ".join(MODELS)
-    raise RequestError(f"unknown model {name!r}; give one of {known}, a hub id like org/name, or a checkpoint folder")
+    raise RequestError(
+        f"unknown model {name!r}; give one of {known}, a hub id like org/name, a checkpoint "
+        "folder, or a transformer's file"
+    )
 
 
 def table() -> str:

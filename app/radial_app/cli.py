@@ -28,7 +28,7 @@ from radial_app import (
     server,
     watch_cli,
 )
-from radial_app.options import Codec, Crf, DataDir, Format, Metadata
+from radial_app.options import Codec, Crf, DataDir, Format, Metadata, PrecisionChoice
 from radial_app.torchrun import is_follower, refuse_several
 
 if TYPE_CHECKING:
@@ -206,9 +206,7 @@ def generate(
     ] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
-    precision: Annotated[
-        Literal["full", "eight_bit"], typer.Option(help="eight_bit is faster and takes half the memory, on newer GPUs.")
-    ] = "full",
+    precision: PrecisionChoice = "full",
     memory: Annotated[
         Literal["auto", "full", "balanced", "low", "lowest"],
         typer.Option(help="How much of the model lies on the GPU at a time; auto takes the most that fits."),

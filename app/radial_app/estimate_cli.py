@@ -11,9 +11,11 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from radial.errors import RadialError
-from radial_app.options import DataDir
+from radial_app.jobs_cli import clock
+from radial_app.options import DataDir, PrecisionChoice
 
 if TYPE_CHECKING:
+    from radial.downloads import Download
     from radial.models import ModelSpec
 
 
@@ -26,7 +28,7 @@ def estimate(
     attention: Annotated[
         Literal["radial", "dense"] | None, typer.Option(help="Which self-attention to use; radial by default.")
     ] = None,
-    precision: Annotated[Literal["full", "eight_bit"], typer.Option(help="eight_bit takes half the memory.")] = "full",
+    precision: PrecisionChoice = "full",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     data_dir: DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead of a table.")] = False,
@@ -47,16 +49,20 @@ def estimate(
     ).resolve()  # fmt: skip
     spec, place = find_model(request.model), choose_device(request.device)
     gpu = place.type == "cuda"
+    planned, problem = _plan_download(spec)
     with JobStore(data_dir) as store:
-        found = estimate_for(request, store, gpu=gpu)
+        found = estimate_for(request, store, gpu=gpu, files=planned.files if planned else None)
     folder = checkpoint_folder(spec) or cached_folder(spec.source)
     told: dict[str, Any] = {
         "model": request.model, "height": request.clip_height, "width": request.clip_width,
         "num_frames": request.clip_frames, "num_inference_steps": request.num_inference_steps,
         "tokens": request.grid(spec).tokens, "attention_computed": found.density, "seconds": found.seconds,
+        "seconds_on_h100": found.seconds_on_h100,
         "disk": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder else 0,
-        **_download(spec, here=folder is not None),
+        "download": planned.missing if planned else 0 if folder else None,
     }  # fmt: skip
+    if problem:
+        told["hub"] = problem
     if found.needs is not None:
         told["memory"] = {p: {"gpu": found.needs.vram(p), "host": found.needs.ram(p)} for p in PROFILES}
         if gpu:
@@ -73,17 +79,17 @@ def estimate(
         raise typer.Exit(1)
 
 
-def _download(spec: ModelSpec, *, here: bool) -> dict[str, Any]:
-    """How much is to be downloaded, where the model is the hub's and the hub can be asked."""
+def _plan_download(spec: ModelSpec) -> tuple[Download | None, str]:
+    """What is to be downloaded, where the model is the hub's, or why the hub cannot be asked."""
     from radial.checkpoints import checkpoint_folder
     from radial.downloads import plan_download
 
     if checkpoint_folder(spec) is not None:
-        return {"download": 0}
+        return None, ""
     try:
-        return {"download": plan_download(spec.source).missing}
+        return plan_download(spec.source, spec.own_components), ""
     except RadialError as error:
-        return {"download": None if not here else 0, "hub": str(error)}
+        return None, str(error)
 
 
 def _show(told: dict[str, Any]) -> None:
@@ -99,13 +105,15 @@ def _show(told: dict[str, Any]) -> None:
             table.add_row(profile, decimal(needs["gpu"]), f"{decimal(needs['host'])}{mark}")
         out.print(table)
     else:
-        out.print("memory: known once the model's files are here")
+        out.print("memory: known once the hub can be asked, or the model's files are here")
     if told["download"]:
         out.print(f"download: {decimal(told['download'])}")
     elif told["download"] is None:
         out.print(f"download: unknown; {told['hub']}", soft_wrap=True)
     out.print(f"disk: {decimal(told['disk'])} here" if told["disk"] else "disk: nothing here yet")
     seconds = told["seconds"]
-    out.print("time: unknown until a clip like it was made here" if seconds is None else f"time: about {seconds:.0f} s")
+    here = "unknown until a clip like it was made here" if seconds is None else f"about {clock(seconds)}"
+    on_h100 = "" if told["seconds_on_h100"] is None else f"; on an H100 about {clock(told['seconds_on_h100'])}"
+    out.print(f"time: {here}{on_h100}")
     if told.get("problem"):
         out.print(f"it does not fit: {told['problem']}", soft_wrap=True)

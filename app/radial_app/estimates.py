@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,48 +16,70 @@ from radial_app.store import JobStore
 
 if TYPE_CHECKING:
     from radial.memory import Needs
+    from radial.models import ModelSpec
+    from radial.weights import Weights
 
 _MANY_TOKENS = 300_000  # from which a plan takes seconds
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds a video and what of memory, where they can be told; ``density`` is the share of attention computed."""
+    """Seconds a video and what of memory, where they can be told.
+
+    Attributes:
+        seconds: by clips that were made here.
+        seconds_on_h100: by the rates that were measured on one.
+        density: the share of attention computed.
+    """
 
     seconds: float | None
+    seconds_on_h100: float | None
     needs: Needs | None
     density: float | None
 
 
-def estimate(request: GenerationRequest, store: JobStore, *, gpu: bool = False) -> Estimate:
+def estimate(
+    request: GenerationRequest, store: JobStore, *, gpu: bool = False, files: Sequence[str] | None = None
+) -> Estimate:
     """What one video of a resolved request will take, on a GPU or on the CPU.
 
-    Seconds are the median of clips of the same model, size, steps and attention that were made here. Memory is not
-    known before the model's files are here.
-    """
-    needs = None
-    with contextlib.suppress(RadialError):
-        needs = find_needs(request, gpu=gpu)
-    return Estimate(store.seconds_of(request), needs, _density(request))
+    Seconds are the median of clips of the same model, size, steps and attention that were made here.
 
-
-def find_needs(request: GenerationRequest, *, gpu: bool) -> Needs | None:
-    """What a resolved request needs of memory; None where the model's files are not here yet.
-
-    Raises:
-        ModelError: they cannot be read.
+    Args:
+        files: of the model on the hub; their headers are looked at where they are not here. Without them, memory is
+            not known before the model is here.
     """
     import torch
 
     from radial.loading import choose_dtype
     from radial.memory import needs_of
+    from radial_app.rates import seconds_on_h100
+
+    needs, on_h100, density = None, None, _density(request)
+    with contextlib.suppress(RadialError):
+        spec, weights = find_weights(request, files)
+        if weights is not None:
+            dtype = choose_dtype(request.dtype, torch.device("cuda" if gpu else "cpu"))
+            needs = needs_of(request, spec, weights, dtype)
+            if density is not None:
+                on_h100 = seconds_on_h100(request, spec, weights, density)
+    return Estimate(store.seconds_of(request), on_h100, needs, density)
+
+
+def find_weights(request: GenerationRequest, files: Sequence[str] | None = None) -> tuple[ModelSpec, Weights | None]:
+    """The spec of a resolved request's model by its files, and its weights; None where they are not here and ``files``
+    does not name them.
+
+    Raises:
+        ModelError: they cannot be read.
+    """
+    from radial.weights import weights_in, weights_on_hub
 
     spec = find_model(request.model)
     folder = checkpoint_folder(spec) or cached_folder(spec.source)
-    if folder is None:
-        return None
-    dtype = choose_dtype(request.dtype, torch.device("cuda" if gpu else "cpu"))
-    return needs_of(request, spec_in(folder, spec), folder, dtype)
+    if folder is not None:
+        return spec_in(folder, spec), weights_in(folder, spec.transformer_path)
+    return spec, None if files is None else weights_on_hub(spec.source, files)
 
 
 def _density(request: GenerationRequest) -> float | None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from radial.encoding import Encoding
 from radial.errors import RequestError
-from radial.models import MODELS, find_model
+from radial.models import MODELS, SINGLE_FILES, find_model
 from radial.request import GenerationRequest, explain, make_request
 
 State = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
@@ -172,7 +172,7 @@ def anchored(request: GenerationRequest, base: Path | None = None) -> Generation
         if (given := getattr(request, name)) is not None
     }
     model = base / Path(request.model).expanduser()
-    if request.model not in MODELS and model.is_dir():
+    if request.model not in MODELS and (model.is_dir() or (model.suffix in SINGLE_FILES and model.is_file())):
         changes["model"] = str(model)
     loras = [
         lora

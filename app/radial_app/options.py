@@ -17,6 +17,12 @@ Metadata = Annotated[bool, typer.Option("--metadata/--no-metadata", help="Keep t
 Device = Annotated[list[str] | None, typer.Option(help="cpu or cuda:N, repeatable; all of the machine by default.")]
 PerDevice = Annotated[int, typer.Option(min=1, max=16, help="Workers on each device.")]
 SnapshotSeconds = Annotated[float, typer.Option(min=0, help="Between two snapshots of a run.")]
+PrecisionChoice = Annotated[
+    Literal["full", "eight_bit", "eight_bit_weights"],
+    typer.Option(
+        help="eight_bit is faster and takes half the memory, on newer GPUs; eight_bit_weights takes half the memory."
+    ),
+]
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of the queue; else RADIAL_DATA_DIR, or the platform's.", metavar="FOLDER")
 ]

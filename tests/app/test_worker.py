@@ -72,7 +72,9 @@ def test_jobs_one_after_the_other_with_one_model(
 
     loads: list[Any] = []
     plain = radial.loading.load
-    monkeypatch.setattr(radial.loading, "load", lambda request, told: loads.append(request) or plain(request, told))
+    monkeypatch.setattr(
+        radial.loading, "load", lambda request, told, **more: loads.append(request) or plain(request, told, **more)
+    )
     first, second = make(seed=1, num_videos=2), make(seed=5)
     worker(store).run()
     assert len(loads) == 1

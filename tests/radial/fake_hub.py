@@ -73,13 +73,15 @@ def serve(name: str, folder: Path) -> Iterator[Hub]:
 
         def _file(self, file: str, body: bool) -> None:
             content = (hub.folder / file).read_bytes()
-            start = int(match[1]) if (match := re.match(r"bytes=(\d+)-", self.headers.get("range", ""))) else 0
-            self.send_response(206 if start else 200)
+            match = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
+            start, end = (int(match[1]), int(match[2] or len(content) - 1)) if match else (0, len(content) - 1)
+            whole, content = len(content), content[: end + 1]
+            self.send_response(206 if match else 200)
             self.send_header("etag", f'"{_digest(hub.folder / file)}"')
             self.send_header("x-repo-commit", SHA)
             self.send_header("accept-ranges", "bytes")
-            if start:
-                self.send_header("content-range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            if match:
+                self.send_header("content-range", f"bytes {start}-{len(content) - 1}/{whole}")
             self.send_header("content-length", str(len(content) - start))
             self.end_headers()
             for begin in range(start, len(content) if body else 0, 1 << 16):

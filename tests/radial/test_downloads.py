@@ -129,3 +129,35 @@ def test_only_what_diffusers_reads_is_wanted() -> None:
         "model_index.json", "transformer/a-00001-of-00002.safetensors", "transformer/a.safetensors.index.json",
         "vae/a.fp16.safetensors", "tokenizer/spiece.model", "tokenizer/tokenizer.json",
     ]  # fmt: skip
+
+
+def test_what_a_model_needs_is_told_before_it_comes(hub: fake_hub.Hub, tmp_path: Path) -> None:
+    home = Home(hub, tmp_path)
+    code, out, err = home.run("estimate", "--model", NAME, "--num-frames", "9", "--height", "64", "--width", "64",
+                              "--json")  # fmt: skip
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["disk"] == 0
+    assert told["download"] > 1 << 21
+    assert told["memory"]["full"]["gpu"] > told["memory"]["lowest"]["gpu"]
+    assert told["seconds_on_h100"] > 0
+    weights = {name: sent for name, sent in hub.sent.items() if name.endswith(".safetensors")}
+    assert sum(weights.values()) < told["download"] / 2  # headers alone
+
+
+def test_a_transformer_in_one_file_spares_the_hubs(hub: fake_hub.Hub, tmp_path: Path) -> None:
+    """All of a model but its transformer's weights: what a file of one's own stands in for."""
+    home = Home(hub, tmp_path)
+    script = f"""
+from pathlib import Path
+from radial.downloads import download, find_local
+assert find_local({NAME!r}, ("transformer",)) is None
+folder = download({NAME!r}, without=("transformer",))
+assert find_local({NAME!r}, ("transformer",)) == folder
+assert find_local({NAME!r}) is None
+print(sorted(path.name for path in (folder / "transformer").iterdir()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], env=home.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "['config.json']\n"
+    assert not any(name.startswith("transformer/") and name.endswith(".safetensors") for name in hub.sent)

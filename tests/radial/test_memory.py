@@ -16,6 +16,7 @@ from radial.errors import ModelError, RequestError
 from radial.loading import load, profile_of
 from radial.memory import PROFILES, Needs, Profile, choose_profile, fit_profile, needs_of, place
 from radial.request import GenerationRequest, make_request
+from radial.weights import weights_in
 
 SMALL = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 2, "seed": 3}
 CPU = torch.device("cpu")
@@ -28,16 +29,16 @@ def request(folder: Path, **changes: Any) -> GenerationRequest:
 def test_needs_are_read_from_the_files(wan_folder: Path) -> None:
     asked = request(wan_folder)
     spec = read_folder(wan_folder)
-    needs = needs_of(asked, spec, wan_folder, torch.bfloat16)
+    needs = needs_of(asked, spec, weights_in(wan_folder), torch.bfloat16)
     model = load(asked)
     for name, size in (("transformer", 2), ("text_encoder", 2), ("vae", 4)):  # the autoencoder stays exact
         assert needs.weights[name] == size * sum(p.numel() for p in getattr(model.pipe, name).parameters())
     blocks = [sum(p.numel() for p in block.parameters()) for block in model.pipe.transformer.blocks]
     assert needs.block == 2 * max(blocks)
-    longer = needs_of(request(wan_folder, num_frames=33), spec, wan_folder, torch.bfloat16)
+    longer = needs_of(request(wan_folder, num_frames=33), spec, weights_in(wan_folder), torch.bfloat16)
     assert longer.clip > needs.clip
     assert longer.frames > needs.frames
-    narrow = needs_of(request(wan_folder, precision="eight_bit"), spec, wan_folder, torch.bfloat16)
+    narrow = needs_of(request(wan_folder, precision="eight_bit"), spec, weights_in(wan_folder), torch.bfloat16)
     assert 2 * narrow.weights["transformer"] == needs.weights["transformer"]
     assert sorted(map(needs.vram, PROFILES), reverse=True) == [needs.vram(profile) for profile in PROFILES]
 
@@ -46,7 +47,7 @@ def test_a_file_that_is_none_is_said(wan_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer" / "a.safetensors").write_bytes(b"12345678 but no header")
     with pytest.raises(ModelError, match=r"transformer/a\.safetensors"):
-        needs_of(request(wan_folder), read_folder(wan_folder), tmp_path, torch.bfloat16)
+        weights_in(tmp_path)
 
 
 # A model of 14 B as 8-bit numbers, and 720p clips: gigabytes.

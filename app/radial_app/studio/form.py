@@ -24,6 +24,7 @@ _REFERENCES = ("image", "last_image", "extend")
 _CHOICES = {"sampler": ["model", "euler", "unipc"], "image_fit": ["crop", "pad", "stretch"],
             "dtype": ["auto", "float32", "bfloat16", "float16"],
             "memory": ["auto", "full", "balanced", "low", "lowest"]}  # fmt: skip
+_PRECISIONS = [("full", "full"), ("8 bit, faster", "eight_bit"), ("8-bit weights", "eight_bit_weights")]
 _FORMATS = ["mp4, h264", "mp4, h265", "mp4, av1", "webm, vp9", "webm, av1", "gif", "png"]
 
 
@@ -162,7 +163,7 @@ class Form:
                                          max_length=20, min_width=120)  # fmt: skip
             parts["memory"] = gr.Dropdown(_CHOICES["memory"], value="auto", label="Memory", elem_id="memory",
                                           info="how much lies on the GPU", min_width=120)  # fmt: skip
-            parts["precision"] = gr.Dropdown([("full", "full"), ("8 bit, faster", "eight_bit")], value="full",
+            parts["precision"] = gr.Dropdown(_PRECISIONS, value="full",
                                              label="Precision", elem_id="precision", min_width=120)  # fmt: skip
             parts["dtype"] = gr.Dropdown(_CHOICES["dtype"], value="auto", label="Numbers", elem_id="dtype",
                                          min_width=120)  # fmt: skip

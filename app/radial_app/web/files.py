@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import tempfile
 import threading
 from pathlib import Path
@@ -25,6 +26,8 @@ from radial_app.web.inputs import HUB_ID, Upload, take_adapter
 from radial_app.web.views import Deleted, Model, model_of
 
 MAX_COMPARED = 200 * 1280 * 720  # pixels of all frames that two clips may have to be compared here
+
+log = logging.getLogger("radial.web")
 
 
 class Adapter(BaseModel):
@@ -65,7 +68,12 @@ def make_router(place: Place) -> APIRouter:
     @router.get("/models")
     def list_models(request: Request) -> dict[str, Any]:
         """The models that have a name, one's own checkpoints first, and the settings that go together."""
-        own = {name: find_model(str(path)) for name, path in desk(request).inputs.checkpoints().items()}
+        own = {}
+        for name, path in desk(request).inputs.checkpoints().items():
+            try:
+                own[name] = find_model(str(path))
+            except RadialError as error:  # one that cannot be loaded hides no other
+                log.warning("%s is not listed: %s", name, error)
         data = [model_of(name, spec) for name, spec in (own | MODELS).items()]
         return {"object": "list", "data": data, "presets": PRESETS}
 

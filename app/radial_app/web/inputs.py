@@ -18,7 +18,7 @@ from radial.adapter_settings import BUNDLED_ADAPTER, check_adapter_file
 from radial.errors import OutputError, RadialError, RequestError
 from radial.files import publish
 from radial.images import read_image
-from radial.models import MODELS, find_model
+from radial.models import MODELS, SINGLE_FILES, find_model
 from radial.request import GenerationRequest, Lora, make_request
 from radial_app.accounts import Visitor
 from radial_app.database import Database
@@ -151,8 +151,11 @@ class Inputs:
         return {file.name: file for file in files if not file.name.startswith(".")}
 
     def checkpoints(self) -> dict[str, Path]:
-        """Checkpoint folders of one's own by name."""
-        return {path.parent.name: path.parent for path in sorted((self._folder / "models").glob("*/model_index.json"))}
+        """Checkpoint folders of one's own, and files with a transformer, by name."""
+        models = self._folder / "models"
+        folders = {path.parent.name: path.parent for path in sorted(models.glob("*/model_index.json"))}
+        files = {path.name: path for suffix in SINGLE_FILES for path in sorted(models.glob(f"[!.]*{suffix}"))}
+        return folders | files
 
     def _file(self, given: str) -> Path:
         if not (match := _VIDEO_ID.fullmatch(given)):

@@ -112,6 +112,43 @@ class EightBitLinear(nn.Module):
         return F.linear(x_MK.float() * scale_M1, self.weight.float() * self.weight_scale, bias).to(dtype)
 
 
+class EightBitWeights(nn.Module):
+    """A linear layer that keeps its weight in e4m3, with a scale for every row, and multiplies in its input's dtype.
+
+    Half the memory of 16 bits on any device; the product takes a pass over the weight longer.
+    """
+
+    rounded: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, rounded: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.out_features, self.in_features = rounded.shape
+        self.dtype = dtype
+        self.register_buffer("rounded", rounded)
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("bias", bias)
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, linear: nn.Linear) -> EightBitWeights:
+        """The same layer with its weight rounded."""
+        weight = linear.weight.detach()
+        bias = None if linear.bias is None else linear.bias.detach()
+        return cls(*quantise_rows(weight), bias, weight.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as it acts, in the dtype that it had: some models look at that."""
+        return self.rounded.to(self.dtype).mul_(self.weight_scale.to(self.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., K]`` to ``[..., N]``, in the dtype of the input."""
+        weight = self.rounded.to(x.dtype).mul_(self.weight_scale.to(x.dtype))
+        return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+
+
 def refuse_eight_bit(device: torch.device) -> str | None:
     """Why a device cannot multiply e4m3 numbers, if it cannot."""
     if device.type != "cuda":
