@@ -19,7 +19,7 @@ from radial.request import GenerationRequest
 from radial_app.jobs import Job, Output, ResultFile, State
 from radial_app.locks import WorkerLocks
 
-_VERSION = 2
+_VERSION = 3
 _SCHEMA = """
 CREATE TABLE jobs (
     id TEXT PRIMARY KEY, state TEXT NOT NULL, control TEXT NOT NULL DEFAULT '', priority INTEGER NOT NULL DEFAULT 0,
@@ -43,12 +43,17 @@ CREATE TABLE receipts (
     PRIMARY KEY (job, video)
 );
 """
+# What clips have in common that take the same time.
+ALIKE = ("model", "height", "width", "num_frames", "num_inference_steps", "attention")
 # What brings the tables of a version to the next.
 _MIGRATIONS = {
     1: """
 ALTER TABLE jobs ADD COLUMN owner TEXT NOT NULL DEFAULT '';
 ALTER TABLE jobs ADD COLUMN favourite INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX jobs_by_end ON jobs (state, finished);
+""",
+    2: f"""
+CREATE INDEX jobs_alike ON jobs (state, {", ".join(f"json_extract(request, '$.{name}')" for name in ALIKE)}, finished);
 """,
 }
 EventKind = Literal["state", "stage", "note", "error", "file"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from radial.request import GenerationRequest
-from radial_app.database import EventKind, dump_files, explained, files_of, to_job
+from radial_app.database import ALIKE, EventKind, dump_files, explained, files_of, to_job
 from radial_app.jobs import FINISHED, Control, Job, ResultFile, State
 from radial_app.queueing import Queueing
 
@@ -230,12 +230,11 @@ class JobStore(Queueing):
 
     def seconds_of(self, request: GenerationRequest) -> float | None:
         """What a clip of this model, size and number of steps took here, the median of the last ones."""
-        wanted = ("model", "height", "width", "num_frames", "num_inference_steps", "attention")
-        conditions = " AND ".join(f"json_extract(request, '$.{name}') = ?" for name in wanted)
+        conditions = " AND ".join(f"json_extract(request, '$.{name}') = ?" for name in ALIKE)
         with explained():
             rows = self._database.execute(
                 f"SELECT files FROM jobs WHERE state = 'done' AND {conditions} ORDER BY finished DESC LIMIT 9",
-                [getattr(request, name) for name in wanted],
+                [getattr(request, name) for name in ALIKE],
             )
             seconds = sorted(file.seconds for row in rows for file in files_of(row["files"]))
         return seconds[len(seconds) // 2] if seconds else None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import html
 import json
 import secrets
-from typing import Any
+from typing import Annotated, Any
 
 import gradio as gr
+from fastapi import APIRouter, Body, Request
 
 from radial import __version__
-from radial.errors import RadialError
+from radial.errors import RadialError, RequestError
 from radial.models import MODELS, ModelSpec, find_model
 from radial_app.accounts import LOCAL
 from radial_app.studio.form import Form
@@ -35,12 +36,26 @@ def theme() -> gr.themes.Base:
     )  # fmt: skip
 
 
-def make_page(place: Place) -> gr.Blocks:
-    """The page of a server that keeps its things in ``place``."""
+def make_page(place: Place) -> tuple[gr.Blocks, APIRouter]:
+    """The page of a server that keeps its things in ``place``, and the route by which it asks what its form makes."""
+    router = APIRouter()
 
     def desk(request: gr.Request) -> Desk:
         asked: Any = getattr(request, "request", request)  # a tool gets the plain request
         return Desk(place, asked.scope["state"]["visitor"])
+
+    @router.post("/studio/check", include_in_schema=False)
+    def check(request: Request, values: Annotated[list[Any], Body()]) -> dict[str, Any]:
+        """What a clip of the form's values is and takes, or what is amiss with them."""
+        here = Desk(place, request.state.visitor)
+        if len(values) != len(form.inputs):
+            raise RequestError("this page is of another version of radial: load it again")
+        try:
+            fields = form.read(values)
+            resolved = here.check(fields if fields["prompt"].strip() else fields | {"prompt": "x"})
+            return here.plan_of(resolved) | {"request": here.inputs.fields(resolved)}
+        except RadialError as error:
+            return {"problem": str(error)}
 
     def spec_of(name: str) -> ModelSpec:
         own = Inputs(store_in(place.data), LOCAL).checkpoints().get(name)
@@ -76,18 +91,6 @@ def make_page(place: Place) -> gr.Blocks:
                 gr.HTML(_SKELETON.format(id="settings"), apply_default_css=False)
         # What the page's own code hands to Python: settings to show in the form.
         inbox = gr.Textbox(visible="hidden", elem_id="inbox", show_label=False)
-        plan = gr.Textbox(visible="hidden", elem_id="plan-value", show_label=False)
-
-        def check(request: gr.Request, *values: Any) -> tuple[str, str]:
-            here = desk(request)
-            try:
-                fields = form.read(values)
-                empty = not fields["prompt"].strip()
-                resolved = here.check(fields | ({"prompt": "x"} if empty else {}))
-                found = here.plan_of(resolved) | {"request": here.inputs.fields(resolved)}
-            except RadialError as error:
-                return _told_problem(str(error)), json.dumps({"problem": str(error)})
-            return _told(found), json.dumps(found)
 
         def generate(request: gr.Request, keep: bool, *values: Any) -> tuple[str, Any]:
             here = desk(request)
@@ -108,17 +111,18 @@ def make_page(place: Place) -> gr.Blocks:
                 return [gr.skip() for _ in form.inputs]
 
         private: Any = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-        look: Any = private | {"trigger_mode": "always_last"}
-        gr.on([page.load, *(part.change for part in form.inputs)], check, form.inputs, [form.told, plan], **look)
-        plan.change(None, plan, None, js="(text) => window.radial?.showPlan(text)", **private)
+        # The page's own code asks what the values make: a round trip through Gradio takes twice as long.
+        changes = [page.load, *(part.change for part in form.inputs)]
+        gr.on(changes, None, form.inputs, None, js="(...values) => { dispatchEvent(new CustomEvent('radial-form', "
+              "{ detail: window.radialForm = values })); }", **private)  # fmt: skip
         for hidden, name in ((form.references, "references"), (form.loras, "loras")):
             hidden.change(None, hidden, None, js=f"(text) => window.radial?.fill('{name}', text)", **private)
         page.load(lambda: gr.update(choices=listed()), None, form.model, **private)
         # By the user's hand only: settings that are loaded say themselves how long a clip is.
         form.model.input(form.choose_model, form.model, form.inputs, **private)
         form.preset.input(form.choose_preset, [form.preset, form.model], list(form.advanced.values()), **private)
-        frames_at = "(times, frames, plan) => window.radial ? window.radial.framesAt(times, frames, plan) : frames"
-        form.times.input(None, [form.times, form.num_frames, plan], form.num_frames, js=frames_at, **private)
+        frames_at = "(times, frames) => window.radial ? window.radial.framesAt(times, frames) : frames"
+        form.times.input(None, [form.times, form.num_frames], form.num_frames, js=frames_at, **private)
         form.dice.click(lambda: secrets.randbelow(2**31), None, form.seed, **private)
         form.generate.click(
             generate, [form.lock, *form.inputs, *form.output], [form.answer, form.seed], **private
@@ -127,32 +131,8 @@ def make_page(place: Place) -> gr.Blocks:
             lambda: gr.update(selected="create"), None, pages, **private
         )
         add_tools(desk)
-    return page
-
-
-def _told(found: dict[str, Any]) -> str:
-    """One line on what a clip will be and take."""
-    request = found["request"]
-    frames, native = request["num_frames"], found["native_frames"]
-    parts = [f"<b>{found['seconds']:g} s</b>", f"{frames} frames", f"{request['width']}x{request['height']}"]
-    if frames > native:
-        parts.append(f"{frames / native:.1f} times the native length")
-    if (share := found["computed_share"]) is not None:
-        parts.append(f"{share:.0%} of attention computed")
-    if (seconds := found["render_seconds"]) is not None:
-        dense = found["render_seconds_dense"]
-        parts.append(
-            f"about {_clock(seconds * request['num_videos'])}" + (f" (dense {_clock(dense)})" if dense else "")
-        )
-    if (memory := found["memory"]) is not None:
-        parts.append(f"about {memory / 1e9:.1f} GB" if memory > 1e8 else f"about {memory / 1e6:.0f} MB")
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in found["notes"])
-    return f'<div class="radial-told"><p>{" &middot; ".join(parts)}</p>{notes}</div>'
+    return page, router
 
 
 def _told_problem(message: str) -> str:
     return f'<p class="radial-problem" role="alert">{html.escape(message)}</p>'
-
-
-def _clock(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

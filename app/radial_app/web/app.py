@@ -112,8 +112,10 @@ def _with_studio(app: FastAPI, place: Place) -> FastAPI:
     # What the first check needs takes seconds to load; nobody should wait for it.
     threading.Thread(target=lambda: importlib.import_module("radial.plan"), daemon=True).start()
 
+    page, router = make_page(place)
+    app.include_router(router)
     return gradio.mount_gradio_app(
-        app, make_page(place), "/", head=HEAD, theme=theme(), footer_links=[], run_history=False, ssr_mode=False,
+        app, page, "/", head=HEAD, theme=theme(), footer_links=[], run_history=False, ssr_mode=False,
         show_error=True, max_file_size=MAX_UPLOAD, allowed_paths=[], mcp_server=True, pwa=False,
         auth_dependency=lambda request: request.state.visitor.name or "local",
     )  # fmt: skip

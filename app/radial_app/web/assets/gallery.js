@@ -20,7 +20,13 @@ export function showGallery(queue) {
 
 function build(place) {
   const search = h("input", { type: "search", placeholder: "Search prompts", ariaLabel: "Search prompts", maxLength: 200,
-    oninput: () => { state.search = search.value; clearTimeout(build.timer); build.timer = setTimeout(() => load(place, true), 80); } });
+    oninput: () => {
+      state.search = search.value;
+      clearTimeout(build.timer);
+      // At once, unless somebody is typing on.
+      build.timer = setTimeout(() => load(place, true), Date.now() - (build.typed ?? 0) < 300 ? 80 : 0);
+      build.typed = Date.now();
+    } });
   const show = h("select", { ariaLabel: "Which videos", onchange: () => { state.show = show.value; load(place, true); } },
     ...[["done", "Videos"], ["favourites", "Favourites"], ["finished", "All that ended"]].map(([value, text]) => h("option", { value }, text)));
   place.replaceChildren(h("div", { className: "head" }, h("h2", {}, "Gallery"), show, search),

@@ -5,11 +5,11 @@ import { openVideo, showGallery } from "./gallery.js";
 import { showLive } from "./live.js";
 import { showPages } from "./pages.js";
 import { showQueue } from "./queue.js";
+import { ask, planned } from "./told.js";
 import { showTune } from "./tune.js";
 
 let queue = null;
 let stream = null;
-let planned = "";
 
 function show() {
   showPages();
@@ -62,8 +62,8 @@ window.radial = {
     window.radial.use(request);
     say("The clip goes on from its last frame; say what happens next.");
   },
-  framesAt: (times, frames, plan) => {
-    const known = JSON.parse(plan || "{}");
+  framesAt: (times, frames) => {
+    const known = planned();
     return times && known.stride ? lengthOf(known, known.stride, parseInt(times)) : frames;
   },
   theme: (name) => {
@@ -72,11 +72,10 @@ window.radial = {
     url.searchParams.set("__theme", name);
     location.assign(url);
   },
-  showPlan: (text) => {
-    planned = text ?? planned;
+  showPlan: () => {
     const place = document.getElementById("plan");
     if (!place) return; // its box is closed
-    const found = JSON.parse(planned || "{}");
+    const found = planned();
     if (!found.request) return;
     const { model, height, width, num_frames, decay, attention } = found.request;
     const share = found.computed_share === null ? "" : `${Math.round(100 * found.computed_share)} % of all attention is computed, dense layers and steps included`;
@@ -89,6 +88,13 @@ window.radial = {
       : h("figure", {}, h("img", { src: `/v1/plan.png?${query}`, loading: "lazy", alt: "Which blocks of attention are computed" }), h("figcaption", { className: "radial-quiet" }, share)));
   },
 };
+
+// Gradio may have drawn the form before this code came.
+function watchForm() {
+  const check = (values) => ask(values, window.radial.showPlan);
+  addEventListener("radial-form", (event) => check(event.detail));
+  if (window.radialForm) check(window.radialForm);
+}
 
 function keys() {
   document.addEventListener("keydown", (event) => {
@@ -107,6 +113,7 @@ function begin() {
   const theme = localStorage.getItem("radial-theme");
   if (theme) document.body.classList.toggle("dark", theme === "dark");
   connect();
+  watchForm();
   keys();
   takeDrops();
   loadAdapters().catch(() => {});

@@ -1,0 +1,41 @@
+// What the form's values make: asked whenever one of them changes, and told in one line below the prompt.
+import { call, clock, h } from "./dom.js";
+
+let plan = {};
+let asked = 0;
+
+export const planned = () => plan;
+
+export async function ask(values, then) {
+  const turn = ++asked;
+  let found;
+  try {
+    found = await call("POST", "/studio/check", values);
+  } catch (error) {
+    found = { problem: error.message };
+  }
+  if (turn !== asked) return; // another change came meanwhile
+  plan = found;
+  show(found);
+  then();
+}
+
+function show(found) {
+  const place = document.getElementById("told");
+  if (!place) return setTimeout(() => show(plan), 50); // Gradio is still drawing
+  place.replaceChildren(found.problem ? h("p", { className: "radial-problem", role: "alert" }, found.problem) : line(found));
+}
+
+function line(found) {
+  const { num_frames, width, height, num_videos } = found.request;
+  const parts = [h("b", {}, `${found.seconds} s`), `${num_frames} frames`, `${width}x${height}`];
+  if (num_frames > found.native_frames) parts.push(`${(num_frames / found.native_frames).toFixed(1)} times the native length`);
+  if (found.computed_share !== null) parts.push(`${Math.round(100 * found.computed_share)} % of attention computed`);
+  if (found.render_seconds !== null) {
+    const dense = found.render_seconds_dense;
+    parts.push(`about ${clock(found.render_seconds * num_videos)}${dense ? ` (dense ${clock(dense)})` : ""}`);
+  }
+  if (found.memory !== null) parts.push(found.memory > 1e8 ? `about ${(found.memory / 1e9).toFixed(1)} GB` : `about ${Math.round(found.memory / 1e6)} MB`);
+  return h("div", { className: "radial-told" }, h("p", {}, parts.flatMap((part, index) => (index ? [" \u00b7 ", part] : [part]))),
+    found.notes.map((note) => h("p", {}, note)));
+}
