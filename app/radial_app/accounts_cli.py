@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from radial.errors import RequestError
 from radial_app.accounts import Accounts
 from radial_app.database import data_folder
 from radial_app.options import DataDir
+from radial_app.store import JobStore
 
 app = typer.Typer(name="accounts", help="Who may use a server over the network.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="The account's name.")]
@@ -45,9 +47,11 @@ def password(
 
 @app.command()
 def remove(name: Name, data_dir: DataDir = None) -> None:
-    """Remove an account with its keys; its videos stay, for admins to see."""
-    with Accounts(data_folder(data_dir)) as accounts:
+    """Remove an account with its keys and uploads; its videos stay, for admins to see."""
+    with Accounts(data_folder(data_dir)) as accounts, JobStore(data_dir) as store:
         accounts.remove(name)
+        store.disown(name)
+        shutil.rmtree(store.folder / "inputs" / name, ignore_errors=True)
 
 
 @app.command("list")

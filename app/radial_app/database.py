@@ -169,6 +169,16 @@ class Database:
             ).fetchone()
         return (row[0], int(row[1])) if row else None
 
+    def inputs_of_unfinished(self) -> set[str]:
+        """The files that jobs which wait, run or are paused start from."""
+        names = ("image", "last_image", "extend")
+        fields = ", ".join(f"json_extract(request, '$.{name}')" for name in names)
+        with explained():
+            rows = self._database.execute(
+                f"SELECT {fields} FROM jobs WHERE state IN ('queued', 'running', 'paused', 'failed')"
+            )
+            return {path for row in rows for path in row if path is not None}
+
     def states(self, ids: Iterable[str]) -> dict[str, State]:
         """How certain jobs stand, in the order given; removed ones are not among them."""
         wanted, found = list(ids), {}

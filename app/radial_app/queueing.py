@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from radial.errors import RequestError
-from radial_app.database import Database
+from radial_app.database import Database, explained
 from radial_app.jobs import FINISHED, Control, Job, State, changed_request
 
 
@@ -64,8 +64,25 @@ class Queueing(Database):
             self._tell(id_, "state", f"edited: {', '.join(changes)}")
         return self.get(id_)
 
-    def move(self, id_: str, place: int) -> None:
-        """Move a waiting job to a place of the queue, from 1; its priority becomes that of its neighbours."""
+    def step(self, id_: str, by: int, owner: str | None = None) -> None:
+        """Move a waiting job so many places forward (-1) or back (1), among all jobs or among its owner's."""
+        with explained():
+            waiting = [
+                row["id"]
+                for row in self._database.execute(
+                    "SELECT id FROM jobs WHERE state = 'queued' AND owner = COALESCE(?, owner) "
+                    "ORDER BY priority DESC, position", (owner,),
+                )
+            ]  # fmt: skip
+        if id_ in waiting:
+            self.move(id_, waiting.index(id_) + 1 + by, owner)
+
+    def move(self, id_: str, place: int, owner: str | None = None) -> None:
+        """Move a waiting job to a place, from 1: of the whole queue, where its priority becomes that of its neighbours,
+        or among its owner's jobs, which exchange their places and take none of anybody else's."""
+        if owner is not None:
+            self._move_among_own(id_, place, owner)
+            return
         with self._transaction() as database:
             rows = list(database.execute(
                 "SELECT id, priority, position FROM jobs WHERE state = 'queued' AND id != ? "
@@ -82,6 +99,26 @@ class Queueing(Database):
             else:
                 return
             database.execute("UPDATE jobs SET priority = ?, position = ? WHERE id = ?", (priority, position, id_))
+
+    def _move_among_own(self, id_: str, place: int, owner: str) -> None:
+        with self._transaction() as database:
+            rows = list(database.execute(
+                "SELECT id, priority, position FROM jobs WHERE state = 'queued' AND owner = ? "
+                "ORDER BY priority DESC, position", (owner,),
+            ))  # fmt: skip
+            order = [row["id"] for row in rows if row["id"] != id_]
+            if len(order) == len(rows):
+                return
+            order.insert(min(max(place - 1, 0), len(order)), id_)
+            for own, slot in zip(order, rows, strict=True):
+                database.execute(
+                    "UPDATE jobs SET priority = ?, position = ? WHERE id = ?", (slot["priority"], slot["position"], own)
+                )
+
+    def disown(self, owner: str) -> None:
+        """Leave an account's jobs to the admins, so that nobody of the same name has them later."""
+        with self._transaction() as database:
+            database.execute("UPDATE jobs SET owner = '' WHERE owner = ?", (owner,))
 
     def prioritise(self, ids: Iterable[str], priority: int) -> None:
         """Jobs of higher priority go first."""

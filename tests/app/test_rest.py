@@ -20,6 +20,7 @@ from radial_app.cli import main
 from radial_app.jobs import ResultFile
 from radial_app.results import publish_once
 from radial_app.store import JobStore
+from radial_app.web import inputs, videos
 from radial_app.web.app import make_app
 from radial_app.web.desk import Place
 from radial_app.web.guard import COOKIE, MAX_BODY
@@ -170,6 +171,11 @@ def test_what_users_do_with_jobs(client: TestClient, place: Place) -> None:
     order: Callable[[], list[str]] = lambda: [one["id"] for one in client.get("/v1/queue").json()["waiting"]]  # noqa: E731
     assert order() == ids
     client.patch(f"/v1/videos/{ids[2]}", json={"place": 1})
+    assert order() == [ids[2], ids[0], ids[1]]
+    client.patch(f"/v1/videos/{ids[2]}", json={"step": "down"})
+    assert order() == [ids[0], ids[2], ids[1]]
+    for step in ("up", "up", "up"):  # no further than the front
+        client.patch(f"/v1/videos/{ids[2]}", json={"step": step})
     assert order() == [ids[2], ids[0], ids[1]]
     assert client.post(f"/v1/videos/{ids[0]}/pause").json()["state"] == "paused"
     assert client.post(f"/v1/videos/{ids[0]}/resume").json()["state"] == "queued"
@@ -419,6 +425,64 @@ def test_accounts_see_what_is_theirs(guarded: TestClient, place: Place) -> None:
     assert [one["id"] for one in guarded.get("/v1/videos", headers=ada).json()["data"]] == [id_]  # an admin
     assert guarded.get(f"/v1/videos/{id_}/content", headers=bob).status_code == 200
     assert guarded.get("/v1/queue", headers={"authorization": "Bearer rk_wrong"}).status_code == 401
+
+
+def test_accounts_move_their_own_jobs_among_themselves(guarded: TestClient, place: Place) -> None:
+    bob, eve, ada = (key_of(place, name) for name in ("bob", "eve", "ada"))
+
+    def make(key: dict[str, str], prompt: str) -> str:
+        return str(guarded.post("/v1/videos", json={"prompt": prompt, "seed": 1}, headers=key).json()["id"])
+
+    first, theirs, second, third = make(bob, "a"), make(eve, "b"), make(bob, "c"), make(bob, "d")
+    guarded.patch(f"/v1/videos/{third}", json={"place": 1}, headers=bob)
+    queue = guarded.get("/v1/queue", headers=ada).json()["waiting"]
+    assert [one["id"] for one in queue] == [third, theirs, first, second]  # nobody else waits longer
+    guarded.patch(f"/v1/videos/{second}", json={"step": "up"}, headers=bob)
+    queue = guarded.get("/v1/queue", headers=ada).json()["waiting"]
+    assert [one["id"] for one in queue] == [third, theirs, second, first]
+    guarded.patch(f"/v1/videos/{theirs}", json={"step": "up"}, headers=ada)
+    queue = guarded.get("/v1/queue", headers=ada).json()["waiting"]
+    assert [one["id"] for one in queue] == [theirs, third, second, first]
+
+
+def test_a_stream_ends_with_its_visitors_key(
+    guarded: TestClient, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(videos, "_WELCOME_TICKS", 1)
+    bob = key_of(place, "bob")
+    with guarded.stream("GET", "/v1/events", headers=bob) as stream:
+        lines = stream.iter_lines()
+        assert next(lines) == "event: queue"
+        with Accounts(place.data) as accounts:
+            accounts.remove("bob")
+        for _ in lines:  # to its end
+            pass
+    assert guarded.get("/v1/queue", headers=bob).status_code == 401
+
+
+def test_streams_are_so_many(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(videos.Streams.__init__, "__defaults__", (0,))
+    place.data.mkdir()
+    client = TestClient(make_app(place), base_url="http://127.0.0.1")
+    answer = client.get("/v1/events")
+    assert (answer.status_code, "close some" in error_of(answer)) == (429, True)
+
+
+def test_old_uploads_make_room_and_those_of_waiting_jobs_stay(
+    client: TestClient, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bring(side: int) -> Any:
+        return client.post("/v1/files", files={"file": ("a.png", png(side, 30))})
+
+    needed, old = (bring(side).json() for side in (40, 41))
+    client.post("/v1/videos", json={"prompt": "x", "model": "wan2.1-i2v-14b-480p", "image": needed["id"]})
+    monkeypatch.setattr(inputs, "MAX_KEPT", needed["bytes"] + old["bytes"] + 10)
+    assert bring(42).status_code == 200
+    assert client.get(f"/v1/files/{needed['id']}").status_code == 200
+    assert client.get(f"/v1/files/{old['id']}").status_code == 422
+    monkeypatch.setattr(inputs, "MAX_KEPT", needed["bytes"] + 10)
+    full = bring(43)
+    assert (full.status_code, "jobs that wait need them" in error_of(full)) == (507, True)
 
 
 def test_accounts_on_the_command_line(

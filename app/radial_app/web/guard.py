@@ -79,7 +79,10 @@ class Guard:
         if refusal is not None:
             await _answer(refusal, connection, scope, send)
             return
-        scope.setdefault("state", {})["visitor"] = visitor
+        state = scope.setdefault("state", {})
+        state["visitor"] = visitor
+        # For answers that take long: whether who asked may still have them.
+        state["still_welcome"] = lambda: not self._accounts or self._visitor(connection) == visitor
         limit = _limit(connection, scope)
         counted = _Counted(receive, limit)
 

@@ -29,6 +29,7 @@ _ID = re.compile(r"[0-9a-f]{32}\.(png|jpg|webp|mp4|webm)")
 _VIDEO_ID = re.compile(r"video:([0-9a-f]{8,40})(?:/(\d{1,3}))?")
 _NAME = re.compile(r"[\w][\w .+-]{0,150}")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+MAX_KEPT = 4 << 30  # bytes of uploads of a visitor
 _OWN_FILES = ("image", "last_image", "extend")
 
 
@@ -59,6 +60,8 @@ class Inputs:
     def take(self, content: BinaryIO) -> Upload:
         """Keep an upload.
 
+        What a visitor brought long ago, and no job that waits needs, makes room for what is new.
+
         Raises:
             RequestError: it is no image and no clip that is taken here.
             OutputError: there is no room for it.
@@ -78,12 +81,30 @@ class Inputs:
                     file.write(block)
             width, height = _measure(waiting, suffix)
             path = self._uploads / f"{digest.hexdigest()[:32]}{suffix}"
+            self._make_room(waiting.stat().st_size)
             waiting.rename(path)
+        except OutputError:
+            raise
         except OSError as error:
             raise OutputError(f"cannot keep the upload: {error.strerror}") from error
         finally:
             waiting.unlink(missing_ok=True)
         return Upload(path.name, "clip" if suffix in (".mp4", ".webm") else "image", width, height, path.stat().st_size)
+
+    def _make_room(self, size: int) -> None:
+        kept = sorted((p for p in self._uploads.glob("[!.]*") if p.is_file()), key=lambda path: path.stat().st_mtime)
+        over = sum(path.stat().st_size for path in kept) + size - MAX_KEPT
+        if over <= 0:
+            return
+        needed = self._database.inputs_of_unfinished()
+        for path in kept:
+            if over > 0 and str(path) not in needed:
+                over -= path.stat().st_size
+                path.unlink(missing_ok=True)
+        if over > 0:
+            raise OutputError(
+                f"your uploads take all of the {MAX_KEPT / 1e9:.0f} GB that are kept, and jobs that wait need them"
+            )
 
     def upload_path(self, id_: str) -> Path:
         """Where an upload of this visitor lies.

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import json
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ from fastapi import APIRouter, Body, Query, Request
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 
 from radial.errors import RadialError, RequestError
 from radial_app.accounts import Visitor
@@ -24,6 +25,7 @@ from radial_app.web.views import Change, Deleted, Video, VideoList, VideoRequest
 
 _TICK = 0.5  # seconds between two looks of a stream
 _POLL = re.compile(r"/v1/videos/([0-9a-f]{8,40})")
+_WELCOME_TICKS = 20  # looks between two questions whether who looks still may
 _QUIET = 15.0  # after which it says that it still lives
 Index = Annotated[int, Query(ge=0, le=999, description="Which of a job's videos.")]
 Filter = Literal["all", "waiting", "finished", "done", "failed", "favourites"]
@@ -36,6 +38,7 @@ _STATES = {
 def make_router(place: Place) -> APIRouter:
     """The routes of a server that keeps its things in ``place``."""
     router = APIRouter(prefix="/v1", tags=["videos"])
+    streams = Streams()
 
     def desk(request: Request) -> Desk:
         return Desk(place, request.state.visitor)
@@ -107,7 +110,9 @@ def make_router(place: Place) -> APIRouter:
         if change.request:
             job = here.edit(job.id, change.request)
         if change.place is not None:
-            here.store.move(job.id, change.place)
+            here.store.move(job.id, change.place, here.visitor.scope)
+        if change.step is not None:
+            here.store.step(job.id, -1 if change.step == "up" else 1, here.visitor.scope)
         if change.favourite is not None:
             here.store.favour(job.id, change.favourite)
         return here.view(here.get(job.id))
@@ -186,7 +191,7 @@ def make_router(place: Place) -> APIRouter:
                 return "deleted", "{}", True
             return "video", here.view(job).model_dump_json(), job.state in FINISHED
 
-        return _stream(request, look)
+        return streams.start(request, look)
 
     @router.get("/queue")
     def get_queue(request: Request) -> dict[str, Any]:
@@ -208,16 +213,42 @@ def make_router(place: Place) -> APIRouter:
                 seen, board = now, json.dumps(_board(desk(request)))
             return "queue", board, False
 
-        return _stream(request, look)
+        return streams.start(request, look)
 
     return router
 
 
-def _stream(request: Request, look: Callable[[], tuple[str, str, bool]]) -> StreamingResponse:
-    """Server-sent events: what ``look`` finds (the event, its data, whether it is the last) each time it differs."""
+class Streams:
+    """Server-sent events, of which each visitor may have so many at a time."""
 
-    async def events() -> AsyncIterator[str]:
-        told, quiet = "", 0.0
+    def __init__(self, most: int = 32) -> None:
+        self._most = most
+        self._open: Counter[str] = Counter()
+
+    def start(self, request: Request, look: Callable[[], tuple[str, str, bool]]) -> StreamingResponse:
+        """What ``look`` finds (the event, its data, whether it is the last), each time it differs.
+
+        It ends when the visitor goes, logs out or loses the key.
+
+        Raises:
+            HTTPException: the visitor has enough of them open.
+        """
+        name = request.state.visitor.name
+        if self._open[name] >= self._most:
+            raise HTTPException(429, f"{self._most} streams of events are open already: close some")
+
+        async def events() -> AsyncIterator[str]:
+            self._open[name] += 1
+            try:
+                async for part in self._events(request, look):
+                    yield part
+            finally:
+                self._open[name] -= 1
+
+        return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+    async def _events(self, request: Request, look: Callable[[], tuple[str, str, bool]]) -> AsyncIterator[str]:
+        told, quiet, ticks = "", 0.0, itertools.count(1)
         while not await request.is_disconnected():
             event, text, last = look()
             quiet += _TICK
@@ -230,8 +261,8 @@ def _stream(request: Request, look: Callable[[], tuple[str, str, bool]]) -> Stre
             if last:
                 return
             await asyncio.sleep(_TICK)
-
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+            if next(ticks) % _WELCOME_TICKS == 0 and not await run_in_threadpool(request.state.still_welcome):
+                return
 
 
 class Polls:

@@ -138,6 +138,7 @@ class Change(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     place: int | None = Field(None, ge=1, le=1_000_000)
+    step: Literal["up", "down"] | None = None
     favourite: bool | None = None
     request: dict[str, Any] | None = None
 

@@ -44,13 +44,13 @@ function workers(queue) {
 
 function row(video, place, count) {
   const act = (action) => call("POST", `/v1/videos/${video.id}/${action}`);
-  const move = (to) => call("PATCH", `/v1/videos/${video.id}`, { place: to });
+  const move = (step) => call("PATCH", `/v1/videos/${video.id}`, { step });
   const running = video.state === "running";
   const actions = running
     ? [button("Pause", () => act("pause")), button("Stop and keep", () => act("cancel?keep=true")),
       button("Discard", () => act("cancel?keep=false"), { className: "danger" })]
-    : [video.state === "queued" && button("↑", () => move(place), { ariaLabel: "Move up", disabled: place === 0 }),
-      video.state === "queued" && button("↓", () => move(place + 2), { ariaLabel: "Move down", disabled: place === count - 1 }),
+    : [video.state === "queued" && button("↑", () => move("up"), { ariaLabel: "Move up", disabled: place === 0 }),
+      video.state === "queued" && button("↓", () => move("down"), { ariaLabel: "Move down", disabled: place === count - 1 }),
       button("Edit", () => edit(video)),
       video.state === "paused" ? button("Go on", () => act("resume")) : button("Hold", () => act("pause")),
       button("Cancel", () => act("cancel"), { className: "danger" })];
