@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any, Literal
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from radial.context_parallel import ContextParallel, noticing_the_dead
 from radial.errors import GenerationError, ProcessLost, RequestError, first_line
@@ -138,10 +138,10 @@ class Crew:
                 yield
             except ProcessLost:
                 raise
-            except BaseException:
-                self.word(_END)
+            except Exception:
+                self._end()
                 raise
-            self.word(_END)
+            self._end()
             return
         try:
             yield
@@ -157,34 +157,34 @@ class Crew:
             return
         self._hears_the_end(_WAITING)
 
+    def _end(self) -> None:
+        """End the clip for those who listen. A follower in a call that waits for this process does not; then there is
+        no more to say, and torchrun ends it when this process does."""
+        self._broadcast(torch.tensor(_END), _PATIENCE)
+
+    def _broadcast(self, word: Tensor, patience: timedelta) -> bool:
+        """Say the leader's word or hear it: whether that was done in so long a time."""
+        work = distributed.broadcast(word, 0, group=self._words, async_op=True)
+        assert work is not None
+        try:
+            work.wait(patience)
+        except RuntimeError:
+            return False
+        return True
+
     def _hears_the_end(self, patience: timedelta) -> bool:
         """Listen until the leader ends the clip, or says nothing for so long: whether it ended it."""
         said = torch.tensor(_GO_ON)
         while int(said) != _END:
-            work = distributed.broadcast(said, 0, group=self._words, async_op=True)
-            assert work is not None
-            try:
-                work.wait(patience)
-            except RuntimeError:
+            if not self._broadcast(said, patience):
                 return False
         return True
 
 
 @contextlib.contextmanager
 def joined(device: str = "auto") -> Iterator[Crew | None]:
-    """Join the crew while the context lasts, where torchrun started several processes; see :meth:`Crew.join`.
-
-    The leader sends the others home when it leaves.
-    """
+    """Be of the crew while the context lasts, where torchrun started several processes; see :meth:`Crew.join`."""
     crew = Crew.join(device)
-    try:
-        yield crew
-    except BaseException:
-        if crew is not None and crew.leads:
-            with contextlib.suppress(ProcessLost):
-                crew.order(None)
-        raise
-    if crew is not None:
-        if crew.leads:
-            crew.order(None)
+    yield crew
+    if crew is not None:  # after an error the others may wait in a call: the process ends as it is
         distributed.destroy_process_group()

@@ -23,14 +23,18 @@ def narrow_linears(
     """
     kinds = set(getattr(model, "_repeated_blocks", None) or [])
     blocks = [block for block in model.modules() if type(block).__name__ in kinds] if kinds else [model]
-    count = 0
-    for block in blocks:
-        for path, parent in list(block.named_modules()):
-            if "norm" in path or "lora_" in path:
-                continue
-            for name, child in list(parent.named_children()):
-                if type(child) is nn.Linear and child.weight.numel() >= _SMALLEST and "norm" not in name:
-                    own = child.weight.device
-                    setattr(parent, name, kind.of(child.to(device or own)).to(own))
-                    count += 1
-    return count
+    found = [
+        (parent, name)
+        for block in blocks
+        for path, parent in block.named_modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Linear and child.weight.numel() >= _SMALLEST and not _kept(f"{path}.{name}")
+    ]
+    for parent, name in found:
+        linear: nn.Linear = getattr(parent, name)
+        setattr(parent, name, kind.of(linear, device).to(linear.weight.device))
+    return len(found)
+
+
+def _kept(path: str) -> bool:
+    return "norm" in path or "lora_" in path

@@ -227,10 +227,9 @@ def generate(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the path.")] = False,
 ) -> None:
     """Generate a video from a prompt."""
-    from radial.crew import joined
     from radial.models import find_preset
     from radial.request import make_request, parse_lora
-    from radial_app.crew import follow
+    from radial_app.crew import follow, leading
     from radial_app.jobs import Job, anchored
     from radial_app.rendering import render_here
     from radial_app.store import JobStore
@@ -291,7 +290,7 @@ def generate(
             (job,) = store.add([job])
             print(job.id)
             return
-        with joined(device) as crew:
+        with leading(device) as crew:
             render_here(store, job, crew=crew, quiet=quiet, as_json=as_json)
 
 

@@ -6,10 +6,25 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 
-from radial.crew import joined
+from radial.crew import Crew, joined
 from radial_app.model_holder import ModelHolder
+
+_PATIENCE = 20.0  # seconds for what Ctrl+C begins
+
+
+@contextlib.contextmanager
+def leading(device: str = "auto") -> Iterator[Crew | None]:
+    """Lead the crew while the context lasts, where torchrun started several processes; then they go home.
+
+    After an error, and after Ctrl+C, the others may wait in a call: torchrun ends them.
+    """
+    with joined(device) as crew:
+        yield crew
+        if crew is not None:
+            crew.order(None)
 
 
 def follow(device: str = "auto", *, through_signals: bool = False) -> None:
@@ -50,9 +65,13 @@ def last_words(say: Callable[[], None]) -> Iterator[None]:
     os.set_blocking(write, False)
 
     def watch() -> None:
+        interrupted = False
         while signal.SIGTERM not in (numbers := os.read(read, 64)):
             if not numbers:  # closed
                 return
+            interrupted = interrupted or signal.SIGINT in numbers
+        if interrupted or signal.SIGINT in numbers:  # Ctrl+C came to torchrun, too
+            time.sleep(_PATIENCE)
         say()
         os._exit(128 + signal.SIGTERM)
 

@@ -152,8 +152,7 @@ def remove(jobs: Ids) -> None:
 @app.command()
 def run(job: Id) -> None:
     """Render one job here: one that waits, is paused, or failed."""
-    from radial.crew import joined
-    from radial_app.crew import follow
+    from radial_app.crew import follow, leading
     from radial_app.rendering import render_here
 
     with JobStore() as store:
@@ -164,7 +163,7 @@ def run(job: Id) -> None:
         found = store.get(job)
         store.resume([found.id])
         store.retry([found.id])
-        with joined(found.request.device) as crew:
+        with leading(found.request.device) as crew:
             render_here(store, store.get(found.id), crew=crew)
 
 
@@ -179,9 +178,8 @@ def work(
     data_dir: DataDir = None,
 ) -> None:
     """Render the jobs that wait, one after the other. Start one for each device."""
-    from radial.crew import joined
     from radial.loading import choose_device
-    from radial_app.crew import follow
+    from radial_app.crew import follow, leading
     from radial_app.run import Pace
     from radial_app.worker import Worker, WorkerSettings, log_to
 
@@ -200,7 +198,7 @@ def work(
             return
         if slot is not None:
             store.locks.sign(slot, owner)
-        crew = stack.enter_context(joined(device))
+        crew = stack.enter_context(leading(device))
         if crew is not None:
             settings = replace(settings, device=crew.device)
         worker = Worker(store, settings, crew)

@@ -94,6 +94,19 @@ def test_a_dead_process_is_told_of_and_the_clip_goes_on_from_its_snapshot(in_emp
         assert any("goes on from step" in text for *_, text in store.events(job.id))
 
 
+def test_ctrl_c_pauses_the_clip(in_empty_folder: Path) -> None:
+    process = start(*GENERATE, "--num-inference-steps", "200", "--output", "a.mp4")
+    with JobStore() as store:
+        job = wait_for_step(store, 2)
+        children = psutil.Process(process.pid).children()
+        for one in (process.pid, *(child.pid for child in children)):  # as a terminal does
+            os.kill(one, signal.SIGINT)
+        code, out, err = finish(process)
+        assert (code != 0, out) == (True, "")
+        assert f"`radial jobs run {job.id}` goes on" in err
+        assert store.get(job.id).state == "paused"
+
+
 def test_a_worker_of_two_processes(in_empty_folder: Path) -> None:
     """One job is stopped with what there is, one cannot be loaded, one is done: the worker ends at the failure."""
     from radial.request import make_request

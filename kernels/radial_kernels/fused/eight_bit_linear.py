@@ -91,10 +91,9 @@ class EightBitLinear(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, linear: nn.Linear) -> EightBitLinear:
-        """The same layer with its weight rounded."""
-        weight, scale = quantise_rows(linear.weight.detach())
-        return cls(weight, scale, None if linear.bias is None else linear.bias.detach())
+    def of(cls, linear: nn.Linear, device: torch.device | None = None) -> EightBitLinear:
+        """The same layer with its weight rounded, on ``device`` or where it is."""
+        return cls(*quantise_rows(linear.weight.detach().to(device)), _moved(linear.bias, device))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., K]`` to ``[..., N]``, in the dtype of the input."""
@@ -132,11 +131,10 @@ class EightBitWeights(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, linear: nn.Linear) -> EightBitWeights:
-        """The same layer with its weight rounded."""
-        weight = linear.weight.detach()
-        bias = None if linear.bias is None else linear.bias.detach()
-        return cls(*quantise_rows(weight), bias, weight.dtype)
+    def of(cls, linear: nn.Linear, device: torch.device | None = None) -> EightBitWeights:
+        """The same layer with its weight rounded, on ``device`` or where it is."""
+        rounded, scale = quantise_rows(linear.weight.detach().to(device))
+        return cls(rounded, scale, _moved(linear.bias, device), linear.weight.dtype)
 
     @property
     def weight(self) -> Tensor:
@@ -147,6 +145,10 @@ class EightBitWeights(nn.Module):
         """``[..., K]`` to ``[..., N]``, in the dtype of the input."""
         weight = self.rounded.to(x.dtype).mul_(self.weight_scale.to(x.dtype))
         return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+
+
+def _moved(bias: Tensor | None, device: torch.device | None) -> Tensor | None:
+    return None if bias is None else bias.detach().to(device)
 
 
 def refuse_eight_bit(device: torch.device) -> str | None:
