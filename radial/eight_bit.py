@@ -18,9 +18,10 @@ def narrow_linears(
     """Put 8-bit layers in the place of the large linear layers in a model's repeated blocks, of the whole model where
     it does not name any: how many there are. Each is narrowed on ``device``, and goes back to where it was.
 
-    Modulation, which is computed once a clip and steers every token, keeps its precision. Adapters on a layer stay as
-    they are: only what they were put on is narrowed.
+    Modulation, which is computed once a clip and steers every token, keeps its precision, and so does what the model
+    says it needs in float32. Adapters on a layer stay as they are: only what they were put on is narrowed.
     """
+    exact = tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
     kinds = set(getattr(model, "_repeated_blocks", None) or [])
     blocks = [block for block in model.modules() if type(block).__name__ in kinds] if kinds else [model]
     found = [
@@ -28,7 +29,7 @@ def narrow_linears(
         for block in blocks
         for path, parent in block.named_modules()
         for name, child in parent.named_children()
-        if type(child) is nn.Linear and child.weight.numel() >= _SMALLEST and not _kept(f"{path}.{name}")
+        if type(child) is nn.Linear and child.weight.numel() >= _SMALLEST and not _kept(f"{path}.{name}", exact)
     ]
     for parent, name in found:
         linear: nn.Linear = getattr(parent, name)
@@ -36,5 +37,5 @@ def narrow_linears(
     return len(found)
 
 
-def _kept(path: str) -> bool:
-    return "norm" in path or "lora_" in path
+def _kept(path: str, exact: tuple[str, ...]) -> bool:
+    return "norm" in path or "lora_" in path or not set(exact).isdisjoint(path.split("."))

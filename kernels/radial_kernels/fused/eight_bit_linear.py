@@ -76,18 +76,16 @@ class EightBitLinear(nn.Module):
     """A linear layer with its weight in e4m3. Its input is rounded to e4m3 too, row by row, as it comes.
 
     Where the device has no such products (see :func:`refuse_eight_bit`) it multiplies the rounded numbers in float32.
+    The weight's numbers are kept as bytes: nobody should take them for the dtype that a model computes in, nor cast
+    them. They are parameters, as offloading in groups leaves the buffers of a block on the GPU.
     """
-
-    weight: Tensor
-    weight_scale: Tensor
-    bias: Tensor | None
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.register_buffer("weight", weight)
-        self.register_buffer("weight_scale", scale)
-        self.register_buffer("bias", bias)
+        self.weight = _fixed(weight.view(torch.uint8))
+        self.weight_scale = _fixed(scale)
+        self.bias = None if bias is None else _fixed(bias)
 
     @classmethod
     @torch.no_grad()
@@ -102,13 +100,14 @@ class EightBitLinear(nn.Module):
 
     def multiply(self, x_MK: Tensor, scale_M1: Tensor, dtype: torch.dtype) -> Tensor:
         """The product of an input that :func:`quantise_rows` made, for several layers of one input, or after a GELU."""
+        weight = self.weight.view(torch.float8_e4m3fn)
         if x_MK.is_cuda:
             bias = None if self.bias is None else self.bias.to(dtype)
             return torch._scaled_mm(
-                x_MK, self.weight.t(), scale_M1, self.weight_scale.t(), bias=bias, out_dtype=dtype, use_fast_accum=True
+                x_MK, weight.t(), scale_M1, self.weight_scale.t(), bias=bias, out_dtype=dtype, use_fast_accum=True
             )
         bias = None if self.bias is None else self.bias.float()
-        return F.linear(x_MK.float() * scale_M1, self.weight.float() * self.weight_scale, bias).to(dtype)
+        return F.linear(x_MK.float() * scale_M1, weight.float() * self.weight_scale, bias).to(dtype)
 
 
 class EightBitWeights(nn.Module):
@@ -117,17 +116,13 @@ class EightBitWeights(nn.Module):
     Half the memory of 16 bits on any device; the product takes a pass over the weight longer.
     """
 
-    rounded: Tensor
-    weight_scale: Tensor
-    bias: Tensor | None
-
     def __init__(self, rounded: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.out_features, self.in_features = rounded.shape
         self.dtype = dtype
-        self.register_buffer("rounded", rounded)
-        self.register_buffer("weight_scale", scale)
-        self.register_buffer("bias", bias)
+        self.rounded = _fixed(rounded.view(torch.uint8))
+        self.weight_scale = _fixed(scale)
+        self.bias = None if bias is None else _fixed(bias)
 
     @classmethod
     @torch.no_grad()
@@ -139,12 +134,18 @@ class EightBitWeights(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight as it acts, in the dtype that it had: some models look at that."""
-        return self.rounded.to(self.dtype).mul_(self.weight_scale.to(self.dtype))
+        return self._weight(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., K]`` to ``[..., N]``, in the dtype of the input."""
-        weight = self.rounded.to(x.dtype).mul_(self.weight_scale.to(x.dtype))
-        return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+        return F.linear(x, self._weight(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+    def _weight(self, dtype: torch.dtype) -> Tensor:
+        return self.rounded.view(torch.float8_e4m3fn).to(dtype).mul_(self.weight_scale.to(dtype))
+
+
+def _fixed(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values, requires_grad=False)
 
 
 def _moved(bias: Tensor | None, device: torch.device | None) -> Tensor | None:
