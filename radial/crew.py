@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, distributed
 
 from radial.context_parallel import ContextParallel, noticing_the_dead
-from radial.errors import GenerationError, ProcessLost, RequestError, first_line
+from radial.errors import GenerationError, Lost, RequestError, first_line
 from radial.resume import OnStep, Step
 
 _GO_ON, _FINISH, _END = range(3)
@@ -136,7 +136,7 @@ class Crew:
         if self.leads:
             try:
                 yield
-            except ProcessLost:
+            except Lost:
                 raise
             except Exception:
                 self._end()

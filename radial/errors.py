@@ -5,7 +5,9 @@
     ├── ModelError         (ValueError)   a model, checkpoint or adapter is unknown, missing, corrupt or unfit
     ├── OutputError        (OSError)      a result cannot be written where it was asked for
     └── GenerationError    (RuntimeError) generation went wrong after it began
-        └── ProcessLost                   a process that shares the clip has died
+        └── Lost                          what makes the clip is gone: this process must begin anew
+            ├── DeviceLost                the GPU has stopped answering
+            └── ProcessLost               another process that shares the clip has died
 
 Each message is one line fit to be shown as it is.
 """
@@ -48,5 +50,14 @@ class GenerationError(RadialError, RuntimeError):
         self.latents = latents
 
 
-class ProcessLost(GenerationError):
-    """A process that shares the clip has died; what was denoised until the last snapshot is kept."""
+class Lost(GenerationError):
+    """What makes the clip is gone, and this process can make no other; what was denoised until the last snapshot is
+    kept."""
+
+
+class DeviceLost(Lost):
+    """The GPU has stopped answering."""
+
+
+class ProcessLost(Lost):
+    """Another process that shares the clip has died."""

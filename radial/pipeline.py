@@ -21,7 +21,7 @@ from radial import __version__
 from radial.attention import RadialAttention, apply, transformers_of
 from radial.crew import Crew
 from radial.decoding import patient_decoding
-from radial.errors import GenerationError
+from radial.errors import DeviceLost, GenerationError, first_line
 from radial.images import Frames, fit_frames, fit_image, read_clip, read_image
 from radial.loading import LoadedModel, fingerprint, load, quiet
 from radial.positions import riflex
@@ -223,6 +223,8 @@ def _generate_one(
                 "smaller size",
                 latents=watch.latents,
             ) from error
+        except torch.AcceleratorError as error:
+            raise DeviceLost(f"{model.device} has stopped answering ({first_line(error)})", watch.latents) from error
     if not np.isfinite(frames).all():
         raise GenerationError("the decoded frames are not all numbers; try float32", latents=watch.latents)
     if frames.shape[:3] != (request.num_frames, request.height, request.width):

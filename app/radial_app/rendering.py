@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
-from radial.errors import GenerationError, OutputError, ProcessLost
+from radial.errors import GenerationError, Lost, OutputError
 from radial_app.crew import last_words
 from radial_app.jobs import Job, ResultFile
 from radial_app.progress import Progress
@@ -69,7 +69,7 @@ def render_here(
             raise typer.Exit(1)
         return job
     kept = store.snapshot_path(job.id).exists()
-    if isinstance(worker.error, ProcessLost) or (kept and isinstance(worker.error, (GenerationError, OutputError))):
+    if isinstance(worker.error, Lost) or (kept and isinstance(worker.error, (GenerationError, OutputError))):
         says = f"{worker.error}; `radial jobs run {job.id}` " + (
             "goes on from the last step kept" if kept else "begins it anew"
         )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from radial.errors import OutputError, ProcessLost, RadialError, RequestError
+from radial.errors import Lost, OutputError, RadialError, RequestError
 from radial_app.jobs import Job
 from radial_app.model_holder import ModelHolder
 from radial_app.results import PASSING
@@ -179,9 +179,10 @@ class Worker:
         except KeyboardInterrupt:
             self._end(job, "paused", "stopped with Ctrl+C", failed_attempt=False)
             raise
-        except ProcessLost as error:
+        except Lost as error:
             self.error = error
             self._end(job, "queued", str(error))
+            self.stop.set()
         except RadialError as error:
             self.error = error
             if isinstance(error, OutputError) and error.errno in PASSING:

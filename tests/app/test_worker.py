@@ -127,6 +127,32 @@ def test_cancel_discards_and_finish_keeps(store: JobStore, make: Callable[..., J
     assert "finished_at_step" not in read_receipt(tmp_path / "out" / "2-2.mp4")
 
 
+def test_a_gpu_that_stops_answering_sends_the_job_back_and_ends_the_worker(
+    store: JobStore, make: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import UniPCMultistepScheduler
+
+    job, next_one = make(num_inference_steps=6), make(seed=9)
+    plain, calls = UniPCMultistepScheduler.step, []
+
+    def step(self: Any, *args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure\nCompile with TORCH_USE_CUDA_DSA")
+        return plain(self, *args, **options)
+
+    monkeypatch.setattr(UniPCMultistepScheduler, "step", step)
+    ours = worker(store)
+    ours.run()
+    found = store.get(job.id)
+    assert found.state == "queued"
+    assert found.error == "cpu has stopped answering (CUDA error: unspecified launch failure)"
+    assert store.get(next_one.id).state == "queued"  # not with this process
+    worker(store).run()
+    assert [store.get(one.id).state for one in (job, next_one)] == ["done", "done"]
+    assert any("goes on from step 3 of 6" in text for _, _, _, text in store.events(job.id))
+
+
 def test_a_picture_while_it_renders(store: JobStore, make: Callable[..., Job]) -> None:
     job = make(num_inference_steps=6)
     seen: list[tuple[int, ...]] = []

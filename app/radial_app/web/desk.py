@@ -212,6 +212,7 @@ class Desk:
             "computed_share": found.density, "render_seconds": found.seconds,
             "render_seconds_dense": self.store.seconds_of(request.model_copy(update={"attention": "dense"}))
             if request.attention == "radial" else found.seconds,
+            "seconds_on_h100": found.seconds_on_h100,
             "memory": found.needs and found.needs.vram("full"), "notes": list(request.warnings(spec)),
         }  # fmt: skip
 

@@ -34,7 +34,7 @@ function line(found) {
   if (found.render_seconds !== null) {
     const dense = found.render_seconds_dense;
     parts.push(`about ${clock(found.render_seconds * num_videos)}${dense ? ` (dense ${clock(dense)})` : ""}`);
-  }
+  } else if (found.seconds_on_h100 > 10) parts.push(`about ${clock(found.seconds_on_h100 * num_videos)} on an H100`);
   if (found.memory !== null) parts.push(found.memory > 1e8 ? `about ${(found.memory / 1e9).toFixed(1)} GB` : `about ${Math.round(found.memory / 1e6)} MB`);
   return h("div", { className: "radial-told" }, h("p", {}, parts.flatMap((part, index) => (index ? [" \u00b7 ", part] : [part]))),
     found.notes.map((note) => h("p", {}, note)));
