@@ -24,7 +24,7 @@ from radial.weights import Weights, weights_in
 
 Profile = Literal["full", "balanced", "low", "lowest"]
 PROFILES: tuple[Profile, ...] = ("full", "balanced", "low", "lowest")
-_CONTEXT = 600 << 20  # CUDA's own, and what the allocator leaves unused
+_CONTEXT = 950 << 20  # CUDA's own, and what the allocator leaves unused
 _TILE = 256  # pixels of a side of a decoded tile
 _TRANSFORMERS = ("transformer", "transformer_2")
 

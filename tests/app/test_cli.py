@@ -337,7 +337,7 @@ def test_an_estimate_says_what_a_clip_takes(capsys: pytest.CaptureFixture[str], 
     # A model of the hub that is not here, without the hub: what can be said is said.
     code, out, _ = run(capsys, "estimate", "--model", "wan2.1-14b")
     assert code == 0
-    assert "known once the model's files are here" in out
+    assert "known once the hub can be asked" in out
     assert "download: unknown" in out
     code, _, err = run(capsys, "estimate", "--num-frames", "34")
     assert (code, "num_frames must be a multiple of 4" in err) == (2, True)
