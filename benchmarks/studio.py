@@ -195,7 +195,10 @@ def _poll_all(
             head, _, body = answer.partition(b"\r\n\r\n")
             size = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
             while len(body) < size:
-                body += client.recv(1 << 16)
+                more = client.recv(1 << 16)
+                if not more:
+                    raise OSError("the connection ended in the middle of an answer")
+                body += more
             (answers if b" 200 " in head[:20] else failures).append(time.perf_counter() - started)
         except (OSError, ValueError) as error:
             failures.append(str(error))

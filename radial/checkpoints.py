@@ -99,7 +99,14 @@ def spec_in(folder: Path, spec: ModelSpec) -> ModelSpec:
 
 def read_folder(folder: Path, without: tuple[str, ...] = ()) -> ModelSpec:
     """A spec for a folder, with the settings of the named model it is most like: one of its pipeline and as wide; a
-    toy's frames have few tokens, as the bundled model's, and a checkpoint that switches transformers is a Wan 2.2."""
+    toy's frames have few tokens, as the bundled model's, and a checkpoint that switches transformers is a Wan 2.2.
+
+    Args:
+        without: components whose weights come from elsewhere.
+
+    Raises:
+        ModelError: it is no checkpoint that we drive.
+    """
     check_checkpoint(folder, without)
     index = read_json(folder / "model_index.json")
     kind = index["_class_name"]

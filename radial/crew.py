@@ -40,10 +40,12 @@ class Crew:
     Attributes:
         parallel: how they share it.
         device: this process's, as a request names it.
+        broken: whether some process may wait in a call that never ends: nothing more can be made together.
     """
 
     def __init__(self, parallel: ContextParallel, device: str) -> None:
         self.parallel, self.device = parallel, device
+        self.broken = False
         self._words = distributed.new_group(backend="gloo", timeout=_WAITING)
 
     @classmethod
@@ -83,7 +85,11 @@ class Crew:
         return self.parallel.size
 
     def order(self, order: Any = None) -> Any:
-        """The leader's order, for everybody."""
+        """The leader's order, for everybody.
+
+        Raises:
+            ProcessLost: somebody has died.
+        """
         orders = [order]
         with noticing_the_dead():
             distributed.broadcast_object_list(orders, 0, group=self._words)
@@ -95,6 +101,7 @@ class Crew:
         Raises:
             Exception: this process's own error.
             GenerationError: another has one.
+            ProcessLost: somebody has died.
         """
         errors: list[str | None] = [None] * self.size
         with noticing_the_dead():
@@ -109,6 +116,7 @@ class Crew:
 
         Raises:
             Ended: it is that the clip has ended; for followers.
+            ProcessLost: somebody has died.
         """
         said = torch.tensor(word)
         with noticing_the_dead():
@@ -116,6 +124,15 @@ class Crew:
         if not self.leads and int(said) == _END:
             raise Ended
         return int(said)
+
+    def wait(self) -> None:
+        """Until everybody has come here, however long it takes.
+
+        Raises:
+            ProcessLost: somebody has died.
+        """
+        with noticing_the_dead():
+            distributed.barrier(group=self._words)
 
     def before_call(self, *_: Any) -> None:
         """A hook of the transformer: everybody makes the next call, or nobody."""
@@ -137,6 +154,7 @@ class Crew:
             try:
                 yield
             except Lost:
+                self.broken = True
                 raise
             except Exception:
                 self._end()
@@ -158,9 +176,9 @@ class Crew:
         self._hears_the_end(_WAITING)
 
     def _end(self) -> None:
-        """End the clip for those who listen. A follower in a call that waits for this process does not; then there is
-        no more to say, and torchrun ends it when this process does."""
-        self._broadcast(torch.tensor(_END), _PATIENCE)
+        """End the clip for those who listen. A follower in a call that waits for this process does not: torchrun ends
+        it when this process ends."""
+        self.broken = not self._broadcast(torch.tensor(_END), _PATIENCE)
 
     def _broadcast(self, word: Tensor, patience: timedelta) -> bool:
         """Say the leader's word or hear it: whether that was done in so long a time."""

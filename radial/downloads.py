@@ -61,7 +61,7 @@ def find_local(source: str, without: tuple[str, ...] = ()) -> Path | None:
 
     if without:
         folder = cached_folder(source)
-        return folder if folder is not None and _is_whole(folder, without) else None
+        return folder if folder is not None and is_whole(folder, without) else None
     try:
         return Path(diffusers.DiffusionPipeline.download(source, use_safetensors=True, local_files_only=True))
     except Exception:  # the hub's client raises many kinds for what is not there
@@ -213,8 +213,12 @@ def explain_hub(source: str, error: Exception) -> RadialError | None:
     return None
 
 
-def _is_whole(folder: Path, without: tuple[str, ...]) -> bool:
-    """Whether no file is missing that a component's list of shards names, nor any component's weights."""
+def is_whole(folder: Path, without: tuple[str, ...]) -> bool:
+    """Whether no file is missing that a component's list of shards names, nor any component's weights.
+
+    Args:
+        without: components whose weights are not wanted.
+    """
     from radial.checkpoints import check_checkpoint
 
     try:

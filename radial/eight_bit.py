@@ -7,7 +7,7 @@ from torch import nn
 
 from radial_kernels.fused import EightBitLinear, EightBitWeights
 
-_SMALLEST = 1 << 20  # weights from which it is worth it
+SMALLEST = 1 << 20  # weights from which it is worth it
 
 
 def narrow_linears(
@@ -29,7 +29,7 @@ def narrow_linears(
         for block in blocks
         for path, parent in block.named_modules()
         for name, child in parent.named_children()
-        if type(child) is nn.Linear and child.weight.numel() >= _SMALLEST and not _kept(f"{path}.{name}", exact)
+        if type(child) is nn.Linear and child.weight.numel() >= SMALLEST and not _kept(f"{path}.{name}", exact)
     ]
     for parent, name in found:
         linear: nn.Linear = getattr(parent, name)

@@ -23,7 +23,7 @@ from radial.memory import Profile, choose_profile, place
 from radial.models import ModelSpec, find_model
 from radial.request import GenerationRequest
 from radial.single_file import is_gguf, load_single_file
-from radial_kernels.fused import EightBitWeights
+from radial_kernels.fused import EightBitWeights, refuse_eight_bit
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def fetch(request: GenerationRequest, on_download: OnProgress = lambda done, tot
 
     Raises:
         ModelError: it cannot be had.
+        OutputError: the disk has no room for it.
     """
     spec = find_model(request.model)
     without = spec.own_components
@@ -73,6 +74,7 @@ def load(
     Raises:
         RequestError: the device does not exist here.
         ModelError: the checkpoint is missing, corrupt or pickled, or an adapter does not fit.
+        OutputError: the disk has no room for a download.
     """
     request = request.resolve()
     for lora in request.loras:
@@ -80,17 +82,11 @@ def load(
     spec = find_model(request.model)
     device = choose_device(request.device)
     dtype = choose_dtype(request.dtype, device)
+    _check_precision(request, spec, device)
     folder = fetch(request, on_download)
     check_checkpoint(folder, spec.own_components)
     spec = spec_in(folder, spec)
     spec.check_size(request.clip_height, request.clip_width, request.clip_frames)
-    if request.precision == "eight_bit":
-        from radial_kernels.fused import refuse_eight_bit
-
-        if (reason := refuse_eight_bit(device)) is not None:
-            raise RequestError(f"precision eight_bit cannot be: {reason}; take eight_bit_weights or full")
-    if is_gguf(spec) and request.precision != "full":
-        raise RequestError(f"precision {request.precision} cannot be: {spec.name} is quantised already; take full")
     profile = choose_profile(request, spec, folder, dtype, device, processes)
     kind = spec.pipeline_for(with_image=request.starts_from_image)
     with quiet():
@@ -137,6 +133,13 @@ _PROFILE_NOTES = {
     "low": "the transformer comes to the GPU block by block",
     "lowest": "all weights come to the GPU layer by layer, which takes longer",
 }
+
+
+def _check_precision(request: GenerationRequest, spec: ModelSpec, device: torch.device) -> None:
+    if request.precision == "eight_bit" and (reason := refuse_eight_bit(device)) is not None:
+        raise RequestError(f"precision eight_bit cannot be: {reason}; take eight_bit_weights or full")
+    if is_gguf(spec) and request.precision != "full":
+        raise RequestError(f"precision {request.precision} cannot be: {spec.name} is quantised already; take full")
 
 
 def profile_of(request: GenerationRequest, processes: int = 1) -> Profile | None:

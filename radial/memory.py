@@ -11,16 +11,19 @@ measured at full size (benchmarks/memory_h100_*.md).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from radial.eight_bit import SMALLEST
 from radial.errors import GenerationError, RequestError
 from radial.models import ModelSpec
 from radial.request import GenerationRequest
-from radial.weights import Weights, weights_in
+from radial.shared_decoding import Strips
+from radial.weights import Weight, Weights, weights_in
 
 Profile = Literal["full", "balanced", "low", "lowest"]
 PROFILES: tuple[Profile, ...] = ("full", "balanced", "low", "lowest")
@@ -53,9 +56,11 @@ class Needs:
         """All weights."""
         return sum(self.weights.values())
 
-    def shared_by(self, processes: int) -> Needs:
-        """What each of several processes that share the clip takes on its GPU."""
-        return replace(self, clip=self.clip // processes, decode=self.decode // processes)
+    def shared_by(self, processes: int, strip: float = 1.0) -> Needs:
+        """What each of several processes that share the clip takes on its GPU; ``strip`` is the share of the frames
+        that the widest one decodes. The first one puts all frames together."""
+        decode = int(self.decode * strip) + self.frames // 3
+        return replace(self, clip=self.clip // processes, decode=min(self.decode, decode))
 
     def vram(self, profile: Profile) -> int:
         """The most that lies on the GPU at once."""
@@ -80,16 +85,19 @@ def needs_of(request: GenerationRequest, spec: ModelSpec, weights: Weights, dtyp
     """What a resolved request needs of a checkpoint with such weights."""
     sizes, blocks = {}, {}
     for component, tensors in weights.components.items():
-        narrowed = request.precision != "full" and component in _TRANSFORMERS
-        narrowed = narrowed or (request.precision == "eight_bit_weights" and component.startswith("text_encoder"))
-        exact = component == "vae" and spec.exact_autoencoder
-        each = 4 if exact else 1 if narrowed else dtype.itemsize
-        sizes[component] = sum(tensor.bytes(each) for tensor in tensors)
+        narrow = request.precision != "full" and component in _TRANSFORMERS
+        narrow = narrow or (request.precision == "eight_bit_weights" and component.startswith("text_encoder"))
+        wide = 4 if component == "vae" and spec.exact_autoencoder else dtype.itemsize
+
+        def each(tensor: Weight, narrow: bool = narrow, wide: int = wide) -> int:
+            return tensor.bytes(1 if narrow and _is_narrowed(tensor) else wide)
+
+        sizes[component] = sum(map(each, tensors))
         if component in _TRANSFORMERS:
             by_block: dict[str, int] = {}
             for tensor in tensors:
                 block = ".".join(tensor.name.removeprefix("model.diffusion_model.").split(".")[:2])
-                by_block[block] = by_block.get(block, 0) + tensor.bytes(each)
+                by_block[block] = by_block.get(block, 0) + each(tensor)
             blocks[component] = max(by_block.values())
     config = weights.transformer
     width = config.get("num_attention_heads", 24) * config.get("attention_head_dim", 128)
@@ -99,11 +107,19 @@ def needs_of(request: GenerationRequest, spec: ModelSpec, weights: Weights, dtyp
     clip = int(dtype.itemsize * tokens * (8 * width + 2.5 * inner))
     pixels = request.clip_height * request.clip_width
     frames = request.clip_frames * pixels * 3 * 4
-    each = 4 if spec.exact_autoencoder else dtype.itemsize
+    number = 4 if spec.exact_autoencoder else dtype.itemsize
     # The widest layers work on whole frames with a hundred-odd channels, some of them at a time.
-    decode = each * pixels * 96 * 4 * 24 + frames
-    tiled = each * min(pixels, 4 * _TILE * _TILE) * 96 * 4 * 10 + 2 * frames
+    decode = number * pixels * 96 * 4 * 24 + frames
+    tiled = number * min(pixels, 4 * _TILE * _TILE) * 96 * 4 * 10 + 2 * frames
     return Needs(sizes, max(blocks.values(), default=0), clip, decode, min(decode, tiled), 3 * frames)
+
+
+def _is_narrowed(tensor: Weight) -> bool:
+    """Whether :func:`radial.eight_bit.narrow_linears` would narrow a tensor, by its name and shape alone."""
+    if len(tensor.shape) != 2 or math.prod(tensor.shape) < SMALLEST or tensor.packed is not None:
+        return False
+    inside = "block" in tensor.name or "layers." in tensor.name
+    return inside and not any(word in tensor.name for word in ("norm", "mod", ".wo.", "scale_shift_table"))
 
 
 def choose_profile(
@@ -120,7 +136,10 @@ def choose_profile(
         if request.memory not in ("auto", "full"):
             raise RequestError(f"memory {request.memory} is for GPUs; on {device} everything is in one memory")
         return "full"
-    needs = needs_of(request, spec, weights_in(folder, spec.transformer_path), dtype).shared_by(processes)
+    needs = needs_of(request, spec, weights_in(folder, spec.transformer_path), dtype)
+    if processes > 1:
+        latents = max(request.clip_height, request.clip_width) // 8
+        needs = needs.shared_by(processes, Strips.cut_into(latents, processes).widest)
     return fit_profile(request, spec, needs, free_memory(device), str(device))
 
 

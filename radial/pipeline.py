@@ -74,6 +74,7 @@ def generate(
         RequestError: a value is out of place; raised before anything is loaded.
         ModelError: the model or an adapter cannot be loaded.
         GenerationError: memory ran out or the latents stopped being numbers.
+        Lost: the GPU stopped answering, or another process of the crew died; this process can make no other clip.
     """
     request = request.resolve()
     if model is None:
@@ -82,20 +83,19 @@ def generate(
             request, lambda done, total: on_event(Event("download", done >> 20, total >> 20)),
             processes=crew.size if crew else 1,
         )  # fmt: skip
-    for note in (*model.notes, *request.warnings(model.spec)):
-        on_event(Event("load", note=note))
+    notes = [*model.notes, *request.warnings(model.spec)]
     for index, single in enumerate(request.singles()):
         taken_up = snapshot if index == 0 and snapshot and snapshot.about == describe_run(single, model) else None
 
         def tell(event: Event, index: int = index) -> None:
             on_event(replace(event, video=index))
 
-        if crew is None:
-            yield _generate_one(single, model, tell, on_step, taken_up)
-            continue
-        with crew.clip():
-            video = _generate_one(single, model, tell, crew.in_step(on_step), taken_up, crew)
-        if crew.leads:
+        with contextlib.nullcontext() if crew is None else crew.clip():
+            while notes:
+                on_event(Event("load", note=notes.pop(0)))
+            followed = on_step if crew is None else crew.in_step(on_step)
+            video = _generate_one(single, model, tell, followed, taken_up, crew)
+        if crew is None or crew.leads:
             yield video
 
 

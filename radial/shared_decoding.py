@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from radial.context_parallel import noticing_the_dead
 from radial.crew import Crew, PartDone
 
 _OVERLAP = 8  # latents that two strips share
@@ -40,9 +41,19 @@ class Strips:
     def of(cls, latents_BCTHW: Tensor, count: int) -> Strips:
         """As many strips as processes, or fewer, so that each is at least twice as wide as what it shares."""
         height, width = latents_BCTHW.shape[-2:]
-        dim, size = (-2, height) if height > width else (-1, width)
+        return cls.cut_into(height, count, -2) if height > width else cls.cut_into(width, count, -1)
+
+    @classmethod
+    def cut_into(cls, size: int, count: int, dim: int = -1) -> Strips:
+        """The same of so many rows or columns."""
         count = max(1, min(count, size // (2 * _OVERLAP)))
         return cls(dim, tuple(size * index // count for index in range(count)), size)
+
+    @property
+    def widest(self) -> float:
+        """The share of the whole that the widest strip is."""
+        ends = [*(start + self.overlap for start in self.starts[1:]), self.size]
+        return max(end - start for start, end in zip(self.starts, ends, strict=True)) / self.size
 
     def cut(self, latents_BCTHW: Tensor, index: int) -> Tensor:
         """The latents of one strip."""
@@ -87,12 +98,15 @@ def shared_decoding(vae: Any, crew: Crew | None) -> Iterator[None]:
         crew.word()
         divisible = latents.ndim == 5 and hasattr(vae, "enable_tiling")
         strips = Strips.of(latents, crew.size if divisible else 1)
-        rank = crew.parallel.rank
+        rank, dtype = crew.parallel.rank, vae.dtype
+        part: Any = None
         if rank < len(strips.starts):
             part = stock(strips.cut(latents, rank).contiguous(), *args, return_dict=False, **options)[0]
-            if not crew.leads:
-                _send(part.contiguous(), crew)
+            part = part.to(dtype)  # who fell back to the CPU decoded in float32
+        crew.wait()
         if not crew.leads:
+            if part is not None:
+                _send(part.contiguous(), crew)
             raise PartDone
         frames = strips.join([part, *(_receive(rank, part, crew) for rank in range(1, len(strips.starts)))])
         return SimpleNamespace(sample=frames) if return_dict else (frames,)
@@ -109,13 +123,15 @@ def shared_decoding(vae: Any, crew: Crew | None) -> Iterator[None]:
 
 def _send(part: Tensor, crew: Crew) -> None:
     shape = torch.tensor(part.shape, device=crew.device)
-    distributed.send(shape, 0, group=crew.parallel.group)
-    distributed.send(part.to(crew.device), 0, group=crew.parallel.group)
+    with noticing_the_dead():
+        distributed.send(shape, 0, group=crew.parallel.group)
+        distributed.send(part.to(crew.device), 0, group=crew.parallel.group)
 
 
 def _receive(rank: int, like: Any, crew: Crew) -> Tensor:
     shape = torch.empty(like.ndim, dtype=torch.int64, device=crew.device)
-    distributed.recv(shape, rank, group=crew.parallel.group)
-    part = torch.empty(shape.tolist(), dtype=like.dtype, device=crew.device)
-    distributed.recv(part, rank, group=crew.parallel.group)
+    with noticing_the_dead():
+        distributed.recv(shape, rank, group=crew.parallel.group)
+        part = torch.empty(shape.tolist(), dtype=like.dtype, device=crew.device)
+        distributed.recv(part, rank, group=crew.parallel.group)
     return part.to(like.device)

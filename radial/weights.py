@@ -14,6 +14,8 @@ from typing import Any
 from radial.checkpoints import read_json
 from radial.errors import ModelError, first_line
 
+# What reading a header that is none raises.
+_BROKEN = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, struct.error)
 _MOST_HEADER = 100 << 20  # bytes
 
 
@@ -23,11 +25,13 @@ class Weight:
 
     Attributes:
         packed: its bytes, in a format that it keeps in memory; None where it becomes of the run's dtype.
+        dtype: as safetensors name it; nothing where that is not known.
     """
 
     name: str
     shape: tuple[int, ...]
     packed: int | None = None
+    dtype: str = ""
 
     def bytes(self, each: int) -> int:
         """What it takes with so many bytes a number."""
@@ -58,8 +62,9 @@ def weights_in(folder: Path, transformer_file: Path | None = None) -> Weights:
     return Weights(components, read_json(folder / "transformer" / "config.json"))
 
 
-def weights_on_hub(source: str, files: Iterable[str]) -> Weights:
-    """The weights of a hub model's files, of which only the headers are fetched.
+def weights_on_hub(source: str, files: Iterable[str], transformer_file: Path | None = None) -> Weights:
+    """The weights of a hub model's files, of which only the headers are fetched; its transformer's from a file of its
+    own where there is one.
 
     Raises:
         ModelError: the hub cannot be reached, or has no such files.
@@ -80,6 +85,8 @@ def weights_on_hub(source: str, files: Iterable[str]) -> Weights:
         raise
     except Exception as error:  # the hub's client raises many kinds
         raise ModelError(f"the weights of {source} cannot be looked at: {first_line(error)}") from error
+    if transformer_file is not None:
+        components["transformer"] = read_weights(transformer_file)
     return Weights(components, config)
 
 
@@ -91,7 +98,7 @@ def read_weights(file: Path) -> tuple[Weight, ...]:
     """
     try:
         return _read(file, file.stat().st_mtime_ns)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error) as error:
+    except _BROKEN as error:
         kind = "GGUF" if file.suffix == ".gguf" else "safetensors"
         raise ModelError(f"cannot load {file.parent.name}/{file.name}: it is no {kind} file") from error
 
@@ -107,7 +114,11 @@ def _read(file: Path, changed: int) -> tuple[Weight, ...]:
     with file.open("rb") as content:
         (size,) = struct.unpack("<Q", content.read(8))
         header = json.loads(content.read(min(size, _MOST_HEADER)))
-    return tuple(Weight(name, tuple(entry["shape"])) for name, entry in header.items() if name != "__metadata__")
+    return tuple(
+        Weight(name, tuple(entry["shape"]), dtype=entry["dtype"])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    )
 
 
 def open_gguf(file: Path) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from typing import Annotated
 
@@ -47,11 +46,14 @@ def password(
 
 @app.command()
 def remove(name: Name, data_dir: DataDir = None) -> None:
-    """Remove an account with its keys and uploads; its videos stay, for admins to see."""
+    """Remove an account with its keys and uploads; its jobs and videos stay, for admins to see."""
     with Accounts(data_folder(data_dir)) as accounts, JobStore(data_dir) as store:
         accounts.remove(name)
         store.disown(name)
-        shutil.rmtree(store.folder / "inputs" / name, ignore_errors=True)
+        needed = store.inputs_of_unfinished()
+        for upload in (store.folder / "inputs" / name).glob("*"):
+            if str(upload) not in needed:
+                upload.unlink(missing_ok=True)
 
 
 @app.command("list")

@@ -28,7 +28,7 @@ from radial_app import (
     server,
     watch_cli,
 )
-from radial_app.options import Codec, Crf, DataDir, Format, Metadata, PrecisionChoice
+from radial_app.options import Codec, Crf, DataDir, Format, Metadata, ModelName, PrecisionChoice
 from radial_app.torchrun import is_follower, refuse_several
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ stderr = Console(stderr=True)
 _ALONE = ("render", "watch", "serve", "studio", "ui", "rerun", "inspect", "estimate", "download", "doctor")
 
 # Options that several commands share.
-Model = Annotated[str, typer.Option(help="A name from `radial models`, a hub id, or a checkpoint folder.")]
 Height = Annotated[int | None, typer.Option(help="Height in pixels.")]
 Width = Annotated[int | None, typer.Option(help="Width in pixels.")]
 NumFrames = Annotated[int | None, typer.Option(help="Length in frames.")]
@@ -169,7 +168,7 @@ def _root(
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the clip shows.", metavar="PROMPT")],
     negative_prompt: Annotated[str | None, typer.Option(help="What the clip should not show.")] = None,
-    model: Model = "tiny",
+    model: ModelName = "tiny",
     height: Height = None,
     width: Width = None,
     num_frames: NumFrames = None,
@@ -336,7 +335,7 @@ def _output(
 
 @app.command()
 def inspect(
-    model: Model = "tiny",
+    model: ModelName = "tiny",
     height: Height = None,
     width: Width = None,
     num_frames: NumFrames = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ from radial.crew import Crew, joined
 from radial_app.model_holder import ModelHolder
 
 _PATIENCE = 20.0  # seconds for what Ctrl+C begins
+_OVERTAKEN = 1.0  # seconds by which it may come after what it caused
 
 
 @contextlib.contextmanager
@@ -45,6 +47,7 @@ def follow(device: str = "auto", *, through_signals: bool = False) -> None:
         while (order := crew.order()) is not None:
             match order:
                 case ("load", job):
+                    model = None  # the next one needs its room
                     with contextlib.suppress(Exception):  # which the leader has heard of
                         model = holder.get_with_others(job)
                 case ("generate", request, snapshot):
@@ -65,12 +68,17 @@ def last_words(say: Callable[[], None]) -> Iterator[None]:
     os.set_blocking(write, False)
 
     def watch() -> None:
-        interrupted = False
-        while signal.SIGTERM not in (numbers := os.read(read, 64)):
+        came: set[int] = set()
+        while signal.SIGTERM not in came:
+            numbers = os.read(read, 64)
             if not numbers:  # closed
+                os.close(read)
                 return
-            interrupted = interrupted or signal.SIGINT in numbers
-        if interrupted or signal.SIGINT in numbers:  # Ctrl+C came to torchrun, too
+            came.update(numbers)
+        # Ctrl+C comes to torchrun, too, whose SIGTERM may overtake it: then there is an order in which to end.
+        if signal.SIGINT not in came and select.select([read], [], [], _OVERTAKEN)[0]:
+            came.update(os.read(read, 64))
+        if signal.SIGINT in came:
             time.sleep(_PATIENCE)
         say()
         os._exit(128 + signal.SIGTERM)

@@ -170,7 +170,7 @@ class Database:
         return (row[0], int(row[1])) if row else None
 
     def inputs_of_unfinished(self) -> set[str]:
-        """The files that jobs which wait, run or are paused start from."""
+        """The files that jobs start from which wait, run, are paused, or failed and may be tried again."""
         names = ("image", "last_image", "extend")
         fields = ", ".join(f"json_extract(request, '$.{name}')" for name in names)
         with explained():

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from radial.errors import RadialError
 from radial_app.jobs_cli import clock
-from radial_app.options import DataDir, PrecisionChoice
+from radial_app.options import DataDir, ModelName, PrecisionChoice
 
 if TYPE_CHECKING:
     from radial.downloads import Download
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def estimate(
-    model: Annotated[str, typer.Option(help="A name from `radial models`, a hub id, or a checkpoint folder.")] = "tiny",
+    model: ModelName = "tiny",
     height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
     num_frames: Annotated[int | None, typer.Option(help="Length in frames.")] = None,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from radial.checkpoints import checkpoint_folder, spec_in
-from radial.downloads import cached_folder
+from radial.downloads import cached_folder, is_whole
 from radial.errors import RadialError
 from radial.models import find_model
 from radial.request import GenerationRequest
@@ -71,15 +71,16 @@ def find_weights(request: GenerationRequest, files: Sequence[str] | None = None)
     does not name them.
 
     Raises:
+        RequestError: there is no such model.
         ModelError: they cannot be read.
     """
     from radial.weights import weights_in, weights_on_hub
 
     spec = find_model(request.model)
     folder = checkpoint_folder(spec) or cached_folder(spec.source)
-    if folder is not None:
+    if folder is not None and is_whole(folder, spec.own_components):
         return spec_in(folder, spec), weights_in(folder, spec.transformer_path)
-    return spec, None if files is None else weights_on_hub(spec.source, files)
+    return spec, None if files is None else weights_on_hub(spec.source, files, spec.transformer_path)
 
 
 def _density(request: GenerationRequest) -> float | None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from radial.errors import Lost, RequestError
+from radial.errors import RequestError
 from radial_app.jobs import FINISHED, Job, State
 from radial_app.options import DataDir, SnapshotSeconds
 from radial_app.store import JobStore
@@ -216,8 +216,7 @@ def work(
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
         worker.run()
-        # A lost GPU, or others who may wait in a call that never ends: whoever keeps this worker starts it anew.
-        if isinstance(worker.error, Lost) or (crew is not None and worker.error is not None):
+        if worker.broken:
             raise typer.Exit(1)
     if interrupted:
         raise typer.Exit(130)

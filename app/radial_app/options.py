@@ -23,6 +23,10 @@ PrecisionChoice = Annotated[
         help="eight_bit is faster and takes half the memory, on newer GPUs; eight_bit_weights takes half the memory."
     ),
 ]
+ModelName = Annotated[
+    str,
+    typer.Option(help="A name from `radial models`, a hub id, a checkpoint folder, or the file of a transformer."),
+]
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of the queue; else RADIAL_DATA_DIR, or the platform's.", metavar="FOLDER")
 ]

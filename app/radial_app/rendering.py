@@ -54,14 +54,14 @@ def render_here(
         def say_what_is_kept() -> None:
             stderr.show_cursor()
             stderr.print("[bold red]error:[/] the processes of this clip were ended, as when one of them dies; "
-                         f"`radial jobs run {worker.job}` goes on from the last step kept", soft_wrap=True)  # fmt: skip
+                         f"{_goes_on(store, worker.job)}", soft_wrap=True)  # fmt: skip
 
         try:
             with last_words(say_what_is_kept) if crew else contextlib.nullcontext():
                 job = worker.run_here(job)
         except KeyboardInterrupt:
             if not quiet:
-                stderr.print(f"`radial jobs run {worker.job}` goes on from the last step kept", highlight=False)
+                stderr.print(_goes_on(store, worker.job), highlight=False)
             raise
     if worker.error is None:
         if job.state != "done":
@@ -70,11 +70,13 @@ def render_here(
         return job
     kept = store.snapshot_path(job.id).exists()
     if isinstance(worker.error, Lost) or (kept and isinstance(worker.error, (GenerationError, OutputError))):
-        says = f"{worker.error}; `radial jobs run {job.id}` " + (
-            "goes on from the last step kept" if kept else "begins it anew"
-        )
-        raise type(worker.error)(says) from worker.error
+        raise type(worker.error)(f"{worker.error}; {_goes_on(store, job.id)}") from worker.error
     raise worker.error
+
+
+def _goes_on(store: JobStore, job: str) -> str:
+    kept = store.snapshot_path(job).exists()
+    return f"`radial jobs run {job}` {'goes on from the last step kept' if kept else 'begins it anew'}"
 
 
 def _print_result(file: ResultFile, video: Any, seconds: float, stderr: Console, *, quiet: bool, as_json: bool) -> None:

@@ -75,8 +75,14 @@ class Worker:
             log.info("worker %s begins", self.name)
             self._sweep()
             self.work_off()
-            self.unload()
+            if not self.broken:
+                self.unload()
             log.info("worker %s ends", self.name)
+
+    @property
+    def broken(self) -> bool:
+        """Whether this process can render nothing more: whoever keeps it must start another."""
+        return isinstance(self.error, Lost) or (self.crew is not None and self.crew.broken)
 
     def _sweep(self) -> None:
         """Remove what workers that were killed left half-written."""
@@ -182,7 +188,6 @@ class Worker:
         except Lost as error:
             self.error = error
             self._end(job, "queued", str(error))
-            self.stop.set()
         except RadialError as error:
             self.error = error
             if isinstance(error, OutputError) and error.errno in PASSING:
@@ -196,8 +201,9 @@ class Worker:
             with contextlib.suppress(OutputError):
                 self.store.tell(job.id, "error", traceback.format_exc())
             self._end(job, "failed", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-            self.unload()  # what state it is in, nobody knows
-        if self.crew is not None and self.error is not None:  # the others may wait in a call: begin anew
+            if not self.broken:
+                self.unload()  # what state it is in, nobody knows
+        if self.broken:
             self.stop.set()
 
     def _end(self, job: Job, state: Any, error: str = "", **more: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -78,9 +79,12 @@ def test_a_dead_process_is_told_of_and_the_clip_goes_on_from_its_snapshot(in_emp
         code, out, err = finish(process)
         assert code != 0
         assert out == ""
-        assert err.startswith("error: a process that shares the clip has died")
+        # Whichever comes first: its connection ends, or torchrun ends the rest.
+        said = re.search(r"error: (a process that shares the clip has died|the processes of this clip were ended)", err)
+        assert said is not None, err
         assert f"`radial jobs run {job.id}` begins it anew" in err  # no snapshot was due yet
         assert not list(Path().iterdir())
+        store.recover()
         assert store.get(job.id).state == "queued"
 
         process = start("work", "--device", "cpu", "--snapshot-seconds", "0")
@@ -88,6 +92,7 @@ def test_a_dead_process_is_told_of_and_the_clip_goes_on_from_its_snapshot(in_emp
         next(p for p in psutil.Process(process.pid).children() if p.environ().get("RANK") == "1").kill()
         code, _, err = finish(process)
         assert code != 0
+        store.recover()
         assert store.get(job.id).state == "queued"
         code, out, err = finish(start("jobs", "run", job.id, processes=1))
         assert (code, out) == (0, "a.mp4\n"), err
@@ -103,12 +108,12 @@ def test_ctrl_c_pauses_the_clip(in_empty_folder: Path) -> None:
             os.kill(one, signal.SIGINT)
         code, out, err = finish(process)
         assert (code != 0, out) == (True, "")
-        assert f"`radial jobs run {job.id}` goes on" in err
+        assert f"`radial jobs run {job.id}`" in err
         assert store.get(job.id).state == "paused"
 
 
 def test_a_worker_of_two_processes(in_empty_folder: Path) -> None:
-    """One job is stopped with what there is, one cannot be loaded, one is done: the worker ends at the failure."""
+    """One job is stopped with what there is, one cannot be loaded, two are done."""
     from radial.request import make_request
 
     def ask(**changes: object) -> Job:
@@ -117,18 +122,15 @@ def test_a_worker_of_two_processes(in_empty_folder: Path) -> None:
 
     with JobStore() as store:
         long, short = store.add([ask(num_inference_steps=60), ask(num_inference_steps=2)])
+        bad, good = store.add([ask(model="nobody/nothing"), ask(num_inference_steps=2, attention="dense")])
         process = start("work", "--until-idle", "--device", "cpu")
         assert wait_for_step(store, 2).id == long.id
         store.cancel([long.id], keep=True)
         code, _, err = finish(process)
         assert code == 0, err
         assert (store.get(long.id).state, store.get(short.id).state) == ("cancelled", "done")
-        assert len(list(Path().glob("*.mp4"))) == 2
-        process = start("work", "--until-idle", "--device", "cpu")
-        bad, good = store.add([ask(model="nobody/nothing"), ask(num_inference_steps=2)])
-        code, _, err = finish(process)
-        assert code != 0
-        assert (store.get(bad.id).state, store.get(good.id).state) == ("failed", "queued")
+        assert len(list(Path().glob("*.mp4"))) == 3
+        assert (store.get(bad.id).state, store.get(good.id).state) == ("failed", "done")
 
 
 def test_what_runs_alone_says_so(in_empty_folder: Path) -> None:

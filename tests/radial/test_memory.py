@@ -12,11 +12,15 @@ import torch
 import radial
 from radial.checkpoints import read_folder
 from radial.decoding import patient_decoding
+from radial.eight_bit import narrow_linears
 from radial.errors import ModelError, RequestError
 from radial.loading import load, profile_of
 from radial.memory import PROFILES, Needs, Profile, choose_profile, fit_profile, needs_of, place
+from radial.models import MODELS
 from radial.request import GenerationRequest, make_request
-from radial.weights import weights_in
+from radial.shared_decoding import Strips
+from radial.weights import Weight, Weights, weights_in
+from radial_kernels.fused import EightBitWeights
 
 SMALL = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 2, "seed": 3}
 CPU = torch.device("cpu")
@@ -39,8 +43,44 @@ def test_needs_are_read_from_the_files(wan_folder: Path) -> None:
     assert longer.clip > needs.clip
     assert longer.frames > needs.frames
     narrow = needs_of(request(wan_folder, precision="eight_bit"), spec, weights_in(wan_folder), torch.bfloat16)
-    assert 2 * narrow.weights["transformer"] == needs.weights["transformer"]
+    # Layers as small as these are not narrowed.
+    assert narrow.weights["transformer"] == needs.weights["transformer"]
     assert sorted(map(needs.vram, PROFILES), reverse=True) == [needs.vram(profile) for profile in PROFILES]
+
+
+@pytest.mark.parametrize("precision", ["eight_bit", "eight_bit_weights"])
+@pytest.mark.parametrize("kind", ["WanTransformer3DModel", "HunyuanVideoTransformer3DModel", "UMT5EncoderModel"])
+def test_what_8_bit_takes_is_told_as_it_is(kind: str, precision: str) -> None:
+    """By names and shapes alone, of models at their real width: little more than it is, and no less."""
+    import diffusers
+    import transformers
+
+    encoder = kind == "UMT5EncoderModel"
+    with torch.device("meta"):
+        if encoder:
+            config = transformers.UMT5Config(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=3,
+                                             num_heads=64, is_encoder_decoder=False)  # fmt: skip
+            model: Any = transformers.UMT5EncoderModel(config).bfloat16()
+        else:
+            sizes = {"num_layers": 3} | ({"num_single_layers": 3} if "Hunyuan" in kind else {})
+            model = getattr(diffusers, kind)(**sizes).bfloat16()
+    name = "text_encoder" if encoder else "transformer"
+    # A file holds a shared tensor once.
+    tensors = tuple(Weight(n, tuple(p.shape)) for n, p in model.named_parameters())
+    weights = Weights({name: tensors}, {"num_attention_heads": 24, "attention_head_dim": 128})
+    asked = make_request(prompt="x", model="wan2.1-14b", precision=precision).resolve()
+    needs = needs_of(asked, MODELS["wan2.1-14b"], weights, torch.bfloat16)
+    if not encoder or precision == "eight_bit_weights":
+        assert narrow_linears(model, kind=EightBitWeights) > 12
+    real = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert 0.999 * real < needs.weights[name] < 1.06 * real  # scales are next to nothing
+
+
+def test_several_processes_take_less_each() -> None:
+    whole = LARGE.vram("full")
+    two, eight = (LARGE.shared_by(n, Strips.cut_into(104, n).widest).vram("full") for n in (2, 8))
+    assert eight < two < whole
+    assert LARGE.shared_by(8, Strips.cut_into(104, 8).widest).decode > LARGE.decode // 8 + LARGE.frames // 3
 
 
 def test_a_file_that_is_none_is_said(wan_folder: Path, tmp_path: Path) -> None:
@@ -69,7 +109,7 @@ def test_the_fastest_that_fits_is_taken(wan_folder: Path, asked: str, free: int,
 
 def test_what_does_not_fit_is_refused_with_what_would(wan_folder: Path) -> None:
     spec = read_folder(wan_folder)
-    with pytest.raises(RequestError, match=r"about 52.6 GB .* with memory full.*memory low fits \(11.6 GB"):
+    with pytest.raises(RequestError, match=r"about 53.0 GB .* with memory full.*memory low fits \(12.0 GB"):
         fit_profile(request(wan_folder, memory="full"), spec, LARGE, 24 * GB, "cuda:0")
     with pytest.raises(RequestError, match=r"cuda:0 has 8\.0 GB free; with memory lowest \d+ frames of this size fit"):
         fit_profile(request(wan_folder, num_frames=33), spec, LARGE, 8 * GB, "cuda:0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,56 @@ def test_models_are_told_by_their_tensors(tmp_path: Path, tensors: dict[str, Any
     assert spec.num_frames == find_model(source).num_frames
 
 
+@pytest.mark.parametrize(
+    ("tensors", "name"),
+    [
+        ({"head.modulation": (2,), "patch_embedding.weight": (3072, 48, 1, 2, 2)}, "wan2.2-5b.safetensors"),
+        ({"head.modulation": (2,)}, "no-patches.safetensors"),
+        ({"decoder.middle.0.residual.0.gamma": (2,), "decoder.upsamples.0.residual.0.gamma": (2,)}, "vae.safetensors"),
+        ({"net.x_embedder.proj.1.weight": (2048, 68), "net.blocks.0.self_attn.q_proj.weight": (2,)}, "c2.safetensors"),
+    ],
+)  # fmt: skip
+def test_what_is_nearly_a_model_is_none(tmp_path: Path, tensors: dict[str, Any], name: str) -> None:
+    save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, tmp_path / name)
+    with pytest.raises(ModelError, match="can be told by its tensors"):
+        find_model(str(tmp_path / name))
+
+
+def test_one_of_two_transformers_is_refused(base: Path, tmp_path: Path) -> None:
+    tensors = {"head.modulation": torch.zeros(2), "patch_embedding.weight": torch.zeros(5120, 16, 1, 2, 2)}
+    save_file(tensors, tmp_path / "wan2.2_t2v_high_noise_14B.safetensors")
+    with pytest.raises(ModelError, match="one of a model's two transformers"):
+        find_model(str(tmp_path / "wan2.2_t2v_high_noise_14B.safetensors"))
+    (base / "transformer_2").mkdir()
+    save_file(tensors, base / "low.safetensors")
+    with pytest.raises(ModelError, match="has two transformers"):
+        find_model(str(base / "low.safetensors"))
+
+
+def test_weights_with_scales_are_refused(wan_folder: Path, base: Path) -> None:
+    tensors = weights_of(wan_folder)
+    save_file(tensors | {"blocks.0.attn1.to_q.scale_weight": torch.ones(1)}, base / "scaled.safetensors")
+    with pytest.raises(ModelError, match=r"scales \(blocks\.0\.attn1\.to_q\.scale_weight\), which are not read"):
+        find_model(str(base / "scaled.safetensors"))
+    # Without scales, numbers of 8 bit are what they are.
+    narrow = {name: t.to(torch.float8_e4m3fn) if t.ndim == 2 else t for name, t in tensors.items()}
+    save_file(narrow, base / "plain.safetensors")
+    assert frames(base / "plain.safetensors").frames.shape == (9, 64, 64, 3)
+
+
+def test_what_must_be_exact_stays_so_in_16_bit(wan_folder: Path, base: Path) -> None:
+    file = base / "x.safetensors"
+    save_file({authors_name(name): tensor for name, tensor in weights_of(wan_folder).items()}, file)
+    own, stock = (
+        load(make_request(model=str(model), dtype="bfloat16", **SMALL)).pipe.transformer for model in (file, wan_folder)
+    )
+    dtypes = {name: tensor.dtype for name, tensor in stock.named_parameters()}
+    assert {name: tensor.dtype for name, tensor in own.named_parameters()} == dtypes
+    assert set(dtypes.values()) == {torch.bfloat16, torch.float32}
+    for name, tensor in stock.named_parameters():
+        assert torch.equal(own.get_parameter(name), tensor)
+
+
 def test_files_that_are_none_are_said(tmp_path: Path) -> None:
     file = tmp_path / "some.safetensors"
     save_file({"a": torch.zeros(2)}, file)
@@ -143,12 +194,15 @@ def test_files_that_are_none_are_said(tmp_path: Path) -> None:
     (tmp_path / "some.gguf").write_bytes(b"no header at all")
     with pytest.raises(ModelError, match="it is no GGUF file"):
         find_model(str(tmp_path / "some.gguf"))
+    (tmp_path / "list.safetensors").write_bytes(struct.pack("<Q", 2) + b"[]")
+    with pytest.raises(ModelError, match="it is no safetensors file"):
+        find_model(str(tmp_path / "list.safetensors"))
 
 
 def test_eight_bit_weights_on_any_device(wan_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from radial_kernels.fused import EightBitWeights
 
-    monkeypatch.setattr("radial.eight_bit._SMALLEST", 32 * 32)
+    monkeypatch.setattr("radial.eight_bit.SMALLEST", 32 * 32)
     model = load(make_request(model=str(wan_folder), precision="eight_bit_weights", **SMALL))
     transformer, text_encoder = model.pipe.transformer, model.pipe.text_encoder
     assert type(transformer.blocks[0].attn1.to_q) is EightBitWeights

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from radial.errors import RadialError, RequestError
 from radial_app.accounts import Visitor
 from radial_app.jobs import FINISHED
-from radial_app.web.desk import WAITING, Desk, Missing, Place, store_in
+from radial_app.web.desk import WAITING, Conflict, Desk, Missing, Place, store_in
 from radial_app.web.views import Change, Deleted, Video, VideoList, VideoRequest, command_of, read_request
 
 _TICK = 0.5  # seconds between two looks of a stream
@@ -109,6 +109,8 @@ def make_router(place: Place) -> APIRouter:
         job = here.get(id)
         if change.request:
             job = here.edit(job.id, change.request)
+        if (change.place is not None or change.step is not None) and job.state != "queued":
+            raise Conflict(f"video {id} is {job.state}: only those that wait have a place to move from")
         if change.place is not None:
             here.store.move(job.id, change.place, here.visitor.scope)
         if change.step is not None:
@@ -238,6 +240,8 @@ class Streams:
             raise HTTPException(429, f"{self._most} streams of events are open already: close some")
 
         async def events() -> AsyncIterator[str]:
+            if self._open[name] >= self._most:  # many came at once
+                return
             self._open[name] += 1
             try:
                 async for part in self._events(request, look):

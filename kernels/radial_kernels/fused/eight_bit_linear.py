@@ -54,7 +54,8 @@ def quantise_rows(x_MK: Tensor, gelu: bool = False, first_MC: Tensor | None = No
     Args:
         first_MC: columns that come before, which no GELU touches.
     """
-    if not runs_fused(x_MK, first_MC) or not x_MK.is_cuda:  # the interpreter cuts e4m3 off instead of rounding
+    # The interpreter cuts e4m3 off instead of rounding, and older GPUs do not know it.
+    if not runs_fused(x_MK, first_MC) or refuse_eight_bit(x_MK.device) is not None:
         return reference.quantise_rows(x_MK, gelu, first_MC)
     rows, features = x_MK.shape[0], x_MK.shape[1] + (0 if first_MC is None else first_MC.shape[1])
     out = torch.empty(rows, features, dtype=torch.float8_e4m3fn, device=x_MK.device)

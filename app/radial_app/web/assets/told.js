@@ -2,22 +2,25 @@
 import { call, clock, h } from "./dom.js";
 
 let plan = {};
-let asked = 0;
+let waiting = null; // the latest values, while an answer is under way
+let asking = false;
 
 export const planned = () => plan;
 
 export async function ask(values, then) {
-  const turn = ++asked;
-  let found;
-  try {
-    found = await call("POST", "/studio/check", values);
-  } catch (error) {
-    found = { problem: error.message };
+  waiting = values;
+  if (asking) return;
+  asking = true;
+  while (waiting) {
+    const now = waiting;
+    waiting = null;
+    const found = await call("POST", "/studio/check", now).catch((error) => ({ problem: error.message }));
+    if (waiting) continue; // another change came meanwhile
+    plan = found;
+    show(found);
+    then();
   }
-  if (turn !== asked) return; // another change came meanwhile
-  plan = found;
-  show(found);
-  then();
+  asking = false;
 }
 
 function show(found) {
