@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import inspect
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from radial import __version__
 from radial.attention import RadialAttention, apply, transformers_of
 from radial.crew import Crew
 from radial.decoding import patient_decoding
 from radial.errors import DeviceLost, GenerationError, first_line
 from radial.images import Frames, fit_frames, fit_image, read_clip, read_image
-from radial.loading import LoadedModel, fingerprint, load, quiet
+from radial.loading import LoadedModel, load, quiet
 from radial.positions import riflex
+from radial.receipt import attention_used, make_receipt
 from radial.request import GenerationRequest
 from radial.resume import OnStep, Snapshot, following
 from radial.schedule import Schedule
@@ -206,7 +204,7 @@ def _generate_one(
             about = describe_run(request, model)
 
             def so_far() -> dict[str, Any]:
-                used = _attention_used(request, model, radial, snapshot)
+                used = attention_used(request, model, radial, snapshot)
                 return {"attention": used, "seconds": watch.timings(), "about": about}
 
             stack.enter_context(following(pipe, transformers, generator, on_step, snapshot, radial, so_far))
@@ -232,8 +230,8 @@ def _generate_one(
     pixels = (frames * 255).round().clip(0, 255).astype("uint8")
     if before is not None:
         pixels = np.concatenate([before, pixels[1:]])  # the new clip's first frame is the old one's last
-    attention = _attention_used(request, model, radial, snapshot)
-    receipt = _receipt(request, model, attention, watch.timings())
+    attention = attention_used(request, model, radial, snapshot)
+    receipt = make_receipt(request, model, attention, watch.timings())
     return Video(pixels, request.fps, receipt | {"processes": crew.size} if crew else receipt)
 
 
@@ -319,72 +317,3 @@ def replaced(pipe: Any, **parts: Any) -> Iterator[None]:
     finally:
         for name, part in own.items():
             setattr(pipe, name, part)
-
-
-def _attention_used(
-    request: GenerationRequest, model: LoadedModel, radial: RadialAttention | None, snapshot: Snapshot | None
-) -> dict[str, Any]:
-    """What a receipt says of attention."""
-    attention: dict[str, Any] = {"kind": request.attention, "computed_share": 1.0}
-    if radial is None:
-        return attention
-    if radial.plan is None:  # no step of the transformer was left
-        return snapshot.attention if snapshot else attention
-    from radial_kernels.block_sparse import choose_backend
-
-    like_queries = torch.empty(1, 1, 1, radial.head_dim, device=model.device, dtype=model.dtype)
-    return attention | {
-        "computed_share": round(radial.computed_share, 4),
-        "density": round(radial.plan.density, 4),
-        "variant": radial.plan.pattern.variant,
-        "decay": radial.plan.pattern.decay,
-        "sink_frames": radial.plan.pattern.sink_frames,
-        "skip_width": radial.plan.pattern.skip_width,
-        "block_size": radial.plan.block_size,
-        "backend": choose_backend(like_queries, block_size=radial.plan.block_size),
-    }
-
-
-def _receipt(
-    request: GenerationRequest, model: LoadedModel, attention: dict[str, Any], timings: dict[str, float]
-) -> dict[str, Any]:
-    """Everything needed to make the clip again, and what making it took."""
-    import diffusers
-    import transformers
-
-    return {
-        "radial": __version__,
-        "request": request.model_dump(mode="json"),
-        "model": {
-            "name": model.spec.name,
-            "source": model.spec.source,
-            "revision": model.revision,
-            "fingerprint": model.fingerprint,
-        },
-        "loras": list(model.loras),
-        "inputs": {
-            name: {"name": Path(path).name, "fingerprint": fingerprint(Path(path))}
-            for name in ("image", "last_image", "extend")
-            if (path := getattr(request, name)) is not None
-        },
-        "attention": attention,
-        "device": str(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-            "triton": _version("triton"),
-            "peft": _version("peft"),
-            "av": _version("av"),
-        },
-        "seconds": timings,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

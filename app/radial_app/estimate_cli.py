@@ -12,7 +12,7 @@ from rich.table import Table
 
 from radial.errors import RadialError
 from radial_app.jobs_cli import clock
-from radial_app.options import DataDir, ModelName, PrecisionChoice
+from radial_app.options import DataDir, Height, ModelName, NumFrames, NumInferenceSteps, PrecisionChoice, Width
 
 if TYPE_CHECKING:
     from radial.downloads import Download
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 def estimate(
     model: ModelName = "tiny",
-    height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
-    num_frames: Annotated[int | None, typer.Option(help="Length in frames.")] = None,
-    num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    height: Height = None,
+    width: Width = None,
+    num_frames: NumFrames = None,
+    num_inference_steps: NumInferenceSteps = None,
     attention: Annotated[
         Literal["radial", "dense"] | None, typer.Option(help="Which self-attention to use; radial by default.")
     ] = None,

@@ -27,6 +27,16 @@ ModelName = Annotated[
     str,
     typer.Option(help="A name from `radial models`, a hub id, a checkpoint folder, or the file of a transformer."),
 ]
+Height = Annotated[int | None, typer.Option(help="Height in pixels.")]
+Width = Annotated[int | None, typer.Option(help="Width in pixels.")]
+NumFrames = Annotated[int | None, typer.Option(help="Length in frames.")]
+NumInferenceSteps = Annotated[int | None, typer.Option(help="Denoising steps.")]
+Decay = Annotated[float | None, typer.Option(help="Window of radial attention; smaller is sparser.")]
+DenseLayers = Annotated[int | None, typer.Option(help="Leading layers that stay dense.")]
+DenseSteps = Annotated[int | None, typer.Option(help="Leading steps that stay dense.")]
+DenseLastSteps = Annotated[int | None, typer.Option(help="Trailing steps that stay dense.")]
+BlockSize = Annotated[int | None, typer.Option(help="Tokens a block: 16, 32, 64, 128 or 256.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")]
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of the queue; else RADIAL_DATA_DIR, or the platform's.", metavar="FOLDER")
 ]
