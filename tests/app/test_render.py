@@ -63,7 +63,7 @@ def test_a_file_from_beginning_to_end(render: Any, capsys: Capsys, in_empty_fold
     Path("jobs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     code, out, err = render("jobs.jsonl", "--dry-run", "--output", "clips/{index:02}-{slug}.mp4")
     assert code == 0, err
-    assert re.search(r"48x32, 5 +2 +\d+% +\? +\d+ MB +01-a-red-circle\.mp4", out), out
+    assert re.search(r"48x32, 5 +2 +\d+% +\? +[\d.]+ [MG]B +01-a-red-circle\.mp4", out), out
     assert list(Path().rglob("*.mp4")) == []
     code, out, err = render(
         "jobs.jsonl", "--output", "clips/{index:02}-{slug}.mp4", "--manifest", "list.json", "--crf", "30"
