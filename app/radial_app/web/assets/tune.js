@@ -227,7 +227,7 @@ function showSamples(card, place, run) {
 
 // Loss over steps, and that of the clips held out.
 function drawPlot(losses, heldOut) {
-  const [width, height, left, bottom] = [640, 180, 52, 22];
+  const [width, height, left, bottom] = [640, 180, 78, 26]; // a phone's letters are twice as large in it
   const every = [...losses, ...heldOut];
   const steps = every.map(([step]) => step);
   const values = every.map(([, loss]) => loss).filter(Number.isFinite);
