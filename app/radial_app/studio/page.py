@@ -114,7 +114,7 @@ def make_page(place: Place) -> tuple[gr.Blocks, APIRouter]:
         # The page's own code asks what the values make: a round trip through Gradio takes twice as long.
         changes = [page.load, *(part.change for part in form.inputs)]
         gr.on(changes, None, form.inputs, None, js="(...values) => { dispatchEvent(new CustomEvent('radial-form', "
-              "{ detail: window.radialForm = values })); }", **private)  # fmt: skip
+              "{ detail: window.radialForm = values })); }", trigger_mode="always_last", **private)  # fmt: skip
         for hidden, name in ((form.references, "references"), (form.loras, "loras")):
             hidden.change(None, hidden, None, js=f"(text) => window.radial?.fill('{name}', text)", **private)
         page.load(lambda: gr.update(choices=listed()), None, form.model, **private)

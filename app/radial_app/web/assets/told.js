@@ -11,16 +11,19 @@ export async function ask(values, then) {
   waiting = values;
   if (asking) return;
   asking = true;
-  while (waiting) {
-    const now = waiting;
-    waiting = null;
-    const found = await call("POST", "/studio/check", now).catch((error) => ({ problem: error.message }));
-    if (waiting) continue; // another change came meanwhile
-    plan = found;
-    show(found);
-    then();
+  try {
+    while (waiting) {
+      const now = waiting;
+      waiting = null;
+      const found = await call("POST", "/studio/check", now).catch((error) => ({ problem: error.message }));
+      if (waiting) continue; // another change came meanwhile
+      plan = found;
+      show(found);
+      then();
+    }
+  } finally {
+    asking = false;
   }
-  asking = false;
 }
 
 function show(found) {
