@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from radial.memory import decode_in_tiles
-
 
 @contextlib.contextmanager
 def patient_decoding(vae: Any, on_note: Callable[[str], None]) -> Iterator[None]:
@@ -48,7 +46,21 @@ def patient_decoding(vae: Any, on_note: Callable[[str], None]) -> Iterator[None]
             if hook is not None:
                 vae._hf_hook = hook
 
-    dtype, own = vae.dtype, "decode" in vars(vae)
+    dtype = vae.dtype
+    try:
+        with decoding_by(vae, decode):
+            yield
+    finally:
+        if vae.dtype is not dtype or _device_of(vae) != device:
+            vae.to(device, dtype)
+        if not tiled and getattr(vae, "use_tiling", False):
+            vae.disable_tiling()
+
+
+@contextlib.contextmanager
+def decoding_by(vae: Any, decode: Callable[..., Any]) -> Iterator[None]:
+    """While the context lasts, an autoencoder decodes by another function than its own."""
+    stock, own = vae.decode, "decode" in vars(vae)
     vae.decode = decode
     try:
         yield
@@ -57,10 +69,16 @@ def patient_decoding(vae: Any, on_note: Callable[[str], None]) -> Iterator[None]
             vae.decode = stock
         else:
             del vae.decode
-        if vae.dtype is not dtype or _device_of(vae) != device:
-            vae.to(device, dtype)
-        if not tiled and getattr(vae, "use_tiling", False):
-            vae.disable_tiling()
+
+
+def decode_in_tiles(vae: Any) -> bool:
+    """Have an autoencoder work on tiles of a frame, where it can: whether it can."""
+    if not hasattr(vae, "enable_tiling"):
+        return False
+    vae.enable_tiling()
+    if hasattr(vae, "enable_slicing"):
+        vae.enable_slicing()
+    return True
 
 
 def _device_of(module: torch.nn.Module) -> torch.device:

@@ -13,7 +13,7 @@ SMALLEST = 1 << 20  # weights from which it is worth it
 def narrow_linears(
     model: nn.Module,
     device: torch.device | None = None,
-    kind: type[EightBitLinear] | type[EightBitWeights] = EightBitLinear,
+    kind: type[EightBitWeights] = EightBitLinear,
 ) -> int:
     """Put 8-bit layers in the place of the large linear layers in a model's repeated blocks, of the whole model where
     it does not name any: how many there are. Each is narrowed on ``device``, and goes back to where it was.

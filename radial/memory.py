@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 
+from radial.decoding import decode_in_tiles
 from radial.eight_bit import SMALLEST
 from radial.errors import GenerationError, RequestError
 from radial.models import ModelSpec
@@ -88,16 +89,12 @@ def needs_of(request: GenerationRequest, spec: ModelSpec, weights: Weights, dtyp
         narrow = request.precision != "full" and component in _TRANSFORMERS
         narrow = narrow or (request.precision == "eight_bit_weights" and component.startswith("text_encoder"))
         wide = 4 if component == "vae" and spec.exact_autoencoder else dtype.itemsize
-
-        def each(tensor: Weight, narrow: bool = narrow, wide: int = wide) -> int:
-            return tensor.bytes(1 if narrow and _is_narrowed(tensor) else wide)
-
-        sizes[component] = sum(map(each, tensors))
+        sizes[component] = sum(_bytes(tensor, narrow, wide) for tensor in tensors)
         if component in _TRANSFORMERS:
             by_block: dict[str, int] = {}
             for tensor in tensors:
                 block = ".".join(tensor.name.removeprefix("model.diffusion_model.").split(".")[:2])
-                by_block[block] = by_block.get(block, 0) + each(tensor)
+                by_block[block] = by_block.get(block, 0) + _bytes(tensor, narrow, wide)
             blocks[component] = max(by_block.values())
     config = weights.transformer
     width = config.get("num_attention_heads", 24) * config.get("attention_head_dim", 128)
@@ -112,6 +109,10 @@ def needs_of(request: GenerationRequest, spec: ModelSpec, weights: Weights, dtyp
     decode = number * pixels * 96 * 4 * 24 + frames
     tiled = number * min(pixels, 4 * _TILE * _TILE) * 96 * 4 * 10 + 2 * frames
     return Needs(sizes, max(blocks.values(), default=0), clip, decode, min(decode, tiled), 3 * frames)
+
+
+def _bytes(tensor: Weight, narrow: bool, wide: int) -> int:
+    return tensor.bytes(1 if narrow and _is_narrowed(tensor) else wide)
 
 
 def _is_narrowed(tensor: Weight) -> bool:
@@ -205,13 +206,3 @@ def place(pipe: Any, profile: Profile, device: torch.device) -> None:
         pipe.vae.to(device)
     except torch.OutOfMemoryError as error:
         raise GenerationError(f"the model does not fit into the memory of {device} with memory {profile}") from error
-
-
-def decode_in_tiles(vae: Any) -> bool:
-    """Have an autoencoder work on tiles of a frame, where it can: whether it can."""
-    if not hasattr(vae, "enable_tiling"):
-        return False
-    vae.enable_tiling()
-    if hasattr(vae, "enable_slicing"):
-        vae.enable_slicing()
-    return True

@@ -81,7 +81,7 @@ def generate(
             request, lambda done, total: on_event(Event("download", done >> 20, total >> 20)),
             processes=crew.size if crew else 1,
         )  # fmt: skip
-    notes = [*model.notes, *request.warnings(model.spec)]
+    notes = (*model.notes, *request.warnings(model.spec))
     for index, single in enumerate(request.singles()):
         taken_up = snapshot if index == 0 and snapshot and snapshot.about == describe_run(single, model) else None
 
@@ -89,8 +89,8 @@ def generate(
             on_event(replace(event, video=index))
 
         with contextlib.nullcontext() if crew is None else crew.clip():
-            while notes:
-                on_event(Event("load", note=notes.pop(0)))
+            for note in notes if index == 0 else ():
+                on_event(Event("load", note=note))
             followed = on_step if crew is None else crew.in_step(on_step)
             video = _generate_one(single, model, tell, followed, taken_up, crew)
         if crew is None or crew.leads:

@@ -16,7 +16,6 @@ from radial.models import MODELS, ModelSpec, find_model
 from radial.pattern import RadialPattern
 from radial.schedule import Schedule
 
-Precision = Literal["full", "eight_bit", "eight_bit_weights"]
 MAX_SEED = 2**53 - 1  # what JSON readers hold exactly
 
 
@@ -68,7 +67,7 @@ class GenerationRequest(BaseModel):
     long_adapter: bool = True
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    precision: Precision = "full"
+    precision: Literal["full", "eight_bit", "eight_bit_weights"] = "full"
     memory: Literal["auto", "full", "balanced", "low", "lowest"] = "auto"
 
     @field_validator("prompt")

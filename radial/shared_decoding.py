@@ -19,6 +19,7 @@ from torch import Tensor, distributed
 
 from radial.context_parallel import noticing_the_dead
 from radial.crew import Crew, PartDone
+from radial.decoding import decoding_by
 
 _OVERLAP = 8  # latents that two strips share
 
@@ -29,13 +30,12 @@ class Strips:
 
     Attributes:
         dim: of the tensor that is cut, from its end.
-        starts: of the strips, in latents; each reaches ``overlap`` beyond the next one's start.
+        starts: of the strips, in latents; each reaches so many beyond the next one's start as two strips share.
     """
 
     dim: int
     starts: tuple[int, ...]
     size: int
-    overlap: int = _OVERLAP
 
     @classmethod
     def of(cls, latents_BCTHW: Tensor, count: int) -> Strips:
@@ -52,12 +52,12 @@ class Strips:
     @property
     def widest(self) -> float:
         """The share of the whole that the widest strip is."""
-        ends = [*(start + self.overlap for start in self.starts[1:]), self.size]
+        ends = [*(start + _OVERLAP for start in self.starts[1:]), self.size]
         return max(end - start for start, end in zip(self.starts, ends, strict=True)) / self.size
 
     def cut(self, latents_BCTHW: Tensor, index: int) -> Tensor:
         """The latents of one strip."""
-        end = self.starts[index + 1] + self.overlap if index + 1 < len(self.starts) else self.size
+        end = self.starts[index + 1] + _OVERLAP if index + 1 < len(self.starts) else self.size
         start = self.starts[index]
         return latents_BCTHW.narrow(self.dim, start, min(end, self.size) - start)
 
@@ -67,7 +67,7 @@ class Strips:
             return parts[0]
         # Pixels to a latent, from the last strip, which reaches to the end.
         pixels = parts[-1].shape[self.dim] // (self.size - self.starts[-1])
-        shared = self.overlap * pixels
+        shared = _OVERLAP * pixels
         ends = [*self.starts[1:], self.size]
         joined = []
         for index, part in enumerate(parts):
@@ -91,7 +91,7 @@ def shared_decoding(vae: Any, crew: Crew | None) -> Iterator[None]:
     if vae is None or crew is None:
         yield
         return
-    stock, own = vae.decode, "decode" in vars(vae)
+    stock = vae.decode
 
     @functools.wraps(stock)
     def decode(latents: Tensor, *args: Any, return_dict: bool = True, **options: Any) -> Any:
@@ -111,14 +111,8 @@ def shared_decoding(vae: Any, crew: Crew | None) -> Iterator[None]:
         frames = strips.join([part, *(_receive(rank, part, crew) for rank in range(1, len(strips.starts)))])
         return SimpleNamespace(sample=frames) if return_dict else (frames,)
 
-    vae.decode = decode
-    try:
+    with decoding_by(vae, decode):
         yield
-    finally:
-        if own:
-            vae.decode = stock
-        else:
-            del vae.decode
 
 
 def _send(part: Tensor, crew: Crew) -> None:

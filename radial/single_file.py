@@ -6,6 +6,7 @@ the folder that the file lies in, where that is one, or the hub's of the model t
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ def read_single_file(file: Path) -> ModelSpec:
         if (file.parent / "transformer_2").is_dir():
             raise ModelError(f"{file.parent} has two transformers: a file cannot stand in for one of them")
     else:
-        base = find_model(_tell_model(file))
+        base = find_model(_tell_model(file, file.stat().st_mtime_ns))
     return replace(base, name=str(file), summary=f"{file.name}, beside {base.name}", transformer_file=str(file))
 
 
@@ -84,8 +85,9 @@ def _check_numbers(file: Path) -> None:
             )
 
 
-def _tell_model(file: Path) -> str:
-    """The hub's id of the model whose tensors these are."""
+@functools.lru_cache(maxsize=64)
+def _tell_model(file: Path, changed: int) -> str:
+    """The hub's id of the model whose tensors are in a file that was last changed then."""
     from diffusers.loaders import single_file_utils
 
     shapes = {weight.name: torch.empty(weight.shape, device="meta") for weight in read_weights(file)}

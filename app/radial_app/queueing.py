@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -66,14 +67,7 @@ class Queueing(Database):
 
     def step(self, id_: str, by: int, owner: str | None = None) -> None:
         """Move a waiting job so many places forward (-1) or back (1), among all jobs or among its owner's."""
-        with explained():
-            waiting = [
-                row["id"]
-                for row in self._database.execute(
-                    "SELECT id FROM jobs WHERE state = 'queued' AND owner = COALESCE(?, owner) "
-                    "ORDER BY priority DESC, position", (owner,),
-                )
-            ]  # fmt: skip
+        waiting = [row["id"] for row in self._waiting(owner)]
         if id_ in waiting:
             self.move(id_, waiting.index(id_) + 1 + by, owner)
 
@@ -84,10 +78,7 @@ class Queueing(Database):
             self._move_among_own(id_, place, owner)
             return
         with self._transaction() as database:
-            rows = list(database.execute(
-                "SELECT id, priority, position FROM jobs WHERE state = 'queued' AND id != ? "
-                "ORDER BY priority DESC, position", (id_,),
-            ))  # fmt: skip
+            rows = [row for row in self._waiting() if row["id"] != id_]
             index = min(max(place - 1, 0), len(rows))
             before, after = rows[index - 1] if index else None, rows[index] if index < len(rows) else None
             if before is not None and after is not None and before["priority"] == after["priority"]:
@@ -100,12 +91,17 @@ class Queueing(Database):
                 return
             database.execute("UPDATE jobs SET priority = ?, position = ? WHERE id = ?", (priority, position, id_))
 
-    def _move_among_own(self, id_: str, place: int, owner: str) -> None:
-        with self._transaction() as database:
-            rows = list(database.execute(
-                "SELECT id, priority, position FROM jobs WHERE state = 'queued' AND owner = ? "
+    def _waiting(self, owner: str | None = None) -> list[sqlite3.Row]:
+        """Jobs that wait, all of them or one owner's, in the order of the queue."""
+        with explained():
+            return list(self._database.execute(
+                "SELECT id, priority, position FROM jobs WHERE state = 'queued' AND owner = COALESCE(?, owner) "
                 "ORDER BY priority DESC, position", (owner,),
             ))  # fmt: skip
+
+    def _move_among_own(self, id_: str, place: int, owner: str) -> None:
+        with self._transaction() as database:
+            rows = self._waiting(owner)
             order = [row["id"] for row in rows if row["id"] != id_]
             if len(order) == len(rows):
                 return

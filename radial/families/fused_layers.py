@@ -1,6 +1,6 @@
-"""Layers of a fused block that share a rounding to 8 bit, or the pass over memory that comes before it.
+"""Parts of a fused block that families share: layers of one input, and what comes before and after a product.
 
-Shapes: B batch, S tokens, C channels.
+Shapes: B batch, S tokens, C channels, H heads, D head dim.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from diffusers.models.activations import GELU
 from torch import Tensor, nn
 
-from radial_kernels.fused import EightBitLinear, gelu_beside
+from radial_kernels.fused import EightBitLinear, gelu_beside, norm_rotary
 from radial_kernels.fused.eight_bit_linear import quantise_rows
 
 
@@ -22,6 +22,16 @@ def project(x_BSC: Tensor, *layers: Any) -> Sequence[Tensor]:
         return [layer(x_BSC) for layer in layers]
     x_MK, scale_M1 = quantise_rows(x_BSC.flatten(0, 1))
     return [layer.multiply(x_MK, scale_M1, x_BSC.dtype).view(*x_BSC.shape[:2], -1) for layer in layers]
+
+
+def normed_heads(
+    attn: Any, query: Tensor, key: Tensor, value: Tensor, cos_SD: Tensor, sin_SD: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys by the attention's own norms, turned by their tokens' angles, and all three ``[B, S, H, D]``."""
+    query = norm_rotary(query, attn.norm_q.weight, cos_SD, sin_SD, attn.norm_q.eps)
+    key = norm_rotary(key, attn.norm_k.weight, cos_SD, sin_SD, attn.norm_k.eps)
+    query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
+    return query, key, value
 
 
 def feed_forward(ffn: Any, x_BSC: Tensor) -> Tensor:

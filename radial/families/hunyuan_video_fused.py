@@ -20,8 +20,8 @@ from diffusers.models.transformers.transformer_hunyuan_video import (
 )
 from torch import Tensor, nn
 
-from radial.families.fused_layers import feed_forward, gelu_beside_and_out, project
-from radial_kernels.fused import gated_residual, norm_rotary, residual_norm
+from radial.families.fused_layers import feed_forward, gelu_beside_and_out, normed_heads, project
+from radial_kernels.fused import gated_residual, residual_norm
 
 
 class FusedHunyuanVideoAttnProcessor(HunyuanVideoAttnProcessor2_0):
@@ -45,9 +45,7 @@ class FusedHunyuanVideoAttnProcessor(HunyuanVideoAttnProcessor2_0):
         if encoder_hidden_states is not None and attn.add_q_proj is None:
             hidden_states = torch.cat([hidden_states, encoder_hidden_states], dim=1)
         query, key, value = project(hidden_states, attn.to_q, attn.to_k, attn.to_v)
-        query = norm_rotary(query, attn.norm_q.weight, cos_SD, sin_SD, attn.norm_q.eps)
-        key = norm_rotary(key, attn.norm_k.weight, cos_SD, sin_SD, attn.norm_k.eps)
-        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
+        query, key, value = normed_heads(attn, query, key, value, cos_SD, sin_SD)
         if encoder_hidden_states is not None and attn.add_q_proj is not None:
             added = project(encoder_hidden_states, attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
             text_query, text_key, text_value = (x.unflatten(2, (attn.heads, -1)) for x in added)

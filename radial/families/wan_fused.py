@@ -13,8 +13,8 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanTransformerBlock
 from torch import Tensor, nn
 
-from radial.families.fused_layers import feed_forward, project
-from radial_kernels.fused import gated_residual, norm_rotary, residual_norm
+from radial.families.fused_layers import feed_forward, normed_heads, project
+from radial_kernels.fused import gated_residual, residual_norm
 
 
 class FusedWanAttnProcessor(WanAttnProcessor):
@@ -36,9 +36,7 @@ class FusedWanAttnProcessor(WanAttnProcessor):
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
             query, key, value = project(hidden_states, attn.to_q, attn.to_k, attn.to_v)
-        query = norm_rotary(query, attn.norm_q.weight, cos_SD, sin_SD, attn.norm_q.eps)
-        key = norm_rotary(key, attn.norm_k.weight, cos_SD, sin_SD, attn.norm_k.eps)
-        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
+        query, key, value = normed_heads(attn, query, key, value, cos_SD, sin_SD)
         hidden_states = dispatch_attention_fn(
             query, key, value, attn_mask=attention_mask, backend=self._attention_backend,
             parallel_config=self._parallel_config,

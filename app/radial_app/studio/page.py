@@ -52,8 +52,7 @@ def make_page(place: Place) -> tuple[gr.Blocks, APIRouter]:
             raise RequestError("this page is of another version of radial: load it again")
         try:
             fields = form.read(values)
-            resolved = here.check(fields if fields["prompt"].strip() else fields | {"prompt": "x"})
-            return here.plan_of(resolved) | {"request": here.inputs.fields(resolved)}
+            return here.plan_of(here.check(fields if fields["prompt"].strip() else fields | {"prompt": "x"}))
         except RadialError as error:
             return {"problem": str(error)}
 

@@ -202,10 +202,11 @@ class Desk:
             (self._place.data / "thumbnails" / f"{job.id}-{index}.webp").unlink(missing_ok=True)
 
     def plan_of(self, request: GenerationRequest) -> dict[str, Any]:
-        """What a resolved request will compute and take, and what its user should know."""
+        """A resolved request as its visitor writes it, what it will compute and take, and what to know of it."""
         spec = find_model(request.model)
         found = estimate(request, self.store)
         return {
+            "request": self.inputs.fields(request),
             "seconds": round(request.clip_frames / (request.fps or spec.fps), 2),
             "tokens": request.grid(spec).tokens, "native_frames": spec.native_frames,
             "stride": spec.stride[0], "first_frame": spec.first_frame,

@@ -74,8 +74,7 @@ def make_router(place: Place) -> APIRouter:
     def check_video(request: Request, fields: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
         """What a request would become, compute and take; nothing is queued."""
         here = desk(request)
-        resolved = here.check(read_request(fields))
-        return {"request": here.inputs.fields(resolved), **here.plan_of(resolved)}
+        return here.plan_of(here.check(read_request(fields)))
 
     @router.get("/videos")
     def list_videos(

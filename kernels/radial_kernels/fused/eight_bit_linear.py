@@ -5,6 +5,8 @@ Shapes: M rows of the input, K input features, N output features, C columns besi
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 import triton
 import triton.language as tl
@@ -73,48 +75,12 @@ def gelu_beside(x_MK: Tensor, first_MC: Tensor) -> Tensor:
     return out
 
 
-class EightBitLinear(nn.Module):
-    """A linear layer with its weight in e4m3. Its input is rounded to e4m3 too, row by row, as it comes.
-
-    Where the device has no such products (see :func:`refuse_eight_bit`) it multiplies the rounded numbers in float32.
-    The weight's numbers are kept as bytes: nobody should take them for the dtype that a model computes in, nor cast
-    them. They are parameters, as offloading in groups leaves the buffers of a block on the GPU.
-    """
-
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.weight = _fixed(weight.view(torch.uint8))
-        self.weight_scale = _fixed(scale)
-        self.bias = None if bias is None else _fixed(bias)
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, linear: nn.Linear, device: torch.device | None = None) -> EightBitLinear:
-        """The same layer with its weight rounded, on ``device`` or where it is."""
-        return cls(*quantise_rows(linear.weight.detach().to(device)), _moved(linear.bias, device))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., K]`` to ``[..., N]``, in the dtype of the input."""
-        x_MK, scale_M1 = quantise_rows(x.reshape(-1, self.in_features))
-        return self.multiply(x_MK, scale_M1, x.dtype).view(*x.shape[:-1], self.out_features)
-
-    def multiply(self, x_MK: Tensor, scale_M1: Tensor, dtype: torch.dtype) -> Tensor:
-        """The product of an input that :func:`quantise_rows` made, for several layers of one input, or after a GELU."""
-        weight = self.weight.view(torch.float8_e4m3fn)
-        if x_MK.is_cuda:
-            bias = None if self.bias is None else self.bias.to(dtype)
-            return torch._scaled_mm(
-                x_MK, weight.t(), scale_M1, self.weight_scale.t(), bias=bias, out_dtype=dtype, use_fast_accum=True
-            )
-        bias = None if self.bias is None else self.bias.float()
-        return F.linear(x_MK.float() * scale_M1, weight.float() * self.weight_scale, bias).to(dtype)
-
-
 class EightBitWeights(nn.Module):
     """A linear layer that keeps its weight in e4m3, with a scale for every row, and multiplies in its input's dtype.
 
-    Half the memory of 16 bits on any device; the product takes a pass over the weight longer.
+    Half the memory of 16 bits on any device; the product takes a pass over the weight longer. The weight's numbers are
+    kept as bytes: nobody should take them for the dtype that a model computes in, nor cast them. They are parameters,
+    as offloading in groups leaves the buffers of a block on the GPU.
     """
 
     def __init__(self, rounded: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
@@ -127,10 +93,11 @@ class EightBitWeights(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, linear: nn.Linear, device: torch.device | None = None) -> EightBitWeights:
+    def of(cls, linear: nn.Linear, device: torch.device | None = None) -> Self:
         """The same layer with its weight rounded, on ``device`` or where it is."""
         rounded, scale = quantise_rows(linear.weight.detach().to(device))
-        return cls(rounded, scale, _moved(linear.bias, device), linear.weight.dtype)
+        bias = None if linear.bias is None else linear.bias.detach().to(device)
+        return cls(rounded, scale, bias, linear.weight.dtype)
 
     @property
     def weight(self) -> Tensor:
@@ -142,15 +109,37 @@ class EightBitWeights(nn.Module):
         return F.linear(x, self._weight(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
     def _weight(self, dtype: torch.dtype) -> Tensor:
-        return self.rounded.view(torch.float8_e4m3fn).to(dtype).mul_(self.weight_scale.to(dtype))
+        return self._e4m3.to(dtype).mul_(self.weight_scale.to(dtype))
+
+    @property
+    def _e4m3(self) -> Tensor:
+        return self.rounded.view(torch.float8_e4m3fn)
+
+
+class EightBitLinear(EightBitWeights):
+    """The same, whose input is rounded to e4m3 too, row by row, as it comes.
+
+    Where the device has no such products (see :func:`refuse_eight_bit`) it multiplies the rounded numbers in float32.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., K]`` to ``[..., N]``, in the dtype of the input."""
+        x_MK, scale_M1 = quantise_rows(x.reshape(-1, self.in_features))
+        return self.multiply(x_MK, scale_M1, x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def multiply(self, x_MK: Tensor, scale_M1: Tensor, dtype: torch.dtype) -> Tensor:
+        """The product of an input that :func:`quantise_rows` made, for several layers of one input, or after a GELU."""
+        if x_MK.is_cuda:
+            bias = None if self.bias is None else self.bias.to(dtype)
+            return torch._scaled_mm(
+                x_MK, self._e4m3.t(), scale_M1, self.weight_scale.t(), bias=bias, out_dtype=dtype, use_fast_accum=True
+            )
+        bias = None if self.bias is None else self.bias.float()
+        return F.linear(x_MK.float() * scale_M1, self._weight(torch.float32), bias).to(dtype)
 
 
 def _fixed(values: Tensor) -> nn.Parameter:
     return nn.Parameter(values, requires_grad=False)
-
-
-def _moved(bias: Tensor | None, device: torch.device | None) -> Tensor | None:
-    return None if bias is None else bias.detach().to(device)
 
 
 def refuse_eight_bit(device: torch.device) -> str | None:
