@@ -23,6 +23,7 @@ import pytest
 from PIL import Image
 
 from radial import OutputError, RadialError, RequestError
+from radial.models import MODELS
 from radial.video import Video, read_frames
 from radial_app.accounts import Accounts
 from radial_app.client import Client
@@ -163,6 +164,30 @@ def test_one_field_and_one_key_make_a_video(page: Any, studio: Studio, chromium:
     assert PROMPT in text_of(page, "#live")  # as text
     video = studio.call("GET", f"/v1/videos/{id_}")
     assert (video["model"], video["steps"], video["request"]["num_inference_steps"]) == ("small", 3, 3)
+
+
+def test_the_form_changes_by_choices_alone(page: Any) -> None:
+    pick_small(page, 3)
+    steps = "#num_inference_steps input"
+    for name in ("model", "preset"):  # left as they were
+        page.click(f"#{name} input")
+        page.press(f"#{name} input", "Tab")
+    page.click("#times label:has-text('2x')")
+    page.wait_for_selector("#times input:checked", state="attached")
+    page.fill("#num_frames input[type=number]", "13")
+    page.press("#num_frames input[type=number]", "Enter")
+    page.wait_for_function("document.querySelector('#told').innerText.includes('13 frames · 64x64')")
+    page.wait_for_selector("#times input:checked", state="detached")
+    assert page.input_value(steps) == "3"
+    page.click("#preset input")
+    page.click('[role="option"]:has-text("draft")')
+    page.wait_for_function(f"document.querySelector('{steps}').value !== '3'")
+    page.fill(steps, "7")
+    page.fill("#model input", "tiny")  # by keys alone
+    page.press("#model input", "ArrowDown")
+    page.press("#model input", "Enter")
+    page.wait_for_function("document.querySelector('#told').innerText.includes('33 frames · 128x128')")
+    assert page.input_value(steps) == str(max(4, round(MODELS["tiny"].num_inference_steps / 3)))
 
 
 def make(studio: Studio, **fields: Any) -> str:

@@ -235,35 +235,40 @@ class Form:
             advanced.append(value)
         return [*fixed, *advanced]
 
-    def choose_model(self, model: str) -> list[Any]:
-        """Updates of :attr:`inputs` for another model: its sizes, and its own values as placeholders."""
+    def choose_model(self, model: str, preset: str, *, keep: bool = False) -> list[Any]:
+        """Updates of :attr:`inputs` for another model: its sizes, its own values as placeholders, and those of a
+        quality; only what describes the model where the values are to be kept."""
         spec = self._spec(model)
-        low, high, step = _slider(spec)
-        fixed = [
-            gr.skip(), gr.update(info=spec.summary),
-            gr.update(minimum=low, maximum=high, step=step, value=spec.num_frames),
-            gr.update(choices=_sizes(spec), value=f"{spec.width}x{spec.height}"), gr.skip(), gr.skip(), gr.skip(),
-            gr.skip(),
-        ]  # fmt: skip
-        advanced: list[Any] = []
+        updates: dict[str, Any] = {"model": gr.update(info=spec.summary)}
+        if not keep:
+            low, high, step = _slider(spec)
+            updates["num_frames"] = gr.update(minimum=low, maximum=high, step=step, value=spec.num_frames)
+            updates["size"] = gr.update(choices=_sizes(spec), value=f"{spec.width}x{spec.height}")
+        values = {} if keep else self._own_values() | self._values_of(preset, spec)
         for name, part in self.advanced.items():
+            update = {"value": values[name]} if name in values else {}
             if isinstance(part, gr.Number):
-                advanced.append(gr.update(placeholder=_default(spec, name), value=None))
+                update["placeholder"] = _default(spec, name)
             elif name == "negative_prompt":
-                placeholder = spec.negative_prompt or "What the clip should not show"
-                advanced.append(gr.update(placeholder=placeholder))
-            else:
-                advanced.append(gr.skip())
-        return [*fixed, *advanced]
+                update["placeholder"] = spec.negative_prompt or "What the clip should not show"
+            updates[name] = gr.update(**update) if update else gr.skip()
+        return [updates.get(str(part.elem_id), gr.skip()) for part in self.inputs]
 
     def choose_preset(self, preset: str, model: str) -> list[Any]:
         """Updates of the advanced components for a quality."""
-        spec = self._spec(model)
-        chosen: dict[str, Any] = dict(PRESETS.get(preset, {}))
+        values = self._values_of(preset, self._spec(model))
+        return [values.get(name, gr.skip()) for name in self.advanced]
+
+    def _own_values(self) -> dict[str, Any]:
+        """A model's own numbers: those of empty fields."""
+        return {name: None for name, part in self.advanced.items() if isinstance(part, gr.Number)}
+
+    def _values_of(self, preset: str, spec: ModelSpec) -> dict[str, Any]:
+        """What a quality sets."""
+        own = {"num_inference_steps": None, "guidance_scale": None, "sampler": "model", "flow_shift": None}
         if preset == DRAFT:
-            chosen = {"num_inference_steps": max(4, round(spec.num_inference_steps / 3))}
-        touched = {"num_inference_steps": None, "guidance_scale": None, "sampler": "model", "flow_shift": None}
-        return [(touched | chosen)[name] if name in touched else gr.skip() for name in self.advanced]
+            return own | {"num_inference_steps": max(4, round(spec.num_inference_steps / 3))}
+        return own | PRESETS.get(preset, {})
 
 
 def frames_at(spec: ModelSpec, times: int) -> int:

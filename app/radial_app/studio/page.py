@@ -102,12 +102,18 @@ def make_page(place: Place) -> tuple[gr.Blocks, APIRouter]:
             said = f'<p class="radial-said" data-job="{job.id}">Queued with seed {job.request.seed}.</p>'
             return said, job.request.seed if keep else gr.skip()
 
+        # The model that came with settings, until the form has been told of its new model.
+        loaded = gr.State(None)
+
         def fill(text: str) -> list[Any]:
             try:
                 fields = json.loads(text)["request"]
-                return form.show(fields)
+                return [*form.show(fields), fields["model"]]
             except (ValueError, KeyError, TypeError):
-                return [gr.skip() for _ in form.inputs]
+                return [gr.skip() for _ in (*form.inputs, loaded)]
+
+        def choose_model(model: str, preset: str, came: str | None) -> list[Any]:
+            return [*form.choose_model(model, preset, keep=model == came), None]
 
         private: Any = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
         # The page's own code asks what the values make: a round trip through Gradio takes twice as long.
@@ -117,16 +123,18 @@ def make_page(place: Place) -> tuple[gr.Blocks, APIRouter]:
         for hidden, name in ((form.references, "references"), (form.loras, "loras")):
             hidden.change(None, hidden, None, js=f"(text) => window.radial?.fill('{name}', text)", **private)
         page.load(lambda: gr.update(choices=listed()), None, form.model, **private)
-        # By the user's hand only: settings that are loaded say themselves how long a clip is.
-        form.model.input(form.choose_model, form.model, form.inputs, **private)
-        form.preset.input(form.choose_preset, [form.preset, form.model], list(form.advanced.values()), **private)
+        # Gradio calls it input, too, when a list is left as it was.
+        form.model.change(choose_model, [form.model, form.preset, loaded], [*form.inputs, loaded], **private)
+        form.preset.change(form.choose_preset, [form.preset, form.model], list(form.advanced.values()), **private)
         frames_at = "(times, frames) => window.radial ? window.radial.framesAt(times, frames) : frames"
         form.times.input(None, [form.times, form.num_frames], form.num_frames, js=frames_at, **private)
+        # Chosen once more, so many times the length is heard again.
+        gr.on([form.num_frames.input, form.model.change], None, None, form.times, js="() => null", **private)
         form.dice.click(lambda: secrets.randbelow(2**31), None, form.seed, **private)
         form.generate.click(
             generate, [form.lock, *form.inputs, *form.output], [form.answer, form.seed], **private
         ).then(None, form.answer, None, js="() => window.radial?.watch()", **private)
-        inbox.change(fill, inbox, form.inputs, **private).then(
+        inbox.change(fill, inbox, [*form.inputs, loaded], **private).then(
             lambda: gr.update(selected="create"), None, pages, **private
         )
         add_tools(desk)
