@@ -10,6 +10,7 @@ Shapes: B batch, S tokens, H heads, D head dim.
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -199,6 +200,16 @@ class Shards:
             return self._parallel.gather(output, how.gather_dim, self._tokens)
 
         return gather
+
+
+def end_process_groups() -> None:
+    """End torch's process groups and their threads, those of groups that somebody still holds aside.
+
+    A thread of gloo's that lets go of a tensor while Python ends would abort the process.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    gc.collect()
 
 
 def plan_of(transformer: nn.Module, family: Any) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed
 
-from radial.context_parallel import ContextParallel, noticing_the_dead
+from radial.context_parallel import ContextParallel, end_process_groups, noticing_the_dead
 from radial.errors import GenerationError, Lost, RequestError, first_line
 from radial.resume import OnStep, Step
 
@@ -72,7 +73,8 @@ class Crew:
             device = f"cuda:{own}"
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
         distributed.init_process_group(backend, timeout=_STUCK)
-        return cls(ContextParallel.over(distributed.group.WORLD), device)
+        # Not the default group: modules imported from now on may keep that, and with it its threads.
+        return cls(ContextParallel.over(distributed.new_group()), device)
 
     @property
     def leads(self) -> bool:
@@ -147,6 +149,12 @@ class Crew:
 
         return decide
 
+    def leave(self) -> None:
+        """End what the processes share; nothing can be made together any more."""
+        del self._words
+        self.parallel = replace(self.parallel, group=None)
+        end_process_groups()
+
     @contextlib.contextmanager
     def clip(self) -> Iterator[None]:
         """While the context lasts, a clip is made: it ends for everybody when the leader leaves it."""
@@ -205,4 +213,4 @@ def joined(device: str = "auto") -> Iterator[Crew | None]:
     crew = Crew.join(device)
     yield crew
     if crew is not None:  # after an error the others may wait in a call: the process ends as it is
-        distributed.destroy_process_group()
+        crew.leave()

@@ -105,6 +105,7 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
 ) -> None:
     """Train an adapter. Ctrl+C saves a checkpoint; --resume goes on from it."""
+    from radial.context_parallel import end_process_groups
     from radial_finetune.config import read_config
     from radial_finetune.train import Progress, finetune
 
@@ -127,6 +128,7 @@ def run(
 
         note = (lambda text: stderr.print(text, highlight=False)) if os.environ.get("RANK", "0") == "0" else None
         print(finetune(settings, resume=resume, on_step=tell, on_note=note or (lambda text: None)))
+    end_process_groups()
 
 
 @app.command()
