@@ -95,6 +95,7 @@ def run_ours(options: argparse.Namespace, crew: Any) -> dict[str, float]:
     ).resolve()  # fmt: skip
     device = choose_device(request.device)
     needs = needs_of(request, read_folder(options.folder), weights_in(options.folder), choose_dtype("auto", device))
+    needs = needs.shared_by(crew.size if crew else 1, max(options.height, options.width) // 8)
     marks: list[float] = []
 
     def follow(event: Any) -> None:
@@ -105,7 +106,7 @@ def run_ours(options: argparse.Namespace, crew: Any) -> dict[str, float]:
         pass
     if crew and not crew.leads:
         return {}
-    return _found(marks, _now(), needs.shared_by(crew.size if crew else 1).vram(profile) / 1e9)
+    return _found(marks, _now(), needs.vram(profile) / 1e9)
 
 
 def _now() -> float:

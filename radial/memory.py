@@ -57,11 +57,15 @@ class Needs:
         """All weights."""
         return sum(self.weights.values())
 
-    def shared_by(self, processes: int, strip: float = 1.0) -> Needs:
-        """What each of several processes that share the clip takes on its GPU; ``strip`` is the share of the frames
-        that the widest one decodes. The first one puts all frames together."""
-        decode = int(self.decode * strip) + self.frames // 3
-        return replace(self, clip=self.clip // processes, decode=min(self.decode, decode))
+    def shared_by(self, processes: int, latents: int) -> Needs:
+        """What each process of several that share the clip takes on its GPU at most: the first one, which puts the
+        frames together from the strips that each decodes of so many ``latents``, the clip's longer side."""
+        if processes == 1:
+            return self
+        whole = self.frames // 3
+        decode = int(self.decode * Strips.cut_into(latents, processes).widest) + whole
+        return replace(self, clip=self.clip // processes, decode=min(self.decode, decode),
+                       decode_tiled=self.decode_tiled + whole)  # fmt: skip
 
     def vram(self, profile: Profile) -> int:
         """The most that lies on the GPU at once."""
@@ -138,9 +142,7 @@ def choose_profile(
             raise RequestError(f"memory {request.memory} is for GPUs; on {device} everything is in one memory")
         return "full"
     needs = needs_of(request, spec, weights_in(folder, spec.transformer_path), dtype)
-    if processes > 1:
-        latents = max(request.clip_height, request.clip_width) // 8
-        needs = needs.shared_by(processes, Strips.cut_into(latents, processes).widest)
+    needs = needs.shared_by(processes, max(request.clip_height, request.clip_width) // 8)
     return fit_profile(request, spec, needs, free_memory(device), str(device))
 
 

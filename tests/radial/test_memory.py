@@ -18,7 +18,6 @@ from radial.loading import load, profile_of
 from radial.memory import PROFILES, Needs, Profile, choose_profile, fit_profile, needs_of, place
 from radial.models import MODELS
 from radial.request import GenerationRequest, make_request
-from radial.shared_decoding import Strips
 from radial.weights import Weight, Weights, weights_in
 from radial_kernels.fused import EightBitWeights
 
@@ -78,9 +77,9 @@ def test_what_8_bit_takes_is_told_as_it_is(kind: str, precision: str) -> None:
 
 def test_several_processes_take_less_each() -> None:
     whole = LARGE.vram("full")
-    two, eight = (LARGE.shared_by(n, Strips.cut_into(104, n).widest).vram("full") for n in (2, 8))
+    two, eight = (LARGE.shared_by(n, 104).vram("full") for n in (2, 8))
     assert eight < two < whole
-    assert LARGE.shared_by(8, Strips.cut_into(104, 8).widest).decode > LARGE.decode // 8 + LARGE.frames // 3
+    assert LARGE.shared_by(8, 104).decode > LARGE.decode // 8 + LARGE.frames // 3
 
 
 def test_a_file_that_is_none_is_said(wan_folder: Path, tmp_path: Path) -> None:
