@@ -125,14 +125,16 @@ def without_masks() -> Iterator[None]:
 
 @torch.no_grad()
 def timed_forward(
-    transformer: nn.Module, inputs: dict[str, Any], backend: SDPBackend = SDPBackend.CUDNN_ATTENTION
+    transformer: nn.Module, inputs: dict[str, Any], backend: SDPBackend | None = SDPBackend.CUDNN_ATTENTION
 ) -> tuple[float, float, Tensor]:
-    """Seconds and peak gigabytes of one forward with this dense attention, and what it gives."""
+    """Seconds and peak gigabytes of one forward, and what it gives: with this dense attention without masks, or, where
+    it is None, with what torch chooses for the model as it stands."""
     gpu = inputs["hidden_states"].is_cuda
     with contextlib.ExitStack() as stack:
-        if gpu:
+        if gpu and backend is not None:
             stack.enter_context(sdpa_kernel(backend))
             stack.enter_context(without_masks())
+        if gpu:
             torch.cuda.reset_peak_memory_stats()
             torch.cuda.synchronize()
         started = time.perf_counter()
