@@ -1,6 +1,6 @@
 """Models from the Hugging Face hub: what is still missing and whether it fits on the disk is known before it comes.
 
-Files that came whole are kept whatever happens; a download that was cut off goes on with those that did not.
+What came is kept whatever happens; a download that was cut off goes on from there.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import re
 import shutil
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from radial.errors import ModelError, OutputError, RadialError, first_line
 from radial.files import existing_folder
+from radial.large_files import LargeFile, make_bar
 
 _TELL_SECONDS = 0.5
+_AT_ONCE = 4  # large files that come at the same time
 SPARE_BYTES = 1 << 30  # that stay free on the disk
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".pb", ".tflite")
 _VARIANT = re.compile(r"\.(fp16|fp32|bf16|ema|non_ema|int8|fp8)[.-]")
@@ -30,10 +32,12 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Download:
-    """What of a hub model is to come: the files, their bytes, and the bytes that are here already."""
+    """What of a hub model is to come: the files, the large ones of them that are not here or not whole, the bytes that
+    are missing, and those that are here already."""
 
     source: str
     files: tuple[str, ...]
+    large: tuple[LargeFile, ...]
     missing: int
     present: int
 
@@ -78,6 +82,7 @@ def plan_download(source: str, without: tuple[str, ...] = ()) -> Download:
         ModelError: there is no such model, or the hub cannot be reached or wants a login.
     """
     import huggingface_hub
+    from huggingface_hub import constants
 
     check_online(source)
     try:
@@ -87,16 +92,22 @@ def plan_download(source: str, without: tuple[str, ...] = ()) -> Download:
         if "model_index.json" not in files:
             raise ModelError(f"{source} is no diffusers checkpoint: it has no model_index.json")
         planned: Any = huggingface_hub.snapshot_download(
-            source, revision=info.sha, allow_patterns=list(files), dry_run=True, tqdm_class=_make_bar(lambda _: None)
-        )
+            source, revision=info.sha, allow_patterns=list(files), dry_run=True,
+            tqdm_class=_bar_of_small(lambda _: None),
+        )  # fmt: skip
     except RadialError:
         raise
     except Exception as error:
         raise explain_hub(source, error) or ModelError(
             f"there is no folder {source} here, and the Hugging Face hub cannot be reached: {first_line(error)}"
         ) from error
-    missing = sum(file.file_size or 0 for file in planned if file.will_download)
-    return Download(source, files, missing, sum(sizes[name] for name in files) - missing)
+    missing = {file.filename: file.file_size or 0 for file in planned if file.will_download}
+    large = tuple(
+        LargeFile(source, file.rfilename, file.lfs.sha256, file.lfs.size) for file in info.siblings or []
+        if file.rfilename in missing and file.lfs is not None and file.lfs.size < constants.MAX_HTTP_DOWNLOAD_SIZE
+    )  # fmt: skip
+    still = sum(missing.values()) - sum(file.here for file in large)
+    return Download(source, files, large, still, sum(sizes[name] for name in files) - still)
 
 
 def check_disk(download: Download) -> None:
@@ -133,16 +144,12 @@ def download(
         OutputError: the disk is too small.
     """
     import diffusers
-    import huggingface_hub
 
     planned = planned or plan_download(source, without)
     check_disk(planned)
     progress = _Progress(planned.present)
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(
-            huggingface_hub.snapshot_download, source, allow_patterns=list(planned.files),
-            tqdm_class=_make_bar(progress.count),
-        )  # fmt: skip
+        coming = thread.submit(_fetch, planned, progress)
         try:
             while not wait([coming], _TELL_SECONDS).done:
                 on_progress(min(progress.done, planned.total), planned.total)
@@ -153,13 +160,37 @@ def download(
         folder = Path(coming.result())
         if not without:  # whatever else the pipeline's class wants; it is next to nothing
             folder = Path(diffusers.DiffusionPipeline.download(source, use_safetensors=True))
+    except RadialError:
+        raise
     except Exception as error:
         raise explain_hub(source, error) or ModelError(
-            f"the download of {source} broke off: {first_line(error)}; the files that came are kept, and it goes on "
-            "from there when it is started again"
+            f"the download of {source} broke off: {first_line(error)}; what came is kept, and it goes on from "
+            "there when it is started again"
         ) from error
     on_progress(planned.total, planned.total)
     return folder
+
+
+def _fetch(planned: Download, progress: _Progress) -> str:
+    """Fetch the large files, and then by the hub's client the others: the folder."""
+    import huggingface_hub
+
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        coming = [threads.submit(file.fetch, progress.count) for file in planned.large]
+        try:
+            for one in as_completed(coming):
+                one.result()
+        except BaseException:
+            progress.stop = True
+            raise
+    folder: str = huggingface_hub.snapshot_download(
+        planned.source, allow_patterns=list(planned.files), tqdm_class=_bar_of_small(progress.count)
+    )
+    return folder
+
+
+def _bar_of_small(count: Callable[[int], None]) -> Any:
+    return make_bar(count, "huggingface_hub.snapshot_download")
 
 
 class _Progress:
@@ -249,20 +280,3 @@ def _is_wanted(name: str, sizes: dict[str, int], without: tuple[str, ...] = ()) 
         )
         return not (plain and _VARIANT.search(file))
     return not (file.endswith(_WEIGHTS) or ".index." in file or file.endswith((".py", ".md", ".mp4", ".png", ".jpg")))
-
-
-def _make_bar(count: Callable[[int], None]) -> Any:
-    """A progress bar for the hub's client that shows nothing, and passes on the bytes that are on the disk."""
-    from tqdm.auto import tqdm
-
-    class Bar(tqdm):
-        def __init__(self, *args: Any, **options: Any) -> None:
-            self._bytes = options.pop("name", None) == "huggingface_hub.snapshot_download"
-            super().__init__(*args, **options | {"disable": True})
-
-        def update(self, n: float | None = 1) -> bool | None:
-            if self._bytes:
-                count(int(n or 0))
-            return super().update(n)
-
-    return Bar

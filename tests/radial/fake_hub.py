@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 SHA = "c" * 40
+LARGE = (".safetensors", ".bin", ".mp4")  # kept by their content
 
 
 class Hub:
@@ -25,17 +26,28 @@ class Hub:
         self.sent: dict[str, int] = {}
         self.pause = 0.0  # seconds before each 64 KB
         self.url = ""
+        self._digests: dict[str, str] = {}
 
     def describe(self) -> dict[str, object]:
-        siblings = [{"rfilename": name, "size": (self.folder / name).stat().st_size} for name in self.files]
+        siblings: list[dict[str, object]] = []
+        for name in self.files:
+            size = (self.folder / name).stat().st_size
+            siblings.append({"rfilename": name, "size": size})
+            if name.endswith(LARGE):
+                siblings[-1]["lfs"] = {"size": size, "sha256": self.digest(name), "pointerSize": 134}
         return {"id": self.name, "modelId": self.name, "sha": SHA, "private": False, "gated": False, "tags": [],
                 "downloads": 0, "likes": 0, "siblings": siblings}  # fmt: skip
 
     def tree(self) -> list[dict[str, object]]:
-        paths = ((name, self.folder / name) for name in self.files)
-        return [
-            {"type": "file", "path": name, "oid": _digest(path), "size": path.stat().st_size} for name, path in paths
-        ]
+        sizes = {name: (self.folder / name).stat().st_size for name in self.files}
+        return [{"type": "file", "path": n, "oid": self.digest(n), "size": size} for n, size in sizes.items()]
+
+    def digest(self, name: str) -> str:
+        """What the hub calls a file's content."""
+        if name not in self._digests:
+            kind = hashlib.sha256 if name.endswith(LARGE) else hashlib.sha1
+            self._digests[name] = kind((self.folder / name).read_bytes()).hexdigest()
+        return self._digests[name]
 
 
 @contextmanager
@@ -77,7 +89,7 @@ def serve(name: str, folder: Path) -> Iterator[Hub]:
             start, end = (int(match[1]), int(match[2] or len(content) - 1)) if match else (0, len(content) - 1)
             whole, content = len(content), content[: end + 1]
             self.send_response(206 if match else 200)
-            self.send_header("etag", f'"{_digest(hub.folder / file)}"')
+            self.send_header("etag", f'"{hub.digest(file)}"')
             self.send_header("x-repo-commit", SHA)
             self.send_header("accept-ranges", "bytes")
             if match:
@@ -103,7 +115,3 @@ def serve(name: str, folder: Path) -> Iterator[Hub]:
         yield hub
     finally:
         server.shutdown()
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha1(path.read_bytes()).hexdigest()

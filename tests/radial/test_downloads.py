@@ -32,7 +32,7 @@ def hub(wan_folder: Path, tmp_path: Path) -> Iterator[fake_hub.Hub]:
     (folder / "examples").mkdir()
     (folder / "examples" / "clip.mp4").write_bytes(b"0" * 1000)
     # Something to wait for: a second shard's worth of bytes that no model reads.
-    save_file({"x": np.zeros(1 << 19, np.float32)}, folder / "text_encoder" / "zz.safetensors")
+    save_file({"x": np.arange(6 << 20, dtype=np.float32)}, folder / "text_encoder" / "zz.safetensors")
     with fake_hub.serve(NAME, folder) as served:
         yield served
 
@@ -65,11 +65,11 @@ def home(hub: fake_hub.Hub, tmp_path: Path) -> Home:
 
 
 def test_a_download_that_is_cut_off_goes_on_and_works_without_the_hub(hub: fake_hub.Hub, home: Home) -> None:
-    hub.pause = 0.3
+    hub.pause = 0.03
     told = home.folder / "told.json"
     process = home.start("download", NAME, "--tell", str(told))
     deadline = time.monotonic() + 60
-    while not (told.exists() and json.loads(told.read_text())["done"] > 1 << 20):
+    while not (told.exists() and json.loads(told.read_text())["done"] > 11 << 20):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -77,19 +77,25 @@ def test_a_download_that_is_cut_off_goes_on_and_works_without_the_hub(hub: fake_
     process.communicate()
     whole = {file for file in hub.files if hub.sent.get(file, 0) >= (hub.folder / file).stat().st_size}
     assert whole
+    (part,) = home.cache.rglob("*.part")
+    held = part.stat().st_size
+    assert held >= 10 << 20  # what the client writes at once
     hub.pause = 0.0
     before = dict(hub.sent)
     code, out, err = home.run("download", NAME, "--tell", str(told))
     assert code == 0, err
     assert "MB are here" in err
-    # What had come whole did not come again, and nothing came that is of no use here.
+    # What had come did not come again, within a file too, and nothing came that is of no use here.
+    cut = "text_encoder/zz.safetensors"
+    assert hub.sent[cut] - before[cut] == (hub.folder / cut).stat().st_size - held
     assert all(hub.sent[file] == before[file] for file in whole)
     assert not set(hub.sent) & {"transformer/diffusion_pytorch_model.bin", "README.md", "examples/clip.mp4",
                                 "transformer/diffusion_pytorch_model.fp16.safetensors"}  # fmt: skip
     folder = Path(out.strip())
     assert (folder / "transformer" / "config.json").is_file()
     progress = json.loads(told.read_text())
-    assert progress["done"] == progress["total"] > 2 << 20
+    assert progress["done"] == progress["total"] > 24 << 20
+    assert not list(home.cache.rglob("*.part"))
 
     sent = dict(hub.sent)
     code, out, err = home.run("generate", "a fox", "--offline", "--model", NAME, "--height", "32", "--width", "32",
@@ -97,6 +103,21 @@ def test_a_download_that_is_cut_off_goes_on_and_works_without_the_hub(hub: fake_
     assert code == 0, err
     assert hub.sent == sent
     assert (home.folder / "fox.mp4").is_file()
+
+
+def test_a_file_that_came_damaged_is_thrown_away(hub: fake_hub.Hub, home: Home) -> None:
+    name = "vae/diffusion_pytorch_model.safetensors"
+    blobs = home.cache / "hub" / "models--someone--small-wan" / "blobs"
+    part = blobs / f"{hub.digest(name)}.part"
+    blobs.mkdir(parents=True)
+    part.write_bytes(b"of something else")
+    code, _, err = home.run("download", NAME)
+    assert (code, f"{name} of {NAME} came damaged" in err) == (1, True), err
+    assert not part.exists()
+    part.write_bytes(bytes(1 << 24))  # more than there is
+    code, out, err = home.run("download", NAME)
+    assert code == 0, err
+    assert (Path(out.strip()) / name).read_bytes() == (hub.folder / name).read_bytes()
 
 
 def test_what_cannot_be_fetched_is_said_before(hub: fake_hub.Hub, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

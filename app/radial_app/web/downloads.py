@@ -49,7 +49,7 @@ def make_router(place: Place) -> APIRouter:
 
     @router.delete("/{id:path}")
     def stop_download(id: str) -> ModelDownload:
-        """Stop a download; what came whole is kept."""
+        """Stop a download; what came is kept."""
         task = Task(_folder(folder, id))
         if not task.stop():
             raise Missing(f"model {id[:200]!r} is not on its way")

@@ -74,7 +74,7 @@ function showDownload(place, one) {
   box.querySelector(".download").replaceChildren(
     running ? h("div", { className: "bar" }, h("progress", one.total ? { value: one.done, max: one.total } : {}), h("span", { className: "eta" }, one.total ? `${size(one.done)} of ${size(one.total)}` : "asking the hub")) : "",
     running ? h("div", { className: "actions" }, button("Stop", async () => { await call("DELETE", `/v1/downloads/${one.id}`); rebuild(); })) : "",
-    one.state === "stopped" ? h("p", { className: "radial-quiet" }, "The download was stopped; what came whole is kept.") : "",
+    one.state === "stopped" ? h("p", { className: "radial-quiet" }, "The download was stopped; what came is kept.") : "",
     one.problem ? h("p", { className: "radial-problem" }, one.problem) : "");
 }
 
