@@ -103,7 +103,8 @@ def plan_download(source: str, without: tuple[str, ...] = ()) -> Download:
         ) from error
     missing = {file.filename: file.file_size or 0 for file in planned if file.will_download}
     large = tuple(
-        LargeFile(source, file.rfilename, file.lfs.sha256, file.lfs.size) for file in info.siblings or []
+        LargeFile(source, info.sha or "main", file.rfilename, file.lfs.sha256, file.lfs.size)
+        for file in info.siblings or []
         if file.rfilename in missing and file.lfs is not None and file.lfs.size < constants.MAX_HTTP_DOWNLOAD_SIZE
     )  # fmt: skip
     still = sum(missing.values()) - sum(file.here for file in large)
@@ -174,14 +175,18 @@ def download(
 def _fetch(planned: Download, progress: _Progress) -> str:
     """Fetch the large files, and then by the hub's client the others: the folder."""
     import huggingface_hub
+    from huggingface_hub.file_download import are_symlinks_supported
 
+    # Without links the client would keep what it did not fetch itself twice.
+    large = planned.large if are_symlinks_supported() else ()
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        coming = [threads.submit(file.fetch, progress.count) for file in planned.large]
+        coming = [threads.submit(file.fetch, progress.count) for file in large]
         try:
             for one in as_completed(coming):
                 one.result()
         except BaseException:
             progress.stop = True
+            threads.shutdown(wait=False, cancel_futures=True)
             raise
     folder: str = huggingface_hub.snapshot_download(
         planned.source, allow_patterns=list(planned.files), tqdm_class=_bar_of_small(progress.count)

@@ -6,6 +6,7 @@ video model have up to ten gigabytes. A file that came whole lies in the client'
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
@@ -23,12 +24,14 @@ class LargeFile:
 
     Attributes:
         source: the model's hub id.
+        revision: the commit that it is of.
         name: the file's, within the model.
         sha256: its content's, by which the client's cache names it, too.
         size: in bytes.
     """
 
     source: str
+    revision: str
     name: str
     sha256: str
     size: int
@@ -68,23 +71,22 @@ class LargeFile:
             ModelError: what came is not what the hub has.
             Exception: of the hub's client, and of the disk.
         """
-        from filelock import FileLock, Timeout
+        from filelock import Timeout
+        from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
         # The client's own lock: two programs that fetch a file take turns, and the second one finds it whole.
         lock = self._repository.parent / ".locks" / self._repository.name / f"{self.sha256}.lock"
         for folder in (lock.parent, self.part.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        taken = FileLock(lock)
-        while not taken.is_locked:
-            try:
-                taken.acquire(timeout=1)
-            except Timeout:
-                on_bytes(0)
-        try:
+        with contextlib.ExitStack() as turn:
+            while True:
+                try:
+                    turn.enter_context(WeakFileLock(lock, timeout=1))
+                    break
+                except Timeout:
+                    on_bytes(0)
             if not self.path.exists():
                 self._fetch(on_bytes)
-        finally:
-            taken.release()
 
     def _fetch(self, on_bytes: OnBytes) -> None:
         from huggingface_hub import hf_hub_url
@@ -95,8 +97,8 @@ class LargeFile:
             self.part.unlink()
         with self.part.open("ab") as file:
             http_get(
-                hf_hub_url(self.source, self.name), file, resume_size=file.tell(), headers=build_hf_headers(),
-                expected_size=self.size, tqdm_class=make_bar(on_bytes),
+                hf_hub_url(self.source, self.name, revision=self.revision), file, resume_size=file.tell(),
+                headers=build_hf_headers(), expected_size=self.size, tqdm_class=make_bar(on_bytes),
             )  # fmt: skip
             file.flush()
             os.fsync(file.fileno())
