@@ -74,7 +74,7 @@ class Crew:
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
         distributed.init_process_group(backend, timeout=_STUCK)
         # Not the default group: modules imported from now on may keep that, and with it its threads.
-        return cls(ContextParallel.over(distributed.new_group()), device)
+        return cls(ContextParallel.over(distributed.new_group(timeout=_STUCK)), device)
 
     @property
     def leads(self) -> bool:

@@ -5,6 +5,7 @@ What came is kept whatever happens; a download that was cut off goes on from the
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -102,11 +103,11 @@ def plan_download(source: str, without: tuple[str, ...] = ()) -> Download:
             f"there is no folder {source} here, and the Hugging Face hub cannot be reached: {first_line(error)}"
         ) from error
     missing = {file.filename: file.file_size or 0 for file in planned if file.will_download}
-    large = tuple(
-        LargeFile(source, info.sha or "main", file.rfilename, file.lfs.sha256, file.lfs.size)
+    large = tuple({
+        file.lfs.sha256: LargeFile(source, info.sha or "main", file.rfilename, file.lfs.sha256, file.lfs.size)
         for file in info.siblings or []
         if file.rfilename in missing and file.lfs is not None and file.lfs.size < constants.MAX_HTTP_DOWNLOAD_SIZE
-    )  # fmt: skip
+    }.values())  # fmt: skip
     still = sum(missing.values()) - sum(file.here for file in large)
     return Download(source, files, large, still, sum(sizes[name] for name in files) - still)
 
@@ -173,24 +174,30 @@ def download(
 
 
 def _fetch(planned: Download, progress: _Progress) -> str:
-    """Fetch the large files, and then by the hub's client the others: the folder."""
+    """Fetch the small files by the hub's client, and the large ones: the folder."""
     import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import are_symlinks_supported
 
     # Without links the client would keep what it did not fetch itself twice.
     large = planned.large if are_symlinks_supported() else ()
+    names = {file.name for file in large}
+    bar = _bar_of_small(progress.count)
+    # The small ones first: by them the cache knows the model, and can delete it again.
+    huggingface_hub.snapshot_download(
+        planned.source, allow_patterns=[name for name in planned.files if name not in names], tqdm_class=bar
+    )
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         coming = [threads.submit(file.fetch, progress.count) for file in large]
         try:
             for one in as_completed(coming):
-                one.result()
+                with contextlib.suppress(HfHubHTTPError):  # the client below says it, or knows a way
+                    one.result()
         except BaseException:
             progress.stop = True
             threads.shutdown(wait=False, cancel_futures=True)
             raise
-    folder: str = huggingface_hub.snapshot_download(
-        planned.source, allow_patterns=list(planned.files), tqdm_class=_bar_of_small(progress.count)
-    )
+    folder: str = huggingface_hub.snapshot_download(planned.source, allow_patterns=list(planned.files), tqdm_class=bar)
     return folder
 
 

@@ -44,14 +44,15 @@ class LargeFile:
     @property
     def part(self) -> Path:
         """Where it lies before."""
-        return self.path.with_name(f"{self.sha256}.part")
+        return self.path.with_name(f"{self.sha256}.incomplete")
 
     @property
     def here(self) -> int:
         """Bytes that need not come any more."""
         for path in (self.path, self.part):
             if path.is_file():
-                return min(path.stat().st_size, self.size)
+                size = path.stat().st_size
+                return size if size <= self.size else 0
         return 0
 
     @property
@@ -102,9 +103,12 @@ class LargeFile:
             )  # fmt: skip
             file.flush()
             os.fsync(file.fileno())
+        found = hashlib.sha256()
         with self.part.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != self.sha256:
+            while block := file.read(1 << 24):
+                found.update(block)
+                on_bytes(0)
+        if found.hexdigest() != self.sha256:
             self.part.unlink()
             raise ModelError(f"{self.name} of {self.source} came damaged and was thrown away; start the download again")
         self.part.replace(self.path)

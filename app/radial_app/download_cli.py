@@ -24,7 +24,7 @@ def download(
         Path | None, typer.Option(help="A file that is kept up to date with the bytes.", hidden=True)
     ] = None,
 ) -> None:
-    """Download models. What is here already is not fetched again; cut off, it goes on with the files that miss."""
+    """Download models. What is here already is not fetched again; cut off, it goes on where it was."""
     from radial.downloads import check_disk, plan_download
     from radial.downloads import download as fetch
 

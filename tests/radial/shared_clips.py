@@ -68,6 +68,7 @@ def main() -> None:
         compare("WanTransformer3DModel", ContextParallel.over(pair))
     for kind in sys.argv[1:]:
         compare(kind, ContextParallel.over(everybody))
+    assert threads() > 2
     del everybody, pair
     end_process_groups()
     # One that held a tensor could abort the process while Python ends. The default group's two do nothing; modules that

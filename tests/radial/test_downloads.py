@@ -77,7 +77,7 @@ def test_a_download_that_is_cut_off_goes_on_and_works_without_the_hub(hub: fake_
     process.communicate()
     whole = {file for file in hub.files if hub.sent.get(file, 0) >= (hub.folder / file).stat().st_size}
     assert whole
-    (part,) = home.cache.rglob("*.part")
+    (part,) = home.cache.rglob("*.incomplete")
     held = part.stat().st_size
     assert held >= 10 << 20  # what the client writes at once
     hub.pause = 0.0
@@ -95,7 +95,7 @@ def test_a_download_that_is_cut_off_goes_on_and_works_without_the_hub(hub: fake_
     assert (folder / "transformer" / "config.json").is_file()
     progress = json.loads(told.read_text())
     assert progress["done"] == progress["total"] > 24 << 20
-    assert not list(home.cache.rglob("*.part"))
+    assert not list(home.cache.rglob("*.incomplete"))
 
     sent = dict(hub.sent)
     code, out, err = home.run("generate", "a fox", "--offline", "--model", NAME, "--height", "32", "--width", "32",
@@ -108,7 +108,7 @@ def test_a_download_that_is_cut_off_goes_on_and_works_without_the_hub(hub: fake_
 def test_a_file_that_came_damaged_is_thrown_away(hub: fake_hub.Hub, home: Home) -> None:
     name = "vae/diffusion_pytorch_model.safetensors"
     blobs = home.cache / "hub" / "models--someone--small-wan" / "blobs"
-    part = blobs / f"{hub.digest(name)}.part"
+    part = blobs / f"{hub.digest(name)}.incomplete"
     blobs.mkdir(parents=True)
     part.write_bytes(b"of something else")
     code, _, err = home.run("download", NAME)

@@ -79,6 +79,7 @@ def test_several_processes_take_less_each() -> None:
     whole = LARGE.vram("full")
     two, eight = (LARGE.shared_by(n, 104).vram("full") for n in (2, 8))
     assert eight < two < whole
+    assert LARGE.shared_by(2, 104).decode_tiled == LARGE.decode_tiled + LARGE.frames // 3
     assert LARGE.shared_by(8, 104).decode > LARGE.decode // 8 + LARGE.frames // 3
 
 

@@ -129,7 +129,9 @@ def make_page(place: Place) -> tuple[gr.Blocks, APIRouter]:
         frames_at = "(times, frames) => window.radial ? window.radial.framesAt(times, frames) : frames"
         form.times.input(None, [form.times, form.num_frames], form.num_frames, js=frames_at, **private)
         # Chosen once more, so many times the length is heard again.
-        gr.on([form.num_frames.input, form.model.change], None, None, form.times, js="() => null", **private)
+        gr.on(
+            [form.num_frames.input, form.model.change, inbox.change], None, None, form.times, js="() => null", **private
+        )
         form.dice.click(lambda: secrets.randbelow(2**31), None, form.seed, **private)
         form.generate.click(
             generate, [form.lock, *form.inputs, *form.output], [form.answer, form.seed], **private
