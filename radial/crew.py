@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -24,6 +25,7 @@ from radial.resume import OnStep, Step
 _GO_ON, _FINISH, _END = range(3)
 _STUCK = timedelta(minutes=5)  # that an exchange within a step may take
 _PATIENCE = timedelta(seconds=20)  # for the leader, to meet the error that a follower met
+_OVERTAKEN = 0.5  # seconds for Ctrl+C to come here, too, where it has ended another process first
 _WAITING = timedelta(days=30)  # for the leader, who waits for jobs
 
 
@@ -163,6 +165,7 @@ class Crew:
                 yield
             except Lost:
                 self.broken = True
+                time.sleep(_OVERTAKEN)
                 raise
             except Exception:
                 self._end()
