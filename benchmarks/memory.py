@@ -94,8 +94,8 @@ def run_ours(options: argparse.Namespace, crew: Any) -> dict[str, float]:
         device=crew.device if crew else "cuda",
     ).resolve()  # fmt: skip
     device = choose_device(request.device)
-    needs = needs_of(request, read_folder(options.folder), weights_in(options.folder), choose_dtype("auto", device))
-    needs = needs.shared_by(crew.size if crew else 1, max(options.height, options.width) // 8)
+    needs = needs_of(request, read_folder(options.folder), weights_in(options.folder), choose_dtype("auto", device),
+                     processes=crew.size if crew else 1)  # fmt: skip
     marks: list[float] = []
 
     def follow(event: Any) -> None:

@@ -25,7 +25,9 @@ from radial.resume import OnStep, Step
 _GO_ON, _FINISH, _END = range(3)
 _STUCK = timedelta(minutes=5)  # that an exchange within a step may take
 _PATIENCE = timedelta(seconds=20)  # for the leader, to meet the error that a follower met
-_OVERTAKEN = 0.5  # seconds for Ctrl+C to come here, too, where it has ended another process first
+# Seconds for Ctrl+C to come here, too, where it has ended another process first; torchrun's SIGTERM, which follows,
+# leaves this process more.
+_OVERTAKEN = 0.5
 _WAITING = timedelta(days=30)  # for the leader, who waits for jobs
 
 

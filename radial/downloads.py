@@ -184,9 +184,11 @@ def _fetch(planned: Download, progress: _Progress) -> str:
     names = {file.name for file in large}
     bar = _bar_of_small(progress.count)
     # The small ones first: by them the cache knows the model, and can delete it again.
-    huggingface_hub.snapshot_download(
+    folder: str = huggingface_hub.snapshot_download(
         planned.source, allow_patterns=[name for name in planned.files if name not in names], tqdm_class=bar
     )
+    if not large:
+        return folder
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         coming = [threads.submit(file.fetch, progress.count) for file in large]
         try:
@@ -197,7 +199,7 @@ def _fetch(planned: Download, progress: _Progress) -> str:
             progress.stop = True
             threads.shutdown(wait=False, cancel_futures=True)
             raise
-    folder: str = huggingface_hub.snapshot_download(planned.source, allow_patterns=list(planned.files), tqdm_class=bar)
+    folder = huggingface_hub.snapshot_download(planned.source, allow_patterns=list(planned.files), tqdm_class=bar)
     return folder
 
 

@@ -94,8 +94,8 @@ class LargeFile:
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-        if self.part.is_file() and self.part.stat().st_size > self.size:
-            self.part.unlink()
+        if not self.here:  # a part that is longer than the file is none
+            self.part.unlink(missing_ok=True)
         with self.part.open("ab") as file:
             http_get(
                 hf_hub_url(self.source, self.name, revision=self.revision), file, resume_size=file.tell(),

@@ -86,8 +86,10 @@ class Needs:
         return passing + self.frames + (2 << 30)
 
 
-def needs_of(request: GenerationRequest, spec: ModelSpec, weights: Weights, dtype: torch.dtype) -> Needs:
-    """What a resolved request needs of a checkpoint with such weights."""
+def needs_of(
+    request: GenerationRequest, spec: ModelSpec, weights: Weights, dtype: torch.dtype, processes: int = 1
+) -> Needs:
+    """What a resolved request needs of a checkpoint with such weights, each of the processes that share its clip."""
     sizes, blocks = {}, {}
     for component, tensors in weights.components.items():
         narrow = request.precision != "full" and component in _TRANSFORMERS
@@ -112,7 +114,8 @@ def needs_of(request: GenerationRequest, spec: ModelSpec, weights: Weights, dtyp
     # The widest layers work on whole frames with a hundred-odd channels, some of them at a time.
     decode = number * pixels * 96 * 4 * 24 + frames
     tiled = number * min(pixels, 4 * _TILE * _TILE) * 96 * 4 * 10 + 2 * frames
-    return Needs(sizes, max(blocks.values(), default=0), clip, decode, min(decode, tiled), 3 * frames)
+    needs = Needs(sizes, max(blocks.values(), default=0), clip, decode, min(decode, tiled), 3 * frames)
+    return needs.shared_by(processes, max(request.clip_height, request.clip_width) // 8)
 
 
 def _bytes(tensor: Weight, narrow: bool, wide: int) -> int:
@@ -141,8 +144,7 @@ def choose_profile(
         if request.memory not in ("auto", "full"):
             raise RequestError(f"memory {request.memory} is for GPUs; on {device} everything is in one memory")
         return "full"
-    needs = needs_of(request, spec, weights_in(folder, spec.transformer_path), dtype)
-    needs = needs.shared_by(processes, max(request.clip_height, request.clip_width) // 8)
+    needs = needs_of(request, spec, weights_in(folder, spec.transformer_path), dtype, processes)
     return fit_profile(request, spec, needs, free_memory(device), str(device))
 
 

@@ -133,7 +133,7 @@ class Form:
 
         parts["negative_prompt"] = gr.Textbox(
             label="Negative prompt", lines=2, elem_id="negative_prompt", max_length=20_000,
-            placeholder=spec.negative_prompt or "What the clip should not show",
+            placeholder=_default(spec, "negative_prompt"),
         )  # fmt: skip
         with gr.Row():
             number("num_inference_steps", "Steps")
@@ -247,10 +247,8 @@ class Form:
         values = {} if keep else self._own_values() | self._values_of(preset, spec)
         for name, part in self.advanced.items():
             update = {"value": values[name]} if name in values else {}
-            if isinstance(part, gr.Number):
+            if isinstance(part, gr.Number) or name == "negative_prompt":
                 update["placeholder"] = _default(spec, name)
-            elif name == "negative_prompt":
-                update["placeholder"] = spec.negative_prompt or "What the clip should not show"
             updates[name] = gr.update(**update) if update else gr.skip()
         return [updates.get(str(part.elem_id), gr.skip()) for part in self.inputs]
 
@@ -298,6 +296,8 @@ def _sizes(spec: ModelSpec) -> list[str]:
 
 def _default(spec: ModelSpec, name: str) -> str:
     """What a model does where a field is left empty."""
+    if name == "negative_prompt":
+        return spec.negative_prompt or "What the clip should not show"
     pattern, schedule = spec.preset(spec.num_frames, spec.num_inference_steps)
     known = {
         "num_inference_steps": spec.num_inference_steps, "guidance_scale": spec.guidance_scale,
