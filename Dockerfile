@@ -9,7 +9,8 @@ RUN apt-get update \
 WORKDIR /opt/radial
 COPY . .
 # torch comes with the image; Triton compiles its kernels with gcc on first use.
-RUN pip install --no-cache-dir '.[server]'
+RUN grep -v '^torch==\|^triton==' constraints.txt > /tmp/constraints.txt \
+    && pip install --no-cache-dir -c /tmp/constraints.txt '.[server]'
 
 USER radial
 ENV RADIAL_DATA_DIR=/data HF_HOME=/models PYTHONUNBUFFERED=1

@@ -104,6 +104,7 @@ def run(folder: Path, options: argparse.Namespace) -> list[str]:
             time.sleep(0.2)
         seconds = time.monotonic() - started
         if options.server == "serve":
+            wait_until_up(data)  # one that is only starting has no workers yet that it could stop
             server.terminate()
         server.wait(timeout=60)
         assert server.returncode in (0, -signal.SIGTERM), f"the server ended with {server.returncode}"
@@ -113,6 +114,18 @@ def run(folder: Path, options: argparse.Namespace) -> list[str]:
             time.sleep(0.1)
         lines = check(out, data, options.jobs, fields, folder)
     return [f"killed {killed['worker']} workers and {killed['server']} servers in {seconds:.0f} s", *lines]
+
+
+def wait_until_up(data: Path) -> None:
+    """Wait until a server keeps the queue, and hears what it is told."""
+    with JobStore(data) as store:
+        for _ in range(600):
+            with store.locks.slot("server") as free:
+                pass
+            if not free:
+                break
+            time.sleep(0.1)
+    time.sleep(1)
 
 
 def check(out: Path, data: Path, count: int, fields: dict[str, object], folder: Path) -> list[str]:

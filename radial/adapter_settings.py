@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from radial.errors import ModelError
+from radial.errors import ModelError, first_line
 
 METADATA_KEY = "radial"
 BUNDLED_ADAPTER = "bundled:"
@@ -56,19 +57,25 @@ def check_adapter_file(path: Path) -> None:
     """Make sure that there is an adapter's file, before a model is loaded for it.
 
     Raises:
-        ModelError: it is missing, pickled or broken.
+        ModelError: it is missing, pickled or broken, or says of itself what cannot be.
     """
     from safetensors import SafetensorError, safe_open
+
+    from radial.weights import read_header
 
     if path.suffix != ".safetensors":
         raise ModelError(f"LoRA {path.name} is not a safetensors file; safetensors only")
     if not path.is_file():
         raise ModelError(f"no LoRA file {path}")
     try:
+        read_header(path)
         with safe_open(path, framework="numpy"):
             pass
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"LoRA {path.name} is broken: {error}") from error
+    except (SafetensorError, OSError, ValueError, RecursionError, struct.error) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"LoRA {path.name} is broken: {first_line(error)}") from error
+    read_adapter_settings(path)
 
 
 def read_adapter_settings(path: Path) -> AdapterSettings | None:
@@ -77,19 +84,20 @@ def read_adapter_settings(path: Path) -> AdapterSettings | None:
     Raises:
         ModelError: a setting is none that can be.
     """
-    from safetensors import SafetensorError, safe_open
+    from radial.weights import read_header
 
     try:
-        with safe_open(path, framework="numpy") as file:
-            content = json.loads((file.metadata() or {}).get(METADATA_KEY, ""))
-    except (OSError, SafetensorError, ValueError):
+        content = json.loads(read_header(path).get("__metadata__", {}).get(METADATA_KEY, ""))
+    except RecursionError as error:
+        raise ModelError(f"{path.name} says of itself what cannot be read") from error
+    except (OSError, ValueError, TypeError, AttributeError, struct.error):
         return None
     if not isinstance(content, dict):
         return None
     known = {field.name for field in fields(AdapterSettings)}
     for name, value in content.items():
         if name in known and value is not None and not _RULES[name](value):
-            raise ModelError(f"{path.name} says {name} = {value!r} of itself, which cannot be")
+            raise ModelError(f"{path.name} says {name} = {repr(value)[:80]} of itself, which cannot be")
     return AdapterSettings(**{name: value for name, value in content.items() if name in known})
 
 
@@ -102,12 +110,12 @@ def _is_number(most: float) -> Callable[[Any], bool]:
 
 
 _RULES: dict[str, Callable[[Any], bool]] = {
-    "base_model": lambda value: isinstance(value, str),
+    "base_model": lambda value: isinstance(value, str) and len(value) <= 2000,
     "rank": _is_count(1, 65_536),
     "alpha": _is_number(1e6),
     "native_frames": _is_count(1, 4097),
     "target_frames": _is_count(1, 4097),
-    "trigger": lambda value: isinstance(value, str),
+    "trigger": lambda value: isinstance(value, str) and len(value) <= 2000,
     "expert": lambda value: value in ("high", "low"),
     "attention": lambda value: value in ("radial", "dense"),
     "decay": _is_number(16),

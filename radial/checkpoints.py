@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from radial.errors import ModelError
+from radial.errors import ModelError, first_line
 from radial.families import patch_sizes
 from radial.models import BUNDLED, MODELS, ModelSpec
 
@@ -40,7 +41,8 @@ def check_checkpoint(folder: Path, without: tuple[str, ...] = ()) -> None:
         raise ModelError(f"{folder} is not a diffusers checkpoint: it has no model_index.json")
     kind = read_json(folder / "model_index.json").get("_class_name")
     if kind not in driven_pipelines():
-        raise ModelError(f"{folder} holds a {kind}; radial drives {', '.join(driven_pipelines())}")
+        found = kind if isinstance(kind, str) else _shown(kind)
+        raise ModelError(f"{folder} holds a {found}; radial drives {', '.join(driven_pipelines())}")
     for component, (library, _) in _components(folder).items():
         holds_weights = component.startswith(("transformer", "vae", "text_encoder", "image_encoder", "vocoder"))
         if library is None or not holds_weights or component in without:
@@ -59,12 +61,8 @@ def fit_spec(spec: ModelSpec, folder: Path) -> ModelSpec:
     Raises:
         ModelError: the configuration cannot be read.
     """
-    vae = read_json(folder / "vae" / "config.json")
-    transformer = read_json(folder / "transformer" / "config.json")
-    try:
-        patch = patch_sizes(transformer)
-    except ModelError as error:
-        raise ModelError(f"{folder / 'transformer'} has {error}") from error
+    vae, transformer = read_config(folder / "vae"), read_config(folder / "transformer")
+    patch = patch_sizes(transformer)
     temporal, down, across = spec.stride
     named = [vae.get(name) for name in ("scale_factor_temporal", "temporal_compression_ratio")]
     temporal = patch[0] * next((n for n in named if n), temporal // patch[0])
@@ -110,7 +108,7 @@ def read_folder(folder: Path, without: tuple[str, ...] = ()) -> ModelSpec:
     check_checkpoint(folder, without)
     index = read_json(folder / "model_index.json")
     kind = index["_class_name"]
-    transformer = read_json(folder / "transformer" / "config.json")
+    transformer = read_config(folder / "transformer")
     width = transformer.get("num_attention_heads", 40) * transformer.get("attention_head_dim", 128)
     like = next(
         spec for spec in MODELS.values() if spec.name != "tiny" and kind in (spec.text_pipeline, spec.image_pipeline)
@@ -135,19 +133,74 @@ def read_folder(folder: Path, without: tuple[str, ...] = ()) -> ModelSpec:
 
 def _components(folder: Path) -> dict[str, tuple[str | None, str | None]]:
     index = read_json(folder / "model_index.json")
-    return {name: tuple(value) for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    return {
+        name: tuple(value)
+        for name, value in index.items()
+        if isinstance(value, list) and len(value) == 2 and re.fullmatch(r"\w+", name)
+    }
+
+
+_MAX_JSON = 8 << 20  # bytes
+# The numbers of a configuration that are reckoned with, and the most that each can be.
+_COUNTS = {
+    "num_layers": 1024, "num_single_layers": 1024, "num_attention_heads": 1024, "attention_head_dim": 4096,
+    "ffn_dim": 1 << 20, "mlp_ratio": 1024, "max_text_seq_length": 1 << 16, "patch_size": 64, "patch_size_t": 64,
+    "scale_factor_temporal": 256, "scale_factor_spatial": 256, "temporal_compression_ratio": 256,
+    "spatial_compression_ratio": 256,
+}  # fmt: skip
+
+
+def read_config(component: Path) -> dict[str, Any]:
+    """The configuration of a component, whose numbers are whole and of a size that can be.
+
+    Raises:
+        ModelError: there is none, or a number cannot be.
+    """
+    path = component / "config.json"
+    return check_config(read_json(path), path)
+
+
+def check_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A configuration that was read from ``path``, as :func:`read_config` gives it.
+
+    Raises:
+        ModelError: a number cannot be.
+    """
+    checked = dict(config)
+    for name, most in _COUNTS.items():
+        if (value := config.get(name)) is None:
+            continue
+        numbers = value if isinstance(value, list) else [value]
+        whole = all(type(n) in (int, float) and 0 <= n <= most and n == int(n) for n in numbers)
+        if not whole or (isinstance(value, list) and (name != "patch_size" or len(value) != 3)):
+            raise ModelError(f"{path} says {name} = {_shown(value)}; a whole number up to {most} is expected")
+        checked[name] = [int(n) for n in value] if isinstance(value, list) else int(value)
+        if name.startswith(("patch_size", "scale_factor")) and 0 in numbers:
+            raise ModelError(f"{path} says {name} = {_shown(value)}, which cannot be")
+    return checked
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a checkpoint.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is none, or it is none that a checkpoint has.
     """
     try:
+        if not path.is_file():
+            raise ModelError(f"there is no file {path}")
+        if path.stat().st_size > _MAX_JSON:
+            raise ModelError(f"{path} is larger than {_MAX_JSON >> 20} MB: no checkpoint has such a file")
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"cannot read {path}: {first_line(error)[:200]}") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} does not hold a JSON object")
     return content

@@ -8,13 +8,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from radial.files import check_output, publish
-from radial.plan import BlockPlan
+from radial.plan_sketch import PlanSketch
 
 _PAPER, _INK, _FAINT, _KEPT = (250, 249, 246), (34, 34, 40), (205, 203, 198), (42, 96, 178)
 _SIDE, _MARGIN, _HEAD = 900, 70, 96
 
 
-def draw_plan(plan: BlockPlan, title: str) -> Image.Image:
+def draw_plan(plan: PlanSketch, title: str) -> Image.Image:
     """The block mask as a square, queries downwards and keys to the right, with the frames' borders."""
     picture = Image.new("RGB", (_SIDE + 2 * _MARGIN, _SIDE + _HEAD + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(picture)
@@ -24,7 +24,7 @@ def draw_plan(plan: BlockPlan, title: str) -> Image.Image:
         f"decay {plan.pattern.decay:g}   {plan.pattern.variant} rule   {plan.block_size} tokens a block"
     )
     draw.text((_MARGIN, 56), detail, fill=_INK, font=ImageFont.load_default(17))
-    shade = np.asarray(_shrink(plan.to_mask().cpu().numpy()), np.float32)[..., None]
+    shade = np.asarray(_fit(plan.shade), np.float32)[..., None]
     paint = np.asarray(_KEPT) * shade + np.asarray((255, 255, 255)) * (1 - shade)
     picture.paste(Image.fromarray(paint.astype(np.uint8)), (_MARGIN, _HEAD))
 
@@ -48,10 +48,10 @@ def draw_plan(plan: BlockPlan, title: str) -> Image.Image:
     return picture
 
 
-def _shrink(mask: np.ndarray) -> Image.Image:
-    """The mask at the picture's size: blocks enlarged sharply, or averaged where there are more than pixels."""
-    image = Image.fromarray(mask.astype(np.float32), mode="F")
-    resample = Image.Resampling.NEAREST if mask.shape[0] <= _SIDE else Image.Resampling.BOX
+def _fit(shade: np.ndarray) -> Image.Image:
+    """Shades at the picture's size: blocks enlarged sharply, or averaged where there are more than pixels."""
+    image = Image.fromarray(shade)
+    resample = Image.Resampling.NEAREST if shade.shape[0] <= _SIDE else Image.Resampling.BOX
     return image.resize((_SIDE, _SIDE), resample)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -179,26 +180,34 @@ def decode(path: Path) -> Frames:
     Raises:
         OutputError: the file is missing or is no video.
     """
+    try:
+        return np.stack(list(decode_frames(path)))
+    except ValueError as error:
+        raise OutputError(f"cannot read {path}: {error}") from error
+
+
+def decode_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
+    """The frames of a file one after the other, uint8 ``[H, W, 3]``.
+
+    Raises:
+        OutputError: the file is missing or is no video.
+    """
     import av
-
-    if path.is_dir():
-        return _decode_pngs(path)
-    with _open(path) as container:
-        try:
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-            return np.stack(frames)
-        except (av.FFmpegError, ValueError, IndexError) as error:
-            raise OutputError(f"cannot read {path}: {error}") from error
-
-
-def _decode_pngs(folder: Path) -> Frames:
     from PIL import Image
 
-    try:
-        images = [np.asarray(Image.open(file).convert("RGB")) for file in sorted(folder.glob("*.png"))]
-        return np.stack(images)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise OutputError(f"cannot read the frames in {folder}: {error}") from error
+    if path.is_dir():
+        try:
+            for file in sorted(path.glob("*.png")):
+                yield np.asarray(Image.open(file).convert("RGB"))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise OutputError(f"cannot read the frames in {path}: {error}") from error
+        return
+    with _open(path) as container:
+        try:
+            for frame in container.decode(video=0):
+                yield frame.to_ndarray(format="rgb24")
+        except (av.FFmpegError, ValueError, IndexError) as error:
+            raise OutputError(f"cannot read {path}: {error}") from error
 
 
 def read_comment(path: Path) -> str:

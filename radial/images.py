@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from radial.encoding import decode_frames
 from radial.errors import OutputError, RequestError
-from radial.video import read_frames
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,7 +29,7 @@ def read_image(path: Path) -> Image:
     """
     from PIL import Image, ImageOps
 
-    if not path.is_file():
+    if not os.path.isfile(path):  # False for names that no path can be
         raise RequestError(f"no image {path}")
     try:
         image = Image.open(path, formats=_FORMATS)
@@ -42,16 +43,16 @@ def read_image(path: Path) -> Image:
     return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def read_clip(path: Path) -> Frames:
-    """The frames of a clip to go on from.
+def read_clip(path: Path, height: int, width: int, fit: Fit) -> Frames:
+    """The frames of a clip to go on from, at the size of the clip to be made; one at a time is decoded.
 
     Raises:
         RequestError: the file is missing or no video.
     """
     try:
-        return read_frames(path)
-    except OutputError as error:
-        raise RequestError(str(error)) from error
+        return np.stack([_fit_frame(frame, height, width, fit) for frame in decode_frames(path)])
+    except (OutputError, ValueError) as error:
+        raise RequestError(str(error) if isinstance(error, OutputError) else f"{path} has no frames") from error
 
 
 def fit_image(image: Image, height: int, width: int, fit: Fit) -> Image:
@@ -66,10 +67,10 @@ def fit_image(image: Image, height: int, width: int, fit: Fit) -> Image:
     return image.resize(size, filter_)
 
 
-def fit_frames(frames: Frames, height: int, width: int, fit: Fit) -> Frames:
-    """A clip's frames at another clip's size; those of that size already as they are."""
+def _fit_frame(frame: NDArray[np.uint8], height: int, width: int, fit: Fit) -> NDArray[np.uint8]:
+    """A frame at another clip's size; one of that size already as it is."""
     from PIL import Image
 
-    if frames.shape[1:3] == (height, width):
-        return frames
-    return np.stack([np.asarray(fit_image(Image.fromarray(frame), height, width, fit)) for frame in frames])
+    if frame.shape[:2] == (height, width):
+        return frame
+    return np.asarray(fit_image(Image.fromarray(frame), height, width, fit))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from radial.schedule import Schedule
 
 BUNDLED = "bundled:tiny"
 SINGLE_FILES = (".safetensors", ".gguf")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,19 +388,19 @@ def find_model(name: str) -> ModelSpec:
     for spec in MODELS.values():
         if spec.source == name:
             return spec
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # False for names that no path can be, where Path.is_dir raises
         from radial.checkpoints import read_folder
 
         return read_folder(Path(name))
-    if Path(name).suffix in SINGLE_FILES and Path(name).is_file():
+    if Path(name).suffix in SINGLE_FILES and os.path.isfile(name):
         from radial.single_file import read_single_file
 
         return read_single_file(Path(name))
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+    if HUB_ID.fullmatch(name):
         return ModelSpec(name=name, summary="from the Hugging Face hub", source=name)
     known = ", ".join(MODELS)
     raise RequestError(
-        f"unknown model {name!r}; give one of {known}, a hub id like org/name, a checkpoint "
+        f"unknown model {name[:200]!r}; give one of {known}, a hub id like org/name, a checkpoint "
         "folder, or a transformer's file"
     )
 

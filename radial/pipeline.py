@@ -19,7 +19,7 @@ from radial.attention import RadialAttention, apply, transformers_of
 from radial.crew import Crew
 from radial.decoding import patient_decoding
 from radial.errors import DeviceLost, GenerationError, first_line
-from radial.images import Frames, fit_frames, fit_image, read_clip, read_image
+from radial.images import Frames, fit_image, read_clip, read_image
 from radial.loading import LoadedModel, load, quiet
 from radial.positions import riflex
 from radial.receipt import attention_used, make_receipt
@@ -171,7 +171,7 @@ def _generate_one(
     size = (request.clip_height, request.clip_width)
     before = None
     if request.extend is not None:
-        before = fit_frames(read_clip(Path(request.extend)), *size, request.image_fit)
+        before = read_clip(Path(request.extend), *size, request.image_fit)
     # On the CPU whatever the device, so that a seed means the same noise everywhere.
     generator = torch.Generator("cpu").manual_seed(request.seed)
     arguments = _call_arguments(request, model, watch, before) | {"generator": generator}

@@ -8,6 +8,7 @@ so no tokens x tokens tensor is ever made.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -128,24 +129,42 @@ class BlockPlan:
 @functools.lru_cache(maxsize=64)
 @torch.inference_mode(False)  # plans are shared: one made while sampling must serve training too
 def _build(grid: TokenGrid, pattern: RadialPattern, block_size: int) -> BlockPlan:
+    blocks = count_blocks(grid, block_size)
+    row_counts, columns = [], []
+    for counts, kept in kept_columns(grid, pattern, block_size, np.arange(blocks, dtype=np.int32)):
+        row_counts.append(counts)
+        columns.append(kept)
+    return _finish(grid, pattern, block_size, np.concatenate(row_counts), np.concatenate(columns))
+
+
+def count_blocks(grid: TokenGrid, block_size: int) -> int:
+    """Blocks a side of a clip's attention.
+
+    Raises:
+        RequestError: they are more than a plan can have.
+    """
     blocks = -(-grid.tokens // block_size)
     if blocks > _MAX_BLOCKS:
         raise RequestError(
             f"{grid.tokens:,} tokens in blocks of {block_size} are more than {_MAX_BLOCKS:,} blocks; "
             f"take a larger block_size or a smaller clip"
         )
-    pieces = _pieces(grid, block_size)
+    return blocks
+
+
+def kept_columns(
+    grid: TokenGrid, pattern: RadialPattern, block_size: int, rows: _Array
+) -> Iterator[tuple[NDArray[np.int64], _Array]]:
+    """For some rows of blocks, ascending: how many columns each keeps, and which, row by row; a few rows at a time."""
+    piece_frame, piece_row = _pieces(grid, block_size)
     windows = np.array([pattern.window(d, grid.tokens_per_frame, block_size) for d in range(grid.frames)], np.int32)
-    row_counts, columns = [], []
-    for start in range(0, blocks, _ROWS_AT_A_TIME):
-        rows = np.arange(start, min(start + _ROWS_AT_A_TIME, blocks), dtype=np.int32)
-        own = slice(*np.searchsorted(pieces[1], [rows[0], rows[-1] + 1]))
-        frame, row = pieces[0][own], pieces[1][own]
-        first, end = _frame_pair_runs(frame, row, windows, grid, pattern, block_size)
-        counts, kept = _union(_row_runs(rows, row, first, end, grid, pattern, block_size))
-        row_counts.append(counts)
-        columns.append(kept)
-    return _finish(grid, pattern, block_size, np.concatenate(row_counts), np.concatenate(columns))
+    for start in range(0, len(rows), _ROWS_AT_A_TIME):
+        some = rows[start : start + _ROWS_AT_A_TIME]
+        first, end = np.searchsorted(piece_row, some), np.searchsorted(piece_row, some, side="right")
+        own = np.repeat(end - np.cumsum(end - first), end - first) + np.arange((end - first).sum())
+        frame, row = piece_frame[own], piece_row[own]
+        runs = _frame_pair_runs(frame, row, windows, grid, pattern, block_size)
+        yield _union(_row_runs(some, row, *runs, grid, pattern, block_size))
 
 
 def _finish(

@@ -17,12 +17,14 @@ from radial.pattern import RadialPattern
 from radial.schedule import Schedule
 
 MAX_SEED = 2**53 - 1  # what JSON readers hold exactly
+MAX_FRAMES = 4097
+MAX_LORAS = 32
 
 
 class Lora(BaseModel):
     """An adapter file, or ``bundled:NAME`` for one that comes with the package, and how strongly it acts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_max_length=4096)
 
     path: str
     weight: float = Field(1.0, ge=-10, le=10)
@@ -42,7 +44,7 @@ class GenerationRequest(BaseModel):
     model: str = "tiny"
     height: Annotated[int, Field(ge=16, le=8192)] | None = None
     width: Annotated[int, Field(ge=16, le=8192)] | None = None
-    num_frames: Annotated[int, Field(ge=1, le=4097)] | None = None
+    num_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None = None
     fps: Annotated[int, Field(ge=1, le=240)] | None = None
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -63,7 +65,7 @@ class GenerationRequest(BaseModel):
     dense_steps: Annotated[int, Field(ge=0, le=1000)] | None = None
     dense_last_steps: Annotated[int, Field(ge=0, le=1000)] | None = None
     block_size: Literal[16, 32, 64, 128, 256] | None = None
-    loras: tuple[Lora, ...] = ()
+    loras: Annotated[tuple[Lora, ...], Field(max_length=MAX_LORAS)] = ()
     long_adapter: bool = True
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
@@ -91,6 +93,14 @@ class GenerationRequest(BaseModel):
             raise ValueError(f"seed {self.seed} leaves no room for {self.num_videos} videos below {MAX_SEED}")
         return self
 
+    def with_values(self, **changes: Any) -> GenerationRequest:
+        """The same request with other values, under the same rules as any.
+
+        Raises:
+            RequestError: one line that names each field, the value and the rule.
+        """
+        return make_request(**self.model_dump() | changes)
+
     def resolve(self) -> GenerationRequest:
         """The same request with every open field filled in: the model's defaults, and a drawn seed for -1.
 
@@ -109,10 +119,9 @@ class GenerationRequest(BaseModel):
         if self.snap and self.num_frames is not None:
             _, _, num_frames = spec.snap_size(spec.height, spec.width, self.num_frames)
             if num_frames != self.num_frames:
-                return self.model_copy(update={"num_frames": num_frames}).resolve()
+                return self.with_values(num_frames=num_frames).resolve()
         if self._wants_long_adapter(spec):
-            loras = (Lora(path=spec.long_adapter or "", weight=1.0),)
-            return self.model_copy(update={"loras": loras}).resolve()
+            return self.with_values(loras=[{"path": spec.long_adapter, "weight": 1.0}]).resolve()
         tuned = self.tuned_settings() or AdapterSettings()
         num_frames = self.num_frames or tuned.target_frames or spec.num_frames
         pattern, schedule = spec.preset(num_frames, steps)
@@ -139,11 +148,11 @@ class GenerationRequest(BaseModel):
         filled: dict[str, Any] = {name: value for name, value in open_fields.items() if getattr(self, name) is None}
         if self.seed < 0:
             filled["seed"] = secrets.randbelow(2**31)
-        resolved = self.model_copy(update=filled)
+        resolved = self.with_values(**filled)
         if self.snap:
             size = (resolved.clip_height, resolved.clip_width, resolved.clip_frames)
             names = ("height", "width", "num_frames")
-            resolved = resolved.model_copy(update=dict(zip(names, spec.snap_size(*size), strict=True)))
+            resolved = resolved.with_values(**dict(zip(names, spec.snap_size(*size), strict=True)))
         spec.check_size(resolved.clip_height, resolved.clip_width, resolved.clip_frames)
         if resolved.riflex:
             resolved.riflex_period(spec)
@@ -249,7 +258,7 @@ def make_request(**fields: Any) -> GenerationRequest:
     try:
         return GenerationRequest(**fields)
     except ValidationError as error:
-        raise RequestError("; ".join(explain(problem) for problem in error.errors())) from error
+        raise RequestError("; ".join(explain(problem) for problem in error.errors()[:10])) from error
 
 
 def parse_lora(text: str) -> dict[str, Any]:
@@ -273,8 +282,9 @@ def explain(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     message = message.removeprefix("Input should be ").partition(", unable to parse")[0]
     if problem["type"] == "extra_forbidden":
-        return f"unknown field {field!r}"
+        return f"unknown field {field[:100]!r}"
     value = problem["input"]
     if problem["type"] in ("missing", "value_error") or isinstance(value, dict):
         return f"{field} {message}"
-    return f"{field} must be {message}, not {value!r}"
+    shown = repr(value)
+    return f"{field} must be {message}, not {shown if len(shown) <= 200 else f'{shown[:200]}...'}"

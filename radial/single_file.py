@@ -90,7 +90,10 @@ def _tell_model(file: Path, changed: int) -> str:
     """The hub's id of the model whose tensors are in a file that was last changed then."""
     from diffusers.loaders import single_file_utils
 
-    shapes = {weight.name: torch.empty(weight.shape, device="meta") for weight in read_weights(file)}
+    try:
+        shapes = {weight.name: torch.empty(weight.shape, device="meta") for weight in read_weights(file)}
+    except RuntimeError as error:  # more numbers than can be counted
+        raise ModelError(f"cannot load {file}: its tensors have sizes that cannot be") from error
     try:
         kind = single_file_utils.infer_diffusers_model_type(shapes)
         source: str = single_file_utils.DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"]

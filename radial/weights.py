@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from radial.checkpoints import read_json
+from radial.checkpoints import read_config
 from radial.errors import ModelError, first_line
 
-# What reading a header that is none raises.
-_BROKEN = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, struct.error)
-_MOST_HEADER = 100 << 20  # bytes
+_MAX_HEADER = 8 << 20  # bytes; that of the largest models takes a few hundred thousand
+_MAX_SIDE = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def weights_in(folder: Path, transformer_file: Path | None = None) -> Weights:
             files = [transformer_file]
         if found := tuple(weight for file in files for weight in read_weights(file)):
             components[component.name] = found
-    return Weights(components, read_json(folder / "transformer" / "config.json"))
+    return Weights(components, read_config(folder / "transformer"))
 
 
 def weights_on_hub(source: str, files: Iterable[str], transformer_file: Path | None = None) -> Weights:
@@ -73,7 +72,7 @@ def weights_on_hub(source: str, files: Iterable[str], transformer_file: Path | N
 
     components: dict[str, tuple[Weight, ...]] = {}
     try:
-        config = read_json(Path(huggingface_hub.hf_hub_download(source, "transformer/config.json")))
+        config = read_config(Path(huggingface_hub.hf_hub_download(source, "transformer/config.json")).parent)
         for file in files:
             if not file.endswith(".safetensors"):
                 continue
@@ -98,7 +97,9 @@ def read_weights(file: Path) -> tuple[Weight, ...]:
     """
     try:
         return _read(file, file.stat().st_mtime_ns)
-    except _BROKEN as error:
+    except ModelError:
+        raise
+    except Exception as error:  # whatever is in a file that is none, and its readers raise many kinds
         kind = "GGUF" if file.suffix == ".gguf" else "safetensors"
         raise ModelError(f"cannot load {file.parent.name}/{file.name}: it is no {kind} file") from error
 
@@ -108,17 +109,36 @@ def _read(file: Path, changed: int) -> tuple[Weight, ...]:
     """The weights of a file that was last changed then."""
     if file.suffix == ".gguf":
         return tuple(
-            Weight(tensor.name, tuple(int(size) for size in tensor.shape[::-1]), int(tensor.n_bytes))
+            Weight(tensor.name, _shape(tensor.shape[::-1].tolist()), int(tensor.n_bytes))
             for tensor in open_gguf(file).tensors
         )
-    with file.open("rb") as content:
-        (size,) = struct.unpack("<Q", content.read(8))
-        header = json.loads(content.read(min(size, _MOST_HEADER)))
     return tuple(
-        Weight(name, tuple(entry["shape"]), dtype=entry["dtype"])
-        for name, entry in header.items()
+        Weight(name, _shape(entry["shape"]), dtype=str(entry["dtype"]))
+        for name, entry in read_header(file).items()
         if name != "__metadata__"
     )
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """The header of a safetensors file: its tensors by name, and ``__metadata__``.
+
+    Raises:
+        OSError, ValueError, RecursionError, struct.error: it is none, or larger than any model's.
+    """
+    with file.open("rb") as content:
+        (size,) = struct.unpack("<Q", content.read(8))
+        if size > _MAX_HEADER:
+            raise ValueError(f"a header of {size:,} bytes")
+        header = json.loads(content.read(size))
+    if not isinstance(header, dict):
+        raise ValueError("no object")
+    return header
+
+
+def _shape(sizes: list[int]) -> tuple[int, ...]:
+    if len(sizes) > 8 or not all(type(size) is int and 0 <= size < _MAX_SIDE for size in sizes):
+        raise ValueError("no shape")
+    return tuple(sizes)
 
 
 def open_gguf(file: Path) -> Any:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from radial.errors import OutputError, RequestError
+from radial_app.database import keep_private
 
 SESSION_SECONDS = 14 * 86_400
 MIN_PASSWORD, MAX_PASSWORD = 10, 1000
@@ -36,6 +37,11 @@ CREATE TABLE IF NOT EXISTS keys (
     label TEXT NOT NULL, shown TEXT NOT NULL, created REAL NOT NULL
 );
 """
+
+
+def accounts_file(folder: Path) -> Path:
+    """Where the accounts of a data folder are kept."""
+    return folder / "accounts.db"
 
 
 @dataclass(frozen=True)
@@ -72,9 +78,9 @@ class Accounts:
     """
 
     def __init__(self, folder: Path) -> None:
+        path = accounts_file(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path = folder / "accounts.db"
+            keep_private(folder)
             path.touch(mode=0o600)
             self._database = sqlite3.connect(path, timeout=30, isolation_level=None)
             self._database.execute("PRAGMA journal_mode = WAL")
@@ -126,14 +132,23 @@ class Accounts:
         self._changed(self._database.execute("DELETE FROM accounts WHERE name = ?", (name,)), name)
 
     def set_password(self, name: str, password: str) -> None:
-        """Another password; whoever is logged in must log in again.
+        """Another password; whoever is logged in must log in again, and programs need new keys: who knew the old
+        password may have made some.
 
         Raises:
             RequestError: there is none of this name, or the password is too short.
         """
         hashed = _hash(password)
-        self._changed(self._database.execute("UPDATE accounts SET password = ? WHERE name = ?", (hashed, name)), name)
-        self._database.execute("DELETE FROM sessions WHERE account = ?", (name,))
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            done = self._database.execute("UPDATE accounts SET password = ? WHERE name = ?", (hashed, name))
+            self._changed(done, name)
+            self._database.execute("DELETE FROM sessions WHERE account = ?", (name,))
+            self._database.execute("DELETE FROM keys WHERE account = ?", (name,))
+            self._database.execute("COMMIT")
+        finally:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
 
     def log_in(self, name: str, password: str) -> str | None:
         """A session's token for a right password, else None, after as long a time."""

@@ -39,9 +39,12 @@ def password(
     password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Give an account another password; whoever is logged in must log in again."""
+    """Give an account another password; whoever is logged in must log in again, and its keys are taken back."""
     with Accounts(data_folder(data_dir)) as accounts:
+        keys = accounts.keys(name)
         accounts.set_password(name, _password(from_stdin=password_stdin))
+    if keys:
+        print(f"{len(keys)} keys were taken back; `radial accounts key {name}` makes new ones")
 
 
 @app.command()

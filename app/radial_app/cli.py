@@ -47,6 +47,7 @@ from radial_app.options import (
     PrecisionChoice,
     Width,
 )
+from radial_app.terminal import printable
 from radial_app.torchrun import is_follower, refuse_several
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _complain(message: str) -> None:
 def _escape(text: str) -> str:
     from rich.markup import escape
 
-    return escape(" ".join(text.split()))
+    return escape(printable(" ".join(text.split())))
 
 
 def _show_version(wanted: bool) -> None:

@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -21,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from radial.errors import GenerationError, OutputError, RadialError, RequestError
+from radial.errors import GenerationError, OutputError, RadialError, RequestError, first_line
 from radial.request import GenerationRequest
 from radial_app.jobs import Job
+from radial_app.overdue import GRACE_SECONDS
 from radial_app.results import PASSING, publish_once, settle
 from radial_app.run import shareable
 from radial_app.store import MAX_ATTEMPTS, JobStore
@@ -168,8 +170,8 @@ def unpack_inputs(request: GenerationRequest, inputs: dict[str, bytes]) -> Gener
         for name in ("image", "last_image", "extend")
         if (given := getattr(request, name)) is not None
     }
-    loras = tuple(lora.model_copy(update={"path": places.get(lora.path, lora.path)}) for lora in request.loras)
-    return request.model_copy(update=changes | {"loras": loras, "device": "auto"})
+    loras = [{"path": places.get(lora.path, lora.path), "weight": lora.weight} for lora in request.loras]
+    return request.with_values(**changes, loras=loras, device="auto")
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,8 @@ def connect(address: str, snapshot_seconds: float, per_device: int = 1) -> Itera
     Raises:
         RequestError: Ray is not installed, or the cluster cannot be reached.
     """
+    if address == "local" and "ray" not in sys.modules:
+        os.environ |= _closed()
     try:
         import ray
     except ImportError as error:
@@ -195,12 +199,9 @@ def connect(address: str, snapshot_seconds: float, per_device: int = 1) -> Itera
     if ours:
         _check_reachable(address)
         try:
-            ray.init(
-                address=None if address == "local" else address, log_to_driver=False, logging_level=logging.ERROR,
-                include_dashboard=False,
-            )  # fmt: skip
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise RequestError(f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from error
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            raise RequestError(f"no Ray cluster at {address!r}: {first_line(error)}") from error
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         machines = len([node for node in ray.nodes() if node["Alive"]])
@@ -211,6 +212,17 @@ def connect(address: str, snapshot_seconds: float, per_device: int = 1) -> Itera
     finally:
         if ours:
             ray.shutdown()
+
+
+def _closed() -> dict[str, str]:
+    """What keeps a cluster on this machine to this machine and this user. Ray reads it when it is imported.
+
+    Without clusters of several machines, which this variable is about, everything listens on 127.0.0.1; a token keeps
+    out the other users of the machine.
+    """
+    return {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }  # fmt: skip
 
 
 def _check_reachable(address: str) -> None:
@@ -299,7 +311,7 @@ def _died(store: JobStore, id_: str) -> None:
     """Another actor takes the job up, unless it has killed too many."""
     job = store.get(id_)
     where = f"its renderer died in stage {job.stage}" + (f", step {job.step} of {job.steps}" if job.step else "")
-    if job.attempts >= MAX_ATTEMPTS:
+    if job.attempts >= MAX_ATTEMPTS and not job.control:
         store.end(id_, "failed", f"{where}, {job.attempts} times in a row")
     else:
         store.tell(id_, "error", where)
@@ -353,16 +365,19 @@ def _stream(
     stream = renderer.render.options(num_returns="streaming").remote(
         request.model_dump_json(), job.group, pack_inputs(request), kept
     )
-    asked = ""
+    asked, since = "", time.monotonic()
     while True:
         ready, _ = ray.wait([stream], timeout=0.5)
         control = store.control_of(job.id) or ("pause" if stop.is_set() else "")
         if control and control != asked:
             renderer.ask.remote(control)
-            asked = control
+            asked, since = control, time.monotonic()
         if not ready:
+            if asked and time.monotonic() - since > GRACE_SECONDS:  # in the middle of a long step
+                store.tell(job.id, "note", f"its renderer was ended: it had not stopped after {GRACE_SECONDS:.0f} s")
+                ray.kill(renderer)
             continue
-        event = ray.get(next(stream))
+        event, since = ray.get(next(stream)), time.monotonic()
         if event[0] == "progress":
             store.progress(job.id, event[1], event[2], event[3], index, None)
         elif event[0] == "note":

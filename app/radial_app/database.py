@@ -8,18 +8,22 @@ import json
 import os
 import secrets
 import sqlite3
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from radial.errors import OutputError, RequestError
-from radial.request import GenerationRequest
+from pydantic import ValidationError
+
+from radial import __version__
+from radial.errors import OutputError, RequestError, first_line
+from radial.request import GenerationRequest, explain
 from radial_app.jobs import Job, Output, ResultFile, State
 from radial_app.locks import WorkerLocks
 
-_VERSION = 3
+_VERSION = 4
 _SCHEMA = """
 CREATE TABLE jobs (
     id TEXT PRIMARY KEY, state TEXT NOT NULL, control TEXT NOT NULL DEFAULT '', priority INTEGER NOT NULL DEFAULT 0,
@@ -38,10 +42,6 @@ CREATE TABLE events (
     time REAL NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL
 );
 CREATE INDEX events_by_job ON events (job, number);
-CREATE TABLE receipts (
-    job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, video INTEGER NOT NULL, receipt TEXT NOT NULL,
-    PRIMARY KEY (job, video)
-);
 """
 # What clips have in common that take the same time.
 ALIKE = ("model", "height", "width", "num_frames", "num_inference_steps", "attention")
@@ -53,7 +53,23 @@ ALTER TABLE jobs ADD COLUMN favourite INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX jobs_by_end ON jobs (state, finished);
 """,
     2: f"""
+UPDATE jobs SET request = '{{}}' WHERE NOT json_valid(request);
 CREATE INDEX jobs_alike ON jobs (state, {", ".join(f"json_extract(request, '$.{name}')" for name in ALIKE)}, finished);
+""",
+    # The first databases of version 1 had no receipts.
+    3: """
+CREATE TABLE IF NOT EXISTS receipts (
+    job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, video INTEGER NOT NULL, receipt TEXT NOT NULL,
+    PRIMARY KEY (job, video)
+);
+CREATE TABLE results (
+    job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, video INTEGER NOT NULL, path TEXT NOT NULL,
+    PRIMARY KEY (job, video)
+);
+CREATE INDEX results_by_path ON results (path);
+UPDATE jobs SET files = '[]' WHERE NOT json_valid(files) OR json_type(files) != 'array';
+INSERT INTO results SELECT jobs.id, key, json_extract(value, '$.path') FROM jobs, json_each(jobs.files)
+WHERE json_each.type = 'object' AND json_extract(value, '$.path') IS NOT NULL;
 """,
 }
 EventKind = Literal["state", "stage", "note", "error", "file"]
@@ -70,16 +86,22 @@ def data_folder(chosen: str | Path | None = None) -> Path:
 class Database:
     """The tables in a data folder. Each thread and process opens its own.
 
+    Args:
+        patience: seconds to wait for a database that another program has locked.
+
     Raises:
         OutputError: the folder cannot be written, or the database is busy or broken.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, *, patience: float = 30.0) -> None:
         self.folder = data_folder(folder)
         try:
-            for name in ("", "workers", "snapshots", "previews", "logs"):
-                (self.folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._database = sqlite3.connect(self.folder / "jobs.db", timeout=30, isolation_level=None)
+            keep_private(self.folder)
+            for name in ("workers", "snapshots", "previews", "logs"):
+                keep_private(self.folder / name)
+            self._database = sqlite3.connect(self.folder / "jobs.db", timeout=patience, isolation_level=None)
+            for name in ("jobs.db", "jobs.db-wal", "jobs.db-shm"):
+                _close_to_others(self.folder / name)
         except (OSError, sqlite3.Error) as error:
             raise OutputError(
                 f"cannot keep jobs in {self.folder}: {error}; name another folder with --data-dir"
@@ -163,8 +185,8 @@ class Database:
         """The job, of all or of one owner, that a video is of, and which of its videos."""
         with explained():
             row = self._database.execute(
-                "SELECT jobs.id, json_each.key FROM jobs, json_each(jobs.files) "
-                "WHERE json_extract(value, '$.path') = ? AND owner = COALESCE(?, owner) LIMIT 1",
+                "SELECT job, results.video FROM results JOIN jobs ON id = job "
+                "WHERE path = ? AND owner = COALESCE(?, owner) LIMIT 1",
                 (path, owner),
             ).fetchone()
         return (row[0], int(row[1])) if row else None
@@ -178,6 +200,15 @@ class Database:
                 f"SELECT {fields} FROM jobs WHERE state IN ('queued', 'running', 'paused', 'failed')"
             )
             return {path for row in rows for path in row if path is not None}
+
+    def goes_on_from(self, paths: Iterable[str]) -> str | None:
+        """A job that has not ended and extends one of these files."""
+        wanted = set(paths)
+        with explained():
+            rows = self._database.execute(
+                "SELECT id, json_extract(request, '$.extend') FROM jobs WHERE state IN ('queued', 'running', 'paused')"
+            )
+            return next((id_ for id_, path in rows if path in wanted), None) if wanted else None
 
     def states(self, ids: Iterable[str]) -> dict[str, State]:
         """How certain jobs stand, in the order given; removed ones are not among them."""
@@ -230,25 +261,64 @@ def explained() -> Iterator[None]:
         raise OutputError(f"the database of jobs is broken: {error}") from error
 
 
+def keep_private(folder: Path) -> None:
+    """Make a folder of the data folder, or close one that others of this machine could look into.
+
+    Raises:
+        OutputError: it is everybody's, as /tmp is.
+        OSError: it cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_mode & stat.S_ISVTX:
+        raise OutputError(f"{folder} is shared by all users of this machine: name a folder of its own with --data-dir")
+    _close_to_others(folder)
+
+
+def _close_to_others(path: Path) -> None:
+    with contextlib.suppress(OSError):  # not there, or another user's to change
+        if (mode := path.stat().st_mode) & 0o077:
+            path.chmod(stat.S_IMODE(mode) & ~0o077)
+
+
 def _to_row(job: Job) -> dict[str, Any]:
     row = {name: getattr(job, name) for name in (
         "id", "state", "control", "priority", "position", "batch", "source", "digest", "attempts", "worker", "created",
         "owner", "favourite",
     )}  # fmt: skip
+    request = job.request.model_dump_json()
+    try:
+        GenerationRequest.model_validate_json(request)
+    except ValidationError as error:  # a value that came around the rules
+        raise RequestError("; ".join(explain(problem) for problem in error.errors())) from error
     return row | {
-        "number": job.index, "request": job.request.model_dump_json(), "output": job.output.model_dump_json(),
-        "files": dump_files(job.files),
+        "number": job.index, "request": request, "output": job.output.model_dump_json(), "files": dump_files(job.files),
     }  # fmt: skip
 
 
 def to_job(row: sqlite3.Row) -> Job:
+    """The job of a row. What a row says that this version cannot read is its ``problem``, and hides no other row."""
     values = dict(row)
-    # Rows were validated when written, by a version that may have been stricter.
-    return Job(
-        request=GenerationRequest.model_validate_json(values.pop("request")),
-        output=Output.model_validate_json(values.pop("output")), index=values.pop("number"),
-        files=files_of(values.pop("files")), **values,
-    )  # fmt: skip
+    number, request, output, files = (values.pop(name) for name in ("number", "request", "output", "files"))
+    try:
+        return Job(
+            request=GenerationRequest.model_validate_json(request), output=Output.model_validate_json(output),
+            files=files_of(files), index=number, **values,
+        )  # fmt: skip
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        why = explain(error.errors()[0]) if isinstance(error, ValidationError) else first_line(error)
+        problem = f"this job cannot be read by radial {__version__}, perhaps a later version wrote it: {why[:300]}"
+        return Job(request=_stand_in(request), index=number, problem=problem, **values | {"error": problem})
+
+
+def _stand_in(text: Any) -> GenerationRequest:
+    """A request to show in place of one that cannot be read: its prompt, if nothing else."""
+    fields: Any = {}
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        fields = json.loads(text)
+    prompt = fields.get("prompt") if isinstance(fields, dict) else None
+    prompt = prompt[:20_000] if isinstance(prompt, str) and prompt.strip() else "(cannot be read)"
+    return GenerationRequest(prompt=prompt, height=16, width=16, num_frames=1, fps=1, num_inference_steps=1, seed=0,
+                             attention="dense")  # fmt: skip
 
 
 def files_of(text: str) -> tuple[ResultFile, ...]:

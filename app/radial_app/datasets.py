@@ -22,6 +22,8 @@ MAX_FILES = 20_000
 MAX_BYTES = 20 << 30  # unpacked
 _TABLES = ("metadata.jsonl", "metadata.csv")
 _MAX_TEXT = 8 << 20
+_MAX_ENTRIES = 2 * MAX_FILES  # with folders, and files of no use here
+_MAX_ENTRY = 512  # bytes in the list of contents, the mean
 _SPARE = 1 << 30  # bytes that stay free on the disk
 
 
@@ -68,6 +70,7 @@ def take_archive(folder: Path, name: str, archive: BinaryIO) -> Dataset:
     waiting = target.with_name(f".{name}.{os.urandom(4).hex()}.partial")
     try:
         waiting.mkdir(parents=True)
+        _check_directory(archive)
         with zipfile.ZipFile(archive) as opened:
             _unpack(opened, waiting)
         waiting.rename(target)
@@ -78,6 +81,21 @@ def take_archive(folder: Path, name: str, archive: BinaryIO) -> Dataset:
     finally:
         discard(waiting)
     return _look(target)
+
+
+def _check_directory(archive: BinaryIO) -> None:
+    """Refuse a zip file with a list of contents that would take much memory, before it is read.
+
+    Raises:
+        RequestError: it lists too much.
+        zipfile.BadZipFile: it is none.
+    """
+    end = zipfile._EndRecData(archive)  # type: ignore[attr-defined]  # what ZipFile itself goes by
+    if end is None:
+        raise zipfile.BadZipFile("it has no list of contents")
+    if max(end[zipfile._ECD_ENTRIES_TOTAL], end[zipfile._ECD_SIZE] // _MAX_ENTRY) > _MAX_ENTRIES:  # type: ignore[attr-defined]
+        raise RequestError(f"the zip file lists too many files; {MAX_FILES} are most")
+    archive.seek(0)
 
 
 def _unpack(archive: zipfile.ZipFile, folder: Path) -> None:
@@ -108,6 +126,8 @@ def _place(entry: zipfile.ZipInfo) -> PurePosixPath | None:
         raise RequestError(f"the zip file names a file outside itself: {entry.filename[:200]!r}")
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise RequestError(f"the zip file holds a link: {entry.filename[:200]!r}")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others may take gigabytes to unpack
+        raise RequestError(f"{entry.filename[:200]!r} is packed in a way that is not read: pack with deflate")
     if entry.is_dir() or any(part.startswith((".", "__")) for part in path.parts):
         return None
     useful = path.suffix.lower() in (*VIDEO_SUFFIXES, ".txt") or path.name in _TABLES

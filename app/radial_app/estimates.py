@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from radial.checkpoints import checkpoint_folder, spec_in
 from radial.downloads import cached_folder, is_whole
-from radial.errors import RadialError
+from radial.errors import RadialError, RequestError
 from radial.models import find_model
 from radial.request import GenerationRequest
 from radial_app.store import JobStore
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from radial.memory import Needs
     from radial.models import ModelSpec
     from radial.weights import Weights
-
-_MANY_TOKENS = 300_000  # from which a plan takes seconds
 
 
 @dataclass(frozen=True)
@@ -84,14 +82,13 @@ def find_weights(request: GenerationRequest, files: Sequence[str] | None = None)
 
 
 def _density(request: GenerationRequest) -> float | None:
-    from radial.plan import BlockPlan
+    from radial.plan_sketch import PlanSketch
 
     if request.attention == "dense":
         return 1.0
     spec = find_model(request.model)
     pattern, schedule, block_size = request.radial_settings(spec)
-    grid = request.grid(spec)
-    if grid.tokens > _MANY_TOKENS:
-        return None
-    dense = schedule.dense_share(spec.layers, request.num_inference_steps or 1)
-    return dense + (1 - dense) * BlockPlan.build(grid, pattern, block_size).density
+    with contextlib.suppress(RequestError):  # a plan of too many blocks
+        dense = schedule.dense_share(spec.layers, request.num_inference_steps or 1)
+        return dense + (1 - dense) * PlanSketch.of(request.grid(spec), pattern, block_size).density
+    return None

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from radial_app.jobs import FINISHED
 from radial_app.jobs_cli import clock, plain, where
+from radial_app.overdue import Overdue
 from radial_app.pool import WorkerPool
 from radial_app.store import JobStore
 
@@ -58,12 +59,16 @@ class Follower:
                 for file in job.files:
                     print(file.path, flush=True)
             else:
-                self._live.console.print(f"[red]{job.state}[/] {escape(f'{job.source}: {job.error}')}", highlight=False)
+                self._live.console.print(
+                    f"[red]{job.state}[/] {escape(plain(f'{job.source}: {job.error}'))}", highlight=False
+                )
         for id_ in (id_ for id_, state in states.items() if state == "queued"):
             job = self._store.get(id_)
             if job.error and (id_, job.error) not in self._waiting:
                 self._waiting.add((id_, job.error))
-                self._live.console.print(f"[yellow]waiting[/] {escape(f'{job.source}: {job.error}')}", highlight=False)
+                self._live.console.print(
+                    f"[yellow]waiting[/] {escape(plain(f'{job.source}: {job.error}'))}", highlight=False
+                )
         self.finished = len(ended)
         spent = time.monotonic() - self._began
         left = f"{clock(spent / self.finished * (len(self._ids) - self.finished))} left" if self.finished else ""
@@ -82,10 +87,12 @@ def follow(store: JobStore, ids: list[str], pool: WorkerPool) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+    overdue = Overdue()
     try:
         with Follower(store, ids) as follower:
             while not follower.look():
                 store.recover()
+                overdue.look(store)
                 pool.tend()
                 time.sleep(_TICK)
         pool.kill()  # they have nothing to do

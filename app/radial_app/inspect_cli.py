@@ -46,6 +46,7 @@ def inspect(
     from radial.files import check_output
     from radial.models import find_model
     from radial.plan import BlockPlan
+    from radial.plan_sketch import PlanSketch
     from radial.request import make_request
     from radial_app.jobs import slug
     from radial_app.outputs import OUTPUT_FOLDER, free_name
@@ -70,7 +71,7 @@ def inspect(
     check_output(path, ".png", overwrite=overwrite)
     pattern, schedule, size = request.radial_settings(spec)
     plan = BlockPlan.build(request.grid(spec), pattern, size)
-    write_png(draw_plan(plan, clip), path, overwrite=overwrite)
+    write_png(draw_plan(PlanSketch.of(plan.grid, pattern, size), clip), path, overwrite=overwrite)
 
     dense = schedule.dense_share(spec.layers, request.num_inference_steps or 1)
     share = dense + (1 - dense) * plan.density

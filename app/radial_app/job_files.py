@@ -11,8 +11,10 @@ import glob
 import io
 import itertools
 import json
+import os
 import random
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,9 +118,14 @@ def _read(path: Path) -> str:
     if path.suffix.lower() not in KINDS:
         raise JobFileError([f"{path}: job files end in {', '.join(KINDS)}"])
     try:
-        if path.stat().st_size > MAX_BYTES:
+        # Without waiting: a pipe that nobody writes to would never open.
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise JobFileError([f"{path}: is no file"])
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
             raise JobFileError([f"{path}: larger than {MAX_BYTES // 1_000_000} MB"])
-        return path.read_bytes().decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except OSError as error:
         raise JobFileError([f"{path}: cannot be read: {error.strerror or error}"]) from error
     except UnicodeDecodeError as error:

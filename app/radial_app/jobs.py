@@ -14,16 +14,18 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from radial.encoding import Encoding
-from radial.errors import RequestError
+from radial.errors import RadialError, RequestError
 from radial.models import MODELS, SINGLE_FILES, find_model
 from radial.request import GenerationRequest, explain, make_request
 
 State = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
 Control = Literal["", "pause", "finish", "cancel"]
+UNFINISHED: tuple[State, ...] = ("running", "queued", "paused")
 FINISHED: tuple[State, ...] = ("done", "failed", "cancelled")
 
 DEFAULT_NAME = "{slug}-{seed}"
 _FIELDS = ("index", "slug", "seed", "model", "date", "time", "width", "height", "num_frames", "video", "job", "batch")
+_LONGEST_NAME = 200  # bytes; what is added while a file is written must fit into 255
 _SPEC = re.compile(r"0?\d?\d?")
 
 
@@ -58,6 +60,8 @@ class Output(BaseModel):
                 raise ValueError(f"the template {name!r} has the format {spec!r}; widths such as 03 are known")
         if name.startswith("/") or ".." in Path(name).parts or not name.strip():
             raise ValueError(f"the template {name!r} must stay inside the output folder")
+        if not name.isprintable():
+            raise ValueError(f"the template {name!r} has characters that no file name should have")
         return name
 
     def path(self, values: dict[str, Any]) -> Path:
@@ -71,6 +75,12 @@ class Output(BaseModel):
             name = self.name.format(**dict(zip(values, parts, strict=True)))
         except (ValueError, KeyError) as error:
             raise RequestError(f"the template {self.name!r} cannot be filled: {error}") from error
+        for part in Path(name).parts:
+            if len(part.encode()) > _LONGEST_NAME:
+                raise RequestError(
+                    f"the template {self.name[:40]!r}... gives the name {part[:40]!r}... of {len(part.encode())} "
+                    f"bytes; {_LONGEST_NAME} are the most"
+                )
         return Path(self.folder) / f"{name}{self.encoding.suffix}"
 
 
@@ -100,6 +110,7 @@ class Job:
         attempts: times it was begun since it last got further.
         deferred_until: it waits until then, by the wall clock; for disk space, say.
         owner: the account it belongs to, where there are accounts.
+        problem: why this version cannot read it; the request is then one that only stands for it.
     """
 
     id: str
@@ -128,6 +139,7 @@ class Job:
     deferred_until: float = 0.0
     owner: str = ""
     favourite: bool = False
+    problem: str = ""
 
     @property
     def group(self) -> str:
@@ -174,13 +186,18 @@ def anchored(request: GenerationRequest, base: Path | None = None) -> Generation
     model = base / Path(request.model).expanduser()
     if request.model not in MODELS and (model.is_dir() or (model.suffix in SINGLE_FILES and model.is_file())):
         changes["model"] = str(model)
-    loras = [
-        lora
-        if lora.path.startswith("bundled:")
-        else lora.model_copy(update={"path": str(base / Path(lora.path).expanduser())})
+    changes["loras"] = [
+        {"path": lora.path if lora.path.startswith("bundled:") else str(base / Path(lora.path).expanduser()),
+         "weight": lora.weight}
         for lora in request.loras
-    ]
-    return request.model_copy(update=changes | {"loras": tuple(loras)})
+    ]  # fmt: skip
+    return request.with_values(**changes)
+
+
+_WHATEVER_THE_MODEL = (
+    "prompt", "negative_prompt", "image", "last_image", "extend", "image_fit", "seed", "num_videos", "device", "dtype",
+    "memory", "precision",
+)  # fmt: skip
 
 
 def changed_request(request: GenerationRequest, changes: dict[str, Any]) -> GenerationRequest:
@@ -190,7 +207,15 @@ def changed_request(request: GenerationRequest, changes: dict[str, Any]) -> Gene
         RequestError: a value breaks a rule.
     """
     fields = json.loads(request.model_dump_json())
-    spec = find_model(request.model)
+    try:
+        spec = find_model(request.model)
+    except RadialError as error:  # it was deleted or moved
+        if "model" not in changes:
+            raise RequestError(
+                f"{Path(request.model).name} cannot be used any more ({error}): give another model"
+            ) from error
+        kept = {name: value for name, value in fields.items() if name in _WHATEVER_THE_MODEL}
+        return anchored(make_request(**kept | changes)).resolve()
     if "model" in changes:
         for name in ("num_frames", "num_inference_steps"):
             if fields[name] == getattr(spec, name):
@@ -223,4 +248,4 @@ def slug(text: str, length: int = 60) -> str:
 
 def _as_name(text: str) -> str:
     """Text without what would lead to another folder."""
-    return re.sub(r"[^\w.+-]+", "-", text).strip("-.") or "-"
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-.")[:80] or "-"

@@ -22,6 +22,7 @@ from radial.errors import RequestError
 from radial_app.jobs import FINISHED, Job, State
 from radial_app.options import DataDir, SnapshotSeconds
 from radial_app.store import JobStore
+from radial_app.terminal import json_text, printable
 from radial_app.torchrun import is_follower
 
 app = typer.Typer(name="jobs", help="See and change the queue of jobs.", no_args_is_help=True)
@@ -57,7 +58,7 @@ def list_jobs(
         counts = store.counts()
     if as_json:
         for job in jobs:
-            print(json.dumps(as_dict(job), ensure_ascii=False))
+            print(json_text(as_dict(job)))
         return
     table = Table(box=None)
     for column in ("id", "state", "at", "left"):
@@ -85,7 +86,7 @@ def show(job: Id) -> None:
     log = [
         f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(when))} {kind}: {text}" for _, when, kind, text in events
     ]
-    print(json.dumps(as_dict(found) | {"receipts": receipts, "log": log}, indent=2, ensure_ascii=False))
+    print(json_text(as_dict(found) | {"receipts": receipts, "log": log}, indent=2))
 
 
 @app.command()
@@ -239,8 +240,8 @@ def where(job: Job) -> str:
 
 
 def plain(text: str) -> str:
-    """Text of users for a terminal: without what would steer it."""
-    return "".join(character if character.isprintable() else " " for character in text)
+    """Text of users for a terminal, on one line."""
+    return printable(text).replace("\n", " ")
 
 
 def clock(seconds: float | None) -> str:

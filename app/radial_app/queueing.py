@@ -41,6 +41,7 @@ class Queueing(Database):
         """The same jobs again, at the end of the queue, with other values of the request."""
         copies = []
         for job in map(self.get, ids):
+            _check_readable(job)
             request = changed_request(job.request, changes)
             copies.append(Job(id="", request=request, output=job.output, index=job.index, batch=job.batch,
                               source=job.source, priority=job.priority, owner=job.owner))  # fmt: skip
@@ -52,7 +53,9 @@ class Queueing(Database):
         Raises:
             RequestError: a value breaks a rule, or the job has begun.
         """
-        request = changed_request(self.get(id_).request, changes)
+        job = self.get(id_)
+        _check_readable(job)
+        request = changed_request(job.request, changes)
         with self._transaction() as database:
             done = database.execute(
                 "UPDATE jobs SET request = ?, digest = '', attempts = 0, files = '[]' "
@@ -83,6 +86,11 @@ class Queueing(Database):
             before, after = rows[index - 1] if index else None, rows[index] if index < len(rows) else None
             if before is not None and after is not None and before["priority"] == after["priority"]:
                 priority, position = after["priority"], (before["position"] + after["position"]) / 2
+                if not before["position"] < position < after["position"]:  # no number is left between them
+                    database.execute(
+                        "UPDATE jobs SET position = position + 1 WHERE position >= ?", (after["position"],)
+                    )
+                    position = after["position"]
             elif after is not None:
                 priority, position = after["priority"], after["position"] - 1
             elif before is not None:
@@ -177,3 +185,8 @@ class Queueing(Database):
                     self._tell(id_, "state", state)
                     moved.append(id_)
         return moved
+
+
+def _check_readable(job: Job) -> None:
+    if job.problem:
+        raise RequestError(f"job {job.id}: {job.problem}; it can be cancelled and removed")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich.markup import escape
 
 from radial.encoding import Encoding
 from radial.errors import OutputError, RequestError
@@ -16,13 +16,14 @@ from radial.request import GenerationRequest, make_request
 from radial.video import read_frames, read_receipt
 from radial_app.jobs import Job, anchored, make_output
 from radial_app.options import DataDir
+from radial_app.terminal import json_text, printable
 
 File = Annotated[Path, typer.Argument(help="A video made by radial, or a folder of frames.", metavar="FILE")]
 
 
 def receipt(file: File) -> None:
     """Print how a video was made, as JSON."""
-    print(json.dumps(read_receipt(file), indent=2, ensure_ascii=False))
+    print(json_text(read_receipt(file), indent=2))
 
 
 def rerun(
@@ -56,7 +57,7 @@ def verify(file: File) -> None:
     with Progress(console) as progress:
         (video,) = generate(request, on_event=progress.on_event)
     for what, then, now in differences(claimed, video.receipt):
-        console.print(f"[yellow]note:[/] {what} was {then}, is {now}", highlight=False)
+        console.print(f"[yellow]note:[/] {what} was {_told(then)}, is {_told(now)}", highlight=False)
     with tempfile.TemporaryDirectory() as folder:
         again = video.write(Path(folder) / f"again{encoding.suffix}", encoding=encoding)
         before, after = read_frames(file), read_frames(again)
@@ -87,6 +88,12 @@ def request_of(file: Path) -> tuple[GenerationRequest, Encoding]:
     except ValueError as error:
         raise RequestError(f"the receipt of {file} names a kind of file that this version does not write") from error
     return anchored(make_request(**{str(key): value for key, value in fields.items()})).resolve(), kind
+
+
+def _told(value: object) -> str:
+    """A value that a file says, for a terminal, which it must not steer."""
+    text = printable(str(value))
+    return escape(text if len(text) <= 300 else f"{text[:300]}...")
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:

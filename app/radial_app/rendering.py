@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from radial_app.crew import last_words
 from radial_app.jobs import Job, ResultFile
 from radial_app.progress import Progress
 from radial_app.store import JobStore
+from radial_app.terminal import json_text, printable
 from radial_app.worker import Worker, WorkerSettings, log_to
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def render_here(
             raise
     if worker.error is None:
         if job.state != "done":
-            stderr.print(f"job {job.id} is {job.state}{f': {job.error}' if job.error else ''}", markup=False)
+            stderr.print(printable(f"job {job.id} is {job.state}{f': {job.error}' if job.error else ''}"), markup=False)
             raise typer.Exit(1)
         return job
     kept = store.snapshot_path(job.id).exists()
@@ -83,7 +83,7 @@ def _print_result(file: ResultFile, video: Any, seconds: float, stderr: Console,
     path = _as_given(file.path)
     if as_json:
         result = {"path": path, "seconds": round(seconds, 2), "receipt": video.receipt}
-        print(json.dumps(result, ensure_ascii=False), flush=True)
+        print(json_text(result), flush=True)
         return
     if not quiet:
         share = video.receipt["attention"]["computed_share"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from radial.encoding import Encoding, even_sides, is_playable
 from radial.errors import OutputError
 from radial.files import discard, rename_to_free_name, replace_with, sync
-from radial.video import Video
+from radial.video import Video, read_frames, read_receipt
 from radial_app.jobs import Job, ResultFile
 from radial_app.outputs import free_name
 from radial_app.store import JobStore
@@ -63,17 +63,21 @@ def settle(store: JobStore, job: Job, index: int) -> ResultFile | None:
     if file.partial:  # the rest is wanted after all
         return None
     if file.done:
+        _write_missing_proxy(job, Path(file.path))
         return file
     path, partial = Path(file.path), _partial(job, index, Path(file.path))
     if path.exists() and digest_file(path) == file.digest:
         discard(partial)
         file = replace(file, done=True)
         store.record_file(job.id, index, file)
+        _write_missing_proxy(job, path)
         return file
     if partial.exists() and digest_file(partial) == file.digest:
         if path.is_file() and path.stat().st_size == 0:  # claimed, where there are no hard links, and not filled
             path.unlink()
-        return _give_name(store, job, index, file, partial)
+        file = _give_name(store, job, index, file, partial)
+        _write_missing_proxy(job, Path(file.path))
+        return file
     return None
 
 
@@ -105,6 +109,17 @@ def _write_proxy(video: Video, path: Path, encoding: Encoding) -> None:
     copy = Video(even_sides(video.frames), video.fps, video.receipt)
     silent = Encoding(metadata=encoding.metadata, crf=20)
     copy.write(proxy_path(path), encoding=silent, overwrite=True)
+
+
+def _write_missing_proxy(job: Job, path: Path) -> None:
+    """The browsers' copy of a clip that was named by an attempt which ended before it had made one."""
+    encoding = job.output.encoding
+    if encoding.format != "mp4" or proxy_path(path).exists() or not path.is_file():
+        return
+    height, width = job.request.clip_height, job.request.clip_width
+    if not is_playable(encoding.chosen_codec, height, width):
+        receipt = read_receipt(path) if encoding.metadata else {}
+        _write_proxy(Video(read_frames(path), job.request.fps or 1, receipt), path, encoding)
 
 
 def proxy_path(path: Path) -> Path:

@@ -6,18 +6,24 @@ operating system takes back however it dies; that, not a clock, says whether a r
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from radial.errors import OutputError
 from radial.request import GenerationRequest
 from radial_app.database import ALIKE, EventKind, dump_files, explained, files_of, to_job
-from radial_app.jobs import FINISHED, Control, Job, ResultFile, State
+from radial_app.jobs import FINISHED, UNFINISHED, Control, Job, ResultFile, State
 from radial_app.queueing import Queueing
 
 MAX_ATTEMPTS = 5  # of a job that gets no further
+LONGEST_WAIT = 60.0  # seconds that a job is deferred
+_LEAST_FREE = 16 << 20  # bytes of disk, without which not even rows can be kept
 _WANTED: dict[str, State] = {"pause": "paused", "cancel": "cancelled", "finish": "cancelled"}
 
 
@@ -36,17 +42,20 @@ class JobStore(Queueing):
         """Take the next job that waits, of all or of one batch, or a certain one. ``devices`` are those that the worker
         can render on; jobs that ask for another wait."""
         now = time.time()
+        marks = ", ".join("?" for _ in devices)
+        on_device = f"AND json_extract(request, '$.device') IN ({marks}) " if devices else ""
+        # Where the clock was set back, a date far ahead is none.
+        query = (
+            "SELECT * FROM jobs WHERE state = 'queued' AND (deferred_until <= ? OR deferred_until > ? OR id = ?) "
+            f"AND id = COALESCE(?, id) AND batch = COALESCE(?, batch) {on_device}ORDER BY priority DESC, position"
+        )
+        values = (now, now + LONGEST_WAIT, only, only, batch, *devices)
+        with explained():
+            if self._database.execute(f"{query} LIMIT 1", values).fetchone() is None:
+                return None  # most looks find nothing, and take no lock
         with self._transaction() as database:
-            # Where the clock was set back, a date far ahead is none.
-            rows = database.execute(
-                "SELECT * FROM jobs WHERE state = 'queued' "
-                "AND (deferred_until <= ? OR deferred_until > ? + 3600 OR id = ?) "
-                "AND id = COALESCE(?, id) AND batch = COALESCE(?, batch) ORDER BY priority DESC, position",
-                (now, now, only, only, batch),
-            )
-            for row in rows:
-                job = to_job(row)
-                if devices and job.request.device not in devices:
+            for job in map(to_job, database.execute(query, values)):
+                if job.problem:  # for another version
                     continue
                 database.execute(
                     "UPDATE jobs SET state = 'running', control = '', worker = ?, attempts = attempts + 1, error = '', "
@@ -82,6 +91,8 @@ class JobStore(Queueing):
             files = list(files_of(database.execute("SELECT files FROM jobs WHERE id = ?", (job,)).fetchone()["files"]))
             files[index:] = [file]
             database.execute("UPDATE jobs SET files = ? WHERE id = ?", (dump_files(files), job))
+            database.execute("DELETE FROM results WHERE job = ? AND video >= ?", (job, index))
+            database.execute("INSERT INTO results (job, video, path) VALUES (?, ?, ?)", (job, index, file.path))
             if file.done:
                 self._tell(job, "file", file.path)
 
@@ -104,13 +115,18 @@ class JobStore(Queueing):
             database.execute(
                 "UPDATE jobs SET state = ?, control = '', worker = '', error = ?, eta = NULL, deferred_until = ?, "
                 "finished = ?, attempts = MAX(0, attempts - ?) WHERE id = ? AND state = 'running'",
-                (state, error, now + wait if wait else 0, now if state in FINISHED else None,
+                (state, error, now + min(wait, LONGEST_WAIT) if wait else 0, now if state in FINISHED else None,
                  0 if failed_attempt else 1, job),
             )  # fmt: skip
             self._tell(job, "error" if state == "failed" else "state", f"{state}: {error}" if error else state)
 
-    def recover(self, max_attempts: int = MAX_ATTEMPTS) -> list[Job]:
-        """Put jobs whose worker is dead back into the queue; fail those that killed it too often."""
+    def recover(self, max_attempts: int = MAX_ATTEMPTS, reasons: Mapping[str, str] = MappingProxyType({})) -> list[Job]:
+        """Put jobs whose worker is dead back into the queue, or leave them as their users asked; fail those that killed
+        it too often.
+
+        Args:
+            reasons: why workers are dead, where that is known.
+        """
         with explained():
             workers = [r["worker"] for r in self._database.execute("SELECT DISTINCT worker FROM jobs "
                                                                   "WHERE state = 'running'")]  # fmt: skip
@@ -123,9 +139,10 @@ class JobStore(Queueing):
                     rows = database.execute("SELECT * FROM jobs WHERE state = 'running' AND worker = ?", (worker,))
                     for job in [to_job(row) for row in rows]:
                         where = f"in stage {job.stage}" + (f", step {job.step} of {job.steps}" if job.step else "")
-                        poison = job.attempts >= max_attempts
+                        poison = job.attempts >= max_attempts and not job.control
                         state: State = "failed" if poison else _WANTED.get(job.control, "queued")
                         error = f"its worker died {where}" + (f", {job.attempts} times in a row" if poison else "")
+                        error = f"{reasons[worker]} ({where.strip()})" if worker in reasons else error
                         database.execute(
                             "UPDATE jobs SET state = ?, control = '', worker = '', error = ?, eta = NULL, finished = ? "
                             "WHERE id = ?",
@@ -133,6 +150,9 @@ class JobStore(Queueing):
                         )
                         self._tell(job.id, "error", error)
                         recovered.append(job)
+        for job in recovered:
+            if job.control == "cancel":
+                self.forget_run(job.id)
         return recovered
 
     # Reading
@@ -244,6 +264,31 @@ class JobStore(Queueing):
         with explained():
             rows = self._database.execute("SELECT receipt FROM receipts WHERE job = ? ORDER BY video", (job,))
             return [json.loads(row["receipt"]) for row in rows]
+
+    def asked(self) -> list[tuple[str, str, Control, str, int]]:
+        """Running jobs whose users want something else of them: id, worker, what, and how far they are: stage, step."""
+        with explained():
+            rows = self._database.execute(
+                "SELECT id, worker, control, stage, step FROM jobs WHERE state = 'running' AND control != ''"
+            )
+            return [tuple(row) for row in rows]
+
+    def check_writable(self) -> None:
+        """Raise where jobs cannot be kept at present.
+
+        Raises:
+            OutputError: the disk is full, or another program has locked the database.
+        """
+        if shutil.disk_usage(self.folder).free < _LEAST_FREE:
+            problem = OutputError(f"the disk of {self.folder} is full")
+            problem.errno = errno.ENOSPC
+            raise problem
+        with self._transaction():
+            pass
+
+    def unreadable(self) -> list[str]:
+        """Jobs that have not ended and that this version cannot read."""
+        return [job.id for job in self.find(UNFINISHED, limit=1000) if job.problem]
 
     def events(self, job: str, after: int = 0) -> list[tuple[int, float, str, str]]:
         """A job's log: number, time, kind, text."""

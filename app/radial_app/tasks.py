@@ -131,6 +131,6 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object in a file that another process writes; empty where there is none yet."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

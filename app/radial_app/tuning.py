@@ -7,7 +7,9 @@ It is told to ``radial finetune``, and read back from the files that it writes.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
+import math
 import re
 import shutil
 import statistics
@@ -17,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from radial.errors import RequestError
+from radial.errors import RequestError, first_line
 from radial.files import publish_text
 from radial.video import VIDEO_SUFFIXES
 from radial_app.datasets import NAME, dataset_path
@@ -67,8 +69,9 @@ class Training(BaseModel):
         """
         try:
             more = tomllib.loads(self.more)
-        except tomllib.TOMLDecodeError as error:
-            raise RequestError(f"the other settings are not lines of key = value: {error}") from error
+            _as_toml(more)  # nothing that cannot be told on
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            raise RequestError(f"the other settings are not lines of key = value: {first_line(error)}") from error
         if taken := [key for key in _OWN_KEYS if key in more]:
             raise RequestError(f"{taken[0]} is the run's own and cannot be among the other settings")
         values = self.model_dump(exclude={"more"})
@@ -195,8 +198,14 @@ class Tuning:
     def runs(self) -> list[TuningRun]:
         """All runs, the latest first."""
         folders = [path.parent for path in self._folder.glob("*/run.json") if NAME.fullmatch(path.parent.name)]
-        folders.sort(key=lambda path: -float(Task(path).told.get("started", 0.0)))
-        return [self.get(folder.name) for folder in folders]
+        folders.sort(key=lambda path: -_started(path))
+        found = []
+        for folder in folders:
+            try:
+                found.append(self.get(folder.name))
+            except RequestError as error:  # its files cannot be read, which hides no other
+                found.append(_broken_run(folder.name, str(error)))
+        return found
 
     def at_work(self) -> str | None:
         """The run that is at work, if any is."""
@@ -210,6 +219,14 @@ class Tuning:
             RequestError: there is none of this name.
         """
         folder = self._path(name)
+        try:
+            return self._look(name, folder)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            if isinstance(error, RequestError):
+                raise
+            raise RequestError(f"the files of run {name} cannot be read: {first_line(error)[:200]}") from error
+
+    def _look(self, name: str, folder: Path) -> TuningRun:
         task, written = Task(folder), read_json(folder / "run.json")
         state = _state(folder, task)
         training = Training.model_validate(written["training"]) if "training" in written else None
@@ -262,11 +279,27 @@ class Tuning:
         return folder
 
     def _preparation(self, folder: Path) -> Preparation:
-        return Preparation.model_validate(read_json(folder / "run.json")["preparation"])
+        try:
+            return Preparation.model_validate(read_json(folder / "run.json")["preparation"])
+        except (ValueError, KeyError) as error:
+            raise RequestError(f"the files of run {folder.name} cannot be read: delete it") from error
 
     def _check_alone(self) -> None:
         if (other := self.at_work()) is not None:
             raise RequestError(f"run {other} is at work: one at a time")
+
+
+def _started(folder: Path) -> float:
+    told = Task(folder).told.get("started", 0.0)
+    return float(told) if isinstance(told, (int, float)) else 0.0
+
+
+def _broken_run(name: str, problem: str) -> TuningRun:
+    """A run whose files cannot be read; it can be deleted."""
+    unknown = Preparation(name=name, dataset="unknown", model="unknown", num_frames=(1,))
+    return TuningRun(name=name, state="failed", preparation=unknown, training=None, prepared={}, pictures=[], step=0,
+                     steps=0, eta=None, loss=None, losses=[], held_out=[], samples=[], adapter=False, problem=problem,
+                     log=[])  # fmt: skip
 
 
 def _state(folder: Path, task: Task) -> State:
@@ -298,7 +331,7 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     with contextlib.suppress(OSError):
         for text in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):  # the last one may be torn
+            with contextlib.suppress(ValueError, RecursionError):  # the last one may be torn
                 lines.append(json.loads(text))
     return lines
 
@@ -331,4 +364,8 @@ def _as_toml(value: Any) -> str:
         return "{" + ", ".join(f"{json.dumps(str(key))} = {_as_toml(one)}" for key, one in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_as_toml, value)) + "]"
+    if isinstance(value, (datetime.date, datetime.time)):
+        raise RequestError(f"{value.isoformat()} is a date or a time, which no setting is: put a text into quotes")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RequestError(f"{value} is no number that a setting can have")
     return json.dumps(value)

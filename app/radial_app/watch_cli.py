@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import time
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ from radial_app.options import Codec, Crf, DataDir, Device, Format, Metadata, Pe
 from radial_app.pool import WorkerPool, own_devices
 from radial_app.render_cli import Defaults, Template, check_devices, check_place, enqueue, output_of, read_all
 from radial_app.store import JobStore
+from radial_app.terminal import printable
 
 
 def watch(
@@ -55,7 +57,7 @@ def watch(
                     if path.name.endswith(".errors.txt"):
                         continue
                     try:
-                        state = path.stat()
+                        state = path.lstat()
                     except OSError:
                         continue
                     stamp = (state.st_mtime_ns, state.st_size)
@@ -68,6 +70,11 @@ def watch(
                     seen[path] = stamp
                     errors = path.with_name(f"{path.name}.errors.txt")
                     try:
+                        # Whoever may drop files here may not have others' read: a link, or what is no file, is none.
+                        if not stat.S_ISREG(state.st_mode):
+                            raise RequestError(
+                                f"{path.name}: links, pipes and devices are not read here; copy the file"
+                            )
                         jobs = read_all([path], output, defaults, "watch")
                         for job in jobs:
                             check_place(job)
@@ -75,11 +82,11 @@ def watch(
                     except (RequestError, OutputError) as error:
                         problems = error.problems if isinstance(error, JobFileError) else [str(error)]
                         publish_text(errors, "\n".join(problems) + "\n")
-                        stderr.print(f"[red]{escape(path.name)}[/]: problems in {errors.name}")
+                        stderr.print(f"[red]{escape(printable(path.name))}[/]: problems in {errors.name}")
                         continue
                     errors.unlink(missing_ok=True)
                     ours, skipped = enqueue(store, jobs, resume=True)
-                    stderr.print(f"{escape(path.name)}: {len(ours)} to render, {len(skipped)} made before")
+                    stderr.print(f"{escape(printable(path.name))}: {len(ours)} to render, {len(skipped)} made before")
                 waits = store.find(["queued", "running"], "watch")
                 if waits:
                     pool.tend()

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("radial.worker")
 
 POLL_SECONDS = 0.5
+_LOOK_AGAIN = 2.0  # seconds after which a deferred job may be due
 _DISK_SECONDS = 30.0  # that a job waits for disk space
 
 
@@ -68,6 +69,7 @@ class Worker:
         self.error: Exception | None = None  # that it ended with
         self._models = ModelHolder(settings.device, crew)
         self._idle_since: float | None = None
+        self._found_nothing: tuple[Any, float] = (None, 0.0)
 
     def run(self) -> None:
         """Take jobs until told to stop, or until none waits."""
@@ -124,7 +126,14 @@ class Worker:
             self.store.recover()
             if self._lent_to_training():
                 return None
-            return self.store.claim(self.name, self._devices(), batch=self.settings.batch)
+            # Where nobody has changed a job since nothing was found, only a deferred one may have become due.
+            looked, now = self.store.version(), time.monotonic()
+            if looked == self._found_nothing[0] and now < self._found_nothing[1]:
+                return None
+            job = self.store.claim(self.name, self._devices(), batch=self.settings.batch)
+            if job is None:
+                self._found_nothing = (looked, now + _LOOK_AGAIN)
+            return job
         except OutputError as error:  # locked by another program for long, or a full disk: later, then
             log.warning("%s", error)
             return None
@@ -143,7 +152,7 @@ class Worker:
         return same.get(device, ("auto", device))
 
     def _waits(self) -> bool:
-        waiting = self.store.find(["queued"], self.settings.batch)
+        waiting = [job for job in self.store.find(["queued"], self.settings.batch) if not job.problem]
         return any(not self._devices() or job.request.device in self._devices() for job in waiting)
 
     def _rest(self) -> None:

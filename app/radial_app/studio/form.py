@@ -179,7 +179,13 @@ class Form:
         return [*self.fixed, *self.advanced.values()]
 
     def read(self, values: Sequence[Any]) -> dict[str, Any]:
-        """The fields of a request, from the values of :attr:`inputs`."""
+        """The fields of a request, from the values of :attr:`inputs`, whatever those are: its rules judge them.
+
+        Raises:
+            RequestError: there are too many or too few, or the size is none.
+        """
+        if len(values) != len(self.inputs):
+            raise RequestError("this page is of another version of radial: load it again")
         prompt, model, num_frames, size, num_videos, seed, references, loras, *advanced = values
         fields: dict[str, Any] = {"prompt": prompt or "", "model": model, "num_frames": num_frames}
         width, _, height = str(size or "").lower().partition("x")
@@ -202,8 +208,10 @@ class Form:
         Raises:
             RequestError: a value breaks a rule.
         """
+        if len(values) != len(self.output):
+            raise RequestError("this page is of another version of radial: load it again")
         kind, crf, name, metadata = values
-        video_format, _, codec = kind.partition(", ")
+        video_format, _, codec = str(kind).partition(", ")
         encoding = {"format": video_format, "codec": codec or None, "crf": crf, "metadata": metadata}
         return make_output(name=name or DEFAULT_NAME, encoding=encoding)
 
@@ -320,7 +328,7 @@ def _parsed(text: str | None, empty: Any) -> Any:
     """A hidden field's JSON, of the expected kind."""
     try:
         found = json.loads(text or "")
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
         return empty
     if isinstance(empty, list):
         return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else empty

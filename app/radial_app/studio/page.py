@@ -13,9 +13,9 @@ from fastapi import APIRouter, Body, Request
 from radial import __version__
 from radial.errors import RadialError, RequestError
 from radial.models import MODELS, ModelSpec, find_model
+from radial.request import GenerationRequest
 from radial_app.accounts import LOCAL
-from radial_app.studio.form import Form
-from radial_app.studio.tools import add_tools
+from radial_app.studio.form import OWN, Form
 from radial_app.web.desk import Desk, Place, store_in
 from radial_app.web.inputs import Inputs
 
@@ -41,8 +41,7 @@ def make_page(place: Place) -> tuple[gr.Blocks, APIRouter]:
     router = APIRouter()
 
     def desk(request: gr.Request) -> Desk:
-        asked: Any = getattr(request, "request", request)  # a tool gets the plain request
-        return Desk(place, asked.scope["state"]["visitor"])
+        return Desk(place, request.request.scope["state"]["visitor"])  # type: ignore[union-attr]
 
     @router.post("/studio/check", include_in_schema=False)
     def check(request: Request, values: Annotated[list[Any], Body()]) -> dict[str, Any]:
@@ -52,14 +51,13 @@ def make_page(place: Place) -> tuple[gr.Blocks, APIRouter]:
             raise RequestError("this page is of another version of radial: load it again")
         try:
             fields = form.read(values)
-            return here.plan_of(here.check(fields if fields["prompt"].strip() else fields | {"prompt": "x"}))
+            return here.plan_of(here.check(fields if str(fields["prompt"]).strip() else fields | {"prompt": "x"}))
         except RadialError as error:
             return {"problem": str(error)}
 
     def spec_of(name: str) -> ModelSpec:
-        own = Inputs(store_in(place.data), LOCAL).checkpoints().get(name)
         try:
-            return find_model(str(own) if own else name)
+            return find_model(Inputs(store_in(place.data), LOCAL).translate({"model": name})["model"])
         except RadialError:
             return MODELS["tiny"]  # the check says what is amiss
 
@@ -102,20 +100,35 @@ def make_page(place: Place) -> tuple[gr.Blocks, APIRouter]:
             said = f'<p class="radial-said" data-job="{job.id}">Queued with seed {job.request.seed}.</p>'
             return said, job.request.seed if keep else gr.skip()
 
-        # The model that came with settings, until the form has been told of its new model.
-        loaded = gr.State(None)
+        # The model and quality that the form shows the values of. Lists tell of changes, too, when they were only left.
+        shown = gr.Textbox(f"tiny\n{OWN}", visible="hidden", elem_id="shown", show_label=False)
 
-        def fill(text: str) -> list[Any]:
+        def fill(text: Any, preset: Any) -> list[Any]:
             try:
                 fields = json.loads(text)["request"]
-                return [*form.show(fields), fields["model"]]
-            except (ValueError, KeyError, TypeError):
-                return [gr.skip() for _ in (*form.inputs, loaded)]
+                known = {name: fields[name] for name in GenerationRequest.model_fields if name in fields}
+                prompt = str(known.get("prompt") or "")
+                # Nothing is shown that is no value of a request: Gradio would fetch what looks like a file.
+                request = GenerationRequest.model_validate(known | {"prompt": prompt if prompt.strip() else "x"})
+                found = request.model_dump(mode="json", exclude_unset=True) | {"prompt": prompt, "model": request.model}
+                return [*form.show(found), f"{request.model}\n{preset}"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                return [gr.skip() for _ in (*form.inputs, shown)]
 
-        def choose_model(model: str, preset: str, came: str | None) -> list[Any]:
-            return [*form.choose_model(model, preset, keep=model == came), None]
+        def choose_model(model: Any, preset: Any, now: Any) -> list[Any]:
+            known, _, _ = str(now).partition("\n")
+            return [*form.choose_model(str(model), str(preset), keep=str(model) == known), f"{model}\n{preset}"]
 
-        private: Any = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+        def choose_preset(preset: Any, model: Any, now: Any) -> list[Any]:
+            _, _, known = str(now).partition("\n")
+            values = [gr.skip() for _ in form.advanced]
+            values = values if str(preset) == known else form.choose_preset(str(preset), str(model))
+            return [*values, f"{model}\n{preset}"]
+
+        # What comes is taken as it is: our own rules judge it, and Gradio's components never see it.
+        private: Any = {
+            "api_visibility": "private", "show_progress": "hidden", "queue": False, "preprocess": False,
+        }  # fmt: skip
         # The page's own code asks what the values make: a round trip through Gradio takes twice as long.
         changes = [page.load, *(part.change for part in form.inputs)]
         gr.on(changes, None, form.inputs, None, js="(...values) => { dispatchEvent(new CustomEvent('radial-form', "
@@ -123,9 +136,8 @@ def make_page(place: Place) -> tuple[gr.Blocks, APIRouter]:
         for hidden, name in ((form.references, "references"), (form.loras, "loras")):
             hidden.change(None, hidden, None, js=f"(text) => window.radial?.fill('{name}', text)", **private)
         page.load(lambda: gr.update(choices=listed()), None, form.model, **private)
-        # Gradio calls it input, too, when a list is left as it was.
-        form.model.change(choose_model, [form.model, form.preset, loaded], [*form.inputs, loaded], **private)
-        form.preset.change(form.choose_preset, [form.preset, form.model], list(form.advanced.values()), **private)
+        form.model.change(choose_model, [form.model, form.preset, shown], [*form.inputs, shown], **private)
+        form.preset.change(choose_preset, [form.preset, form.model, shown], [*form.advanced.values(), shown], **private)
         frames_at = "(times, frames) => window.radial ? window.radial.framesAt(times, frames) : frames"
         form.times.input(None, [form.times, form.num_frames], form.num_frames, js=frames_at, **private)
         # Chosen once more, so many times the length is heard again.
@@ -136,10 +148,9 @@ def make_page(place: Place) -> tuple[gr.Blocks, APIRouter]:
         form.generate.click(
             generate, [form.lock, *form.inputs, *form.output], [form.answer, form.seed], **private
         ).then(None, form.answer, None, js="() => window.radial?.watch()", **private)
-        inbox.change(fill, inbox, [*form.inputs, loaded], **private).then(
+        inbox.change(fill, [inbox, form.preset], [*form.inputs, shown], **private).then(
             lambda: gr.update(selected="create"), None, pages, **private
         )
-        add_tools(desk)
     return page, router
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -23,9 +26,15 @@ from radial.request import explain
 from radial_app.server import Caretaker
 from radial_app.store import JobStore
 from radial_app.web import downloads, files, login, tuning, videos
+from radial_app.web.answers import problem
 from radial_app.web.desk import Conflict, Missing, Place
-from radial_app.web.guard import MAX_UPLOAD, Guard
+from radial_app.web.gradio_door import GradioDoor
+from radial_app.web.guard import Guard
+from radial_app.web.streams import Polls
+from radial_app.web.tools import AgentsDoor, make_tools
+from radial_app.web.turns import Turns
 
+_THREADS = 128  # for requests: those of several visitors who each have their most
 _DOCS = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Radial - REST interface</title><link rel="stylesheet" href="/ui/docs.css">
@@ -45,11 +54,23 @@ def make_app(
         hosts: names by which it may be called, besides addresses and the machine's own names.
         with_studio: whether the studio is served at ``/``.
     """
+    tools = make_tools(place)
+    agents = tools.streamable_http_app()
+
+    @contextlib.asynccontextmanager
+    async def live(_app: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
+        async with tools.session_manager.run():
+            yield
+
     app = FastAPI(
         title="Radial", version=__version__, description="Video generation with radial attention.", redoc_url=None,
-        docs_url=None,
+        docs_url=None, lifespan=live,
     )  # fmt: skip
-    app.add_middleware(videos.Polls, place=place)
+    if with_studio:
+        app.add_middleware(GradioDoor)
+    app.add_middleware(Turns)
+    app.add_middleware(Polls, place=place)
     app.add_middleware(Guard, folder=place.data, accounts=accounts, hosts=tuple(hosts))
     registry = CollectorRegistry()
     registry.register(_QueueCollector(place.data))
@@ -58,6 +79,7 @@ def make_app(
     app.include_router(downloads.make_router(place))
     app.include_router(tuning.make_router(place))
     app.include_router(login.make_router(place.data))
+    app.mount("/mcp", AgentsDoor(agents))
     app.mount("/ui", StaticFiles(directory=Path(__file__).with_name("assets")))
     app.add_exception_handler(RadialError, _tell)
     app.add_exception_handler(RequestValidationError, _tell_invalid)
@@ -67,8 +89,9 @@ def make_app(
     def health(request: Request, response: Response) -> dict[str, Any]:
         """Whether jobs can be kept, and whether somebody renders them; how many, to admins."""
         try:
-            with JobStore(place.data) as store:
-                jobs, workers = store.counts(), store.locks.living()
+            with JobStore(place.data, patience=1) as store:
+                store.check_writable()
+                jobs, workers, unreadable = store.counts(), store.locks.living(), store.unreadable()
         except OutputError as error:
             response.status_code = 503
             return {"status": "broken"} | ({"problem": str(error)} if request.state.visitor.admin else {})
@@ -80,7 +103,7 @@ def make_app(
         status = "broken" if problem else "ok"
         if not request.state.visitor.admin:
             return {"status": status}
-        return {"status": status, "problem": problem, "jobs": jobs, "workers": workers}
+        return {"status": status, "problem": problem, "jobs": jobs, "workers": workers, "unreadable": unreadable}
 
     @app.get("/docs", include_in_schema=False)
     def docs() -> HTMLResponse:
@@ -116,24 +139,23 @@ def _with_studio(app: FastAPI, place: Place) -> FastAPI:
     app.include_router(router)
     mounted = gradio.mount_gradio_app(
         app, page, "/", head=HEAD, theme=theme(), footer_links=[], run_history=False, ssr_mode=False,
-        show_error=True, max_file_size=MAX_UPLOAD, allowed_paths=[], mcp_server=True, pwa=False,
+        show_error=False, max_file_size=1, allowed_paths=[], blocked_paths=["/"], mcp_server=False, pwa=False,
         auth_dependency=lambda request: request.state.visitor.name or "local",
     )  # fmt: skip
-    # Gradio's own queue, which only tools go through, looks for work a thousand times a second: a tenth of a core where
+    # Mounted pages are not checked for the files that they name until they count as launched: none may be named here.
+    page.has_launched = True
+    # Gradio's own queue, which nothing goes through, looks for work a thousand times a second: a tenth of a core where
     # clips are rendered.
     page._queue.sleep_when_free = 0.05
     return mounted
 
 
-def problem(message: str, status: int, param: str | None = None) -> JSONResponse:
-    """An error in the form that OpenAI's clients read."""
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": None}}, status)
-
-
 async def _tell(_request: Request, error: Exception) -> JSONResponse:
-    status = 404 if isinstance(error, Missing) else 409 if isinstance(error, Conflict) else 422
-    return problem(str(error), 507 if isinstance(error, OutputError) else status)
+    if isinstance(error, OutputError):
+        if error.errno == errno.EBUSY:  # it passes
+            return problem(str(error), 503, headers={"retry-after": "5"})
+        return problem(str(error), 507)
+    return problem(str(error), 404 if isinstance(error, Missing) else 409 if isinstance(error, Conflict) else 422)
 
 
 async def _tell_http(_request: Request, error: Exception) -> JSONResponse:
@@ -147,7 +169,7 @@ async def _tell_invalid(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problems = [dict(one) | {"loc": one["loc"][1:] or one["loc"]} for one in error.errors()]
     param = ".".join(map(str, problems[0]["loc"])) if problems else None
-    return problem("; ".join(explain(one) for one in problems), 422, param)
+    return problem("; ".join(explain(one) for one in problems[:10]), 422, param)
 
 
 class _QueueCollector:

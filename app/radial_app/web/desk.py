@@ -18,15 +18,16 @@ from radial.files import publish
 from radial.models import find_model
 from radial.request import GenerationRequest
 from radial_app.accounts import Visitor
+from radial_app.database import keep_private
 from radial_app.estimates import estimate
-from radial_app.jobs import Job, Output, State
+from radial_app.jobs import UNFINISHED, Job, Output
 from radial_app.results import proxy_path
 from radial_app.store import JobStore
 from radial_app.web.inputs import Inputs
 from radial_app.web.views import Video, video_of
 
-WAITING: tuple[State, ...] = ("running", "queued", "paused")
 MAX_WAITING = 10_000  # jobs of one visitor
+_PATIENCE = 5.0  # seconds that a visitor waits for a database that another program has locked
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,13 @@ class _Stores(threading.local):
 
 
 _STORES = _Stores()
+_ONE_AT_A_TIME = threading.Lock()  # a frame may be large
 
 
 def store_in(folder: Path) -> JobStore:
     """This thread's store of a data folder."""
     if folder not in _STORES.open:
-        _STORES.open[folder] = JobStore(folder)
+        _STORES.open[folder] = JobStore(folder, patience=_PATIENCE)
     return _STORES.open[folder]
 
 
@@ -82,13 +84,15 @@ class Desk:
             RequestError: too many jobs wait already.
         """
         requests = list(requests)
-        if sum(self.store.counts(self.visitor.scope).get(s, 0) for s in WAITING) + len(requests) > MAX_WAITING:
-            raise RequestError(f"{MAX_WAITING} jobs wait already")
+        self._check_room(len(requests))
         folder = self._place.outputs / self.visitor.name if self.visitor.name else self._place.outputs
         output = (output or Output()).model_copy(update={"folder": str(folder)})
-        return self.store.add(
+        jobs = [
             Job(id="", request=request, output=output, source="web", owner=self.visitor.name) for request in requests
-        )
+        ]
+        for job in jobs:
+            output.path(job.name_values(job.request, 0))
+        return self.store.add(jobs)
 
     def get(self, id_: str) -> Job:
         """A job of the visitor's.
@@ -135,8 +139,9 @@ class Desk:
         folder = self._place.data / "thumbnails"
         path = folder / f"{id_}-{index}.webp"
         if not path.exists() or path.stat().st_mtime < file.stat().st_mtime:
-            folder.mkdir(exist_ok=True)
-            publish(path, lambda partial: _write_thumbnail(file, partial), overwrite=True)
+            keep_private(folder)
+            with _ONE_AT_A_TIME:
+                publish(path, lambda partial: _write_thumbnail(file, partial), overwrite=True)
         return path
 
     def act(self, id_: str, action: str, keep: bool = True) -> Job:
@@ -147,6 +152,8 @@ class Desk:
         """
         job = self.get(id_)
         ids = [job.id]
+        if action == "retry":
+            self._check_room(1)
         done = {
             "pause": lambda: self.store.pause(ids),
             "resume": lambda: self.store.resume(ids),
@@ -177,6 +184,7 @@ class Desk:
             RequestError: a value breaks a rule.
         """
         job = self.get(id_)
+        self._check_room(1)
         (copy,) = self.store.duplicate([job.id], **self.inputs.translate(changes))
         return copy
 
@@ -188,8 +196,8 @@ class Desk:
         """
         job = self.get(id_)
         paths = {file.path for file in job.files}
-        if paths and (waiting := next((one for one in self.store.find(WAITING) if one.request.extend in paths), None)):
-            raise Conflict(f"video {waiting.id} waits to go on from this one: cancel it first")
+        if (waiting := self.store.goes_on_from(paths)) is not None:
+            raise Conflict(f"video {waiting} waits to go on from this one: cancel it first")
         if not self.store.remove([job.id]):
             raise Conflict(f"video {job.id} is running: cancel it first")
         for index, file in enumerate(job.files):
@@ -198,7 +206,7 @@ class Desk:
                 continue
             for one in (path, proxy_path(path)):
                 if file.done and one.exists():
-                    _to_trash(one, f"{job.id}-{index}-{one.name}")
+                    move_to_trash(one, f"{job.id}-{index}-{one.name}")
             (self._place.data / "thumbnails" / f"{job.id}-{index}.webp").unlink(missing_ok=True)
 
     def plan_of(self, request: GenerationRequest) -> dict[str, Any]:
@@ -216,6 +224,11 @@ class Desk:
             "seconds_on_h100": found.seconds_on_h100,
             "memory": found.needs and found.needs.vram("full"), "notes": list(request.warnings(spec)),
         }  # fmt: skip
+
+    def _check_room(self, count: int) -> None:
+        counts = self.store.counts(self.visitor.scope)
+        if sum(counts.get(state, 0) for state in UNFINISHED) + count > MAX_WAITING:
+            raise RequestError(f"{MAX_WAITING} jobs wait already: wait for some, or cancel them")
 
     def _may_see(self, job: Job) -> bool:
         return self.visitor.admin or job.owner == self.visitor.name
@@ -243,12 +256,17 @@ def _write_thumbnail(file: Path, partial: Path) -> None:
             with av.open(str(file)) as container:
                 image = next(container.decode(video=0)).to_image()
         except (av.FFmpegError, StopIteration) as error:
-            raise OutputError(f"{file.name} cannot be read") from error
+            raise Missing(f"{file.name} cannot be read") from error
     image.thumbnail((480, 480))
     image.save(partial, "WEBP", quality=80)
 
 
-def _to_trash(path: Path, name: str) -> None:
+def move_to_trash(path: Path, name: str) -> None:
+    """Put a file or folder into the folder ``.trash`` beside it.
+
+    Raises:
+        OutputError: it cannot be moved.
+    """
     trash = path.parent / ".trash"
     try:
         trash.mkdir(exist_ok=True)

@@ -8,10 +8,12 @@ from typing import Literal
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 
+from radial.models import HUB_ID
 from radial_app.tasks import Task, read_json
 from radial_app.web.desk import Conflict, Desk, Missing, Place
 from radial_app.web.guard import admins_only
-from radial_app.web.inputs import HUB_ID
+
+_MOST = 1000
 
 
 class ModelDownload(BaseModel):
@@ -34,7 +36,7 @@ def make_router(place: Place) -> APIRouter:
     @router.get("")
     def list_downloads() -> list[ModelDownload]:
         """Downloads since the data folder began, the latest of each model."""
-        return [_look(path.parent) for path in sorted(folder.glob("*/task.json"))]
+        return [_look(path.parent) for path in sorted(folder.glob("*/task.json"))][:_MOST]
 
     @router.post("/{id:path}")
     def start_download(request: Request, id: str) -> ModelDownload:
@@ -76,7 +78,8 @@ def _look(folder: Path) -> ModelDownload:
         state = "done"
     elif task.told.get("stopping"):
         state = "stopped"
+    done, total = (count if type(count := progress.get(name)) is int else 0 for name in ("done", "total"))
     return ModelDownload(
-        id=task.told.get("id", folder.name), state=state, done=progress.get("done", 0), total=progress.get("total", 0),
+        id=str(task.told.get("id", folder.name)), state=state, done=done, total=total,
         problem=last if state == "failed" else "",
     )  # fmt: skip

@@ -5,27 +5,30 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import shutil
 import tempfile
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, File, Query, Request, UploadFile
 from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel
 
 from radial import __version__
-from radial.encoding import read_comment
-from radial.errors import OutputError, RadialError, RequestError
-from radial.fidelity import psnr, ssim
-from radial.models import MODELS, PRESETS, find_model
+from radial.encoding import decode_frames
+from radial.errors import OutputError, RadialError, RequestError, first_line
+from radial.fidelity import fidelity
+from radial.models import HUB_ID, MODELS, PRESETS, find_model
 from radial.request import GenerationRequest
-from radial.video import read_frames
-from radial_app.web.desk import Desk, Missing, Place
-from radial_app.web.inputs import HUB_ID, Upload, take_adapter
-from radial_app.web.views import Deleted, Model, model_of
+from radial_app.web.desk import Desk, Missing, Place, move_to_trash
+from radial_app.web.inputs import CLIPS, Upload, suffix_of, take_adapter
+from radial_app.web.media_probe import probe
+from radial_app.web.views import Deleted, Model, broken_model, model_of
 
 MAX_COMPARED = 200 * 1280 * 720  # pixels of all frames that two clips may have to be compared here
+MAX_COMPARED_FRAME = 4096 * 2304  # pixels
 
 log = logging.getLogger("radial.web")
 
@@ -63,36 +66,36 @@ def make_router(place: Place) -> APIRouter:
     @router.post("/settings")
     def read_settings(request: Request, file: Annotated[UploadFile, File()]) -> dict[str, Any]:
         """The settings that a video of ours carries."""
-        return settings_in(desk(request), file.file.read())
+        return settings_in(desk(request), file.file)
 
     @router.get("/models")
     def list_models(request: Request) -> dict[str, Any]:
         """The models that have a name, one's own checkpoints first, and the settings that go together."""
-        own = {}
-        for name, path in desk(request).inputs.checkpoints().items():
-            try:
-                own[name] = find_model(str(path))
-            except RadialError as error:  # one that cannot be loaded hides no other
-                log.warning("%s is not listed: %s", name, error)
-        data = [model_of(name, spec) for name, spec in (own | MODELS).items()]
-        return {"object": "list", "data": data, "presets": PRESETS}
+        own = [own_model(name, path) for name, path in desk(request).inputs.checkpoints().items()]
+        named = [model_of(name, spec) for name, spec in MODELS.items() if name not in {one.id for one in own}]
+        return {"object": "list", "data": [*own, *named], "presets": PRESETS}
 
     @router.get("/models/{id:path}")
     def get_model(request: Request, id: str) -> Model:
         """What a model makes."""
         here = desk(request)
         own = here.inputs.checkpoints().get(id)
-        if own is None and id not in MODELS:
-            raise Missing(f"there is no model {id!r}")
-        return model_of(id, find_model(str(own) if own else id))
+        if own is not None:
+            return own_model(id, own)
+        if id not in MODELS:
+            raise Missing(f"there is no model {id[:200]!r}")
+        return model_of(id, MODELS[id])
 
     @router.delete("/models/{id:path}")
     def delete_model(request: Request, id: str) -> Deleted:
-        """Delete a model that came from the hub from this machine's disk."""
+        """Delete a model that came from the hub from this machine's disk; one's own goes into the trash beside it."""
         if not request.state.visitor.admin:
             raise RequestError("only admins delete models: everybody uses them")
+        if (own := desk(request).inputs.checkpoints().get(id)) is not None:
+            move_to_trash(own, f"{os.urandom(4).hex()}-{id}")
+            return Deleted(id=id)
         if id not in MODELS or not model_of(id, MODELS[id]).removable:
-            raise Missing(f"model {id!r} is not here, or did not come from the hub")
+            raise Missing(f"model {id[:200]!r} is not here, or did not come from the hub")
         _delete_from_hub_cache(MODELS[id].source)
         return Deleted(id=id)
 
@@ -106,15 +109,26 @@ def make_router(place: Place) -> APIRouter:
         """Bring an adapter, a safetensors file."""
         if not request.state.visitor.admin:
             raise RequestError("only admins add adapters: everybody uses them")
-        with tempfile.NamedTemporaryFile(suffix=".safetensors", dir=place.data) as copy:
-            while block := file.file.read(1 << 20):
-                copy.write(block)
+        with tempfile.NamedTemporaryFile(suffix=".safetensors") as copy:
+            shutil.copyfileobj(file.file, copy, 1 << 20)
             copy.flush()
             try:
                 name = take_adapter(place.data, file.filename or "adapter", Path(copy.name))
             except RadialError as error:
-                raise RequestError("this is no adapter of safetensors") from error
+                raise RequestError(
+                    f"this is no adapter of safetensors: {str(error).replace(Path(copy.name).name, 'the file')}"
+                ) from error
         return adapter_of(name, place.data / "adapters" / name)
+
+    @router.delete("/adapters/{name}")
+    def delete_adapter(request: Request, name: str) -> Deleted:
+        """Forget an adapter; its file goes into the trash beside it."""
+        if not request.state.visitor.admin:
+            raise RequestError("only admins delete adapters: everybody uses them")
+        if (path := desk(request).inputs.adapters().get(name)) is None:
+            raise Missing(f"there is no adapter {name[:200]!r}")
+        move_to_trash(path, f"{os.urandom(4).hex()}-{name}")
+        return Deleted(id=name)
 
     @router.get("/compare")
     def compare_videos(
@@ -126,11 +140,18 @@ def make_router(place: Place) -> APIRouter:
         jobs = [here.get(a).request, here.get(b).request]
         if any(r.clip_frames * r.clip_height * r.clip_width > MAX_COMPARED for r in jobs):
             raise RequestError("these videos are too long to be compared here; `radial evaluate` compares them")
+        if any(r.clip_height * r.clip_width > MAX_COMPARED_FRAME for r in jobs):
+            raise RequestError("these videos are too large to be compared here; `radial evaluate` compares them")
+        files = [here.file(id_, index) for id_, index in ((a, index_a), (b, index_b))]
         with alone:
-            one, two = (read_frames(here.file(id_, i)) for id_, i in ((a, index_a), (b, index_b)))
-            if one.shape != two.shape:
-                raise RequestError(f"videos of one size can be compared, not {_size(one)} and {_size(two)}")
-            return {"psnr": round(psnr(one, two), 2), "ssim": round(ssim(one, two), 4)}
+            try:
+                near, alike = fidelity(*map(decode_frames, files))
+            except ValueError as error:
+                sizes = " and ".join(f"{r.clip_frames} frames of {r.clip_width}x{r.clip_height}" for r in jobs)
+                raise RequestError(f"videos of one size can be compared, not {sizes}") from error
+            except OutputError as error:
+                raise Missing("one of the videos cannot be read any more") from error
+        return {"psnr": round(near, 2), "ssim": round(alike, 4)}
 
     @router.get("/plan.png")
     def draw_attention(
@@ -139,20 +160,19 @@ def make_router(place: Place) -> APIRouter:
     ) -> Response:  # fmt: skip
         """A picture of which blocks of attention a clip computes."""
         from radial.drawing import draw_plan
-        from radial.plan import BlockPlan
+        from radial.plan_sketch import PlanSketch
 
         fields = {"prompt": "plan", "model": model, "height": height, "width": width, "num_frames": num_frames,
                   "decay": decay, "seed": 0}  # fmt: skip
         resolved = desk(request).check(fields)
         spec = find_model(resolved.model)
-        grid = resolved.grid(spec)
-        if grid.tokens > 300_000:
-            raise RequestError(f"{grid.tokens:,} tokens are too many to draw here; `radial inspect` draws them")
         pattern, _, block_size = resolved.radial_settings(spec)
         size = f"{resolved.clip_width}x{resolved.clip_height}, {resolved.clip_frames} frames"
-        picture = draw_plan(BlockPlan.build(grid, pattern, block_size), f"{spec.name}, {size}")
         content = io.BytesIO()
-        picture.save(content, "PNG")
+        with alone:
+            draw_plan(PlanSketch.of(resolved.grid(spec), pattern, block_size), f"{spec.name}, {size}").save(
+                content, "PNG"
+            )
         return Response(content.getvalue(), media_type="image/png", headers={"cache-control": "private, max-age=3600"})
 
     @router.get("/about")
@@ -165,26 +185,28 @@ def make_router(place: Place) -> APIRouter:
     return router
 
 
-def settings_in(desk: Desk, content: bytes) -> dict[str, Any]:
+def settings_in(desk: Desk, content: BinaryIO) -> dict[str, Any]:
     """The fields of a request that a video carries, and notes on what of them is not here.
 
     Raises:
         RequestError: the file carries none.
     """
-    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
-        file.write(content)
+    suffix = suffix_of(content.read(32))
+    if suffix not in CLIPS:
+        raise RequestError("drop an MP4 or WebM file that was made here")
+    content.seek(0)
+    with tempfile.NamedTemporaryFile(suffix=suffix) as file:
+        shutil.copyfileobj(content, file, 1 << 20)
         file.flush()
-        if content[4:8] != b"ftyp" and not content.startswith(b"\x1aE\xdf\xa3"):
-            raise RequestError("drop an MP4 or WebM file that was made here")
-        try:
-            receipt = json.loads(read_comment(Path(file.name)))
-            written = receipt["request"]
-            known = {name: value for name, value in written.items() if name in GenerationRequest.model_fields}
-            request = GenerationRequest.model_validate(known)
-        except (OutputError, ValueError, TypeError, KeyError, RecursionError) as error:
-            raise RequestError(
-                "this video carries no settings: it was not made by radial, or was re-encoded without them"
-            ) from error
+        comment = probe("comment", Path(file.name), desk.visitor.name)["comment"]
+    try:
+        receipt = json.loads(comment)
+        known = {name: value for name, value in receipt["request"].items() if name in GenerationRequest.model_fields}
+        request = GenerationRequest.model_validate(known)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise RequestError(
+            "this video carries no settings: it was not made by radial, or was re-encoded without them"
+        ) from error
     notes = []
     fields = request.model_dump(mode="json")
     for name in ("image", "last_image", "extend"):
@@ -207,7 +229,7 @@ def settings_in(desk: Desk, content: bytes) -> dict[str, Any]:
         else:
             notes.append(f"the model {name} is not here")
             fields["model"] = "tiny"
-    return {"request": fields, "notes": notes, "made_with": str(receipt.get("radial", ""))}
+    return {"request": fields, "notes": notes, "made_with": str(receipt.get("radial", ""))[:100]}
 
 
 def _delete_from_hub_cache(source: str) -> None:
@@ -220,9 +242,10 @@ def _delete_from_hub_cache(source: str) -> None:
 
 def adapter_of(name: str, path: Path) -> Adapter:
     """An adapter file as the web sees it."""
-    from radial.adapter_settings import AdapterSettings, read_adapter_settings
+    from radial.adapter_settings import AdapterSettings, check_adapter_file, read_adapter_settings
 
     try:
+        check_adapter_file(path)
         settings = read_adapter_settings(path) or AdapterSettings()
     except RadialError as error:
         return Adapter(id=name, bytes=path.stat().st_size, problem=str(error))
@@ -230,6 +253,12 @@ def adapter_of(name: str, path: Path) -> Adapter:
                    target_frames=settings.target_frames, trigger=settings.trigger)  # fmt: skip
 
 
-def _size(frames: Any) -> str:
-    count, height, width = frames.shape[:3]
-    return f"{count} frames of {width}x{height}"
+def own_model(name: str, path: Path) -> Model:
+    """A checkpoint of one's own as the web sees it; one that cannot be used says why, and hides no other."""
+    try:
+        return model_of(name, find_model(str(path)), own=True)
+    except RadialError as error:
+        return broken_model(name, str(error).replace(str(path), name))
+    except Exception as error:  # libraries raise many kinds for files that are not right
+        log.warning("%s: %s: %s", name, type(error).__name__, first_line(error))
+        return broken_model(name, f"it cannot be read ({type(error).__name__})")

@@ -1,33 +1,38 @@
 """What every HTTP request passes before the application sees it: whose host, from which page, who asks, how much.
 
-Against DNS rebinding the host must be an address or a name that was told; against other web pages, what changes
-something must come from our own; with accounts, everything but the login wants a session or a key.
+Against DNS rebinding the host must be an address or a name that was told; against other web pages, what they may open
+of ours are pages, and nothing else; where there are accounts, everything but the login wants a session or a key.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
-import json
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 
-from radial_app.accounts import LOCAL, Accounts, Visitor
+from radial_app.accounts import LOCAL, Accounts, Visitor, accounts_file
+from radial_app.web.answers import refuse
+
+_T = TypeVar("_T")
 
 COOKIE = "radial_session"
 MAX_BODY = 1 << 20
 MAX_UPLOAD = 512 << 20
 _UPLOADS = ("/v1/files", "/v1/videos", "/v1/settings", "/v1/adapters", "/v1/datasets")
-_CLOSED = "/gradio_api/upload"  # it takes files of any kind; the studio brings its own to /v1/files
 _OPEN = ("/login", "/healthz", "/ui/login.css")
 _FORWARDED = (b"x-forwarded", b"forwarded", b"x-gradio", b"x-direct-url", b"x-original")
-_SAFE = ("GET", "HEAD", "OPTIONS")
+_PAGES = ("/", "/login", "/docs")  # what a link on another page may lead to
+_OF_OTHERS = b"access-control-"  # headers by which Gradio would let other pages read answers
+_BODY_SECONDS = 30.0  # in which some more of a body must come
 # Gradio's page needs inline code; nothing may be fetched from elsewhere.
 _HEADERS = {
     "content-security-policy": (
@@ -51,13 +56,13 @@ class Guard:
     """ASGI middleware.
 
     Args:
-        folder: the data folder, whose accounts count where ``accounts`` is set; else everybody is the local user.
+        folder: the data folder. As long as it has no accounts, everybody is the local user.
+        accounts: whether visitors must log in even then, which nobody can.
         hosts: names by which the server may be called, besides addresses and this machine's own names.
-        metrics_open: whether ``/metrics`` answers without a session.
     """
 
     def __init__(self, app: Any, folder: Path, *, accounts: bool = False, hosts: Iterable[str] = ()) -> None:
-        self._app, self._folder, self._accounts = app, folder, accounts
+        self._app, self._visitors = app, Visitors(folder, always=accounts)
         own = socket.gethostname().lower()
         self._hosts = {"localhost", own, f"{own}.local", *(host.lower() for host in hosts)}
 
@@ -69,10 +74,11 @@ class Guard:
         # What a proxy would say of itself; Gradio would believe anybody.
         scope["headers"] = [(n, v) for n, v in scope["headers"] if not n.startswith(_FORWARDED)]
         connection = HTTPConnection(scope)
-        refusal = self._refuse(connection, scope)
+        accounts = await self._visitors.have_accounts()
+        refusal = self._refuse(connection, scope, accounts)
         visitor = LOCAL
-        if refusal is None and self._accounts:
-            found = await run_in_threadpool(self._visitor, connection)
+        if refusal is None and accounts:
+            found = await self._visitors.find(connection)
             if found is None and scope["path"] not in _OPEN:
                 refusal = (401, "log in, or send a key as `Authorization: Bearer KEY`")
             visitor = found or Visitor("", admin=False)
@@ -81,41 +87,39 @@ class Guard:
             return
         state = scope.setdefault("state", {})
         state["visitor"] = visitor
-        # For answers that take long: whether who asked may still have them.
-        state["still_welcome"] = lambda: not self._accounts or self._visitor(connection) == visitor
-        limit = _limit(connection, scope)
-        counted = _Counted(receive, limit)
+
+        async def still_welcome() -> bool:
+            """For answers that take long: whether who asked may still have them."""
+            now = await self._visitors.find(connection) if await self._visitors.have_accounts() else LOCAL
+            return now == visitor
+
+        state["still_welcome"] = still_welcome
+        counted = _Counted(receive, _limit(connection, scope))
 
         async def send_with_headers(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [
-                    *message.get("headers", []), *((k.encode(), v.encode()) for k, v in _HEADERS.items())
-                ]  # fmt: skip
+                told = [(k, v) for k, v in message.get("headers", []) if not k.lower().startswith(_OF_OTHERS)]
+                message["headers"] = [*told, *((k.encode(), v.encode()) for k, v in _HEADERS.items())]
             await send(message)
 
         try:
             await self._app(scope, counted, send_with_headers)
-        except _TooLarge as error:
+        except _Refused as error:
             await _answer((error.status_code, error.detail), connection, scope, send)
 
-    def _refuse(self, connection: HTTPConnection, scope: Scope) -> tuple[int, str] | None:
+    def _refuse(self, connection: HTTPConnection, scope: Scope, accounts: bool) -> tuple[int, str] | None:
         host = connection.headers.get("host", "")
-        if not self._knows(host):
+        if not self._knows(host, accounts):
             return 400, f"the host {host[:100]!r} is not this server's; --allow-host adds a name"
-        if scope["type"] == "websocket" or scope["method"] not in _SAFE:
-            origin = connection.headers.get("origin")
-            foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
-            if foreign or connection.headers.get("sec-fetch-site") == "cross-site":
-                return 403, "another web page asked for this"
-        if scope["path"].startswith(_CLOSED):
-            return 403, "upload to /v1/files"
+        if _from_another_page(connection, scope, host):
+            return 403, "another web page asked for this"
         length = connection.headers.get("content-length", "0")
         limit = _limit(connection, scope)
         if not length.isascii() or not length.isdigit() or int(length[:18]) > limit:
             return 413, f"the body is larger than {limit >> 20} MB"
         return None
 
-    def _knows(self, host: str) -> bool:
+    def _knows(self, host: str, accounts: bool) -> bool:
         if any(mark in host for mark in "/?#@\\ "):
             return False
         try:
@@ -128,15 +132,68 @@ class Guard:
             address = ipaddress.ip_address(name)
         except ValueError:
             return False
-        return self._accounts or address.is_loopback
+        return accounts or address.is_loopback
 
-    def _visitor(self, connection: HTTPConnection) -> Visitor | None:
+
+class Visitors:
+    """Who asks, by the accounts of a data folder as they are at the moment.
+
+    It has threads of its own: logins and slow requests do not keep others from being known.
+    """
+
+    def __init__(self, folder: Path, *, always: bool) -> None:
+        self._folder, self._always = folder, always
+        self._file = accounts_file(folder)
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="visitors")
+        self._open = threading.local()
+        self._known: tuple[Any, bool] = (None, False)
+
+    async def have_accounts(self) -> bool:
+        """Whether visitors must log in; asked again when the file has changed."""
+        if self._always:
+            return True
+        stamp = (_stamp(self._file), _stamp(self._file.with_name(f"{self._file.name}-wal")))
+        if stamp[0] is None:
+            return False
+        if stamp != self._known[0]:
+            self._known = (stamp, await self._ask(lambda accounts: accounts.any()))
+        return self._known[1]
+
+    async def find(self, connection: HTTPConnection) -> Visitor | None:
+        """The visitor of a session or a key."""
         kind, _, key = connection.headers.get("authorization", "").partition(" ")
         token = connection.cookies.get(COOKIE)
-        with Accounts(self._folder) as accounts:
-            if kind.lower() == "bearer":
-                return accounts.of_key(key.strip())
-            return accounts.of_session(token) if token else None
+        if kind.lower() == "bearer":
+            return await self._ask(lambda accounts: accounts.of_key(key.strip()))
+        return await self._ask(lambda accounts: accounts.of_session(token)) if token else None
+
+    async def _ask(self, question: Callable[[Accounts], _T]) -> _T:
+        def answer() -> _T:
+            if not hasattr(self._open, "accounts"):
+                self._open.accounts = Accounts(self._folder)
+            return question(self._open.accounts)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, answer)
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+def _from_another_page(connection: HTTPConnection, scope: Scope, host: str) -> bool:
+    """Whether another web page has a browser ask: all that it may do is lead to one of our pages."""
+    origin = connection.headers.get("origin")
+    if origin is not None and origin.partition("://")[2].lower() != host.lower():
+        return True
+    if connection.headers.get("sec-fetch-site", "none") in ("same-origin", "none"):
+        return False
+    leads = connection.headers.get("sec-fetch-mode") == "navigate"
+    whole = connection.headers.get("sec-fetch-dest") == "document"
+    return not (leads and whole and scope.get("method") == "GET" and scope["path"] in _PAGES)
 
 
 def admins_only(why: str) -> Callable[[Request], None]:
@@ -155,24 +212,28 @@ def _limit(connection: HTTPConnection, scope: Scope) -> int:
     return MAX_UPLOAD if files and scope["path"] in _UPLOADS else MAX_BODY
 
 
-class _TooLarge(HTTPException):
+class _Refused(HTTPException):
     """Passes through FastAPI as what it is."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(413, f"the body is larger than {limit >> 20} MB")
 
 
 class _Counted:
-    """A body that ends in an error once it is too large, whatever its header said."""
+    """A body that ends in an error once it is too large or stops coming, whatever its header said."""
 
     def __init__(self, receive: Receive, limit: int) -> None:
         self._receive, self._left, self._limit = receive, limit, limit
+        self._whole = False
 
     async def __call__(self) -> dict[str, Any]:
-        message = await self._receive()
+        if self._whole:  # only the end of the connection can come
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), _BODY_SECONDS)
+        except TimeoutError:
+            raise _Refused(408, "the body stopped coming") from None
         self._left -= len(message.get("body", b""))
+        self._whole = not message.get("more_body", False)
         if self._left < 0:
-            raise _TooLarge(self._limit)
+            raise _Refused(413, f"the body is larger than {self._limit >> 20} MB")
         return message
 
 
@@ -189,8 +250,4 @@ async def _answer(refusal: tuple[int, str], connection: HTTPConnection, scope: S
         await send({"type": "http.response.start", "status": 303, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
         return
-    kind = {401: "authentication_error", 403: "permission_error"}.get(status, "invalid_request_error")
-    body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": None}}).encode()
-    headers.append((b"content-type", b"application/json"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await refuse(status, message, send, headers)

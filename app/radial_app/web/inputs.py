@@ -15,20 +15,21 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from radial.adapter_settings import BUNDLED_ADAPTER, check_adapter_file
+from radial.checkpoints import checkpoint_folder
+from radial.downloads import cached_folder, is_whole
 from radial.errors import OutputError, RadialError, RequestError
 from radial.files import publish
-from radial.images import read_image
-from radial.models import MODELS, SINGLE_FILES, find_model
-from radial.request import GenerationRequest, Lora, make_request
+from radial.models import HUB_ID, MODELS, SINGLE_FILES, find_model
+from radial.request import MAX_FRAMES, MAX_LORAS, GenerationRequest, make_request
 from radial_app.accounts import Visitor
-from radial_app.database import Database
+from radial_app.database import Database, keep_private
+from radial_app.web.media_probe import probe
 
 Kind = Literal["image", "clip"]
-MAX_CLIP_FRAMES = 4097
+CLIPS = (".mp4", ".webm")
 _ID = re.compile(r"[0-9a-f]{32}\.(png|jpg|webp|mp4|webm)")
 _VIDEO_ID = re.compile(r"video:([0-9a-f]{8,40})(?:/(\d{1,3}))?")
 _NAME = re.compile(r"[\w][\w .+-]{0,150}")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 MAX_KEPT = 4 << 30  # bytes of uploads of a visitor
 _OWN_FILES = ("image", "last_image", "extend")
 
@@ -67,11 +68,12 @@ class Inputs:
             OutputError: there is no room for it.
         """
         head = content.read(32)
-        suffix = _suffix_of(head)
+        suffix = suffix_of(head)
         if suffix is None:
             raise RequestError("this is no PNG, JPEG, WebP, MP4 or WebM file")
         digest = hashlib.sha256(head)
-        self._uploads.mkdir(parents=True, exist_ok=True, mode=0o700)
+        keep_private(self._folder / "inputs")
+        keep_private(self._uploads)
         waiting = self._uploads / f".{os.getpid()}-{os.urandom(8).hex()}{suffix}"
         try:
             with waiting.open("xb") as file:
@@ -79,7 +81,7 @@ class Inputs:
                 while block := content.read(1 << 20):
                     digest.update(block)
                     file.write(block)
-            width, height = _measure(waiting, suffix)
+            found = probe("clip" if suffix in CLIPS else "image", waiting, self._visitor.name)
             path = self._uploads / f"{digest.hexdigest()[:32]}{suffix}"
             self._make_room(waiting.stat().st_size)
             waiting.rename(path)
@@ -89,7 +91,8 @@ class Inputs:
             raise OutputError(f"cannot keep the upload: {error.strerror}") from error
         finally:
             waiting.unlink(missing_ok=True)
-        return Upload(path.name, "clip" if suffix in (".mp4", ".webm") else "image", width, height, path.stat().st_size)
+        kind: Kind = "clip" if suffix in CLIPS else "image"
+        return Upload(path.name, kind, found["width"], found["height"], path.stat().st_size)
 
     def _make_room(self, size: int) -> None:
         kept = sorted((p for p in self._uploads.glob("[!.]*") if p.is_file()), key=lambda path: path.stat().st_mtime)
@@ -128,12 +131,17 @@ class Inputs:
         seconds = fields.get("seconds")
         request = make_request(**{name: value for name, value in fields.items() if name != "seconds"})
         found = self.translate(request.model_dump(include={*_OWN_FILES, "model", "loras"}))
-        found["loras"] = tuple(map(Lora.model_validate, found["loras"]))
         if seconds is not None:
             spec = find_model(found["model"])
-            frames = max(1, round(seconds * (request.fps or spec.fps)))
+            fps = request.fps or spec.fps
+            frames = max(1, round(seconds * fps))
+            if frames > MAX_FRAMES:
+                raise RequestError(
+                    f"seconds must be at most {MAX_FRAMES / fps:.4g} at {fps} frames a second, not {seconds:g}: "
+                    f"a clip has {MAX_FRAMES:,} frames at most"
+                )
             found["num_frames"] = spec.snap_size(spec.height, spec.width, frames)[2]
-        return request.model_copy(update=found)
+        return request.with_values(**found)
 
     def translate(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Fields with files in place of the ids and names of uploads, models and adapters.
@@ -148,8 +156,11 @@ class Inputs:
         if isinstance(found.get("model"), str):
             found["model"] = self._model(found["model"])
         if isinstance(found.get("loras"), (list, tuple)):
+            if len(found["loras"]) > MAX_LORAS:
+                raise RequestError(f"loras must be at most {MAX_LORAS}, not {len(found['loras'])}")
+            adapters = self.adapters() if found["loras"] else {}
             found["loras"] = [
-                lora | {"path": self._adapter(str(lora.get("path")))} if isinstance(lora, dict) else lora
+                lora | {"path": _adapter(str(lora.get("path")), adapters)} if isinstance(lora, dict) else lora
                 for lora in found["loras"]
             ]
         return found
@@ -169,14 +180,15 @@ class Inputs:
     def adapters(self) -> dict[str, Path]:
         """Adapter files by name."""
         files = sorted((self._folder / "adapters").rglob("*.safetensors"))
-        return {file.name: file for file in files if not file.name.startswith(".")}
+        return {file.name: file for file in files if file.is_file() and ".trash" not in file.parts
+                and not file.name.startswith(".")}  # fmt: skip
 
     def checkpoints(self) -> dict[str, Path]:
         """Checkpoint folders of one's own, and files with a transformer, by name."""
         models = self._folder / "models"
         folders = {path.parent.name: path.parent for path in sorted(models.glob("*/model_index.json"))}
         files = {path.name: path for suffix in SINGLE_FILES for path in sorted(models.glob(f"[!.]*{suffix}"))}
-        return folders | files
+        return {name: path for name, path in (folders | files).items() if not name.startswith(".")}
 
     def _file(self, given: str) -> Path:
         if not (match := _VIDEO_ID.fullmatch(given)):
@@ -194,20 +206,22 @@ class Inputs:
         return f"video:{found[0]}/{found[1]}" if found else None
 
     def _model(self, name: str) -> str:
-        if name in MODELS:
-            return name
-        if (own := self.checkpoints().get(name)) is not None:
+        if (own := self.checkpoints().get(name)) is not None and name not in MODELS:
             return str(own)
-        if HUB_ID.fullmatch(name) and ".." not in name and not Path(name).exists():
-            return name
-        raise RequestError(f"unknown model {name[:200]!r}: it is none that is listed, and no hub id like org/name")
+        if name not in MODELS and not (HUB_ID.fullmatch(name) and ".." not in name and not Path(name).exists()):
+            raise RequestError(f"unknown model {name[:200]!r}: it is none that is listed, and no hub id like org/name")
+        if not self._visitor.admin and not is_here(name):
+            here = ", ".join(one for one in (*self.checkpoints(), *MODELS) if one not in MODELS or is_here(one))
+            raise RequestError(f"model {name} is not on this server, and only admins download models; there is {here}")
+        return name
 
-    def _adapter(self, name: str) -> str:
-        if name.startswith(BUNDLED_ADAPTER):
-            return name
-        if (path := self.adapters().get(name)) is None or not _NAME.fullmatch(name):
-            raise RequestError(f"there is no adapter {name[:200]!r}")
-        return str(path)
+
+def _adapter(name: str, adapters: dict[str, Path]) -> str:
+    if name.startswith(BUNDLED_ADAPTER):
+        return name
+    if (path := adapters.get(name)) is None or not _NAME.fullmatch(name):
+        raise RequestError(f"there is no adapter {name[:200]!r}")
+    return str(path)
 
 
 def take_adapter(folder: Path, name: str, source: Path) -> str:
@@ -229,7 +243,7 @@ def _copy(source: Path, partial: Path) -> None:
     shutil.copyfile(source, partial)
 
 
-def _suffix_of(head: bytes) -> str | None:
+def suffix_of(head: bytes) -> str | None:
     """The kind of a file by how it begins; formats that can name other files are not among them."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return ".png"
@@ -244,34 +258,11 @@ def _suffix_of(head: bytes) -> str | None:
     return None
 
 
-def _measure(path: Path, suffix: str) -> tuple[int, int]:
-    """Width and height, of a file that can be read.
-
-    Raises:
-        RequestError: it cannot, or it is too large.
-    """
-    if suffix not in (".mp4", ".webm"):
-        try:
-            return read_image(path).size
-        except RadialError as error:
-            raise RequestError(str(error).replace(str(path), "the image")) from error
-    import av
-
+def is_here(name: str) -> bool:
+    """Whether a model with a name, or of the hub, can be loaded without a download."""
     try:
-        with av.open(str(path), format="mp4" if suffix == ".mp4" else "matroska") as container:
-            stream = next(iter(container.streams.video))
-            frames = _frame_count(stream)
-            width, height = stream.codec_context.width, stream.codec_context.height
-            next(container.decode(stream))
-    except (av.FFmpegError, StopIteration, OSError, ValueError) as error:
-        raise RequestError("the clip cannot be read") from error
-    if frames > MAX_CLIP_FRAMES or not 16 <= width <= 8192 or not 16 <= height <= 8192:
-        raise RequestError(f"the clip has {frames} frames of {width}x{height}; {MAX_CLIP_FRAMES} of 8192x8192 are most")
-    return width, height
-
-
-def _frame_count(stream: Any) -> int:
-    if stream.frames:
-        return int(stream.frames)
-    seconds = float(stream.duration * stream.time_base) if stream.duration else 0.0
-    return round(seconds * float(stream.average_rate or 0))
+        spec = find_model(name)
+        folder = checkpoint_folder(spec) or cached_folder(spec.source)
+    except RadialError:
+        return False
+    return folder is not None and is_whole(folder, spec.own_components)

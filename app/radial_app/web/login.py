@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -24,31 +25,47 @@ _PAGE = """<!doctype html>
 <button>Log in</button></form></body></html>"""
 
 
+_HASHES = 2  # at a time: each takes 64 MB and a core
+_MAX_LOGINS = 10  # that wait for their hash; more are told to come back
+
+
 def make_router(folder: Path) -> APIRouter:
     """``/login`` and ``/logout`` for the accounts of a data folder."""
     router = APIRouter(include_in_schema=False)
     throttle = Throttle(limit=5, seconds=300)  # of a name from an address
     loose = Throttle(limit=30, seconds=300)  # of a name from anywhere: nobody is locked out by few tries of others
-    hashing = threading.Semaphore(2)  # a hash takes 64 MB
+    # Threads of their own: whoever is logged in waits for none of them.
+    hashing = ThreadPoolExecutor(_HASHES, thread_name_prefix="login")
+    under_way = 0
+
+    def check(name: str, password: str) -> str | None:
+        with Accounts(folder) as accounts:
+            return accounts.log_in(name, password)
 
     @router.get("/login")
     def show(next: str = "/") -> HTMLResponse:
         return HTMLResponse(_page(next))
 
     @router.post("/login", response_model=None)
-    def log_in(
+    async def log_in(
         request: Request, name: Annotated[str, Form(max_length=200)], password: Annotated[str, Form(max_length=2000)],
         next: Annotated[str, Form(max_length=500)] = "/",
     ) -> HTMLResponse | RedirectResponse:  # fmt: skip
+        nonlocal under_way
         address = request.client.host if request.client else ""
         keys = (f"{name} from {address}", f"name {name}")
         if (wait := max(throttle.wait(keys[0]), loose.wait(keys[1]))) > 0:
             page = _page(next, f"Too many tries; again in {max(1, round(wait / 60))} min.")
             return HTMLResponse(page, 429, {"retry-after": str(int(wait) + 1)})
+        if under_way >= _MAX_LOGINS:
+            return HTMLResponse(_page(next, "Many log in at once; try again."), 429, {"retry-after": "2"})
         throttle.fail(keys[0])
         loose.fail(keys[1])
-        with hashing, Accounts(folder) as accounts:
-            token = accounts.log_in(name, password)
+        under_way += 1
+        try:
+            token = await asyncio.get_running_loop().run_in_executor(hashing, check, name, password)
+        finally:
+            under_way -= 1
         if token is None:
             return HTMLResponse(_page(next, "This name and password do not go together."), 401)
         throttle.forget(keys[0])
@@ -60,6 +77,7 @@ def make_router(folder: Path) -> APIRouter:
 
     @router.post("/logout")
     def log_out(request: Request) -> RedirectResponse:
+        """Sync, so in a thread: it writes."""
         if token := request.cookies.get(COOKIE):
             with Accounts(folder) as accounts:
                 accounts.log_out(token)

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import itertools
 import json
-import re
-from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Query, Request
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 
-from radial.errors import RadialError, RequestError
-from radial_app.accounts import Visitor
-from radial_app.jobs import FINISHED
-from radial_app.web.desk import WAITING, Conflict, Desk, Missing, Place, store_in
+from radial.errors import RequestError
+from radial_app.jobs import FINISHED, UNFINISHED
+from radial_app.web.desk import Conflict, Desk, Missing, Place
+from radial_app.web.streams import Look, Streams
 from radial_app.web.views import Change, Deleted, Video, VideoList, VideoRequest, command_of, read_request
 
-_TICK = 0.5  # seconds between two looks of a stream
-_POLL = re.compile(r"/v1/videos/([0-9a-f]{8,40})")
-_WELCOME_TICKS = 20  # looks between two questions whether who looks still may
-_QUIET = 15.0  # after which it says that it still lives
 Index = Annotated[int, Query(ge=0, le=999, description="Which of a job's videos.")]
 Filter = Literal["all", "waiting", "finished", "done", "failed", "favourites"]
 _STATES = {
-    "all": WAITING + FINISHED, "waiting": WAITING, "finished": FINISHED, "done": ("done", "cancelled"),
+    "all": UNFINISHED + FINISHED, "waiting": UNFINISHED, "finished": FINISHED, "done": ("done", "cancelled"),
     "failed": ("failed",), "favourites": FINISHED,
 }  # fmt: skip
 
@@ -38,7 +27,7 @@ _STATES = {
 def make_router(place: Place) -> APIRouter:
     """The routes of a server that keeps its things in ``place``."""
     router = APIRouter(prefix="/v1", tags=["videos"])
-    streams = Streams()
+    streams = Streams(place)
 
     def desk(request: Request) -> Desk:
         return Desk(place, request.state.visitor)
@@ -97,7 +86,7 @@ def make_router(place: Place) -> APIRouter:
 
     @router.get("/videos/{id}")
     def get_video(request: Request, id: str) -> Video:
-        """How a video stands. :class:`Polls` answers before this where there is such a video."""
+        """How a video stands. :class:`radial_app.web.streams.Polls` answers before this where there is such a video."""
         here = desk(request)
         return here.view(here.get(id))
 
@@ -182,17 +171,18 @@ def make_router(place: Place) -> APIRouter:
     @router.get("/videos/{id}/events", response_class=StreamingResponse)
     async def stream_video(request: Request, id: str) -> StreamingResponse:
         """The video as it changes, as server-sent events; the stream ends when it is finished."""
-        desk(request).get(id)
+        visitor = request.state.visitor
 
-        def look() -> tuple[str, str, bool]:
-            here = desk(request)
+        def look() -> Look:
+            here = Desk(place, visitor)
             try:
                 job = here.get(id)
             except Missing:
-                return "deleted", "{}", True
-            return "video", here.view(job).model_dump_json(), job.state in FINISHED
+                return Look("deleted", "{}", last=True)
+            return Look("video", here.view(job).model_dump_json(), last=job.state in FINISHED)
 
-        return streams.start(request, look)
+        await run_in_threadpool(lambda: Desk(place, visitor).get(id))
+        return streams.start(request, id, look)
 
     @router.get("/queue")
     def get_queue(request: Request) -> dict[str, Any]:
@@ -202,112 +192,23 @@ def make_router(place: Place) -> APIRouter:
     @router.get("/events", response_class=StreamingResponse)
     async def stream_queue(request: Request) -> StreamingResponse:
         """The queue as it changes, as server-sent events."""
-
-        ticks, workers, seen, board = itertools.count(), 0, None, ""
-
-        def look() -> tuple[str, str, bool]:
-            nonlocal workers, seen, board
-            store = store_in(place.data)
-            if next(ticks) % 4 == 0:  # workers come and go without a word in the database
-                workers = len(store.locks.living())
-            if (now := (store.version(), workers)) != seen:
-                seen, board = now, json.dumps(_board(desk(request)))
-            return "queue", board, False
-
-        return streams.start(request, look)
+        visitor = request.state.visitor
+        return streams.start(
+            request, "queue", lambda: Look("queue", json.dumps(_board(Desk(place, visitor))), last=False)
+        )
 
     return router
-
-
-class Streams:
-    """Server-sent events, of which each visitor may have so many at a time."""
-
-    def __init__(self, most: int = 32) -> None:
-        self._most = most
-        self._open: Counter[str] = Counter()
-
-    def start(self, request: Request, look: Callable[[], tuple[str, str, bool]]) -> StreamingResponse:
-        """What ``look`` finds (the event, its data, whether it is the last), each time it differs.
-
-        It ends when the visitor goes, logs out or loses the key.
-
-        Raises:
-            HTTPException: the visitor has enough of them open.
-        """
-        name = request.state.visitor.name
-        if self._open[name] >= self._most:
-            raise HTTPException(429, f"{self._most} streams of events are open already: close some")
-
-        async def events() -> AsyncIterator[str]:
-            if self._open[name] >= self._most:  # many came at once
-                return
-            self._open[name] += 1
-            try:
-                async for part in self._events(request, look):
-                    yield part
-            finally:
-                self._open[name] -= 1
-
-        return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
-
-    async def _events(self, request: Request, look: Callable[[], tuple[str, str, bool]]) -> AsyncIterator[str]:
-        told, quiet, ticks = "", 0.0, itertools.count(1)
-        while not await request.is_disconnected():
-            event, text, last = look()
-            quiet += _TICK
-            if text != told:
-                yield f"event: {event}\ndata: {text}\n\n"
-                told, quiet = text, 0.0
-            elif quiet >= _QUIET:
-                yield ": still here\n\n"
-                quiet = 0.0
-            if last:
-                return
-            await asyncio.sleep(_TICK)
-            if next(ticks) % _WELCOME_TICKS == 0 and not await run_in_threadpool(request.state.still_welcome):
-                return
-
-
-class Polls:
-    """ASGI middleware that answers how a video stands: many ask for the same one, again and again, and what was told
-    last stays right until somebody changes a job."""
-
-    def __init__(self, app: Any, place: Place, size: int = 512) -> None:
-        self._app, self._place, self._size = app, place, size
-        self._told: OrderedDict[tuple[Visitor, str], tuple[Any, bytes]] = OrderedDict()
-
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """Answer a poll, or pass on."""
-        if scope["type"] == "http" and scope["method"] == "GET" and (match := _POLL.fullmatch(scope["path"])):
-            with contextlib.suppress(RadialError):  # whatever is amiss, the route says it
-                body = self._find(scope["state"]["visitor"], match[1])
-                headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
-                await send({"type": "http.response.body", "body": body})
-                return
-        await self._app(scope, receive, send)
-
-    def _find(self, visitor: Visitor, id: str) -> bytes:
-        store = store_in(self._place.data)
-        key, version = (visitor, id), (store, store.version())  # versions of one connection can be compared
-        known = self._told.get(key)
-        if known is None or known[0] != version:
-            here = Desk(self._place, visitor)
-            self._told[key] = known = (version, here.view(here.get(id)).model_dump_json().encode())
-            if len(self._told) > self._size:
-                self._told.popitem(last=False)
-        return known[1]
 
 
 def _board(desk: Desk) -> dict[str, Any]:
     """The queue of one visitor."""
     shown = 200
-    waiting = desk.store.find(WAITING, limit=shown, owner=desk.visitor.scope)
+    waiting = desk.store.find(UNFINISHED, limit=shown, owner=desk.visitor.scope)
     counts = desk.store.counts(desk.visitor.scope)
     return {
         "counts": counts, "workers": len(desk.store.locks.living()),
         "waiting": [desk.view(job).model_dump(mode="json") for job in waiting],
-        "more": max(0, sum(counts.get(state, 0) for state in WAITING) - len(waiting)),
+        "more": max(0, sum(counts.get(state, 0) for state in UNFINISHED) - len(waiting)),
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from radial.checkpoints import checkpoint_folder
 from radial.downloads import cached_folder
-from radial.errors import ModelError, RequestError
+from radial.errors import ModelError, RadialError, RequestError
 from radial.models import ModelSpec
 from radial.request import GenerationRequest, explain
 from radial_app.jobs import Job, State
@@ -163,12 +163,14 @@ class Model(BaseModel):
     first_frame: int
     on_disk: int
     removable: bool
+    problem: str = ""
 
 
 def video_of(job: Job, inputs: Inputs, preview: float | None = None) -> Video:
     """A job as the web sees it; ``preview`` is when the last look at it was taken."""
     request, done = job.request, [file for file in job.files if file.done]
     status = "completed" if job.state == "cancelled" and done else _STATUS[job.state]
+    status = "failed" if job.problem else status
     return Video(
         id=job.id, status=status, state=job.state,
         progress=_progress(job), created_at=int(job.created),
@@ -197,8 +199,9 @@ def _progress(job: Job) -> int:
     return min(99, int(100 * (job.video + share) / videos)) if job.state == "running" else 0
 
 
-def model_of(name: str, spec: ModelSpec) -> Model:
-    """A model as the web sees it; ``on_disk`` are the bytes of its files here."""
+def model_of(name: str, spec: ModelSpec, *, own: bool = False) -> Model:
+    """A model as the web sees it; ``on_disk`` are the bytes of its files here. It can be removed where it came from the
+    hub or is one's ``own``."""
     folder = _folder_of(spec)
     return Model(
         id=name, summary=spec.summary, width=spec.width, height=spec.height, num_frames=spec.num_frames,
@@ -206,8 +209,14 @@ def model_of(name: str, spec: ModelSpec) -> Model:
         guidance_scale=spec.guidance_scale, negative_prompt=spec.negative_prompt, starts_from=list(spec.starts_from),
         takes_last_image=spec.takes_last_image, stride=spec.stride, first_frame=spec.first_frame,
         on_disk=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder else 0,
-        removable=folder is not None and folder.parent.name == "snapshots",
+        removable=own or (folder is not None and folder.parent.name == "snapshots"),
     )  # fmt: skip
+
+
+def broken_model(name: str, problem: str) -> Model:
+    """A model of one's own that cannot be used, and why."""
+    nothing = ModelSpec(name=name, summary="cannot be used", source="", text_pipeline=None)
+    return model_of(name, nothing, own=True).model_copy(update={"problem": problem})
 
 
 def _folder_of(spec: ModelSpec) -> Path | None:
@@ -219,9 +228,12 @@ def _folder_of(spec: ModelSpec) -> Path | None:
 
 def command_of(job: Job) -> str:
     """The command that renders a job again."""
-    plain = GenerationRequest(prompt=job.request.prompt, model=job.request.model).resolve()
     given = job.request.model_dump(mode="json")
-    defaults = plain.model_dump(mode="json") | {"seed": None}
+    try:
+        plain = GenerationRequest(prompt=job.request.prompt, model=job.request.model).resolve()
+        defaults = plain.model_dump(mode="json") | {"seed": None}
+    except RadialError:  # its model is not here any more: nothing is known to follow from it
+        defaults = dict.fromkeys(given)
     parts = ["radial", "generate", job.request.prompt]
     for name, value in given.items():
         flag = f"--{name.replace('_', '-')}"

@@ -1,0 +1,21 @@
+"""What others wrote, shown in a terminal that it must not steer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def printable(text: str) -> str:
+    """A text without control characters, escape codes and marks that turn the direction of writing; lines stay."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON that people can read in a terminal; what would steer it is escaped."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return json.dumps(character)[1:-1]
