@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint types check clean
+.PHONY: demo test lint types check attack clean
 
 demo: .venv/.installed
 	$(BIN)/radial generate "a large red star moves from left to right on a striped background" --seed 7
@@ -19,6 +19,10 @@ types: .venv/.installed-dev
 	$(BIN)/mypy
 
 check: lint types test
+
+# On a server of its own, on 127.0.0.1; some ten minutes.
+attack: .venv/.installed-dev
+	$(BIN)/python benchmarks/attack.py
 
 clean:
 	rm -rf .venv

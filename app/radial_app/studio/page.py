@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import secrets
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import gradio as gr
@@ -36,8 +37,18 @@ def theme() -> gr.themes.Base:
     )  # fmt: skip
 
 
-def make_page(place: Place) -> tuple[gr.Blocks, APIRouter]:
-    """The page of a server that keeps its things in ``place``, and the route by which it asks what its form makes."""
+@dataclass(frozen=True)
+class StudioPage:
+    """The page, the route by which it asks what its form makes, and its events that reach Python: the number of values
+    that each carries."""
+
+    blocks: gr.Blocks
+    router: APIRouter
+    events: dict[int, int]
+
+
+def make_page(place: Place) -> StudioPage:
+    """The page of a server that keeps its things in ``place``."""
     router = APIRouter()
 
     def desk(request: gr.Request) -> Desk:
@@ -53,7 +64,7 @@ def make_page(place: Place) -> tuple[gr.Blocks, APIRouter]:
             fields = form.read(values)
             return here.plan_of(here.check(fields if str(fields["prompt"]).strip() else fields | {"prompt": "x"}))
         except RadialError as error:
-            return {"problem": str(error)}
+            return {"problem": place.without_paths(str(error))}
 
     def spec_of(name: str) -> ModelSpec:
         try:
@@ -96,7 +107,7 @@ def make_page(place: Place) -> tuple[gr.Blocks, APIRouter]:
                 resolved = here.check(form.read(values[:count]))
                 (job,) = here.add([resolved], output=form.read_output(values[count:]))
             except RadialError as error:
-                return _told_problem(str(error)), gr.skip()
+                return _told_problem(place.without_paths(str(error))), gr.skip()
             said = f'<p class="radial-said" data-job="{job.id}">Queued with seed {job.request.seed}.</p>'
             return said, job.request.seed if keep else gr.skip()
 
@@ -151,7 +162,8 @@ def make_page(place: Place) -> tuple[gr.Blocks, APIRouter]:
         inbox.change(fill, [inbox, form.preset], [*form.inputs, shown], **private).then(
             lambda: gr.update(selected="create"), None, pages, **private
         )
-    return page, router
+    events = {number: len(event.inputs) for number, event in page.fns.items() if event.fn is not None}
+    return StudioPage(page, router, events)
 
 
 def _told_problem(message: str) -> str:

@@ -7,9 +7,9 @@ import errno
 import importlib
 import os
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 from fastapi import FastAPI, Request, Response
@@ -33,6 +33,9 @@ from radial_app.web.guard import Guard
 from radial_app.web.streams import Polls
 from radial_app.web.tools import AgentsDoor, make_tools
 from radial_app.web.turns import Turns
+
+if TYPE_CHECKING:
+    from radial_app.studio.page import StudioPage
 
 _THREADS = 128  # for requests: those of several visitors who each have their most
 _DOCS = """<!doctype html>
@@ -67,8 +70,9 @@ def make_app(
         title="Radial", version=__version__, description="Video generation with radial attention.", redoc_url=None,
         docs_url=None, lifespan=live,
     )  # fmt: skip
-    if with_studio:
-        app.add_middleware(GradioDoor)
+    page = _make_page(place) if with_studio else None
+    if page is not None:
+        app.add_middleware(GradioDoor, events=page.events)
     app.add_middleware(Turns)
     app.add_middleware(Polls, place=place)
     app.add_middleware(Guard, folder=place.data, accounts=accounts, hosts=tuple(hosts))
@@ -81,7 +85,7 @@ def make_app(
     app.include_router(login.make_router(place.data))
     app.mount("/mcp", AgentsDoor(agents))
     app.mount("/ui", StaticFiles(directory=Path(__file__).with_name("assets")))
-    app.add_exception_handler(RadialError, _tell)
+    app.add_exception_handler(RadialError, _teller(place))
     app.add_exception_handler(RequestValidationError, _tell_invalid)
     app.add_exception_handler(HTTPException, _tell_http)
 
@@ -115,11 +119,11 @@ def make_app(
         """The queue for Prometheus."""
         return Response(generate_latest(registry), media_type="text/plain; version=0.0.4")
 
-    return _with_studio(app, place) if with_studio else app
+    return app if page is None else _with_studio(app, page)
 
 
-def _with_studio(app: FastAPI, place: Place) -> FastAPI:
-    """The application with the studio at ``/``.
+def _make_page(place: Place) -> StudioPage:
+    """The studio's page.
 
     Raises:
         RequestError: Gradio is not installed.
@@ -127,35 +131,45 @@ def _with_studio(app: FastAPI, place: Place) -> FastAPI:
     # Read when Gradio is first imported: nothing is sent or kept elsewhere.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(place.data / "uploads")}
     try:
-        import gradio
+        from radial_app.studio.page import make_page
     except ImportError as error:
         raise RequestError("the studio needs more packages: pip install 'radial-video[studio]'") from error
-    from radial_app.studio.page import HEAD, make_page, theme
 
     # What the first check needs takes seconds to load; nobody should wait for it.
-    threading.Thread(target=lambda: importlib.import_module("radial.plan"), daemon=True).start()
+    threading.Thread(target=lambda: importlib.import_module("radial.plan_sketch"), daemon=True).start()
+    return make_page(place)
 
-    page, router = make_page(place)
-    app.include_router(router)
+
+def _with_studio(app: FastAPI, page: StudioPage) -> FastAPI:
+    """The application with the studio at ``/``."""
+    import gradio
+
+    from radial_app.studio.page import HEAD, theme
+
+    app.include_router(page.router)
     mounted = gradio.mount_gradio_app(
-        app, page, "/", head=HEAD, theme=theme(), footer_links=[], run_history=False, ssr_mode=False,
+        app, page.blocks, "/", head=HEAD, theme=theme(), footer_links=[], run_history=False, ssr_mode=False,
         show_error=False, max_file_size=1, allowed_paths=[], blocked_paths=["/"], mcp_server=False, pwa=False,
         auth_dependency=lambda request: request.state.visitor.name or "local",
     )  # fmt: skip
     # Mounted pages are not checked for the files that they name until they count as launched: none may be named here.
-    page.has_launched = True
+    page.blocks.has_launched = True
     # Gradio's own queue, which nothing goes through, looks for work a thousand times a second: a tenth of a core where
     # clips are rendered.
-    page._queue.sleep_when_free = 0.05
+    page.blocks._queue.sleep_when_free = 0.05
     return mounted
 
 
-async def _tell(_request: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, OutputError):
-        if error.errno == errno.EBUSY:  # it passes
-            return problem(str(error), 503, headers={"retry-after": "5"})
-        return problem(str(error), 507)
-    return problem(str(error), 404 if isinstance(error, Missing) else 409 if isinstance(error, Conflict) else 422)
+def _teller(place: Place) -> Callable[[Request, Exception], Awaitable[JSONResponse]]:
+    async def tell(_request: Request, error: Exception) -> JSONResponse:
+        message = place.without_paths(str(error))
+        if isinstance(error, OutputError):
+            if error.errno == errno.EBUSY:  # it passes
+                return problem(message, 503, headers={"retry-after": "5"})
+            return problem(message, 507)
+        return problem(message, 404 if isinstance(error, Missing) else 409 if isinstance(error, Conflict) else 422)
+
+    return tell
 
 
 async def _tell_http(_request: Request, error: Exception) -> JSONResponse:

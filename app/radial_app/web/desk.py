@@ -42,6 +42,12 @@ class Place:
     data: Path
     outputs: Path
 
+    def without_paths(self, message: str) -> str:
+        """A message for visitors, who name things by names: without where the server keeps them."""
+        for folder in (self.data / "models", self.data / "adapters", self.data, self.outputs):
+            message = message.replace(f"{folder}/", "").replace(str(folder), "the server's folder")
+        return message
+
 
 class _Stores(threading.local):
     """A store for each thread: opening one for each request would cost more than most requests."""

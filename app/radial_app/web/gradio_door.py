@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -22,15 +23,19 @@ _OURS = re.compile(r"/(v1|ui|studio|mcp)/.*|/(healthz|metrics|login|mcp|docs|ope
 _OURS_TO_POST = ("/logout",)  # Gradio has one to read
 _READ = re.compile(r"/|/theme\.css|/favicon\.ico|/(assets|static)/[\w./@+-]+|/gradio_api/app_id")
 _EVENT = "/gradio_api/run/predict"
-_MAX_VALUES = 100
-_MAX_TEXT = 100_000
+_MAX_TEXT = 100_000  # bytes
+_STALE = "this page is of another version of radial: load it again"
 
 
 class GradioDoor:
-    """ASGI middleware around Gradio's routes."""
+    """ASGI middleware around Gradio's routes.
 
-    def __init__(self, app: Any) -> None:
-        self._app = app
+    Args:
+        events: of the page, by their numbers: how many values each carries.
+    """
+
+    def __init__(self, app: Any, events: Mapping[int, int]) -> None:
+        self._app, self._events = app, events
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """Pass on what the page uses, refuse the rest."""
@@ -46,7 +51,7 @@ class GradioDoor:
     async def _event(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         body = await read_body(receive)
         try:
-            body = _cleaned(body)
+            body = _cleaned(body, self._events)
         except ValueError as error:
             await JSONResponse({"error": str(error)}, 422)(scope, receive, send)  # as Gradio's page reads it
             return
@@ -67,8 +72,7 @@ class GradioDoor:
         await self._app(scope, again(body, receive), send_checked)
         if failed:
             log.warning("an event of the page failed: %s", body[:1000])
-            stale = {"error": "this page is of another version of radial: load it again"}
-            await JSONResponse(stale, 422)(scope, receive, send)
+            await JSONResponse({"error": _STALE}, 422)(scope, receive, send)
 
 
 def _is_open(scope: dict[str, Any]) -> bool:
@@ -81,7 +85,7 @@ def _is_open(scope: dict[str, Any]) -> bool:
     return reads and _READ.fullmatch(path) is not None and ".." not in path
 
 
-def _cleaned(body: bytes) -> bytes:
+def _cleaned(body: bytes, events: Mapping[int, int]) -> bytes:
     """An event of our page, with nothing in it but what our page's events have.
 
     Raises:
@@ -91,15 +95,22 @@ def _cleaned(body: bytes) -> bytes:
         event = json.loads(body)
     except (ValueError, RecursionError):
         raise ValueError("the body is no JSON") from None
-    if not isinstance(event, dict):
-        raise ValueError("this is no event of this page")
-    values = event.get("data")
-    if not isinstance(values, list) or len(values) > _MAX_VALUES:
-        raise ValueError("the values of an event are a list")
-    if any(isinstance(value, (dict, list)) or (isinstance(value, str) and len(value) > _MAX_TEXT) for value in values):
-        raise ValueError("an event carries text, numbers and choices alone")
-    numbers = {name: event.get(name) for name in ("fn_index", "trigger_id")}
-    if not all(number is None or type(number) is int for number in numbers.values()):
-        raise ValueError("this is no event of this page")
+    values, number = (event.get("data"), event.get("fn_index")) if isinstance(event, dict) else (None, None)
+    if type(number) is not int or not isinstance(values, list) or events.get(number) != len(values):
+        raise ValueError(_STALE)
+    for value in values:
+        if isinstance(value, (dict, list)) or (isinstance(value, str) and not _is_text(value)):
+            raise ValueError("an event carries text, numbers and choices alone")
+    trigger = event.get("trigger_id")
     # Without a session: Gradio would keep some 200 kB for each one that is named.
-    return json.dumps({"data": values, **numbers}).encode()
+    return json.dumps(
+        {"data": values, "fn_index": number, "trigger_id": trigger if type(trigger) is int else None}
+    ).encode()
+
+
+def _is_text(value: str) -> bool:
+    """Whether a text is not too long, and can be written."""
+    try:
+        return len(value.encode()) <= _MAX_TEXT
+    except UnicodeEncodeError:  # half of a pair
+        return False

@@ -21,7 +21,7 @@ MAX_PIXELS = 64_000_000  # of an image; a phone's have 12 to 50 million
 MAX_SIDE = 8192  # of a clip
 MAX_FRAMES = 4097
 MAX_COMMENT = 1 << 20  # bytes; a receipt takes a few thousand
-_MEMORY = 420 << 20  # bytes beyond those of the decoders themselves
+_MEMORY = {"image": 380 << 20, "clip": 300 << 20, "comment": 150 << 20}  # bytes beyond the decoders' own
 _SECONDS = 20
 _AT_ONCE = threading.BoundedSemaphore(2)
 _OF_VISITOR: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -52,7 +52,7 @@ def probe(question: Question, path: Path, visitor: str) -> dict[str, Any]:
 
 def _too_much(question: Question) -> str:
     what = "image" if question == "image" else "clip"
-    return f"the {what} takes more than {_MEMORY >> 20} MB or {_SECONDS} s to be read: save it anew, smaller"
+    return f"the {what} takes more than {_MEMORY[question] >> 20} MB or {_SECONDS} s to be read: save it anew, smaller"
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def _limit() -> None:
+def _limit(memory: int) -> None:
     """Take no more from here on, once the decoders are loaded."""
     try:
         import resource
@@ -76,9 +76,9 @@ def _limit() -> None:
         return
     try:
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (taken + _MEMORY, taken + _MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))
     except (OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
@@ -87,7 +87,7 @@ def _look_at_image(path: Path) -> dict[str, Any]:
     from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401
 
     Image.MAX_IMAGE_PIXELS = None  # counted here
-    _limit()
+    _limit(_MEMORY["image"])
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
             width, height = image.size
@@ -107,7 +107,7 @@ def _look_at_image(path: Path) -> dict[str, Any]:
 def _look_at_clip(path: Path) -> dict[str, Any]:
     import av
 
-    _limit()
+    _limit(_MEMORY["clip"])
     try:
         with av.open(str(path), format="mp4" if path.suffix == ".mp4" else "matroska") as container:
             stream = next(iter(container.streams.video))
@@ -143,7 +143,7 @@ def _count_frames(container: Any, stream: Any) -> int:
 def _read_comment(path: Path) -> dict[str, Any]:
     import av
 
-    _limit()
+    _limit(_MEMORY["comment"])
     try:
         with av.open(str(path), format="mp4" if path.suffix == ".mp4" else "matroska") as container:
             told = container.metadata

@@ -37,7 +37,7 @@ def make_tools(place: Place) -> FastMCP[None]:
         try:
             return await run_in_threadpool(lambda: work(Desk(place, asked.scope["state"]["visitor"])))
         except RadialError as error:
-            raise ToolError(str(error)) from error
+            raise ToolError(place.without_paths(str(error))) from error
 
     @tools.tool()
     async def generate_video(
