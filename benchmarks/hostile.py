@@ -153,6 +153,25 @@ def file_of(path: str) -> dict[str, Any]:
     return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
 
+def gradio_paths() -> list[str]:
+    """The paths of all routes that Gradio gives a page, as it writes them: with names in braces."""
+    import gradio
+    from gradio.routes import App
+
+    def walk(routes: Any) -> Iterator[str]:
+        for route in routes:
+            if (inner := getattr(route, "original_router", None)) is not None:  # as FastAPI keeps included ones
+                yield from walk(inner.routes)
+            elif hasattr(route, "path"):
+                yield route.path
+
+    with gradio.Blocks() as page:
+        pass
+    found = sorted(set(walk(App.create_app(page).routes)))
+    assert len(found) > 60, found
+    return found
+
+
 def png(width: int, height: int, kind: int, depth: int) -> bytes:
     """A PNG of zeros: ``kind`` 0 is grey, 2 RGB, 6 RGBA."""
     row = bytes(1 + (width * {0: 1, 2: 3, 6: 4}[kind] * depth + 7) // 8)
