@@ -73,7 +73,8 @@ def make_router(place: Place) -> APIRouter:
         """The models that have a name, one's own checkpoints first, and the settings that go together."""
         own = [own_model(name, path) for name, path in desk(request).inputs.checkpoints().items()]
         named = [model_of(name, spec) for name, spec in MODELS.items() if name not in {one.id for one in own}]
-        return {"object": "list", "data": [*own, *named], "presets": PRESETS}
+        data = [*own, *named]
+        return {"object": "list", "data": sorted(data, key=lambda one: bool(one.problem)), "presets": PRESETS}
 
     @router.get("/models/{id:path}")
     def get_model(request: Request, id: str) -> Model:

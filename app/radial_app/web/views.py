@@ -163,6 +163,7 @@ class Model(BaseModel):
     first_frame: int
     on_disk: int
     removable: bool
+    own: bool = False
     problem: str = ""
 
 
@@ -200,8 +201,8 @@ def _progress(job: Job) -> int:
 
 
 def model_of(name: str, spec: ModelSpec, *, own: bool = False) -> Model:
-    """A model as the web sees it; ``on_disk`` are the bytes of its files here. It can be removed where it came from the
-    hub or is one's ``own``."""
+    """A model as the web sees it: ``on_disk`` are the bytes of its files here; it is ``removable`` where it came from
+    the hub, and one's ``own`` goes into the trash."""
     folder = _folder_of(spec)
     return Model(
         id=name, summary=spec.summary, width=spec.width, height=spec.height, num_frames=spec.num_frames,
@@ -209,7 +210,7 @@ def model_of(name: str, spec: ModelSpec, *, own: bool = False) -> Model:
         guidance_scale=spec.guidance_scale, negative_prompt=spec.negative_prompt, starts_from=list(spec.starts_from),
         takes_last_image=spec.takes_last_image, stride=spec.stride, first_frame=spec.first_frame,
         on_disk=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder else 0,
-        removable=own or (folder is not None and folder.parent.name == "snapshots"),
+        removable=folder is not None and folder.parent.name == "snapshots", own=own,
     )  # fmt: skip
 
 

@@ -26,8 +26,9 @@ async function buildModels(place) {
   } });
   const other = h("input", { id: "hub-id", placeholder: "organisation/model", ariaLabel: "Hub id" });
   place.replaceChildren(h("div", { className: "head" }, h("h2", {}, "Adapters"), button("Add a file", () => file.click()), file),
-    adapters.length ? h("table", { className: "facts wide" }, h("tr", {}, ...["name", "of", "frames", "size"].map((text) => h("th", {}, text))),
-      ...adapters.map((one) => h("tr", {}, h("td", {}, one.id), h("td", {}, one.problem || one.base_model || "unknown"), h("td", {}, one.target_frames ?? ""), h("td", {}, size(one.bytes)))))
+    adapters.length ? h("table", { className: "facts wide" }, h("tr", {}, ...["name", "of", "frames", "size", ""].map((text) => h("th", {}, text))),
+      ...adapters.map((one) => h("tr", {}, h("td", {}, one.id), h("td", {}, one.problem ? h("p", { className: "radial-problem" }, one.problem) : one.base_model || "unknown"),
+        h("td", {}, one.target_frames ?? ""), h("td", {}, size(one.bytes)), h("td", {}, downloads ? button("Delete", () => remove("adapters", one.id)) : ""))))
       : h("p", { className: "radial-quiet" }, "None yet. Add safetensors files here, or tune one."),
     h("div", { className: "head" }, h("h2", {}, "Models"), downloads ? h("span", { className: "actions" }, other, button("Download", () => fetchModel(other.value.trim()))) : ""),
     h("p", { className: "radial-quiet" }, "A model that is not here yet is downloaded when it is first used, or now. Checkpoints of your own go into the folder models of the data folder."),
@@ -38,8 +39,19 @@ async function buildModels(place) {
 
 const rebuild = () => { built.models = false; showPages(); };
 
+async function remove(kind, id) {
+  if (!confirm(`Move ${id} into the trash beside it?`)) return;
+  await call("DELETE", `/v1/${kind}/${encodeURIComponent(id)}`);
+  rebuild();
+  await loadAdapters();
+}
+
 function card(model, downloads) {
-  const local = model.on_disk && !model.removable;
+  if (model.problem) {
+    return h("article", { className: "radial-card", dataset: { model: model.id } }, h("h3", {}, model.id), h("p", { className: "radial-problem" }, model.problem),
+      h("div", { className: "download" }), h("div", { className: "actions" }, downloads ? button("Delete", () => remove("models", model.id), { className: "danger" }) : ""));
+  }
+  const local = model.own || (model.on_disk && !model.removable);
   return h("article", { className: "radial-card", dataset: { model: model.id } },
     h("h3", {}, model.id), h("p", {}, model.summary),
     h("p", { className: "radial-quiet" }, `${model.width}x${model.height}, ${model.num_frames} frames (${model.native_frames} native), ${model.fps} a second`),
@@ -47,6 +59,7 @@ function card(model, downloads) {
     h("div", { className: "download" }),
     h("div", { className: "actions" },
       local || !downloads ? "" : button(model.on_disk ? "Fetch what is missing" : "Download", () => fetchModel(model.id)),
+      model.own && downloads ? button("Delete", () => remove("models", model.id), { className: "danger" }) : "",
       model.removable && downloads ? button("Delete from disk", async () => {
         if (!confirm(`Delete ${model.id}, ${size(model.on_disk)}, from the disk?`)) return;
         await call("DELETE", `/v1/models/${model.id}`);
