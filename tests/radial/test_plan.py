@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radial import BlockPlan, RadialPattern, RequestError, TokenGrid
+from radial.drawing import draw_plan
+from radial.plan_sketch import MAX_ROWS, PlanSketch
 
 
 def published_window(distance: int, tokens: int, decay: float, block: int, skip_width: int = 128) -> float:
@@ -248,3 +251,47 @@ def test_plans_are_shared_by_full_key() -> None:
 def test_wrong_values_are_refused(make: object) -> None:
     with pytest.raises(RequestError):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("grid", "block", "pattern"),
+    [
+        (TokenGrid(18, 48, 80), 128, RadialPattern(decay=0.2)), (TokenGrid(128, 45, 80), 128, RadialPattern()),
+        (TokenGrid(33, 30, 52), 16, RadialPattern(skip_width=16)), (TokenGrid(73, 32, 32, after=77), 16, RadialPattern()),
+        (TokenGrid(41, 45, 80), 64, RadialPattern(variant="paper")), (TokenGrid(257, 16, 16), 16, RadialPattern()),
+        (TokenGrid(30, 48, 80, before=40), 64, RadialPattern(sink_frames=0)), (TokenGrid(1, 1, 1), 16, RadialPattern()),
+    ],
+)  # fmt: skip
+def test_a_sketch_is_like_its_plan(grid: TokenGrid, block: int, pattern: RadialPattern) -> None:
+    plan, sketch = BlockPlan.build(grid, pattern, block), PlanSketch.of(grid, pattern, block)
+    assert sketch.rows == plan.rows
+    if plan.rows <= MAX_ROWS:
+        assert sketch.density == plan.density
+    else:
+        assert sketch.density == pytest.approx(plan.density, rel=0.005)
+    if plan.rows <= sketch.shade.shape[1]:
+        assert np.array_equal(sketch.shade, plan.to_mask().numpy())
+    else:
+        assert float(sketch.shade.mean()) == pytest.approx(sketch.density, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "grid", [TokenGrid(73, 64, 64), TokenGrid(1025, 26, 26), TokenGrid(11, 250, 260)], ids=lambda grid: f"{grid.frames}"
+)
+def test_a_sketch_takes_little_whatever_its_clip(grid: TokenGrid) -> None:
+    """Plans of these take gigabytes."""
+    tracemalloc.start()
+    sketch = PlanSketch.of(grid, RadialPattern(decay=16), 16)
+    picture = draw_plan(sketch, "a clip")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0 < sketch.density <= 1
+    assert picture.size == (1040, 1066)
+    assert peak < 300e6
+
+
+def test_a_sketch_has_the_limits_of_a_plan() -> None:
+    with pytest.raises(RequestError, match="more than 46,000 blocks"):
+        PlanSketch.of(TokenGrid(1025, 512, 512), RadialPattern(), 16)
+    with pytest.raises(RequestError, match="block_size must be"):
+        PlanSketch.of(TokenGrid(2, 2, 2), RadialPattern(), 7)
