@@ -257,7 +257,8 @@ def test_wrong_values_are_refused(make: object) -> None:
     ("grid", "block", "pattern"),
     [
         (TokenGrid(18, 48, 80), 128, RadialPattern(decay=0.2)), (TokenGrid(128, 45, 80), 128, RadialPattern()),
-        (TokenGrid(33, 30, 52), 16, RadialPattern(skip_width=16)), (TokenGrid(73, 32, 32, after=77), 16, RadialPattern()),
+        (TokenGrid(33, 30, 52), 16, RadialPattern(skip_width=16)),
+        (TokenGrid(73, 32, 32, after=77), 16, RadialPattern()),
         (TokenGrid(41, 45, 80), 64, RadialPattern(variant="paper")), (TokenGrid(257, 16, 16), 16, RadialPattern()),
         (TokenGrid(30, 48, 80, before=40), 64, RadialPattern(sink_frames=0)), (TokenGrid(1, 1, 1), 16, RadialPattern()),
     ],
