@@ -39,6 +39,13 @@ PASSWORD = "correct horse battery"
 CANARY = "canary-5b1e"
 
 
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a server sets for its own process does not stay in the tests'."""
+    for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, "")
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     (tmp_path / "data").mkdir()
