@@ -1,0 +1,82 @@
+"""What earlier versions wrote, which people have: queues, snapshots, clips and adapters. See before/README.md."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from radial.adapter_settings import read_adapter_settings
+from radial.loading import LoadedModel, load
+from radial.pipeline import Event, describe_run, generate
+from radial.request import GenerationRequest, make_request
+from radial.resume import read_snapshot
+from radial.video import read_receipt
+from radial_app.receipts_cli import request_of
+from radial_app.store import JobStore
+
+BEFORE = Path(__file__).parent / "before"
+RECEIPT = json.loads((BEFORE / "receipt.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def request_before() -> GenerationRequest:
+    return make_request(**RECEIPT["request"])
+
+
+@pytest.fixture(scope="module")
+def tiny(request_before: GenerationRequest) -> LoadedModel:
+    return load(request_before)
+
+
+def test_a_queue(data_folder: Path, request_before: GenerationRequest) -> None:
+    shutil.copy(BEFORE / "jobs.db", data_folder / "jobs.db")
+    with JobStore(data_folder) as store:
+        jobs = {job.state: job for job in store.find()}
+        assert set(jobs) == {"done", "paused", "queued", "failed", "running", "cancelled"}
+        assert not any(job.problem for job in jobs.values())
+        assert {job.owner for job in jobs.values()} == {"ada"}
+        assert jobs["done"].request == jobs["paused"].request == request_before
+        assert store.receipts(jobs["done"].id) == [RECEIPT]
+        assert store.job_of_file("/home/ada/videos/a-large-red-star.mp4") == (jobs["done"].id, 0)
+        assert (jobs["failed"].error, jobs["failed"].request.num_videos) == ("out of memory", 2)
+        assert [lora.path for lora in jobs["queued"].request.loras] == ["bundled:tiny-long"]
+        store.recover()  # its worker is long gone
+        assert store.get(jobs["running"].id).state == "queued"
+        claimed = store.claim("cpu-1-bbbbbb")
+        assert claimed is not None
+        assert claimed.id == jobs["queued"].id
+
+
+def test_a_snapshot(request_before: GenerationRequest, tiny: LoadedModel) -> None:
+    snapshot = read_snapshot(BEFORE / "snapshot.safetensors", describe_run(request_before, tiny))
+    assert snapshot is not None
+    assert (snapshot.step, snapshot.steps) == (2, 4)
+    told: list[Event] = []
+    (resumed,) = generate(request_before, model=tiny, snapshot=snapshot, on_event=told.append)
+    assert [event.step for event in told if event.stage == "denoise" and event.step] == [2, 3, 4]
+    (whole,) = generate(request_before, model=tiny)
+    # Its two steps were computed on another machine, perhaps.
+    assert np.abs(resumed.frames.astype(int) - whole.frames).mean() < 1
+    assert resumed.receipt["attention"] == whole.receipt["attention"] == RECEIPT["attention"]
+
+
+def test_a_clip(request_before: GenerationRequest) -> None:
+    receipt = read_receipt(BEFORE / "clip.mp4")
+    assert {name: receipt[name] for name in RECEIPT} == RECEIPT
+    request, _ = request_of(BEFORE / "clip.mp4")
+    assert request == request_before.resolve() == request_before
+
+
+def test_an_adapter(tiny: LoadedModel) -> None:
+    settings = read_adapter_settings(BEFORE / "adapter.safetensors")
+    assert settings is not None
+    assert (settings.rank, settings.native_frames, settings.target_frames, settings.attention) == (1, 33, 13, "radial")
+    request = make_request(prompt="a", seed=1, loras=[{"path": str(BEFORE / "adapter.safetensors")}]).resolve()
+    assert (request.num_frames, request.dense_steps, request.block_size) == (13, 2, 16)
+    model = load(request)
+    assert model.notes == ()
+    assert model.loras[0]["name"] == "adapter.safetensors"
