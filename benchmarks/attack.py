@@ -36,10 +36,10 @@ import hostile
 import numpy as np
 import psutil
 
-from radial.video import Video
-from radial_app.accounts import Accounts
-from radial_app.results import publish_once
-from radial_app.store import JobStore
+from radial.video.clip import Video
+from radial_app.jobs.results import publish_once
+from radial_app.jobs.store import JobStore
+from radial_app.server.accounts import Accounts
 
 MEMORY = 500 << 20
 PASSWORD = "correct horse battery"

@@ -24,13 +24,13 @@ from pathlib import Path
 
 import numpy as np
 
-from radial.encoding import Encoding
-from radial.pipeline import generate
+from radial.generation.pipeline import generate
 from radial.request import make_request
-from radial.video import read_frames
-from radial_app.render_cli import output_of, read_all
-from radial_app.results import digest_file
-from radial_app.store import JobStore
+from radial.video.clip import read_frames
+from radial.video.encoding import Encoding
+from radial_app.cli.render import output_of, read_all
+from radial_app.jobs.results import digest_file
+from radial_app.jobs.store import JobStore
 
 
 def main() -> None:

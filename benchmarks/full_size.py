@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from radial import RadialPattern, Schedule
-from radial.models import MODELS
+from radial.models.table import MODELS
 
 _WAN: dict[str, Any] = {"class": "WanTransformer3DModel", "attention_head_dim": 128}
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -110,7 +110,7 @@ def without_masks() -> Iterator[None]:
     """HunyuanVideo's dense attention without its mask, which keeps nothing out of these inputs and keeps cuDNN away."""
     from diffusers.models.transformers import transformer_hunyuan_video as stock_module
 
-    from radial.families import hunyuan_video_fused as fused_module
+    from radial.attention.fused import hunyuan_video as fused_module
 
     modules: tuple[Any, ...] = (stock_module, fused_module)
     attend = stock_module.dispatch_attention_fn

@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from radial.loading import load
+from radial.loading.load import load
 from radial.request import make_request
+from radial_finetune.data.pictures import contact_sheet, draw_intervals
 from radial_finetune.evaluate import shapes
-from radial_finetune.pictures import contact_sheet, draw_intervals
 
 TUNED = {
     "dense": {"attention": "dense"},

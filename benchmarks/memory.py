@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> dict[str, float]:
     """A clip of one kind, with its times and memory."""
     if options.child == "stock":
         return run_stock(options)
-    from radial.crew import joined
+    from radial.generation.ranks import joined
 
     with joined() as crew:
         return run_ours(options, crew)
@@ -81,11 +81,11 @@ def run_stock(options: argparse.Namespace) -> dict[str, float]:
 def run_ours(options: argparse.Namespace, crew: Any) -> dict[str, float]:
     """Nothing where another process leads."""
     import radial
-    from radial.checkpoints import read_folder
-    from radial.loading import choose_device, choose_dtype
-    from radial.memory import needs_of
+    from radial.loading.load import choose_device, choose_dtype
+    from radial.loading.memory import needs_of
+    from radial.models.checkpoint import read_folder
+    from radial.models.weights import weights_in
     from radial.request import make_request
-    from radial.weights import weights_in
 
     profile, _, precision = options.child.partition(",")
     request = make_request(

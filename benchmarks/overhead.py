@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 import radial
-from radial.loading import load
+from radial.loading.load import load
 from radial.request import make_request
-from radial_app.jobs import Job, Output
-from radial_app.store import JobStore
-from radial_app.worker import Worker, WorkerSettings
+from radial_app.jobs.job import Job, Output
+from radial_app.jobs.store import JobStore
+from radial_app.worker.worker import Worker, WorkerSettings
 
 
 def main() -> None:

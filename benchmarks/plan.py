@@ -11,8 +11,8 @@ import time
 import torch
 
 from radial import plan as plans
-from radial.grid import TokenGrid
-from radial.pattern import RadialPattern
+from radial.plans.layout import TokenGrid
+from radial.plans.pattern import RadialPattern
 
 CASES = {
     "Wan 768x1280, 69 frames": (TokenGrid(18, 48, 80), RadialPattern(decay=0.2)),

@@ -24,9 +24,9 @@ from torch.nn.attention import SDPBackend
 
 import radial
 from radial import Schedule
-from radial.eight_bit import narrow_linears
-from radial.families import find_family
-from radial.models import MODELS
+from radial.attention.families.find import find_family
+from radial.loading.quantize import narrow_linears
+from radial.models.table import MODELS
 from radial_kernels.fused import EightBitLinear
 
 CASES = {

@@ -24,11 +24,11 @@ import numpy as np
 import psutil
 
 from radial.request import make_request
-from radial.video import Video
+from radial.video.clip import Video
 from radial_app.client import Client
-from radial_app.jobs import Job, Output, ResultFile
-from radial_app.results import digest_file
-from radial_app.store import JobStore
+from radial_app.jobs.job import Job, Output, ResultFile
+from radial_app.jobs.results import digest_file
+from radial_app.jobs.store import JobStore
 
 
 def main() -> None:

@@ -23,10 +23,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import radial
 from radial import RadialPattern, Schedule
-from radial.models import MODELS
-from radial_finetune.activations import offloaded_checkpoint
-from radial_finetune.adapter import add_adapter
+from radial.models.table import MODELS
 from radial_finetune.objective import WanObjective, velocity_loss
+from radial_finetune.training.activations import offloaded_checkpoint
+from radial_finetune.training.adapter import add_adapter
 
 SIZES = {
     "1.3b": {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},

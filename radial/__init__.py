@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from radial.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from radial.attention import RadialAttention, apply
-    from radial.context_parallel import ContextParallel
+    from radial.attention.context_parallel import ContextParallel
+    from radial.attention.install import RadialAttention, apply
     from radial.errors import (
         GenerationError,
         ModelError,
@@ -18,34 +20,32 @@ if TYPE_CHECKING:
         RadialError,
         RequestError,
     )
-    from radial.grid import TokenGrid
-    from radial.loading import load
-    from radial.pattern import RadialPattern
-    from radial.pipeline import generate
-    from radial.plan import BlockPlan
+    from radial.generation.pipeline import generate
+    from radial.loading.load import load
+    from radial.plans.layout import TokenGrid
+    from radial.plans.pattern import RadialPattern
+    from radial.plans.plan import BlockPlan
+    from radial.plans.policy import Schedule
     from radial.request import GenerationRequest
-    from radial.schedule import Schedule
-    from radial.video import Video
-
-__version__ = "0.1.0"
+    from radial.video.clip import Video
 
 _HOMES = {
-    "BlockPlan": "plan",
-    "ContextParallel": "context_parallel",
+    "BlockPlan": "plans.plan",
+    "ContextParallel": "attention.context_parallel",
     "GenerationError": "errors",
     "GenerationRequest": "request",
     "ModelError": "errors",
     "OutputError": "errors",
-    "RadialAttention": "attention",
+    "RadialAttention": "attention.install",
     "RadialError": "errors",
-    "RadialPattern": "pattern",
+    "RadialPattern": "plans.pattern",
     "RequestError": "errors",
-    "Schedule": "schedule",
-    "TokenGrid": "grid",
-    "Video": "video",
-    "apply": "attention",
-    "generate": "pipeline",
-    "load": "loading",
+    "Schedule": "plans.policy",
+    "TokenGrid": "plans.layout",
+    "Video": "video.clip",
+    "apply": "attention.install",
+    "generate": "generation.pipeline",
+    "load": "loading.load",
 }
 
 __all__ = [

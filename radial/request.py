@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from radial.adapter_settings import BUNDLED_ADAPTER, AdapterSettings, adapter_file, read_adapter_settings
 from radial.errors import RequestError
-from radial.grid import TokenGrid
-from radial.models import MODELS, ModelSpec, find_model
-from radial.pattern import RadialPattern
-from radial.schedule import Schedule
+from radial.models.find import find_model, pipeline_of
+from radial.models.lora_settings import BUNDLED_ADAPTER, AdapterSettings, adapter_file, read_adapter_settings
+from radial.models.spec import ModelSpec
+from radial.models.table import MODELS
+from radial.plans.layout import TokenGrid
+from radial.plans.pattern import RadialPattern
+from radial.plans.policy import Schedule
 
 MAX_SEED = 2**53 - 1  # what JSON readers hold exactly
 MAX_FRAMES = 4097
@@ -111,7 +113,7 @@ class GenerationRequest(BaseModel):
             RequestError: the model is unknown, or cannot make this size.
         """
         spec = find_model(self.model)
-        spec.pipeline_for(with_image=self.starts_from_image)
+        pipeline_of(spec, with_image=self.starts_from_image)
         if self.last_image is not None and not spec.takes_last_image:
             able = ", ".join(other.name for other in MODELS.values() if other.takes_last_image)
             raise RequestError(f"{spec.name} takes no last_image; models that do: {able}")

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from radial.adapter_settings import read_adapter_settings
-from radial.loading import LoadedModel, load
-from radial.pipeline import Event, describe_run, generate
+from radial.generation.pipeline import Event, describe_run, generate
+from radial.generation.resume import read_snapshot
+from radial.loading.load import LoadedModel, load
+from radial.models.lora_settings import read_adapter_settings
 from radial.request import GenerationRequest, make_request
-from radial.resume import read_snapshot
-from radial.video import read_receipt
-from radial_app.receipts_cli import request_of
-from radial_app.store import JobStore
+from radial.video.clip import read_receipt
+from radial_app.cli.receipts import request_of
+from radial_app.jobs.store import JobStore
 
 BEFORE = Path(__file__).parent / "before"
 RECEIPT = json.loads((BEFORE / "receipt.json").read_text())

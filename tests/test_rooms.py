@@ -13,7 +13,7 @@ import pytest
 import radial
 
 ROOT = Path(__file__).parent.parent
-ROOMS = {
+PACKAGES = {
     "radial_kernels": ROOT / "kernels" / "radial_kernels",
     "radial": ROOT / "radial",
     "radial_app": ROOT / "app" / "radial_app",
@@ -27,25 +27,92 @@ MAY_IMPORT = {
     "radial_finetune": {"radial", "radial_kernels"},
     "radial_assets": set(),
 }
+# The stations on the data's way: each imports those before it in its package.
+STATIONS = [
+    "radial_kernels.block_sparse", "radial_kernels.fused",
+    "radial.version", "radial.errors", "radial.files", "radial.plans", "radial.video", "radial.attention",
+    "radial.models", "radial.request", "radial.loading", "radial.generation",
+    "radial_finetune.world", "radial_finetune.objective", "radial_finetune.data", "radial_finetune.training",
+    "radial_finetune.merge", "radial_finetune.pretrain", "radial_finetune.evaluate", "radial_finetune.cli",
+    "radial_app.client", "radial_app.jobs", "radial_app.tuning", "radial_app.worker", "radial_app.server",
+    "radial_app.studio", "radial_app.cli", "radial_app.__main__",
+]  # fmt: skip
+MOST_LINES, MOST_FILES = 400, 12
 
 
-def imported_names(file: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+def module_files() -> dict[str, Path]:
+    files = {}
+    for folder in PACKAGES.values():
+        for file in folder.rglob("*.py"):
+            parts = file.relative_to(folder.parent).with_suffix("").parts
+            files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return files
+
+
+FILES = module_files()
+
+
+def imports_of(module: str) -> set[str]:
+    """Our modules that a module imports: at its top, within functions, and for its types."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.add(node.module.split(".")[0])
-    return names
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in FILES else node.module for name in names}
+    return {name for name in found if name in FILES and name != module}
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_go_one_way(room: str) -> None:
-    files = list(ROOMS[room].rglob("*.py"))
-    assert files
-    for file in files:
-        others = imported_names(file) & (set(ROOMS) - {room})
-        assert others <= MAY_IMPORT[room], f"{file} imports {others - MAY_IMPORT[room]}"
+IMPORTS = {module: imports_of(module) for module in FILES}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_one_way(package: str) -> None:
+    own = [module for module in FILES if module.split(".")[0] == package]
+    assert own
+    for module in own:
+        others = {name.split(".")[0] for name in IMPORTS[module]} - {package}
+        assert others <= MAY_IMPORT[package], module
+
+
+def station_of(module: str) -> int | None:
+    """The place of a module's station; None for the packages themselves, which hand out names."""
+    return next((i for i, s in enumerate(STATIONS) if module == s or module.startswith(f"{s}.")), None)
+
+
+def test_arrows_run_one_way() -> None:
+    up = []
+    for module, imported in IMPORTS.items():
+        here = station_of(module)
+        if here is None:
+            assert module in PACKAGES or module.startswith("radial_assets"), f"{module} is in no station"
+            continue
+        up += [f"{module} -> {name}" for name in imported if (station_of(name) or 0) > here]
+    assert not up
+
+
+def test_no_circles() -> None:
+    """No file is imported, in whatever way, by one that it imports."""
+    left = {module: set(imported) for module, imported in IMPORTS.items() if module != "radial"}
+    while ready := {module for module, imported in left.items() if not imported & left.keys()}:
+        left = {module: imported for module, imported in left.items() if module not in ready}
+    assert not left
+
+
+def test_files_and_folders_are_small() -> None:
+    long = {str(file): n for file in FILES.values() if (n := len(file.read_text().splitlines())) > MOST_LINES}
+    assert not long
+    folders = {file.parent for file in FILES.values()}
+    full = {str(folder): n for folder in folders
+            if (n := len([file for file in folder.glob("*.py") if file.name != "__init__.py"])) > MOST_FILES}  # fmt: skip
+    assert not full
+
+
+def test_each_room_says_what_it_is_for() -> None:
+    for file in FILES.values():
+        if file.name == "__init__.py":
+            assert ast.get_docstring(ast.parse(file.read_text())), file
 
 
 @pytest.mark.parametrize("folder", ["kernels", "app", "finetune", "assets"])

@@ -1,6 +1,6 @@
 """``python -m radial_app`` is the ``radial`` command."""
 
-from radial_app.cli import main
+from radial_app.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from radial.errors import ModelError, RequestError
-from radial_finetune.clips import Bucket, Cut
+from radial_finetune.data.clips import Bucket, Cut
 
 app = typer.Typer(name="finetune", help="Tune an adapter, for longer clips or a style.", no_args_is_help=True)
 stderr = Console(stderr=True)
@@ -46,10 +46,10 @@ def prepare(
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
 ) -> None:
     """Cut videos into clips and encode them, once. What is there already is kept."""
-    from radial.loading import load
+    from radial.loading.load import load
     from radial.request import make_request
-    from radial_finetune.prepare import prepare as prepare_cache
-    from radial_finetune.sources import find_sources
+    from radial_finetune.data.prepare import prepare as prepare_cache
+    from radial_finetune.data.sources import find_sources
 
     if bucket and (num_frames or height or width):
         raise RequestError("--bucket says all three sizes; leave out --num-frames, --height and --width")
@@ -105,9 +105,9 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
 ) -> None:
     """Train an adapter. Ctrl+C saves a checkpoint; --resume goes on from it."""
-    from radial.context_parallel import end_process_groups
-    from radial_finetune.config import read_config
-    from radial_finetune.train import Progress, finetune
+    from radial.attention.context_parallel import end_process_groups
+    from radial_finetune.training.config import read_config
+    from radial_finetune.training.train import Progress, finetune
 
     settings = read_config(config, change)
     columns = (
@@ -136,8 +136,8 @@ def info(file: Annotated[Path, typer.Argument(help="An adapter.", metavar="FILE"
     """Print what an adapter was made for, and its layers, as JSON."""
     from dataclasses import asdict
 
-    from radial.adapter_settings import read_adapter_settings
-    from radial.adapters import layer_names, read_lora
+    from radial.loading.lora import layer_names, read_lora
+    from radial.models.lora_settings import read_adapter_settings
 
     state = read_lora(file)
     settings = read_adapter_settings(file)
@@ -155,10 +155,10 @@ def convert(
     """Write an adapter by the names that ComfyUI or diffusers knows."""
     from dataclasses import asdict
 
-    from radial.adapter_settings import read_adapter_settings
-    from radial.adapters import read_lora
     from radial.files import check_output
-    from radial_finetune.adapter import convert_names, write_adapter
+    from radial.loading.lora import read_lora
+    from radial.models.lora_settings import read_adapter_settings
+    from radial_finetune.training.adapter import convert_names, write_adapter
 
     check_output(output, ".safetensors", overwrite=overwrite)
     settings = read_adapter_settings(file)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from radial.attention import transformers_of
+from radial.attention.install import transformers_of
 from radial.errors import OutputError, RequestError
-from radial.loading import load
+from radial.loading.load import load
 from radial.request import make_request
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from radial.errors import ModelError, RequestError
-from radial.models import ModelSpec
+from radial.models.spec import ModelSpec
 
 Text = dict[str, Tensor]  # what a transformer is told of captions, by the names of the pipeline
 Expert = Literal["high", "low"]

@@ -19,18 +19,19 @@ import numpy as np
 import pytest
 
 from radial import OutputError, RequestError
-from radial.encoding import Encoding
 from radial.request import GenerationRequest, make_request
-from radial.video import Video
-from radial_app import receipts_cli, results
-from radial_app.cli import main
-from radial_app.jobs import Job, Output, ResultFile, changed_request, make_output
-from radial_app.overdue import Overdue
-from radial_app.results import proxy_path, settle
-from radial_app.store import LONGEST_WAIT, JobStore
-from radial_app.terminal import json_text, printable
-from radial_app.tuning import Training
-from radial_app.worker import Worker, WorkerSettings
+from radial.video.clip import Video
+from radial.video.encoding import Encoding
+from radial_app.cli import receipts as receipts_cli
+from radial_app.cli.main import main
+from radial_app.cli.terminal.text import json_text, printable
+from radial_app.jobs import results
+from radial_app.jobs.job import Job, Output, ResultFile, changed_request, make_output
+from radial_app.jobs.results import proxy_path, settle
+from radial_app.jobs.store import LONGEST_WAIT, JobStore
+from radial_app.tuning.runs import Training
+from radial_app.worker.overdue import Overdue
+from radial_app.worker.worker import Worker, WorkerSettings
 
 # The tables of the first databases of version 1, which had no receipts.
 FIRST_TABLES = """
@@ -251,7 +252,7 @@ def test_a_copy_for_browsers_is_made_after_all(store: JobStore, tmp_path: Path) 
 
 def test_what_hangs_is_ended_and_settled_as_asked(store: JobStore, data_folder: Path) -> None:
     """A worker that is stopped, as by a debugger, hears nothing."""
-    code = ("import sys, os, time; from pathlib import Path; from radial_app.store import JobStore\n"
+    code = ("import sys, os, time; from pathlib import Path; from radial_app.jobs.store import JobStore\n"
             "store = JobStore(Path(sys.argv[1])); name = f'cpu-{os.getpid()}-abcdef'\n"
             "with store.locks.alive(name):\n"
             "    store.claim(name); print('at work', flush=True); time.sleep(600)")  # fmt: skip
@@ -364,7 +365,7 @@ def test_settings_of_a_tuning_run_that_are_none(more: str, says: str) -> None:
 
 
 def test_a_run_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
-    from radial_app.tuning import Preparation, Tuning
+    from radial_app.tuning.runs import Preparation, Tuning
 
     told = {"preparation": Preparation(name="good", dataset="d", model="tiny", num_frames=(9,)).model_dump()}
     for name, content in (("good", json.dumps(told)), ("deep", "[" * 50_000), ("list", "[]"),
@@ -383,7 +384,7 @@ def test_a_cluster_of_this_machine_is_for_this_machine() -> None:
     pytest.importorskip("ray", reason="the cluster extra is not installed")
     code = """
 import os, psutil
-from radial_app.cluster import connect
+from radial_app.worker.ray_backend import connect
 with connect("local", 30.0) as cluster:
     me = psutil.Process()
     ports = {c.laddr for p in [me, *me.children(recursive=True)] for c in p.net_connections("inet")

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from radial.models import MODELS
-from radial.video import read_frames, read_receipt
-from radial_app import cli
+from radial.models.table import MODELS
+from radial.video.clip import read_frames, read_receipt
+from radial_app.cli import main as cli
 
 QUICK = ["--height", "32", "--width", "48", "--num-frames", "5", "--num-inference-steps", "2"]
 

@@ -14,13 +14,13 @@ import pytest
 from test_cli import run
 
 from radial import RequestError
-from radial.pipeline import generate
+from radial.generation.pipeline import generate
 from radial.request import make_request
-from radial.video import read_frames
-from radial_app.cluster import pack_inputs, render_on_cluster, unpack_inputs
-from radial_app.follower import Follower
-from radial_app.jobs import Job, Output
-from radial_app.store import JobStore
+from radial.video.clip import read_frames
+from radial_app.cli.terminal.batch import Follower
+from radial_app.jobs.job import Job, Output
+from radial_app.jobs.store import JobStore
+from radial_app.worker.ray_backend import pack_inputs, render_on_cluster, unpack_inputs
 
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 9, "seed": 3}
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from radial.video import read_frames, read_receipt
-from radial_app.jobs import Job, make_output
-from radial_app.store import JobStore
+from radial.video.clip import read_frames, read_receipt
+from radial_app.jobs.job import Job, make_output
+from radial_app.jobs.store import JobStore
 
 SIZE = {"height": 48, "width": 80, "num_frames": 9}
 QUICK = [word for name, value in SIZE.items() for word in (f"--{name}", str(value))]

@@ -24,16 +24,19 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from radial import RequestError
-from radial.models import MODELS
-from radial.video import Video
-from radial_app.accounts import Accounts
-from radial_app.store import JobStore
-from radial_app.web import desk, login, media_probe
-from radial_app.web.app import make_app
-from radial_app.web.connections import MAX_HEAD, Connection
-from radial_app.web.desk import Desk, Place
-from radial_app.web.guard import COOKIE
-from radial_app.web.sweep import prepare_uploads
+from radial.models.table import MODELS
+from radial.video.clip import Video
+from radial_app.jobs.store import JobStore
+from radial_app.server import login
+from radial_app.server import service as desk
+from radial_app.server.accounts import Accounts
+from radial_app.server.app import make_app
+from radial_app.server.guard import COOKIE
+from radial_app.server.limits import media_probe
+from radial_app.server.limits.connections import MAX_HEAD, Connection
+from radial_app.server.limits.sweep import prepare_uploads
+from radial_app.server.service import Desk, Place
+from radial_app.studio.mount import open_studio
 
 PASSWORD = "correct horse battery"
 CANARY = "canary-5b1e"
@@ -59,7 +62,7 @@ def client(place: Place) -> TestClient:
 
 @pytest.fixture
 def studio(place: Place) -> Iterator[TestClient]:
-    with TestClient(make_app(place, with_studio=True), base_url="http://127.0.0.1") as client:
+    with TestClient(make_app(place, open_page=open_studio), base_url="http://127.0.0.1") as client:
         yield client
 
 
@@ -123,7 +126,7 @@ def test_a_file_that_our_own_code_named_would_not_be_copied(place: Place, tmp_pa
 
     secret = tmp_path / "secret.txt"
     secret.write_text(CANARY)
-    app = make_app(place, with_studio=True)
+    app = make_app(place, open_page=open_studio)
     mounted = next(route.app for route in app.routes if getattr(route, "path", None) == "")  # type: ignore[attr-defined]
     blocks = mounted.get_blocks()
     token = LocalContext.blocks.set(blocks)
@@ -143,7 +146,7 @@ def test_of_gradio_only_the_page_is_open(place: Place, accounts: bool) -> None:
         headers = key_of(place, "ada")
     paths = set(hostile.gradio_paths())
     allowed = {"/", "/login", "/login/", "/theme.css", "/favicon.ico", "/gradio_api/app_id", "/openapi.json"}
-    with TestClient(make_app(place, with_studio=True), base_url="http://127.0.0.1", headers=headers) as client:
+    with TestClient(make_app(place, open_page=open_studio), base_url="http://127.0.0.1", headers=headers) as client:
         for path in sorted(paths - allowed):
             if path.startswith(("/static/", "/assets/")):
                 continue
@@ -324,7 +327,8 @@ def test_silent_connections_end_for_those_who_ask(place: Place, monkeypatch: pyt
 
 
 def test_a_head_and_a_body_that_stop_coming(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    from radial_app.web import connections, guard
+    from radial_app.server import guard
+    from radial_app.server.limits import connections
 
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
     monkeypatch.setattr(guard, "_BODY_SECONDS", 0.3)
@@ -558,14 +562,14 @@ def test_a_full_disk_is_told(client: TestClient, monkeypatch: pytest.MonkeyPatch
     import shutil
 
     full = shutil.disk_usage("/")._replace(free=0)
-    monkeypatch.setattr("radial_app.store.shutil.disk_usage", lambda path: full)
+    monkeypatch.setattr("radial_app.jobs.store.shutil.disk_usage", lambda path: full)
     health = client.get("/healthz")
     assert (health.status_code, "full" in health.json()["problem"]) == (503, True)
 
 
 def test_two_clips_are_compared_a_frame_at_a_time(client: TestClient, place: Place) -> None:
     """As whole clips were, and those of other sizes are refused in words."""
-    from radial.fidelity import fidelity, psnr, ssim
+    from radial.video.fidelity import fidelity, psnr, ssim
 
     dice = np.random.default_rng(0)
     one = dice.integers(0, 255, (3, 300, 40, 3), np.uint8)

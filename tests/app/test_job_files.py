@@ -14,8 +14,8 @@ from PIL import Image
 
 from radial import RadialError
 from radial.request import GenerationRequest, make_request
-from radial_app.job_files import KINDS, JobFileError, read_jobs
-from radial_app.jobs import Job, Output
+from radial_app.jobs.job import Job, Output
+from radial_app.jobs.job_files import KINDS, JobFileError, read_jobs
 
 OUTPUT = Output(folder="/out")
 
@@ -141,7 +141,7 @@ PROBLEMS: dict[str, tuple[str, str, list[str]]] = {
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_problems_have_their_line(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from radial_app import job_files
+    from radial_app.jobs import job_files
 
     monkeypatch.setattr(job_files, "MAX_JOBS", 50)
     file, text, expected = PROBLEMS[name]

@@ -20,11 +20,11 @@ import pytest
 from test_cli import QUICK, run
 
 from radial.request import make_request
-from radial_app import doctor
-from radial_app.jobs import Job, Output
-from radial_app.store import JobStore
-from radial_app.web.app import make_app
-from radial_app.web.desk import Place
+from radial_app.cli import doctor
+from radial_app.jobs.job import Job, Output
+from radial_app.jobs.store import JobStore
+from radial_app.server.app import make_app
+from radial_app.server.service import Place
 
 ROOT = Path(__file__).parents[2]
 Capsys = pytest.CaptureFixture[str]

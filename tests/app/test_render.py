@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 from test_cli import QUICK, run
 
 from radial import RadialError, Video
-from radial.encoding import Encoding, encode
-from radial.video import read_frames, read_receipt
-from radial_app.job_files import read_jobs
-from radial_app.jobs import Output
-from radial_app.pool import WorkerPool
-from radial_app.receipts_cli import request_of
-from radial_app.render_cli import enqueue, output_of, read_all
-from radial_app.store import JobStore
+from radial.video.clip import read_frames, read_receipt
+from radial.video.encoding import Encoding, encode
+from radial_app.cli.receipts import request_of
+from radial_app.cli.render import enqueue, output_of, read_all
+from radial_app.jobs.job import Output
+from radial_app.jobs.job_files import read_jobs
+from radial_app.jobs.store import JobStore
+from radial_app.worker.pool import WorkerPool
 
 Capsys = pytest.CaptureFixture[str]
 SET = [

@@ -13,17 +13,18 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from radial.encoding import Encoding
-from radial.video import Video
-from radial_app.accounts import Accounts, Throttle
-from radial_app.cli import main
-from radial_app.jobs import ResultFile
-from radial_app.results import publish_once
-from radial_app.store import JobStore
-from radial_app.web import inputs, streams
-from radial_app.web.app import make_app
-from radial_app.web.desk import Place
-from radial_app.web.guard import COOKIE, MAX_BODY
+from radial.video.clip import Video
+from radial.video.encoding import Encoding
+from radial_app.cli.main import main
+from radial_app.jobs.job import ResultFile
+from radial_app.jobs.results import publish_once
+from radial_app.jobs.store import JobStore
+from radial_app.server import uploads as inputs
+from radial_app.server.accounts import Accounts, Throttle
+from radial_app.server.app import make_app
+from radial_app.server.guard import COOKIE, MAX_BODY
+from radial_app.server.limits import streams
+from radial_app.server.service import Place
 
 PASSWORD = "correct horse battery"
 

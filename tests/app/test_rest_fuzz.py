@@ -13,9 +13,9 @@ import schemathesis
 import uvicorn
 from hypothesis import HealthCheck, Phase, given, settings
 
-from radial_app.store import JobStore
-from radial_app.web.app import make_app
-from radial_app.web.desk import Place
+from radial_app.jobs.store import JobStore
+from radial_app.server.app import make_app
+from radial_app.server.service import Place
 
 EXAMPLES = 12  # of every operation
 

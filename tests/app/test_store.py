@@ -15,10 +15,10 @@ import pytest
 
 from radial import OutputError, RequestError
 from radial.request import make_request
-from radial_app import store as store_module
-from radial_app.database import _SCHEMA, new_id
-from radial_app.jobs import Job, Output, ResultFile, make_output, slug
-from radial_app.store import MAX_ATTEMPTS, JobStore
+from radial_app.jobs import store as store_module
+from radial_app.jobs.job import Job, Output, ResultFile, make_output, slug
+from radial_app.jobs.schema import _SCHEMA, new_id
+from radial_app.jobs.store import MAX_ATTEMPTS, JobStore
 
 
 @pytest.fixture
@@ -285,7 +285,7 @@ def test_names_from_templates() -> None:
 
 
 def test_ids_sort_by_time() -> None:
-    code = "from radial_app.database import new_id; print(new_id())"
+    code = "from radial_app.jobs.schema import new_id; print(new_id())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert new_id()[:8] >= done.stdout.strip()[:8]
 

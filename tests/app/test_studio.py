@@ -23,10 +23,10 @@ import pytest
 from PIL import Image
 
 from radial import OutputError, RadialError, RequestError
-from radial.models import MODELS
-from radial.video import Video, read_frames
-from radial_app.accounts import Accounts
+from radial.models.table import MODELS
+from radial.video.clip import Video, read_frames
 from radial_app.client import Client
+from radial_app.server.accounts import Accounts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: the studio was not tried in a browser")

@@ -17,15 +17,15 @@ import pytest
 from fastapi.testclient import TestClient
 
 from radial.errors import RequestError
-from radial.video import Video
-from radial_app.accounts import Accounts
-from radial_app.datasets import MAX_FILES, list_datasets, take_archive
-from radial_app.store import JobStore
-from radial_app.tasks import Task
-from radial_app.tuning import Preparation, Training, Tuning
-from radial_app.web.app import make_app
-from radial_app.web.desk import Place
-from radial_app.worker import Worker, WorkerSettings
+from radial.video.clip import Video
+from radial_app.jobs.store import JobStore
+from radial_app.server.accounts import Accounts
+from radial_app.server.app import make_app
+from radial_app.server.service import Place
+from radial_app.tuning.datasets import MAX_FILES, list_datasets, take_archive
+from radial_app.tuning.runs import Preparation, Training, Tuning
+from radial_app.tuning.tasks import Task
+from radial_app.worker.worker import Worker, WorkerSettings
 
 
 def clip(seed: int, frames: int = 20) -> bytes:
@@ -188,7 +188,7 @@ def test_archives_that_lie_or_link(place: Place, monkeypatch: pytest.MonkeyPatch
         take_archive(place.data, "new", io.BytesIO(b"PK\x03\x04 but no zip file"))
     with pytest.raises(RequestError, match="letters"):
         take_archive(place.data, "../new", content)
-    monkeypatch.setattr("radial_app.datasets.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("radial_app.tuning.datasets.MAX_BYTES", 1 << 20)
     with pytest.raises(RequestError, match="more than"):
         take_archive(place.data, "new", archive(**{"a.mp4": b"0000ftyp" + b"\0" * (2 << 20)}))
     # One whose directory says less than what comes out.
@@ -246,7 +246,7 @@ def test_a_task_lives_as_long_as_its_process(place: Place) -> None:
 def test_settings_reach_the_trainer_as_they_were_said() -> None:
     import tomllib
 
-    from radial_app.tuning import _as_toml
+    from radial_app.tuning.runs import _as_toml
 
     training = Training(
         sample_prompts=('a "fox"\n\\ ü',), more="riflex = true\n[[curriculum]]\nnum_frames = 9\nsteps = 2"

@@ -19,16 +19,16 @@ from PIL import Image
 
 from radial import OutputError, Video
 from radial.files import rename_to_free_name
-from radial.pipeline import Event, generate
+from radial.generation.pipeline import Event, generate
 from radial.request import make_request
-from radial.video import read_frames, read_receipt
-from radial_app import results
-from radial_app.jobs import Job, Output, ResultFile, make_output
-from radial_app.receipts_cli import request_of
-from radial_app.results import digest_file, proxy_path
-from radial_app.run import Pace
-from radial_app.store import JobStore
-from radial_app.worker import Worker, WorkerSettings
+from radial.video.clip import read_frames, read_receipt
+from radial_app.cli.receipts import request_of
+from radial_app.jobs import results
+from radial_app.jobs.job import Job, Output, ResultFile, make_output
+from radial_app.jobs.results import digest_file, proxy_path
+from radial_app.jobs.store import JobStore
+from radial_app.worker.attempt import Pace
+from radial_app.worker.worker import Worker, WorkerSettings
 
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 9, "num_inference_steps": 4, "seed": 3}
 
@@ -68,7 +68,7 @@ def at_step(store: JobStore, step: int, act: Callable[[Job], None]) -> Callable[
 def test_jobs_one_after_the_other_with_one_model(
     store: JobStore, make: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import radial.loading
+    import radial.loading.load
 
     loads: list[Any] = []
     plain = radial.loading.load

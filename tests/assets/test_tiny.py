@@ -6,7 +6,7 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
-from radial.pipeline import generate
+from radial.generation.pipeline import generate
 from radial.request import make_request
 from radial_finetune.evaluate.score import score_clip
 from radial_finetune.world import Figure, Scene

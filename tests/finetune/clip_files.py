@@ -8,7 +8,7 @@ from typing import Any
 
 import av
 
-from radial_finetune.clips import Bucket, Cut
+from radial_finetune.data.clips import Bucket, Cut
 
 CUT = Cut((Bucket(9, 32, 32),), fps=16)
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from clip_files import CUT, write_video
 
-from radial.loading import LoadedModel, load
+from radial.loading.load import LoadedModel, load
 from radial.request import make_request
-from radial_finetune.clips import Bucket, Cut
-from radial_finetune.prepare import prepare
-from radial_finetune.sources import find_sources
+from radial_finetune.data.clips import Bucket, Cut
+from radial_finetune.data.prepare import prepare
+from radial_finetune.data.sources import find_sources
 from radial_finetune.world import describe, draw_scene, render
 
 

@@ -14,15 +14,15 @@ from tiny_pipelines import CASES
 
 import radial
 from radial import ModelError, RequestError
-from radial.adapter_settings import AdapterSettings, read_adapter_settings
-from radial.adapters import load_loras
-from radial.pipeline import generate
+from radial.generation.pipeline import generate
+from radial.loading.lora import load_loras
+from radial.models.lora_settings import AdapterSettings, read_adapter_settings
 from radial.request import Lora, make_request, parse_lora
-from radial_finetune.adapter import add_adapter, convert_names, export_state, write_adapter
-from radial_finetune.config import make_config
 from radial_finetune.merge import merge
 from radial_finetune.objective import HunyuanVideoObjective, MochiObjective, WanObjective
-from radial_finetune.train import finetune
+from radial_finetune.training.adapter import add_adapter, convert_names, export_state, write_adapter
+from radial_finetune.training.config import make_config
+from radial_finetune.training.train import finetune
 
 OBJECTIVES = {"wan": WanObjective, "hunyuan-video": HunyuanVideoObjective, "mochi": MochiObjective}
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from radial.video import read_receipt
-from radial_finetune.checkpoints import list_checkpoints
+from radial.video.clip import read_receipt
+from radial_finetune.training.checkpoints import list_checkpoints
 from radial_finetune.world.__main__ import write_clips
 
 

@@ -14,10 +14,10 @@ import pytest
 from clip_files import write_video
 from PIL import Image
 
-from radial.fidelity import psnr, ssim
-from radial.loading import LoadedModel
+from radial.loading.load import LoadedModel
 from radial.request import make_request
-from radial_app.cli import main
+from radial.video.fidelity import psnr, ssim
+from radial_app.cli.main import main
 from radial_finetune.evaluate import shapes
 from radial_finetune.evaluate.compare import compare
 from radial_finetune.evaluate.measures import measure

@@ -13,11 +13,11 @@ import torch
 
 import radial
 from radial import RadialPattern, Schedule
-from radial_finetune.activations import offloaded_checkpoint
-from radial_finetune.adapter import add_adapter
-from radial_finetune.config import make_config
 from radial_finetune.objective import WanObjective
-from radial_finetune.train import finetune
+from radial_finetune.training.activations import offloaded_checkpoint
+from radial_finetune.training.adapter import add_adapter
+from radial_finetune.training.config import make_config
+from radial_finetune.training.train import finetune
 
 pytestmark = pytest.mark.gpu
 

@@ -14,7 +14,7 @@ import torch
 from tiny_pipelines import CASES, WORDS
 
 from radial import ModelError, RequestError
-from radial.models import MODELS
+from radial.models.table import MODELS
 from radial_finetune import objective
 from radial_finetune.objective import find_objective, velocity_loss
 

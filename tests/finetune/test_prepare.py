@@ -18,12 +18,12 @@ from clip_files import CUT, write_video
 from PIL import Image
 
 from radial import ModelError, OutputError, RequestError
-from radial.loading import LoadedModel
-from radial_finetune import prepare as preparing
-from radial_finetune.cache import read_clip, read_index
-from radial_finetune.clips import Bucket, Cut, read_clips, resample
-from radial_finetune.prepare import prepare
-from radial_finetune.sources import Source, find_sources
+from radial.loading.load import LoadedModel
+from radial_finetune.data import prepare as preparing
+from radial_finetune.data.cache import read_clip, read_index
+from radial_finetune.data.clips import Bucket, Cut, read_clips, resample
+from radial_finetune.data.prepare import prepare
+from radial_finetune.data.sources import Source, find_sources
 
 
 def source(path: Path) -> Source:
@@ -367,7 +367,7 @@ def test_corrupt_files_are_named_and_counted(data: Path, model: LoadedModel, tmp
 def test_a_full_disk_is_said_and_what_is_there_stays(
     data: Path, model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from radial_finetune import cache as caching
+    from radial_finetune.data import cache as caching
 
     plain, written = caching.write_tensors, []
 

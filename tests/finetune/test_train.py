@@ -18,20 +18,21 @@ from clip_files import CUT
 from safetensors.torch import load_file
 
 from radial import GenerationError, ModelError, OutputError, RequestError
-from radial.adapter_settings import read_adapter_settings
-from radial.loading import LoadedModel
-from radial.pipeline import generate
+from radial.generation.pipeline import generate
+from radial.loading.load import LoadedModel
+from radial.models.lora_settings import read_adapter_settings
 from radial.request import make_request
-from radial_finetune import checkpoints, setup, train
-from radial_finetune.adapter import add_adapter
-from radial_finetune.batches import Batches
-from radial_finetune.cache import read_index
-from radial_finetune.config import FinetuneConfig, make_config, read_config
+from radial_finetune.data.cache import read_index
+from radial_finetune.data.prepare import prepare
+from radial_finetune.data.sources import find_sources
 from radial_finetune.objective import WanObjective, find_objective
-from radial_finetune.prepare import prepare
-from radial_finetune.processes import Processes
-from radial_finetune.sources import find_sources
-from radial_finetune.train import finetune, learning_rate
+from radial_finetune.training import assemble as setup
+from radial_finetune.training import checkpoints, train
+from radial_finetune.training.adapter import add_adapter
+from radial_finetune.training.batches import Batches
+from radial_finetune.training.config import FinetuneConfig, make_config, read_config
+from radial_finetune.training.processes import Processes
+from radial_finetune.training.train import finetune, learning_rate
 
 # The settings
 
@@ -221,7 +222,7 @@ def test_every_option_at_once_goes_on_bit_for_bit(
     norms = [key for key in state if key.endswith(".diff")]
     assert len(norms) == 6
     assert any(bool(state[key].any()) for key in norms)
-    from radial_finetune.adapter import write_adapter
+    from radial_finetune.training.adapter import write_adapter
 
     metadata = json.loads(json.dumps(settings.__dict__))
     other = write_adapter(tmp_path / "x.safetensors", {k: v for k, v in state.items() if k not in norms}, metadata)
@@ -247,7 +248,7 @@ def test_offloaded_checkpoints_leave_the_device(wan: Any) -> None:
     import gc
     import weakref
 
-    from radial_finetune.activations import offloaded_checkpoint
+    from radial_finetune.training.activations import offloaded_checkpoint
 
     transformer = wan.transformer
     add_adapter(transformer, WanObjective, 4, 4, "all")
@@ -509,7 +510,7 @@ def test_sampling_on_the_way_changes_nothing(config: dict[str, Any], tmp_path: P
 
 @pytest.mark.parametrize("expert", ["high", "low"])
 def test_an_expert_is_tuned_and_used_alone(expert: str, wan22: Any, data: Path, tmp_path: Path) -> None:
-    from radial.loading import load
+    from radial.loading.load import load
 
     folder = tmp_path / "wan22"
     wan22.save_pretrained(folder)
@@ -546,7 +547,7 @@ def test_a_run_that_cannot_fit_is_told_what_would(config: dict[str, Any], monkey
     from diffusers import WanTransformer3DModel
 
     from radial import TokenGrid
-    from radial_finetune import preflight
+    from radial_finetune.training import preflight
 
     with torch.device("meta"):
         transformer = WanTransformer3DModel(num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30)
@@ -575,7 +576,7 @@ def test_a_run_that_cannot_fit_is_told_what_would(config: dict[str, Any], monkey
 
 
 def radial_pattern() -> Any:
-    from radial.pattern import RadialPattern
+    from radial.plans.pattern import RadialPattern
 
     return RadialPattern(decay=1.0)
 
@@ -598,8 +599,8 @@ def test_every_family_from_clips_to_a_clip(family: str, data: Path, tmp_path: Pa
     """A real pipeline's checkpoint: its clips cached, an adapter trained with clips made on the way, a clip with it."""
     from tiny_pipelines import CASES
 
-    from radial.loading import load
-    from radial_finetune.clips import Bucket, Cut
+    from radial.loading.load import load
+    from radial_finetune.data.clips import Bucket, Cut
 
     folder = tmp_path / family
     CASES[family].build().save_pretrained(folder)

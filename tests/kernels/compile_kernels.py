@@ -9,12 +9,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from radial_kernels.block_sparse import backward, eight_bit, forward, quantise
-from radial_kernels.block_sparse.configurations import Tiles, tiles_for
 from radial_kernels.block_sparse.hopper import backward as hopper_backward
 from radial_kernels.block_sparse.hopper import eight_bit as hopper_eight_bit
 from radial_kernels.block_sparse.hopper import forward as hopper_forward
 from radial_kernels.block_sparse.hopper.descriptors import tile_layout
+from radial_kernels.block_sparse.portable import backward, eight_bit, forward, quantise
+from radial_kernels.block_sparse.portable.configurations import Tiles, tiles_for
 from radial_kernels.fused import eight_bit_linear, norms, rotary
 
 BYTES = {"i8": 1, "fp8e4nv": 1, "fp16": 2, "bf16": 2, "fp32": 4}

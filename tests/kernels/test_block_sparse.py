@@ -62,7 +62,7 @@ def test_forward(backend: str, shape: tuple[int, ...], dtype: torch.dtype, nan_m
 @pytest.mark.parametrize("shape", SHAPES, ids=shape_name)
 @pytest.mark.parametrize("descriptors", [True, False], ids=["descriptors", "pointers"])
 def test_forward_bf16(shape: tuple[int, ...], descriptors: bool, nan_memory: None) -> None:
-    from radial_kernels.block_sparse import forward
+    from radial_kernels.block_sparse.portable import forward
 
     batch, queries, keys, heads, dim, block = shape
     q, k, v = random_inputs(batch, queries, keys, heads, dim, torch.bfloat16)

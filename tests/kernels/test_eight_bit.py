@@ -7,7 +7,7 @@ import torch
 from cases import DEVICE, error, lists_of, random_inputs, random_lists
 
 from radial_kernels.block_sparse import attention, reference
-from radial_kernels.block_sparse.quantise import quantise_logits, quantise_values
+from radial_kernels.block_sparse.portable.quantise import quantise_logits, quantise_values
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 
@@ -78,7 +78,7 @@ def test_hopper_error(shape: tuple[int, ...], nan_memory: None) -> None:
 
 def test_values_in_sixteen_bits(nan_memory: None) -> None:
     """What GPUs before compute capability 8.9 compute: int8 logits alone cost 1.3 % on normal inputs."""
-    from radial_kernels.block_sparse import eight_bit
+    from radial_kernels.block_sparse.portable import eight_bit
 
     q, k, v = random_inputs(1, 130, 140, 2, 64, torch.float16)
     lists = random_lists(130, 140, 32)

@@ -10,9 +10,10 @@ import pytest
 import torch
 from cases import DEVICE, lists_of
 
-from radial_kernels.block_sparse import attention, configurations, tuning
-from radial_kernels.block_sparse.configurations import Tiles, read_tuned, tuned_file, tuning_key
+from radial_kernels.block_sparse import attention
 from radial_kernels.block_sparse.flash import pad_lists
+from radial_kernels.block_sparse.portable import configurations, tuning
+from radial_kernels.block_sparse.portable.configurations import Tiles, read_tuned, tuned_file, tuning_key
 
 
 @pytest.fixture

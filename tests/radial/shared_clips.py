@@ -17,9 +17,9 @@ from torch import Tensor
 
 import radial
 from radial import ContextParallel, Schedule
-from radial.context_parallel import end_process_groups
-from radial.pattern import RadialPattern
-from radial.positions import riflex
+from radial.attention.context_parallel import end_process_groups
+from radial.attention.positions import riflex
+from radial.plans.pattern import RadialPattern
 
 # 5 x 7 x 5 tokens divide by none of 2, 3 and 4; layers of both kinds, and a text of another length in each entry.
 LATENTS = {"HunyuanVideo15Transformer3DModel": (5, 7, 5), "LTXVideoTransformer3DModel": (5, 7, 5)}

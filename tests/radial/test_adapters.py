@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from radial import ModelError
-from radial.adapters import load_loras, read_lora
-from radial.loading import load
-from radial.pipeline import generate
+from radial.generation.pipeline import generate
+from radial.loading.load import load
+from radial.loading.lora import load_loras, read_lora
 from radial.request import Lora, make_request
 
 SMALL = {"prompt": "a red circle", "height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2, "seed": 3}

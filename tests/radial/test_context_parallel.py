@@ -14,9 +14,9 @@ from family_cases import CASES
 
 import radial
 from radial import ContextParallel, ModelError, RequestError
-from radial.context_parallel import plan_of
-from radial.families import find_family
-from radial.grid import TokenGrid
+from radial.attention.context_parallel import plan_of
+from radial.attention.families.find import find_family
+from radial.plans.layout import TokenGrid
 
 SHARED = (
     "WanTransformer3DModel", "WanVACETransformer3DModel", "SkyReelsV2Transformer3DModel",

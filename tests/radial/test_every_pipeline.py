@@ -14,9 +14,9 @@ from torch import Tensor
 
 import radial
 from radial import RadialPattern
-from radial.families import find_family
-from radial.models import find_model
-from radial.pipeline import Event, generate
+from radial.attention.families.find import find_family
+from radial.generation.pipeline import Event, generate
+from radial.models.find import find_model
 from radial.request import make_request
 
 KEEP_ALL = RadialPattern(decay=16.0, sink_frames=64)

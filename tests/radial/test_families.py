@@ -14,8 +14,8 @@ from torch import Tensor
 
 import radial
 from radial import BlockPlan, ModelError, RadialPattern, TokenGrid, attention
-from radial.families import FAMILIES, find_family
-from radial.models import MODELS
+from radial.attention.families.find import FAMILIES, find_family
+from radial.models.table import MODELS
 from radial_kernels.block_sparse import transpose_lists
 
 KEEP_ALL = RadialPattern(decay=16.0, sink_frames=64)

@@ -14,8 +14,8 @@ from torch import nn
 
 import radial
 from radial import RadialPattern, Schedule
-from radial.eight_bit import narrow_linears
-from radial.families import find_family
+from radial.attention.families.find import find_family
+from radial.loading.quantize import narrow_linears
 from radial_kernels.fused import EightBitLinear
 
 SMALL = {
@@ -105,7 +105,7 @@ def test_hunyuan_videos_blocks_compute_what_stock_ones_do(
 
 
 def test_hunyuan_videos_blocks_in_eight_bit_and_with_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("radial.eight_bit.SMALLEST", 32 * 32)
+    monkeypatch.setattr("radial.loading.quantize.SMALLEST", 32 * 32)
     case = build_hunyuan()
     transformer = case.build()
     transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "proj_mlp"], init_lora_weights=False))
@@ -148,7 +148,7 @@ def test_radial_attention_and_adapters_go_with_them() -> None:
 
 
 def test_large_layers_are_narrowed_and_adapters_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("radial.eight_bit.SMALLEST", 32 * 32)
+    monkeypatch.setattr("radial.loading.quantize.SMALLEST", 32 * 32)
     transformer = build()
     transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
     with torch.no_grad():

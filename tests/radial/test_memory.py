@@ -10,15 +10,15 @@ import pytest
 import torch
 
 import radial
-from radial.checkpoints import read_folder
-from radial.decoding import patient_decoding
-from radial.eight_bit import narrow_linears
 from radial.errors import ModelError, RequestError
-from radial.loading import load, profile_of
-from radial.memory import PROFILES, Needs, Profile, choose_profile, fit_profile, needs_of, place
-from radial.models import MODELS
+from radial.generation.decoding import patient_decoding
+from radial.loading.load import load, profile_of
+from radial.loading.memory import PROFILES, Needs, Profile, choose_profile, fit_profile, needs_of, place
+from radial.loading.quantize import narrow_linears
+from radial.models.checkpoint import read_folder
+from radial.models.table import MODELS
+from radial.models.weights import Weight, Weights, weights_in
 from radial.request import GenerationRequest, make_request
-from radial.weights import Weight, Weights, weights_in
 from radial_kernels.fused import EightBitWeights
 
 SMALL = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 2, "seed": 3}
@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_refused_with_what_would(wan_folder: Path) -> None:
 
 @pytest.mark.parametrize("profile", ["low", "lowest"])
 def test_layouts_compute_the_same(wan_folder: Path, profile: Profile) -> None:
-    from radial.families import find_family
+    from radial.attention.families.find import find_family
 
     asked = request(wan_folder)
     (whole,) = radial.generate(asked)

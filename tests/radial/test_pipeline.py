@@ -9,8 +9,8 @@ import pytest
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 from radial import ModelError, RequestError
-from radial.loading import choose_device, fingerprint, load
-from radial.pipeline import Event, generate
+from radial.generation.pipeline import Event, generate
+from radial.loading.load import choose_device, fingerprint, load
 from radial.request import GenerationRequest, make_request
 
 SMALL = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2, "seed": 3}

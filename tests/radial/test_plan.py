@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from radial import BlockPlan, RadialPattern, RequestError, TokenGrid
-from radial.drawing import draw_plan
-from radial.plan_sketch import MAX_ROWS, PlanSketch
+from radial.plans.drawing import draw_plan
+from radial.plans.sketch import MAX_ROWS, PlanSketch
 
 
 def published_window(distance: int, tokens: int, decay: float, block: int, skip_width: int = 128) -> float:

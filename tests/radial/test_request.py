@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from radial import GenerationRequest, ModelError, RequestError
-from radial.checkpoints import check_checkpoint
-from radial.models import MODELS, find_model, table
+from radial.models.checkpoint import check_checkpoint
+from radial.models.find import find_model
+from radial.models.table import MODELS, models_page
 from radial.request import make_request
 
 
@@ -107,4 +108,4 @@ def test_folders_that_cannot_be_loaded_safely(tmp_path: Path, wan_folder: Path) 
 
 def test_the_page_of_models_is_up_to_date() -> None:
     page = Path(__file__).parents[2] / "docs" / "models.md"
-    assert page.read_text() == table(), "run: python -m radial.models > docs/models.md"
+    assert page.read_text() == models_page(), "run: python -m radial.models.table > docs/models.md"

@@ -16,12 +16,12 @@ from test_every_pipeline import DRIVEN
 from tiny_pipelines import CASES
 
 from radial import GenerationError, OutputError
-from radial.loading import LoadedModel, load
-from radial.pipeline import Event, describe_run, generate
-from radial.preview import preview_frame
+from radial.generation.pipeline import Event, describe_run, generate
+from radial.generation.preview import preview_frame
+from radial.generation.resume import RESUMABLE, Snapshot, Step, read_snapshot
+from radial.loading.load import LoadedModel, load
 from radial.request import GenerationRequest, make_request
-from radial.resume import RESUMABLE, Snapshot, Step, read_snapshot
-from radial.video import Video
+from radial.video.clip import Video
 
 STEPS = 4
 

@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 
-from radial.shared_decoding import Strips
+from radial.video.strips import Strips
 
 
 def autoencoder(kind: str) -> Any:

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 import radial
 from radial.errors import ModelError, RequestError
-from radial.loading import load
-from radial.models import find_model
+from radial.loading.load import load
+from radial.models.find import find_model
+from radial.models.weights import read_weights, weights_in
 from radial.request import make_request
-from radial.weights import read_weights, weights_in
 
 _REFINER = "individual_token_refiner.blocks.0.adaLN_modulation.1.bias"
 SMALL = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 2, "seed": 3, "prompt": "a fox"}
@@ -202,7 +202,7 @@ def test_files_that_are_none_are_said(tmp_path: Path) -> None:
 def test_eight_bit_weights_on_any_device(wan_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from radial_kernels.fused import EightBitWeights
 
-    monkeypatch.setattr("radial.eight_bit.SMALLEST", 32 * 32)
+    monkeypatch.setattr("radial.loading.quantize.SMALLEST", 32 * 32)
     model = load(make_request(model=str(wan_folder), precision="eight_bit_weights", **SMALL))
     transformer, text_encoder = model.pipe.transformer, model.pipe.text_encoder
     assert type(transformer.blocks[0].attn1.to_q) is EightBitWeights

@@ -12,13 +12,14 @@ from PIL import Image
 from tiny_pipelines import CASES
 
 from radial import GenerationError, ModelError, RequestError
-from radial.images import fit_image, read_image
-from radial.loading import load
-from radial.models import MODELS, PRESETS, find_model, find_preset
-from radial.pipeline import Event, generate
-from radial.positions import riflex, slowed_index
+from radial.attention.positions import riflex, slowed_index
+from radial.generation.pipeline import Event, generate
+from radial.loading.load import load
+from radial.models.find import find_model
+from radial.models.table import MODELS, PRESETS, find_preset
 from radial.request import GenerationRequest, make_request
-from radial.video import Video
+from radial.video.clip import Video
+from radial.video.images import fit_image, read_image
 
 SMALL = {"height": 32, "width": 48, "num_frames": 9, "num_inference_steps": 2, "seed": 3}
 
@@ -107,7 +108,7 @@ def test_images_are_read_safely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "half.png").write_bytes(half[: len(half) // 2])
     with pytest.raises(RequestError, match="not an image that can be read"):
         read_image(tmp_path / "half.png")
-    monkeypatch.setattr("radial.images.MAX_PIXELS", 1000)
+    monkeypatch.setattr("radial.video.images.MAX_PIXELS", 1000)
     with pytest.raises(RequestError, match="64x64 pixels"):
         read_image(tmp_path / "whole.png")
 
@@ -230,7 +231,7 @@ def test_riflex_on_positions_that_the_pipeline_makes() -> None:
 
 def test_a_hub_id_of_its_own_takes_its_pipeline(wan_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it is shows when its folder is there."""
-    monkeypatch.setattr("radial.loading.find_local", lambda source, without: wan_folder)
+    monkeypatch.setattr("radial.loading.load.find_local", lambda source, without: wan_folder)
     model = load(make_request(prompt="a", model="someone/else", **SMALL))
     assert (model.spec.name, model.spec.source) == ("someone/else", "someone/else")
     assert (model.spec.block_size, type(model.pipe).__name__) == (16, "WanPipeline")

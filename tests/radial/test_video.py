@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from radial import OutputError, RequestError, Video
-from radial.encoding import Encoding
 from radial.files import check_output
-from radial.video import read_frames, read_receipt
+from radial.video.clip import read_frames, read_receipt
+from radial.video.encoding import Encoding
 
 RECEIPT: dict[str, Any] = {"radial": "1", "request": {"prompt": 'a "red" circle; ä 字 <b>\n', "seed": 5}}
 

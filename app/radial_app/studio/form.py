@@ -13,9 +13,10 @@ from typing import Any
 import gradio as gr
 
 from radial.errors import RequestError
-from radial.models import MODELS, PRESETS, ModelSpec
+from radial.models.spec import ModelSpec
+from radial.models.table import MODELS, PRESETS
 from radial.request import MAX_SEED, GenerationRequest
-from radial_app.jobs import DEFAULT_NAME, Output, make_output
+from radial_app.jobs.job import DEFAULT_NAME, Output, make_output
 
 LENGTHS = (1, 2, 3, 4)  # times the native length
 DRAFT = "draft"

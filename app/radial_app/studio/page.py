@@ -11,14 +11,16 @@ from typing import Annotated, Any
 import gradio as gr
 from fastapi import APIRouter, Body, Request
 
-from radial import __version__
 from radial.errors import RadialError, RequestError
-from radial.models import MODELS, ModelSpec, find_model
+from radial.models.find import find_model
+from radial.models.spec import ModelSpec
+from radial.models.table import MODELS
 from radial.request import GenerationRequest
-from radial_app.accounts import LOCAL
+from radial.version import __version__
+from radial_app.server.accounts import LOCAL
+from radial_app.server.service import Desk, Place, store_in
+from radial_app.server.uploads import Inputs
 from radial_app.studio.form import OWN, Form
-from radial_app.web.desk import Desk, Place, store_in
-from radial_app.web.inputs import Inputs
 
 _SKELETON = '<div id="{id}" class="radial-pane" aria-live="polite"><p class="radial-quiet">Loading...</p></div>'
 HEAD = """

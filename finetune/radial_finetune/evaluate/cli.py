@@ -31,9 +31,9 @@ def clips(
 
     import numpy as np
 
-    from radial_finetune.clips import resample
+    from radial_finetune.data.clips import resample
+    from radial_finetune.data.sources import Source
     from radial_finetune.evaluate.measures import TITLES, measure
-    from radial_finetune.sources import Source
 
     found: dict[str, dict[str, Any]] = {}
     for file in files:
@@ -72,7 +72,7 @@ def attention(
     import numpy as np
 
     from radial.request import make_request
-    from radial.video import Video
+    from radial.video.clip import Video
     from radial_finetune.evaluate.compare import compare
 
     request = make_request(
@@ -112,12 +112,12 @@ def shapes(
     out: Out = None,
 ) -> None:
     """What a model makes of prompts from the shapes world, against ground truth over the whole clip."""
-    from radial.drawing import write_png
     from radial.files import publish_text
-    from radial.loading import load
+    from radial.loading.load import load
+    from radial.plans.drawing import write_png
     from radial.request import make_request
+    from radial_finetune.data.pictures import contact_sheet
     from radial_finetune.evaluate import shapes as world
-    from radial_finetune.pictures import contact_sheet
 
     kinds = attention or ["dense", "radial"]
     if unknown := [kind for kind in kinds if kind not in ("dense", "radial")]:
@@ -186,7 +186,7 @@ def _name(file: Path, taken: dict[str, Any]) -> str:
 
 
 def _write(out: Path, name: str, values: Any) -> None:
-    from radial_finetune.cache import write_json
+    from radial_finetune.data.cache import write_json
 
     write_json(out / f"{name}.json", values)
     stderr.print(f"written to {out}", highlight=False)
@@ -194,6 +194,6 @@ def _write(out: Path, name: str, values: Any) -> None:
 
 def _plot(path: Path, curves: Any, titles: list[str], across: str) -> None:
     from radial.files import publish
-    from radial_finetune.pictures import draw_curves
+    from radial_finetune.data.pictures import draw_curves
 
     publish(path, lambda partial: draw_curves(curves, titles, partial, across), overwrite=True)

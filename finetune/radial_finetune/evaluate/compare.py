@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from radial.attention import AttentionContext, RadialAttention, transformers_of
-from radial.fidelity import psnr, ssim
-from radial.loading import LoadedModel, load
-from radial.pipeline import generate
-from radial.processors import Asked
+from radial.attention.install import AttentionContext, RadialAttention, transformers_of
+from radial.attention.processors import AttentionCall
+from radial.generation.pipeline import generate
+from radial.loading.load import LoadedModel, load
 from radial.request import GenerationRequest
-from radial_finetune.clips import Frames
+from radial.video.fidelity import psnr, ssim
+from radial_finetune.data.clips import Frames
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ class _Beside(AttentionContext):
         super().__init__(*arguments)
         self._errors: dict[int, list[Tensor]] = {}
 
-    def attend(self, asked: Asked, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, dense: bool = False) -> Tensor:
+    def attend(
+        self, asked: AttentionCall, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, dense: bool = False
+    ) -> Tensor:
         sparse = super().attend(asked, q_BSHD, k_BSHD, v_BSHD)
         q, k, v = (x.transpose(1, 2) for x in (q_BSHD, k_BSHD, v_BSHD))
         grouped = k.shape[1] != q.shape[1]

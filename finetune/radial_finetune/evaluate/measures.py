@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from radial_finetune.clips import Frames, Scenes
+from radial_finetune.data.clips import Frames, Scenes
 from radial_finetune.evaluate.score import repetition
 
 Curve = NDArray[np.float64]

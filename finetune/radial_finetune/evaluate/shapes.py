@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from radial.attention import apply, transformers_of
+from radial.attention.install import apply, transformers_of
+from radial.attention.positions import riflex
 from radial.errors import GenerationError
-from radial.loading import LoadedModel
-from radial.pipeline import replaced, scheduler_for
-from radial.positions import riflex
+from radial.generation.pipeline import replaced, scheduler_for
+from radial.loading.load import LoadedModel
 from radial.request import GenerationRequest
-from radial_finetune.clips import Frames
+from radial_finetune.data.clips import Frames
 from radial_finetune.evaluate.score import FigureScore, score_clip, use_one_thread
 from radial_finetune.world import Scene, describe, draw_scene, render
 

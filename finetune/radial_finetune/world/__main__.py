@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from radial.video import Video
+from radial.video.clip import Video
 from radial_finetune.world import describe, draw_scene, render
 
 

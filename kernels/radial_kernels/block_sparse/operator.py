@@ -42,7 +42,7 @@ def attention(
         case "gather":
             return _plan_by_plan(gather.attention, q, k, v, row_offsets, column_indices, *plain, with_lse=with_lse)
         case "triton":
-            from radial_kernels.block_sparse import forward
+            from radial_kernels.block_sparse.portable import forward
 
             return forward.attention(q, k, v, row_offsets, column_indices, *plain, with_lse=with_lse)
         case "hopper":
@@ -88,7 +88,7 @@ def eight_bit_attention(
         from radial_kernels.block_sparse.hopper import eight_bit as hopper_eight_bit
 
         return hopper_eight_bit.attention(q, k, v, row_offsets, column_indices, scale, with_lse=with_lse)
-    from radial_kernels.block_sparse import eight_bit
+    from radial_kernels.block_sparse.portable import eight_bit
 
     return eight_bit.attention(q, k, v, row_offsets, column_indices, block_size, scale, with_lse=with_lse)
 
@@ -134,7 +134,7 @@ def gradients(
         from radial_kernels.block_sparse.hopper import backward as hopper_backward
 
         return hopper_backward.gradients(grad, grad_lse, q, k, v, out, lse, *lists, scale)
-    from radial_kernels.block_sparse import backward
+    from radial_kernels.block_sparse.portable import backward
 
     return backward.gradients(grad, grad_lse, q, k, v, out, lse, *lists, block_size, scale)
 

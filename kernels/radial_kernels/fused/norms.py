@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from radial_kernels.block_sparse.backends import interpreted
-from radial_kernels.block_sparse.tiles import launching_on
+from radial_kernels.block_sparse.portable.tiles import launching_on
 from radial_kernels.fused import reference
 
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from radial_kernels.block_sparse.tiles import launching_on
+from radial_kernels.block_sparse.portable.tiles import launching_on
 from radial_kernels.fused import reference
 from radial_kernels.fused.norms import runs_fused, warps_for
 

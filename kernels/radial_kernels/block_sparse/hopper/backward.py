@@ -23,11 +23,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from radial_kernels.block_sparse.backward import row_terms
 from radial_kernels.block_sparse.hopper.descriptors import BLOCK, describe, describe_tiles
 from radial_kernels.block_sparse.hopper.ring import make_barrier, make_ring
 from radial_kernels.block_sparse.lists import plan_strides
-from radial_kernels.block_sparse.tiles import launching_on
+from radial_kernels.block_sparse.portable.backward import row_terms
+from radial_kernels.block_sparse.portable.tiles import launching_on
 
 
 @gluon.jit

@@ -24,13 +24,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from radial_kernels.block_sparse.eight_bit import unsmooth
 from radial_kernels.block_sparse.hopper.descriptors import BLOCK, describe, describe_tiles
 from radial_kernels.block_sparse.hopper.forward import load_row
 from radial_kernels.block_sparse.hopper.ring import make_barrier, make_ring
 from radial_kernels.block_sparse.lists import plan_strides
-from radial_kernels.block_sparse.quantise import quantise_logits, quantise_values
-from radial_kernels.block_sparse.tiles import LOG2_E, launching_on
+from radial_kernels.block_sparse.portable.eight_bit import unsmooth
+from radial_kernels.block_sparse.portable.quantise import quantise_logits, quantise_values
+from radial_kernels.block_sparse.portable.tiles import LOG2_E, launching_on
 
 
 @gluon.jit

@@ -1,0 +1,127 @@
+"""``radial estimate``: what a clip will take of memory, disk and time, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from radial.errors import RadialError
+from radial_app.cli.jobs import clock
+from radial_app.cli.terminal.options import (
+    DataDir,
+    Height,
+    ModelName,
+    NumFrames,
+    NumInferenceSteps,
+    PrecisionChoice,
+    Width,
+)
+
+if TYPE_CHECKING:
+    from radial.models.hub import Download
+    from radial.models.spec import ModelSpec
+
+
+def estimate(
+    model: ModelName = "tiny",
+    height: Height = None,
+    width: Width = None,
+    num_frames: NumFrames = None,
+    num_inference_steps: NumInferenceSteps = None,
+    attention: Annotated[
+        Literal["radial", "dense"] | None, typer.Option(help="Which self-attention to use; radial by default.")
+    ] = None,
+    precision: PrecisionChoice = "full",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead of a table.")] = False,
+) -> None:
+    """Say what a clip will take: GPU and host memory for every memory profile, disk and download, time."""
+    from radial.loading.load import choose_device
+    from radial.loading.memory import PROFILES, fit_profile, free_memory
+    from radial.models.checkpoint import checkpoint_folder
+    from radial.models.find import find_model
+    from radial.models.hub import cached_folder
+    from radial.request import make_request
+    from radial_app.jobs.estimates import estimate as estimate_for
+    from radial_app.jobs.store import JobStore
+
+    request = make_request(
+        prompt="estimate", model=model, height=height, width=width, num_frames=num_frames, attention=attention,
+        num_inference_steps=num_inference_steps, precision=precision, device=device, seed=0,
+    ).resolve()  # fmt: skip
+    spec, place = find_model(request.model), choose_device(request.device)
+    gpu = place.type == "cuda"
+    planned, problem = _plan_download(spec)
+    with JobStore(data_dir) as store:
+        found = estimate_for(request, store, gpu=gpu, files=planned.files if planned else None)
+    folder = checkpoint_folder(spec) or cached_folder(spec.source)
+    told: dict[str, Any] = {
+        "model": request.model, "height": request.clip_height, "width": request.clip_width,
+        "num_frames": request.clip_frames, "num_inference_steps": request.num_inference_steps,
+        "tokens": request.grid(spec).tokens, "attention_computed": found.density, "seconds": found.seconds,
+        "seconds_on_h100": found.seconds_on_h100,
+        "disk": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder else 0,
+        "download": planned.missing if planned else 0 if folder else None,
+    }  # fmt: skip
+    if problem:
+        told["hub"] = problem
+    if found.needs is not None:
+        told["memory"] = {p: {"gpu": found.needs.vram(p), "host": found.needs.ram(p)} for p in PROFILES}
+        if gpu:
+            told["free"] = free_memory(place)
+            try:
+                told["fits"] = fit_profile(request, spec, found.needs, told["free"], str(place))
+            except RadialError as error:
+                told["fits"], told["problem"] = None, str(error)
+    if as_json:
+        print(json.dumps(told))
+    else:
+        _show(told)
+    if told.get("problem"):
+        raise typer.Exit(1)
+
+
+def _plan_download(spec: ModelSpec) -> tuple[Download | None, str]:
+    """What is to be downloaded, where the model is the hub's, or why the hub cannot be asked."""
+    from radial.models.checkpoint import checkpoint_folder
+    from radial.models.hub import plan_download
+
+    if checkpoint_folder(spec) is not None:
+        return None, ""
+    try:
+        return plan_download(spec.source, spec.own_components), ""
+    except RadialError as error:
+        return None, str(error)
+
+
+def _show(told: dict[str, Any]) -> None:
+    out = Console(highlight=False)
+    share = told["attention_computed"]
+    computed = "" if share is None else f", {share:.0%} of attention computed"
+    out.print(f"{told['model']}, {told['width']}x{told['height']}, {told['num_frames']} frames, "
+              f"{told['num_inference_steps']} steps: {told['tokens']:,} tokens{computed}")  # fmt: skip
+    if "memory" in told:
+        table = Table("memory", "on a GPU", "in the host", box=None, pad_edge=False)
+        for profile, needs in told["memory"].items():
+            mark = "  <- auto takes this" if profile == told.get("fits") else ""
+            table.add_row(profile, decimal(needs["gpu"]), f"{decimal(needs['host'])}{mark}")
+        out.print(table)
+    else:
+        out.print("memory: known once the hub can be asked, or the model's files are here")
+    if told["download"]:
+        out.print(f"download: {decimal(told['download'])}")
+    elif told["download"] is None:
+        out.print(f"download: unknown; {told['hub']}", soft_wrap=True)
+    out.print(f"disk: {decimal(told['disk'])} here" if told["disk"] else "disk: nothing here yet")
+    seconds = told["seconds"]
+    here = "unknown until a clip like it was made here" if seconds is None else f"about {clock(seconds)}"
+    on_h100 = "" if told["seconds_on_h100"] is None else f"; on an H100 about {clock(told['seconds_on_h100'])}"
+    out.print(f"time: {here}{on_h100}")
+    if told.get("problem"):
+        out.print(f"it does not fit: {told['problem']}", soft_wrap=True)

@@ -1,0 +1,203 @@
+"""``radial generate``: one request, rendered here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from radial.errors import RequestError
+from radial_app.cli.terminal.options import (
+    BlockSize,
+    Codec,
+    Crf,
+    DataDir,
+    Decay,
+    DenseLastSteps,
+    DenseLayers,
+    DenseSteps,
+    Format,
+    Height,
+    Metadata,
+    ModelName,
+    NumFrames,
+    NumInferenceSteps,
+    Overwrite,
+    PrecisionChoice,
+    Width,
+)
+from radial_app.cli.terminal.torchrun import is_follower
+
+if TYPE_CHECKING:
+    from radial.request import GenerationRequest
+    from radial_app.jobs.job import Output
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the clip shows.", metavar="PROMPT")],
+    negative_prompt: Annotated[str | None, typer.Option(help="What the clip should not show.")] = None,
+    model: ModelName = "tiny",
+    height: Height = None,
+    width: Width = None,
+    num_frames: NumFrames = None,
+    fps: Annotated[int | None, typer.Option(help="Frames a second of the file.")] = None,
+    num_inference_steps: NumInferenceSteps = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompt.")] = None,
+    guidance_scale_2: Annotated[float | None, typer.Option(help="The same for the second transformer.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings that go together, such as 4-step.")] = None,
+    sampler: Annotated[Literal["model", "euler", "unipc"], typer.Option(help="Another sampler.")] = "model",
+    flow_shift: Annotated[float | None, typer.Option(help="Another shift of the noise schedule.")] = None,
+    image: Annotated[str | None, typer.Option(help="Image the clip starts from.", metavar="FILE")] = None,
+    last_image: Annotated[str | None, typer.Option(help="Image it ends on.", metavar="FILE")] = None,
+    extend: Annotated[str | None, typer.Option(help="Clip to go on from its last frame.", metavar="FILE")] = None,
+    image_fit: Annotated[
+        Literal["crop", "pad", "stretch"], typer.Option(help="How images of another shape are fitted.")
+    ] = "crop",
+    snap: Annotated[bool, typer.Option("--snap", help="Take the nearest size that the model can make.")] = False,
+    riflex: Annotated[
+        bool | None, typer.Option(help="Slow one temporal frequency, against repetition in longer clips.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same clip; -1 draws one and records it.")] = -1,
+    num_videos: Annotated[int, typer.Option(help="How many clips, their seeds counting up.")] = 1,
+    attention: Annotated[
+        Literal["radial", "dense"] | None, typer.Option(help="Which self-attention to use; radial by default.")
+    ] = None,
+    decay: Decay = None,
+    dense_layers: DenseLayers = None,
+    dense_steps: DenseSteps = None,
+    dense_last_steps: DenseLastSteps = None,
+    block_size: BlockSize = None,
+    lora: Annotated[list[str] | None, typer.Option(help="Adapter, repeatable.", metavar="FILE[:WEIGHT]")] = None,
+    long_adapter: Annotated[
+        bool, typer.Option(help="Beyond the native length, use the model's own adapter for that, where there is one.")
+    ] = True,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    precision: PrecisionChoice = "full",
+    memory: Annotated[
+        Literal["auto", "full", "balanced", "low", "lowest"],
+        typer.Option(help="How much of the model lies on the GPU at a time; auto takes the most that fits."),
+    ] = "auto",
+    output: Annotated[
+        Path | None, typer.Option(help="File to write, .mp4, .webm or .gif; by default one under outputs/.")
+    ] = None,
+    overwrite: Overwrite = False,
+    video_format: Format = None,
+    codec: Codec = None,
+    crf: Crf = None,
+    metadata: Metadata = True,
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Only put it into the queue, for `radial work` or `radial serve` to render.")
+    ] = False,
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a video instead of text.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the path.")] = False,
+) -> None:
+    """Generate a video from a prompt."""
+    from radial.models.table import find_preset
+    from radial.request import make_request, parse_lora
+    from radial_app.cli.terminal.run_here import render_here
+    from radial_app.jobs.job import Job, anchored
+    from radial_app.jobs.store import JobStore
+    from radial_app.worker.ranks import follow, leading
+
+    if is_follower():
+        if not queue:
+            follow(device)
+        return
+    if quiet or as_json:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+    chosen = {
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "guidance_scale_2": guidance_scale_2,
+        "sampler": None if sampler == "model" else sampler,
+        "flow_shift": flow_shift,
+    }
+    written = dict(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        model=model,
+        height=height,
+        width=width,
+        num_frames=num_frames,
+        fps=fps,
+        # What is given by name goes before the preset.
+        **(find_preset(preset) | {name: value for name, value in chosen.items() if value is not None}),
+        image=image,
+        last_image=last_image,
+        extend=extend,
+        image_fit=image_fit,
+        snap=snap,
+        riflex=riflex,
+        seed=seed,
+        num_videos=num_videos,
+        attention=attention,
+        decay=decay,
+        dense_layers=dense_layers,
+        dense_steps=dense_steps,
+        dense_last_steps=dense_last_steps,
+        block_size=block_size,
+        loras=[parse_lora(text) for text in lora or []],
+        long_adapter=long_adapter,
+        device=device,
+        dtype=dtype,
+        precision=precision,
+        memory=memory,
+    )
+    try:
+        request = anchored(make_request(**written)).resolve()
+        place = _output(output, video_format, codec, crf, metadata, overwrite, request)
+    except RequestError as error:
+        raise RequestError(_beside_flags(str(error), [*written, "format", "codec", "crf"])) from error
+    job = Job(id="", request=request, output=place)
+    with JobStore(data_dir) as store:
+        if queue:
+            (job,) = store.add([job])
+            print(job.id)
+            return
+        with leading(device) as crew:
+            render_here(store, job, crew=crew, quiet=quiet, as_json=as_json)
+
+
+def _beside_flags(message: str, names: list[str]) -> str:
+    """A complaint about fields as one about options."""
+    parts = message.split("; ")
+    for index, part in enumerate(parts):
+        name, space, rest = part.partition(" ")
+        if name in names and name != "prompt":
+            parts[index] = f"--{name.replace('_', '-')}{space}{rest}"
+    return "; ".join(parts)
+
+
+def _output(
+    path: Path | None, video_format: Any, codec: Any, crf: int | None, metadata: bool, overwrite: bool,
+    request: GenerationRequest,
+) -> Output:  # fmt: skip
+    """Where the videos of one command go, checked before work is spent."""
+    from radial.files import check_output
+    from radial.video.encoding import encoding_for
+    from radial_app.jobs.job import DEFAULT_NAME, Job, make_output
+    from radial_app.jobs.outputs import OUTPUT_FOLDER
+
+    if path is not None and video_format is None:
+        video_format = encoding_for(path).format
+    encoding = {"format": video_format or "mp4", "codec": codec, "crf": crf, "metadata": metadata}
+    if path is None:
+        output = make_output(
+            folder=str(OUTPUT_FOLDER.absolute()), name=DEFAULT_NAME, encoding=encoding, overwrite=overwrite
+        )
+    else:
+        stem = path.name if video_format == "png" else path.stem
+        name = stem.replace("{", "{{").replace("}", "}}") + ("" if request.num_videos == 1 else "-{video}")
+        output = make_output(folder=str(path.parent.absolute()), name=name, encoding=encoding, overwrite=overwrite)
+        if output.encoding.suffix and path.suffix.lower() != output.encoding.suffix:
+            raise RequestError(f"output must end in {output.encoding.suffix}, not {path.name!r}")
+    for index in range(request.num_videos):
+        example = Job(id="", request=request, output=output)
+        wanted = output.path(example.name_values(request.singles()[index], index))
+        check_output(wanted, output.encoding.suffix, overwrite=overwrite or path is None)
+    return output

@@ -1,0 +1,111 @@
+"""``radial inspect`` and ``radial models``: what a clip's attention computes, and which models have a name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from radial_app.cli.terminal.options import (
+    BlockSize,
+    Decay,
+    DenseLastSteps,
+    DenseLayers,
+    DenseSteps,
+    Height,
+    ModelName,
+    NumFrames,
+    NumInferenceSteps,
+    Overwrite,
+    Width,
+)
+
+if TYPE_CHECKING:
+    from radial.plans.plan import BlockPlan
+
+
+def inspect(
+    model: ModelName = "tiny",
+    height: Height = None,
+    width: Width = None,
+    num_frames: NumFrames = None,
+    num_inference_steps: NumInferenceSteps = None,
+    decay: Decay = None,
+    dense_layers: DenseLayers = None,
+    dense_steps: DenseSteps = None,
+    dense_last_steps: DenseLastSteps = None,
+    block_size: BlockSize = None,
+    output: Annotated[Path | None, typer.Option(help="PNG to write; by default one under outputs/.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw which blocks of attention a clip computes, and what that should save."""
+    from radial.files import check_output
+    from radial.models.find import find_model
+    from radial.plans.drawing import draw_plan, write_png
+    from radial.plans.plan import BlockPlan
+    from radial.plans.sketch import PlanSketch
+    from radial.request import make_request
+    from radial_app.jobs.job import slug
+    from radial_app.jobs.outputs import OUTPUT_FOLDER, free_name
+
+    request = make_request(
+        prompt="inspect",
+        model=model,
+        height=height,
+        width=width,
+        num_frames=num_frames,
+        num_inference_steps=num_inference_steps,
+        decay=decay,
+        dense_layers=dense_layers,
+        dense_steps=dense_steps,
+        dense_last_steps=dense_last_steps,
+        block_size=block_size,
+        seed=0,
+    ).resolve()
+    spec = find_model(model)
+    clip = f"{spec.name}, {request.clip_width}x{request.clip_height}, {request.clip_frames} frames"
+    path = free_name(OUTPUT_FOLDER / f"plan-{slug(clip)}.png") if output is None else output
+    check_output(path, ".png", overwrite=overwrite)
+    pattern, schedule, size = request.radial_settings(spec)
+    plan = BlockPlan.build(request.grid(spec), pattern, size)
+    write_png(draw_plan(PlanSketch.of(plan.grid, pattern, size), clip), path, overwrite=overwrite)
+
+    dense = schedule.dense_share(spec.layers, request.num_inference_steps or 1)
+    share = dense + (1 - dense) * plan.density
+    grid = plan.grid
+    table = Table(show_header=False, box=None)
+    table.add_row("tokens", f"{grid.tokens:,} = {grid.frames} frames x {grid.height} x {grid.width}")
+    table.add_row("blocks", f"{plan.kept_blocks:,} of {plan.rows**2:,} ({size} tokens a block)")
+    table.add_row("density", f"{plan.density:.1%} of a sparse layer's attention is computed")
+    table.add_row("kept FLOPs", f"{share:.1%} of all attention, dense layers and steps included")
+    table.add_row("kernel speed-up", _expected_speed_up(plan))
+    table.add_row("drawn in", str(path))
+    Console().print(table)
+
+
+def _expected_speed_up(plan: BlockPlan) -> str:
+    """What the kernel should gain on an H100, where it was measured: benchmarks/ holds the report."""
+    rate, least_tokens = 1.05, 32_768
+    if plan.block_size != 128 or plan.grid.tokens < least_tokens:
+        return f"not measured below {least_tokens:,} tokens or for blocks other than 128"
+    return f"about {rate / plan.density:.1f}x over dense cuDNN on an H100 (at {rate:g} of its rate on kept blocks)"
+
+
+def models() -> None:
+    """List the models that have a name."""
+    from radial.models.table import MODELS
+
+    table = Table()
+    table.add_column("name", no_wrap=True)
+    for column in ("what", "size", "frames", "starts from"):
+        table.add_column(column)
+    table.add_column("source", overflow="fold")
+    for spec in MODELS.values():
+        table.add_row(
+            spec.name, spec.summary, f"{spec.width}x{spec.height}", str(spec.num_frames),
+            " or ".join(spec.starts_from) or "Python only", spec.source,
+        )  # fmt: skip
+    Console().print(table)

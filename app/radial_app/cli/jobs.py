@@ -1,0 +1,296 @@
+"""``radial jobs``: the queue from the command line; ``radial work``: whoever renders it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from radial.errors import RequestError
+from radial_app.cli.terminal.options import DataDir, SnapshotSeconds
+from radial_app.cli.terminal.text import json_text, printable
+from radial_app.cli.terminal.torchrun import is_follower
+from radial_app.jobs.job import FINISHED, Job, State
+from radial_app.jobs.store import JobStore
+
+app = typer.Typer(name="jobs", help="See and change the queue of jobs.", no_args_is_help=True)
+
+Ids = Annotated[list[str], typer.Argument(help="Ids, or their beginnings; `all` for all.", metavar="ID...")]
+Id = Annotated[str, typer.Argument(help="An id, or its beginning.", metavar="ID")]
+_COLOURS = {"running": "cyan", "queued": "white", "paused": "yellow", "done": "green", "failed": "red"}
+
+
+@app.callback()
+def _choose_folder(
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the queue; else RADIAL_DATA_DIR, or the platform's.")
+    ] = None,
+) -> None:
+    if data_dir is not None:
+        os.environ["RADIAL_DATA_DIR"] = str(data_dir)
+
+
+@app.command("list")
+def list_jobs(
+    state: Annotated[
+        Literal["queued", "running", "paused", "done", "failed", "cancelled"] | None, typer.Option(help="Only these.")
+    ] = None,
+    batch: Annotated[str | None, typer.Option(help="Only those of one batch.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """List jobs: running, waiting, then finished ones, the latest first."""
+    with JobStore() as store:
+        store.recover()
+        jobs = store.find([state] if state else (), batch, limit)
+        counts = store.counts()
+    if as_json:
+        for job in jobs:
+            print(json_text(as_dict(job)))
+        return
+    table = Table(box=None)
+    for column in ("id", "state", "at", "left"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("clip", overflow="fold", ratio=1)
+    for job in jobs:
+        request = job.request
+        clip = (
+            f"{plain(request.prompt[:100])} ({request.model}, {request.width}x{request.height}, {request.num_frames})"
+        )
+        error = f"\n[red]{escape(plain(job.error))}[/]" if job.error else ""
+        colour = _COLOURS.get(job.state, "white")
+        table.add_row(job.id, f"[{colour}]{job.state}[/]", where(job), clock(job.eta), f"{escape(clip)}{error}")
+    console = Console()
+    console.print(table)
+    console.print(", ".join(f"{count} {name}" for name, count in counts.items()) or "no jobs")
+
+
+@app.command()
+def show(job: Id) -> None:
+    """Show a job's request, results and log, as JSON."""
+    with JobStore() as store:
+        found = store.get(job)
+        events, receipts = store.events(found.id), store.receipts(found.id)
+    log = [
+        f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(when))} {kind}: {text}" for _, when, kind, text in events
+    ]
+    print(json_text(as_dict(found) | {"receipts": receipts, "log": log}, indent=2))
+
+
+@app.command()
+def pause(jobs: Ids) -> None:
+    """Hold jobs; running ones stop after their step and keep what they have."""
+    _change("paused", jobs, ("queued", "running"), lambda store, ids: store.pause(ids))
+
+
+@app.command()
+def resume(jobs: Ids) -> None:
+    """Put paused jobs back into the queue."""
+    _change("resumed", jobs, ("paused",), lambda store, ids: store.resume(ids))
+
+
+@app.command()
+def cancel(
+    jobs: Ids, keep: Annotated[bool, typer.Option("--keep/--discard", help="Decode what running jobs have.")] = False
+) -> None:
+    """Give jobs up."""
+    _change("cancelled", jobs, ("queued", "running", "paused"), lambda store, ids: store.cancel(ids, keep=keep))
+
+
+@app.command()
+def retry(jobs: Ids) -> None:
+    """Try failed or cancelled jobs again, from their last snapshot where there is one."""
+    _change("queued", jobs, ("failed",), lambda store, ids: store.retry(ids))
+
+
+@app.command()
+def duplicate(jobs: Ids, change: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE.")] = None) -> None:
+    """Queue jobs again, with other values where you say so."""
+    with JobStore() as store:
+        for copy in store.duplicate(_ids(store, jobs, ()), **changes_of(change)):
+            print(copy.id)
+
+
+@app.command()
+def edit(job: Id, change: Annotated[list[str], typer.Argument(help="KEY=VALUE.", metavar="KEY=VALUE...")]) -> None:
+    """Change the request of a job that waits."""
+    with JobStore() as store:
+        print(store.edit(store.get(job).id, **changes_of(change)).id)
+
+
+@app.command()
+def move(job: Id, place: Annotated[int, typer.Argument(help="Place in the queue, from 1.", min=1)]) -> None:
+    """Move a waiting job to a place of the queue."""
+    with JobStore() as store:
+        store.move(store.get(job).id, place)
+
+
+@app.command()
+def priority(jobs: Ids, value: Annotated[int, typer.Option(help="Higher goes first.")] = 1) -> None:
+    """Set the priority of jobs."""
+    with JobStore() as store:
+        store.prioritise(_ids(store, jobs, ("queued", "paused")), value)
+
+
+@app.command()
+def remove(jobs: Ids) -> None:
+    """Forget jobs that do not run; their videos stay."""
+    _change("removed", jobs, FINISHED, lambda store, ids: store.remove(ids))
+
+
+@app.command()
+def run(job: Id) -> None:
+    """Render one job here: one that waits, is paused, or failed."""
+    from radial_app.cli.terminal.run_here import render_here
+    from radial_app.worker.ranks import follow, leading
+
+    with JobStore() as store:
+        if is_follower():
+            follow(store.get(job).request.device)
+            return
+        store.recover()
+        found = store.get(job)
+        store.resume([found.id])
+        store.retry([found.id])
+        with leading(found.request.device) as crew:
+            render_here(store, store.get(found.id), crew=crew)
+
+
+def work(
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when no job waits.")] = False,
+    snapshot_seconds: SnapshotSeconds = 30.0,
+    unload_seconds: Annotated[float, typer.Option(min=0, help="Without a job until the model is unloaded.")] = 300.0,
+    batch: Annotated[str | None, typer.Option(help="Only the jobs of one batch.")] = None,
+    slot: Annotated[str | None, typer.Option(hidden=True)] = None,
+    owner: Annotated[str, typer.Option(hidden=True)] = "hand",
+    data_dir: DataDir = None,
+) -> None:
+    """Render the jobs that wait, one after the other. Start one for each device."""
+    from radial.loading.load import choose_device
+    from radial_app.worker.attempt import Pace
+    from radial_app.worker.ranks import follow, leading
+    from radial_app.worker.worker import Worker, WorkerSettings, log_to
+
+    if is_follower():
+        follow(device, through_signals=True)
+        return
+    choose_device(device)
+    settings = WorkerSettings(
+        device=device, until_idle=until_idle, pace=Pace(snapshot_seconds), unload_seconds=unload_seconds,
+        batch=batch,
+    )  # fmt: skip
+    with (
+        JobStore(data_dir) as store, store.locks.slot(slot or f"by-hand-{os.getpid()}") as free, ExitStack() as stack,
+    ):  # fmt: skip
+        if not free:  # another worker took the place meanwhile
+            return
+        if slot is not None:
+            store.locks.sign(slot, owner)
+        crew = stack.enter_context(leading(device))
+        if crew is not None:
+            settings = replace(settings, device=crew.device)
+        worker = Worker(store, settings, crew)
+        log_to(store.folder / "logs" / f"worker-{device.replace(':', '-')}.jsonl")
+        logging.getLogger("radial").addHandler(logging.StreamHandler())
+
+        interrupted = False
+
+        def stop(number: int, _: object) -> None:
+            nonlocal interrupted
+            interrupted = interrupted or number == signal.SIGINT
+            worker.stop.set()
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # the second one does not wait for the step
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        worker.run()
+        if worker.broken:
+            raise typer.Exit(1)
+    if interrupted:
+        raise typer.Exit(130)
+
+
+def as_dict(job: Job) -> dict[str, Any]:
+    """A job for readers of JSON."""
+    from dataclasses import asdict
+
+    fields = asdict(job) | {"request": job.request.model_dump(mode="json"), "output": job.output.model_dump()}
+    return fields | {"files": [file.path for file in job.files if file.done]}
+
+
+def where(job: Job) -> str:
+    """How far it is."""
+    if job.state == "running":
+        video = f", video {job.video + 1}" if job.request.num_videos > 1 else ""
+        return f"{job.stage} {job.step}/{job.steps}{video}" if job.step else f"{job.stage}{video}"
+    return ""
+
+
+def plain(text: str) -> str:
+    """Text of users for a terminal, on one line."""
+    return printable(text).replace("\n", " ")
+
+
+def clock(seconds: float | None) -> str:
+    """A duration as people say it."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _ids(store: JobStore, given: list[str], states: tuple[State, ...]) -> list[str]:
+    if given == ["all"]:
+        return [job.id for job in store.find(states)]
+    return [store.get(id_).id for id_ in given]
+
+
+def changes_of(given: list[str] | None) -> dict[str, Any]:
+    """Values from KEY=VALUE.
+
+    Raises:
+        RequestError: a text has no equals sign.
+    """
+    changes: dict[str, Any] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise RequestError(f"changes are KEY=VALUE, not {text!r}")
+        try:
+            changes[name.strip().replace("-", "_")] = json.loads(value)
+        except ValueError:
+            changes[name.strip().replace("-", "_")] = value
+    return changes
+
+
+def _change(
+    what: str, given: list[str], states: tuple[State, ...], act: Callable[[JobStore, list[str]], list[str]]
+) -> None:
+    """Do something to jobs and say which it was done to, and of the others how they stand."""
+    console = Console(stderr=True)
+    with JobStore() as store:
+        store.recover()
+        asked = _ids(store, given, states)
+        changed = act(store, asked)
+        others = {id_: state for id_, state in store.states(asked).items() if id_ not in changed}
+    for id_ in changed:
+        print(id_)
+    for id_, state in others.items():
+        console.print(f"{id_} is {state}: not {what}", highlight=False)
+    console.print(f"{len(changed)} {what}", highlight=False)
+    if others:
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""What commands share: options, progress, and text that cannot steer a terminal."""

@@ -1,0 +1,101 @@
+"""A job rendered in this process, with its progress in the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+from radial.errors import GenerationError, Lost, OutputError
+from radial_app.cli.terminal.progress import Progress
+from radial_app.cli.terminal.text import json_text, printable
+from radial_app.jobs.job import Job, ResultFile
+from radial_app.jobs.store import JobStore
+from radial_app.worker.ranks import last_words
+from radial_app.worker.worker import Worker, WorkerSettings, log_to
+
+if TYPE_CHECKING:
+    from radial.generation.ranks import Crew
+
+
+def render_here(
+    store: JobStore, job: Job, *, crew: Crew | None = None, quiet: bool = False, as_json: bool = False
+) -> Job:
+    """Render a job here, with the crew that this process leads, and print the paths of its videos, or a JSON object
+    each.
+
+    Raises:
+        RadialError: it failed.
+        typer.Exit: somebody paused or cancelled it.
+        KeyboardInterrupt: the user stopped it; it is paused.
+    """
+    stderr = Console(stderr=True)
+    if not logging.getLogger("radial").handlers:
+        log_to(store.folder / "logs" / "generate.jsonl")
+    started = time.monotonic()
+    with Progress(stderr, hidden=quiet or as_json) as progress:
+
+        def on_event(_job: Job, event: Any) -> None:
+            if not isinstance(event, tuple):
+                progress.on_event(event)
+                return
+            file, video = event
+            progress.end()
+            _print_result(file, video, time.monotonic() - started, stderr, quiet=quiet, as_json=as_json)
+
+        progress.begin("load")
+        worker = Worker(store, WorkerSettings(device=crew.device if crew else "auto"), crew)
+        worker.listen(on_event)
+
+        def say_what_is_kept() -> None:
+            stderr.show_cursor()
+            stderr.print("[bold red]error:[/] the processes of this clip were ended, as when one of them dies; "
+                         f"{_goes_on(store, worker.job)}", soft_wrap=True)  # fmt: skip
+
+        try:
+            with last_words(say_what_is_kept) if crew else contextlib.nullcontext():
+                job = worker.run_here(job)
+        except KeyboardInterrupt:
+            if not quiet:
+                stderr.print(_goes_on(store, worker.job), highlight=False)
+            raise
+    if worker.error is None:
+        if job.state != "done":
+            stderr.print(printable(f"job {job.id} is {job.state}{f': {job.error}' if job.error else ''}"), markup=False)
+            raise typer.Exit(1)
+        return job
+    kept = store.snapshot_path(job.id).exists()
+    if isinstance(worker.error, Lost) or (kept and isinstance(worker.error, (GenerationError, OutputError))):
+        raise type(worker.error)(f"{worker.error}; {_goes_on(store, job.id)}") from worker.error
+    raise worker.error
+
+
+def _goes_on(store: JobStore, job: str) -> str:
+    kept = store.snapshot_path(job).exists()
+    return f"`radial jobs run {job}` {'goes on from the last step kept' if kept else 'begins it anew'}"
+
+
+def _print_result(file: ResultFile, video: Any, seconds: float, stderr: Console, *, quiet: bool, as_json: bool) -> None:
+    path = _as_given(file.path)
+    if as_json:
+        result = {"path": path, "seconds": round(seconds, 2), "receipt": video.receipt}
+        print(json_text(result), flush=True)
+        return
+    if not quiet:
+        share = video.receipt["attention"]["computed_share"]
+        stderr.print(f"[bold green]done[/] in {seconds:.1f} s, {share:.0%} of attention computed", highlight=False)
+    print(path, flush=True)
+
+
+def _as_given(path: str) -> str:
+    """The path from here, where it lies below."""
+    from pathlib import Path
+
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path

@@ -1,0 +1,94 @@
+"""What a request will take, before anything is loaded: from the checkpoint's files, and from what was made here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from radial.errors import RadialError, RequestError
+from radial.models.checkpoint import checkpoint_folder, spec_in
+from radial.models.find import find_model
+from radial.models.hub import cached_folder, is_whole
+from radial.request import GenerationRequest
+from radial_app.jobs.store import JobStore
+
+if TYPE_CHECKING:
+    from radial.loading.memory import Needs
+    from radial.models.spec import ModelSpec
+    from radial.models.weights import Weights
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds a video and what of memory, where they can be told.
+
+    Attributes:
+        seconds: by clips that were made here.
+        seconds_on_h100: by the rates that were measured on one.
+        density: the share of attention computed.
+    """
+
+    seconds: float | None
+    seconds_on_h100: float | None
+    needs: Needs | None
+    density: float | None
+
+
+def estimate(
+    request: GenerationRequest, store: JobStore, *, gpu: bool = False, files: Sequence[str] | None = None
+) -> Estimate:
+    """What one video of a resolved request will take, on a GPU or on the CPU.
+
+    Seconds are the median of clips of the same model, size, steps and attention that were made here.
+
+    Args:
+        files: of the model on the hub; their headers are looked at where they are not here. Without them, memory is
+            not known before the model is here.
+    """
+    import torch
+
+    from radial.loading.load import choose_dtype
+    from radial.loading.memory import needs_of
+    from radial_app.jobs.rates import seconds_on_h100
+
+    needs, on_h100, density = None, None, _density(request)
+    with contextlib.suppress(RadialError):
+        spec, weights = find_weights(request, files)
+        if weights is not None:
+            dtype = choose_dtype(request.dtype, torch.device("cuda" if gpu else "cpu"))
+            needs = needs_of(request, spec, weights, dtype)
+            if density is not None:
+                on_h100 = seconds_on_h100(request, spec, weights, density)
+    return Estimate(store.seconds_of(request), on_h100, needs, density)
+
+
+def find_weights(request: GenerationRequest, files: Sequence[str] | None = None) -> tuple[ModelSpec, Weights | None]:
+    """The spec of a resolved request's model by its files, and its weights; None where they are not here and ``files``
+    does not name them.
+
+    Raises:
+        RequestError: there is no such model.
+        ModelError: they cannot be read.
+    """
+    from radial.models.weights import weights_in, weights_on_hub
+
+    spec = find_model(request.model)
+    folder = checkpoint_folder(spec) or cached_folder(spec.source)
+    if folder is not None and is_whole(folder, spec.own_components):
+        return spec_in(folder, spec), weights_in(folder, spec.transformer_path)
+    return spec, None if files is None else weights_on_hub(spec.source, files, spec.transformer_path)
+
+
+def _density(request: GenerationRequest) -> float | None:
+    from radial.plans.sketch import PlanSketch
+
+    if request.attention == "dense":
+        return 1.0
+    spec = find_model(request.model)
+    pattern, schedule, block_size = request.radial_settings(spec)
+    with contextlib.suppress(RequestError):  # a plan of too many blocks
+        dense = schedule.dense_share(spec.layers, request.num_inference_steps or 1)
+        return dense + (1 - dense) * PlanSketch.of(request.grid(spec), pattern, block_size).density
+    return None

@@ -1,0 +1,252 @@
+"""A job: one request, where its results go, and how far it has come."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import string
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from radial.errors import RadialError, RequestError
+from radial.models.find import SINGLE_FILES, find_model
+from radial.models.table import MODELS
+from radial.request import GenerationRequest, explain, make_request
+from radial.video.encoding import Encoding
+
+State = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
+Control = Literal["", "pause", "finish", "cancel"]
+UNFINISHED: tuple[State, ...] = ("running", "queued", "paused")
+FINISHED: tuple[State, ...] = ("done", "failed", "cancelled")
+
+DEFAULT_NAME = "{slug}-{seed}"
+_FIELDS = ("index", "slug", "seed", "model", "date", "time", "width", "height", "num_frames", "video", "job", "batch")
+_LONGEST_NAME = 200  # bytes; what is added while a file is written must fit into 255
+_SPEC = re.compile(r"0?\d?\d?")
+
+
+class Output(BaseModel):
+    """Where the videos of a job go.
+
+    Attributes:
+        folder: of the results.
+        name: template of their names below it, without a suffix; names that are taken get a number.
+        encoding: what kind of file.
+        overwrite: whether the name's former file is replaced.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_max_length=1000)
+
+    folder: str = "outputs"
+    name: str = DEFAULT_NAME
+    encoding: Encoding = Field(default_factory=Encoding)
+    overwrite: bool = False
+
+    @field_validator("name")
+    @classmethod
+    def _template_is_known(cls, name: str) -> str:
+        try:
+            parts = list(string.Formatter().parse(name))
+        except ValueError as error:
+            raise ValueError(f"{name!r} is no template: {error}") from error
+        for _, field_name, spec, conversion in parts:
+            if field_name is not None and (field_name not in _FIELDS or conversion):
+                raise ValueError(f"the template {name!r} has {{{field_name}}}; known are {', '.join(_FIELDS)}")
+            if spec and not _SPEC.fullmatch(spec):
+                raise ValueError(f"the template {name!r} has the format {spec!r}; widths such as 03 are known")
+        if name.startswith("/") or ".." in Path(name).parts or not name.strip():
+            raise ValueError(f"the template {name!r} must stay inside the output folder")
+        if not name.isprintable():
+            raise ValueError(f"the template {name!r} has characters that no file name should have")
+        return name
+
+    def path(self, values: dict[str, Any]) -> Path:
+        """The path of one video, from what its template names.
+
+        Raises:
+            RequestError: its number format does not fit a field.
+        """
+        parts = [_as_name(str(value)) if isinstance(value, str) else value for value in values.values()]
+        try:
+            name = self.name.format(**dict(zip(values, parts, strict=True)))
+        except (ValueError, KeyError) as error:
+            raise RequestError(f"the template {self.name!r} cannot be filled: {error}") from error
+        for part in Path(name).parts:
+            if len(part.encode()) > _LONGEST_NAME:
+                raise RequestError(
+                    f"the template {self.name[:40]!r}... gives the name {part[:40]!r}... of {len(part.encode())} "
+                    f"bytes; {_LONGEST_NAME} are the most"
+                )
+        return Path(self.folder) / f"{name}{self.encoding.suffix}"
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """A video of a job: ``done`` once it has its name. Before that the digest tells whether a file of that name is
+    this one. ``partial`` where its user ended it early."""
+
+    path: str
+    digest: str
+    seed: int
+    seconds: float = 0.0
+    done: bool = False
+    partial: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One row of the store, as it was when read.
+
+    Attributes:
+        request: resolved, so that its seed is drawn and its limits are checked.
+        position: order among jobs of the same priority.
+        index: number within its batch, from 1.
+        batch, source: which call it came from, and which line of which file.
+        digest: of the request as it was written; tells what is done when a file is rendered again.
+        attempts: times it was begun since it last got further.
+        deferred_until: it waits until then, by the wall clock; for disk space, say.
+        owner: the account it belongs to, where there are accounts.
+        problem: why this version cannot read it; the request is then one that only stands for it.
+    """
+
+    id: str
+    request: GenerationRequest
+    output: Output = field(default_factory=Output)
+    state: State = "queued"
+    control: Control = ""
+    priority: int = 0
+    position: float = 0.0
+    index: int = 1
+    batch: str = ""
+    source: str = ""
+    digest: str = ""
+    attempts: int = 0
+    worker: str = ""
+    stage: str = ""
+    step: int = 0
+    steps: int = 0
+    video: int = 0
+    eta: float | None = None
+    error: str = ""
+    files: tuple[ResultFile, ...] = ()
+    created: float = 0.0
+    started: float | None = None
+    finished: float | None = None
+    deferred_until: float = 0.0
+    owner: str = ""
+    favourite: bool = False
+    problem: str = ""
+
+    @property
+    def group(self) -> str:
+        """What must be loaded for it; jobs of one group after the other save loading."""
+        loras = [[lora.path, lora.weight] for lora in self.request.loras]
+        of_image = self.request.starts_from_image
+        request = self.request
+        how = [request.device, request.dtype, of_image, request.memory, request.precision]
+        return json.dumps([request.model, loras, *how])
+
+    def name_values(self, request: GenerationRequest, video: int) -> dict[str, Any]:
+        """What templates of names can tell of one of its videos."""
+        now = time.localtime()
+        return {
+            "index": self.index, "slug": slug(request.prompt), "seed": request.seed, "model": request.model,
+            "date": time.strftime("%Y-%m-%d", now), "time": time.strftime("%H%M%S", now), "width": request.width,
+            "height": request.height, "num_frames": request.num_frames, "video": video + 1, "job": self.id,
+            "batch": self.batch,
+        }  # fmt: skip
+
+
+def make_output(**fields: Any) -> Output:
+    """An output from loose values.
+
+    Raises:
+        RequestError: one line that names each field, the value and the rule.
+    """
+    try:
+        return Output(**fields)
+    except ValidationError as error:
+        raise RequestError(
+            "; ".join(explain(p).removeprefix("encoding.").removeprefix("encoding ") for p in error.errors())
+        ) from error
+
+
+def anchored(request: GenerationRequest, base: Path | None = None) -> GenerationRequest:
+    """A request whose files are found from wherever it is rendered: relative to ``base``, or to the current folder."""
+    base = base or Path.cwd()
+    changes: dict[str, Any] = {
+        name: str(base / Path(given).expanduser())
+        for name in ("image", "last_image", "extend")
+        if (given := getattr(request, name)) is not None
+    }
+    model = base / Path(request.model).expanduser()
+    if request.model not in MODELS and (model.is_dir() or (model.suffix in SINGLE_FILES and model.is_file())):
+        changes["model"] = str(model)
+    changes["loras"] = [
+        {"path": lora.path if lora.path.startswith("bundled:") else str(base / Path(lora.path).expanduser()),
+         "weight": lora.weight}
+        for lora in request.loras
+    ]  # fmt: skip
+    return request.with_values(**changes)
+
+
+_WHATEVER_THE_MODEL = (
+    "prompt", "negative_prompt", "image", "last_image", "extend", "image_fit", "seed", "num_videos", "device", "dtype",
+    "memory", "precision",
+)  # fmt: skip
+
+
+def changed_request(request: GenerationRequest, changes: dict[str, Any]) -> GenerationRequest:
+    """A request with other values; what followed from the old ones by default follows from the new.
+
+    Raises:
+        RequestError: a value breaks a rule.
+    """
+    fields = json.loads(request.model_dump_json())
+    try:
+        spec = find_model(request.model)
+    except RadialError as error:  # it was deleted or moved
+        if "model" not in changes:
+            raise RequestError(
+                f"{Path(request.model).name} cannot be used any more ({error}): give another model"
+            ) from error
+        kept = {name: value for name, value in fields.items() if name in _WHATEVER_THE_MODEL}
+        return anchored(make_request(**kept | changes)).resolve()
+    if "model" in changes:
+        for name in ("num_frames", "num_inference_steps"):
+            if fields[name] == getattr(spec, name):
+                del fields[name]
+    own = {"prompt": "x", "model": request.model, "num_frames": request.num_frames,
+           "num_inference_steps": request.num_inference_steps, "loras": fields["loras"], "image": fields["image"],
+           "extend": fields["extend"]}  # fmt: skip
+    for name, value in json.loads(make_request(**own).resolve().model_dump_json()).items():
+        if name not in own and name not in ("seed", "device", "dtype", "memory") and fields.get(name) == value:
+            del fields[name]
+    if fields.get("loras") == [{"path": spec.long_adapter, "weight": 1.0}]:
+        del fields["loras"]
+    return anchored(make_request(**fields | changes)).resolve()
+
+
+def digest_of(request: GenerationRequest, output: Output, count: int = 0) -> str:
+    """Tells a request that was written before: the ``count``-th of its kind in one file."""
+    where = f"{output.encoding.model_dump_json()} {output.folder}"
+    text = f"{request.model_dump_json(exclude={'device'})} {where} {count}"
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def slug(text: str, length: int = 60) -> str:
+    """A prompt as a file name: ASCII letters, digits and dashes, cut between words."""
+    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    if len(words) > length:
+        words = words[: length + 1].rpartition("-")[0] or words[:length]
+    return words or "video"
+
+
+def _as_name(text: str) -> str:
+    """Text without what would lead to another folder."""
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-.")[:80] or "-"

@@ -1,0 +1,355 @@
+"""Files of jobs: prompts a line, CSV, JSONL, and YAML with defaults and grids.
+
+Every problem is reported with its line, all of them before anything is rendered.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import glob
+import io
+import itertools
+import json
+import os
+import random
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from radial.errors import RadialError, RequestError
+from radial.models.lora_settings import adapter_file, check_adapter_file
+from radial.request import GenerationRequest, explain, parse_lora
+from radial_app.jobs.job import Job, Output, anchored, digest_of
+
+MAX_BYTES = 20_000_000
+MAX_JOBS = 100_000
+KINDS = (".txt", ".csv", ".jsonl", ".yaml", ".yml")
+_OWN = ("lora", "output", "priority")  # what a row may say beside the fields of a request
+_FIELDS = (*GenerationRequest.model_fields, *_OWN)
+_WILDCARD = re.compile(r"__([A-Za-z0-9_-]+?)__")
+_CHOICE = re.compile(r"\{([^{}]*)\}")
+
+
+def check_fields(values: dict[str, Any], whose: str) -> None:
+    """Raise RequestError for a field that jobs have not got."""
+    if unknown := next((name for name in values if name not in (*_FIELDS, "size")), None):
+        near = difflib.get_close_matches(unknown, _FIELDS, 1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(_FIELDS)}"
+        raise RequestError(f"{whose}: unknown field {unknown!r}{hint}")
+
+
+class JobFileError(RequestError):
+    """A job file has errors: ``problems`` are lines such as ``jobs.csv:3: ...``."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        super().__init__(f"{problems[0]}{more}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Values of one job, from a line of a file."""
+
+    line: int
+    values: dict[str, Any]
+
+
+def read_jobs(
+    path: Path, *, output: Output, defaults: dict[str, Any] | None = None, batch: str = "", seed: int | None = None,
+    counts: dict[str, int] | None = None,
+) -> list[Job]:  # fmt: skip
+    """The jobs of a file, resolved and checked.
+
+    Args:
+        path: the file; its suffix tells its kind, and paths in it are relative to its folder.
+        output: where results go, unless a row has an ``output`` of its own.
+        defaults: values of fields that a row leaves open.
+        batch: name of the batch.
+        counts: how often a digest came before, in other files.
+        seed: of random choices among wildcards; by default they are the same every time.
+
+    Raises:
+        JobFileError: with all problems.
+    """
+    text = _read(path)
+    problems: list[str] = []
+    rows, wildcards = _rows(path, text, problems)
+    jobs: list[Job] = []
+    counts = {} if counts is None else counts
+    for row in rows:
+        source = f"{path.name}:{row.line}"
+        try:
+            for values in _expand({**(defaults or {}), **row.values}, path.parent, wildcards, seed or 0):
+                if len(jobs) >= MAX_JOBS:
+                    raise RequestError(f"more than {MAX_JOBS:,} jobs; split the file")
+                job = _make_job(values, path.parent, output, batch, source, len(jobs) + 1)
+                again = counts[job.digest] = counts.get(job.digest, -1) + 1
+                if again:
+                    written = GenerationRequest.model_validate(_request_fields(values))
+                    job = replace(job, digest=digest_of(anchored(written, path.parent), job.output, again))
+                jobs.append(job)
+        except ValidationError as error:
+            problems += [f"{source}: {explain(problem)}" for problem in error.errors()]
+        except RadialError as error:
+            problems.append(f"{source}: {error}")
+        if len(problems) > 100:
+            break
+    if not problems and not jobs:
+        problems.append(f"{path.name}: no jobs in it")
+    if problems:
+        raise JobFileError(sorted(problems, key=_line))
+    return jobs
+
+
+def _line(problem: str) -> int:
+    match = re.match(r"[^:]*:(\d+):", problem)
+    return int(match[1]) if match else 0
+
+
+def _read(path: Path) -> str:
+    if path.suffix.lower() not in KINDS:
+        raise JobFileError([f"{path}: job files end in {', '.join(KINDS)}"])
+    try:
+        # Without waiting: a pipe that nobody writes to would never open.
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise JobFileError([f"{path}: is no file"])
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise JobFileError([f"{path}: larger than {MAX_BYTES // 1_000_000} MB"])
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        raise JobFileError([f"{path}: cannot be read: {error.strerror or error}"]) from error
+    except UnicodeDecodeError as error:
+        raise JobFileError([f"{path}: not UTF-8 text, at byte {error.start}"]) from error
+
+
+def _rows(path: Path, text: str, problems: list[str]) -> tuple[list[Row], dict[str, list[str]]]:
+    kind = path.suffix.lower()
+    if kind == ".txt":
+        lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
+        return [Row(number, {"prompt": line}) for number, line in lines if line and not line.startswith("#")], {}
+    if kind == ".csv":
+        return list(_csv_rows(path, text, problems)), {}
+    if kind == ".jsonl":
+        return list(_json_rows(path, text, problems)), {}
+    return _yaml_rows(path, text, problems)
+
+
+def _csv_rows(path: Path, text: str, problems: list[str]) -> Iterator[Row]:
+    reader = csv.DictReader(io.StringIO(text), strict=True, skipinitialspace=True)
+    try:
+        unknown = [name for name in reader.fieldnames or [] if name not in _FIELDS]
+        if unknown:
+            hint = "columns are separated by commas" if ";" in unknown[0] else f"known are {', '.join(_FIELDS)}"
+            problems.append(f"{path.name}:1: unknown column {unknown[0]!r}; {hint}")
+            return
+        for values in reader:
+            line = reader.line_num
+            if None in values:
+                problems.append(f"{path.name}:{line}: more values than columns")
+                continue
+            filled = {name: value for name, value in values.items() if value not in (None, "")}
+            if "lora" in filled:
+                filled["lora"] = [part.strip() for part in filled["lora"].split(";") if part.strip()]
+            yield Row(line, filled)
+    except csv.Error as error:
+        problems.append(f"{path.name}:{reader.line_num}: {error}")
+
+
+def _json_rows(path: Path, text: str, problems: list[str]) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            problems.append(f"{path.name}:{number}: no JSON: {getattr(error, 'msg', error)}")
+            continue
+        if not isinstance(values, dict):
+            problems.append(f"{path.name}:{number}: an object with fields is expected, not {type(values).__name__}")
+            continue
+        yield Row(number, values)
+
+
+def _yaml_rows(path: Path, text: str, problems: list[str]) -> tuple[list[Row], dict[str, list[str]]]:
+    """``defaults``, ``grid`` and ``wildcards`` for all, and a list of ``jobs``; or the list alone."""
+    try:
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            if isinstance(token, yaml.AliasToken):
+                raise yaml.MarkedYAMLError(problem="aliases are not supported", problem_mark=token.start_mark)
+        content = yaml.safe_load(text)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problems.append(f"{path.name}{line}: no YAML: {getattr(error, 'problem', None) or error}")
+        return [], {}
+    if isinstance(content, list):
+        content, nodes = {"jobs": content}, {}
+        lines = [node.start_mark.line + 1 for node in root.value]
+    elif isinstance(content, dict):
+        nodes = {key.value: value for key, value in root.value}
+        found = nodes.get("jobs")
+        lines = [node.start_mark.line + 1 for node in found.value] if isinstance(found, yaml.SequenceNode) else []
+    else:
+        problems.append(f"{path.name}:1: a list of jobs is expected, or a mapping with jobs")
+        return [], {}
+    known = ("defaults", "grid", "wildcards", "jobs")
+    if unknown := [str(key) for key in content if key not in known]:
+        problems.append(f"{path.name}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
+        return [], {}
+    parts = {name: content.get(name) or {} for name in ("defaults", "grid", "wildcards")}
+    for name, part in parts.items():
+        if not isinstance(part, dict) or not all(isinstance(key, str) for key in part):
+            problems.append(f"{path.name}: {name} must be a mapping")
+            return [], {}
+    for name in ("defaults", "grid"):
+        try:
+            check_fields(parts[name], name)
+        except RequestError as error:
+            problems.append(f"{path.name}:{nodes[name].start_mark.line + 1}: {error}")
+            parts[name] = {}
+    jobs = content.get("jobs")
+    if not isinstance(jobs, list):
+        problems.append(f"{path.name}: jobs must be a list")
+        return [], {}
+    rows = []
+    for line, job in zip(lines, jobs, strict=True):
+        values = {"prompt": job} if isinstance(job, str) else job
+        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+            problems.append(f"{path.name}:{line}: a prompt or a mapping with fields is expected")
+            continue
+        own = values.get("grid") or {}
+        grid = {**parts["grid"], **own} if isinstance(own, dict) else own
+        rows.append(Row(line, {**parts["defaults"], **values, "grid": grid}))
+    wildcards: dict[str, list[str]] = {}
+    for name, given in parts["wildcards"].items():
+        options = given if isinstance(given, list) else [given]
+        wildcards[name] = [str(option) for option in options]
+        if not options or not all(isinstance(option, (str, int, float)) for option in options):
+            problems.append(f"{path.name}: the wildcard {name} must be a list of words")
+    return rows, wildcards
+
+
+def _expand(
+    values: dict[str, Any], folder: Path, wildcards: dict[str, list[str]], seed: int
+) -> Iterator[dict[str, Any]]:
+    """One row's jobs: the product of its grid, of the choices in its prompt, and of the files its image names."""
+    grid = values.pop("grid", None) or {}
+    if not isinstance(grid, dict) or not all(isinstance(name, str) for name in grid):
+        raise RequestError(f"grid must be a mapping of fields to lists, not {grid!r}")
+    check_fields(values | grid, "the job")
+    axes = [(name, options if isinstance(options, list) else [options]) for name, options in grid.items()]
+    images = values.get("image")
+    if isinstance(images, str) and glob.has_magic(images) and not (folder / images).exists():
+        found = sorted(glob.glob(images, root_dir=folder, recursive=True))
+        if not found:
+            raise RequestError(f"no image matches {images!r} in {folder}")
+        axes.append(("image", found))
+    for combination in itertools.product(*(options for _, options in axes)):
+        chosen = values | dict(zip((name for name, _ in axes), combination, strict=True))
+        if "size" in chosen:
+            chosen |= _size(chosen.pop("size"))
+        prompt = chosen.get("prompt")
+        if not isinstance(prompt, str):
+            yield chosen
+            continue
+        for text in _prompts(prompt, wildcards):
+            yield chosen | {"prompt": _fill_wildcards(text, folder, wildcards, seed, str(chosen.get("seed", "")))}
+
+
+def _named(output: Output, name: Any) -> Output:
+    """An output of another name, whose suffix, if it has one, says the format."""
+    fields = output.model_dump() | {"name": name}
+    for suffix in (".mp4", ".webm", ".gif"):
+        if isinstance(name, str) and name.lower().endswith(suffix):
+            fields["name"] = name[: -len(suffix)]
+            if suffix != output.encoding.suffix:
+                fields["encoding"] = {"format": suffix[1:], "metadata": output.encoding.metadata}
+    return Output.model_validate(fields)
+
+
+def _size(size: Any) -> dict[str, int]:
+    """WIDTHxHEIGHT."""
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(size).strip())
+    if not match:
+        raise RequestError(f"size must be WIDTHxHEIGHT, such as 832x480, not {size!r}")
+    return {"width": int(match[1]), "height": int(match[2])}
+
+
+def _prompts(prompt: str, wildcards: dict[str, list[str]]) -> Iterator[str]:
+    """All prompts of a template: ``{a|b}`` and, for a wildcard, ``{name}`` stand for each of their words."""
+    parts: list[list[str]] = []
+    end = 0
+    for match in _CHOICE.finditer(prompt):
+        if "|" in match[1]:
+            options = [option.strip() for option in match[1].split("|")]
+        elif match[1] in wildcards:
+            options = wildcards[match[1]]
+        else:
+            continue
+        parts += [[prompt[end : match.start()]], options]
+        end = match.end()
+    parts.append([prompt[end:]])
+    yield from ("".join(words) for words in itertools.product(*parts))
+
+
+def _fill_wildcards(prompt: str, folder: Path, wildcards: dict[str, list[str]], seed: int, salt: str) -> str:
+    """``__name__`` becomes one of the wildcard's words, or of the lines of ``name.txt`` beside the job file."""
+    dice = random.Random(f"{seed} {salt} {prompt}")
+
+    def pick(match: re.Match[str]) -> str:
+        name = match[1]
+        options = wildcards.get(name)
+        if options is None and (folder / f"{name}.txt").is_file():
+            lines = (folder / f"{name}.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+            options = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        if not options:
+            known = f"; known are {', '.join(wildcards)}" if wildcards else ""
+            raise RequestError(f"no wildcard {name!r}, and no {name}.txt beside the job file{known}")
+        return dice.choice(options)
+
+    return _WILDCARD.sub(pick, prompt)
+
+
+def _request_fields(values: dict[str, Any]) -> dict[str, Any]:
+    fields = {name: value for name, value in values.items() if name not in _OWN}
+    if "lora" in values:
+        given = values["lora"] if isinstance(values["lora"], list) else [values["lora"]]
+        fields["loras"] = [parse_lora(entry) if isinstance(entry, str) else entry for entry in given]
+    return fields
+
+
+def _make_job(values: dict[str, Any], folder: Path, output: Output, batch: str, source: str, index: int) -> Job:
+    if "prompt" not in values:
+        raise RequestError('prompt is missing; say what the clip shows, for example "a red circle rises"')
+    written = anchored(GenerationRequest.model_validate(_request_fields(values)), folder)
+    if "output" in values:
+        output = _named(output, values["output"])
+    priority = values.get("priority", 0)
+    try:
+        priority = int(priority)
+    except (TypeError, ValueError):
+        raise RequestError(f"priority must be a whole number, not {priority!r}") from None
+    for name in ("image", "last_image", "extend"):
+        given = getattr(written, name)
+        if given is not None and not Path(given).is_file():
+            raise RequestError(f"{name}: no such file: {given}")
+    for lora in written.loras:
+        check_adapter_file(adapter_file(lora.path))
+    request = written.resolve()
+    job = Job(
+        id="", request=request, output=output, batch=batch, source=source, index=index, priority=priority,
+        digest=digest_of(written, output),
+    )  # fmt: skip
+    output.path(job.name_values(request, 0))
+    return job

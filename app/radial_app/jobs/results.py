@@ -1,0 +1,142 @@
+"""Videos reach their names exactly once, whatever dies in between.
+
+A finished video is encoded to a hidden file named after its job; its digest and the name it is to have are recorded;
+then the file gets that name; then the record says so. Whoever takes the job up again finds out from the record and the
+files which of these steps were made.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from radial.errors import OutputError
+from radial.files import discard, rename_to_free_name, replace_with, sync
+from radial.video.clip import Video, read_frames, read_receipt
+from radial.video.encoding import Encoding, even_sides, is_playable
+from radial_app.jobs.job import Job, ResultFile
+from radial_app.jobs.outputs import free_name
+from radial_app.jobs.store import JobStore
+
+# Failures that pass by themselves.
+PASSING = {errno.ENOSPC: "disk space", errno.EDQUOT: "disk space", errno.EBUSY: "the database"}
+
+
+def publish_once(
+    store: JobStore, job: Job, index: int, video: Video, seconds: float, *, partial_clip: bool = False
+) -> ResultFile:
+    """Give a job's video its name; ``partial_clip`` where its user ended it early.
+
+    Raises:
+        OutputError: the place cannot be written; nothing is left there.
+    """
+    request = job.request.singles()[index]
+    wanted = job.output.path(job.name_values(request, index))
+    partial = _partial(job, index, wanted)
+    try:
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        discard(partial)
+        video.encode(partial, job.output.encoding)
+        sync(partial)
+        digest = digest_file(partial)
+        file = ResultFile(str(wanted.absolute()), digest, request.seed, round(seconds, 2), partial=partial_clip)
+        store.record_receipt(job.id, index, video.receipt)
+        file = _give_name(store, job, index, file, partial)
+        _write_proxy(video, Path(file.path), job.output.encoding)
+    except Exception as error:
+        discard(partial)
+        if isinstance(error, OutputError) or not isinstance(error, OSError):
+            raise
+        problem = OutputError(f"cannot write {wanted}: {error.strerror or error}")
+        problem.errno = error.errno
+        raise problem from error
+    return file
+
+
+def settle(store: JobStore, job: Job, index: int) -> ResultFile | None:
+    """What an earlier attempt left of a job's video: the file with its name, given now if need be; else None."""
+    if index >= len(job.files):
+        return None
+    file = job.files[index]
+    if file.partial:  # the rest is wanted after all
+        return None
+    if file.done:
+        _write_missing_proxy(job, Path(file.path))
+        return file
+    path, partial = Path(file.path), _partial(job, index, Path(file.path))
+    if path.exists() and digest_file(path) == file.digest:
+        discard(partial)
+        file = replace(file, done=True)
+        store.record_file(job.id, index, file)
+        _write_missing_proxy(job, path)
+        return file
+    if partial.exists() and digest_file(partial) == file.digest:
+        if path.is_file() and path.stat().st_size == 0:  # claimed, where there are no hard links, and not filled
+            path.unlink()
+        file = _give_name(store, job, index, file, partial)
+        _write_missing_proxy(job, Path(file.path))
+        return file
+    return None
+
+
+def _give_name(store: JobStore, job: Job, index: int, file: ResultFile, partial: Path) -> ResultFile:
+    wanted = Path(file.path)
+    while True:
+        path = wanted if job.output.overwrite else free_name(wanted)
+        file = replace(file, path=str(path))
+        store.record_file(job.id, index, file)
+        try:
+            if job.output.overwrite:
+                replace_with(partial, path)
+            else:
+                rename_to_free_name(partial, path)
+            break
+        except FileExistsError:
+            continue
+    discard(partial)
+    file = replace(file, done=True)
+    store.record_file(job.id, index, file)
+    return file
+
+
+def _write_proxy(video: Video, path: Path, encoding: Encoding) -> None:
+    """A copy for browsers of a clip that they cannot play."""
+    height, width = video.frames.shape[1:3]
+    if encoding.format != "mp4" or is_playable(encoding.chosen_codec, height, width):
+        return
+    copy = Video(even_sides(video.frames), video.fps, video.receipt)
+    silent = Encoding(metadata=encoding.metadata, crf=20)
+    copy.write(proxy_path(path), encoding=silent, overwrite=True)
+
+
+def _write_missing_proxy(job: Job, path: Path) -> None:
+    """The browsers' copy of a clip that was named by an attempt which ended before it had made one."""
+    encoding = job.output.encoding
+    if encoding.format != "mp4" or proxy_path(path).exists() or not path.is_file():
+        return
+    height, width = job.request.clip_height, job.request.clip_width
+    if not is_playable(encoding.chosen_codec, height, width):
+        receipt = read_receipt(path) if encoding.metadata else {}
+        _write_proxy(Video(read_frames(path), job.request.fps or 1, receipt), path, encoding)
+
+
+def proxy_path(path: Path) -> Path:
+    """Where the browsers' copy of a clip lies."""
+    return path.with_name(f"{path.stem}.proxy.mp4")
+
+
+def _partial(job: Job, index: int, path: Path) -> Path:
+    return path.with_name(f".{job.id}-{index}.partial{path.suffix}")
+
+
+def digest_file(path: Path) -> str:
+    """A digest of a file, or of all files of a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        digest.update(file.name.encode() if path.is_dir() else b"")
+        with file.open("rb") as content:
+            while chunk := content.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()

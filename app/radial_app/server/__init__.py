@@ -1,0 +1,1 @@
+"""The REST interface and who may use it. Imports jobs, tuning and worker."""

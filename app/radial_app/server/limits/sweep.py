@@ -1,0 +1,25 @@
+"""Uploads on their way: where they lie until they are judged, and what a server that was killed left of them."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+
+from radial.files import discard
+from radial_app.jobs.schema import keep_private
+
+
+def prepare_uploads(data: Path) -> None:
+    """Have uploads pass through a private folder of the data folder, which is on a disk where /tmp may be memory; and
+    remove what was half written, or half unpacked, when an earlier server ended.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    folder = data / "uploads"
+    keep_private(folder)
+    for left in [*folder.iterdir(), *(data / "inputs").glob("*/.*"), *(data / "datasets").glob(".*.partial")]:
+        with contextlib.suppress(OSError):
+            discard(left)
+    tempfile.tempdir = str(folder)

@@ -1,0 +1,281 @@
+"""What one visitor does with the queue: the seam between HTTP, whoever speaks it, and the job store.
+
+The REST interface, the studio and the tools for agents all go through here, so that nobody sees or touches what is not
+theirs, and files are only ever those that jobs and uploads name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from radial.errors import OutputError, RequestError
+from radial.files import publish
+from radial.models.find import find_model
+from radial.request import GenerationRequest
+from radial_app.jobs.estimates import estimate
+from radial_app.jobs.job import UNFINISHED, Job, Output
+from radial_app.jobs.results import proxy_path
+from radial_app.jobs.schema import keep_private
+from radial_app.jobs.store import JobStore
+from radial_app.server.accounts import Visitor
+from radial_app.server.uploads import Inputs
+from radial_app.server.views import Video, video_of
+
+MAX_WAITING = 10_000  # jobs of one visitor
+_PATIENCE = 5.0  # seconds that a visitor waits for a database that another program has locked
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server keeps what it has.
+
+    Attributes:
+        data: the data folder.
+        outputs: where videos go, those of an account into a folder of its name.
+    """
+
+    data: Path
+    outputs: Path
+
+    def without_paths(self, message: str) -> str:
+        """A message for visitors, who name things by names: without where the server keeps them."""
+        for folder in (self.data / "models", self.data / "adapters", self.data, self.outputs):
+            message = message.replace(f"{folder}/", "").replace(str(folder), "the server's folder")
+        return message
+
+
+class _Stores(threading.local):
+    """A store for each thread: opening one for each request would cost more than most requests."""
+
+    def __init__(self) -> None:
+        self.open: dict[Path, JobStore] = {}
+
+
+_STORES = _Stores()
+_ONE_AT_A_TIME = threading.Lock()  # a frame may be large
+
+
+def store_in(folder: Path) -> JobStore:
+    """This thread's store of a data folder."""
+    if folder not in _STORES.open:
+        _STORES.open[folder] = JobStore(folder, patience=_PATIENCE)
+    return _STORES.open[folder]
+
+
+class Desk:
+    """Jobs as one visitor sees and handles them. Used in one thread, for one request."""
+
+    def __init__(self, place: Place, visitor: Visitor) -> None:
+        self._place, self.visitor = place, visitor
+        self.store = store_in(place.data)
+        self.inputs = Inputs(self.store, visitor)
+
+    def check(self, fields: dict[str, Any]) -> GenerationRequest:
+        """The resolved request of a visitor's fields.
+
+        Raises:
+            RequestError: a field breaks a rule, or names what is not there.
+        """
+        return self.inputs.request(fields).resolve()
+
+    def add(self, requests: Iterable[GenerationRequest], output: Output | None = None) -> list[Job]:
+        """Put resolved requests into the queue.
+
+        Raises:
+            RequestError: too many jobs wait already.
+        """
+        requests = list(requests)
+        self._check_room(len(requests))
+        folder = self._place.outputs / self.visitor.name if self.visitor.name else self._place.outputs
+        output = (output or Output()).model_copy(update={"folder": str(folder)})
+        jobs = [
+            Job(id="", request=request, output=output, source="web", owner=self.visitor.name) for request in requests
+        ]
+        for job in jobs:
+            output.path(job.name_values(job.request, 0))
+        return self.store.add(jobs)
+
+    def get(self, id_: str) -> Job:
+        """A job of the visitor's.
+
+        Raises:
+            RequestError: there is none of this id for this visitor.
+        """
+        job = self.store.find_one(id_)
+        if job is None or not self._may_see(job):
+            raise Missing(f"there is no video {id_[:50]!r}")
+        return job
+
+    def view(self, job: Job) -> Video:
+        """A job as the visitor sees it."""
+        preview = None
+        if job.state == "running":
+            with contextlib.suppress(OSError):
+                preview = self.store.preview_path(job.id).stat().st_mtime
+        return video_of(job, self.inputs, preview)
+
+    def file(self, id_: str, index: int = 0, *, playable: bool = False) -> Path:
+        """A video's file; ``playable``, a copy for browsers where they cannot play the file itself.
+
+        Raises:
+            RequestError: there is no such video, or its file is gone.
+        """
+        job = self.get(id_)
+        if not 0 <= index < len(job.files) or not job.files[index].done:
+            raise Missing(f"video {id_} has no file {index} yet")
+        path = Path(job.files[index].path)
+        copy = proxy_path(path)
+        found = copy if playable and copy.is_file() else path
+        if not found.is_file():
+            raise Missing(f"the file of video {id_} is gone" if not path.is_dir() else f"video {id_} is a folder")
+        return found
+
+    def thumbnail(self, id_: str, index: int = 0) -> Path:
+        """A small picture of a video's first frame, made when it is first asked for.
+
+        Raises:
+            RequestError: there is no such video, or its file is gone.
+        """
+        file = self.file(id_, index, playable=True)
+        folder = self._place.data / "thumbnails"
+        path = folder / f"{id_}-{index}.webp"
+        if not path.exists() or path.stat().st_mtime < file.stat().st_mtime:
+            keep_private(folder)
+            with _ONE_AT_A_TIME:
+                publish(path, lambda partial: _write_thumbnail(file, partial), overwrite=True)
+        return path
+
+    def act(self, id_: str, action: str, keep: bool = True) -> Job:
+        """Pause, resume, cancel or retry a job.
+
+        Raises:
+            RequestError: the job stands in another way, or there is no such action.
+        """
+        job = self.get(id_)
+        ids = [job.id]
+        if action == "retry":
+            self._check_room(1)
+        done = {
+            "pause": lambda: self.store.pause(ids),
+            "resume": lambda: self.store.resume(ids),
+            "cancel": lambda: self.store.cancel(ids, keep=keep),
+            "retry": lambda: self.store.retry(ids),
+        }
+        if action not in done:
+            raise RequestError(f"unknown action {action!r}; there is {', '.join(done)}")
+        if not done[action]() and not (action == "resume" and job.control == "pause"):
+            raise Conflict(f"video {job.id} is {job.state}: it cannot be {_PAST[action]}")
+        return self.store.get(job.id)
+
+    def edit(self, id_: str, changes: dict[str, Any]) -> Job:
+        """Other values of the request of a job that waits.
+
+        Raises:
+            RequestError: a value breaks a rule, or the job has begun.
+        """
+        job = self.get(id_)
+        if job.state == "paused" and any(file.done for file in job.files):
+            raise Conflict(f"video {job.id} has made {len(job.files)} of its clips: duplicate it")
+        return self.store.edit(job.id, **self.inputs.translate(changes))
+
+    def duplicate(self, id_: str, changes: dict[str, Any]) -> Job:
+        """The same job again with other values.
+
+        Raises:
+            RequestError: a value breaks a rule.
+        """
+        job = self.get(id_)
+        self._check_room(1)
+        (copy,) = self.store.duplicate([job.id], **self.inputs.translate(changes))
+        return copy
+
+    def remove(self, id_: str) -> None:
+        """Forget a job; its files go into the folder ``.trash`` beside them.
+
+        Raises:
+            RequestError: it runs, or a job that waits goes on from it.
+        """
+        job = self.get(id_)
+        paths = {file.path for file in job.files}
+        if (waiting := self.store.goes_on_from(paths)) is not None:
+            raise Conflict(f"video {waiting} waits to go on from this one: cancel it first")
+        if not self.store.remove([job.id]):
+            raise Conflict(f"video {job.id} is running: cancel it first")
+        for index, file in enumerate(job.files):
+            path = Path(file.path)
+            if self.store.job_of_file(file.path) is not None:  # another job's by now, which replaced it
+                continue
+            for one in (path, proxy_path(path)):
+                if file.done and one.exists():
+                    move_to_trash(one, f"{job.id}-{index}-{one.name}")
+            (self._place.data / "thumbnails" / f"{job.id}-{index}.webp").unlink(missing_ok=True)
+
+    def plan_of(self, request: GenerationRequest) -> dict[str, Any]:
+        """A resolved request as its visitor writes it, what it will compute and take, and what to know of it."""
+        spec = find_model(request.model)
+        found = estimate(request, self.store)
+        return {
+            "request": self.inputs.fields(request),
+            "seconds": round(request.clip_frames / (request.fps or spec.fps), 2),
+            "tokens": request.grid(spec).tokens, "native_frames": spec.native_frames,
+            "stride": spec.stride[0], "first_frame": spec.first_frame,
+            "computed_share": found.density, "render_seconds": found.seconds,
+            "render_seconds_dense": self.store.seconds_of(request.model_copy(update={"attention": "dense"}))
+            if request.attention == "radial" else found.seconds,
+            "seconds_on_h100": found.seconds_on_h100,
+            "memory": found.needs and found.needs.vram("full"), "notes": list(request.warnings(spec)),
+        }  # fmt: skip
+
+    def _check_room(self, count: int) -> None:
+        counts = self.store.counts(self.visitor.scope)
+        if sum(counts.get(state, 0) for state in UNFINISHED) + count > MAX_WAITING:
+            raise RequestError(f"{MAX_WAITING} jobs wait already: wait for some, or cancel them")
+
+    def _may_see(self, job: Job) -> bool:
+        return self.visitor.admin or job.owner == self.visitor.name
+
+
+class Missing(RequestError):
+    """What was asked for is not there, or not for this visitor."""
+
+
+class Conflict(RequestError):
+    """A job stands in a way that does not allow what was asked for."""
+
+
+_PAST = {"pause": "paused", "resume": "resumed", "cancel": "cancelled", "retry": "retried"}
+
+
+def _write_thumbnail(file: Path, partial: Path) -> None:
+    import av
+    from PIL import Image
+
+    if file.suffix in (".png", ".gif", ".webp"):
+        image = Image.open(file).convert("RGB")
+    else:
+        try:
+            with av.open(str(file)) as container:
+                image = next(container.decode(video=0)).to_image()
+        except (av.FFmpegError, StopIteration) as error:
+            raise Missing(f"{file.name} cannot be read") from error
+    image.thumbnail((480, 480))
+    image.save(partial, "WEBP", quality=80)
+
+
+def move_to_trash(path: Path, name: str) -> None:
+    """Put a file or folder into the folder ``.trash`` beside it.
+
+    Raises:
+        OutputError: it cannot be moved.
+    """
+    trash = path.parent / ".trash"
+    try:
+        trash.mkdir(exist_ok=True)
+        path.rename(trash / name)
+    except OSError as error:
+        raise OutputError(f"cannot move {path.name} to the trash: {error.strerror}") from error

@@ -1,0 +1,269 @@
+"""What users bring over the web: images and clips they upload, adapters and checkpoints that lie in the data folder.
+
+A web user names things by ids and names, never by paths. Uploads are judged by their content, and kept under the
+digest of it; adapters and checkpoints are those in ``adapters`` and ``models``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from radial.errors import OutputError, RadialError, RequestError
+from radial.files import publish
+from radial.models.checkpoint import checkpoint_folder
+from radial.models.find import HUB_ID, SINGLE_FILES, find_model
+from radial.models.hub import cached_folder, is_whole
+from radial.models.lora_settings import BUNDLED_ADAPTER, check_adapter_file
+from radial.models.table import MODELS
+from radial.request import MAX_FRAMES, MAX_LORAS, GenerationRequest, make_request
+from radial_app.jobs.schema import Database, keep_private
+from radial_app.server.accounts import Visitor
+from radial_app.server.limits.media_probe import probe
+
+Kind = Literal["image", "clip"]
+CLIPS = (".mp4", ".webm")
+_ID = re.compile(r"[0-9a-f]{32}\.(png|jpg|webp|mp4|webm)")
+_VIDEO_ID = re.compile(r"video:([0-9a-f]{8,40})(?:/(\d{1,3}))?")
+_NAME = re.compile(r"[\w][\w .+-]{0,150}")
+MAX_KEPT = 4 << 30  # bytes of uploads of a visitor
+_OWN_FILES = ("image", "last_image", "extend")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that a user brought: its id, what it is, its size."""
+
+    id: str
+    kind: Kind
+    width: int
+    height: int
+    bytes: int
+
+
+class Inputs:
+    """What one visitor may use in requests.
+
+    Args:
+        database: of the data folder.
+        visitor: who asks.
+    """
+
+    def __init__(self, database: Database, visitor: Visitor) -> None:
+        self._database, self._visitor = database, visitor
+        self._folder = folder = database.folder
+        self._uploads = folder / "inputs" / (visitor.name or "local")
+
+    def take(self, content: BinaryIO) -> Upload:
+        """Keep an upload.
+
+        What a visitor brought long ago, and no job that waits needs, makes room for what is new.
+
+        Raises:
+            RequestError: it is no image and no clip that is taken here.
+            OutputError: there is no room for it.
+        """
+        head = content.read(32)
+        suffix = suffix_of(head)
+        if suffix is None:
+            raise RequestError("this is no PNG, JPEG, WebP, MP4 or WebM file")
+        digest = hashlib.sha256(head)
+        keep_private(self._folder / "inputs")
+        keep_private(self._uploads)
+        waiting = self._uploads / f".{os.getpid()}-{os.urandom(8).hex()}{suffix}"
+        try:
+            with waiting.open("xb") as file:
+                file.write(head)
+                while block := content.read(1 << 20):
+                    digest.update(block)
+                    file.write(block)
+            found = probe("clip" if suffix in CLIPS else "image", waiting, self._visitor.name)
+            path = self._uploads / f"{digest.hexdigest()[:32]}{suffix}"
+            self._make_room(waiting.stat().st_size)
+            waiting.rename(path)
+        except OutputError:
+            raise
+        except OSError as error:
+            raise OutputError(f"cannot keep the upload: {error.strerror}") from error
+        finally:
+            waiting.unlink(missing_ok=True)
+        kind: Kind = "clip" if suffix in CLIPS else "image"
+        return Upload(path.name, kind, found["width"], found["height"], path.stat().st_size)
+
+    def _make_room(self, size: int) -> None:
+        kept = sorted((p for p in self._uploads.glob("[!.]*") if p.is_file()), key=lambda path: path.stat().st_mtime)
+        over = sum(path.stat().st_size for path in kept) + size - MAX_KEPT
+        if over <= 0:
+            return
+        needed = self._database.inputs_of_unfinished()
+        for path in kept:
+            if over > 0 and str(path) not in needed:
+                over -= path.stat().st_size
+                path.unlink(missing_ok=True)
+        if over > 0:
+            raise OutputError(
+                f"your uploads take all of the {MAX_KEPT / 1e9:.0f} GB that are kept, and jobs that wait need them"
+            )
+
+    def upload_path(self, id_: str) -> Path:
+        """Where an upload of this visitor lies.
+
+        Raises:
+            RequestError: there is none of this id.
+        """
+        path = self._uploads / id_ if _ID.fullmatch(id_) else None
+        if path is None or not path.is_file():
+            raise RequestError(f"there is no upload {id_[:200]!r}")
+        return path
+
+    def request(self, fields: dict[str, Any]) -> GenerationRequest:
+        """The request that a web user's fields make, with files in place of ids and names; still unresolved.
+
+        ``seconds`` may stand in place of ``num_frames``.
+
+        Raises:
+            RequestError: a field breaks a rule, or names what is not there.
+        """
+        seconds = fields.get("seconds")
+        request = make_request(**{name: value for name, value in fields.items() if name != "seconds"})
+        found = self.translate(request.model_dump(include={*_OWN_FILES, "model", "loras"}))
+        if seconds is not None:
+            spec = find_model(found["model"])
+            fps = request.fps or spec.fps
+            frames = max(1, round(seconds * fps))
+            if frames > MAX_FRAMES:
+                raise RequestError(
+                    f"seconds must be at most {MAX_FRAMES / fps:.4g} at {fps} frames a second, not {seconds:g}: "
+                    f"a clip has {MAX_FRAMES:,} frames at most"
+                )
+            found["num_frames"] = spec.snap_size(spec.height, spec.width, frames)[2]
+        return request.with_values(**found)
+
+    def translate(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Fields with files in place of the ids and names of uploads, models and adapters.
+
+        Raises:
+            RequestError: one of them is not there.
+        """
+        found = dict(fields)
+        for name in _OWN_FILES:
+            if isinstance(found.get(name), str):
+                found[name] = str(self._file(found[name]))
+        if isinstance(found.get("model"), str):
+            found["model"] = self._model(found["model"])
+        if isinstance(found.get("loras"), (list, tuple)):
+            if len(found["loras"]) > MAX_LORAS:
+                raise RequestError(f"loras must be at most {MAX_LORAS}, not {len(found['loras'])}")
+            adapters = self.adapters() if found["loras"] else {}
+            found["loras"] = [
+                lora | {"path": _adapter(str(lora.get("path")), adapters)} if isinstance(lora, dict) else lora
+                for lora in found["loras"]
+            ]
+        return found
+
+    def fields(self, request: GenerationRequest) -> dict[str, Any]:
+        """A request as a web user writes it; files that are not this visitor's are left out."""
+        fields: dict[str, Any] = request.model_dump(mode="json")
+        for name in _OWN_FILES:
+            if (path := fields[name]) is not None:
+                fields[name] = Path(path).name if Path(path).parent == self._uploads else self._video_id(path)
+        if Path(fields["model"]).parent == self._folder / "models":
+            fields["model"] = Path(fields["model"]).name
+        for lora in fields["loras"]:
+            lora["path"] = lora["path"] if lora["path"].startswith(BUNDLED_ADAPTER) else Path(lora["path"]).name
+        return fields
+
+    def adapters(self) -> dict[str, Path]:
+        """Adapter files by name."""
+        files = sorted((self._folder / "adapters").rglob("*.safetensors"))
+        return {file.name: file for file in files if file.is_file() and ".trash" not in file.parts
+                and not file.name.startswith(".")}  # fmt: skip
+
+    def checkpoints(self) -> dict[str, Path]:
+        """Checkpoint folders of one's own, and files with a transformer, by name."""
+        models = self._folder / "models"
+        folders = {path.parent.name: path.parent for path in sorted(models.glob("*/model_index.json"))}
+        files = {path.name: path for suffix in SINGLE_FILES for path in sorted(models.glob(f"[!.]*{suffix}"))}
+        return {name: path for name, path in (folders | files).items() if not name.startswith(".")}
+
+    def _file(self, given: str) -> Path:
+        if not (match := _VIDEO_ID.fullmatch(given)):
+            return self.upload_path(given)
+        job = self._database.find_one(match[1])
+        index = int(match[2] or 0)
+        if job is None or (job.owner != self._visitor.name and not self._visitor.admin):
+            raise RequestError(f"there is no video {given!r}")
+        if index >= len(job.files) or not job.files[index].done or not Path(job.files[index].path).is_file():
+            raise RequestError(f"there is no video {given!r}")
+        return Path(job.files[index].path)
+
+    def _video_id(self, path: str) -> str | None:
+        found = self._database.job_of_file(path, self._visitor.scope)
+        return f"video:{found[0]}/{found[1]}" if found else None
+
+    def _model(self, name: str) -> str:
+        if (own := self.checkpoints().get(name)) is not None and name not in MODELS:
+            return str(own)
+        if name not in MODELS and not (HUB_ID.fullmatch(name) and ".." not in name and not Path(name).exists()):
+            raise RequestError(f"unknown model {name[:200]!r}: it is none that is listed, and no hub id like org/name")
+        if not self._visitor.admin and not is_here(name):
+            here = ", ".join(one for one in (*self.checkpoints(), *MODELS) if one not in MODELS or is_here(one))
+            raise RequestError(f"model {name} is not on this server, and only admins download models; there is {here}")
+        return name
+
+
+def _adapter(name: str, adapters: dict[str, Path]) -> str:
+    if name.startswith(BUNDLED_ADAPTER):
+        return name
+    if (path := adapters.get(name)) is None or not _NAME.fullmatch(name):
+        raise RequestError(f"there is no adapter {name[:200]!r}")
+    return str(path)
+
+
+def take_adapter(folder: Path, name: str, source: Path) -> str:
+    """Put an adapter file into the data folder, under a name of its own: that name.
+
+    Raises:
+        RequestError: it is no adapter of safetensors.
+        OutputError: it cannot be written.
+    """
+    safe = re.sub(r"[^\w.+-]+", "-", Path(name).stem).strip("-.")[:100] or "adapter"
+    check_adapter_file(source)
+    (folder / "adapters").mkdir(parents=True, exist_ok=True)
+    target = folder / "adapters" / f"{safe}.safetensors"
+    publish(target, lambda partial: _copy(source, partial), overwrite=True)
+    return target.name
+
+
+def _copy(source: Path, partial: Path) -> None:
+    shutil.copyfile(source, partial)
+
+
+def suffix_of(head: bytes) -> str | None:
+    """The kind of a file by how it begins; formats that can name other files are not among them."""
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return ".png"
+    if head.startswith(b"\xff\xd8\xff"):
+        return ".jpg"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return ".webp"
+    if head[4:8] == b"ftyp":
+        return ".mp4"
+    if head.startswith(b"\x1aE\xdf\xa3"):
+        return ".webm"
+    return None
+
+
+def is_here(name: str) -> bool:
+    """Whether a model with a name, or of the hub, can be loaded without a download."""
+    try:
+        spec = find_model(name)
+        folder = checkpoint_folder(spec) or cached_folder(spec.source)
+    except RadialError:
+        return False
+    return folder is not None and is_whole(folder, spec.own_components)

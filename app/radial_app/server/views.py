@@ -1,0 +1,251 @@
+"""What the REST interface takes and tells, in the shape of OpenAI's video API where that has a word for it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from radial.errors import ModelError, RadialError, RequestError
+from radial.models.checkpoint import checkpoint_folder
+from radial.models.hub import cached_folder
+from radial.models.spec import ModelSpec
+from radial.request import GenerationRequest, explain
+from radial_app.jobs.job import Job, State
+from radial_app.server.uploads import Inputs
+
+Status = Literal["queued", "in_progress", "completed", "failed"]
+_STATUS: dict[State, Status] = {
+    "queued": "queued", "paused": "queued", "running": "in_progress", "done": "completed", "failed": "failed",
+    "cancelled": "failed",
+}  # fmt: skip
+
+
+class VideoRequest(GenerationRequest):
+    """A request as it comes over the web. Beside the fields of a request it may say ``size`` (WIDTHxHEIGHT) and
+    ``seconds``, as OpenAI's clients do. Images and clips are ids of uploads or ``video:ID`` of a finished video;
+    adapters and checkpoints are names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_max_length=20_000)
+
+    size: str | None = Field(None, pattern=r"^\d{2,4}x\d{2,4}$")
+    seconds: float | None = Field(None, gt=0, le=600)
+
+    def written(self) -> dict[str, Any]:
+        """The fields that were given, with size as height and width; ``seconds`` stay: what they are in frames, the
+        model says.
+
+        Raises:
+            RequestError: they say the same thing twice.
+        """
+        fields = self.model_dump(mode="json", exclude_unset=True, exclude={"size"})
+        if self.seconds is None:
+            fields.pop("seconds", None)
+        if self.size is not None:
+            if self.height is not None or self.width is not None:
+                raise RequestError("give size, or height and width")
+            fields["width"], fields["height"] = map(int, self.size.split("x"))
+        if self.seconds is not None and self.num_frames is not None:
+            raise RequestError("give seconds or num_frames")
+        return fields
+
+
+def read_request(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a request as it came over the web, checked.
+
+    Raises:
+        RequestError: a field breaks a rule.
+    """
+    try:
+        return VideoRequest.model_validate(fields).written()
+    except ValidationError as error:
+        raise RequestError("; ".join(explain(problem) for problem in error.errors())) from error
+
+
+class Problem(BaseModel):
+    """Why a video failed."""
+
+    code: str
+    message: str
+
+
+class VideoFile(BaseModel):
+    """One of a job's videos: fetch it as ``content?index=``."""
+
+    index: int
+    seed: int
+    render_seconds: float
+    partial: bool
+    name: str
+
+
+class Video(BaseModel):
+    """A job, and the videos it makes."""
+
+    id: str
+    object: Literal["video"] = "video"
+    status: Status
+    state: State
+    progress: int
+    created_at: int
+    started_at: int | None
+    completed_at: int | None
+    model: str
+    prompt: str
+    seconds: str
+    size: str
+    num_frames: int
+    fps: int
+    stage: str
+    step: int
+    steps: int
+    eta: float | None
+    control: str
+    error: Problem | None
+    note: str
+    attempts: int
+    preview: float | None
+    files: list[VideoFile]
+    favourite: bool
+    batch: str
+    owner: str
+    request: dict[str, Any]
+
+
+class VideoList(BaseModel):
+    """A page of videos, the latest first."""
+
+    object: Literal["list"] = "list"
+    data: list[Video]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class Deleted(BaseModel):
+    """A video that is no more."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: bool = True
+
+
+class Change(BaseModel):
+    """What may change of a job: its place among those that wait, whether it is a favourite, its request's fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    place: int | None = Field(None, ge=1, le=1_000_000)
+    step: Literal["up", "down"] | None = None
+    favourite: bool | None = None
+    request: dict[str, Any] | None = None
+
+
+class Model(BaseModel):
+    """A model and what it makes when a request leaves it open."""
+
+    id: str
+    object: Literal["model"] = "model"
+    summary: str
+    width: int
+    height: int
+    num_frames: int
+    native_frames: int
+    fps: int
+    num_inference_steps: int
+    guidance_scale: float
+    negative_prompt: str
+    starts_from: list[str]
+    takes_last_image: bool
+    stride: tuple[int, int, int]
+    first_frame: int
+    on_disk: int
+    removable: bool
+    own: bool = False
+    problem: str = ""
+
+
+def video_of(job: Job, inputs: Inputs, preview: float | None = None) -> Video:
+    """A job as the web sees it; ``preview`` is when the last look at it was taken."""
+    request, done = job.request, [file for file in job.files if file.done]
+    status = "completed" if job.state == "cancelled" and done else _STATUS[job.state]
+    status = "failed" if job.problem else status
+    return Video(
+        id=job.id, status=status, state=job.state,
+        progress=_progress(job), created_at=int(job.created),
+        started_at=None if job.started is None else int(job.started),
+        completed_at=None if job.finished is None else int(job.finished), model=Path(request.model).name
+        if Path(request.model).is_absolute() else request.model,
+        prompt=request.prompt, seconds=f"{request.clip_frames / (request.fps or 1):.4g}",
+        size=f"{request.clip_width}x{request.clip_height}", num_frames=request.clip_frames, fps=request.fps or 1,
+        stage=job.stage, step=job.step, steps=job.steps, eta=job.eta, control=job.control,
+        error=Problem(code=job.state, message=job.error or job.state) if status == "failed" else None, note=job.error,
+        attempts=job.attempts, preview=preview, files=[
+            VideoFile(index=i, seed=file.seed, render_seconds=file.seconds, partial=file.partial,
+                      name=Path(file.path).name)
+            for i, file in enumerate(job.files) if file.done
+        ],
+        favourite=job.favourite, batch=job.batch, owner=job.owner, request=inputs.fields(request),
+    )  # fmt: skip
+
+
+def _progress(job: Job) -> int:
+    """Per cent of the denoising steps of all of a job's videos."""
+    if job.state == "done":
+        return 100
+    videos = job.request.num_videos
+    share = job.step / job.steps if job.steps and job.stage == "denoise" else float(job.stage in ("decode", "write"))
+    return min(99, int(100 * (job.video + share) / videos)) if job.state == "running" else 0
+
+
+def model_of(name: str, spec: ModelSpec, *, own: bool = False) -> Model:
+    """A model as the web sees it: ``on_disk`` are the bytes of its files here; it is ``removable`` where it came from
+    the hub, and one's ``own`` goes into the trash."""
+    folder = _folder_of(spec)
+    return Model(
+        id=name, summary=spec.summary, width=spec.width, height=spec.height, num_frames=spec.num_frames,
+        native_frames=spec.native_frames, fps=spec.fps, num_inference_steps=spec.num_inference_steps,
+        guidance_scale=spec.guidance_scale, negative_prompt=spec.negative_prompt, starts_from=list(spec.starts_from),
+        takes_last_image=spec.takes_last_image, stride=spec.stride, first_frame=spec.first_frame,
+        on_disk=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder else 0,
+        removable=folder is not None and folder.parent.name == "snapshots", own=own,
+    )  # fmt: skip
+
+
+def broken_model(name: str, problem: str) -> Model:
+    """A model of one's own that cannot be used, and why."""
+    nothing = ModelSpec(name=name, summary="cannot be used", source="", text_pipeline=None)
+    return model_of(name, nothing, own=True).model_copy(update={"problem": problem})
+
+
+def _folder_of(spec: ModelSpec) -> Path | None:
+    try:
+        return checkpoint_folder(spec) or cached_folder(spec.source)
+    except ModelError:
+        return None
+
+
+def command_of(job: Job) -> str:
+    """The command that renders a job again."""
+    given = job.request.model_dump(mode="json")
+    try:
+        plain = GenerationRequest(prompt=job.request.prompt, model=job.request.model).resolve()
+        defaults = plain.model_dump(mode="json") | {"seed": None}
+    except RadialError:  # its model is not here any more: nothing is known to follow from it
+        defaults = dict.fromkeys(given)
+    parts = ["radial", "generate", job.request.prompt]
+    for name, value in given.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name == "loras":
+            if value != defaults["loras"]:
+                parts += [part for lora in value for part in ("--lora", f"{lora['path']}:{lora['weight']:g}")]
+        elif name != "prompt" and value is not None and value != defaults[name]:
+            if isinstance(value, bool):
+                parts.append(flag if value else f"--no-{flag[2:]}")
+            else:
+                parts += [flag, str(value)]
+    if job.request.prompt.startswith("-"):
+        parts = [*parts[:2], *parts[3:], "--", job.request.prompt]
+    return shlex.join(parts)

@@ -1,0 +1,258 @@
+"""The worker: takes jobs from the store and renders them, one after the other, on one device.
+
+It can be killed at any moment. What it was at goes back to the queue, and whoever takes it up goes on from the last
+snapshot of the denoising run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from radial.errors import Lost, OutputError, RadialError, RequestError
+from radial_app.jobs.job import Job
+from radial_app.jobs.results import PASSING
+from radial_app.jobs.store import JobStore
+from radial_app.tuning.runs import Tuning
+from radial_app.worker.attempt import Pace, Run, Stopped
+from radial_app.worker.model_cache import ModelHolder
+
+if TYPE_CHECKING:
+    from radial.generation.ranks import Crew
+
+log = logging.getLogger("radial.worker")
+
+POLL_SECONDS = 0.5
+_LOOK_AGAIN = 2.0  # seconds after which a deferred job may be due
+_DISK_SECONDS = 30.0  # that a job waits for disk space
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """How a worker works.
+
+    Attributes:
+        device: ``auto``, ``cpu`` or ``cuda:N``; jobs that ask for another device wait for another worker.
+        pace: of snapshots and pictures.
+        unload_seconds: without a job after which the model leaves the memory.
+        until_idle: end when no job waits any more, instead of waiting for more.
+        batch: the only one whose jobs it takes.
+        disk_seconds: that a job waits for disk space before it is tried again.
+    """
+
+    device: str = "auto"
+    pace: Pace = field(default_factory=Pace)
+    unload_seconds: float = 300.0
+    until_idle: bool = False
+    batch: str | None = None
+    disk_seconds: float = _DISK_SECONDS
+
+
+class Worker:
+    """Renders jobs of a store. ``stop`` is a flag that signal handlers may set."""
+
+    def __init__(self, store: JobStore, settings: WorkerSettings, crew: Crew | None = None) -> None:
+        self.store, self.settings, self.crew = store, settings, crew
+        self._on_event: Callable[[Job, Any], None] = lambda job, event: None
+        self.name = f"{settings.device.replace(':', '-')}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.stop = threading.Event()
+        self.job = ""  # the last one begun
+        self.error: Exception | None = None  # that it ended with
+        self._models = ModelHolder(settings.device, crew)
+        self._idle_since: float | None = None
+        self._found_nothing: tuple[Any, float] = (None, 0.0)
+
+    def run(self) -> None:
+        """Take jobs until told to stop, or until none waits."""
+        with self.store.locks.alive(self.name):
+            log.info("worker %s begins", self.name)
+            self._sweep()
+            self.work_off()
+            if not self.broken:
+                self.unload()
+            log.info("worker %s ends", self.name)
+
+    @property
+    def broken(self) -> bool:
+        """Whether this process can render nothing more: whoever keeps it must start another."""
+        return isinstance(self.error, Lost) or (self.crew is not None and self.crew.broken)
+
+    def _sweep(self) -> None:
+        """Remove what workers that were killed left half-written."""
+        for file in (self.store.folder / "snapshots").glob(".*.partial.*"):
+            with contextlib.suppress(OSError):
+                if time.time() - file.stat().st_mtime > 3600:
+                    file.unlink()
+
+    def work_off(self) -> None:
+        """The loop of :meth:`run`, for who keeps the worker alive."""
+        while not self.stop.is_set():
+            if (job := self._next()) is not None:
+                self._idle_since = None
+                self.render(job)
+            elif self.settings.until_idle and not self._waits():
+                break
+            else:
+                self._rest()
+
+    def run_here(self, job: Job) -> Job:
+        """Render one job here and now: a new one, which no other worker ever sees waiting, or one that waits.
+
+        Raises:
+            RequestError: it does not wait any more.
+        """
+        with self.store.locks.alive(self.name):
+            if not job.id:
+                (job,) = self.store.add([replace(job, state="running", worker=self.name, attempts=1)])
+            else:
+                claimed = self.store.claim(self.name, only=job.id)
+                if claimed is None:
+                    raise RequestError(f"job {job.id} is {self.store.get(job.id).state}: it does not wait")
+                job = claimed
+            self.render(job)
+        return self.store.get(job.id)
+
+    def _next(self) -> Job | None:
+        try:
+            self.store.recover()
+            if self._lent_to_training():
+                return None
+            # Where nobody has changed a job since nothing was found, only a deferred one may have become due.
+            looked, now = self.store.version(), time.monotonic()
+            if looked == self._found_nothing[0] and now < self._found_nothing[1]:
+                return None
+            job = self.store.claim(self.name, self._devices(), batch=self.settings.batch)
+            if job is None:
+                self._found_nothing = (looked, now + _LOOK_AGAIN)
+            return job
+        except OutputError as error:  # locked by another program for long, or a full disk: later, then
+            log.warning("%s", error)
+            return None
+
+    def _lent_to_training(self) -> bool:
+        """Whether a fine-tuning run needs the GPU: jobs wait meanwhile, and the model leaves the memory."""
+        if not self.settings.device.startswith("cuda") or Tuning(self.store.folder).at_work() is None:
+            return False
+        self.unload()
+        return True
+
+    def _devices(self) -> tuple[str, ...]:
+        """What jobs may ask for."""
+        device = self.settings.device
+        same = {"auto": (), "cuda:0": ("auto", "cuda", "cuda:0"), "cuda": ("auto", "cuda", "cuda:0")}
+        return same.get(device, ("auto", device))
+
+    def _waits(self) -> bool:
+        waiting = [job for job in self.store.find(["queued"], self.settings.batch) if not job.problem]
+        return any(not self._devices() or job.request.device in self._devices() for job in waiting)
+
+    def _rest(self) -> None:
+        now = time.monotonic()
+        self._idle_since = self._idle_since or now
+        if self._models.holds and now - self._idle_since > self.settings.unload_seconds:
+            log.info("the model leaves the memory after %.0f s without a job", now - self._idle_since)
+            self.unload()
+        self.stop.wait(POLL_SECONDS)
+
+    def unload(self) -> None:
+        """Free the memory that the model takes."""
+        if self.crew is not None and self._models.holds:
+            self.crew.order(("drop",))
+        self._models.drop()
+
+    def render(self, job: Job) -> None:
+        """Render a job that was claimed, and leave it finished, paused or queued."""
+        log.info("job %s begins: %r", job.id, job.request.prompt[:80])
+        self.error, self.job = None, job.id
+        try:
+            partial = Run(
+                self.store, job, self.settings.pace, load=self._models.get, tell=self.tell, stop=self.stop,
+                crew=self.crew,
+            ).render()  # fmt: skip
+            if partial:
+                self._end(job, "cancelled", partial)
+            else:
+                self._end(job, "done")
+            self.store.forget_run(job.id)
+        except Stopped as stopped:
+            if stopped.why == "stop":
+                self._end(job, "queued", "its worker was told to stop", failed_attempt=False)
+            elif stopped.why == "pause":
+                self._end(job, "paused", failed_attempt=False)
+            else:
+                self._end(job, "cancelled")
+                self.store.forget_run(job.id)
+        except KeyboardInterrupt:
+            self._end(job, "paused", "stopped with Ctrl+C", failed_attempt=False)
+            raise
+        except Lost as error:
+            self.error = error
+            self._end(job, "queued", str(error))
+        except RadialError as error:
+            self.error = error
+            if isinstance(error, OutputError) and error.errno in PASSING:
+                wait = self.settings.disk_seconds
+                self._end(job, "queued", f"waits for {PASSING[error.errno]}: {error}", wait=wait, failed_attempt=False)
+            else:
+                self._end(job, "failed", str(error))
+        except Exception as error:
+            self.error = error
+            log.exception("job %s", job.id)
+            with contextlib.suppress(OutputError):
+                self.store.tell(job.id, "error", traceback.format_exc())
+            self._end(job, "failed", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            if not self.broken:
+                self.unload()  # what state it is in, nobody knows
+        if self.broken:
+            self.stop.set()
+
+    def _end(self, job: Job, state: Any, error: str = "", **more: Any) -> None:
+        """Settle a job, however long the database is locked: what was rendered must not be rendered again."""
+        log.info("job %s is %s%s", job.id, state, f": {error}" if error else "")
+        while True:
+            try:
+                self.store.end(job.id, state, error, **more)
+                return
+            except OutputError as problem:
+                if problem.errno not in PASSING:
+                    raise
+                log.warning("job %s cannot be settled yet: %s", job.id, problem)
+                time.sleep(1)
+
+    def tell(self, job: Job, event: Any) -> None:
+        """Pass an event on to whoever renders in this process."""
+        self._on_event(job, event)
+
+    def listen(self, on_event: Callable[[Job, Any], None]) -> None:
+        """Have a function told about the pipeline's events, and about each video with the file it became."""
+        self._on_event = on_event
+
+
+def log_to(path: Path) -> None:
+    """Write the log to a file, one JSON object a line."""
+    import json
+
+    class Lines(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            line = {"time": round(record.created, 3), "level": record.levelname, "name": record.name,
+                    "process": record.process, "message": record.getMessage()}  # fmt: skip
+            if record.exc_info:
+                line["traceback"] = self.formatException(record.exc_info)
+            return json.dumps(line, ensure_ascii=False)
+
+    from logging.handlers import RotatingFileHandler
+
+    handler = RotatingFileHandler(path, maxBytes=10_000_000, backupCount=3, encoding="utf-8")
+    handler.setFormatter(Lines())
+    root = logging.getLogger("radial")
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)

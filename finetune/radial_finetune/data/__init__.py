@@ -1,0 +1,1 @@
+"""Clips into a cache of latents. Imports objective."""

@@ -1,0 +1,189 @@
+"""A cache of clips ready to train on: latents and text in safetensors shards, and an index of what they are.
+
+A clip's key is a digest of its pixels, its caption and the model that encoded it, so that a clip which is there need
+not be encoded again, and one that changed is.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from radial.errors import RequestError
+from radial.files import publish, publish_text
+from radial_finetune.data.clips import Bucket, Frames
+
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class CachedClip:
+    """One clip: its key and shard, its size, its caption, and the number of it within its source."""
+
+    key: str
+    shard: str
+    bucket: Bucket
+    caption: str
+    source: str
+    clip: int
+
+
+@dataclass(frozen=True)
+class CacheIndex:
+    """What a cache holds and what it was made with."""
+
+    model: str
+    fingerprint: str
+    fps: float
+    clips: tuple[CachedClip, ...]
+    version: int = VERSION
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        return tuple(sorted({clip.bucket for clip in self.clips}))
+
+    @property
+    def digest(self) -> str:
+        """Changes with the clips and their order, which decide what a run trains on."""
+        return hashlib.blake2b("".join(clip.key for clip in self.clips).encode(), digest_size=12).hexdigest()
+
+
+def read_index(cache: Path) -> CacheIndex:
+    """The index of a cache.
+
+    Raises:
+        RequestError: the folder is no finished cache of this version.
+    """
+    path = cache / "index.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("version") != VERSION:
+            raise RequestError(f"{cache} was made by another version; prepare it again in another folder")
+        clips = tuple(CachedClip(**clip | {"bucket": Bucket(**clip["bucket"])}) for clip in content.pop("clips"))
+        return CacheIndex(**content, clips=clips)
+    except FileNotFoundError:
+        raise RequestError(f"{cache} is no cache: it has no index.json; run `radial finetune prepare` first") from None
+    except RequestError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RequestError(f"{path} cannot be read: {error}") from error
+
+
+def write_index(cache: Path, index: CacheIndex) -> None:
+    write_json(cache / "index.json", asdict(index))
+
+
+def read_clip(cache: Path, clip: CachedClip) -> tuple[Tensor, dict[str, Tensor]]:
+    """Latents ``[C, F, H, W]`` and text of a clip.
+
+    Raises:
+        RequestError: its shard is missing or torn.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = cache / clip.shard
+    try:
+        with safe_open(path, "pt") as shard:
+            prefix = f"{clip.key}/text/"
+            names = [name for name in _names(path, path.stat().st_mtime_ns) if name.startswith(prefix)]
+            return shard.get_tensor(f"{clip.key}/latents"), {
+                name.removeprefix(prefix): shard.get_tensor(name) for name in names
+            }
+    except (OSError, SafetensorError) as error:
+        raise RequestError(f"{path} is missing or torn; prepare the cache again") from error
+
+
+def empty_text_file(cache: Path, fingerprint: str) -> Path:
+    """Where the text of an empty caption is, as a model encodes it."""
+    return cache / f"empty-{fingerprint}.safetensors"
+
+
+def read_empty_text(cache: Path, fingerprint: str) -> dict[str, Tensor]:
+    """The text of an empty caption, for clips trained without one.
+
+    Raises:
+        RequestError: its file is missing or torn.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = empty_text_file(cache, fingerprint)
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RequestError(f"{path} is missing or torn; prepare the cache again") from error
+
+
+@functools.lru_cache(maxsize=4096)
+def _names(shard: Path, modified: int) -> tuple[str, ...]:
+    from safetensors import safe_open
+
+    with safe_open(shard, "pt") as file:
+        return tuple(file.keys())
+
+
+class Shards:
+    """The shards of a cache while it is made. What is added reaches a file once there is enough of it, or on flush."""
+
+    def __init__(self, cache: Path, max_bytes: int = 256 << 20, max_clips: int = 64) -> None:
+        self._cache, self._max_bytes, self._max_clips = cache, max_bytes, max_clips
+        self.found = {
+            name.split("/")[0]: path.name
+            for path in sorted(cache.glob("shard-*.safetensors"))
+            for name in _names(path, path.stat().st_mtime_ns)
+        }
+        self._waiting: dict[str, Tensor] = {}
+        self._keys: list[str] = []
+
+    def add(self, key: str, latents: Tensor, text: dict[str, Tensor]) -> None:
+        """Add a clip. Its shard is known after the next flush."""
+        self._waiting[f"{key}/latents"] = latents.contiguous().cpu()
+        # Clones: a view would carry the whole batch's storage into the file.
+        self._waiting |= {f"{key}/text/{name}": value.cpu().clone() for name, value in text.items()}
+        self._keys.append(key)
+        if len(self._keys) >= self._max_clips or sum(x.nbytes for x in self._waiting.values()) >= self._max_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits.
+
+        Raises:
+            OutputError: the disk is full or cannot be written; shards written before are whole.
+        """
+        if not self._keys:
+            return
+        taken = [int(path.stem[6:]) for path in self._cache.glob("shard-?????.safetensors")]
+        name = f"shard-{max(taken, default=-1) + 1:05d}.safetensors"
+        write_tensors(self._cache / name, self._waiting, overwrite=False)
+        self.found |= dict.fromkeys(self._keys, name)
+        self._waiting, self._keys = {}, []
+
+
+def content_key(frames: Frames, caption: str, fingerprint: str) -> str:
+    """The key of a clip."""
+    digest = hashlib.blake2b(f"{VERSION} {fingerprint} {frames.shape} {caption}".encode(), digest_size=12)
+    digest.update(np.ascontiguousarray(frames).data)
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], *, overwrite: bool) -> None:
+    from safetensors.torch import save_file
+
+    publish(path, lambda partial: save_file(tensors, partial), overwrite=overwrite)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    publish_text(path, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def stack_latents(latents: list[Tensor]) -> Tensor:
+    """A batch of latents, float32 whatever they were kept in."""
+    return torch.stack(latents).float()

@@ -1,0 +1,161 @@
+"""What a run is made of: the model and what is kept of it, its adapter, its optimizer, the attention it trains with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import radial
+from radial.attention.context_parallel import ContextParallel
+from radial.attention.positions import riflex
+from radial.errors import RequestError
+from radial.generation.pipeline import replaced, scheduler_for
+from radial.loading.load import LoadedModel, load
+from radial.models.lora_settings import AdapterSettings
+from radial.plans.pattern import RadialPattern
+from radial.plans.policy import Schedule
+from radial.request import make_request
+from radial_finetune.data.cache import CacheIndex
+from radial_finetune.data.clips import Bucket
+from radial_finetune.objective import Objective, find_objective, noise_shift
+from radial_finetune.training.activations import offloaded_checkpoint
+from radial_finetune.training.adapter import add_adapter
+from radial_finetune.training.config import FinetuneConfig
+from radial_finetune.training.processes import Processes, whole
+
+
+def load_model(config: FinetuneConfig, index: CacheIndex, device: torch.device) -> tuple[LoadedModel, Objective]:
+    longest = max(index.buckets)
+    request = make_request(
+        prompt="fine-tuning", model=config.model, height=longest.height, width=longest.width,
+        num_frames=longest.num_frames, device=str(device), dtype=config.dtype, seed=0, long_adapter=False,
+    )  # fmt: skip
+    model = load(request)
+    objective = find_objective(model.pipe, model.spec)
+    if model.fingerprint != index.fingerprint:
+        raise RequestError(f"the cache {config.data} was made with {index.model}, other weights than {config.model}")
+    if config.expert is not None and config.sample_every:
+        raise RequestError(
+            "sample_every needs both experts, and a run holds one; make clips with the adapter afterwards"
+        )
+    if config.riflex and model.spec.riflex_period is None:
+        raise RequestError(f"riflex has no constant for {config.model}")
+    return model, objective
+
+
+def keep_only(pipe: Any, name: str) -> Any:
+    """Let go of all but the transformer that is tuned, which becomes the pipeline's only one: the autoencoder, for
+    clips that are made on the way."""
+    vae = pipe.vae.to("cpu")
+    pipe.vae = None
+    for part in ("text_encoder", "text_encoder_2", "image_encoder"):
+        if getattr(pipe, part, None) is not None:
+            setattr(pipe, part, None)
+    if name == "transformer_2":
+        pipe.transformer = pipe.transformer_2
+    if getattr(pipe, "transformer_2", None) is not None:
+        pipe.transformer_2 = None
+        pipe.register_to_config(boundary_ratio=None)
+    return vae
+
+
+def prepare_transformer(
+    config: FinetuneConfig, model: LoadedModel, objective: Objective, processes: Processes
+) -> tuple[Any, dict[str, torch.nn.Parameter], dict[str, Tensor]]:
+    """The transformer with its adapter; the parameters to train, and what they were before."""
+    transformer = model.pipe.transformer
+    if config.base_precision == "float8":
+        transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=model.dtype)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        add_adapter(transformer, objective, config.rank, alpha_of(config), config.layers, norms=config.norms)
+    if config.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing(*([offloaded_checkpoint] if config.offload_checkpoints else []))
+    transformer.train()
+    if config.compile:
+        transformer.compile_repeated_blocks(dynamic=False)
+    model.pipe.transformer = transformer = processes.spread(transformer)
+    parameters = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
+    before = {name: whole(p.detach()).clone() for name, p in parameters.items() if ".lora_" not in name}
+    return transformer, parameters, before
+
+
+def make_optimizer(config: FinetuneConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError as error:
+        raise RequestError("adamw8bit needs torchao: pip install 'radial-video[eight-bit]'") from error
+    optimizer: torch.optim.Optimizer = AdamW8bit(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return optimizer
+
+
+def alpha_of(config: FinetuneConfig) -> float:
+    return config.alpha if config.alpha is not None else float(config.rank)
+
+
+def adapter_settings(config: FinetuneConfig, objective: Objective, buckets: Iterable[Bucket]) -> AdapterSettings:
+    """What generation is to do with the adapter: as it was tuned, for its longest clips."""
+    spec = objective.spec
+    frames = max(bucket.num_frames for bucket in buckets)
+    pattern, schedule = spec.preset(frames, spec.num_inference_steps)
+    return AdapterSettings(
+        base_model=config.model,
+        rank=config.rank,
+        alpha=alpha_of(config),
+        native_frames=spec.native_frames,
+        target_frames=frames,
+        trigger=config.trigger,
+        expert=config.expert,
+        attention=config.attention,
+        decay=config.decay or pattern.decay,
+        sink_frames=pattern.sink_frames,
+        dense_layers=schedule.dense_layers if config.dense_layers is None else config.dense_layers,
+        dense_steps=schedule.dense_steps,
+        block_size=config.block_size or spec.block_size,
+        riflex=config.riflex,
+        flow_shift=noise_shift(objective, None, frames, by_length=True) if config.shift_by_length else None,
+    )
+
+
+def pattern_of(model: LoadedModel, settings: AdapterSettings) -> RadialPattern:
+    preset, _ = model.spec.preset(settings.target_frames or 1, model.spec.num_inference_steps)
+    return replace(preset, decay=settings.decay or preset.decay)
+
+
+@contextlib.contextmanager
+def attention(
+    config: FinetuneConfig, model: LoadedModel, settings: AdapterSettings, parallel: ContextParallel | None,
+    pipe: Any = None,
+) -> Iterator[None]:  # fmt: skip
+    """The attention that generation will use, in the layers that are not dense; given the pipeline, also in the steps
+    that are not. Processes that share clips share dense attention too."""
+    with contextlib.ExitStack() as stack:
+        if config.riflex:
+            stack.enter_context(riflex([model.pipe.transformer], model.spec.riflex_period or 1.0))
+        target = model.pipe.transformer if pipe is None else pipe
+        if config.attention == "dense" and parallel is not None:
+            stack.enter_context(radial.apply(target, schedule=Schedule.dense(), parallel=parallel))
+        if config.attention == "radial":
+            taken = config.sample_steps or model.spec.num_inference_steps
+            steps = model.spec.dense_share(settings.dense_steps or 0, taken) if pipe is not None else 0
+            stack.enter_context(
+                radial.apply(
+                    target, pattern=pattern_of(model, settings), schedule=Schedule(settings.dense_layers or 0, steps),
+                    block_size=settings.block_size or 128, parallel=parallel,
+                )
+            )  # fmt: skip
+        if pipe is not None and settings.flow_shift is not None:
+            stack.enter_context(replaced(pipe, scheduler=scheduler_for(pipe, "model", settings.flow_shift)))
+        yield
+
+
+def grid_of(objective: Objective, bucket: Bucket) -> radial.TokenGrid:
+    frames, height, width = objective.spec.stride
+    return radial.TokenGrid((bucket.num_frames - 1) // frames + 1, bucket.height // height, bucket.width // width)

@@ -1,0 +1,157 @@
+"""Which clips a step trains on. Everything follows from the seed and the step, so that a run resumes anywhere."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from radial.errors import RequestError
+from radial_finetune.data.cache import CachedClip, CacheIndex, read_clip, read_empty_text, stack_latents
+from radial_finetune.data.clips import Bucket
+from radial_finetune.objective import Objective, Text, draw_sigmas, expert_span, noise_shift
+from radial_finetune.training.config import FinetuneConfig
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips of one size, their text, noise and noise levels, on the CPU."""
+
+    bucket: Bucket
+    latents: Tensor
+    text: Text
+    noise: Tensor
+    sigma: Tensor
+
+    def to(self, device: torch.device) -> tuple[Tensor, Text, Tensor, Tensor]:
+        text = {name: value.to(device) for name, value in self.text.items()}
+        return self.latents.to(device), text, self.noise.to(device), self.sigma.to(device)
+
+
+class Batches:
+    """The batches of a run, by number; each of ``ranks`` processes takes every ranks-th clip of a batch."""
+
+    def __init__(
+        self, config: FinetuneConfig, index: CacheIndex, objective: Objective, rank: int = 0, ranks: int = 1
+    ) -> None:
+        clips = index.clips
+        if config.held_out >= len(clips):
+            raise RequestError(
+                f"held_out is {config.held_out}, and the cache has {len(clips)} clips: none would be left"
+            )
+        chosen = {int((i + 0.5) * len(clips) / config.held_out) for i in range(config.held_out)}  # spread over all
+        self.train = tuple(clip for i, clip in enumerate(clips) if i not in chosen)
+        self.held_out = tuple(clips[i] for i in sorted(chosen))
+        self._config, self._objective, self._rank, self._ranks = config, objective, rank, ranks
+        self._cache = Path(config.data)
+        self._empty_text = read_empty_text(self._cache, index.fingerprint)
+        _, self._span = expert_span(objective.pipe, config.expert)
+        self._by_bucket: dict[Bucket, list[CachedClip]] = {}
+        for clip in self.train:
+            self._by_bucket.setdefault(clip.bucket, []).append(clip)
+        self._buckets = sorted(self._by_bucket)
+        self._which = self._choose_buckets(config.steps * config.gradient_accumulation_steps)
+        self._place = _count_earlier(self._which, len(self._buckets))
+
+    @property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The sizes that the run trains on, however few steps of it are asked for."""
+        lengths = {stage.num_frames for stage in self._config.curriculum}
+        return tuple(b for b in self._buckets if not lengths or b.num_frames in lengths)
+
+    def iterate(self, first: int) -> Generator[Batch]:
+        """Batches from number ``first`` on; the next one is read while one is trained on."""
+        with ThreadPoolExecutor(1) as pool:
+            ahead: Future[Batch] | None = None
+            try:
+                for number in range(first, len(self._which)):
+                    batch = ahead.result() if ahead is not None else self.read(number)
+                    ahead = pool.submit(self.read, number + 1) if number + 1 < len(self._which) else None
+                    yield batch
+            finally:
+                if ahead is not None:
+                    ahead.cancel()
+
+    def read(self, number: int) -> Batch:
+        """This process's part of a batch."""
+        config = self._config
+        bucket = self._buckets[self._which[number]]
+        whole = config.batch_size * self._ranks
+        members = self._by_bucket[bucket]
+        clips = []
+        for position in range(self._place[number] * whole, (self._place[number] + 1) * whole):
+            epoch, place = divmod(position, len(members))
+            clips.append(members[_order(config.seed, epoch, len(members))[place]])
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
+        dropped = torch.rand(whole, generator=generator) < config.caption_dropout
+        shift = noise_shift(self._objective, config.shift, bucket.num_frames, by_length=config.shift_by_length)
+        sigma = draw_sigmas(whole, config.timestep_sampling, shift, generator, self._span)
+        own = range(self._rank, whole, self._ranks)
+        latents, told = zip(*(read_clip(self._cache, clips[i]) for i in own), strict=True)
+        texts = [self._empty_text if dropped[i] else text for i, text in zip(own, told, strict=True)]
+        # Each clip's noise has a seed of its own, so that it does not depend on how many processes there are.
+        seeds = torch.randint(2**62, (whole,), generator=generator).tolist()
+        noise = [torch.randn(latents[0].shape, generator=torch.Generator().manual_seed(seeds[i])) for i in own]
+        return Batch(
+            bucket, stack_latents(list(latents)), self._objective.stack_text(texts), torch.stack(noise),
+            sigma[list(own)],
+        )  # fmt: skip
+
+    def validation(self, sigmas: tuple[float, ...]) -> Iterator[Batch]:
+        """Every held-out clip at fixed noise levels, with the same noise every time."""
+        low, high = self._span
+        for number, clip in enumerate(self.held_out):
+            latents, text = read_clip(self._cache, clip)
+            noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(number))
+            for sigma in sigmas:
+                level = torch.tensor([low + (high - low) * sigma])
+                yield Batch(
+                    clip.bucket, stack_latents([latents]), self._objective.stack_text([text]), noise[None], level
+                )
+
+    def _choose_buckets(self, batches: int) -> NDArray[np.int64]:
+        """The size of every batch: drawn by the share of clips, or as the curriculum says."""
+        config = self._config
+        counts = np.array([len(self._by_bucket[b]) for b in self._buckets])
+        draws = np.random.default_rng([config.seed, 1]).random((batches, 2))  # a longer run begins the same
+        if not config.curriculum:
+            return np.searchsorted(counts.cumsum() / counts.sum(), draws[:, 0], side="right")
+        lengths = np.repeat(
+            [stage.num_frames for stage in config.curriculum],
+            [stage.steps * config.gradient_accumulation_steps for stage in config.curriculum],
+        )
+        lengths = np.concatenate([lengths, np.full(max(0, batches - len(lengths)), lengths[-1])])[:batches]
+        first = config.curriculum[0].num_frames
+        lengths = np.where(draws[:, 1] < config.replay, first, lengths)
+        which = np.empty(batches, np.int64)
+        for length in set(lengths.tolist()):
+            able = [i for i, bucket in enumerate(self._buckets) if bucket.num_frames == length]
+            if not able:
+                there = ", ".join(sorted({str(b.num_frames) for b in self._buckets}, key=int))
+                raise RequestError(f"the curriculum asks for clips of {length} frames; the cache has {there}")
+            shares = counts[able].cumsum() / counts[able].sum()
+            which = np.where(lengths == length, np.array(able)[np.searchsorted(shares, draws[:, 0], "right")], which)
+        return which
+
+
+def _count_earlier(which: NDArray[np.int64], kinds: int) -> NDArray[np.int64]:
+    """For every batch, how many before it were of its size."""
+    place = np.empty_like(which)
+    for kind in range(kinds):
+        own = which == kind
+        place[own] = np.arange(own.sum())
+    return place
+
+
+@functools.lru_cache(maxsize=8)
+def _order(seed: int, epoch: int, count: int) -> list[int]:
+    """Every clip once an epoch, each epoch in an order of its own."""
+    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7919 + epoch)).tolist()
+    return order

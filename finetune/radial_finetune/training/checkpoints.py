@@ -1,0 +1,179 @@
+"""Checkpoints of a run: written whole or not at all, the last few kept, no pickle.
+
+A folder ``step-000200`` holds the adapter, its average, the optimizer's moments and what run it is of. Random numbers
+follow from the seed and the step, so there is no more to keep.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from radial.errors import ModelError, OutputError, RequestError, first_line
+from radial_finetune.training.processes import put, whole
+
+# What can change when a run goes on: none of it decides what a step computes.
+_FREE = {
+    "steps", "output", "checkpoint_every", "keep_checkpoints", "validate_every", "sample_every", "sample_prompts",
+    "sample_frames", "sample_steps", "trackers", "device", "max_bad_steps", "trigger",
+}  # fmt: skip
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass
+class RunState:
+    """What training changes: the adapter's parameters by name, their average, the optimizer, and the step reached."""
+
+    parameters: dict[str, torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    average: dict[str, Tensor]
+    step: int = 0
+    config: dict[str, Any] | None = None
+
+
+def save_checkpoint(folder: Path, state: RunState, keep: int, *, write: bool = True) -> Path:
+    """Write the state under a temporary name, rename it, then delete all but the last ``keep``.
+
+    Where weights are spread over processes, all must call this, and one of them ``write``.
+
+    Raises:
+        OutputError: the disk is full or cannot be written; earlier checkpoints are untouched.
+    """
+    from safetensors.torch import save_file
+
+    target = folder / f"step-{state.step:06d}"
+    part = folder / f".{target.name}.partial"
+    tensors: dict[str, dict[str, Tensor]] = {
+        name: {key: whole(x.detach()) for key, x in group.items()}
+        for name, group in (("adapter", state.parameters), ("average", state.average), ("moments", _moments(state)))
+    }
+    if not write:
+        return target
+    needed = sum(x.nbytes for group in tensors.values() for x in group.values())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(folder).free) < needed + (64 << 20):
+            raise OutputError(f"a checkpoint needs {needed / 1e6:.0f} MB, and {folder} has {free / 1e6:.0f} MB free")
+        for cut_off in folder.glob(".step-*.partial"):  # by a kill while it was written
+            shutil.rmtree(cut_off, ignore_errors=True)
+        part.mkdir()
+        for name, group in tensors.items():
+            save_file({key: x.detach().cpu().contiguous() for key, x in group.items()}, part / f"{name}.safetensors")
+        (part / "run.json").write_text(json.dumps({"step": state.step, "config": state.config}, indent=1))
+        for file in (*part.iterdir(), part):
+            _reach_the_disk(file)
+        if target.exists():
+            shutil.rmtree(target)
+        part.rename(target)
+        _reach_the_disk(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"cannot write a checkpoint to {folder}: {first_line(error)}") from error
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _reach_the_disk(path: Path) -> None:
+    """A rename is worth nothing after a power cut unless what it names was written out before."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, the oldest first. Those that were cut off while written do not count."""
+    found = [p for p in folder.glob("step-*") if _NAME.fullmatch(p.name) and (p / "run.json").is_file()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def load_last_checkpoint(folder: Path, state: RunState) -> Path | None:
+    """Put the newest whole checkpoint's values into the state: which one it was, None where there is none.
+
+    Raises:
+        RequestError: it is of another run: settings that decide the outcome differ, and are named.
+        ModelError: there are checkpoints, and none can be read.
+    """
+    found = list_checkpoints(folder)
+    for checkpoint in reversed(found):
+        try:
+            load_checkpoint(checkpoint, state)
+            return checkpoint
+        except (OSError, SafetensorError, json.JSONDecodeError, KeyError):
+            continue  # torn by a disk that failed: the one before it may be whole
+    if found:
+        raise ModelError(f"none of the checkpoints in {folder} can be read, such as {found[-1].name}")
+    return None
+
+
+def load_checkpoint(checkpoint: Path, state: RunState) -> None:
+    """Put a checkpoint's values into the state.
+
+    Raises:
+        RequestError: it is of another run: settings that decide the outcome differ, and are named.
+        OSError, SafetensorError, ValueError, KeyError: it cannot be read.
+    """
+    from safetensors.torch import load_file
+
+    run = json.loads((checkpoint / "run.json").read_text())
+    new, old = state.config or {}, run["config"] or {}
+    free = _FREE if new.get("lr_scheduler") == "constant" else _FREE - {"steps"}  # a rate that falls depends on them
+    changed = sorted(key for key in {*new, *old} - free if new.get(key) != old.get(key))
+    if changed:
+        told = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed[:3])
+        raise RequestError(f"{checkpoint} is of another run: {told}; take another output, or the settings it had")
+    adapter, average, moments = (load_file(checkpoint / f"{n}.safetensors") for n in ("adapter", "average", "moments"))
+    if set(adapter) != set(state.parameters):
+        raise RequestError(f"{checkpoint} holds other layers than this run tunes")
+    with torch.no_grad():
+        for name, parameter in state.parameters.items():
+            put(adapter[name], parameter)
+        for name, value in state.average.items():
+            put(average[name], value)
+    _set_moments(state, moments)
+    state.step = run["step"]
+
+
+def _moments(state: RunState) -> dict[str, Tensor]:
+    """The optimizer's state by parameter; moments of 8 bit in the tensors that they are made of."""
+    moments: dict[str, Tensor] = {}
+    for name, parameter in state.parameters.items():
+        for key, value in state.optimizer.state[parameter].items():
+            if hasattr(value, "qmap"):
+                moments |= {f"{name}/{key}/{part}": getattr(value, part) for part in ("codes", "scale", "qmap")}
+            else:
+                moments[f"{name}/{key}"] = value
+    return moments
+
+
+def _set_moments(state: RunState, moments: dict[str, Tensor]) -> None:
+    for name, parameter in state.parameters.items():
+        prefix = f"{name}/"
+        saved = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
+        entry: dict[str, Tensor] = {}
+        for key in sorted({key.split("/")[0] for key in saved}):
+            if f"{key}/codes" in saved:
+                from torchao.optim.subclass_8bit import OptimState8bit
+
+                parts = (saved[f"{key}/{part}"].to(parameter.device) for part in ("codes", "scale", "qmap"))
+                entry[key] = OptimState8bit(*parts, signed=key == "exp_avg", dtype=parameter.dtype)
+            elif key == "step":
+                entry[key] = saved[key]
+            else:
+                entry[key] = torch.zeros_like(parameter)
+                put(saved[key], entry[key])
+        if entry:
+            state.optimizer.state[parameter] = entry

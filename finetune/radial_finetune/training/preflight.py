@@ -1,0 +1,204 @@
+"""What a run will need, before it begins: memory, disk and time, from the sizes of its clips."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from radial.errors import RequestError
+from radial.files import existing_folder
+from radial.plans.layout import TokenGrid
+from radial.plans.pattern import RadialPattern
+from radial.plans.plan import BlockPlan
+from radial_finetune.training.config import FinetuneConfig
+
+# Tensors of a token's width, and of its feed-forward layer's, that one block holds at the height of its backward pass;
+# read off Wan 1.3 B at 480p, 81 and 321 frames, on an H100 (benchmarks/training_h100_2026-11-24.md).
+_WIDTHS, _FEED_FORWARD_WIDTHS = 24, 4
+_SPARE = 0.6e9  # the CUDA context and what the allocator cannot use
+_SHARE_OF_RATE = 0.5  # of the rate of a large matrix product, which is what whole steps reach
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on the device, in the host's memory and on disk, and seconds a step; ``tokens`` are the longest clip's."""
+
+    tokens: int
+    device: float
+    host: float
+    disk: float
+    seconds: float
+
+    def __str__(self) -> str:
+        host = f", {self.host / 1e9:.1f} GB of host memory" if self.host > 1e8 else ""
+        return (
+            f"{self.tokens:,} tokens a clip, about {self.device / 1e9:.1f} GB{host}, {self.disk / 1e9:.2f} GB of disk, "
+            f"about {self.seconds:.2g} s a step"
+        )
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The sizes of a transformer that decide what training takes."""
+
+    width: int
+    feed_forward: int
+    blocks: int
+    weights: int
+    weight_bytes: int
+    linear_bytes: int
+    adapter: int
+    itemsize: int
+
+
+def estimate(
+    config: FinetuneConfig, transformer: Any, grids: list[TokenGrid], pattern: RadialPattern, device: torch.device,
+    dense_layers: int, block_size: int,
+) -> Estimate:  # fmt: skip
+    """What a run on clips of these grids needs, a batch of the largest one at a time."""
+    model = _measure(transformer, config)
+    densities = [
+        1.0 if config.attention == "dense" else BlockPlan.build(grid, pattern, block_size).density for grid in grids
+    ]
+    flops = max(
+        _step_flops(config, model, grid, density, dense_layers) for grid, density in zip(grids, densities, strict=True)
+    )
+    tokens = max(grid.tokens for grid in grids)
+    moments = 2 if config.optimizer == "adamw8bit" else 8
+    kept = model.adapter * (4 + moments + (4 if config.ema_decay else 0))
+    rate = _matmul_rate(device, transformer.dtype) * _SHARE_OF_RATE
+    return Estimate(
+        tokens, _device_bytes(config, model, tokens), _host_bytes(config, model, tokens),
+        (config.keep_checkpoints + 1) * kept + 4 * model.adapter, flops / rate,
+    )  # fmt: skip
+
+
+def check(
+    needed: Estimate, config: FinetuneConfig, transformer: Any, grids: list[TokenGrid], device: torch.device
+) -> None:
+    """Refuse a run that cannot fit.
+
+    Raises:
+        RequestError: with the settings, or the length, that would fit.
+    """
+    free = shutil.disk_usage(existing_folder(Path(config.output))).free
+    if needed.disk > free:
+        raise RequestError(
+            f"checkpoints need {needed.disk / 1e9:.1f} GB, and {config.output} has {free / 1e9:.1f} GB free; "
+            "take another output, or a lower keep_checkpoints or rank"
+        )
+    if device.type != "cuda":
+        return
+    if needed.host > (installed := psutil.virtual_memory().total):
+        raise RequestError(
+            f"offload_checkpoints needs {needed.host / 1e9:.0f} GB of host memory, and there is {installed / 1e9:.0f} "
+            "GB; take a smaller batch_size or shorter clips"
+        )
+    available = torch.cuda.get_device_properties(device).total_memory
+    if needed.device <= available:
+        return
+    model = _measure(transformer, config)
+    advice = _what_fits(config, model, max(grid.tokens for grid in grids), available)
+    raise RequestError(
+        f"a step needs about {needed.device / 1e9:.0f} GB, and {device} has {available / 1e9:.0f} GB; {advice}"
+    )
+
+
+def _what_fits(config: FinetuneConfig, model: _Model, tokens: int, available: float) -> str:
+    """The fewest settings that make a run fit, tried in the order of what they cost."""
+    changes: dict[str, Any] = {}
+    for name, value in (
+        ("batch_size", 1), ("gradient_checkpointing", True), ("offload_checkpoints", True),
+        ("optimizer", "adamw8bit"), ("base_precision", "float8"),
+    ):  # fmt: skip
+        if getattr(config, name) == value:
+            continue
+        changes[name] = value
+        if _device_bytes(config.model_copy(update=changes), model, tokens) <= available:
+            for other in list(changes):  # what was tried before, and is not needed
+                fewer = {key: v for key, v in changes.items() if key != other}
+                if _device_bytes(config.model_copy(update=fewer), model, tokens) <= available:
+                    changes = fewer
+            return "these would fit: " + ", ".join(f"{key} = {str(v).lower()}" for key, v in changes.items())
+    least = config.model_copy(update=changes)
+    degree = config.ulysses_degree
+    one, two = (_device_bytes(least, model, count * degree) for count in (1, 2))
+    if 2 * one - two >= available:
+        return "the model's weights alone do not fit"
+    longest = int((available - (2 * one - two)) / (two - one)) * degree
+    return (
+        f"even with {', '.join(changes) or 'all that saves memory'}, clips of {longest:,} tokens are the longest; more "
+        "processes and a higher ulysses_degree hold longer ones"
+    )
+
+
+def _measure(transformer: Any, config: FinetuneConfig) -> _Model:
+    sizes = transformer.config
+    width = sizes.num_attention_heads * sizes.attention_head_dim
+    lists = ("blocks", "transformer_blocks", "single_transformer_blocks")
+    blocks = sum(len(getattr(transformer, name, ())) for name in lists)
+    every = [p.to_local() if hasattr(p, "to_local") else p for p in transformer.parameters()]  # FSDP: this one's part
+    asked = [p.requires_grad for p in transformer.parameters()]
+    frozen = [p for p, trained in zip(every, asked, strict=True) if not trained]
+    linear = sum(p.numel() for p in frozen if p.ndim == 2)
+    weight_bytes = sum(p.numel() * p.itemsize for p in frozen)
+    itemsize = torch.empty((), dtype=transformer.dtype).itemsize
+    linear_bytes = sum(p.numel() * p.itemsize for p in frozen if p.ndim == 2)
+    adapter = sum(p.numel() for p, trained in zip(every, asked, strict=True) if trained)
+    return _Model(
+        width, sizes.get("ffn_dim") or 4 * width, blocks, linear, weight_bytes, linear_bytes, adapter, itemsize
+    )
+
+
+def _device_bytes(config: FinetuneConfig, model: _Model, tokens: int) -> float:
+    tokens = -(-tokens // config.ulysses_degree) * config.batch_size
+    weights = model.weight_bytes
+    if config.base_precision == "float8":
+        weights += model.weights - model.linear_bytes
+        if not config.gradient_checkpointing:  # the backward pass keeps every widened weight
+            weights += model.weights * model.itemsize
+    adapter = model.adapter * (4 + 4 + (2 if config.optimizer == "adamw8bit" else 8) + (4 if config.ema_decay else 0))
+    block = tokens * (_WIDTHS * model.width + _FEED_FORWARD_WIDTHS * model.feed_forward) * model.itemsize
+    if not config.gradient_checkpointing:
+        kept = model.blocks * block * 0.6
+    elif config.offload_checkpoints:
+        kept = 2 * tokens * model.width * model.itemsize
+    else:
+        kept = model.blocks * tokens * model.width * model.itemsize
+    return weights + adapter + block + kept + (_SPARE if tokens else 0)
+
+
+def _host_bytes(config: FinetuneConfig, model: _Model, tokens: int) -> float:
+    if not config.offload_checkpoints:
+        return 0.0
+    block = -(-tokens // config.ulysses_degree) * config.batch_size * model.width * model.itemsize
+    return float(model.blocks * (1 << max(0, math.ceil(math.log2(max(1, block))))))  # pinned memory comes in such sizes
+
+
+def _step_flops(config: FinetuneConfig, model: _Model, grid: TokenGrid, density: float, dense_layers: int) -> float:
+    """Of the forward pass, once more where checkpoints are recomputed, and of the backward pass."""
+    again = 2 if config.gradient_checkpointing else 1
+    layers = dense_layers + (model.blocks - dense_layers) * density
+    products = 2 * grid.tokens * model.weights * (again + 1)
+    attention = 4 * grid.tokens**2 * model.width * layers * (again + 2.5)
+    return (products + attention) * config.batch_size * config.gradient_accumulation_steps / config.ulysses_degree
+
+
+def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large matrix product here and now."""
+    side = 4096 if device.type == "cuda" else 512
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(4):
+        started = time.perf_counter()
+        b = a @ a
+        float(b[0, 0])  # waits for the device
+        best = min(best, time.perf_counter() - started)
+    return 2 * side**3 / best

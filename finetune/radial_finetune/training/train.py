@@ -1,0 +1,316 @@
+"""Fine-tuning in one loop: a LoRA under radial attention, at the lengths of the cached clips.
+
+Everything random in a step follows from the seed and the step's number, so that a run that was stopped, however it
+was stopped, goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from radial.errors import GenerationError, RequestError
+from radial.files import publish_text
+from radial.loading.load import LoadedModel
+from radial.models.lora_settings import AdapterSettings
+from radial_finetune.data.cache import read_index
+from radial_finetune.data.clips import Bucket
+from radial_finetune.objective import Objective, expert_span, velocity_loss
+from radial_finetune.training.adapter import export_state, write_adapter
+from radial_finetune.training.assemble import (
+    adapter_settings,
+    alpha_of,
+    attention,
+    grid_of,
+    keep_only,
+    load_model,
+    make_optimizer,
+    pattern_of,
+    prepare_transformer,
+)
+from radial_finetune.training.batches import Batch, Batches
+from radial_finetune.training.checkpoints import RunState, list_checkpoints, load_last_checkpoint, save_checkpoint
+from radial_finetune.training.config import FinetuneConfig
+from radial_finetune.training.preflight import check, estimate
+from radial_finetune.training.processes import Processes, whole
+from radial_finetune.training.samples import encode_samples, make_samples
+from radial_finetune.training.trackers import Trackers
+
+VALIDATION_SIGMAS = (0.2, 0.5, 0.8)
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """Of held-out clips at fixed noise levels: over all frames, and over those within and beyond the native length."""
+
+    all: float
+    within: float
+    beyond: float | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step that ended: its mean loss, learning rate, seconds and peak memory in bytes, and the held-out loss where it
+    was measured."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    seconds: float
+    memory: int = 0
+    validation: HeldOutLoss | None = None
+
+
+def finetune(
+    config: FinetuneConfig,
+    *,
+    resume: bool = False,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> Path:
+    """Train, and write the adapter: its path.
+
+    Args:
+        on_step: told after every step.
+        on_note: told what a user should know before the first one.
+
+    Raises:
+        RequestError: data, model or output do not fit together, or the run does not fit the device; raised before the
+            first step.
+        GenerationError: losses or gradients stopped being numbers for too long, or memory ran out.
+        KeyboardInterrupt: after a checkpoint was saved.
+    """
+    output = Path(config.output)
+    if list_checkpoints(output) and not resume:
+        raise RequestError(f"{output} has checkpoints of a run; pass --resume to go on, or take another output")
+    index = read_index(Path(config.data))
+    processes = Processes(config.device, config.ulysses_degree)
+    model, objective = load_model(config, index, processes.device)
+    name, _ = expert_span(model.pipe, config.expert)
+    batches = Batches(config, index, objective, *processes.place)
+    settings = adapter_settings(config, objective, batches.buckets)
+    samples = encode_samples(objective, config.sample_prompts) if config.sample_every else None
+    vae = keep_only(model.pipe, name)
+    transformer, parameters, before = prepare_transformer(config, model, objective, processes)
+    grids = [grid_of(objective, bucket) for bucket in batches.buckets]
+    needed = estimate(
+        config, transformer, grids, pattern_of(model, settings), processes.device, settings.dense_layers or 0,
+        settings.block_size or 128,
+    )  # fmt: skip
+    on_note(f"{len(batches.train)} clips, {len(batches.held_out)} held out; {needed}")
+    check(needed, config, transformer, grids, processes.device)
+    optimizer = make_optimizer(config, list(parameters.values()))
+    average = {n: p.detach().clone() for n, p in parameters.items()} if config.ema_decay else {}
+    run = config.model_dump(mode="json") | {"cache": index.digest, "processes": processes.count}
+    state = RunState(parameters, optimizer, average, config=run)
+    if resume:
+        load_last_checkpoint(output, state)
+    if processes.is_first:
+        _forget_later_steps(output / "log.jsonl", state.step)
+    bad_steps = 0
+    parts = config.gradient_accumulation_steps
+    tracked = Trackers(config, output) if processes.is_first else Trackers(None, output)
+
+    def save() -> None:
+        save_checkpoint(output, state, config.keep_checkpoints, write=processes.is_first)
+        processes.wait()
+
+    with contextlib.ExitStack() as installed, tracked, _interrupts() as interrupted:
+        installed.enter_context(attention(config, model, settings, processes.parallel))
+        upcoming = batches.iterate(state.step * parts)
+        try:
+            while state.step < config.steps:
+                if interrupted():
+                    raise KeyboardInterrupt
+                started = time.monotonic()
+                loss = 0.0
+                for _ in range(parts):
+                    x, text, noise, sigma = next(upcoming).to(processes.device)
+                    part_loss = velocity_loss(objective, transformer, x, text, noise, sigma).mean() / parts
+                    part_loss.backward()
+                    loss += float(part_loss.detach())
+                loss = processes.mean(loss)
+                processes.average_gradients(parameters.values())
+                norm = whole(torch.nn.utils.clip_grad_norm_(list(parameters.values()), config.max_grad_norm))
+                rate = learning_rate(state.step, config)
+                _set_rate(optimizer, rate)
+                if math.isfinite(loss) and bool(norm.isfinite()):
+                    optimizer.step()
+                    bad_steps = 0
+                else:
+                    bad_steps += 1
+                optimizer.zero_grad(set_to_none=True)
+                _update_average(state, config.ema_decay)
+                state.step += 1
+                if bad_steps >= config.max_bad_steps:
+                    raise GenerationError(
+                        f"{bad_steps} steps in a row had no finite loss, up to step {state.step}; "
+                        "try a lower learning_rate or float32"
+                    )
+                validation = None
+                if batches.held_out and _is_time(config.validate_every, state.step):
+                    validation = validate(objective, transformer, batches, processes.device)
+                seconds = time.monotonic() - started
+                memory = torch.cuda.max_memory_allocated() if processes.device.type == "cuda" else 0
+                progress = Progress(state.step, config.steps, loss, rate, seconds, memory, validation)
+                if processes.is_first:
+                    _log(output, progress, float(norm), tracked)
+                on_step(progress)
+                if samples is not None and _is_time(config.sample_every, state.step):
+                    if processes.is_first or processes.sharded or processes.parallel is not None:
+                        installed.close()
+                        with attention(config, model, settings, processes.parallel, model.pipe):
+                            make_samples(
+                                model, objective, vae, samples, _sample_lengths(config, settings),
+                                _sample_size(batches.buckets), _sample_steps(config, model), output / "samples",
+                                state.step, write=processes.is_first,
+                            )  # fmt: skip
+                        installed.enter_context(attention(config, model, settings, processes.parallel))
+                    processes.wait()
+                if _is_time(config.checkpoint_every, state.step) and bad_steps == 0:
+                    save()
+        except KeyboardInterrupt:
+            save()
+            raise
+        except torch.OutOfMemoryError as error:
+            raise GenerationError(
+                f"out of memory at step {state.step + 1}; take offload_checkpoints, a smaller batch_size, shorter clips"
+            ) from error
+        finally:
+            upcoming.close()
+    save()
+    final = {n: whole(p.detach()) for n, p in (state.average or parameters).items()}
+    path = output / "adapter.safetensors"
+    if processes.is_first:
+        write_adapter(
+            path, export_state(final, before, alpha_of(config) / config.rank), asdict(settings), overwrite=True
+        )
+    processes.wait()
+    return path
+
+
+def learning_rate(step: int, config: FinetuneConfig) -> float:
+    """Warm up linearly, then stay or fall along a cosine to zero."""
+    if step < config.lr_warmup_steps:
+        return config.learning_rate * (step + 1) / config.lr_warmup_steps
+    if config.lr_scheduler == "constant":
+        return config.learning_rate
+    done = (step - config.lr_warmup_steps) / max(1, config.steps - config.lr_warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+@torch.no_grad()
+def validate(objective: Objective, transformer: Any, batches: Batches, device: torch.device) -> HeldOutLoss:
+    """Loss of the held-out clips at fixed noise levels, within and beyond the native length."""
+    native = (objective.spec.native_frames - 1) // objective.spec.stride[0] + 1
+    within: list[Tensor] = []
+    beyond: list[Tensor] = []
+    batch: Batch
+    for batch in batches.validation(VALIDATION_SIGMAS):
+        losses_F = velocity_loss(objective, transformer, *batch.to(device))[0].cpu()
+        within.append(losses_F[:native])
+        beyond.append(losses_F[native:])
+    inside, outside = torch.cat(within), torch.cat(beyond)
+    return HeldOutLoss(
+        float(torch.cat([inside, outside]).mean()), float(inside.mean()),
+        float(outside.mean()) if len(outside) else None,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Ctrl+C waits for the end of a step, so that what is saved is whole; a second one does not wait."""
+    asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def _sample_lengths(config: FinetuneConfig, settings: AdapterSettings) -> tuple[int, ...]:
+    wanted = config.sample_frames or (settings.native_frames or 1, settings.target_frames or 1)
+    return tuple(sorted(set(wanted)))
+
+
+def _sample_size(buckets: Iterable[Bucket]) -> tuple[int, int]:
+    longest = max(buckets)
+    return longest.height, longest.width
+
+
+def _sample_steps(config: FinetuneConfig, model: LoadedModel) -> int:
+    return config.sample_steps or model.spec.num_inference_steps
+
+
+def _is_time(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _update_average(state: RunState, decay: float) -> None:
+    with torch.no_grad():
+        for name, average in state.average.items():
+            average.lerp_(state.parameters[name].detach(), 1 - decay)
+
+
+def _forget_later_steps(log: Path, step: int) -> None:
+    """Take out of the log what a run that was cut off had done beyond its last checkpoint: it will be done again."""
+    if log.is_file():
+        lines = log.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if 0 < _step_of(line) <= step]
+        publish_text(log, "".join(f"{line}\n" for line in kept))
+
+
+def _step_of(line: str) -> int:
+    """The step of a line of the log; 0 for one that is torn."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
+def _log(output: Path, progress: Progress, norm: float, tracked: Trackers) -> None:
+    """A line a step, to plot from, and the same to the trackers."""
+    output.mkdir(parents=True, exist_ok=True)
+    line: dict[str, Any] = {
+        "step": progress.step, "loss": progress.loss, "learning_rate": progress.learning_rate,
+        "gradient_norm": norm, "seconds": round(progress.seconds, 4),
+    }  # fmt: skip
+    if progress.memory:
+        line["memory"] = progress.memory
+    if (held_out := progress.validation) is not None:
+        line |= {"validation": held_out.all, "validation_within": held_out.within}
+        if held_out.beyond is not None:
+            line["validation_beyond"] = held_out.beyond
+    with (output / "log.jsonl").open("a", encoding="utf-8") as log:
+        log.write(json.dumps(line) + "\n")
+    tracked.log(line)

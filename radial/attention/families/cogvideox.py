@@ -1,0 +1,27 @@
+"""CogVideoX and ConsisID: one attention over the text and, after it, the clip."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from radial.attention.families.family import Call, Family, patched_grid, split_plan
+from radial.plans.layout import TokenGrid
+
+
+def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
+    frames, _, height, width = call["hidden_states"].shape[1:]
+    text = call["encoder_hidden_states"].shape[1]
+    return (replace(patched_grid(transformer, (frames, height, width)), before=text),)
+
+
+def _parallel_plan(transformer: Any) -> dict[str, Any] | None:
+    if type(transformer).__name__ != "CogVideoXTransformer3DModel":  # ConsisID adds faces between blocks
+        return None
+    from diffusers.models._modeling_parallel import ContextParallelInput
+
+    rotary = {"": {"image_rotary_emb": [ContextParallelInput(split_dim=0)] * 2}}
+    return split_plan("transformer_blocks.0", rotary, "hidden_states")
+
+
+FAMILY = Family(grids=_grids, parallel_plan=_parallel_plan)

@@ -1,0 +1,38 @@
+"""HunyuanVideo, text-to-video and image-to-video: one attention over the clip and, after it, the text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from radial.attention.families.family import Call, Family, numbered, patched_grid, rotary_outputs, split_plan, with_text
+from radial.plans.layout import TokenGrid
+
+
+def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
+    joint = numbered(transformer.transformer_blocks, "attn")
+    return joint + numbered(transformer.single_transformer_blocks, "attn", first=len(joint))
+
+
+def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
+    grid = patched_grid(transformer, call["hidden_states"].shape[2:])
+    # The first words are the prompt's, the rest is padding that the mask keeps out.
+    return with_text(grid, call["encoder_attention_mask"].sum(1).int().tolist())
+
+
+def _parallel_plan(transformer: Any) -> dict[str, Any] | None:
+    if transformer.config.image_condition_type == "token_replace":  # its blocks look for the first frame's tokens
+        return None
+    return split_plan("transformer_blocks.0", rotary_outputs(0), "hidden_states")
+
+
+def _fuse(transformer: Any) -> int:
+    from radial.attention.fused.hunyuan_video import fuse
+
+    return fuse(transformer)
+
+
+FAMILY = Family(
+    self_attentions=_self_attentions, grids=_grids, masks_padding=True, parallel_plan=_parallel_plan, fuse=_fuse
+)

@@ -1,0 +1,30 @@
+"""HunyuanVideo 1.5: after the clip come the valid tokens of image, glyphs and prompt, then all padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from radial.attention.families.family import Call, Family, numbered, patched_grid, rotary_outputs, split_plan, with_text
+from radial.plans.layout import TokenGrid
+
+
+def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
+    return numbered(transformer.transformer_blocks, "attn")
+
+
+def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
+    grid = patched_grid(transformer, call["hidden_states"].shape[2:])
+    image = call["image_embeds"]
+    # Text-to-video passes an image of zeros, whose tokens count as padding.
+    image_tokens = image.shape[1] if bool(image.any()) else 0
+    lengths = call["encoder_attention_mask"].bool().sum(1) + call["encoder_attention_mask_2"].bool().sum(1)
+    return with_text(grid, (lengths + image_tokens).int().tolist())
+
+
+def _parallel_plan(transformer: Any) -> dict[str, Any]:
+    return split_plan("transformer_blocks.0", rotary_outputs(0), "hidden_states")
+
+
+FAMILY = Family(self_attentions=_self_attentions, grids=_grids, masks_padding=True, parallel_plan=_parallel_plan)

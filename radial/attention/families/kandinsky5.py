@@ -1,0 +1,27 @@
+"""Kandinsky 5: latents have their channels last; text has cross-attention of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from radial.attention.families.family import Call, Family, numbered, patched_grid
+from radial.plans.layout import TokenGrid
+
+
+def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
+    return numbered(transformer.visual_transformer_blocks, "self_attention")
+
+
+def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
+    return (patched_grid(transformer, call["hidden_states"].shape[1:4]),)
+
+
+def _refuse(transformer: Any, call: Call) -> str | None:
+    if call.get("sparse_params") is not None:
+        return 'it attends by NABLA already (the configuration\'s attention_type is "nabla")'
+    return None
+
+
+FAMILY = Family(self_attentions=_self_attentions, grids=_grids, refuse=_refuse)

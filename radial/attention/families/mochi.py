@@ -1,0 +1,20 @@
+"""Mochi: one attention over the clip and, after it, the valid words, one batch entry at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from radial.attention.families.family import Call, Family, patched_grid, rotary_outputs, split_plan, with_text
+from radial.plans.layout import TokenGrid
+
+
+def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
+    grid = patched_grid(transformer, call["hidden_states"].shape[2:])
+    return with_text(grid, call["encoder_attention_mask"].bool().sum(1).tolist())
+
+
+def _parallel_plan(transformer: Any) -> dict[str, Any]:
+    return split_plan("transformer_blocks.0", rotary_outputs(0), "hidden_states")
+
+
+FAMILY = Family(grids=_grids, parallel_plan=_parallel_plan)

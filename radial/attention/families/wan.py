@@ -1,0 +1,50 @@
+"""Wan 2.1, 2.2, VACE and Animate, SkyReels V2, ChronoEdit: text and images have cross-attention of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from radial.attention.families.family import Call, Family, numbered, patched_grid, rotary_outputs, split_plan
+from radial.plans.layout import TokenGrid
+
+
+def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
+    layers = numbered(transformer.blocks)
+    # VACE runs a second stack beside the first; each of its blocks feeds the layer that the configuration names.
+    if hasattr(transformer, "vace_blocks"):
+        pairs = zip(transformer.config.vace_layers, transformer.vace_blocks, strict=True)
+        layers += [(layer, block.attn1) for layer, block in pairs]
+    return layers
+
+
+def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
+    return (patched_grid(transformer, call["hidden_states"].shape[2:]),)
+
+
+def _refuse(transformer: Any, call: Call) -> str | None:
+    if getattr(transformer.config, "num_frame_per_block", 1) > 1:
+        return "its attention is causal from block to block of frames (num_frame_per_block above 1)"
+    return None
+
+
+def _parallel_plan(transformer: Any) -> dict[str, Any] | None:
+    kind = type(transformer).__name__
+    if kind == "SkyReelsV2Transformer3DModel":
+        return split_plan("blocks.0", rotary_outputs(1), "hidden_states")
+    if kind == "WanVACETransformer3DModel":
+        plan = split_plan("blocks.0", rotary_outputs(1), "hidden_states")
+        return plan | split_plan("vace_blocks.0", {}, "hidden_states", "control_hidden_states")
+    return transformer._cp_plan  # Animate has none
+
+
+def _fuse(transformer: Any) -> int:
+    from radial.attention.fused.wan import fuse
+
+    return fuse(transformer)
+
+
+FAMILY = Family(
+    self_attentions=_self_attentions, grids=_grids, refuse=_refuse, parallel_plan=_parallel_plan, fuse=_fuse
+)

@@ -1,0 +1,86 @@
+"""Latents into frames whatever it takes: whole, in tiles, on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from radial.loading.memory import decode_in_tiles
+
+
+@contextlib.contextmanager
+def patient_decoding(vae: Any, on_note: Callable[[str], None]) -> Iterator[None]:
+    """While the context lasts, an autoencoder that runs out of memory tries again in tiles, and then on the CPU.
+
+    Args:
+        on_note: told what was done instead, and what it means.
+    """
+    if vae is None:  # pipelines that decode with something else
+        yield
+        return
+    stock, device = vae.decode, _device_of(vae)
+    tiled = bool(getattr(vae, "use_tiling", False))
+
+    @functools.wraps(stock)
+    def decode(latents: Tensor, *args: Any, **options: Any) -> Any:
+        try:
+            return stock(latents, *args, **options)
+        except torch.OutOfMemoryError:
+            _free(vae)
+        if not tiled and decode_in_tiles(vae):
+            on_note("memory ran out while decoding: decoded in tiles instead, whose edges are blended")
+            try:
+                return stock(latents, *args, **options)
+            except torch.OutOfMemoryError:
+                _free(vae)
+        on_note("memory ran out while decoding: decoded on the CPU instead, which takes minutes")
+        hook = vae.__dict__.pop("_hf_hook", None)  # it would bring the autoencoder back to the GPU
+        try:
+            vae.to("cpu", torch.float32)  # in 16 bits the CPU is slow, or cannot
+            return stock(latents.to("cpu", torch.float32), *args, **options)
+        finally:
+            if hook is not None:
+                vae._hf_hook = hook
+
+    dtype = vae.dtype
+    try:
+        with decoding_by(vae, decode):
+            yield
+    finally:
+        if vae.dtype is not dtype or _device_of(vae) != device:
+            vae.to(device, dtype)
+        if not tiled and getattr(vae, "use_tiling", False):
+            vae.disable_tiling()
+
+
+@contextlib.contextmanager
+def decoding_by(vae: Any, decode: Callable[..., Any]) -> Iterator[None]:
+    """While the context lasts, an autoencoder decodes by another function than its own."""
+    stock, own = vae.decode, "decode" in vars(vae)
+    vae.decode = decode
+    try:
+        yield
+    finally:
+        if own:
+            vae.decode = stock
+        else:
+            del vae.decode
+
+
+def _device_of(module: torch.nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _free(vae: Any) -> None:
+    """What a decoding that broke off still holds."""
+    if hasattr(vae, "clear_cache"):
+        vae.clear_cache()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

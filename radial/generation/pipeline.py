@@ -1,0 +1,319 @@
+"""The verbs of generation in reading order: load a model, denoise a clip, hand it over with its receipt."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from radial.attention.install import RadialAttention, apply, transformers_of
+from radial.attention.positions import riflex
+from radial.errors import DeviceLost, GenerationError, first_line
+from radial.generation.decoding import patient_decoding
+from radial.generation.ranks import Crew
+from radial.generation.receipt import attention_used, make_receipt
+from radial.generation.resume import OnStep, Snapshot, following
+from radial.generation.shared_decoding import shared_decoding
+from radial.loading.load import LoadedModel, load, quiet
+from radial.plans.policy import Schedule
+from radial.request import GenerationRequest
+from radial.video.clip import Video
+from radial.video.images import Frames, fit_image, read_clip, read_image
+
+Stage = Literal["load", "download", "encode", "denoise", "decode"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Progress: a stage began (``step`` 0), a denoising step ended or megabytes of a download came, or there is a
+    ``note`` for the user. ``video`` counts from 0."""
+
+    stage: Stage
+    step: int = 0
+    steps: int = 0
+    video: int = 0
+    note: str = ""
+
+
+OnEvent = Callable[[Event], None]
+
+
+def generate(
+    request: GenerationRequest,
+    *,
+    model: LoadedModel | None = None,
+    on_event: OnEvent = lambda event: None,
+    on_step: OnStep | None = None,
+    snapshot: Snapshot | None = None,
+    crew: Crew | None = None,
+) -> Iterator[Video]:
+    """Generate the request's videos, one after the other, seeds counting up from the request's.
+
+    Args:
+        request: what to make; open fields are resolved here.
+        model: a model loaded before, to save loading it again.
+        on_event: told about every stage and step.
+        on_step: told about every denoising step of pipelines that can go on from one; it may take a snapshot, end the
+            clip early or raise.
+        snapshot: where the first video goes on; of the same request and model, or the run starts anew.
+        crew: the processes that make each clip together, all of which call this. The videos are the first one's, and
+            so are ``on_event`` and ``on_step``.
+
+    Raises:
+        RequestError: a value is out of place; raised before anything is loaded.
+        ModelError: the model or an adapter cannot be loaded.
+        GenerationError: memory ran out or the latents stopped being numbers.
+        Lost: the GPU stopped answering, or another process of the crew died; this process can make no other clip.
+    """
+    request = request.resolve()
+    if model is None:
+        on_event(Event("load"))
+        model = load(
+            request, lambda done, total: on_event(Event("download", done >> 20, total >> 20)),
+            processes=crew.size if crew else 1,
+        )  # fmt: skip
+    notes = (*model.notes, *request.warnings(model.spec))
+    for index, single in enumerate(request.singles()):
+        taken_up = snapshot if index == 0 and snapshot and snapshot.about == describe_run(single, model) else None
+
+        def tell(event: Event, index: int = index) -> None:
+            on_event(replace(event, video=index))
+
+        with contextlib.nullcontext() if crew is None else crew.clip():
+            for note in notes if index == 0 else ():
+                on_event(Event("load", note=note))
+            followed = on_step if crew is None else crew.in_step(on_step)
+            video = _generate_one(single, model, tell, followed, taken_up, crew)
+        if crew is None or crew.leads:
+            yield video
+
+
+def describe_run(request: GenerationRequest, model: LoadedModel) -> str:
+    """What a snapshot of this run depends on, as a digest: the request, the weights, the device's kind."""
+    parts = (
+        request.model_dump_json(exclude={"device", "num_videos", "memory"}), model.fingerprint, model.loras,
+        model.device.type, str(model.dtype), type(model.pipe).__name__,
+    )  # fmt: skip
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+class _Watch:
+    """Follows one run of a pipeline: tells the stages and steps, times them, and keeps the last good latents."""
+
+    def __init__(self, steps: int, on_event: OnEvent, snapshot: Snapshot | None = None) -> None:
+        self.steps, self.on_event = steps, on_event
+        self._done = snapshot.step if snapshot else 0
+        self._before = snapshot.seconds if snapshot else {}
+        self.marks: dict[Stage, float] = {}
+        self.latents: Tensor | None = None
+        self._timesteps: list[float] = []
+
+    def begin(self, stage: Stage) -> None:
+        if stage not in self.marks:
+            self.marks[stage] = time.monotonic()
+            self.on_event(Event(stage, 0, self.steps))
+
+    def after_step(self, _pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """What pipelines call after every step."""
+        latents = tensors["latents"]
+        if not torch.isfinite(latents).all():
+            raise GenerationError(
+                f"the latents stopped being numbers at step {step + 1} of {self.steps}; try float32",
+                latents=self.latents,
+            )
+        self.latents = latents.cpu()
+        self._end_step(step + 1)
+        return {}
+
+    def before_call(self, _module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        """For pipelines that call nothing after a step: a new timestep says that the last step ended."""
+        self.begin("denoise")
+        timestep = float(kwargs["timestep"].flatten()[0]) if "timestep" in kwargs else None
+        if timestep is not None and timestep not in self._timesteps:
+            self._timesteps.append(timestep)
+            if len(self._timesteps) > 1:
+                self._end_step(len(self._timesteps) - 1)
+
+    def _end_step(self, step: int) -> None:
+        if step >= self._done:  # those before were done in an earlier run
+            self.on_event(Event("denoise", step, self.steps))
+        if step == self.steps:
+            self.begin("decode")
+
+    def timings(self) -> dict[str, float]:
+        ends = [*self.marks.values(), time.monotonic()]
+        return {
+            stage: round(ends[i + 1] - ends[i] + self._before.get(stage, 0.0), 3) for i, stage in enumerate(self.marks)
+        }
+
+
+def _generate_one(
+    request: GenerationRequest,
+    model: LoadedModel,
+    on_event: OnEvent,
+    on_step: OnStep | None,
+    snapshot: Snapshot | None,
+    crew: Crew | None = None,
+) -> Video:
+    assert request.num_inference_steps is not None
+    assert request.fps is not None
+    pipe = model.pipe
+    watch = _Watch(request.num_inference_steps, on_event, snapshot)
+    size = (request.clip_height, request.clip_width)
+    before = None
+    if request.extend is not None:
+        before = read_clip(Path(request.extend), *size, request.image_fit)
+    # On the CPU whatever the device, so that a seed means the same noise everywhere.
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+    arguments = _call_arguments(request, model, watch, before) | {"generator": generator}
+    transformers = transformers_of(pipe)
+    pattern, schedule, block_size = request.radial_settings(model.spec)
+    radial: RadialAttention | None = None
+    parallel = None if crew is None else crew.parallel
+    watch.begin("encode")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(
+            replaced(
+                pipe, scheduler=scheduler_for(pipe, request.sampler, request.flow_shift), guider=_guider(pipe, request)
+            )
+        )
+        if request.riflex:
+            stack.enter_context(riflex(transformers, request.riflex_period(model.spec)))
+        if request.attention == "radial":
+            eight_bit = request.precision == "eight_bit"
+            radial = stack.enter_context(apply(pipe, pattern=pattern, schedule=schedule, block_size=block_size,
+                                               parallel=parallel, eight_bit=eight_bit))  # fmt: skip
+        elif parallel is not None:
+            stack.enter_context(apply(pipe, schedule=Schedule.dense(), parallel=parallel))
+        steps_tell = "callback_on_step_end" in arguments
+        for transformer in transformers:
+            told = (lambda *_: watch.begin("denoise")) if steps_tell else watch.before_call
+            stack.callback(transformer.register_forward_pre_hook(told, with_kwargs=not steps_tell).remove)
+            if crew is not None:
+                stack.callback(transformer.register_forward_pre_hook(crew.before_call).remove)
+        if on_step is not None or snapshot is not None:
+            about = describe_run(request, model)
+
+            def so_far() -> dict[str, Any]:
+                used = attention_used(request, model, radial, snapshot)
+                return {"attention": used, "seconds": watch.timings(), "about": about}
+
+            stack.enter_context(following(pipe, transformers, generator, on_step, snapshot, radial, so_far))
+        vae = getattr(pipe, "vae", None)
+        stack.enter_context(patient_decoding(vae, lambda note: on_event(Event("decode", note=note))))
+        stack.enter_context(shared_decoding(vae, crew))
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(quiet())
+        try:
+            frames = _as_array(pipe(**arguments).frames)
+        except torch.OutOfMemoryError as error:
+            raise GenerationError(
+                f"out of memory on {model.device} in stage {list(watch.marks)[-1]}; ask for fewer frames or a "
+                "smaller size",
+                latents=watch.latents,
+            ) from error
+        except torch.AcceleratorError as error:
+            raise DeviceLost(f"{model.device} has stopped answering ({first_line(error)})", watch.latents) from error
+    if not np.isfinite(frames).all():
+        raise GenerationError("the decoded frames are not all numbers; try float32", latents=watch.latents)
+    if frames.shape[:3] != (request.num_frames, request.height, request.width):
+        raise GenerationError(f"the pipeline made {frames.shape[:3]} frames, height, width; the request differs")
+    pixels = (frames * 255).round().clip(0, 255).astype("uint8")
+    if before is not None:
+        pixels = np.concatenate([before, pixels[1:]])  # the new clip's first frame is the old one's last
+    attention = attention_used(request, model, radial, snapshot)
+    receipt = make_receipt(request, model, attention, watch.timings())
+    return Video(pixels, request.fps, receipt | {"processes": crew.size} if crew else receipt)
+
+
+def _call_arguments(
+    request: GenerationRequest, model: LoadedModel, watch: _Watch, before: Frames | None
+) -> dict[str, Any]:
+    """What this pipeline takes of what the request says; diffusers' pipelines name the same things alike."""
+    offered = {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "height": request.height,
+        "width": request.width,
+        "num_frames": request.num_frames,
+        "num_inference_steps": request.num_inference_steps,
+        "guidance_scale": request.guidance_scale,
+        "guidance_scale_2": request.guidance_scale_2,
+        "frame_rate": request.fps,
+        "fps": request.fps,
+        "max_sequence_length": model.spec.max_sequence_length,
+        "callback_on_step_end": watch.after_step,
+        "output_type": "np",
+        **_images(request, before),
+    }
+    takes = inspect.signature(type(model.pipe).__call__).parameters
+    if getattr(model.pipe, "transformer_2", None) is None:
+        del offered["guidance_scale_2"]
+    return {name: value for name, value in offered.items() if name in takes}
+
+
+def _images(request: GenerationRequest, before: Frames | None) -> dict[str, Any]:
+    """The start and end images, at the clip's size; a clip that goes on starts from the last frame ``before`` it."""
+    from PIL import Image
+
+    size = (request.clip_height, request.clip_width)
+    given = {"image": request.image, "last_image": request.last_image}
+    images: dict[str, Any] = {
+        name: fit_image(read_image(Path(path)), *size, request.image_fit)
+        for name, path in given.items()
+        if path is not None
+    }
+    if before is not None:
+        images["image"] = Image.fromarray(before[-1])
+    return images
+
+
+def _as_array(frames: Any) -> Any:
+    """The first clip of what a pipeline returns, ``[T, H, W, 3]`` in 0..1."""
+    clip = frames[0]
+    return clip if isinstance(clip, np.ndarray) else np.stack([np.asarray(frame, dtype="float32") for frame in clip])
+
+
+def scheduler_for(pipe: Any, sampler: str, flow_shift: float | None) -> Any:
+    """The scheduler of a request's sampler and shift; the model's own where it asks for neither."""
+    if sampler == "model" and flow_shift is None:
+        return pipe.scheduler
+    import diffusers
+
+    kinds = {"euler": "FlowMatchEulerDiscreteScheduler", "unipc": "UniPCMultistepScheduler"}
+    kind = getattr(diffusers, kinds[sampler]) if sampler in kinds else type(pipe.scheduler)
+    changes: dict[str, Any] = {}
+    if flow_shift is not None:
+        changes["shift" if kind is diffusers.FlowMatchEulerDiscreteScheduler else "flow_shift"] = flow_shift
+        changes["use_dynamic_shifting"] = False
+    if kind is diffusers.UniPCMultistepScheduler:
+        changes |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    return kind.from_config(pipe.scheduler.config, **changes)
+
+
+def _guider(pipe: Any, request: GenerationRequest) -> Any:
+    """Guidance of the request's strength, for pipelines that keep it in a part of their own; else None."""
+    guider = getattr(pipe, "guider", None)
+    return None if guider is None else guider.new(guidance_scale=request.guidance_scale)
+
+
+@contextlib.contextmanager
+def replaced(pipe: Any, **parts: Any) -> Iterator[None]:
+    """Other parts of a pipeline for one run; those that are None stay out of it."""
+    own = {name: getattr(pipe, name) for name, part in parts.items() if part is not None}
+    try:
+        for name in own:
+            setattr(pipe, name, parts[name])
+        yield
+    finally:
+        for name, part in own.items():
+            setattr(pipe, name, part)

@@ -1,0 +1,85 @@
+"""What a clip's file says of how it was made."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from radial.attention.install import RadialAttention
+from radial.generation.resume import Snapshot
+from radial.loading.load import LoadedModel, fingerprint
+from radial.request import GenerationRequest
+from radial.version import __version__
+
+
+def attention_used(
+    request: GenerationRequest, model: LoadedModel, radial: RadialAttention | None, snapshot: Snapshot | None
+) -> dict[str, Any]:
+    """What a receipt says of attention."""
+    attention: dict[str, Any] = {"kind": request.attention, "computed_share": 1.0}
+    if radial is None:
+        return attention
+    if radial.plan is None:  # no step of the transformer was left
+        return snapshot.attention if snapshot else attention
+    from radial_kernels.block_sparse import choose_backend
+
+    like_queries = torch.empty(1, 1, 1, radial.head_dim, device=model.device, dtype=model.dtype)
+    return attention | {
+        "computed_share": round(radial.computed_share, 4),
+        "density": round(radial.plan.density, 4),
+        "variant": radial.plan.pattern.variant,
+        "decay": radial.plan.pattern.decay,
+        "sink_frames": radial.plan.pattern.sink_frames,
+        "skip_width": radial.plan.pattern.skip_width,
+        "block_size": radial.plan.block_size,
+        "backend": choose_backend(like_queries, block_size=radial.plan.block_size),
+    }
+
+
+def make_receipt(
+    request: GenerationRequest, model: LoadedModel, attention: dict[str, Any], timings: dict[str, float]
+) -> dict[str, Any]:
+    """Everything needed to make the clip again, and what making it took."""
+    import diffusers
+    import transformers
+
+    return {
+        "radial": __version__,
+        "request": request.model_dump(mode="json"),
+        "model": {
+            "name": model.spec.name,
+            "source": model.spec.source,
+            "revision": model.revision,
+            "fingerprint": model.fingerprint,
+        },
+        "loras": list(model.loras),
+        "inputs": {
+            name: {"name": Path(path).name, "fingerprint": fingerprint(Path(path))}
+            for name in ("image", "last_image", "extend")
+            if (path := getattr(request, name)) is not None
+        },
+        "attention": attention,
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "transformers": transformers.__version__,
+            "triton": _version("triton"),
+            "peft": _version("peft"),
+            "av": _version("av"),
+        },
+        "seconds": timings,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,1 @@
+"""Models onto a device: weights, adapters, 8 bit, memory. Imports requests, models, attention and video."""

@@ -1,0 +1,217 @@
+"""Models onto their device: checkpoints and adapters, from a folder or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from radial.attention.families.find import find_family
+from radial.attention.install import transformers_of
+from radial.errors import ModelError, RequestError, first_line
+from radial.loading.lora import load_loras
+from radial.loading.memory import Profile, choose_profile, place
+from radial.loading.quantize import narrow_linears
+from radial.models.checkpoint import check_checkpoint, checkpoint_folder, spec_in
+from radial.models.find import find_model, pipeline_of
+from radial.models.hub import OnProgress, cached_folder, download, find_local
+from radial.models.lora_settings import adapter_file, check_adapter_file
+from radial.models.single_file import is_gguf, load_single_file
+from radial.models.spec import ModelSpec
+from radial.request import GenerationRequest
+from radial_kernels.fused import EightBitWeights, refuse_eight_bit
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A diffusers pipeline on its device, with what is known of it: ``loras`` are names and fingerprints, ``notes``
+    what the user should hear of, ``revision`` the hub's, where the weights come from there, ``profile`` how it is laid
+    out over memories."""
+
+    spec: ModelSpec
+    pipe: Any
+    device: torch.device
+    dtype: torch.dtype
+    fingerprint: str
+    loras: tuple[dict[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    revision: str | None = None
+    profile: Profile = "full"
+
+
+def fetch(request: GenerationRequest, on_download: OnProgress = lambda done, total: None) -> Path:
+    """The folder with the checkpoint of a request's model, downloaded where it is not here.
+
+    Args:
+        on_download: told bytes that are here, and of the whole.
+
+    Raises:
+        ModelError: it cannot be had.
+        OutputError: the disk has no room for it.
+    """
+    spec = find_model(request.model)
+    without = spec.own_components
+    return (
+        checkpoint_folder(spec)
+        or find_local(spec.source, without)
+        or download(spec.source, on_download, without=without)
+    )
+
+
+def load(
+    request: GenerationRequest, on_download: OnProgress = lambda done, total: None, *, processes: int = 1
+) -> LoadedModel:
+    """Load the model and adapters a request names, onto its device.
+
+    Args:
+        on_download: told bytes that are here, and of the whole, where the model must be downloaded first.
+        processes: that share each clip.
+
+    Raises:
+        RequestError: the device does not exist here.
+        ModelError: the checkpoint is missing, corrupt or pickled, or an adapter does not fit.
+        OutputError: the disk has no room for a download.
+    """
+    request = request.resolve()
+    for lora in request.loras:
+        check_adapter_file(adapter_file(lora.path))
+    spec = find_model(request.model)
+    device = choose_device(request.device)
+    dtype = choose_dtype(request.dtype, device)
+    _check_precision(request, spec, device)
+    folder = fetch(request, on_download)
+    check_checkpoint(folder, spec.own_components)
+    spec = spec_in(folder, spec)
+    spec.check_size(request.clip_height, request.clip_width, request.clip_frames)
+    profile = choose_profile(request, spec, folder, dtype, device, processes)
+    kind = pipeline_of(spec, with_image=request.starts_from_image)
+    with quiet():
+        import diffusers
+
+        try:
+            # Wan's autoencoder stays in float32, as its authors run it: in bfloat16 it shows.
+            dtypes = {"default": dtype, "vae": torch.float32 if spec.exact_autoencoder else dtype}
+            own = {"transformer": load_single_file(spec, folder, dtype)} if spec.transformer_file else {}
+            pipe = getattr(diffusers, kind).from_pretrained(folder, dtype=dtypes, use_safetensors=True, **own)
+        except ModelError:
+            raise
+        except Exception as error:  # diffusers and safetensors raise many kinds for files that are not right
+            raise ModelError(f"cannot load {spec.name}: {first_line(error)}") from error
+    pipe.set_progress_bar_config(disable=True)
+    with quiet():
+        notes = load_loras(pipe, request.loras)
+        for transformer in transformers_of(pipe):
+            if request.precision == "eight_bit":
+                narrow_linears(transformer, device)
+            elif request.precision == "eight_bit_weights":
+                narrow_linears(transformer, device, EightBitWeights)
+            # Layer by layer, weights come when their layer is called, and fused kernels call none.
+            if device.type == "cuda" and profile != "lowest":
+                find_family(transformer).fuse(transformer)
+        if request.precision == "eight_bit_weights":
+            for name, component in pipe.components.items():
+                if name.startswith("text_encoder") and isinstance(component, torch.nn.Module):
+                    narrow_linears(component, device, EightBitWeights)
+        place(pipe, profile, device)
+    if profile != "full":
+        notes += (f"memory {profile}: {_PROFILE_NOTES[profile]}",)
+    paths = [adapter_file(lora.path) for lora in request.loras]
+    loras = tuple({"name": path.name, "fingerprint": fingerprint(path)} for path in paths)
+    revision = folder.name if folder.parent.name == "snapshots" else None  # as the hub's cache lays them out
+    whole = fingerprint(folder)
+    if spec.transformer_file is not None:
+        whole = hashlib.sha256(f"{whole} {fingerprint(Path(spec.transformer_file))}".encode()).hexdigest()[:16]
+    return LoadedModel(spec, pipe, device, dtype, whole, loras, notes, revision, profile)
+
+
+_PROFILE_NOTES = {
+    "balanced": "text encoder, transformer and autoencoder take turns on the GPU",
+    "low": "the transformer comes to the GPU block by block",
+    "lowest": "all weights come to the GPU layer by layer, which takes longer",
+}
+
+
+def _check_precision(request: GenerationRequest, spec: ModelSpec, device: torch.device) -> None:
+    if request.precision == "eight_bit" and (reason := refuse_eight_bit(device)) is not None:
+        raise RequestError(f"precision eight_bit cannot be: {reason}; take eight_bit_weights or full")
+    if is_gguf(spec) and request.precision != "full":
+        raise RequestError(f"precision {request.precision} cannot be: {spec.name} is quantised already; take full")
+
+
+def profile_of(request: GenerationRequest, processes: int = 1) -> Profile | None:
+    """The profile that :func:`load` would choose; None where the model is not here yet.
+
+    Raises:
+        RequestError: the request does not fit on its device.
+    """
+    request = request.resolve()
+    spec, device = find_model(request.model), choose_device(request.device)
+    folder = checkpoint_folder(spec) or cached_folder(spec.source)
+    if folder is None:
+        return None
+    return choose_profile(
+        request, spec_in(folder, spec), folder, choose_dtype(request.dtype, device), device, processes
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is the first GPU, or the CPU.
+
+    Raises:
+        RequestError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if name not in available and not (name == "cuda" and torch.cuda.is_available()):
+        raise RequestError(f"no device {name!r} here; there is {', '.join(available)}")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of that name; ``auto`` is bfloat16 on a GPU and float32 on the CPU, where it is faster."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    chosen: torch.dtype = getattr(torch, name)
+    return chosen
+
+
+def fingerprint(path: Path) -> str:
+    """A digest of a file, or of a checkpoint's files: names, sizes and content. Of files above 64 MB, where reading all
+    would take minutes, the first and last 32 MB count."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in (".json", ".safetensors"))
+    digest, half = hashlib.sha256(), 32 << 20
+    for file in files:
+        size = file.stat().st_size
+        name = "" if file == path else file.relative_to(path).as_posix()
+        digest.update(f"{name} {size}\n".encode())
+        with file.open("rb") as content:
+            digest.update(content.read(half))
+            content.seek(max(size - half, half))
+            digest.update(content.read())
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back the libraries' own progress bars and advice; their errors still come through."""
+    import diffusers
+    import transformers
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, (level, bars) in zip(libraries, before, strict=True):
+            library.set_verbosity(level)
+            if bars:
+                library.enable_progress_bar()

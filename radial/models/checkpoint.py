@@ -1,0 +1,207 @@
+"""Checkpoint folders: what they hold, whether it is safe to load, and which model they are like."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from radial.attention.families.family import patch_sizes
+from radial.errors import ModelError, first_line
+from radial.models.spec import ModelSpec
+from radial.models.table import BUNDLED, MODELS
+
+
+def driven_pipelines() -> list[str]:
+    """The diffusers pipelines that the app can drive."""
+    pipelines = {p for spec in MODELS.values() for p in (spec.text_pipeline, spec.image_pipeline) if p}
+    return sorted(pipelines)
+
+
+def checkpoint_folder(spec: ModelSpec) -> Path | None:
+    """Where a model's files are on this machine; None for a hub id."""
+    if spec.source == BUNDLED:
+        from importlib.resources import files
+
+        folder = Path(str(files("radial_assets"))) / "tiny"
+        if not (folder / "model_index.json").exists():
+            raise ModelError(f"the bundled model is missing from {folder}; reinstall radial-video")
+        return folder
+    return Path(spec.source) if Path(spec.source).is_dir() else None
+
+
+def check_checkpoint(folder: Path, without: tuple[str, ...] = ()) -> None:
+    """Raise ModelError for a folder that is no checkpoint we drive, lacks weights, or has only pickled ones.
+
+    Args:
+        without: components whose weights come from elsewhere.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise ModelError(f"{folder} is not a diffusers checkpoint: it has no model_index.json")
+    kind = read_json(folder / "model_index.json").get("_class_name")
+    if kind not in driven_pipelines():
+        found = kind if isinstance(kind, str) else _shown(kind)
+        raise ModelError(f"{folder} holds a {found}; radial drives {', '.join(driven_pipelines())}")
+    for component, (library, _) in _components(folder).items():
+        holds_weights = component.startswith(("transformer", "vae", "text_encoder", "image_encoder", "vocoder"))
+        if library is None or not holds_weights or component in without:
+            continue
+        files = list((folder / component).glob("*")) if (folder / component).is_dir() else []
+        if any(file.suffix == ".safetensors" for file in files):
+            continue
+        if pickled := [file.name for file in files if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]:
+            raise ModelError(f"{folder / component} has only pickled weights ({pickled[0]}); safetensors only")
+        raise ModelError(f"{folder} lacks the weights of its {component}")
+
+
+def fit_spec(spec: ModelSpec, folder: Path) -> ModelSpec:
+    """The spec with the strides and layers that the checkpoint itself declares.
+
+    Raises:
+        ModelError: the configuration cannot be read.
+    """
+    vae, transformer = read_config(folder / "vae"), read_config(folder / "transformer")
+    patch = patch_sizes(transformer)
+    temporal, down, across = spec.stride
+    named = [vae.get(name) for name in ("scale_factor_temporal", "temporal_compression_ratio")]
+    temporal = patch[0] * next((n for n in named if n), temporal // patch[0])
+    named = [vae.get(name) for name in ("scale_factor_spatial", "spatial_compression_ratio")]
+    if not any(named) and isinstance(vae.get("block_out_channels"), list) and "scaling_factor" in vae:
+        named = [2 ** (len(vae["block_out_channels"]) - 1)]
+    spatial = next((n for n in named if n), None)
+    if spatial:
+        down, across = spatial * patch[1], spatial * patch[2]
+    return replace(
+        spec,
+        stride=(temporal, down, across),
+        layers=transformer.get("num_layers", spec.layers),
+        # CogVideoX learns positions for texts of one length.
+        max_sequence_length=transformer.get("max_text_seq_length", spec.max_sequence_length),
+    )
+
+
+def spec_in(folder: Path, spec: ModelSpec) -> ModelSpec:
+    """A model's spec by the files of its checkpoint: what it declares of itself, and of a hub id of its own its class.
+
+    Raises:
+        ModelError: the folder is no checkpoint that we drive.
+    """
+    if any(spec.source == known.source for known in MODELS.values()):
+        return fit_spec(spec, folder)
+    if spec.transformer_file is not None and spec.source != str(folder):
+        found = read_folder(folder, without=spec.own_components)
+        return replace(found, name=spec.name, source=spec.source, transformer_file=spec.transformer_file)
+    return spec if spec.source == str(folder) else replace(read_folder(folder), name=spec.name, source=spec.source)
+
+
+def read_folder(folder: Path, without: tuple[str, ...] = ()) -> ModelSpec:
+    """A spec for a folder, with the settings of the named model it is most like: one of its pipeline and as wide; a
+    toy's frames have few tokens, as the bundled model's, and a checkpoint that switches transformers is a Wan 2.2.
+
+    Args:
+        without: components whose weights come from elsewhere.
+
+    Raises:
+        ModelError: it is no checkpoint that we drive.
+    """
+    check_checkpoint(folder, without)
+    index = read_json(folder / "model_index.json")
+    kind = index["_class_name"]
+    transformer = read_config(folder / "transformer")
+    width = transformer.get("num_attention_heads", 40) * transformer.get("attention_head_dim", 128)
+    like = next(
+        spec for spec in MODELS.values() if spec.name != "tiny" and kind in (spec.text_pipeline, spec.image_pipeline)
+    )
+    if kind == "WanPipeline":
+        like = MODELS["wan2.2-a14b" if index.get("boundary_ratio") is not None else "wan2.1-1.3b"]
+    changes: dict[str, Any] = {}
+    if width <= 256:
+        tiny = MODELS["tiny"]
+        names = ("height", "width", "num_inference_steps", "pattern", "schedule", "long_pattern", "block_size")
+        changes = {name: getattr(tiny, name) for name in names}
+        changes |= {"num_frames": 8 * like.stride[0] + like.first_frame, "max_sequence_length": 64}
+        if kind == "WanPipeline":
+            changes |= {name: getattr(tiny, name) for name in ("native_frames", "guidance_scale", "riflex_period")}
+    if kind == "WanImageToVideoPipeline":
+        # Wan 2.1 sees images through an encoder, and has places for two of them or one; Wan 2.2 sees latents alone.
+        places = transformer.get("pos_embed_seq_len") is not None or transformer.get("image_dim") is None
+        changes["takes_last_image"] = places
+    spec = replace(like, name=str(folder), summary="checkpoint folder", source=str(folder), **changes)
+    return fit_spec(spec, folder)
+
+
+def _components(folder: Path) -> dict[str, tuple[str | None, str | None]]:
+    index = read_json(folder / "model_index.json")
+    return {
+        name: tuple(value)
+        for name, value in index.items()
+        if isinstance(value, list) and len(value) == 2 and re.fullmatch(r"\w+", name)
+    }
+
+
+_MAX_JSON = 8 << 20  # bytes
+# The numbers of a configuration that are reckoned with, and the most that each can be.
+_COUNTS = {
+    "num_layers": 1024, "num_single_layers": 1024, "num_attention_heads": 1024, "attention_head_dim": 4096,
+    "ffn_dim": 1 << 20, "mlp_ratio": 1024, "max_text_seq_length": 1 << 16, "patch_size": 64, "patch_size_t": 64,
+    "scale_factor_temporal": 256, "scale_factor_spatial": 256, "temporal_compression_ratio": 256,
+    "spatial_compression_ratio": 256,
+}  # fmt: skip
+
+
+def read_config(component: Path) -> dict[str, Any]:
+    """The configuration of a component, whose numbers are whole and of a size that can be.
+
+    Raises:
+        ModelError: there is none, or a number cannot be.
+    """
+    path = component / "config.json"
+    return check_config(read_json(path), path)
+
+
+def check_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A configuration that was read from ``path``, as :func:`read_config` gives it.
+
+    Raises:
+        ModelError: a number cannot be.
+    """
+    checked = dict(config)
+    for name, most in _COUNTS.items():
+        if (value := config.get(name)) is None:
+            continue
+        numbers = value if isinstance(value, list) else [value]
+        whole = all(type(n) in (int, float) and 0 <= n <= most and n == int(n) for n in numbers)
+        if not whole or (isinstance(value, list) and (name != "patch_size" or len(value) != 3)):
+            raise ModelError(f"{path} says {name} = {_shown(value)}; a whole number up to {most} is expected")
+        checked[name] = [int(n) for n in value] if isinstance(value, list) else int(value)
+        if name.startswith(("patch_size", "scale_factor")) and 0 in numbers:
+            raise ModelError(f"{path} says {name} = {_shown(value)}, which cannot be")
+    return checked
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint.
+
+    Raises:
+        ModelError: there is none, or it is none that a checkpoint has.
+    """
+    try:
+        if not path.is_file():
+            raise ModelError(f"there is no file {path}")
+        if path.stat().st_size > _MAX_JSON:
+            raise ModelError(f"{path} is larger than {_MAX_JSON >> 20} MB: no checkpoint has such a file")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"cannot read {path}: {first_line(error)[:200]}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} does not hold a JSON object")
+    return content

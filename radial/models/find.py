@@ -1,0 +1,58 @@
+"""From what a user calls a model to its spec: a name, a hub id, a folder, or a file with its transformer."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from radial.errors import RequestError
+from radial.models.checkpoint import read_folder
+from radial.models.single_file import read_single_file
+from radial.models.spec import ModelSpec
+from radial.models.table import MODELS
+
+SINGLE_FILES = (".safetensors", ".gguf")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+def find_model(name: str) -> ModelSpec:
+    """The spec of a model given by name, hub id, folder, or file with its transformer.
+
+    Raises:
+        RequestError: the name is none of these.
+        ModelError: the folder or the file is not a checkpoint that can be loaded safely.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    for spec in MODELS.values():
+        if spec.source == name:
+            return spec
+    if os.path.isdir(name):  # False for names that no path can be, where Path.is_dir raises
+        return read_folder(Path(name))
+    if Path(name).suffix in SINGLE_FILES and os.path.isfile(name):
+        return read_single_file(Path(name))
+    if HUB_ID.fullmatch(name):
+        return ModelSpec(name=name, summary="from the Hugging Face hub", source=name)
+    known = ", ".join(MODELS)
+    raise RequestError(
+        f"unknown model {name[:200]!r}; give one of {known}, a hub id like org/name, a checkpoint "
+        "folder, or a transformer's file"
+    )
+
+
+def pipeline_of(spec: ModelSpec, *, with_image: bool) -> str:
+    """The diffusers class of a model's task.
+
+    Raises:
+        RequestError: the model has no such task; models that do are named.
+    """
+    found = spec.image_pipeline if with_image else spec.text_pipeline
+    if found is None:
+        able = ", ".join(s.name for s in MODELS.values() if (s.image_pipeline if with_image else s.text_pipeline))
+        if with_image:
+            raise RequestError(f"{spec.name} does not start from an image; models that do: {able}")
+        if spec.image_pipeline is not None:
+            raise RequestError(f"{spec.name} starts from an image: give --image or --extend")
+        raise RequestError(f"{spec.name} is driven from Python, not from here; others: {able}")
+    return found

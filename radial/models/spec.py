@@ -1,0 +1,127 @@
+"""What is known of a model: which pipelines drive it, what it can make, and what a request leaves open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from radial.errors import RequestError
+from radial.plans.pattern import RadialPattern
+from radial.plans.policy import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What a request leaves open, and what the model can make.
+
+    Attributes:
+        source: hub id, or folder.
+        transformer_file: the file that the transformer's weights come from, in place of the source's.
+        text_pipeline, image_pipeline: the diffusers classes that start from a prompt alone, and from a prompt with
+            images; None where the model has no such task.
+        takes_last_image: whether the image pipeline can also be given the last frame.
+        stride: pixels to one latent token along (frames, height, width), patches included.
+        first_frame: 1 where the autoencoder keeps the first frame apart, so that lengths are a multiple plus 1.
+        native_frames: the longest clip the model was trained on.
+        max_sequence_length: text tokens a prompt is padded or cut to.
+        pattern, schedule: radial attention up to the native length, for ``num_inference_steps`` steps.
+        long_pattern, long_schedule: the same beyond it.
+        layers: transformer layers, for estimates before loading.
+        riflex_period: latent frames after which the model repeats itself beyond its native length.
+        long_adapter: the adapter that clips beyond the native length take, where one comes with the package.
+    """
+
+    name: str
+    summary: str
+    source: str
+    text_pipeline: str | None = "WanPipeline"
+    image_pipeline: str | None = None
+    takes_last_image: bool = False
+    stride: tuple[int, int, int] = (4, 16, 16)
+    first_frame: int = 1
+    height: int = 480
+    width: int = 832
+    num_frames: int = 81
+    fps: int = 16
+    num_inference_steps: int = 50
+    guidance_scale: float = 5.0
+    guidance_scale_2: float | None = None
+    native_frames: int = 81
+    max_sequence_length: int = 512
+    pattern: RadialPattern = field(default_factory=lambda: RadialPattern(decay=0.2))
+    schedule: Schedule = field(default_factory=lambda: Schedule(dense_layers=1, dense_steps=12))
+    long_pattern: RadialPattern = field(default_factory=lambda: RadialPattern(decay=1.0))
+    long_schedule: Schedule = field(default_factory=lambda: Schedule(dense_layers=2, dense_steps=2))
+    block_size: int = 128
+    layers: int = 30
+    negative_prompt: str = ""
+    riflex_period: float | None = None
+    long_adapter: str | None = None
+    transformer_file: str | None = None
+
+    @property
+    def transformer_path(self) -> Path | None:
+        """Where ``transformer_file`` is."""
+        return None if self.transformer_file is None else Path(self.transformer_file)
+
+    @property
+    def own_components(self) -> tuple[str, ...]:
+        """Components whose weights are not the source's."""
+        return () if self.transformer_file is None else ("transformer",)
+
+    @property
+    def starts_from(self) -> list[str]:
+        """What the app can make a clip from: text, image; nothing where only Python drives the model."""
+        return [word for word, found in (("text", self.text_pipeline), ("image", self.image_pipeline)) if found]
+
+    @property
+    def exact_autoencoder(self) -> bool:
+        """Whether the autoencoder must compute in float32."""
+        return any((name or "").startswith(("Wan", "SkyReels")) for name in (self.text_pipeline, self.image_pipeline))
+
+    def preset(self, num_frames: int, num_inference_steps: int) -> tuple[RadialPattern, Schedule]:
+        """Pattern and schedule for a length; dense steps keep their share when there are fewer steps."""
+        longer = num_frames > self.native_frames
+        pattern, schedule = (self.long_pattern, self.long_schedule) if longer else (self.pattern, self.schedule)
+        first, last = (
+            self.dense_share(steps, num_inference_steps) for steps in (schedule.dense_steps, schedule.dense_last_steps)
+        )
+        return pattern, replace(schedule, dense_steps=first, dense_last_steps=last)
+
+    def dense_share(self, dense_steps: int, num_inference_steps: int) -> int:
+        """Of that many steps, as many dense ones as ``dense_steps`` are of the model's own number; at least one."""
+        if not dense_steps or num_inference_steps <= 1:
+            return 0
+        return max(1, round(dense_steps * (num_inference_steps / self.num_inference_steps)))
+
+    def check_size(self, height: int, width: int, num_frames: int) -> None:
+        """Raise RequestError, naming the nearest legal values, for a clip the model's autoencoder cannot make."""
+        for name, value, stride in (("height", height, self.stride[1]), ("width", width, self.stride[2])):
+            if value % stride:
+                legal = _nearest(value / stride)
+                raise RequestError(
+                    f"{name} must be a multiple of {stride} for {self.name}, not {value}; "
+                    f"the nearest are {' and '.join(str(n * stride) for n in legal)} (--snap takes the nearest)"
+                )
+        stride, first = self.stride[0], self.first_frame
+        if (num_frames - first) % stride or num_frames < 1:
+            legal = _nearest((num_frames - first) / stride, lowest=1 - first)
+            raise RequestError(
+                f"num_frames must be a multiple of {stride}{' plus 1' * first} for {self.name}, not {num_frames}; "
+                f"the nearest are {' and '.join(str(n * stride + first) for n in legal)} (--snap takes the nearest)"
+            )
+
+    def snap_size(self, height: int, width: int, num_frames: int) -> tuple[int, int, int]:
+        """The nearest size that the autoencoder can make."""
+        _, down, across = self.stride
+        frames = max(1 - self.first_frame, round((num_frames - self.first_frame) / self.stride[0]))
+        return (
+            max(1, round(height / down)) * down,
+            max(1, round(width / across)) * across,
+            frames * self.stride[0] + self.first_frame,
+        )
+
+
+def _nearest(quotient: float, lowest: int = 1) -> list[int]:
+    below = max(int(quotient), lowest)
+    return [below, below + 1]

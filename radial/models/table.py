@@ -1,0 +1,268 @@
+"""Every model by name: the only place where a model is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from radial.errors import RequestError
+from radial.models.spec import ModelSpec
+from radial.plans.pattern import RadialPattern
+from radial.plans.policy import Schedule
+
+BUNDLED = "bundled:tiny"
+
+# Settings for radial attention: Wan, Wan 2.2 and HunyuanVideo as published; Mochi's and all others' are ours, with the
+# published share of dense steps.
+_OURS = RadialPattern(decay=1.0)
+_NO_SINK = RadialPattern(decay=0.95, sink_frames=0)
+
+_WAN_21 = ModelSpec(name="", summary="", source="", riflex_period=51.0)
+_WAN_21_720P = replace(_WAN_21, height=720, width=1280, layers=40)
+_WAN_22 = replace(
+    _WAN_21_720P,
+    num_inference_steps=40,
+    pattern=RadialPattern(decay=0.8),
+    schedule=Schedule(dense_layers=1, dense_steps=11),
+)
+_SKYREELS = replace(
+    _WAN_21_720P, height=544, width=960, num_frames=97, native_frames=97, fps=24, guidance_scale=6.0,
+    text_pipeline="SkyReelsV2Pipeline",
+)  # fmt: skip
+_HUNYUAN = replace(
+    _WAN_21_720P, num_frames=129, native_frames=129, fps=24, guidance_scale=6.0, max_sequence_length=256, layers=60,
+    text_pipeline="HunyuanVideoPipeline", pattern=_NO_SINK, schedule=Schedule(dense_steps=12),
+    long_pattern=RadialPattern(decay=1.0, sink_frames=0), riflex_period=50.3,
+)  # fmt: skip
+_HUNYUAN_15 = replace(
+    _HUNYUAN, height=480, width=848, num_frames=121, native_frames=121, stride=(4, 16, 16), layers=54,
+    text_pipeline="HunyuanVideo15Pipeline", riflex_period=None,
+)  # fmt: skip
+_LTX = replace(
+    _WAN_21, text_pipeline="LTXPipeline", image_pipeline="LTXImageToVideoPipeline", stride=(8, 32, 32), height=512,
+    width=704, num_frames=161, native_frames=257, fps=25, guidance_scale=3.0, max_sequence_length=128, layers=28,
+    pattern=_OURS, riflex_period=None,
+)  # fmt: skip
+_COGVIDEOX = replace(
+    _WAN_21, text_pipeline="CogVideoXPipeline", height=480, width=720, num_frames=49, native_frames=49, fps=8,
+    guidance_scale=6.0, max_sequence_length=226, layers=42, pattern=_OURS, riflex_period=None,
+)  # fmt: skip
+_KANDINSKY = replace(
+    _WAN_21, text_pipeline="Kandinsky5T2VPipeline", height=512, width=768, num_frames=121, native_frames=121, fps=24,
+    layers=32, pattern=_OURS, riflex_period=None,
+)  # fmt: skip
+
+
+def _row(base: ModelSpec, name: str, summary: str, source: str, **changes: object) -> ModelSpec:
+    return replace(base, name=name, summary=summary, source=source, **changes)  # type: ignore[arg-type]
+
+
+_IMAGE_ONLY = {"text_pipeline": None}
+
+MODELS: dict[str, ModelSpec] = {
+    spec.name: spec
+    for spec in (
+        ModelSpec(
+            name="tiny",
+            summary="bundled: moving shapes, works offline on a laptop",
+            source=BUNDLED,
+            height=128,
+            width=128,
+            num_frames=33,
+            num_inference_steps=20,
+            guidance_scale=3.0,
+            native_frames=33,
+            max_sequence_length=64,
+            # 64 tokens a frame: blocks of 16 and a skip rule to their measure, or nothing far would be left.
+            pattern=RadialPattern(decay=1.0, skip_width=16),
+            schedule=Schedule(dense_layers=1, dense_steps=2),
+            long_pattern=RadialPattern(decay=1.0, skip_width=16),
+            block_size=16,
+            layers=12,
+            riflex_period=9.0,
+            long_adapter="bundled:tiny-long",
+        ),
+        _row(_WAN_21, "wan2.1-1.3b", "Wan 2.1 text-to-video, 1.3 B, 480p", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
+        _row(
+            _WAN_21_720P, "wan2.1-14b", "Wan 2.1 text-to-video, 14 B, 480p and 720p",
+            "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+        ),
+        _row(
+            _WAN_21, "wan2.1-i2v-14b-480p", "Wan 2.1 image-to-video, 14 B, 480p",
+            "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", image_pipeline="WanImageToVideoPipeline", layers=40, **_IMAGE_ONLY,
+        ),
+        _row(
+            _WAN_21_720P, "wan2.1-i2v-14b-720p", "Wan 2.1 image-to-video, 14 B, 720p",
+            "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", image_pipeline="WanImageToVideoPipeline", **_IMAGE_ONLY,
+        ),
+        _row(
+            _WAN_21_720P, "wan2.1-flf2v-14b", "Wan 2.1 from a first and a last image, 14 B, 720p",
+            "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers", image_pipeline="WanImageToVideoPipeline",
+            takes_last_image=True, **_IMAGE_ONLY,
+        ),
+        _row(
+            _WAN_21, "wan2.1-vace-1.3b", "Wan 2.1 VACE, 1.3 B; control videos in Python",
+            "Wan-AI/Wan2.1-VACE-1.3B-diffusers", text_pipeline="WanVACEPipeline",
+        ),
+        _row(
+            _WAN_21_720P, "wan2.1-vace-14b", "Wan 2.1 VACE, 14 B; control videos in Python",
+            "Wan-AI/Wan2.1-VACE-14B-diffusers", text_pipeline="WanVACEPipeline",
+        ),
+        _row(
+            _WAN_22, "wan2.2-a14b", "Wan 2.2 text-to-video, two 14 B experts, 480p and 720p",
+            "Wan-AI/Wan2.2-T2V-A14B-Diffusers", guidance_scale=4.0, guidance_scale_2=3.0,
+        ),
+        _row(
+            _WAN_22, "wan2.2-i2v-a14b", "Wan 2.2 image-to-video, two 14 B experts, 480p and 720p",
+            "Wan-AI/Wan2.2-I2V-A14B-Diffusers", guidance_scale=3.5, image_pipeline="WanImageToVideoPipeline",
+            takes_last_image=True, **_IMAGE_ONLY,
+        ),
+        _row(
+            _WAN_22, "wan2.2-ti2v-5b", "Wan 2.2 text- and image-to-video, 5 B, 720p", "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+            image_pipeline="WanImageToVideoPipeline", stride=(4, 32, 32), height=704, num_frames=121,
+            native_frames=121, fps=24, num_inference_steps=50, layers=30, riflex_period=None,
+        ),
+        _row(
+            _WAN_22, "wan2.2-animate-14b", "Wan 2.2 Animate, 14 B: pose and face videos, in Python only",
+            "Wan-AI/Wan2.2-Animate-14B-Diffusers", num_frames=77, native_frames=77, **_IMAGE_ONLY,
+        ),
+        _row(
+            _SKYREELS, "skyreels-v2-14b", "SkyReels V2 text-to-video, 14 B, 540p",
+            "Skywork/SkyReels-V2-T2V-14B-540P-Diffusers",
+        ),
+        _row(
+            _SKYREELS, "skyreels-v2-i2v-14b", "SkyReels V2 image-to-video, 14 B, 540p",
+            "Skywork/SkyReels-V2-I2V-14B-540P-Diffusers", image_pipeline="SkyReelsV2ImageToVideoPipeline",
+            guidance_scale=5.0, **_IMAGE_ONLY,
+        ),
+        _row(
+            _SKYREELS, "skyreels-v2-df-1.3b", "SkyReels V2 diffusion forcing, 1.3 B, 540p",
+            "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers", text_pipeline="SkyReelsV2DiffusionForcingPipeline",
+            image_pipeline="SkyReelsV2DiffusionForcingImageToVideoPipeline", layers=30,
+        ),
+        _row(
+            _HUNYUAN, "hunyuan-video", "HunyuanVideo text-to-video, 13 B, 720p",
+            "hunyuanvideo-community/HunyuanVideo",
+        ),
+        _row(
+            _HUNYUAN, "hunyuan-video-i2v", "HunyuanVideo image-to-video, 13 B, 720p",
+            "hunyuanvideo-community/HunyuanVideo-I2V", guidance_scale=1.0,
+            image_pipeline="HunyuanVideoImageToVideoPipeline", **_IMAGE_ONLY,
+        ),
+        _row(
+            _HUNYUAN_15, "hunyuan-video-1.5", "HunyuanVideo 1.5 text-to-video, 8 B, 480p",
+            "hunyuanvideo-community/HunyuanVideo-1.5-480p_t2v",
+        ),
+        _row(
+            _HUNYUAN_15, "hunyuan-video-1.5-i2v", "HunyuanVideo 1.5 image-to-video, 8 B, 480p",
+            "hunyuanvideo-community/HunyuanVideo-1.5-480p_i2v", image_pipeline="HunyuanVideo15ImageToVideoPipeline",
+            **_IMAGE_ONLY,
+        ),
+        _row(
+            _HUNYUAN, "framepack", "FramePack on HunyuanVideo: section by section, from an image; in Python only",
+            "lllyasviel/FramePackI2V_HY", fps=30, **_IMAGE_ONLY,
+        ),
+        _row(
+            _WAN_21, "mochi", "Mochi 1 preview, 10 B, 480p", "genmo/mochi-1-preview", text_pipeline="MochiPipeline",
+            stride=(6, 16, 16), width=848, num_frames=85, native_frames=163, fps=30, num_inference_steps=64,
+            guidance_scale=4.5, max_sequence_length=256, layers=48, pattern=_OURS,
+            schedule=Schedule(dense_layers=1, dense_steps=15), riflex_period=None,
+        ),
+        _row(_LTX, "ltx-video", "LTX-Video text- and image-to-video, 2 B", "Lightricks/LTX-Video"),
+        _row(
+            _LTX, "ltx-2", "LTX-2 text- and image-to-video with sound, 19 B", "Lightricks/LTX-2",
+            text_pipeline="LTX2Pipeline", image_pipeline="LTX2ImageToVideoPipeline", width=768, num_frames=121, fps=24,
+            num_inference_steps=30, schedule=Schedule(dense_layers=1, dense_steps=7), max_sequence_length=1024,
+            layers=48,
+        ),
+        _row(
+            _COGVIDEOX, "cogvideox-2b", "CogVideoX text-to-video, 2 B, 480p", "zai-org/CogVideoX-2b", layers=30,
+        ),
+        _row(
+            _COGVIDEOX, "cogvideox-5b", "CogVideoX text-to-video, 5 B, 480p", "zai-org/CogVideoX-5b",
+            riflex_period=19.9,
+        ),
+        _row(
+            _COGVIDEOX, "cogvideox-5b-i2v", "CogVideoX image-to-video, 5 B, 480p", "zai-org/CogVideoX-5b-I2V",
+            image_pipeline="CogVideoXImageToVideoPipeline", **_IMAGE_ONLY,
+        ),
+        _row(
+            _WAN_21_720P, "allegro", "Allegro text-to-video, 3 B, 720p", "rhymes-ai/Allegro",
+            text_pipeline="AllegroPipeline", first_frame=0, num_frames=88, native_frames=88, fps=15,
+            num_inference_steps=100, guidance_scale=7.5, layers=32, pattern=_OURS,
+            schedule=Schedule(dense_layers=1, dense_steps=24), riflex_period=None,
+        ),
+        _row(
+            _WAN_21, "easyanimate-v5.1-12b", "EasyAnimate 5.1 text-to-video, 12 B",
+            "alibaba-pai/EasyAnimateV5.1-12b-zh-diffusers", text_pipeline="EasyAnimatePipeline", height=512, width=512,
+            num_frames=49, native_frames=49, fps=8, layers=48, pattern=_OURS, riflex_period=None,
+        ),
+        _row(
+            _WAN_21_720P, "cosmos-1.0-7b", "Cosmos 1.0 text-to-world, 7 B, 720p",
+            "nvidia/Cosmos-1.0-Diffusion-7B-Text2World", text_pipeline="CosmosTextToWorldPipeline", stride=(8, 16, 16),
+            height=704, num_frames=121, native_frames=121, fps=30, num_inference_steps=36, guidance_scale=7.0,
+            layers=28, pattern=_OURS, schedule=Schedule(dense_layers=1, dense_steps=9), riflex_period=None,
+        ),
+        _row(
+            _KANDINSKY, "kandinsky-5-lite", "Kandinsky 5 Lite text-to-video, 2 B",
+            "kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers",
+        ),
+        _row(
+            _KANDINSKY, "kandinsky-5-pro-i2v", "Kandinsky 5 Pro image-to-video, 19 B",
+            "kandinskylab/Kandinsky-5.0-I2V-Pro-sft-5s-Diffusers", image_pipeline="Kandinsky5I2VPipeline", layers=60,
+            **_IMAGE_ONLY,
+        ),
+    )
+}  # fmt: skip
+
+
+# Settings that go together. Adapters distilled to few steps are trained without guidance, on a shifted schedule.
+PRESETS: dict[str, dict[str, object]] = {
+    "4-step": {"num_inference_steps": 4, "guidance_scale": 1.0, "sampler": "euler", "flow_shift": 5.0},
+    "8-step": {"num_inference_steps": 8, "guidance_scale": 1.0, "sampler": "euler", "flow_shift": 5.0},
+}
+
+
+def find_preset(name: str | None) -> dict[str, object]:
+    """The request fields of a preset; none without a name.
+
+    Raises:
+        RequestError: there is no such preset.
+    """
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        raise RequestError(f"unknown preset {name!r}; there is {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def models_page() -> str:
+    """The models as a Markdown page, docs/models.md: ``python -m radial.models.table > docs/models.md``."""
+
+    def settings(pattern: RadialPattern, schedule: Schedule) -> str:
+        sink = "first frame" if pattern.sink_frames else "no sink"
+        return f"{pattern.decay:g}, {sink}, {schedule.dense_layers} / {schedule.dense_steps}"
+
+    lines = [
+        "# Models",
+        "",
+        "Written by `python -m radial.models.table`. Sizes, steps and guidance are defaults; *native* is the longest",
+        "clip that a model was trained on. Radial settings are decay, sink, dense layers / dense steps, up to the",
+        "native length and beyond it: as published for Wan and HunyuanVideo, ours for the rest.",
+        "",
+        "| name | what | starts from | size | frames (native) | fps | steps | guidance | radial | beyond | source |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for spec in MODELS.values():
+        starts = [*spec.starts_from, *(["last image"] if spec.takes_last_image else [])]
+        cells = (
+            f"`{spec.name}`", spec.summary, ", ".join(starts) or "Python only", f"{spec.width}x{spec.height}",
+            f"{spec.num_frames} ({spec.native_frames})", spec.fps, spec.num_inference_steps, f"{spec.guidance_scale:g}",
+            settings(spec.pattern, spec.schedule), settings(spec.long_pattern, spec.long_schedule),
+            f"`{spec.source}`",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(models_page(), end="")

@@ -1,0 +1,67 @@
+"""Pictures of plans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from radial.files import check_output, publish
+from radial.plans.sketch import PlanSketch
+
+_PAPER, _INK, _FAINT, _KEPT = (250, 249, 246), (34, 34, 40), (205, 203, 198), (42, 96, 178)
+_SIDE, _MARGIN, _HEAD = 900, 70, 96
+
+
+def draw_plan(plan: PlanSketch, title: str) -> Image.Image:
+    """The block mask as a square, queries downwards and keys to the right, with the frames' borders."""
+    picture = Image.new("RGB", (_SIDE + 2 * _MARGIN, _SIDE + _HEAD + _MARGIN), _PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((_MARGIN, 20), title, fill=_INK, font=ImageFont.load_default(26))
+    detail = (
+        f"{plan.density:.1%} of {plan.rows} x {plan.rows} blocks kept   "
+        f"decay {plan.pattern.decay:g}   {plan.pattern.variant} rule   {plan.block_size} tokens a block"
+    )
+    draw.text((_MARGIN, 56), detail, fill=_INK, font=ImageFont.load_default(17))
+    shade = np.asarray(_fit(plan.shade), np.float32)[..., None]
+    paint = np.asarray(_KEPT) * shade + np.asarray((255, 255, 255)) * (1 - shade)
+    picture.paste(Image.fromarray(paint.astype(np.uint8)), (_MARGIN, _HEAD))
+
+    grid, scale = plan.grid, _SIDE / (plan.rows * plan.block_size)
+    every = max(1, grid.frames // 24)
+    small = ImageFont.load_default(13)
+    for frame in range(0, grid.frames, every):
+        place = (grid.before + frame * grid.tokens_per_frame) * scale
+        middle = place + grid.tokens_per_frame * scale / 2
+        draw.line([(_MARGIN - 6, _HEAD + place), (_MARGIN, _HEAD + place)], fill=_FAINT)
+        draw.line([(_MARGIN + place, _HEAD + _SIDE), (_MARGIN + place, _HEAD + _SIDE + 6)], fill=_FAINT)
+        draw.text((_MARGIN - 10, _HEAD + middle), str(frame), fill=_INK, font=small, anchor="rm")
+        draw.text((_MARGIN + middle, _HEAD + _SIDE + 10), str(frame), fill=_INK, font=small, anchor="mt")
+    draw.rectangle([_MARGIN, _HEAD, _MARGIN + _SIDE, _HEAD + _SIDE], outline=_FAINT)
+    draw.text(
+        (_MARGIN + _SIDE / 2, _HEAD + _SIDE + 36), "key frame", fill=_INK, font=ImageFont.load_default(16), anchor="mt"
+    )
+    label = Image.new("RGB", (120, 24), _PAPER)
+    ImageDraw.Draw(label).text((60, 12), "query frame", fill=_INK, font=ImageFont.load_default(16), anchor="mm")
+    picture.paste(label.rotate(90, expand=True), (8, int(_HEAD + _SIDE / 2 - 60)))
+    return picture
+
+
+def _fit(shade: np.ndarray) -> Image.Image:
+    """Shades at the picture's size: blocks enlarged sharply, or averaged where there are more than pixels."""
+    image = Image.fromarray(shade)
+    resample = Image.Resampling.NEAREST if shade.shape[0] <= _SIDE else Image.Resampling.BOX
+    return image.resize((_SIDE, _SIDE), resample)
+
+
+def write_png(picture: Image.Image, path: Path, *, overwrite: bool = False) -> Path:
+    """Write under a temporary name, then rename.
+
+    Raises:
+        RequestError: the file exists, or is no PNG.
+        OutputError: the place cannot be written.
+    """
+    check_output(path, ".png", overwrite=overwrite)
+    publish(path, picture.save, overwrite=overwrite)
+    return path

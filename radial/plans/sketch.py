@@ -1,0 +1,62 @@
+"""What a plan looks like, from a sample of its rows: its work and memory are bounded, however many blocks it has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radial.plans.layout import TokenGrid
+from radial.plans.pattern import RadialPattern
+from radial.plans.plan import BlockPlan, count_blocks, kept_columns
+
+MAX_ROWS = 2048  # looked at; smaller plans are looked at whole
+_BINS = 900
+_GOLDEN = 0.618033988749895
+
+
+@dataclass(frozen=True, eq=False)
+class PlanSketch:
+    """The kept blocks of a clip's attention, ``rows`` blocks a side.
+
+    Attributes:
+        density: share of blocks that are kept; of the sampled rows, which is within a hundredth of the whole.
+        shade: float32 ``[sampled rows, bins]``, the share of blocks kept in each of ``bins`` parts of a row.
+    """
+
+    grid: TokenGrid
+    pattern: RadialPattern
+    block_size: int
+    rows: int
+    density: float
+    shade: NDArray[np.float32] = field(repr=False)
+
+    @staticmethod
+    def of(grid: TokenGrid, pattern: RadialPattern, block_size: int) -> PlanSketch:
+        """Sketch a plan as :meth:`radial.plans.plan.BlockPlan.build` makes it.
+
+        Raises:
+            RequestError: ``block_size`` is none that the kernels have, or leaves too many blocks.
+        """
+        BlockPlan.check_block_size(block_size)
+        blocks = count_blocks(grid, block_size)
+        bins = min(blocks, _BINS)
+        bin_of = (np.arange(blocks, dtype=np.int64) * bins // blocks).astype(np.int32)
+        widths = np.bincount(bin_of, minlength=bins)
+        shade, kept = [], 0
+        for counts, columns in kept_columns(grid, pattern, block_size, _sample(blocks)):
+            kept += int(counts.sum())
+            places = np.repeat(np.arange(len(counts)) * bins, counts) + bin_of[columns]
+            filled = np.bincount(places, minlength=len(counts) * bins).reshape(len(counts), bins)
+            shade.append((filled / widths).astype(np.float32))
+        found = np.concatenate(shade)
+        return PlanSketch(grid, pattern, block_size, blocks, kept / (len(found) * blocks), found)
+
+
+def _sample(blocks: int) -> NDArray[np.int32]:
+    """All rows, or one out of each of :data:`MAX_ROWS` equal parts, at places that share no period with the frames."""
+    if blocks <= MAX_ROWS:
+        return np.arange(blocks, dtype=np.int32)
+    parts = np.arange(MAX_ROWS)
+    return np.unique(((parts + parts * _GOLDEN % 1) * (blocks / MAX_ROWS)).astype(np.int32))

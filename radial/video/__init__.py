@@ -1,0 +1,1 @@
+"""Clips as frames and files. Imports errors and files."""
