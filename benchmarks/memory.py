@@ -62,8 +62,8 @@ def run(options: argparse.Namespace) -> dict[str, float]:
         return run_stock(options)
     from radial.generation.ranks import joined
 
-    with joined() as crew:
-        return run_ours(options, crew)
+    with joined() as ranks:
+        return run_ours(options, ranks)
 
 
 def run_stock(options: argparse.Namespace) -> dict[str, float]:
@@ -78,7 +78,7 @@ def run_stock(options: argparse.Namespace) -> dict[str, float]:
     return _found(marks, _now(), 0.0)
 
 
-def run_ours(options: argparse.Namespace, crew: Any) -> dict[str, float]:
+def run_ours(options: argparse.Namespace, ranks: Any) -> dict[str, float]:
     """Nothing where another process leads."""
     import radial
     from radial.loading.load import choose_device, choose_dtype
@@ -91,20 +91,20 @@ def run_ours(options: argparse.Namespace, crew: Any) -> dict[str, float]:
     request = make_request(
         prompt="a fox", model=str(options.folder), height=options.height, width=options.width, seed=1,
         num_frames=options.frames, num_inference_steps=STEPS, memory=profile, precision=precision or "full",
-        device=crew.device if crew else "cuda",
+        device=ranks.device if ranks else "cuda",
     ).resolve()  # fmt: skip
     device = choose_device(request.device)
     needs = needs_of(request, read_folder(options.folder), weights_in(options.folder), choose_dtype("auto", device),
-                     processes=crew.size if crew else 1)  # fmt: skip
+                     processes=ranks.size if ranks else 1)  # fmt: skip
     marks: list[float] = []
 
     def follow(event: Any) -> None:
         if event.stage == "denoise" and event.step:
             marks.append(_now())
 
-    for _ in radial.generate(request, on_event=follow, crew=crew):
+    for _ in radial.generate(request, on_event=follow, ranks=ranks):
         pass
-    if crew and not crew.leads:
+    if ranks and not ranks.leads:
         return {}
     return _found(marks, _now(), needs.vram(profile) / 1e9)
 

@@ -65,7 +65,7 @@ def take(out: Path) -> None:
                                               has_touch=device == "phone")  # fmt: skip
                 page = context.new_page()
                 page.goto(f"{URL}/?__theme={colours}")
-                page.wait_for_selector("#told b")
+                page.wait_for_selector("#estimate-line b")
                 _pages(page, client, made, lambda name, d=device, c=colours: out / f"{name}-{d}-{c}.png")
                 context.close()
         browser.close()

@@ -129,9 +129,9 @@ def _visit(page: Any, url: str, times: dict[str, list[float]]) -> None:
 
     found = "[...document.querySelectorAll('#gallery .tile .prompt')].every((p) => p.innerText.includes('77'))"
     timed("first page ready", lambda: page.goto(url),
-          "document.querySelector('#told b') && document.querySelector('#live [data-job]')")  # fmt: skip
+          "document.querySelector('#estimate-line b') && document.querySelector('#live [data-job]')")  # fmt: skip
     timed("a length chosen, told what it takes", lambda: page.click('#times label:has-text("2x")'),
-          "document.querySelector('#told').innerText.includes('65 frames')")  # fmt: skip
+          "document.querySelector('#estimate-line').innerText.includes('65 frames')")  # fmt: skip
     timed("gallery open, 24 videos", lambda: tab("Gallery"),
           "document.querySelectorAll('#gallery .tile').length === 24")  # fmt: skip
     timed("search, answered", lambda: page.fill("#gallery input", "number 77"), found)

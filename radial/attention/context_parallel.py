@@ -112,7 +112,7 @@ class ContextParallel:
         if not torch.is_grad_enabled():
             # The differentiable one hands out a tensor that waits when it is used, and in inference mode it does not.
             received = joined.new_empty(sum(sizes))
-            with noticing_the_dead():
+            with peer_failures():
                 torch.distributed.all_to_all_single(received, joined, sizes, sent_sizes, group=self.group)
             return received
         from torch.distributed._functional_collectives import all_to_all_single_autograd
@@ -121,7 +121,7 @@ class ContextParallel:
 
 
 @contextlib.contextmanager
-def noticing_the_dead() -> Iterator[None]:
+def peer_failures() -> Iterator[None]:
     """While processes talk to each other, for what a connection that ends raises.
 
     Raises:
@@ -212,13 +212,13 @@ def end_process_groups() -> None:
     gc.collect()
 
 
-def plan_of(transformer: nn.Module, family: Any) -> dict[str, Any]:
+def sharding_of(transformer: nn.Module, family: Any) -> dict[str, Any]:
     """What of a transformer's calls is split and gathered, in diffusers' terms.
 
     Raises:
         ModelError: its calls cannot be shared.
     """
-    plan: dict[str, Any] | None = family.parallel_plan(transformer)
+    plan: dict[str, Any] | None = family.sharding(transformer)
     if plan is None:
         raise ModelError(f"a clip of {type(transformer).__name__} cannot be shared by several processes")
     return plan

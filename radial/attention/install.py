@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from radial.attention.context_parallel import ContextParallel, Shards, plan_of
+from radial.attention.context_parallel import ContextParallel, Shards, sharding_of
 from radial.attention.processors import AttentionCall, RadialProcessors
 from radial.errors import ModelError
 from radial.plans.pattern import RadialPattern
@@ -158,7 +158,7 @@ class RadialAttention:
             if HookRegistry.check_if_exists_or_initialize(transformer).get_hook(_HOOK) is not None:
                 raise ModelError("radial attention is installed on this model already; remove it first")
         plans = [
-            plan_of(transformer, family) if context.parallel is not None else None
+            sharding_of(transformer, family) if context.parallel is not None else None
             for transformer, family in zip(transformers, families, strict=True)
         ]
         processors = RadialProcessors(context.attend, dense_too=context.parallel is not None)

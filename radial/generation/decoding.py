@@ -15,7 +15,7 @@ from radial.loading.memory import decode_in_tiles
 
 
 @contextlib.contextmanager
-def patient_decoding(vae: Any, on_note: Callable[[str], None]) -> Iterator[None]:
+def decode_with_fallback(vae: Any, on_note: Callable[[str], None]) -> Iterator[None]:
     """While the context lasts, an autoencoder that runs out of memory tries again in tiles, and then on the CPU.
 
     Args:

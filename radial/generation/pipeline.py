@@ -18,10 +18,10 @@ from torch import Tensor
 from radial.attention.install import RadialAttention, apply, transformers_of
 from radial.attention.positions import riflex
 from radial.errors import DeviceLost, GenerationError, first_line
-from radial.generation.decoding import patient_decoding
-from radial.generation.ranks import Crew
+from radial.generation.decoding import decode_with_fallback
+from radial.generation.ranks import Ranks
 from radial.generation.receipt import attention_used, make_receipt
-from radial.generation.resume import OnStep, Snapshot, following
+from radial.generation.resume import OnStep, Snapshot, resumable_steps
 from radial.generation.shared_decoding import shared_decoding
 from radial.loading.load import LoadedModel, load, quiet
 from radial.plans.policy import Schedule
@@ -54,7 +54,7 @@ def generate(
     on_event: OnEvent = lambda event: None,
     on_step: OnStep | None = None,
     snapshot: Snapshot | None = None,
-    crew: Crew | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Video]:
     """Generate the request's videos, one after the other, seeds counting up from the request's.
 
@@ -65,21 +65,21 @@ def generate(
         on_step: told about every denoising step of pipelines that can go on from one; it may take a snapshot, end the
             clip early or raise.
         snapshot: where the first video goes on; of the same request and model, or the run starts anew.
-        crew: the processes that make each clip together, all of which call this. The videos are the first one's, and
+        ranks: the processes that make each clip together, all of which call this. The videos are rank 0's, and
             so are ``on_event`` and ``on_step``.
 
     Raises:
         RequestError: a value is out of place; raised before anything is loaded.
         ModelError: the model or an adapter cannot be loaded.
         GenerationError: memory ran out or the latents stopped being numbers.
-        Lost: the GPU stopped answering, or another process of the crew died; this process can make no other clip.
+        Lost: the GPU stopped answering, or another rank died; this process can make no other clip.
     """
     request = request.resolve()
     if model is None:
         on_event(Event("load"))
         model = load(
             request, lambda done, total: on_event(Event("download", done >> 20, total >> 20)),
-            processes=crew.size if crew else 1,
+            processes=ranks.size if ranks else 1,
         )  # fmt: skip
     notes = (*model.notes, *request.warnings(model.spec))
     for index, single in enumerate(request.singles()):
@@ -88,12 +88,12 @@ def generate(
         def tell(event: Event, index: int = index) -> None:
             on_event(replace(event, video=index))
 
-        with contextlib.nullcontext() if crew is None else crew.clip():
+        with contextlib.nullcontext() if ranks is None else ranks.clip():
             for note in notes if index == 0 else ():
                 on_event(Event("load", note=note))
-            followed = on_step if crew is None else crew.in_step(on_step)
-            video = _generate_one(single, model, tell, followed, taken_up, crew)
-        if crew is None or crew.leads:
+            followed = on_step if ranks is None else ranks.in_step(on_step)
+            video = _generate_one(single, model, tell, followed, taken_up, ranks)
+        if ranks is None or ranks.is_first:
             yield video
 
 
@@ -162,7 +162,7 @@ def _generate_one(
     on_event: OnEvent,
     on_step: OnStep | None,
     snapshot: Snapshot | None,
-    crew: Crew | None = None,
+    ranks: Ranks | None = None,
 ) -> Video:
     assert request.num_inference_steps is not None
     assert request.fps is not None
@@ -178,7 +178,7 @@ def _generate_one(
     transformers = transformers_of(pipe)
     pattern, schedule, block_size = request.radial_settings(model.spec)
     radial: RadialAttention | None = None
-    parallel = None if crew is None else crew.parallel
+    parallel = None if ranks is None else ranks.parallel
     watch.begin("encode")
     with contextlib.ExitStack() as stack:
         stack.enter_context(
@@ -198,8 +198,8 @@ def _generate_one(
         for transformer in transformers:
             told = (lambda *_: watch.begin("denoise")) if steps_tell else watch.before_call
             stack.callback(transformer.register_forward_pre_hook(told, with_kwargs=not steps_tell).remove)
-            if crew is not None:
-                stack.callback(transformer.register_forward_pre_hook(crew.before_call).remove)
+            if ranks is not None:
+                stack.callback(transformer.register_forward_pre_hook(ranks.before_call).remove)
         if on_step is not None or snapshot is not None:
             about = describe_run(request, model)
 
@@ -207,10 +207,10 @@ def _generate_one(
                 used = attention_used(request, model, radial, snapshot)
                 return {"attention": used, "seconds": watch.timings(), "about": about}
 
-            stack.enter_context(following(pipe, transformers, generator, on_step, snapshot, radial, so_far))
+            stack.enter_context(resumable_steps(pipe, transformers, generator, on_step, snapshot, radial, so_far))
         vae = getattr(pipe, "vae", None)
-        stack.enter_context(patient_decoding(vae, lambda note: on_event(Event("decode", note=note))))
-        stack.enter_context(shared_decoding(vae, crew))
+        stack.enter_context(decode_with_fallback(vae, lambda note: on_event(Event("decode", note=note))))
+        stack.enter_context(shared_decoding(vae, ranks))
         stack.enter_context(torch.inference_mode())
         stack.enter_context(quiet())
         try:
@@ -232,7 +232,7 @@ def _generate_one(
         pixels = np.concatenate([before, pixels[1:]])  # the new clip's first frame is the old one's last
     attention = attention_used(request, model, radial, snapshot)
     receipt = make_receipt(request, model, attention, watch.timings())
-    return Video(pixels, request.fps, receipt | {"processes": crew.size} if crew else receipt)
+    return Video(pixels, request.fps, receipt | {"processes": ranks.size} if ranks else receipt)
 
 
 def _call_arguments(

@@ -24,7 +24,7 @@ def preview_frame(pipe: Any, latents: Tensor) -> Frames | None:
     chosen = latents[:1, :, middle : middle + 1].to(vae.device, vae.dtype)
     try:
         with torch.inference_mode():
-            # Its class's: its own may have the whole crew decode, or go on on the CPU when memory runs out.
+            # Its class's: its own may have the whole ranks decode, or go on on the CPU when memory runs out.
             image = type(vae).decode(vae, _unscale(vae, chosen), return_dict=False)[0]
     except (RuntimeError, ValueError, TypeError):  # an autoencoder that takes no single frame; out of memory
         return None

@@ -1,6 +1,6 @@
-"""The processes that torchrun started, making one clip at a time together: the first leads, the others follow.
+"""The processes that torchrun started, making one clip at a time together: the first is_first, the others follow.
 
-All of them make the same calls. Between two calls of a transformer the leader says a word, so that what it alone knows
+All of them make the same calls. Between two calls of a transformer rank 0 says a word, so that what it alone knows
 (a user who stops, a full disk) ends the clip for everybody. A process that dies leaves the others waiting; torchrun
 sees that and ends them.
 """
@@ -18,28 +18,28 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, distributed
 
-from radial.attention.context_parallel import ContextParallel, end_process_groups, noticing_the_dead
+from radial.attention.context_parallel import ContextParallel, end_process_groups, peer_failures
 from radial.errors import GenerationError, Lost, RequestError, first_line
 from radial.generation.resume import OnStep, Step
 
 _GO_ON, _FINISH, _END = range(3)
 _STUCK = timedelta(minutes=5)  # that an exchange within a step may take
-_PATIENCE = timedelta(seconds=20)  # for the leader, to meet the error that a follower met
+_PATIENCE = timedelta(seconds=20)  # for rank 0, to meet the error that another rank met
 # Seconds for Ctrl+C to come here, too, where it has ended another process first; torchrun's SIGTERM, which follows,
 # leaves this process more.
 _OVERTAKEN = 0.5
-_WAITING = timedelta(days=30)  # for the leader, who waits for jobs
+_WAITING = timedelta(days=30)  # for rank 0, who waits for jobs
 
 
 class Ended(Exception):
-    """The leader has ended the clip."""
+    """Rank 0 has ended the clip."""
 
 
 class PartDone(Exception):
-    """A follower has done all that there was for it."""
+    """A rank has done all that there was for it."""
 
 
-class Crew:
+class Ranks:
     """This process's place among those that make a clip together.
 
     Attributes:
@@ -54,8 +54,8 @@ class Crew:
         self._words = distributed.new_group(backend="gloo", timeout=_WAITING)
 
     @classmethod
-    def join(cls, device: str = "auto") -> Crew | None:
-        """The crew of this process; None where torchrun did not start several.
+    def join(cls, device: str = "auto") -> Ranks | None:
+        """Join the others; None where torchrun did not start several.
 
         Args:
             device: ``cpu``, or ``auto`` for a GPU each.
@@ -81,7 +81,7 @@ class Crew:
         return cls(ContextParallel.over(distributed.new_group(timeout=_STUCK)), device)
 
     @property
-    def leads(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this process gives the orders and has the videos."""
         return self.parallel.rank == 0
 
@@ -91,13 +91,13 @@ class Crew:
         return self.parallel.size
 
     def order(self, order: Any = None) -> Any:
-        """The leader's order, for everybody.
+        """Rank 0's order, for everybody.
 
         Raises:
             ProcessLost: somebody has died.
         """
         orders = [order]
-        with noticing_the_dead():
+        with peer_failures():
             distributed.broadcast_object_list(orders, 0, group=self._words)
         return orders[0]
 
@@ -110,7 +110,7 @@ class Crew:
             ProcessLost: somebody has died.
         """
         errors: list[str | None] = [None] * self.size
-        with noticing_the_dead():
+        with peer_failures():
             distributed.all_gather_object(errors, None if error is None else str(error), group=self._words)
         if error is not None:
             raise error
@@ -118,16 +118,16 @@ class Crew:
             raise GenerationError(f"process {found[0]}: {found[1]}")
 
     def word(self, word: int = _GO_ON) -> int:
-        """Say the leader's word, or hear it.
+        """Say rank 0's word, or hear it.
 
         Raises:
-            Ended: it is that the clip has ended; for followers.
+            Ended: it is that the clip has ended; on all ranks but 0.
             ProcessLost: somebody has died.
         """
         said = torch.tensor(word)
-        with noticing_the_dead():
+        with peer_failures():
             distributed.broadcast(said, 0, group=self._words)
-        if not self.leads and int(said) == _END:
+        if not self.is_first and int(said) == _END:
             raise Ended
         return int(said)
 
@@ -137,7 +137,7 @@ class Crew:
         Raises:
             ProcessLost: somebody has died.
         """
-        with noticing_the_dead():
+        with peer_failures():
             distributed.barrier(group=self._words)
 
     def before_call(self, *_: Any) -> None:
@@ -145,10 +145,10 @@ class Crew:
         self.word()
 
     def in_step(self, on_step: OnStep | None) -> OnStep:
-        """A function to be told about steps that does everywhere what the leader's own decides."""
+        """A function to be told about steps that does everywhere what rank 0's own decides."""
 
         def decide(step: Step) -> Literal["go on", "finish"]:
-            wanted = on_step(step) if self.leads and on_step is not None else "go on"
+            wanted = on_step(step) if self.is_first and on_step is not None else "go on"
             return "finish" if self.word(_FINISH if wanted == "finish" else _GO_ON) == _FINISH else "go on"
 
         return decide
@@ -161,8 +161,8 @@ class Crew:
 
     @contextlib.contextmanager
     def clip(self) -> Iterator[None]:
-        """While the context lasts, a clip is made: it ends for everybody when the leader leaves it."""
-        if self.leads:
+        """While the context lasts, a clip is made: it ends for everybody when rank 0 leaves it."""
+        if self.is_first:
             try:
                 yield
             except Lost:
@@ -181,7 +181,7 @@ class Crew:
         except PartDone:
             pass
         except Exception as error:
-            # What everybody meets the leader reports. Where it does not, it waits in a call for this process.
+            # What everybody meets rank 0 reports. Where it does not, it waits in a call for this process.
             if not self._hears_the_end(_PATIENCE):
                 where = f"process {self.parallel.rank}: {first_line(error)}"
                 raise GenerationError(where) from error
@@ -189,12 +189,12 @@ class Crew:
         self._hears_the_end(_WAITING)
 
     def _end(self) -> None:
-        """End the clip for those who listen. A follower in a call that waits for this process does not: torchrun ends
+        """End the clip for those who listen. A rank in a call that waits for this process does not: torchrun ends
         it when this process ends."""
         self.broken = not self._broadcast(torch.tensor(_END), _PATIENCE)
 
     def _broadcast(self, word: Tensor, patience: timedelta) -> bool:
-        """Say the leader's word or hear it: whether that was done in so long a time."""
+        """Say rank 0's word or hear it: whether that was done in so long a time."""
         work = distributed.broadcast(word, 0, group=self._words, async_op=True)
         assert work is not None
         try:
@@ -204,7 +204,7 @@ class Crew:
         return True
 
     def _hears_the_end(self, patience: timedelta) -> bool:
-        """Listen until the leader ends the clip, or says nothing for so long: whether it ended it."""
+        """Listen until rank 0 ends the clip, or says nothing for so long: whether it ended it."""
         said = torch.tensor(_GO_ON)
         while int(said) != _END:
             if not self._broadcast(said, patience):
@@ -213,9 +213,9 @@ class Crew:
 
 
 @contextlib.contextmanager
-def joined(device: str = "auto") -> Iterator[Crew | None]:
-    """Be of the crew while the context lasts, where torchrun started several processes; see :meth:`Crew.join`."""
-    crew = Crew.join(device)
-    yield crew
-    if crew is not None:  # after an error the others may wait in a call: the process ends as it is
-        crew.leave()
+def joined(device: str = "auto") -> Iterator[Ranks | None]:
+    """Be one of the ranks while the context lasts, where torchrun started several processes; see :meth:`Ranks.join`."""
+    ranks = Ranks.join(device)
+    yield ranks
+    if ranks is not None:  # after an error the others may wait in a call: the process ends as it is
+        ranks.leave()

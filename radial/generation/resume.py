@@ -116,7 +116,7 @@ OnStep = Callable[[Step], Literal["go on", "finish"]]
 
 
 @contextmanager
-def following(
+def resumable_steps(
     pipe: Any, transformers: list[Any], generator: torch.Generator, on_step: OnStep | None, snapshot: Snapshot | None,
     counter: Any, so_far: Callable[[], dict[str, Any]],
 ) -> Iterator[None]:  # fmt: skip

@@ -73,7 +73,7 @@ def find_local(source: str, without: tuple[str, ...] = ()) -> Path | None:
         return None
 
 
-def plan_download(source: str, without: tuple[str, ...] = ()) -> Download:
+def download_size_of(source: str, without: tuple[str, ...] = ()) -> Download:
     """Ask the hub what a model's files are, and look which of them are here.
 
     Args:
@@ -137,7 +137,7 @@ def download(
 
     Args:
         without: components whose weights are not wanted.
-        planned: what :func:`plan_download` said of it, where that was asked already.
+        planned: what :func:`download_size_of` said of it, where that was asked already.
         on_progress: told the bytes that are here and those of the whole, now and then; what it raises stops the
             download.
 
@@ -147,7 +147,7 @@ def download(
     """
     import diffusers
 
-    planned = planned or plan_download(source, without)
+    planned = planned or download_size_of(source, without)
     check_disk(planned)
     progress = _Progress(planned.present)
     with ThreadPoolExecutor(1) as thread:

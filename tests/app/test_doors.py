@@ -35,7 +35,7 @@ from radial_app.server.guard import COOKIE
 from radial_app.server.limits import media_probe
 from radial_app.server.limits.connections import MAX_HEAD, Connection
 from radial_app.server.limits.sweep import prepare_uploads
-from radial_app.server.service import Desk, Place
+from radial_app.server.service import ServerPaths, Service
 from radial_app.studio.mount import open_studio
 
 PASSWORD = "correct horse battery"
@@ -50,19 +50,19 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def paths(tmp_path: Path) -> ServerPaths:
     (tmp_path / "data").mkdir()
-    return Place(tmp_path / "data", tmp_path / "out")
+    return ServerPaths(tmp_path / "data", tmp_path / "out")
 
 
 @pytest.fixture
-def client(place: Place) -> TestClient:
-    return TestClient(make_app(place), base_url="http://127.0.0.1")
+def client(paths: ServerPaths) -> TestClient:
+    return TestClient(make_app(paths), base_url="http://127.0.0.1")
 
 
 @pytest.fixture
-def studio(place: Place) -> Iterator[TestClient]:
-    with TestClient(make_app(place, open_page=open_studio), base_url="http://127.0.0.1") as client:
+def studio(paths: ServerPaths) -> Iterator[TestClient]:
+    with TestClient(make_app(paths, open_page=open_studio), base_url="http://127.0.0.1") as client:
         yield client
 
 
@@ -79,8 +79,8 @@ def serving(app: Any, **more: Any) -> Iterator[int]:
     thread.join(10)
 
 
-def key_of(place: Place, name: str) -> dict[str, str]:
-    with Accounts(place.data) as accounts:
+def key_of(paths: ServerPaths, name: str) -> dict[str, str]:
+    with Accounts(paths.data) as accounts:
         return {"authorization": f"Bearer {accounts.new_key(name)}"}
 
 
@@ -98,7 +98,7 @@ def config_of(studio: TestClient) -> dict[str, Any]:
 # Gradio
 
 
-def test_no_event_carries_a_file_in_or_out(studio: TestClient, place: Place, tmp_path: Path) -> None:
+def test_no_event_carries_a_file_in_or_out(studio: TestClient, paths: ServerPaths, tmp_path: Path) -> None:
     """Every input of every event, and the text that Python takes apart; nothing is copied, nothing told."""
     secret = tmp_path / "secret.txt"
     secret.write_text(CANARY)
@@ -116,17 +116,17 @@ def test_no_event_carries_a_file_in_or_out(studio: TestClient, place: Place, tmp
             assert "uploads" not in answer.text
             if value is not told:
                 assert answer.status_code == 422
-    assert [path for path in place.data.rglob("*") if path.is_file() and path.name == "secret.txt"] == []
+    assert [path for path in paths.data.rglob("*") if path.is_file() and path.name == "secret.txt"] == []
 
 
-def test_a_file_that_our_own_code_named_would_not_be_copied(place: Place, tmp_path: Path) -> None:
+def test_a_file_that_our_own_code_named_would_not_be_copied(paths: ServerPaths, tmp_path: Path) -> None:
     """Gradio's own check, which mounted pages go without unless they count as launched."""
     from gradio.context import LocalContext
     from gradio.processing_utils import move_files_to_cache
 
     secret = tmp_path / "secret.txt"
     secret.write_text(CANARY)
-    app = make_app(place, open_page=open_studio)
+    app = make_app(paths, open_page=open_studio)
     mounted = next(route.app for route in app.routes if getattr(route, "path", None) == "")  # type: ignore[attr-defined]
     blocks = mounted.get_blocks()
     token = LocalContext.blocks.set(blocks)
@@ -138,15 +138,15 @@ def test_a_file_that_our_own_code_named_would_not_be_copied(place: Place, tmp_pa
 
 
 @pytest.mark.parametrize("accounts", [False, True])
-def test_of_gradio_only_the_page_is_open(place: Place, accounts: bool) -> None:
+def test_of_gradio_only_the_page_is_open(paths: ServerPaths, accounts: bool) -> None:
     headers = {}
     if accounts:
-        with Accounts(place.data) as made:
+        with Accounts(paths.data) as made:
             made.add("ada", PASSWORD)
-        headers = key_of(place, "ada")
+        headers = key_of(paths, "ada")
     paths = set(hostile.gradio_paths())
     allowed = {"/", "/login", "/login/", "/theme.css", "/favicon.ico", "/gradio_api/app_id", "/openapi.json"}
-    with TestClient(make_app(place, open_page=open_studio), base_url="http://127.0.0.1", headers=headers) as client:
+    with TestClient(make_app(paths, open_page=open_studio), base_url="http://127.0.0.1", headers=headers) as client:
         for path in sorted(paths - allowed):
             if path.startswith(("/static/", "/assets/")):
                 continue
@@ -181,10 +181,10 @@ def test_the_page_is_not_for_other_pages(studio: TestClient) -> None:
 # Crowds
 
 
-def test_logins_wait_in_threads_of_their_own(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Accounts(place.data) as accounts:
+def test_logins_wait_in_threads_of_their_own(paths: ServerPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Accounts(paths.data) as accounts:
         accounts.add("ada", PASSWORD)
-    key, app, held = key_of(place, "ada"), make_app(place), threading.Event()
+    key, app, held = key_of(paths, "ada"), make_app(paths), threading.Event()
     monkeypatch.setattr(Accounts, "log_in", lambda self, name, password: held.wait(30) and None)
 
     async def crowd() -> tuple[list[int], int]:
@@ -203,7 +203,7 @@ def test_logins_wait_in_threads_of_their_own(place: Place, monkeypatch: pytest.M
     assert (statuses.count(401), statuses.count(429), about) == (login._MAX_LOGINS, 80 - login._MAX_LOGINS, 200)
 
 
-def test_the_database_is_never_read_on_the_event_loop(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_database_is_never_read_on_the_event_loop(paths: ServerPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     loops: set[int] = set()
     threads: set[int] = set()
     plain = sqlite3.connect
@@ -215,7 +215,7 @@ def test_the_database_is_never_read_on_the_event_loop(place: Place, monkeypatch:
 
     monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: plain(*args, **more, factory=Watched))
     monkeypatch.setattr(desk, "_STORES", desk._Stores())
-    app = make_app(place)
+    app = make_app(paths)
 
     async def ask() -> None:
         loops.add(threading.get_ident())
@@ -234,13 +234,13 @@ def test_the_database_is_never_read_on_the_event_loop(place: Place, monkeypatch:
     assert not threads & loops
 
 
-def test_those_who_watch_the_same_share_one_look(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_those_who_watch_the_same_share_one_look(paths: ServerPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = []
-    plain = Desk.view
-    monkeypatch.setattr(Desk, "view", lambda self, job: looks.append(job.id) or plain(self, job))
-    with JobStore(place.data):
+    plain = Service.view
+    monkeypatch.setattr(Service, "view", lambda self, job: looks.append(job.id) or plain(self, job))
+    with JobStore(paths.data):
         pass
-    with serving(make_app(place)) as port:
+    with serving(make_app(paths)) as port:
         client = httpx.Client(base_url=f"http://127.0.0.1:{port}")
         id_ = client.post("/v1/videos", json={"prompt": "a", "seed": 1}).json()["id"]
         looks.clear()
@@ -262,22 +262,24 @@ def test_those_who_watch_the_same_share_one_look(place: Place, monkeypatch: pyte
         assert len(looks) < 60  # not twenty for each change
 
 
-def test_a_visitors_many_requests_wait_for_each_other_alone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Accounts(place.data) as accounts:
+def test_a_visitors_many_requests_wait_for_each_other_alone(
+    paths: ServerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Accounts(paths.data) as accounts:
         for name in ("ada", "bob"):
             accounts.add(name, PASSWORD)
-    ada, bob = key_of(place, "ada"), key_of(place, "bob")
+    ada, bob = key_of(paths, "ada"), key_of(paths, "bob")
     held, at_once, most = threading.Event(), [0], [0]
 
-    def slow(self: Desk, fields: dict[str, Any]) -> Any:
+    def slow(self: Service, fields: dict[str, Any]) -> Any:
         at_once[0] += 1
         most[0] = max(most[0], at_once[0])
         held.wait(20)
         at_once[0] -= 1
         raise desk.Missing("nothing")
 
-    monkeypatch.setattr(Desk, "check", slow)
-    app = make_app(place)
+    monkeypatch.setattr(Service, "check", slow)
+    app = make_app(paths)
 
     async def crowd() -> tuple[list[int], int]:
         transport = httpx.ASGITransport(app)
@@ -295,9 +297,9 @@ def test_a_visitors_many_requests_wait_for_each_other_alone(place: Place, monkey
     assert most[0] <= 16
 
 
-def test_silent_connections_end_for_those_who_ask(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_connections_end_for_those_who_ask(paths: ServerPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Connection, "most", 20)
-    with serving(make_app(place)) as port:
+    with serving(make_app(paths)) as port:
         silent = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(40)]
         for one in silent[::2]:
             with contextlib.suppress(OSError):
@@ -326,13 +328,13 @@ def test_silent_connections_end_for_those_who_ask(place: Place, monkeypatch: pyt
             one.close()
 
 
-def test_a_head_and_a_body_that_stop_coming(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_and_a_body_that_stop_coming(paths: ServerPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     from radial_app.server import guard
     from radial_app.server.limits import connections
 
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
     monkeypatch.setattr(guard, "_BODY_SECONDS", 0.3)
-    with serving(make_app(place)) as port:
+    with serving(make_app(paths)) as port:
         one = socket.create_connection(("127.0.0.1", port), timeout=10)
         one.sendall(b"GET / HT")
         with contextlib.suppress(ConnectionError):
@@ -353,17 +355,17 @@ def test_a_head_and_a_body_that_stop_coming(place: Place, monkeypatch: pytest.Mo
 # Who asks
 
 
-def test_accounts_count_from_the_moment_that_there_are_some(place: Place) -> None:
-    client = TestClient(make_app(place), base_url="http://127.0.0.1")
+def test_accounts_count_from_the_moment_that_there_are_some(paths: ServerPaths) -> None:
+    client = TestClient(make_app(paths), base_url="http://127.0.0.1")
     assert client.get("/v1/about").status_code == 200
-    with Accounts(place.data) as accounts:
+    with Accounts(paths.data) as accounts:
         accounts.add("ada", PASSWORD)
     assert client.get("/v1/about").status_code == 401
-    assert client.get("/v1/about", headers=key_of(place, "ada")).json()["account"] == "ada"
+    assert client.get("/v1/about", headers=key_of(paths, "ada")).json()["account"] == "ada"
 
 
-def test_a_new_password_takes_the_keys_back(place: Place) -> None:
-    with Accounts(place.data) as accounts:
+def test_a_new_password_takes_the_keys_back(paths: ServerPaths) -> None:
+    with Accounts(paths.data) as accounts:
         accounts.add("ada", PASSWORD)
         key = accounts.new_key("ada")
         accounts.set_password("ada", PASSWORD + "!")
@@ -371,33 +373,33 @@ def test_a_new_password_takes_the_keys_back(place: Place) -> None:
         assert accounts.keys("ada") == []
 
 
-def test_behind_a_proxy_people_are_told_apart(place: Place) -> None:
-    with Accounts(place.data) as accounts:
+def test_behind_a_proxy_people_are_told_apart(paths: ServerPaths) -> None:
+    with Accounts(paths.data) as accounts:
         accounts.add("ada", PASSWORD)
 
     def log_in(port: int, password: str, **headers: str) -> httpx.Response:
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         return httpx.post(f"http://127.0.0.1:{port}/login", data={"name": "ada", "password": password}, headers=sent)
 
-    with serving(make_app(place), proxy_headers=True, forwarded_allow_ips=["127.0.0.1"]) as port:
+    with serving(make_app(paths), proxy_headers=True, forwarded_allow_ips=["127.0.0.1"]) as port:
         for _ in range(5):
             assert log_in(port, "guess", x_forwarded_for="203.0.113.7").status_code == 401
         assert log_in(port, PASSWORD, x_forwarded_for="203.0.113.7").status_code == 429
         right = log_in(port, PASSWORD, x_forwarded_for="203.0.113.8", x_forwarded_proto="https")
         assert (right.status_code, "secure" in right.headers["set-cookie"].lower()) == (303, True)
         assert COOKIE in right.headers["set-cookie"]
-    with serving(make_app(place), proxy_headers=False) as port:  # nobody else is believed
+    with serving(make_app(paths), proxy_headers=False) as port:  # nobody else is believed
         for number in range(5):
             assert log_in(port, "guess", x_forwarded_for=f"203.0.113.{number}").status_code == 401
         assert log_in(port, PASSWORD, x_forwarded_for="203.0.113.9").status_code == 429
 
 
-def test_only_admins_have_models_downloaded(place: Place) -> None:
-    with Accounts(place.data) as accounts:
+def test_only_admins_have_models_downloaded(paths: ServerPaths) -> None:
+    with Accounts(paths.data) as accounts:
         accounts.add("ada", PASSWORD)
         accounts.add("bob", PASSWORD)
-    client = TestClient(make_app(place), base_url="http://127.0.0.1")
-    ada, bob = key_of(place, "ada"), key_of(place, "bob")
+    client = TestClient(make_app(paths), base_url="http://127.0.0.1")
+    ada, bob = key_of(paths, "ada"), key_of(paths, "bob")
     for model in ("org/name", "wan2.1-1.3b", MODELS["wan2.1-1.3b"].source):
         fields = {"prompt": "x", "model": model}
         for path in ("/v1/videos", "/v1/videos/check"):
@@ -423,7 +425,7 @@ def test_only_admins_have_models_downloaded(place: Place) -> None:
         ({"num_frames": 10**30}, "num_frames"), ({"image": "a\0.png"}, "there is no upload"),
     ],
 )  # fmt: skip
-def test_no_value_comes_around_the_rules(client: TestClient, place: Place, fields: Any, says: str) -> None:
+def test_no_value_comes_around_the_rules(client: TestClient, paths: ServerPaths, fields: Any, says: str) -> None:
     body = json.dumps({"prompt": "x"} | fields).encode()
     headers = {"content-type": "application/json"}
     for path in ("/v1/videos", "/v1/videos/check"):
@@ -491,25 +493,25 @@ def test_settings_that_cannot_be(client: TestClient, name: str) -> None:
     assert "/etc" not in answer.text or "choose it again" in answer.text
 
 
-def test_bad_models_hide_no_others_and_can_be_deleted(client: TestClient, place: Place, wan_folder: Path) -> None:
+def test_bad_models_hide_no_others_and_can_be_deleted(client: TestClient, paths: ServerPaths, wan_folder: Path) -> None:
     import shutil
 
-    hostile.models(place.data / "models")
-    shutil.copytree(wan_folder, place.data / "models" / "good")
+    hostile.models(paths.data / "models")
+    shutil.copytree(wan_folder, paths.data / "models" / "good")
     listed = {one["id"]: one for one in client.get("/v1/models").json()["data"]}
     bad = {name for name, one in listed.items() if one["problem"]}
     assert {"many-layers", "negative", "deep", "list-index", "shape-0.safetensors", "deep.safetensors"} <= bad
     assert not {"good", "tiny"} & bad
-    assert str(place.data) not in json.dumps(listed)
+    assert str(paths.data) not in json.dumps(listed)
     assert "whole number up to 1024" in listed["many-layers"]["problem"]
     assert client.get("/v1/models/deep").json()["problem"] == listed["deep"]["problem"]
     assert client.post("/v1/videos", json={"prompt": "x", "model": "many-layers"}).status_code == 422
     assert client.delete("/v1/models/many-layers").status_code == 200
     assert "many-layers" not in {one["id"] for one in client.get("/v1/models").json()["data"]}
-    assert list((place.data / "models" / ".trash").iterdir())  # not gone for good
+    assert list((paths.data / "models" / ".trash").iterdir())  # not gone for good
 
 
-def test_bad_adapters_are_refused_shown_and_deleted(client: TestClient, place: Place) -> None:
+def test_bad_adapters_are_refused_shown_and_deleted(client: TestClient, paths: ServerPaths) -> None:
     for name, content in hostile.adapters():
         if len(content) > 10_000_000:
             continue
@@ -517,7 +519,7 @@ def test_bad_adapters_are_refused_shown_and_deleted(client: TestClient, place: P
         assert answer.status_code in (200, 422), name
         assert (answer.status_code == 200) == (name == "adapter: metadata that is a list"), name
     for number, (_, content) in enumerate(hostile.adapters()):  # as if put there by hand
-        (place.data / "adapters" / f"{number}.safetensors").write_bytes(content)
+        (paths.data / "adapters" / f"{number}.safetensors").write_bytes(content)
     listed = {one["id"]: one["problem"] for one in client.get("/v1/adapters").json()}
     assert listed["x.safetensors"] == listed["1.safetensors"] == ""
     assert sum(bool(problem) for problem in listed.values()) == len(listed) - 2
@@ -526,29 +528,29 @@ def test_bad_adapters_are_refused_shown_and_deleted(client: TestClient, place: P
     assert client.delete("/v1/adapters/..%2fjobs.db").status_code == 404
 
 
-def test_what_a_killed_server_left_is_swept(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_server_left_is_swept(paths: ServerPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     import tempfile
 
     monkeypatch.setattr(tempfile, "tempdir", None)
-    left = [place.data / "datasets" / ".squares.1a2b.partial" / "a.mp4", place.data / "inputs" / "local" / ".7-ab.png",
-            place.data / "uploads" / "tmpabc"]  # fmt: skip
-    kept = [place.data / "datasets" / "squares" / "a.mp4", place.data / "inputs" / "local" / "a.png"]
+    left = [paths.data / "datasets" / ".squares.1a2b.partial" / "a.mp4", paths.data / "inputs" / "local" / ".7-ab.png",
+            paths.data / "uploads" / "tmpabc"]  # fmt: skip
+    kept = [paths.data / "datasets" / "squares" / "a.mp4", paths.data / "inputs" / "local" / "a.png"]
     for path in (*left, *kept):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
-    prepare_uploads(place.data)
+    prepare_uploads(paths.data)
     assert [path.exists() for path in (*left, *kept)] == [False] * 3 + [True] * 2
-    assert tempfile.gettempdir() == str(place.data / "uploads")
+    assert tempfile.gettempdir() == str(paths.data / "uploads")
 
 
 # What is amiss with the server itself
 
 
-def test_a_locked_database_passes(client: TestClient, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_database_passes(client: TestClient, paths: ServerPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(desk, "_PATIENCE", 0.1)
     monkeypatch.setattr(desk, "_STORES", desk._Stores())
     assert client.get("/healthz").json()["status"] == "ok"
-    with contextlib.closing(sqlite3.connect(place.data / "jobs.db", isolation_level=None)) as other:
+    with contextlib.closing(sqlite3.connect(paths.data / "jobs.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         answer = client.post("/v1/videos", json={"prompt": "x"})
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
@@ -567,7 +569,7 @@ def test_a_full_disk_is_told(client: TestClient, monkeypatch: pytest.MonkeyPatch
     assert (health.status_code, "full" in health.json()["problem"]) == (503, True)
 
 
-def test_two_clips_are_compared_a_frame_at_a_time(client: TestClient, place: Place) -> None:
+def test_two_clips_are_compared_a_frame_at_a_time(client: TestClient, paths: ServerPaths) -> None:
     """As whole clips were, and those of other sizes are refused in words."""
     from radial.video.fidelity import fidelity, psnr, ssim
 
@@ -579,5 +581,5 @@ def test_two_clips_are_compared_a_frame_at_a_time(client: TestClient, place: Pla
         fidelity(iter(one), iter(two[:, 1:]))
     with pytest.raises(ValueError, match="shorter"):
         fidelity(iter(one), iter(two[:2]))
-    path = Video(one, 8).write(place.data / "a.mp4")
+    path = Video(one, 8).write(paths.data / "a.mp4")
     assert path.is_file()

@@ -24,7 +24,7 @@ from radial_app.cli import doctor
 from radial_app.jobs.job import Job, Output
 from radial_app.jobs.store import JobStore
 from radial_app.server.app import make_app
-from radial_app.server.service import Place
+from radial_app.server.service import ServerPaths
 
 ROOT = Path(__file__).parents[2]
 Capsys = pytest.CaptureFixture[str]
@@ -111,7 +111,7 @@ def test_a_queue_that_is_broken_is_not_healthy(tmp_path: Path) -> None:
     import asyncio
 
     (tmp_path / "jobs.db").write_bytes(b"no database" * 100)
-    app: Any = make_app(Place(tmp_path, tmp_path / "outputs"))
+    app: Any = make_app(ServerPaths(tmp_path, tmp_path / "outputs"))
     sent: list[Any] = []
 
     async def send(message: Any) -> None:

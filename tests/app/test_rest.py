@@ -24,25 +24,25 @@ from radial_app.server.accounts import Accounts, Throttle
 from radial_app.server.app import make_app
 from radial_app.server.guard import COOKIE, MAX_BODY
 from radial_app.server.limits import streams
-from radial_app.server.service import Place
+from radial_app.server.service import ServerPaths
 
 PASSWORD = "correct horse battery"
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path / "data", tmp_path / "out")
+def paths(tmp_path: Path) -> ServerPaths:
+    return ServerPaths(tmp_path / "data", tmp_path / "out")
 
 
 @pytest.fixture
-def client(place: Place) -> TestClient:
-    place.data.mkdir()
-    return TestClient(make_app(place), base_url="http://127.0.0.1")
+def client(paths: ServerPaths) -> TestClient:
+    paths.data.mkdir()
+    return TestClient(make_app(paths), base_url="http://127.0.0.1")
 
 
-def finish(place: Place, job: str, pixels: int = 0, size: int = 32) -> ResultFile:
+def finish(paths: ServerPaths, job: str, pixels: int = 0, size: int = 32) -> ResultFile:
     """Render a queued job without a model."""
-    with JobStore(place.data) as store:
+    with JobStore(paths.data) as store:
         claimed = store.claim("w", only=job)
         assert claimed is not None
         frames = np.full((5, size, size, 3), pixels, np.uint8)
@@ -66,7 +66,7 @@ def error_of(answer: Any) -> str:
     return message
 
 
-def test_a_video_from_request_to_file(client: TestClient, place: Place) -> None:
+def test_a_video_from_request_to_file(client: TestClient, paths: ServerPaths) -> None:
     created = client.post("/v1/videos", json={"prompt": "a red circle", "seed": 3, "size": "64x48", "seconds": 1})
     assert created.status_code == 200
     video = created.json()
@@ -76,7 +76,7 @@ def test_a_video_from_request_to_file(client: TestClient, place: Place) -> None:
     assert client.get(f"/v1/videos/{id_}").json() == video
     assert [one["id"] for one in client.get("/v1/queue").json()["waiting"]] == [id_]
     assert client.get(f"/v1/videos/{id_}/content").status_code == 404
-    finish(place, id_)
+    finish(paths, id_)
     done = client.get(f"/v1/videos/{id_}").json()
     assert (done["status"], done["progress"], len(done["files"])) == ("completed", 100, 1)
     content = client.get(f"/v1/videos/{id_}/content")
@@ -93,13 +93,13 @@ def test_a_video_from_request_to_file(client: TestClient, place: Place) -> None:
     assert client.get("/v1/videos?search=blue%25").json()["data"] == []
     assert client.delete(f"/v1/videos/{id_}").json() == {"id": id_, "object": "video.deleted", "deleted": True}
     assert client.get(f"/v1/videos/{id_}").status_code == 404
-    assert [path.suffix for path in (place.outputs / ".trash").iterdir()] == [".mp4"]  # not gone for good
+    assert [path.suffix for path in (paths.outputs / ".trash").iterdir()] == [".mp4"]  # not gone for good
 
 
-def test_a_file_that_another_job_replaced_stays(client: TestClient, place: Place) -> None:
+def test_a_file_that_another_job_replaced_stays(client: TestClient, paths: ServerPaths) -> None:
     ids = [client.post("/v1/videos", json={"prompt": "a", "seed": 1}).json()["id"] for _ in range(2)]
-    file = finish(place, ids[0])
-    with JobStore(place.data) as store:
+    file = finish(paths, ids[0])
+    with JobStore(paths.data) as store:
         store.claim("w", only=ids[1])
         store.record_file(ids[1], 0, file)
         store.end(ids[1], "done")
@@ -109,13 +109,13 @@ def test_a_file_that_another_job_replaced_stays(client: TestClient, place: Place
     assert not Path(file.path).exists()
 
 
-def test_openai_clients_send_forms(client: TestClient, place: Place) -> None:
+def test_openai_clients_send_forms(client: TestClient, paths: ServerPaths) -> None:
     """Without OpenAI's ``input_reference``, and with it where the model starts from an image."""
     form = {"prompt": "a cat", "model": "tiny", "seconds": "2", "loras": "[]"}
     assert client.post("/v1/videos", data=form).json()["num_frames"] == 33
     form = {"prompt": "a cat", "model": "wan2.2-ti2v-5b"}
     made = client.post("/v1/videos", data=form, files={"input_reference": ("cat.png", png())})
-    (upload,) = (place.data / "inputs" / "local").iterdir()
+    (upload,) = (paths.data / "inputs" / "local").iterdir()
     assert made.json()["request"]["image"] == upload.name
 
 
@@ -141,11 +141,11 @@ BAD: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("body", "says"), BAD, ids=[says[:24] for _, says in BAD])
-def test_what_cannot_be_is_said(client: TestClient, place: Place, body: Any, says: str) -> None:
+def test_what_cannot_be_is_said(client: TestClient, paths: ServerPaths, body: Any, says: str) -> None:
     answer = client.post("/v1/videos", json=body)
     assert answer.status_code == 422
     assert says in error_of(answer)
-    assert str(place.data) not in answer.text
+    assert str(paths.data) not in answer.text
     assert client.get("/v1/queue").json()["waiting"] == []
 
 
@@ -167,7 +167,7 @@ def test_a_body_that_hides_its_size(client: TestClient) -> None:
     assert answer.status_code == 413
 
 
-def test_what_users_do_with_jobs(client: TestClient, place: Place) -> None:
+def test_what_users_do_with_jobs(client: TestClient, paths: ServerPaths) -> None:
     ids = [client.post("/v1/videos", json={"prompt": f"clip {n}", "seed": n}).json()["id"] for n in range(3)]
     order: Callable[[], list[str]] = lambda: [one["id"] for one in client.get("/v1/queue").json()["waiting"]]  # noqa: E731
     assert order() == ids
@@ -192,7 +192,7 @@ def test_what_users_do_with_jobs(client: TestClient, place: Place) -> None:
     assert client.post(f"/v1/videos/{ids[1]}/explode").status_code == 422
     copy = client.post(f"/v1/videos/{ids[1]}/duplicate", json={"attention": "dense"}).json()
     assert (copy["request"]["attention"], copy["request"]["seed"]) == ("dense", 1)
-    finish(place, ids[0])
+    finish(paths, ids[0])
     client.patch(f"/v1/videos/{ids[0]}", json={"favourite": True})
     assert [one["id"] for one in client.get("/v1/videos?show=favourites").json()["data"]] == [ids[0]]
     begun = client.patch(f"/v1/videos/{ids[0]}", json={"request": {"prompt": "late"}})
@@ -201,7 +201,7 @@ def test_what_users_do_with_jobs(client: TestClient, place: Place) -> None:
     assert command == "radial generate another --num-frames 17 --seed 0"
 
 
-def test_changes_are_judged_with_the_rest(client: TestClient, place: Place) -> None:
+def test_changes_are_judged_with_the_rest(client: TestClient, paths: ServerPaths) -> None:
     """A last image alone, the weight of an adapter, seconds by the model's own rate."""
     model = "wan2.2-i2v-a14b"
     first, last = (client.post("/v1/files", files={"file": ("a.png", png(40, side))}).json()["id"] for side in (30, 31))
@@ -221,9 +221,9 @@ def test_changes_are_judged_with_the_rest(client: TestClient, place: Place) -> N
     assert client.get(f"/v1/videos/{job['id']}/log?after=99999999999999999999").status_code == 422
 
 
-def test_a_running_job_is_asked_and_not_deleted(client: TestClient, place: Place) -> None:
+def test_a_running_job_is_asked_and_not_deleted(client: TestClient, paths: ServerPaths) -> None:
     id_ = client.post("/v1/videos", json={"prompt": "a", "seed": 1}).json()["id"]
-    with JobStore(place.data) as store:
+    with JobStore(paths.data) as store:
         store.claim("w")
         store.progress(id_, "denoise", 5, 20, 0, 12.0)
         Image.new("RGB", (8, 8)).save(store.preview_path(id_), "WEBP")
@@ -234,7 +234,7 @@ def test_a_running_job_is_asked_and_not_deleted(client: TestClient, place: Place
     assert client.post(f"/v1/videos/{id_}/cancel?keep=true").json()["control"] == "finish"
 
 
-def test_uploads_are_judged_by_content(client: TestClient, place: Place, tmp_path: Path) -> None:
+def test_uploads_are_judged_by_content(client: TestClient, paths: ServerPaths, tmp_path: Path) -> None:
     def send(content: bytes, name: str = "../../x.png") -> Any:
         return client.post("/v1/files", files={"file": (name, content)})
 
@@ -253,51 +253,51 @@ def test_uploads_are_judged_by_content(client: TestClient, place: Place, tmp_pat
         answer = send(content)
         assert answer.status_code == 422, content[:20]
         assert says in error_of(answer).replace("is not an image that can be read", "cannot be read")
-    folder = place.data / "inputs" / "local"
+    folder = paths.data / "inputs" / "local"
     assert len(list(folder.iterdir())) == 2  # what was refused left nothing
     for id_ in ("..%2f..%2fjobs.db", "jobs.db", "%2e%2e"):
         assert client.get(f"/v1/files/{id_}").status_code in (404, 422)
 
 
-def test_settings_come_back_out_of_a_video(client: TestClient, place: Place) -> None:
+def test_settings_come_back_out_of_a_video(client: TestClient, paths: ServerPaths) -> None:
     fields = {"prompt": "<img src=x onerror=alert(1)>", "seed": 9, "guidance_scale": 2.5, "num_frames": 17,
               "decay": 0.7, "loras": [{"path": "bundled:tiny-long", "weight": 0.5}]}  # fmt: skip
     id_ = client.post("/v1/videos", json=fields).json()["id"]
-    file = finish(place, id_)
+    file = finish(paths, id_)
     found = client.post("/v1/settings", files={"file": ("a.mp4", Path(file.path).read_bytes())}).json()
     assert {name: found["request"][name] for name in fields} == fields
     assert found["notes"] == []
-    bare = Video(np.zeros((5, 32, 32, 3), np.uint8), 8).write(place.outputs / "bare.mp4", encoding=Encoding())
+    bare = Video(np.zeros((5, 32, 32, 3), np.uint8), 8).write(paths.outputs / "bare.mp4", encoding=Encoding())
     answer = client.post("/v1/settings", files={"file": ("b.mp4", bare.read_bytes())})
     assert "carries no settings" in error_of(answer)
     hostile = {"radial": "9", "request": fields | {"model": "/etc", "image": "/etc/passwd", "loras": [
         {"path": "/root/secret.safetensors"}], "unknown": 1}}  # fmt: skip
-    path = Video(np.zeros((5, 32, 32, 3), np.uint8), 8, hostile).write(place.outputs / "hostile.mp4")
+    path = Video(np.zeros((5, 32, 32, 3), np.uint8), 8, hostile).write(paths.outputs / "hostile.mp4")
     told = client.post("/v1/settings", files={"file": ("c.mp4", path.read_bytes())}).json()
     assert (told["request"]["model"], told["request"]["image"], told["request"]["loras"]) == ("tiny", None, [])
     assert told["notes"] == ["its image was passwd: choose it again", "the adapter secret.safetensors is not here",
                              "the model etc is not here"]  # fmt: skip
 
 
-def test_a_clip_of_the_gallery_is_extended(client: TestClient, place: Place) -> None:
+def test_a_clip_of_the_gallery_is_extended(client: TestClient, paths: ServerPaths) -> None:
     id_ = client.post("/v1/videos", json={"prompt": "a", "seed": 1}).json()["id"]
     fields = {"prompt": "then", "extend": f"video:{id_}/0", "model": "wan2.2-ti2v-5b"}
     assert client.post("/v1/videos", json=fields).status_code == 422  # not made yet
-    finish(place, id_)
+    finish(paths, id_)
     assert client.post("/v1/videos", json=fields).json()["request"]["extend"] == f"video:{id_}/0"
 
 
-def test_two_videos_are_compared(client: TestClient, place: Place) -> None:
+def test_two_videos_are_compared(client: TestClient, paths: ServerPaths) -> None:
     ids = [client.post("/v1/videos", json={"prompt": "a", "seed": n}).json()["id"] for n in range(3)]
     for id_, pixels, size in zip(ids, (0, 0, 40), (32, 32, 32), strict=True):
-        finish(place, id_, pixels, size)
+        finish(paths, id_, pixels, size)
     same = client.get(f"/v1/compare?a={ids[0]}&b={ids[1]}").json()
     assert (same["psnr"], same["ssim"]) == (100.0, 1.0)
     assert client.get(f"/v1/compare?a={ids[0]}&b={ids[2]}").json()["psnr"] < 30
     assert client.get(f"/v1/compare?a={ids[0]}&b=ffffffffff").status_code == 404
 
 
-def test_models_adapters_plans(client: TestClient, place: Place, tmp_path: Path) -> None:
+def test_models_adapters_plans(client: TestClient, paths: ServerPaths, tmp_path: Path) -> None:
     models = {one["id"]: one for one in client.get("/v1/models").json()["data"]}
     assert models["tiny"]["native_frames"] == 33
     assert models["tiny"]["on_disk"] > 1e6
@@ -317,13 +317,13 @@ def test_models_adapters_plans(client: TestClient, place: Place, tmp_path: Path)
         "/v1/adapters", files={"file": ("../é vil.safetensors", (tmp_path / "a.safetensors").read_bytes())}
     )
     name = kept.json()["id"]
-    assert (place.data / "adapters" / name).is_file()
+    assert (paths.data / "adapters" / name).is_file()
     assert [one["id"] for one in client.get("/v1/adapters").json()] == [name]
 
 
-def test_streams_tell_until_the_end(client: TestClient, place: Place) -> None:
+def test_streams_tell_until_the_end(client: TestClient, paths: ServerPaths) -> None:
     id_ = client.post("/v1/videos", json={"prompt": "a", "seed": 1}).json()["id"]
-    finish(place, id_)
+    finish(paths, id_)
     with client.stream("GET", f"/v1/videos/{id_}/events") as stream:
         lines = list(stream.iter_lines())
     assert lines[0] == "event: video"
@@ -356,16 +356,16 @@ def test_other_pages_and_other_names_are_refused(client: TestClient) -> None:
 
 
 @pytest.fixture
-def guarded(place: Place) -> TestClient:
-    with Accounts(place.data) as accounts:
+def guarded(paths: ServerPaths) -> TestClient:
+    with Accounts(paths.data) as accounts:
         accounts.add("ada", PASSWORD)  # the first is an admin
         accounts.add("bob", PASSWORD)
         accounts.add("eve", PASSWORD)
-    return TestClient(make_app(place, accounts=True), base_url="http://127.0.0.1", follow_redirects=False)
+    return TestClient(make_app(paths, accounts=True), base_url="http://127.0.0.1", follow_redirects=False)
 
 
-def key_of(place: Place, name: str) -> dict[str, str]:
-    with Accounts(place.data) as accounts:
+def key_of(paths: ServerPaths, name: str) -> dict[str, str]:
+    with Accounts(paths.data) as accounts:
         return {"authorization": f"Bearer {accounts.new_key(name)}"}
 
 
@@ -409,11 +409,11 @@ def test_a_throttle_lets_through_again() -> None:
     assert throttle.wait("a") == 0
 
 
-def test_accounts_see_what_is_theirs(guarded: TestClient, place: Place) -> None:
-    ada, bob, eve = (key_of(place, name) for name in ("ada", "bob", "eve"))
+def test_accounts_see_what_is_theirs(guarded: TestClient, paths: ServerPaths) -> None:
+    ada, bob, eve = (key_of(paths, name) for name in ("ada", "bob", "eve"))
     id_ = guarded.post("/v1/videos", json={"prompt": "bob's", "seed": 1}, headers=bob).json()["id"]
-    file = finish(place, id_)
-    assert Path(file.path).parent == place.outputs / "bob"
+    file = finish(paths, id_)
+    assert Path(file.path).parent == paths.outputs / "bob"
     upload = guarded.post("/v1/files", files={"file": ("a.png", png())}, headers=bob).json()["id"]
     for method, path in (
         ("GET", ""), ("GET", "/content"), ("GET", "/content?variant=thumbnail"), ("GET", "/log"), ("GET", "/receipt"),
@@ -433,8 +433,8 @@ def test_accounts_see_what_is_theirs(guarded: TestClient, place: Place) -> None:
     assert guarded.get("/v1/queue", headers={"authorization": "Bearer rk_wrong"}).status_code == 401
 
 
-def test_accounts_move_their_own_jobs_among_themselves(guarded: TestClient, place: Place) -> None:
-    bob, eve, ada = (key_of(place, name) for name in ("bob", "eve", "ada"))
+def test_accounts_move_their_own_jobs_among_themselves(guarded: TestClient, paths: ServerPaths) -> None:
+    bob, eve, ada = (key_of(paths, name) for name in ("bob", "eve", "ada"))
 
     def make(key: dict[str, str], prompt: str) -> str:
         return str(guarded.post("/v1/videos", json={"prompt": prompt, "seed": 1}, headers=key).json()["id"])
@@ -452,30 +452,30 @@ def test_accounts_move_their_own_jobs_among_themselves(guarded: TestClient, plac
 
 
 def test_a_stream_ends_with_its_visitors_key(
-    guarded: TestClient, place: Place, monkeypatch: pytest.MonkeyPatch
+    guarded: TestClient, paths: ServerPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "_WELCOME_SECONDS", 0.5)
-    bob = key_of(place, "bob")
+    bob = key_of(paths, "bob")
     with guarded.stream("GET", "/v1/events", headers=bob) as stream:
         lines = stream.iter_lines()
         assert next(lines) == "event: queue"
-        with Accounts(place.data) as accounts:
+        with Accounts(paths.data) as accounts:
             accounts.remove("bob")
         for _ in lines:  # to its end
             pass
     assert guarded.get("/v1/queue", headers=bob).status_code == 401
 
 
-def test_streams_are_so_many(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_are_so_many(paths: ServerPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams.Streams.__init__, "__defaults__", (0,))
-    place.data.mkdir()
-    client = TestClient(make_app(place), base_url="http://127.0.0.1")
+    paths.data.mkdir()
+    client = TestClient(make_app(paths), base_url="http://127.0.0.1")
     answer = client.get("/v1/events")
     assert (answer.status_code, "close some" in error_of(answer)) == (429, True)
 
 
 def test_old_uploads_make_room_and_those_of_waiting_jobs_stay(
-    client: TestClient, place: Place, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, paths: ServerPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def bring(side: int) -> Any:
         return client.post("/v1/files", files={"file": ("a.png", png(side, 30))})
@@ -528,9 +528,9 @@ def test_accounts_on_the_command_line(
     assert run("remove", "ada")[0] == 0
 
 
-def test_a_video_that_another_goes_on_from_is_not_deleted(client: TestClient, place: Place) -> None:
+def test_a_video_that_another_goes_on_from_is_not_deleted(client: TestClient, paths: ServerPaths) -> None:
     first = client.post("/v1/videos", json={"prompt": "a red circle"}).json()["id"]
-    finish(place, first)
+    finish(paths, first)
     model = "wan2.1-i2v-14b-480p"
     more = client.post("/v1/videos", json={"prompt": "on", "extend": f"video:{first}/0", "model": model}).json()["id"]
     refused = client.delete(f"/v1/videos/{first}")

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from radial_app.jobs.store import JobStore
 from radial_app.server.app import make_app
-from radial_app.server.service import Place
+from radial_app.server.service import ServerPaths
 
 EXAMPLES = 12  # of every operation
 
@@ -25,7 +25,7 @@ def server(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "data").mkdir()
     with JobStore(tmp_path / "data"):
         pass
-    config = uvicorn.Config(make_app(Place(tmp_path / "data", tmp_path / "out")), port=0, log_level="critical")
+    config = uvicorn.Config(make_app(ServerPaths(tmp_path / "data", tmp_path / "out")), port=0, log_level="critical")
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()

@@ -105,7 +105,7 @@ def page(chromium: Any, studio: Studio) -> Iterator[Any]:
     opened = watch(context.new_page(), studio)
     opened.set_default_timeout(30_000)
     opened.goto(studio.url)
-    opened.wait_for_selector("#told b")
+    opened.wait_for_selector("#estimate-line b")
     yield opened
     opened.screenshot(path=studio.folder / "last.png")
     context.close()
@@ -138,7 +138,7 @@ def pick_small(page: Any, steps: int) -> None:
     page.press("#size input", "Enter")
     page.fill("#num_frames input[type=number]", "9")
     page.press("#num_frames input[type=number]", "Enter")
-    page.wait_for_function("document.querySelector('#told').innerText.includes('9 frames · 64x64')")
+    page.wait_for_function("document.querySelector('#estimate-line').innerText.includes('9 frames · 64x64')")
     page.click("#advanced > button")
     page.fill("#num_inference_steps input", str(steps))
     page.press("#num_inference_steps input", "Tab")
@@ -176,7 +176,7 @@ def test_the_form_changes_by_choices_alone(page: Any) -> None:
     page.wait_for_selector("#times input:checked", state="attached")
     page.fill("#num_frames input[type=number]", "13")
     page.press("#num_frames input[type=number]", "Enter")
-    page.wait_for_function("document.querySelector('#told').innerText.includes('13 frames · 64x64')")
+    page.wait_for_function("document.querySelector('#estimate-line').innerText.includes('13 frames · 64x64')")
     page.wait_for_selector("#times input:checked", state="detached")
     assert page.input_value(steps) == "3"
     page.click("#preset input")
@@ -186,7 +186,7 @@ def test_the_form_changes_by_choices_alone(page: Any) -> None:
     page.fill("#model input", "tiny")  # by keys alone
     page.press("#model input", "ArrowDown")
     page.press("#model input", "Enter")
-    page.wait_for_function("document.querySelector('#told').innerText.includes('33 frames · 128x128')")
+    page.wait_for_function("document.querySelector('#estimate-line').innerText.includes('33 frames · 128x128')")
     assert page.input_value(steps) == str(max(4, round(MODELS["tiny"].num_inference_steps / 3)))
 
 
@@ -265,7 +265,7 @@ def test_the_gallery_compares_and_gives_settings_back(page: Any, studio: Studio)
     assert page.input_value("#num_frames input[type=number]") == "9"
     # The same out of the file, on a fresh page.
     page.goto(studio.url)
-    page.wait_for_selector("#told b")
+    page.wait_for_selector("#estimate-line b")
     open_tab(page, "Settings")
     page.set_input_files("#settings input[type=file]", saved)
     wait_for_form(page, "seed 21", 21)
@@ -298,7 +298,7 @@ def test_what_cannot_be_is_said_at_once(page: Any, studio: Studio) -> None:
     before = studio.call("GET", "/v1/queue")["counts"]
     page.fill("#size input", "100x99")
     page.press("#size input", "Enter")
-    page.wait_for_selector('#told [role="alert"]:has-text("multiple of")')
+    page.wait_for_selector('#estimate-line [role="alert"]:has-text("multiple of")')
     page.fill("#prompt textarea", "a")
     page.click("#generate")
     page.wait_for_selector('#answer [role="alert"]:has-text("multiple of")')
@@ -325,7 +325,7 @@ def test_a_phone_shows_all_of_it(chromium: Any, studio: Studio) -> None:
                                    color_scheme="dark")  # fmt: skip
     page = watch(context.new_page(), studio)
     page.goto(studio.url)
-    page.wait_for_selector("#told b")
+    page.wait_for_selector("#estimate-line b")
     for tab in ("Create", "Queue", "Gallery", "Models", "Settings"):
         open_tab(page, tab)
         page.wait_for_timeout(600)
@@ -374,7 +374,7 @@ def test_a_model_is_tuned_in_the_browser(page: Any, studio: Studio, tmp_path: Pa
     page.click('.tune-run button:has-text("Start training")')
     page.wait_for_selector(".tune-run .state.training")
     page.reload()  # whoever looks again finds the run
-    page.wait_for_selector("#told b")
+    page.wait_for_selector("#estimate-line b")
     open_tab(page, "Tune")
     page.wait_for_selector(".plot polyline.held-out[points]", timeout=60_000)
     # More clips than a browser has connections: what is shown no more lets go of its own.
@@ -390,7 +390,7 @@ def test_a_model_is_tuned_in_the_browser(page: Any, studio: Studio, tmp_path: Pa
     page.wait_for_selector(".tune-run .state.done", timeout=60_000)
     page.click('.tune-run button:has-text("Use in Create")')
     page.wait_for_selector('#loras li:has-text("squares.safetensors")')
-    page.wait_for_function("document.querySelector('#told').innerText.includes('9 frames · 64x64')")
+    page.wait_for_function("document.querySelector('#estimate-line').innerText.includes('9 frames · 64x64')")
 
 
 def test_a_model_comes_from_the_hub(chromium: Any, tmp_path: Path, wan_folder: Path, monkeypatch: Any) -> None:
@@ -408,7 +408,7 @@ def test_a_model_comes_from_the_hub(chromium: Any, tmp_path: Path, wan_folder: P
         running.start()
         page = watch(chromium.new_context(viewport={"width": 1360, "height": 900}).new_page(), running)
         page.goto(running.url)
-        page.wait_for_selector("#told b")
+        page.wait_for_selector("#estimate-line b")
         open_tab(page, "Models")
         page.fill("#hub-id", name)
         page.click('#models .head button:has-text("Download")')
@@ -540,7 +540,7 @@ def test_tools_know_whose_key_it_is(chromium: Any, tmp_path: Path, wan_folder: P
         page.fill("input[name=name]", "bob")
         page.fill("input[name=password]", "correct horse battery")
         page.click("button")
-        page.wait_for_selector("#told b")
+        page.wait_for_selector("#estimate-line b")
         page.wait_for_selector('#live .radial-card:has-text("made by bob")')
         page.close()
     finally:

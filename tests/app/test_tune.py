@@ -21,7 +21,7 @@ from radial.video.clip import Video
 from radial_app.jobs.store import JobStore
 from radial_app.server.accounts import Accounts
 from radial_app.server.app import make_app
-from radial_app.server.service import Place
+from radial_app.server.service import ServerPaths
 from radial_app.tuning.datasets import MAX_FILES, list_datasets, take_archive
 from radial_app.tuning.runs import Preparation, Training, Tuning
 from radial_app.tuning.tasks import Task
@@ -59,14 +59,14 @@ def clips(count: int = 4, folder: str = "") -> dict[str, bytes | str]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def paths(tmp_path: Path) -> ServerPaths:
     (tmp_path / "data").mkdir()
-    return Place(tmp_path / "data", tmp_path / "out")
+    return ServerPaths(tmp_path / "data", tmp_path / "out")
 
 
 @pytest.fixture
-def client(place: Place) -> TestClient:
-    return TestClient(make_app(place), base_url="http://127.0.0.1")
+def client(paths: ServerPaths) -> TestClient:
+    return TestClient(make_app(paths), base_url="http://127.0.0.1")
 
 
 def wait_until_idle(client: TestClient, name: str) -> dict[str, Any]:
@@ -78,13 +78,13 @@ def wait_until_idle(client: TestClient, name: str) -> dict[str, Any]:
     raise AssertionError(run)
 
 
-def test_a_run_from_archive_to_adapter(client: TestClient, place: Place, wan_folder: Path) -> None:
-    shutil.copytree(wan_folder, place.data / "models" / "small")
+def test_a_run_from_archive_to_adapter(client: TestClient, paths: ServerPaths, wan_folder: Path) -> None:
+    shutil.copytree(wan_folder, paths.data / "models" / "small")
     packed = archive(**clips(4, "mine/"), **{"mine/readme.md": "no use", "__MACOSX/x.mp4": b"no"})
     brought = client.post("/v1/datasets", files={"file": ("squares.zip", packed.getvalue())}, data={"name": "squares"})
     assert brought.status_code == 200, brought.text
     assert (brought.json()["name"], brought.json()["clips"], brought.json()["captions"]) == ("squares", 4, 4)
-    assert sorted(p.name for p in (place.data / "datasets" / "squares").iterdir())[:2] == ["0.mp4", "0.txt"]
+    assert sorted(p.name for p in (paths.data / "datasets" / "squares").iterdir())[:2] == ["0.mp4", "0.txt"]
 
     fields = {"name": "first", "dataset": "squares", "model": "small", "num_frames": [9], "height": 32, "width": 32}
     assert client.post("/v1/tuning/first/train", json={}).status_code == 422
@@ -120,7 +120,7 @@ def test_a_run_from_archive_to_adapter(client: TestClient, place: Place, wan_fol
     assert sample.content[4:8] == b"ftyp"
 
     # It goes on from its checkpoint, from a server that was started anew.
-    again = TestClient(make_app(place), base_url="http://127.0.0.1")
+    again = TestClient(make_app(paths), base_url="http://127.0.0.1")
     assert again.post("/v1/tuning/first/train", json=training | {"steps": reached + 2}).status_code == 200
     run = wait_until_idle(again, "first")
     assert (run["state"], run["step"], run["adapter"]) == ("done", reached + 2, True), run
@@ -131,11 +131,11 @@ def test_a_run_from_archive_to_adapter(client: TestClient, place: Place, wan_fol
     assert made.json()["request"]["loras"] == [lora], made.text
     assert again.delete("/v1/tuning/first").json()["deleted"]
     assert again.get("/v1/tuning").json() == []
-    assert not (place.data / "tuning" / "first").exists()
+    assert not (paths.data / "tuning" / "first").exists()
 
 
-def test_what_goes_wrong_is_told(client: TestClient, place: Place) -> None:
-    take_archive(place.data, "bare", archive(**{"a.mp4": clip(1)}))
+def test_what_goes_wrong_is_told(client: TestClient, paths: ServerPaths) -> None:
+    take_archive(paths.data, "bare", archive(**{"a.mp4": clip(1)}))
     fields = {"name": "x", "dataset": "bare", "num_frames": [33]}
     assert "there is no dataset" in client.post("/v1/tuning", json=fields | {"dataset": "none"}).text
     assert client.post("/v1/tuning", json=fields | {"num_frames": []}).status_code == 422
@@ -145,7 +145,7 @@ def test_what_goes_wrong_is_told(client: TestClient, place: Place) -> None:
     run = wait_until_idle(client, "x")
     assert run["state"] == "failed"
     assert "1 of 1 videos have no caption beside them, such as a.mp4" in run["problem"]
-    (place.data / "datasets" / "bare" / "a.txt").write_text("a square")
+    (paths.data / "datasets" / "bare" / "a.txt").write_text("a square")
     assert client.post("/v1/tuning", json=fields).json()["state"] == "preparing"
     run = wait_until_idle(client, "x")
     assert run["state"] == "failed"
@@ -166,38 +166,38 @@ def test_what_goes_wrong_is_told(client: TestClient, place: Place) -> None:
         ({"a.mp4": b"0000ftyp", "metadata.jsonl": b" " * (9 << 20)}, "larger than there is room"),
     ],
 )
-def test_hostile_archives_are_refused(place: Place, files: dict[str, bytes], why: str | None) -> None:
+def test_hostile_archives_are_refused(paths: ServerPaths, files: dict[str, bytes], why: str | None) -> None:
     if why is None:
-        assert take_archive(place.data, "new", archive(**files)).clips == 1
+        assert take_archive(paths.data, "new", archive(**files)).clips == 1
         return
     with pytest.raises(RequestError, match=why):
-        take_archive(place.data, "new", archive(**files))
-    assert list_datasets(place.data) == []
-    assert list((place.data / "datasets").iterdir()) == []
+        take_archive(paths.data, "new", archive(**files))
+    assert list_datasets(paths.data) == []
+    assert list((paths.data / "datasets").iterdir()) == []
 
 
-def test_archives_that_lie_or_link(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archives_that_lie_or_link(paths: ServerPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     link = zipfile.ZipInfo("a.mp4")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as opened:
         opened.writestr(link, "/etc/passwd")
     with pytest.raises(RequestError, match="holds a link"):
-        take_archive(place.data, "new", content)
+        take_archive(paths.data, "new", content)
     with pytest.raises(RequestError, match="cannot be read"):
-        take_archive(place.data, "new", io.BytesIO(b"PK\x03\x04 but no zip file"))
+        take_archive(paths.data, "new", io.BytesIO(b"PK\x03\x04 but no zip file"))
     with pytest.raises(RequestError, match="letters"):
-        take_archive(place.data, "../new", content)
+        take_archive(paths.data, "../new", content)
     monkeypatch.setattr("radial_app.tuning.datasets.MAX_BYTES", 1 << 20)
     with pytest.raises(RequestError, match="more than"):
-        take_archive(place.data, "new", archive(**{"a.mp4": b"0000ftyp" + b"\0" * (2 << 20)}))
+        take_archive(paths.data, "new", archive(**{"a.mp4": b"0000ftyp" + b"\0" * (2 << 20)}))
     # One whose directory says less than what comes out.
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as opened:
         opened.writestr("a.mp4", b"0000ftyp" + b"\0" * (2 << 20))
     lying = bomb.getvalue().replace((8 + (2 << 20)).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
     with pytest.raises(RequestError):
-        take_archive(place.data, "new", io.BytesIO(lying))
+        take_archive(paths.data, "new", io.BytesIO(lying))
     # One whose packed bytes are none.
     broken = io.BytesIO()
     with zipfile.ZipFile(broken, "w", zipfile.ZIP_DEFLATED) as opened:
@@ -206,41 +206,41 @@ def test_archives_that_lie_or_link(place: Place, monkeypatch: pytest.MonkeyPatch
     start = spoilt.index(b"a.mp4") + len(b"a.mp4")
     spoilt[start : start + 40] = b"\xff" * 40
     with pytest.raises(RequestError, match="cannot be read"):
-        take_archive(place.data, "new", io.BytesIO(spoilt))
+        take_archive(paths.data, "new", io.BytesIO(spoilt))
     many = archive(**{f"{i}.txt": "" for i in range(MAX_FILES + 1)}, **{"a.mp4": b"0000ftyp"})
     with pytest.raises(RequestError, match="20000 are most"):
-        take_archive(place.data, "new", many)
-    assert list((place.data / "datasets").iterdir()) == []
+        take_archive(paths.data, "new", many)
+    assert list((paths.data / "datasets").iterdir()) == []
 
 
-def test_only_admins_tune(place: Place) -> None:
-    with Accounts(place.data) as accounts:
+def test_only_admins_tune(paths: ServerPaths) -> None:
+    with Accounts(paths.data) as accounts:
         accounts.add("ann", "correct horse battery", admin=True)
         accounts.add("bob", "correct horse battery")
         keys = {name: accounts.new_key(name, "test") for name in ("ann", "bob")}
-    client = TestClient(make_app(place, accounts=True), base_url="http://127.0.0.1")
+    client = TestClient(make_app(paths, accounts=True), base_url="http://127.0.0.1")
     for name, status in (("ann", 200), ("bob", 403)):
         headers = {"authorization": f"Bearer {keys[name]}"}
         assert client.get("/v1/tuning", headers=headers).status_code == status
         assert client.get("/v1/datasets", headers=headers).status_code == status
 
 
-def test_a_task_lives_as_long_as_its_process(place: Place) -> None:
-    task = Task(place.data / "tuning" / "x")
+def test_a_task_lives_as_long_as_its_process(paths: ServerPaths) -> None:
+    task = Task(paths.data / "tuning" / "x")
     assert not task.living
     assert not task.stop()
     task.start(["finetune", "run", "/nowhere.toml"], phase="train")
     assert task.living
     with pytest.raises(RequestError, match="at work already"):
         task.start(["models"])
-    assert Tuning(place.data).at_work() == "x"
+    assert Tuning(paths.data).at_work() == "x"
     # A worker on a GPU leaves it to the run; one on the CPU does not.
-    with JobStore(place.data) as store:
+    with JobStore(paths.data) as store:
         assert Worker(store, WorkerSettings(device="cuda:0"))._lent_to_training()
         assert not Worker(store, WorkerSettings(device="cpu"))._lent_to_training()
     os.kill(task.told["pid"], signal.SIGKILL)
     assert task.wait(10)
-    assert Tuning(place.data).at_work() is None
+    assert Tuning(paths.data).at_work() is None
 
 
 def test_settings_reach_the_trainer_as_they_were_said() -> None:

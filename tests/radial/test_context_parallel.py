@@ -14,7 +14,7 @@ from family_cases import CASES
 
 import radial
 from radial import ContextParallel, ModelError, RequestError
-from radial.attention.context_parallel import plan_of
+from radial.attention.context_parallel import sharding_of
 from radial.attention.families.find import find_family
 from radial.plans.layout import TokenGrid
 
@@ -50,7 +50,7 @@ def test_says_whose_clips_cannot_be_shared(kind: str) -> None:
 @pytest.mark.parametrize("kind", SHARED)
 def test_plans_name_what_is_there(kind: str) -> None:
     transformer = CASES[kind].build()
-    assert all(transformer.get_submodule(name) for name in plan_of(transformer, find_family(transformer)))
+    assert all(transformer.get_submodule(name) for name in sharding_of(transformer, find_family(transformer)))
 
 
 def test_shares_are_near_equal() -> None:

@@ -11,7 +11,7 @@ import torch
 
 import radial
 from radial.errors import ModelError, RequestError
-from radial.generation.decoding import patient_decoding
+from radial.generation.decoding import decode_with_fallback
 from radial.loading.load import load, profile_of
 from radial.loading.memory import PROFILES, Needs, Profile, choose_profile, fit_profile, needs_of, place
 from radial.loading.quantize import narrow_linears
@@ -161,7 +161,7 @@ def test_decoding_does_not_give_up(wan_folder: Path, until: str, calls: int) -> 
     vae.decode = scarce
     notes: list[str] = []
     latents = torch.randn(1, vae.config.z_dim, 2, 4, 4, dtype=torch.bfloat16)
-    with torch.no_grad(), patient_decoding(vae, notes.append):
+    with torch.no_grad(), decode_with_fallback(vae, notes.append):
         assert vae.decode(latents).sample.isfinite().all()
     assert scarce.calls == calls
     assert "in tiles" in notes[0]
@@ -170,7 +170,7 @@ def test_decoding_does_not_give_up(wan_folder: Path, until: str, calls: int) -> 
     assert vae.decode is scarce
     assert (vae.dtype, vae.use_tiling) == (torch.bfloat16, False)
     scarce.until = "never"
-    with patient_decoding(vae, notes.append), pytest.raises(torch.OutOfMemoryError):
+    with decode_with_fallback(vae, notes.append), pytest.raises(torch.OutOfMemoryError):
         vae.decode(latents)
 
 

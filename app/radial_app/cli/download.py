@@ -25,13 +25,13 @@ def download(
     ] = None,
 ) -> None:
     """Download models. What is here already is not fetched again; cut off, it goes on where it was."""
-    from radial.models.hub import check_disk, plan_download
+    from radial.models.hub import check_disk, download_size_of
     from radial.models.hub import download as fetch
 
     stderr = Console(stderr=True)
     found = [find_model(name) for name in dict.fromkeys(models)]
     planned = {
-        spec.name: plan_download(spec.source) for spec in found if checkpoint_folder(spec) is None
+        spec.name: download_size_of(spec.source) for spec in found if checkpoint_folder(spec) is None
     }  # all of them, before anything is fetched
     for spec in found:
         if spec.name not in planned:

@@ -90,12 +90,12 @@ def estimate(
 def _plan_download(spec: ModelSpec) -> tuple[Download | None, str]:
     """What is to be downloaded, where the model is the hub's, or why the hub cannot be asked."""
     from radial.models.checkpoint import checkpoint_folder
-    from radial.models.hub import plan_download
+    from radial.models.hub import download_size_of
 
     if checkpoint_folder(spec) is not None:
         return None, ""
     try:
-        return plan_download(spec.source, spec.own_components), ""
+        return download_size_of(spec.source, spec.own_components), ""
     except RadialError as error:
         return None, str(error)
 

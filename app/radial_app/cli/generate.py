@@ -28,7 +28,7 @@ from radial_app.cli.terminal.options import (
     PrecisionChoice,
     Width,
 )
-from radial_app.cli.terminal.torchrun import is_follower
+from radial_app.cli.terminal.torchrun import is_other_rank
 
 if TYPE_CHECKING:
     from radial.request import GenerationRequest
@@ -101,11 +101,11 @@ def generate(
     from radial_app.cli.terminal.run_here import render_here
     from radial_app.jobs.job import Job, anchored
     from radial_app.jobs.store import JobStore
-    from radial_app.worker.ranks import follow, leading
+    from radial_app.worker.ranks import as_first_rank, take_orders
 
-    if is_follower():
+    if is_other_rank():
         if not queue:
-            follow(device)
+            take_orders(device)
         return
     if quiet or as_json:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -159,8 +159,8 @@ def generate(
             (job,) = store.add([job])
             print(job.id)
             return
-        with leading(device) as crew:
-            render_here(store, job, crew=crew, quiet=quiet, as_json=as_json)
+        with as_first_rank(device) as ranks:
+            render_here(store, job, ranks=ranks, quiet=quiet, as_json=as_json)
 
 
 def _beside_flags(message: str, names: list[str]) -> str:

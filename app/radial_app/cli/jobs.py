@@ -21,7 +21,7 @@ from rich.table import Table
 from radial.errors import RequestError
 from radial_app.cli.terminal.options import DataDir, SnapshotSeconds
 from radial_app.cli.terminal.text import json_text, printable
-from radial_app.cli.terminal.torchrun import is_follower
+from radial_app.cli.terminal.torchrun import is_other_rank
 from radial_app.jobs.job import FINISHED, Job, State
 from radial_app.jobs.store import JobStore
 
@@ -131,7 +131,7 @@ def edit(job: Id, change: Annotated[list[str], typer.Argument(help="KEY=VALUE.",
 
 
 @app.command()
-def move(job: Id, place: Annotated[int, typer.Argument(help="Place in the queue, from 1.", min=1)]) -> None:
+def move(job: Id, place: Annotated[int, typer.Argument(help="ServerPaths in the queue, from 1.", min=1)]) -> None:
     """Move a waiting job to a place of the queue."""
     with JobStore() as store:
         store.move(store.get(job).id, place)
@@ -154,18 +154,18 @@ def remove(jobs: Ids) -> None:
 def run(job: Id) -> None:
     """Render one job here: one that waits, is paused, or failed."""
     from radial_app.cli.terminal.run_here import render_here
-    from radial_app.worker.ranks import follow, leading
+    from radial_app.worker.ranks import as_first_rank, take_orders
 
     with JobStore() as store:
-        if is_follower():
-            follow(store.get(job).request.device)
+        if is_other_rank():
+            take_orders(store.get(job).request.device)
             return
         store.recover()
         found = store.get(job)
         store.resume([found.id])
         store.retry([found.id])
-        with leading(found.request.device) as crew:
-            render_here(store, store.get(found.id), crew=crew)
+        with as_first_rank(found.request.device) as ranks:
+            render_here(store, store.get(found.id), ranks=ranks)
 
 
 def work(
@@ -181,11 +181,11 @@ def work(
     """Render the jobs that wait, one after the other. Start one for each device."""
     from radial.loading.load import choose_device
     from radial_app.worker.attempt import Pace
-    from radial_app.worker.ranks import follow, leading
+    from radial_app.worker.ranks import as_first_rank, take_orders
     from radial_app.worker.worker import Worker, WorkerSettings, log_to
 
-    if is_follower():
-        follow(device, through_signals=True)
+    if is_other_rank():
+        take_orders(device, through_signals=True)
         return
     choose_device(device)
     settings = WorkerSettings(
@@ -199,10 +199,10 @@ def work(
             return
         if slot is not None:
             store.locks.sign(slot, owner)
-        crew = stack.enter_context(leading(device))
-        if crew is not None:
-            settings = replace(settings, device=crew.device)
-        worker = Worker(store, settings, crew)
+        ranks = stack.enter_context(as_first_rank(device))
+        if ranks is not None:
+            settings = replace(settings, device=ranks.device)
+        worker = Worker(store, settings, ranks)
         log_to(store.folder / "logs" / f"worker-{device.replace(':', '-')}.jsonl")
         logging.getLogger("radial").addHandler(logging.StreamHandler())
 

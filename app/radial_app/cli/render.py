@@ -17,7 +17,7 @@ from radial.errors import OutputError, RequestError
 from radial.files import check_output, existing_folder, publish_text
 from radial.video.encoding import encoding_for
 from radial_app.cli.jobs import clock, plain
-from radial_app.cli.terminal.batch import Follower, follow, stderr
+from radial_app.cli.terminal.batch import BatchView, show_batch, stderr
 from radial_app.cli.terminal.options import Codec, Crf, DataDir, Device, Format, Metadata, PerDevice, SnapshotSeconds
 from radial_app.jobs.job import DEFAULT_NAME, Job, Output, make_output
 from radial_app.jobs.outputs import OUTPUT_FOLDER, free_name
@@ -67,7 +67,7 @@ def render(
     with JobStore(data_dir) as store:
         store.recover()
         if dry_run:
-            _show_plan(jobs, store, resume=resume)
+            _show_jobs(jobs, store, resume=resume)
             return
         for job in jobs:
             check_place(job)
@@ -84,7 +84,7 @@ def render(
                 from radial_app.worker.ray_backend import render_on_cluster
 
                 render_on_cluster(
-                    store, ray, batch, lambda: Follower(store, ours), snapshot_seconds=snapshot_seconds,
+                    store, ray, batch, lambda: BatchView(store, ours), snapshot_seconds=snapshot_seconds,
                     per_device=jobs_per_device,
                 )  # fmt: skip
             elif ours:
@@ -92,7 +92,7 @@ def render(
                     store, devices, per_device=jobs_per_device, batch=batch,
                     snapshot_seconds=snapshot_seconds,
                 )  # fmt: skip
-                follow(store, ours, pool)
+                show_batch(store, ours, pool)
         except KeyboardInterrupt:
             store.pause(ours)
             stderr.print("stopped; the same command with --resume goes on", highlight=False)
@@ -212,7 +212,7 @@ def manifest_of(batch: str, jobs: list[Job]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _show_plan(jobs: list[Job], store: JobStore, *, resume: bool) -> None:
+def _show_jobs(jobs: list[Job], store: JobStore, *, resume: bool) -> None:
     from radial_app.jobs.estimates import estimate
 
     table = Table(box=None)

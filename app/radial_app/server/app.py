@@ -28,7 +28,7 @@ from radial_app.server.limits.streams import Polls
 from radial_app.server.limits.turns import Turns
 from radial_app.server.mcp import AgentsDoor, make_tools
 from radial_app.server.routes import downloads, files, tuning, videos
-from radial_app.server.service import Conflict, Missing, Place
+from radial_app.server.service import Conflict, Missing, ServerPaths
 
 _THREADS = 128  # for requests: those of several visitors who each have their most
 _DOCS = """<!doctype html>
@@ -50,19 +50,19 @@ class Page(Protocol):
 
 
 def make_app(
-    place: Place, health: Callable[[], str] = lambda: "", *, accounts: bool = False, hosts: Iterable[str] = (),
-    open_page: Callable[[Place], Page] | None = None,
+    paths: ServerPaths, health: Callable[[], str] = lambda: "", *, accounts: bool = False, hosts: Iterable[str] = (),
+    open_page: Callable[[ServerPaths], Page] | None = None,
 ) -> FastAPI:  # fmt: skip
     """The application of a server.
 
     Args:
-        place: where it keeps what it has.
+        paths: where it keeps what it has.
         health: what is amiss with its workers, or nothing.
         accounts: whether visitors must log in; else everybody is the user of this machine.
         hosts: names by which it may be called, besides addresses and the machine's own names.
         open_page: makes what is shown at ``/``.
     """
-    tools = make_tools(place)
+    tools = make_tools(paths)
     agents = tools.streamable_http_app()
 
     @contextlib.asynccontextmanager
@@ -75,25 +75,25 @@ def make_app(
         title="Radial", version=__version__, description="Video generation with radial attention.", redoc_url=None,
         docs_url=None, lifespan=live,
     )  # fmt: skip
-    page = None if open_page is None else open_page(place)
+    page = None if open_page is None else open_page(paths)
     if page is not None:
         page.protect(app)
     app.add_middleware(Turns)
-    app.add_middleware(Polls, place=place)
-    app.add_middleware(Guard, folder=place.data, accounts=accounts, hosts=tuple(hosts))
+    app.add_middleware(Polls, paths=paths)
+    app.add_middleware(Guard, folder=paths.data, accounts=accounts, hosts=tuple(hosts))
     registry = CollectorRegistry()
-    registry.register(_QueueCollector(place.data))
-    app.include_router(videos.make_router(place))
-    app.include_router(files.make_router(place))
-    app.include_router(downloads.make_router(place))
-    app.include_router(tuning.make_router(place))
-    app.include_router(login.make_router(place.data))
+    registry.register(_QueueCollector(paths.data))
+    app.include_router(videos.make_router(paths))
+    app.include_router(files.make_router(paths))
+    app.include_router(downloads.make_router(paths))
+    app.include_router(tuning.make_router(paths))
+    app.include_router(login.make_router(paths.data))
     app.mount("/mcp", AgentsDoor(agents))
     assets = StaticFiles(directory=Path(__file__).with_name("assets"))
     if page is not None:
         assets.all_directories.append(page.assets)
     app.mount("/ui", assets)
-    app.add_exception_handler(RadialError, _teller(place))
+    app.add_exception_handler(RadialError, _teller(paths))
     app.add_exception_handler(RequestValidationError, _tell_invalid)
     app.add_exception_handler(HTTPException, _tell_http)
 
@@ -101,7 +101,7 @@ def make_app(
     def healthz(request: Request, response: Response) -> dict[str, Any]:
         """Whether jobs can be kept, and whether somebody renders them; how many, to admins."""
         try:
-            with JobStore(place.data, patience=1) as store:
+            with JobStore(paths.data, patience=1) as store:
                 store.check_writable()
                 jobs, workers, unreadable = store.counts(), store.locks.living(), store.unreadable()
         except OutputError as error:
@@ -128,9 +128,9 @@ def make_app(
     return app if page is None else page.mount(app)
 
 
-def _teller(place: Place) -> Callable[[Request, Exception], Awaitable[JSONResponse]]:
+def _teller(paths: ServerPaths) -> Callable[[Request, Exception], Awaitable[JSONResponse]]:
     async def tell(_request: Request, error: Exception) -> JSONResponse:
-        message = place.without_paths(str(error))
+        message = paths.without_paths(str(error))
         if isinstance(error, OutputError):
             if error.errno == errno.EBUSY:  # it passes
                 return problem(message, 503, headers={"retry-after": "5"})

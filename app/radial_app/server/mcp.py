@@ -1,4 +1,4 @@
-"""Tools for agents, over MCP: the same desk as the REST interface's, for whoever's key or session it is."""
+"""Tools for agents, over MCP: the same service as the REST interface's, for whoever's key or session it is."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from radial.errors import RadialError
 from radial_app.jobs.job import FINISHED, UNFINISHED, Job
 from radial_app.server.answers import refuse
 from radial_app.server.limits.bodies import again, read_body
-from radial_app.server.service import Desk, Place
+from radial_app.server.service import ServerPaths, Service
 from radial_app.server.views import read_request
 
 _T = TypeVar("_T")
 _SHOWN = ("id", "status", "progress", "prompt", "model", "seconds", "size", "eta", "error")
 
 
-def make_tools(place: Place) -> FastMCP[None]:
-    """The tools of a server that keeps its things in ``place``. No call of them leaves a session behind."""
+def make_tools(paths: ServerPaths) -> FastMCP[None]:
+    """The tools of a server that keeps its things in ``paths``. No call of them leaves a session behind."""
     # Whose host and whose page it is has been seen to before anything comes here.
     unguarded = TransportSecuritySettings(enable_dns_rebinding_protection=False)
     tools: FastMCP[None] = FastMCP(
@@ -32,12 +32,12 @@ def make_tools(place: Place) -> FastMCP[None]:
         log_level="ERROR",
     )  # fmt: skip
 
-    async def answer(context: Context[Any, Any, Any], work: Callable[[Desk], _T]) -> _T:
+    async def answer(context: Context[Any, Any, Any], work: Callable[[Service], _T]) -> _T:
         asked: Any = context.request_context.request
         try:
-            return await run_in_threadpool(lambda: work(Desk(place, asked.scope["state"]["visitor"])))
+            return await run_in_threadpool(lambda: work(Service(paths, asked.scope["state"]["visitor"])))
         except RadialError as error:
-            raise ToolError(place.without_paths(str(error))) from error
+            raise ToolError(paths.without_paths(str(error))) from error
 
     @tools.tool()
     async def generate_video(
@@ -52,9 +52,9 @@ def make_tools(place: Place) -> FastMCP[None]:
         fields: dict[str, Any] = {"prompt": prompt, "model": model, "seed": seed}
         fields |= ({"seconds": seconds} if seconds else {}) | ({"size": size} if size else {})
 
-        def add(desk: Desk) -> dict[str, Any]:
-            (job,) = desk.add([desk.check(read_request(fields))])
-            return _short(desk, job)
+        def add(service: Service) -> dict[str, Any]:
+            (job,) = service.add([service.check(read_request(fields))])
+            return _short(service, job)
 
         return await answer(context, add)
 
@@ -64,7 +64,7 @@ def make_tools(place: Place) -> FastMCP[None]:
         video_id: Annotated[str, Field(description="what generate_video returned", max_length=100)],
     ) -> dict[str, Any]:
         """How a video stands, and where its file can be fetched once it is completed."""
-        return await answer(context, lambda desk: _short(desk, desk.get(video_id)))
+        return await answer(context, lambda service: _short(service, service.get(video_id)))
 
     @tools.tool()
     async def list_videos(
@@ -72,9 +72,9 @@ def make_tools(place: Place) -> FastMCP[None]:
     ) -> list[dict[str, Any]]:
         """The latest videos, those that wait and those that ended."""
 
-        def find(desk: Desk) -> list[dict[str, Any]]:
-            jobs = desk.store.page(UNFINISHED + FINISHED, owner=desk.visitor.scope, limit=limit)
-            return [_short(desk, job) for job in jobs]
+        def find(service: Service) -> list[dict[str, Any]]:
+            jobs = service.store.page(UNFINISHED + FINISHED, owner=service.visitor.scope, limit=limit)
+            return [_short(service, job) for job in jobs]
 
         return await answer(context, find)
 
@@ -102,7 +102,7 @@ class AgentsDoor:
         await self._app(scope, again(body, receive), send)
 
 
-def _short(desk: Desk, job: Job) -> dict[str, Any]:
-    video = desk.view(job).model_dump(mode="json")
+def _short(service: Service, job: Job) -> dict[str, Any]:
+    video = service.view(job).model_dump(mode="json")
     told = {name: video[name] for name in _SHOWN}
     return told | {"content": [f"/v1/videos/{job.id}/content?index={file['index']}" for file in video["files"]]}

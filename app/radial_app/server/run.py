@@ -21,7 +21,7 @@ from radial_app.server.accounts import Accounts
 from radial_app.server.app import Page, make_app
 from radial_app.server.limits.connections import Connection, allow_many_files
 from radial_app.server.limits.sweep import prepare_uploads
-from radial_app.server.service import Place
+from radial_app.server.service import ServerPaths
 from radial_app.worker.overdue import GRACE_SECONDS
 from radial_app.worker.pool import WorkerPool, own_devices
 from radial_app.worker.supervisor import Supervisor
@@ -32,8 +32,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def run_server(
     host: str, port: int, *, hosts: list[str], outputs: Path | None, devices: list[str] | None, per_device: int,
-    snapshot_seconds: float, folder: Path | None, open_page: Callable[[Place], Page] | None = None, share: bool = False,
-    open_browser: bool = False, grace_seconds: float = GRACE_SECONDS, proxies: Sequence[str] = (),
+    snapshot_seconds: float, folder: Path | None, open_page: Callable[[ServerPaths], Page] | None = None,
+    share: bool = False, open_browser: bool = False, grace_seconds: float = GRACE_SECONDS, proxies: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Serve until told to stop.
 
@@ -63,11 +63,11 @@ def run_server(
         )  # fmt: skip
         supervisor = Supervisor(store.folder, pool, grace_seconds)
         prepare_uploads(store.folder)
-        place = Place(store.folder, (outputs or OUTPUT_FOLDER).absolute())
+        paths = ServerPaths(store.folder, (outputs or OUTPUT_FOLDER).absolute())
         link = _open_tunnel(listener.getsockname()[1]) if share else None
         if link is not None:
             hosts = [*hosts, urlsplit(link).hostname or ""]
-        app = make_app(place, supervisor.health, accounts=protected, hosts=[*hosts, host], open_page=open_page)
+        app = make_app(paths, supervisor.health, accounts=protected, hosts=[*hosts, host], open_page=open_page)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # also before the server takes over its signals
         Connection.most = allow_many_files()
         config = uvicorn.Config(

@@ -31,7 +31,7 @@ _PATIENCE = 5.0  # seconds that a visitor waits for a database that another prog
 
 
 @dataclass(frozen=True)
-class Place:
+class ServerPaths:
     """Where a server keeps what it has.
 
     Attributes:
@@ -67,12 +67,12 @@ def store_in(folder: Path) -> JobStore:
     return _STORES.open[folder]
 
 
-class Desk:
+class Service:
     """Jobs as one visitor sees and handles them. Used in one thread, for one request."""
 
-    def __init__(self, place: Place, visitor: Visitor) -> None:
-        self._place, self.visitor = place, visitor
-        self.store = store_in(place.data)
+    def __init__(self, paths: ServerPaths, visitor: Visitor) -> None:
+        self._paths, self.visitor = paths, visitor
+        self.store = store_in(paths.data)
         self.inputs = Inputs(self.store, visitor)
 
     def check(self, fields: dict[str, Any]) -> GenerationRequest:
@@ -91,7 +91,7 @@ class Desk:
         """
         requests = list(requests)
         self._check_room(len(requests))
-        folder = self._place.outputs / self.visitor.name if self.visitor.name else self._place.outputs
+        folder = self._paths.outputs / self.visitor.name if self.visitor.name else self._paths.outputs
         output = (output or Output()).model_copy(update={"folder": str(folder)})
         jobs = [
             Job(id="", request=request, output=output, source="web", owner=self.visitor.name) for request in requests
@@ -142,7 +142,7 @@ class Desk:
             RequestError: there is no such video, or its file is gone.
         """
         file = self.file(id_, index, playable=True)
-        folder = self._place.data / "thumbnails"
+        folder = self._paths.data / "thumbnails"
         path = folder / f"{id_}-{index}.webp"
         if not path.exists() or path.stat().st_mtime < file.stat().st_mtime:
             keep_private(folder)
@@ -213,7 +213,7 @@ class Desk:
             for one in (path, proxy_path(path)):
                 if file.done and one.exists():
                     move_to_trash(one, f"{job.id}-{index}-{one.name}")
-            (self._place.data / "thumbnails" / f"{job.id}-{index}.webp").unlink(missing_ok=True)
+            (self._paths.data / "thumbnails" / f"{job.id}-{index}.webp").unlink(missing_ok=True)
 
     def plan_of(self, request: GenerationRequest) -> dict[str, Any]:
         """A resolved request as its visitor writes it, what it will compute and take, and what to know of it."""

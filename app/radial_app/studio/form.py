@@ -67,7 +67,7 @@ class Form:
             label="Prompt", lines=4, max_lines=12, autofocus=True, elem_id="prompt", max_length=20_000,
             placeholder="What the clip shows, for example: a large red star moves from left to right",
         )  # fmt: skip
-        gr.HTML('<div id="told"></div>', apply_default_css=False)
+        gr.HTML('<div id="estimate-line"></div>', apply_default_css=False)
         self.generate = gr.Button("Generate", variant="primary", elem_id="generate", size="lg")
         self.answer = gr.HTML(elem_id="answer", apply_default_css=False)
         with gr.Row():

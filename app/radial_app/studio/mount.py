@@ -14,7 +14,7 @@ from radial_app.studio.gradio_door import GradioDoor
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from radial_app.server.service import Place
+    from radial_app.server.service import ServerPaths
     from radial_app.studio.page import StudioPage
 
 
@@ -51,14 +51,14 @@ class Studio:
         return mounted
 
 
-def open_studio(place: Place) -> Studio:
-    """The studio of a server that keeps its things in ``place``.
+def open_studio(paths: ServerPaths) -> Studio:
+    """The studio of a server that keeps its things in ``paths``.
 
     Raises:
         RequestError: Gradio is not installed.
     """
     # Read when Gradio is first imported: nothing is sent or kept elsewhere.
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(place.data / "uploads")}
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(paths.data / "uploads")}
     try:
         from radial_app.studio.page import make_page
     except ImportError as error:
@@ -66,4 +66,4 @@ def open_studio(place: Place) -> Studio:
 
     # What the first check needs takes seconds to load; nobody should wait for it.
     threading.Thread(target=lambda: importlib.import_module("radial.plans.sketch"), daemon=True).start()
-    return Studio(make_page(place))
+    return Studio(make_page(paths))

@@ -18,7 +18,7 @@ from radial.models.table import MODELS
 from radial.request import GenerationRequest
 from radial.version import __version__
 from radial_app.server.accounts import LOCAL
-from radial_app.server.service import Desk, Place, store_in
+from radial_app.server.service import ServerPaths, Service, store_in
 from radial_app.server.uploads import Inputs
 from radial_app.studio.form import OWN, Form
 
@@ -49,33 +49,33 @@ class StudioPage:
     events: dict[int, int]
 
 
-def make_page(place: Place) -> StudioPage:
-    """The page of a server that keeps its things in ``place``."""
+def make_page(paths: ServerPaths) -> StudioPage:
+    """The page of a server that keeps its things in ``paths``."""
     router = APIRouter()
 
-    def desk(request: gr.Request) -> Desk:
-        return Desk(place, request.request.scope["state"]["visitor"])  # type: ignore[union-attr]
+    def service(request: gr.Request) -> Service:
+        return Service(paths, request.request.scope["state"]["visitor"])  # type: ignore[union-attr]
 
     @router.post("/studio/check", include_in_schema=False)
     def check(request: Request, values: Annotated[list[Any], Body()]) -> dict[str, Any]:
         """What a clip of the form's values is and takes, or what is amiss with them."""
-        here = Desk(place, request.state.visitor)
+        here = Service(paths, request.state.visitor)
         if len(values) != len(form.inputs):
             raise RequestError("this page is of another version of radial: load it again")
         try:
             fields = form.read(values)
             return here.plan_of(here.check(fields if str(fields["prompt"]).strip() else fields | {"prompt": "x"}))
         except RadialError as error:
-            return {"problem": place.without_paths(str(error))}
+            return {"problem": paths.without_paths(str(error))}
 
     def spec_of(name: str) -> ModelSpec:
         try:
-            return find_model(Inputs(store_in(place.data), LOCAL).translate({"model": name})["model"])
+            return find_model(Inputs(store_in(paths.data), LOCAL).translate({"model": name})["model"])
         except RadialError:
             return MODELS["tiny"]  # the check says what is amiss
 
     def listed() -> list[str]:
-        own = Inputs(store_in(place.data), LOCAL).checkpoints()
+        own = Inputs(store_in(paths.data), LOCAL).checkpoints()
         return [*own, *(name for name, spec in MODELS.items() if spec.starts_from)]
 
     with gr.Blocks(title="Radial", analytics_enabled=False, fill_width=True) as page:
@@ -103,13 +103,13 @@ def make_page(place: Place) -> StudioPage:
         inbox = gr.Textbox(visible="hidden", elem_id="inbox", show_label=False)
 
         def generate(request: gr.Request, keep: bool, *values: Any) -> tuple[str, Any]:
-            here = desk(request)
+            here = service(request)
             count = len(form.inputs)
             try:
                 resolved = here.check(form.read(values[:count]))
                 (job,) = here.add([resolved], output=form.read_output(values[count:]))
             except RadialError as error:
-                return _told_problem(place.without_paths(str(error))), gr.skip()
+                return _problem_line(paths.without_paths(str(error))), gr.skip()
             said = f'<p class="radial-said" data-job="{job.id}">Queued with seed {job.request.seed}.</p>'
             return said, job.request.seed if keep else gr.skip()
 
@@ -168,5 +168,5 @@ def make_page(place: Place) -> StudioPage:
     return StudioPage(page, router, events)
 
 
-def _told_problem(message: str) -> str:
+def _problem_line(message: str) -> str:
     return f'<p class="radial-problem" role="alert">{html.escape(message)}</p>'

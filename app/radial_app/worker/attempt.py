@@ -17,7 +17,7 @@ from radial_app.jobs.store import JobStore
 
 if TYPE_CHECKING:
     from radial.generation.pipeline import Event
-    from radial.generation.ranks import Crew
+    from radial.generation.ranks import Ranks
     from radial.generation.resume import Step
     from radial.loading.load import LoadedModel
     from radial.models.hub import OnProgress
@@ -44,21 +44,21 @@ class Pace:
     preview_seconds: float = 10.0
 
 
-class Run:
+class Attempt:
     """One attempt at a job.
 
     Args:
         load: gives the job's model, and tells of its download.
         tell: hears the pipeline's events, and of each video with the file that it became.
         stop: set when the worker is to end.
-        crew: the processes that render with this one, which leads.
+        ranks: the processes that render with this one, which is rank 0.
     """
 
     def __init__(
         self, store: JobStore, job: Job, pace: Pace, *, load: Callable[[Job, OnProgress], LoadedModel],
-        tell: Callable[[Job, Any], None], stop: threading.Event, crew: Crew | None = None,
+        tell: Callable[[Job, Any], None], stop: threading.Event, ranks: Ranks | None = None,
     ) -> None:  # fmt: skip
-        self.store, self.job, self.pace, self.crew = store, job, pace, crew
+        self.store, self.job, self.pace, self.ranks = store, job, pace, ranks
         self._load, self._tell, self._stop = load, tell, stop
         self.video = 0
         self.finish_at: int | None = None
@@ -92,10 +92,15 @@ class Run:
             snapshot = read_snapshot(self.store.snapshot_path(self.job.id), describe_run(request.resolve(), model))
             if snapshot is not None:
                 self.store.tell(self.job.id, "note", f"goes on from step {snapshot.step} of {snapshot.steps}")
-            if self.crew is not None:
-                self.crew.order(("generate", request, snapshot))
+            if self.ranks is not None:
+                self.ranks.order(("generate", request, snapshot))
             (video,) = generate(
-                request, model=model, on_event=self._on_event, on_step=self._on_step, snapshot=snapshot, crew=self.crew
+                request,
+                model=model,
+                on_event=self._on_event,
+                on_step=self._on_step,
+                snapshot=snapshot,
+                ranks=self.ranks,
             )
             self._say("write", 0, 0)
             if self.finish_at is not None:
@@ -104,7 +109,12 @@ class Run:
             if snapshot is not None:
                 seconds += sum(snapshot.seconds.values())
             file = publish_once(
-                self.store, self.job, self.video, shareable(video), seconds, partial_clip=self.finish_at is not None
+                self.store,
+                self.job,
+                self.video,
+                without_home_paths(video),
+                seconds,
+                partial_clip=self.finish_at is not None,
             )
             self.store.forget_run(self.job.id)
             self._tell(self.job, (file, video))
@@ -214,7 +224,7 @@ class Run:
             return ""
 
 
-def shareable(video: Video) -> Video:
+def without_home_paths(video: Video) -> Video:
     """A video whose receipt does not tell the name of whose home its inputs lie in."""
     request = video.receipt["request"]
     changes = {name: _from_home(request[name]) for name in ("model", "image", "last_image", "extend")}

@@ -6,22 +6,22 @@ import gc
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from radial.generation.ranks import Crew
+    from radial.generation.ranks import Ranks
     from radial.loading.load import LoadedModel
     from radial.models.hub import OnProgress
     from radial_app.jobs.job import Job
 
 
-class ModelHolder:
+class ModelCache:
     """Holds a model on a device.
 
     Args:
         device: ``auto`` leaves it to each job.
-        crew: the processes that share each clip; all of them load what one is asked for.
+        ranks: the processes that share each clip; all of them load what rank 0 is asked for.
     """
 
-    def __init__(self, device: str, crew: Crew | None = None) -> None:
-        self.device, self.crew = device, crew
+    def __init__(self, device: str, ranks: Ranks | None = None) -> None:
+        self.device, self.ranks = device, ranks
         self._model: LoadedModel | None = None
         self._key: Any = None
 
@@ -31,28 +31,28 @@ class ModelHolder:
         return self._model is not None
 
     def get(self, job: Job, on_download: OnProgress = lambda done, total: None) -> LoadedModel:
-        """The model of a job, with its adapters; the crew's leader has the others load it too.
+        """The model of a job, with its adapters; rank 0 has the others load it too.
 
         Raises:
-            RadialError: it cannot be loaded, here or by another process of the crew.
+            RadialError: it cannot be loaded, here or by another rank.
         """
-        if self.crew is None:
+        if self.ranks is None:
             return self._get(job, on_download)
         from radial.loading.load import fetch
 
         fetch(job.request, on_download)
-        self.crew.order(("load", job))
+        self.ranks.order(("load", job))
         return self.get_with_others(job)
 
     def get_with_others(self, job: Job) -> LoadedModel:
-        """The same, by every process of the crew at once, when the checkpoint is here."""
-        assert self.crew is not None
+        """The same, by all ranks at once, when the checkpoint is here."""
+        assert self.ranks is not None
         error: Exception | None = None
         try:
             self._get(job, lambda done, total: None)
         except Exception as failure:
             error = failure
-        self.crew.agree(error)
+        self.ranks.agree(error)
         assert self._model is not None
         return self._model
 
@@ -63,7 +63,7 @@ class ModelHolder:
         request = job.request if self.device == "auto" else job.request.model_copy(update={"device": self.device})
         files = [adapter_file(lora.path) for lora in request.loras]
         stamps = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.exists()]
-        key, processes = (job.group, request.device, stamps), self.crew.size if self.crew else 1
+        key, processes = (job.group, request.device, stamps), self.ranks.size if self.ranks else 1
         if key != self._key or self._model is None or profile_of(request, processes) != self._model.profile:
             self.drop()
             self._model, self._key = load(request, on_download, processes=processes), key

@@ -1,4 +1,4 @@
-"""What processes that torchrun started do beside the first one, which has the user and the jobs."""
+"""What the processes that torchrun started do: rank 0 has the user and the jobs, and orders the others."""
 
 from __future__ import annotations
 
@@ -10,52 +10,52 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from radial.generation.ranks import Crew, joined
-from radial_app.worker.model_cache import ModelHolder
+from radial.generation.ranks import Ranks, joined
+from radial_app.worker.model_cache import ModelCache
 
 _PATIENCE = 20.0  # seconds for what Ctrl+C begins
 _OVERTAKEN = 1.0  # seconds by which it may come after what it caused
 
 
 @contextlib.contextmanager
-def leading(device: str = "auto") -> Iterator[Crew | None]:
-    """Lead the crew while the context lasts, where torchrun started several processes; then they go home.
+def as_first_rank(device: str = "auto") -> Iterator[Ranks | None]:
+    """Be rank 0 while the context lasts, where torchrun started several processes; then they go home.
 
     After an error, and after Ctrl+C, the others may wait in a call: torchrun ends them.
     """
-    with joined(device) as crew:
-        yield crew
-        if crew is not None:
-            crew.order(None)
+    with joined(device) as ranks:
+        yield ranks
+        if ranks is not None:
+            ranks.order(None)
 
 
-def follow(device: str = "auto", *, through_signals: bool = False) -> None:
-    """Join the crew, and load and generate what its leader orders until that leaves, silently.
+def take_orders(device: str = "auto", *, through_signals: bool = False) -> None:
+    """Join the ranks, and load and generate what rank 0 orders until it leaves, silently.
 
     Args:
-        device: see :meth:`radial.generation.ranks.Crew.join`.
-        through_signals: leave it to the leader what SIGTERM means.
+        device: see :meth:`radial.generation.ranks.Ranks.join`.
+        through_signals: leave it to rank 0 what SIGTERM means.
     """
     from radial.generation.pipeline import generate
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C comes to the leader, too
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C comes to rank 0, too
     if through_signals:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with joined(device) as crew:
-        assert crew is not None
-        holder, model = ModelHolder(crew.device, crew), None
-        while (order := crew.order()) is not None:
+    with joined(device) as ranks:
+        assert ranks is not None
+        cache, model = ModelCache(ranks.device, ranks), None
+        while (order := ranks.order()) is not None:
             match order:
                 case ("load", job):
                     model = None  # the next one needs its room
-                    with contextlib.suppress(Exception):  # which the leader has heard of
-                        model = holder.get_with_others(job)
+                    with contextlib.suppress(Exception):  # which rank 0 has heard of
+                        model = cache.get_with_others(job)
                 case ("generate", request, snapshot):
-                    for _ in generate(request, model=model, snapshot=snapshot, crew=crew):
+                    for _ in generate(request, model=model, snapshot=snapshot, ranks=ranks):
                         pass
                 case ("drop",):
                     model = None
-                    holder.drop()
+                    cache.drop()
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from radial.request import GenerationRequest
 from radial_app.jobs.job import Job
 from radial_app.jobs.results import PASSING, publish_once, settle
 from radial_app.jobs.store import MAX_ATTEMPTS, JobStore
-from radial_app.worker.attempt import shareable
+from radial_app.worker.attempt import without_home_paths
 from radial_app.worker.overdue import GRACE_SECONDS
 
 log = logging.getLogger("radial.cluster")
@@ -237,13 +237,13 @@ def _check_reachable(address: str) -> None:
 
 
 def render_on_cluster(
-    store: JobStore, address: str, batch: str, new_follower: Callable[[], Any], *, snapshot_seconds: float = 30.0,
+    store: JobStore, address: str, batch: str, new_view: Callable[[], Any], *, snapshot_seconds: float = 30.0,
     per_device: int = 1, on_renderer: Callable[[Any], None] = lambda renderer: None,
 ) -> None:  # fmt: skip
     """Render a batch and return when all of it is finished or paused.
 
     Args:
-        new_follower: shows how it stands; see :class:`radial_app.cli.render.Follower`.
+        new_view: shows how it stands; see :class:`radial_app.cli.render.BatchView`.
         on_renderer: told about every actor that is started.
 
     Raises:
@@ -258,8 +258,8 @@ def render_on_cluster(
         for thread in threads:
             thread.start()
         try:
-            with new_follower() as follower:
-                while not follower.look():
+            with new_view() as view:
+                while not view.look():
                     store.recover()
                     if not any(thread.is_alive() for thread in threads):
                         raise GenerationError("nothing renders any more on the cluster; see the jobs' logs")
@@ -341,7 +341,12 @@ def _render_job(store: JobStore, job: Job, renderer: Any, stop: threading.Event)
         video = Video(frames, fps, receipt)
         try:
             publish_once(
-                store, job, index, shareable(video), time.monotonic() - started, partial_clip=finished_at is not None
+                store,
+                job,
+                index,
+                without_home_paths(video),
+                time.monotonic() - started,
+                partial_clip=finished_at is not None,
             )
         except OutputError as error:
             if error.errno not in PASSING:

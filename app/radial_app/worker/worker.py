@@ -23,11 +23,11 @@ from radial_app.jobs.job import Job
 from radial_app.jobs.results import PASSING
 from radial_app.jobs.store import JobStore
 from radial_app.tuning.runs import Tuning
-from radial_app.worker.attempt import Pace, Run, Stopped
-from radial_app.worker.model_cache import ModelHolder
+from radial_app.worker.attempt import Attempt, Pace, Stopped
+from radial_app.worker.model_cache import ModelCache
 
 if TYPE_CHECKING:
-    from radial.generation.ranks import Crew
+    from radial.generation.ranks import Ranks
 
 log = logging.getLogger("radial.worker")
 
@@ -60,14 +60,14 @@ class WorkerSettings:
 class Worker:
     """Renders jobs of a store. ``stop`` is a flag that signal handlers may set."""
 
-    def __init__(self, store: JobStore, settings: WorkerSettings, crew: Crew | None = None) -> None:
-        self.store, self.settings, self.crew = store, settings, crew
+    def __init__(self, store: JobStore, settings: WorkerSettings, ranks: Ranks | None = None) -> None:
+        self.store, self.settings, self.ranks = store, settings, ranks
         self._on_event: Callable[[Job, Any], None] = lambda job, event: None
         self.name = f"{settings.device.replace(':', '-')}-{os.getpid()}-{secrets.token_hex(3)}"
         self.stop = threading.Event()
         self.job = ""  # the last one begun
         self.error: Exception | None = None  # that it ended with
-        self._models = ModelHolder(settings.device, crew)
+        self._models = ModelCache(settings.device, ranks)
         self._idle_since: float | None = None
         self._found_nothing: tuple[Any, float] = (None, 0.0)
 
@@ -84,7 +84,7 @@ class Worker:
     @property
     def broken(self) -> bool:
         """Whether this process can render nothing more: whoever keeps it must start another."""
-        return isinstance(self.error, Lost) or (self.crew is not None and self.crew.broken)
+        return isinstance(self.error, Lost) or (self.ranks is not None and self.ranks.broken)
 
     def _sweep(self) -> None:
         """Remove what workers that were killed left half-written."""
@@ -165,8 +165,8 @@ class Worker:
 
     def unload(self) -> None:
         """Free the memory that the model takes."""
-        if self.crew is not None and self._models.holds:
-            self.crew.order(("drop",))
+        if self.ranks is not None and self._models.holds:
+            self.ranks.order(("drop",))
         self._models.drop()
 
     def render(self, job: Job) -> None:
@@ -174,9 +174,9 @@ class Worker:
         log.info("job %s begins: %r", job.id, job.request.prompt[:80])
         self.error, self.job = None, job.id
         try:
-            partial = Run(
+            partial = Attempt(
                 self.store, job, self.settings.pace, load=self._models.get, tell=self.tell, stop=self.stop,
-                crew=self.crew,
+                ranks=self.ranks,
             ).render()  # fmt: skip
             if partial:
                 self._end(job, "cancelled", partial)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from radial.attention.families.family import Call, Family, patched_grid, split_plan
+from radial.attention.families.family import Call, Family, patched_grid, split_at
 from radial.plans.layout import TokenGrid
 
 
@@ -15,13 +15,13 @@ def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
     return (replace(patched_grid(transformer, (frames, height, width)), before=text),)
 
 
-def _parallel_plan(transformer: Any) -> dict[str, Any] | None:
+def _sharding(transformer: Any) -> dict[str, Any] | None:
     if type(transformer).__name__ != "CogVideoXTransformer3DModel":  # ConsisID adds faces between blocks
         return None
     from diffusers.models._modeling_parallel import ContextParallelInput
 
     rotary = {"": {"image_rotary_emb": [ContextParallelInput(split_dim=0)] * 2}}
-    return split_plan("transformer_blocks.0", rotary, "hidden_states")
+    return split_at("transformer_blocks.0", rotary, "hidden_states")
 
 
-FAMILY = Family(grids=_grids, parallel_plan=_parallel_plan)
+FAMILY = Family(grids=_grids, sharding=_sharding)

@@ -26,7 +26,7 @@ class Family:
             block when left out.
         masks_padding: whether an attention mask only keeps padded tokens out, which the grids leave out already.
         refuse: why a call cannot be radial, or None.
-        parallel_plan: what is split and gathered where processes share a clip, in the terms of diffusers'
+        sharding: what is split and gathered where processes share a clip, in the terms of diffusers'
             ``_cp_plan``; None where that is not known. The tokens of the clip are split, all others are not.
         fuse: put fused kernels into the blocks of a transformer on a GPU, for good: how many blocks took them.
     """
@@ -37,7 +37,7 @@ class Family:
     )
     masks_padding: bool = False
     refuse: Callable[[Any, Call], str | None] = lambda transformer, call: None
-    parallel_plan: Callable[[Any], dict[str, Any] | None] = lambda transformer: None
+    sharding: Callable[[Any], dict[str, Any] | None] = lambda transformer: None
     fuse: Callable[[Any], int] = lambda transformer: 0
 
 
@@ -65,7 +65,7 @@ def patch_sizes(config: Mapping[str, Any]) -> tuple[int, int, int]:
     raise ModelError(f"a patch size that is not three numbers: {patch!r}")
 
 
-def split_plan(first_block: str, rotary: dict[str, Any], *arguments: str) -> dict[str, Any]:
+def split_at(first_block: str, rotary: dict[str, Any], *arguments: str) -> dict[str, Any]:
     """A plan that splits these ``arguments`` of the first block along their tokens, and gathers ``proj_out``."""
     from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 

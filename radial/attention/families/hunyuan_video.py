@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from radial.attention.families.family import Call, Family, numbered, patched_grid, rotary_outputs, split_plan, with_text
+from radial.attention.families.family import Call, Family, numbered, patched_grid, rotary_outputs, split_at, with_text
 from radial.plans.layout import TokenGrid
 
 
@@ -21,10 +21,10 @@ def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
     return with_text(grid, call["encoder_attention_mask"].sum(1).int().tolist())
 
 
-def _parallel_plan(transformer: Any) -> dict[str, Any] | None:
+def _sharding(transformer: Any) -> dict[str, Any] | None:
     if transformer.config.image_condition_type == "token_replace":  # its blocks look for the first frame's tokens
         return None
-    return split_plan("transformer_blocks.0", rotary_outputs(0), "hidden_states")
+    return split_at("transformer_blocks.0", rotary_outputs(0), "hidden_states")
 
 
 def _fuse(transformer: Any) -> int:
@@ -33,6 +33,4 @@ def _fuse(transformer: Any) -> int:
     return fuse(transformer)
 
 
-FAMILY = Family(
-    self_attentions=_self_attentions, grids=_grids, masks_padding=True, parallel_plan=_parallel_plan, fuse=_fuse
-)
+FAMILY = Family(self_attentions=_self_attentions, grids=_grids, masks_padding=True, sharding=_sharding, fuse=_fuse)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from radial.attention.families.family import Call, Family, numbered, patched_grid, rotary_outputs, split_plan, with_text
+from radial.attention.families.family import Call, Family, numbered, patched_grid, rotary_outputs, split_at, with_text
 from radial.plans.layout import TokenGrid
 
 
@@ -23,8 +23,8 @@ def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
     return with_text(grid, (lengths + image_tokens).int().tolist())
 
 
-def _parallel_plan(transformer: Any) -> dict[str, Any]:
-    return split_plan("transformer_blocks.0", rotary_outputs(0), "hidden_states")
+def _sharding(transformer: Any) -> dict[str, Any]:
+    return split_at("transformer_blocks.0", rotary_outputs(0), "hidden_states")
 
 
-FAMILY = Family(self_attentions=_self_attentions, grids=_grids, masks_padding=True, parallel_plan=_parallel_plan)
+FAMILY = Family(self_attentions=_self_attentions, grids=_grids, masks_padding=True, sharding=_sharding)

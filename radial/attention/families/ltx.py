@@ -24,7 +24,7 @@ def _refuse(transformer: Any, call: Call) -> str | None:
     return None
 
 
-def _parallel_plan(transformer: Any) -> dict[str, Any] | None:
+def _sharding(transformer: Any) -> dict[str, Any] | None:
     if type(transformer).__name__ != "LTXVideoTransformer3DModel":  # LTX-2 lets sound and picture see each other
         return None
     from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
@@ -37,4 +37,4 @@ def _parallel_plan(transformer: Any) -> dict[str, Any] | None:
     return {"": entering, **rotary_outputs(1), "proj_out": ContextParallelOutput(gather_dim=1)}
 
 
-FAMILY = Family(grids=_grids, refuse=_refuse, parallel_plan=_parallel_plan)
+FAMILY = Family(grids=_grids, refuse=_refuse, sharding=_sharding)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from radial.attention.families.family import Call, Family, patched_grid, rotary_outputs, split_plan, with_text
+from radial.attention.families.family import Call, Family, patched_grid, rotary_outputs, split_at, with_text
 from radial.plans.layout import TokenGrid
 
 
@@ -13,8 +13,8 @@ def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
     return with_text(grid, call["encoder_attention_mask"].bool().sum(1).tolist())
 
 
-def _parallel_plan(transformer: Any) -> dict[str, Any]:
-    return split_plan("transformer_blocks.0", rotary_outputs(0), "hidden_states")
+def _sharding(transformer: Any) -> dict[str, Any]:
+    return split_at("transformer_blocks.0", rotary_outputs(0), "hidden_states")
 
 
-FAMILY = Family(grids=_grids, parallel_plan=_parallel_plan)
+FAMILY = Family(grids=_grids, sharding=_sharding)

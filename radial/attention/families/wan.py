@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from radial.attention.families.family import Call, Family, numbered, patched_grid, rotary_outputs, split_plan
+from radial.attention.families.family import Call, Family, numbered, patched_grid, rotary_outputs, split_at
 from radial.plans.layout import TokenGrid
 
 
@@ -29,13 +29,13 @@ def _refuse(transformer: Any, call: Call) -> str | None:
     return None
 
 
-def _parallel_plan(transformer: Any) -> dict[str, Any] | None:
+def _sharding(transformer: Any) -> dict[str, Any] | None:
     kind = type(transformer).__name__
     if kind == "SkyReelsV2Transformer3DModel":
-        return split_plan("blocks.0", rotary_outputs(1), "hidden_states")
+        return split_at("blocks.0", rotary_outputs(1), "hidden_states")
     if kind == "WanVACETransformer3DModel":
-        plan = split_plan("blocks.0", rotary_outputs(1), "hidden_states")
-        return plan | split_plan("vace_blocks.0", {}, "hidden_states", "control_hidden_states")
+        plan = split_at("blocks.0", rotary_outputs(1), "hidden_states")
+        return plan | split_at("vace_blocks.0", {}, "hidden_states", "control_hidden_states")
     return transformer._cp_plan  # Animate has none
 
 
@@ -45,6 +45,4 @@ def _fuse(transformer: Any) -> int:
     return fuse(transformer)
 
 
-FAMILY = Family(
-    self_attentions=_self_attentions, grids=_grids, refuse=_refuse, parallel_plan=_parallel_plan, fuse=_fuse
-)
+FAMILY = Family(self_attentions=_self_attentions, grids=_grids, refuse=_refuse, sharding=_sharding, fuse=_fuse)

@@ -21,7 +21,7 @@ stderr = Console(stderr=True)
 _TICK = 0.2
 
 
-class Follower:
+class BatchView:
     """What the terminal shows of a batch: all of it, and each job that runs."""
 
     def __init__(self, store: JobStore, ids: list[str]) -> None:
@@ -38,7 +38,7 @@ class Follower:
         self._live = Live(console=stderr, refresh_per_second=5, transient=True)
         self.finished = 0
 
-    def __enter__(self) -> Follower:
+    def __enter__(self) -> BatchView:
         if stderr.is_terminal:
             self._live.start()
         return self
@@ -80,7 +80,7 @@ class Follower:
         return self.finished >= len(states)
 
 
-def follow(store: JobStore, ids: list[str], pool: WorkerPool) -> None:
+def show_batch(store: JobStore, ids: list[str], pool: WorkerPool) -> None:
     """Wait until jobs are finished, keeping workers alive meanwhile."""
 
     def stop(*_: object) -> None:
@@ -89,8 +89,8 @@ def follow(store: JobStore, ids: list[str], pool: WorkerPool) -> None:
     signal.signal(signal.SIGTERM, stop)
     overdue = Overdue()
     try:
-        with Follower(store, ids) as follower:
-            while not follower.look():
+        with BatchView(store, ids) as view:
+            while not view.look():
                 store.recover()
                 overdue.look(store)
                 pool.tend()

@@ -19,13 +19,13 @@ from radial_app.worker.ranks import last_words
 from radial_app.worker.worker import Worker, WorkerSettings, log_to
 
 if TYPE_CHECKING:
-    from radial.generation.ranks import Crew
+    from radial.generation.ranks import Ranks
 
 
 def render_here(
-    store: JobStore, job: Job, *, crew: Crew | None = None, quiet: bool = False, as_json: bool = False
+    store: JobStore, job: Job, *, ranks: Ranks | None = None, quiet: bool = False, as_json: bool = False
 ) -> Job:
-    """Render a job here, with the crew that this process leads, and print the paths of its videos, or a JSON object
+    """Render a job here, with the other ranks where there are any, and print the paths of its videos, or a JSON object
     each.
 
     Raises:
@@ -48,7 +48,7 @@ def render_here(
             _print_result(file, video, time.monotonic() - started, stderr, quiet=quiet, as_json=as_json)
 
         progress.begin("load")
-        worker = Worker(store, WorkerSettings(device=crew.device if crew else "auto"), crew)
+        worker = Worker(store, WorkerSettings(device=ranks.device if ranks else "auto"), ranks)
         worker.listen(on_event)
 
         def say_what_is_kept() -> None:
@@ -57,7 +57,7 @@ def render_here(
                          f"{_goes_on(store, worker.job)}", soft_wrap=True)  # fmt: skip
 
         try:
-            with last_words(say_what_is_kept) if crew else contextlib.nullcontext():
+            with last_words(say_what_is_kept) if ranks else contextlib.nullcontext():
                 job = worker.run_here(job)
         except KeyboardInterrupt:
             if not quiet:

@@ -7,8 +7,8 @@ import os
 from radial.errors import RequestError
 
 
-def is_follower() -> bool:
-    """Whether this is a process beside the first of several."""
+def is_other_rank() -> bool:
+    """Whether this is another rank than 0."""
     return _processes() > 1 and os.environ.get("RANK") != "0"
 
 

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 
 from radial.errors import RadialError
 from radial_app.server.accounts import Visitor
-from radial_app.server.service import Desk, Place, store_in
+from radial_app.server.service import ServerPaths, Service, store_in
 
 _TICK = 0.5  # seconds between two looks at the database
 _WORKER_TICKS = 4  # looks between two at the workers, who come and go without a word in the database
@@ -50,8 +50,8 @@ class _Watched:
 class Streams:
     """Server-sent events, of which each visitor may have so many at a time."""
 
-    def __init__(self, place: Place, most: int = 32) -> None:
-        self._place, self._most = place, most
+    def __init__(self, paths: ServerPaths, most: int = 32) -> None:
+        self._paths, self._most = paths, most
         self._open: Counter[str] = Counter()
         self._watched: dict[tuple[Visitor, str], _Watched] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="streams")
@@ -119,7 +119,7 @@ class Streams:
             ticks += 1
             watched = list(self._watched.values())
             with contextlib.suppress(RadialError):  # locked, or broken: what was told last stays until it is not
-                now = await loop.run_in_executor(self._reader, lambda: store_in(self._place.data).version())
+                now = await loop.run_in_executor(self._reader, lambda: store_in(self._paths.data).version())
                 if now != version or ticks % _WORKER_TICKS == 0:
                     version = now
                     for one in await loop.run_in_executor(self._reader, _look_again, watched):
@@ -144,8 +144,8 @@ class Polls:
     """ASGI middleware that answers how a video stands: many ask for the same one, again and again, and what was told
     last stays right until somebody changes a job."""
 
-    def __init__(self, app: Any, place: Place, size: int = 512) -> None:
-        self._app, self._place, self._size = app, place, size
+    def __init__(self, app: Any, paths: ServerPaths, size: int = 512) -> None:
+        self._app, self._paths, self._size = app, paths, size
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="polls")
         self._told: OrderedDict[tuple[Visitor, str], tuple[Any, bytes]] = OrderedDict()
 
@@ -162,11 +162,11 @@ class Polls:
         await self._app(scope, receive, send)
 
     def _find(self, visitor: Visitor, id: str) -> bytes:
-        store = store_in(self._place.data)
+        store = store_in(self._paths.data)
         key, version = (visitor, id), (store, store.version())  # versions of one connection can be compared
         known = self._told.get(key)
         if known is None or known[0] != version:
-            here = Desk(self._place, visitor)
+            here = Service(self._paths, visitor)
             self._told[key] = known = (version, here.view(here.get(id)).model_dump_json().encode())
             if len(self._told) > self._size:
                 self._told.popitem(last=False)

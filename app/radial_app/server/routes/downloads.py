@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from radial.models.find import HUB_ID
 from radial_app.server.guard import admins_only
-from radial_app.server.service import Conflict, Desk, Missing, Place
+from radial_app.server.service import Conflict, Missing, ServerPaths, Service
 from radial_app.tuning.tasks import Task, read_json
 
 _MOST = 1000
@@ -26,12 +26,12 @@ class ModelDownload(BaseModel):
     problem: str = ""
 
 
-def make_router(place: Place) -> APIRouter:
-    """The routes of a server that keeps its things in ``place``."""
+def make_router(paths: ServerPaths) -> APIRouter:
+    """The routes of a server that keeps its things in ``paths``."""
 
     only_admins = Depends(admins_only("only admins download models: everybody uses them"))
     router = APIRouter(prefix="/v1/downloads", tags=["files"], dependencies=[only_admins])
-    folder = place.data / "downloads"
+    folder = paths.data / "downloads"
 
     @router.get("")
     def list_downloads() -> list[ModelDownload]:
@@ -41,7 +41,7 @@ def make_router(place: Place) -> APIRouter:
     @router.post("/{id:path}")
     def start_download(request: Request, id: str) -> ModelDownload:
         """Download a model by its name or hub id, or go on where it was cut off."""
-        name = Desk(place, request.state.visitor).inputs.translate({"model": id})["model"]
+        name = Service(paths, request.state.visitor).inputs.translate({"model": id})["model"]
         task = Task(_folder(folder, name))
         if task.living:
             raise Conflict(f"model {name} is on its way already")

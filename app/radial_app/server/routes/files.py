@@ -24,7 +24,7 @@ from radial.version import __version__
 from radial.video.encoding import decode_frames
 from radial.video.fidelity import fidelity
 from radial_app.server.limits.media_probe import probe
-from radial_app.server.service import Desk, Missing, Place, move_to_trash
+from radial_app.server.service import Missing, ServerPaths, Service, move_to_trash
 from radial_app.server.uploads import CLIPS, Upload, suffix_of, take_adapter
 from radial_app.server.views import Deleted, Model, broken_model, model_of
 
@@ -45,34 +45,34 @@ class Adapter(BaseModel):
     problem: str = ""
 
 
-def make_router(place: Place) -> APIRouter:
-    """The routes of a server that keeps its things in ``place``."""
+def make_router(paths: ServerPaths) -> APIRouter:
+    """The routes of a server that keeps its things in ``paths``."""
     router = APIRouter(prefix="/v1", tags=["files"])
     alone = threading.Lock()  # for what takes much memory: one at a time
 
-    def desk(request: Request) -> Desk:
-        return Desk(place, request.state.visitor)
+    def service(request: Request) -> Service:
+        return Service(paths, request.state.visitor)
 
     @router.post("/files")
     def upload_file(request: Request, file: Annotated[UploadFile, File()]) -> Upload:
         """Bring an image or a clip: its id goes into a request's image, last_image or extend."""
-        return desk(request).inputs.take(file.file)
+        return service(request).inputs.take(file.file)
 
     @router.get("/files/{id}")
     def get_upload(request: Request, id: str) -> FileResponse:
         """An upload of one's own."""
-        path = desk(request).inputs.upload_path(id)
+        path = service(request).inputs.upload_path(id)
         return FileResponse(path, headers={"cache-control": "private, max-age=86400"})
 
     @router.post("/settings")
     def read_settings(request: Request, file: Annotated[UploadFile, File()]) -> dict[str, Any]:
         """The settings that a video of ours carries."""
-        return settings_in(desk(request), file.file)
+        return settings_in(service(request), file.file)
 
     @router.get("/models")
     def list_models(request: Request) -> dict[str, Any]:
         """The models that have a name, one's own checkpoints first, and the settings that go together."""
-        own = [own_model(name, path) for name, path in desk(request).inputs.checkpoints().items()]
+        own = [own_model(name, path) for name, path in service(request).inputs.checkpoints().items()]
         named = [model_of(name, spec) for name, spec in MODELS.items() if name not in {one.id for one in own}]
         data = [*own, *named]
         return {"object": "list", "data": sorted(data, key=lambda one: bool(one.problem)), "presets": PRESETS}
@@ -80,7 +80,7 @@ def make_router(place: Place) -> APIRouter:
     @router.get("/models/{id:path}")
     def get_model(request: Request, id: str) -> Model:
         """What a model makes."""
-        here = desk(request)
+        here = service(request)
         own = here.inputs.checkpoints().get(id)
         if own is not None:
             return own_model(id, own)
@@ -93,7 +93,7 @@ def make_router(place: Place) -> APIRouter:
         """Delete a model that came from the hub from this machine's disk; one's own goes into the trash beside it."""
         if not request.state.visitor.admin:
             raise RequestError("only admins delete models: everybody uses them")
-        if (own := desk(request).inputs.checkpoints().get(id)) is not None:
+        if (own := service(request).inputs.checkpoints().get(id)) is not None:
             move_to_trash(own, f"{os.urandom(4).hex()}-{id}")
             return Deleted(id=id)
         if id not in MODELS or not model_of(id, MODELS[id]).removable:
@@ -104,7 +104,7 @@ def make_router(place: Place) -> APIRouter:
     @router.get("/adapters")
     def list_adapters(request: Request) -> list[Adapter]:
         """The adapters in the data folder."""
-        return [adapter_of(name, path) for name, path in desk(request).inputs.adapters().items()]
+        return [adapter_of(name, path) for name, path in service(request).inputs.adapters().items()]
 
     @router.post("/adapters")
     def upload_adapter(request: Request, file: Annotated[UploadFile, File()]) -> Adapter:
@@ -115,19 +115,19 @@ def make_router(place: Place) -> APIRouter:
             shutil.copyfileobj(file.file, copy, 1 << 20)
             copy.flush()
             try:
-                name = take_adapter(place.data, file.filename or "adapter", Path(copy.name))
+                name = take_adapter(paths.data, file.filename or "adapter", Path(copy.name))
             except RadialError as error:
                 raise RequestError(
                     f"this is no adapter of safetensors: {str(error).replace(Path(copy.name).name, 'the file')}"
                 ) from error
-        return adapter_of(name, place.data / "adapters" / name)
+        return adapter_of(name, paths.data / "adapters" / name)
 
     @router.delete("/adapters/{name}")
     def delete_adapter(request: Request, name: str) -> Deleted:
         """Forget an adapter; its file goes into the trash beside it."""
         if not request.state.visitor.admin:
             raise RequestError("only admins delete adapters: everybody uses them")
-        if (path := desk(request).inputs.adapters().get(name)) is None:
+        if (path := service(request).inputs.adapters().get(name)) is None:
             raise Missing(f"there is no adapter {name[:200]!r}")
         move_to_trash(path, f"{os.urandom(4).hex()}-{name}")
         return Deleted(id=name)
@@ -138,7 +138,7 @@ def make_router(place: Place) -> APIRouter:
         index_b: Annotated[int, Query(ge=0)] = 0,
     ) -> dict[str, float]:  # fmt: skip
         """How near two videos of one size are: PSNR in dB and SSIM, means over frames."""
-        here = desk(request)
+        here = service(request)
         jobs = [here.get(a).request, here.get(b).request]
         if any(r.clip_frames * r.clip_height * r.clip_width > MAX_COMPARED for r in jobs):
             raise RequestError("these videos are too long to be compared here; `radial evaluate` compares them")
@@ -166,7 +166,7 @@ def make_router(place: Place) -> APIRouter:
 
         fields = {"prompt": "plan", "model": model, "height": height, "width": width, "num_frames": num_frames,
                   "decay": decay, "seed": 0}  # fmt: skip
-        resolved = desk(request).check(fields)
+        resolved = service(request).check(fields)
         spec = find_model(resolved.model)
         pattern, _, block_size = resolved.radial_settings(spec)
         size = f"{resolved.clip_width}x{resolved.clip_height}, {resolved.clip_frames} frames"
@@ -181,13 +181,13 @@ def make_router(place: Place) -> APIRouter:
     def about(request: Request) -> dict[str, Any]:
         """Which version this is, and who asks."""
         visitor = request.state.visitor
-        shown = {"outputs": str(place.outputs), "data": str(place.data)} if visitor.admin else {}
+        shown = {"outputs": str(paths.outputs), "data": str(paths.data)} if visitor.admin else {}
         return {"radial": __version__, "account": visitor.name, "admin": visitor.admin, **shown}
 
     return router
 
 
-def settings_in(desk: Desk, content: BinaryIO) -> dict[str, Any]:
+def settings_in(service: Service, content: BinaryIO) -> dict[str, Any]:
     """The fields of a request that a video carries, and notes on what of them is not here.
 
     Raises:
@@ -200,7 +200,7 @@ def settings_in(desk: Desk, content: BinaryIO) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=suffix) as file:
         shutil.copyfileobj(content, file, 1 << 20)
         file.flush()
-        comment = probe("comment", Path(file.name), desk.visitor.name)["comment"]
+        comment = probe("comment", Path(file.name), service.visitor.name)["comment"]
     try:
         receipt = json.loads(comment)
         known = {name: value for name, value in receipt["request"].items() if name in GenerationRequest.model_fields}
@@ -215,7 +215,7 @@ def settings_in(desk: Desk, content: BinaryIO) -> dict[str, Any]:
         if fields[name] is not None:
             notes.append(f"its {name.replace('_', ' ')} was {Path(fields[name]).name}: choose it again")
             fields[name] = None
-    adapters = desk.inputs.adapters()
+    adapters = service.inputs.adapters()
     kept = []
     for lora in fields["loras"]:
         name = lora["path"] if lora["path"].startswith("bundled:") else Path(lora["path"]).name
@@ -226,7 +226,7 @@ def settings_in(desk: Desk, content: BinaryIO) -> dict[str, Any]:
     fields["loras"] = kept
     if fields["model"] not in MODELS and not HUB_ID.fullmatch(fields["model"]):
         name = Path(fields["model"]).name
-        if name in desk.inputs.checkpoints():
+        if name in service.inputs.checkpoints():
             fields["model"] = name
         else:
             notes.append(f"the model {name} is not here")

@@ -9,7 +9,7 @@ from fastapi.responses import FileResponse
 
 from radial_app.server.guard import admins_only
 from radial_app.server.routes.files import Adapter, adapter_of
-from radial_app.server.service import Conflict, Desk, Place, store_in
+from radial_app.server.service import Conflict, ServerPaths, Service, store_in
 from radial_app.server.uploads import take_adapter
 from radial_app.server.views import Deleted
 from radial_app.tuning.datasets import Dataset, list_datasets, take_archive
@@ -17,27 +17,27 @@ from radial_app.tuning.runs import Preparation, Training, Tuning, TuningRun
 from radial_app.worker.pool import own_devices
 
 
-def make_router(place: Place) -> APIRouter:
-    """The routes of a server that keeps its things in ``place``."""
+def make_router(paths: ServerPaths) -> APIRouter:
+    """The routes of a server that keeps its things in ``paths``."""
 
     only_admins = Depends(admins_only("only admins tune models"))
     router = APIRouter(prefix="/v1", tags=["tuning"], dependencies=[only_admins])
-    tuning = Tuning(place.data)
+    tuning = Tuning(paths.data)
 
     def check_free() -> None:
         """A model that renders and one that trains seldom fit on a GPU together."""
-        if store_in(place.data).counts().get("running", 0) and own_devices() != ["cpu"]:
+        if store_in(paths.data).counts().get("running", 0) and own_devices() != ["cpu"]:
             raise Conflict("a video is rendered on the GPU: wait for it, or hold it")
 
     @router.get("/datasets")
     def get_datasets() -> list[Dataset]:
         """The datasets: folders in ``datasets`` of the data folder."""
-        return list_datasets(place.data)
+        return list_datasets(paths.data)
 
     @router.post("/datasets")
     def upload_dataset(file: Annotated[UploadFile, File()], name: Annotated[str, Form(max_length=64)]) -> Dataset:
         """Bring a dataset as a zip file of clips, each with its caption in a ``.txt`` of its name, or with a table."""
-        return take_archive(place.data, name, file.file)
+        return take_archive(paths.data, name, file.file)
 
     @router.get("/tuning")
     def list_runs() -> list[TuningRun]:
@@ -47,8 +47,8 @@ def make_router(place: Place) -> APIRouter:
     @router.post("/tuning")
     def prepare_run(request: Request, preparation: Preparation) -> TuningRun:
         """Begin a run: its clips are cut and encoded, and reported."""
-        desk = Desk(place, request.state.visitor)
-        model = desk.inputs.translate({"model": preparation.model})["model"]
+        service = Service(paths, request.state.visitor)
+        model = service.inputs.translate({"model": preparation.model})["model"]
         check_free()
         return tuning.prepare(preparation, model)
 
@@ -82,7 +82,7 @@ def make_router(place: Place) -> APIRouter:
     @router.post("/tuning/{name}/adapter")
     def keep_adapter(name: str) -> Adapter:
         """Put a run's adapter among those that requests can name, under the run's name."""
-        kept = take_adapter(place.data, f"{name}.safetensors", tuning.adapter(name))
-        return adapter_of(kept, place.data / "adapters" / kept)
+        kept = take_adapter(paths.data, f"{name}.safetensors", tuning.adapter(name))
+        return adapter_of(kept, paths.data / "adapters" / kept)
 
     return router

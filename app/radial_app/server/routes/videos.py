@@ -13,7 +13,7 @@ from starlette.datastructures import UploadFile
 from radial.errors import RequestError
 from radial_app.jobs.job import FINISHED, UNFINISHED
 from radial_app.server.limits.streams import Look, Streams
-from radial_app.server.service import Conflict, Desk, Missing, Place
+from radial_app.server.service import Conflict, Missing, ServerPaths, Service
 from radial_app.server.views import Change, Deleted, Video, VideoList, VideoRequest, command_of, read_request
 
 Index = Annotated[int, Query(ge=0, le=999, description="Which of a job's videos.")]
@@ -24,13 +24,13 @@ _STATES = {
 }  # fmt: skip
 
 
-def make_router(place: Place) -> APIRouter:
-    """The routes of a server that keeps its things in ``place``."""
+def make_router(paths: ServerPaths) -> APIRouter:
+    """The routes of a server that keeps its things in ``paths``."""
     router = APIRouter(prefix="/v1", tags=["videos"])
-    streams = Streams(place)
+    streams = Streams(paths)
 
-    def desk(request: Request) -> Desk:
-        return Desk(place, request.state.visitor)
+    def service(request: Request) -> Service:
+        return Service(paths, request.state.visitor)
 
     @router.post(
         "/videos",
@@ -51,7 +51,7 @@ def make_router(place: Place) -> APIRouter:
         fields, upload = await _read_fields(request)
 
         def add() -> Video:
-            here = desk(request)
+            here = service(request)
             if upload is not None:
                 fields["image"] = here.inputs.take(upload.file).id
             (job,) = here.add([here.check(read_request(fields))])
@@ -62,7 +62,7 @@ def make_router(place: Place) -> APIRouter:
     @router.post("/videos/check")
     def check_video(request: Request, fields: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
         """What a request would become, compute and take; nothing is queued."""
-        here = desk(request)
+        here = service(request)
         return here.plan_of(here.check(read_request(fields)))
 
     @router.get("/videos")
@@ -74,7 +74,7 @@ def make_router(place: Place) -> APIRouter:
         offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
     ) -> VideoList:
         """A page of videos, the latest first."""
-        here = desk(request)
+        here = service(request)
         jobs = here.store.page(
             _STATES[show], owner=here.visitor.scope, favourites=show == "favourites",
             with_files=show == "done", text=search, limit=limit + 1,
@@ -88,13 +88,13 @@ def make_router(place: Place) -> APIRouter:
     def get_video(request: Request, id: str) -> Video:
         """How a video stands. :class:`~radial_app.server.limits.streams.Polls` answers before this where there
         is such a video."""
-        here = desk(request)
+        here = service(request)
         return here.view(here.get(id))
 
     @router.patch("/videos/{id}")
     def change_video(request: Request, id: str, change: Change) -> Video:
         """Move a video that waits, edit its request, or mark a favourite."""
-        here = desk(request)
+        here = service(request)
         job = here.get(id)
         if change.request:
             job = here.edit(job.id, change.request)
@@ -111,7 +111,7 @@ def make_router(place: Place) -> APIRouter:
     @router.delete("/videos/{id}")
     def delete_video(request: Request, id: str) -> Deleted:
         """Forget a video; its file goes into the trash beside it."""
-        desk(request).remove(id)
+        service(request).remove(id)
         return Deleted(id=id)
 
     @router.get("/videos/{id}/content")
@@ -120,7 +120,7 @@ def make_router(place: Place) -> APIRouter:
         variant: Literal["video", "playable", "thumbnail", "preview"] = "video", download: bool = False,
     ) -> FileResponse:  # fmt: skip
         """The video's file; a copy that browsers play; a small picture; or a look at what is being made."""
-        here = desk(request)
+        here = service(request)
         if variant == "preview":
             path = here.store.preview_path(here.get(id).id)
             if not path.is_file():
@@ -136,7 +136,7 @@ def make_router(place: Place) -> APIRouter:
     @router.get("/videos/{id}/log")
     def get_log(request: Request, id: str, after: Annotated[int, Query(ge=0, le=2**53)] = 0) -> list[dict[str, Any]]:
         """What happened to a video so far."""
-        here = desk(request)
+        here = service(request)
         names = ("number", "time", "kind", "text")
         rows = here.store.events(here.get(id).id, after)
         return [dict(zip(names, row, strict=True)) for row in rows]
@@ -144,7 +144,7 @@ def make_router(place: Place) -> APIRouter:
     @router.get("/videos/{id}/receipt")
     def get_receipt(request: Request, id: str, index: Index = 0) -> dict[str, Any]:
         """How a video was made."""
-        here = desk(request)
+        here = service(request)
         receipts = here.store.receipts(here.get(id).id)
         if index >= len(receipts):
             raise Missing(f"video {id} has no receipt {index} yet")
@@ -153,12 +153,12 @@ def make_router(place: Place) -> APIRouter:
     @router.get("/videos/{id}/command")
     def get_command(request: Request, id: str) -> dict[str, str]:
         """The command line that makes a video again."""
-        return {"command": command_of(desk(request).get(id))}
+        return {"command": command_of(service(request).get(id))}
 
     @router.post("/videos/{id}/duplicate")
     def duplicate_video(request: Request, id: str, changes: Annotated[dict[str, Any], Body()]) -> Video:
         """The same video again, with other values of its request."""
-        here = desk(request)
+        here = service(request)
         return here.view(here.duplicate(id, changes))
 
     @router.post("/videos/{id}/{action}")
@@ -166,7 +166,7 @@ def make_router(place: Place) -> APIRouter:
         request: Request, id: str, action: Literal["pause", "resume", "cancel", "retry"], keep: bool = True
     ) -> Video:
         """Pause, go on, give up (``keep`` decodes what there is) or try again."""
-        here = desk(request)
+        here = service(request)
         return here.view(here.act(id, action, keep))
 
     @router.get("/videos/{id}/events", response_class=StreamingResponse)
@@ -175,40 +175,40 @@ def make_router(place: Place) -> APIRouter:
         visitor = request.state.visitor
 
         def look() -> Look:
-            here = Desk(place, visitor)
+            here = Service(paths, visitor)
             try:
                 job = here.get(id)
             except Missing:
                 return Look("deleted", "{}", last=True)
             return Look("video", here.view(job).model_dump_json(), last=job.state in FINISHED)
 
-        await run_in_threadpool(lambda: Desk(place, visitor).get(id))
+        await run_in_threadpool(lambda: Service(paths, visitor).get(id))
         return streams.start(request, id, look)
 
     @router.get("/queue")
     def get_queue(request: Request) -> dict[str, Any]:
         """What runs and waits, and how many videos there are of each kind."""
-        return _board(desk(request))
+        return _board(service(request))
 
     @router.get("/events", response_class=StreamingResponse)
     async def stream_queue(request: Request) -> StreamingResponse:
         """The queue as it changes, as server-sent events."""
         visitor = request.state.visitor
         return streams.start(
-            request, "queue", lambda: Look("queue", json.dumps(_board(Desk(place, visitor))), last=False)
+            request, "queue", lambda: Look("queue", json.dumps(_board(Service(paths, visitor))), last=False)
         )
 
     return router
 
 
-def _board(desk: Desk) -> dict[str, Any]:
+def _board(service: Service) -> dict[str, Any]:
     """The queue of one visitor."""
     shown = 200
-    waiting = desk.store.find(UNFINISHED, limit=shown, owner=desk.visitor.scope)
-    counts = desk.store.counts(desk.visitor.scope)
+    waiting = service.store.find(UNFINISHED, limit=shown, owner=service.visitor.scope)
+    counts = service.store.counts(service.visitor.scope)
     return {
-        "counts": counts, "workers": len(desk.store.locks.living()),
-        "waiting": [desk.view(job).model_dump(mode="json") for job in waiting],
+        "counts": counts, "workers": len(service.store.locks.living()),
+        "waiting": [service.view(job).model_dump(mode="json") for job in waiting],
         "more": max(0, sum(counts.get(state, 0) for state in UNFINISHED) - len(waiting)),
     }  # fmt: skip
 

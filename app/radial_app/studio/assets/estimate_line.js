@@ -27,7 +27,7 @@ export async function ask(values, then) {
 }
 
 function show(found) {
-  const place = document.getElementById("told");
+  const place = document.getElementById("estimate-line");
   if (!place) return setTimeout(() => show(plan), 50); // Gradio is still drawing
   place.replaceChildren(found.problem ? h("p", { className: "radial-problem", role: "alert" }, found.problem) : line(found));
 }
@@ -42,6 +42,6 @@ function line(found) {
     parts.push(`about ${clock(found.render_seconds * num_videos)}${dense ? ` (dense ${clock(dense)})` : ""}`);
   } else if (found.seconds_on_h100 > 10) parts.push(`about ${clock(found.seconds_on_h100 * num_videos)} on an H100`);
   if (found.memory !== null) parts.push(found.memory > 1e8 ? `about ${(found.memory / 1e9).toFixed(1)} GB` : `about ${Math.round(found.memory / 1e6)} MB`);
-  return h("div", { className: "radial-told" }, h("p", {}, parts.flatMap((part, index) => (index ? [" \u00b7 ", part] : [part]))),
+  return h("div", { className: "radial-estimate" }, h("p", {}, parts.flatMap((part, index) => (index ? [" \u00b7 ", part] : [part]))),
     found.notes.map((note) => h("p", {}, note)));
 }

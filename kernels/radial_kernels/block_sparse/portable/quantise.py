@@ -100,7 +100,7 @@ def _values_kernel(
     place = tl.arange(0, BLOCK)
     token = place
     if INTERLEAVED:
-        # Place 16a + 4t + 2b + r holds token 16a + 8b + 2t + r.
+        # ServerPaths 16a + 4t + 2b + r holds token 16a + 8b + 2t + r.
         token = place // 16 * 16 + place // 2 % 2 * 8 + place // 4 % 4 * 2 + place % 2
     rows = tl.program_id(0) * BLOCK + token
     columns = tl.arange(0, HEAD_BLOCK)
