@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -15,6 +18,10 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GOMP_SPINCOUNT"] = "3000"  # as the command line sets it
+
+# nohup has this process ignore Ctrl+C, and its children with it, which some tests send it to.
+with contextlib.suppress(ValueError):  # not in the main thread
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 _LEFT_OUT = pytest.StashKey[int]()
@@ -36,6 +43,24 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     count = terminalreporter.config.stash.get(_LEFT_OUT, 0)
     if count:
         terminalreporter.write_line(f"{count} tests need an NVIDIA GPU and were left out: there is none here")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Name a test that failed when it fails, not at the end of all."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\n{report.when or 'setup'} failed: {report.nodeid}", flush=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Workers outlive who started them: end those that a failed test has left."""
+    yield
+    ours = str(tmp_path_factory.getbasetemp())
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = [*process.cmdline(), process.environ().get("RADIAL_DATA_DIR", "")]
+            if process.pid != os.getpid() and any(ours in word for word in words):
+                process.kill()
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from radial.generation.pipeline import Event, describe_run, generate
+from radial.generation.pipeline import describe_run, generate
 from radial.generation.resume import read_snapshot
+from radial.generation.watch import Event
 from radial.loading.load import LoadedModel, load
 from radial.models.lora_settings import read_adapter_settings
 from radial.request import GenerationRequest, make_request

@@ -129,6 +129,8 @@ def peer_failures() -> Iterator[None]:
     """
     try:
         yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # this process's own
+        raise
     except RuntimeError as error:  # gloo has no class of its own for it
         raise ProcessLost(f"a process that shares the clip has died ({first_line(error)[:200]})") from error
 
@@ -142,8 +144,9 @@ class Shards:
         self._parallel, self._tokens = parallel, 0
         self._handles: list[Any] = []
         self._of_call: Callable[..., Any] | None = None
+        modules = {name: transformer.get_submodule(name) for name in plan}  # all there, before one is changed
         for name, entry in plan.items():
-            module = transformer.get_submodule(name)
+            module = modules[name]
             if isinstance(entry, ContextParallelOutput):
                 self._handles.append(module.register_forward_hook(self._gather(entry)))
                 continue

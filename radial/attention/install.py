@@ -157,18 +157,29 @@ class RadialAttention:
         for transformer in transformers:
             if HookRegistry.check_if_exists_or_initialize(transformer).get_hook(_HOOK) is not None:
                 raise ModelError("radial attention is installed on this model already; remove it first")
-        plans = [
+        shardings = [
             sharding_of(transformer, family) if context.parallel is not None else None
             for transformer, family in zip(transformers, families, strict=True)
         ]
+        try:
+            self._install(transformers, families, shardings)
+        except BaseException:  # half of it would compute neither this nor that
+            self.remove()
+            raise
+
+    def _install(self, transformers: list[nn.Module], families: list[Family], shardings: list[Any]) -> None:
+        from diffusers.hooks import HookRegistry
+
+        context = self.context
         processors = RadialProcessors(context.attend, dense_too=context.parallel is not None)
-        for transformer, family, plan in zip(transformers, families, plans, strict=True):
+        for transformer, family, sharding in zip(transformers, families, shardings, strict=True):
             for _, attention in family.self_attentions(transformer):
                 processor = processors.make(attention.processor)
                 self._stock.append((attention, attention.processor))
                 attention.processor = processor
-            shards = Shards(transformer, plan, context.parallel) if plan is not None and context.parallel else None
-            if shards is not None:
+            shards = None
+            if sharding is not None and context.parallel is not None:
+                shards = Shards(transformer, sharding, context.parallel)
                 self._shards.append(shards)
             hook = _make_hook(family, context, transformer, shards)
             HookRegistry.check_if_exists_or_initialize(transformer).register_hook(hook, _HOOK)

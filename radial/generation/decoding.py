@@ -15,10 +15,11 @@ from radial.loading.memory import decode_in_tiles
 
 
 @contextlib.contextmanager
-def decode_with_fallback(vae: Any, on_note: Callable[[str], None]) -> Iterator[None]:
+def decode_with_fallback(vae: Any, on_begin: Callable[[], None], on_note: Callable[[str], None]) -> Iterator[None]:
     """While the context lasts, an autoencoder that runs out of memory tries again in tiles, and then on the CPU.
 
     Args:
+        on_begin: told that decoding begins, also where a clip was ended before its last step.
         on_note: told what was done instead, and what it means.
     """
     if vae is None:  # pipelines that decode with something else
@@ -29,6 +30,7 @@ def decode_with_fallback(vae: Any, on_note: Callable[[str], None]) -> Iterator[N
 
     @functools.wraps(stock)
     def decode(latents: Tensor, *args: Any, **options: Any) -> Any:
+        on_begin()
         try:
             return stock(latents, *args, **options)
         except torch.OutOfMemoryError:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from radial.attention.install import RadialAttention, apply, transformers_of
 from radial.attention.positions import riflex
@@ -23,28 +21,12 @@ from radial.generation.ranks import Ranks
 from radial.generation.receipt import attention_used, make_receipt
 from radial.generation.resume import OnStep, Snapshot, resumable_steps
 from radial.generation.shared_decoding import shared_decoding
+from radial.generation.watch import Event, OnEvent, Watch
 from radial.loading.load import LoadedModel, load, quiet
 from radial.plans.policy import Schedule
 from radial.request import GenerationRequest
 from radial.video.clip import Video
 from radial.video.images import Frames, fit_image, read_clip, read_image
-
-Stage = Literal["load", "download", "encode", "denoise", "decode"]
-
-
-@dataclass(frozen=True)
-class Event:
-    """Progress: a stage began (``step`` 0), a denoising step ended or megabytes of a download came, or there is a
-    ``note`` for the user. ``video`` counts from 0."""
-
-    stage: Stage
-    step: int = 0
-    steps: int = 0
-    video: int = 0
-    note: str = ""
-
-
-OnEvent = Callable[[Event], None]
 
 
 def generate(
@@ -106,56 +88,6 @@ def describe_run(request: GenerationRequest, model: LoadedModel) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-class _Watch:
-    """Follows one run of a pipeline: tells the stages and steps, times them, and keeps the last good latents."""
-
-    def __init__(self, steps: int, on_event: OnEvent, snapshot: Snapshot | None = None) -> None:
-        self.steps, self.on_event = steps, on_event
-        self._done = snapshot.step if snapshot else 0
-        self._before = snapshot.seconds if snapshot else {}
-        self.marks: dict[Stage, float] = {}
-        self.latents: Tensor | None = None
-        self._timesteps: list[float] = []
-
-    def begin(self, stage: Stage) -> None:
-        if stage not in self.marks:
-            self.marks[stage] = time.monotonic()
-            self.on_event(Event(stage, 0, self.steps))
-
-    def after_step(self, _pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """What pipelines call after every step."""
-        latents = tensors["latents"]
-        if not torch.isfinite(latents).all():
-            raise GenerationError(
-                f"the latents stopped being numbers at step {step + 1} of {self.steps}; try float32",
-                latents=self.latents,
-            )
-        self.latents = latents.cpu()
-        self._end_step(step + 1)
-        return {}
-
-    def before_call(self, _module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        """For pipelines that call nothing after a step: a new timestep says that the last step ended."""
-        self.begin("denoise")
-        timestep = float(kwargs["timestep"].flatten()[0]) if "timestep" in kwargs else None
-        if timestep is not None and timestep not in self._timesteps:
-            self._timesteps.append(timestep)
-            if len(self._timesteps) > 1:
-                self._end_step(len(self._timesteps) - 1)
-
-    def _end_step(self, step: int) -> None:
-        if step >= self._done:  # those before were done in an earlier run
-            self.on_event(Event("denoise", step, self.steps))
-        if step == self.steps:
-            self.begin("decode")
-
-    def timings(self) -> dict[str, float]:
-        ends = [*self.marks.values(), time.monotonic()]
-        return {
-            stage: round(ends[i + 1] - ends[i] + self._before.get(stage, 0.0), 3) for i, stage in enumerate(self.marks)
-        }
-
-
 def _generate_one(
     request: GenerationRequest,
     model: LoadedModel,
@@ -167,7 +99,7 @@ def _generate_one(
     assert request.num_inference_steps is not None
     assert request.fps is not None
     pipe = model.pipe
-    watch = _Watch(request.num_inference_steps, on_event, snapshot)
+    watch = Watch(request.num_inference_steps, on_event, snapshot)
     size = (request.clip_height, request.clip_width)
     before = None
     if request.extend is not None:
@@ -196,8 +128,8 @@ def _generate_one(
             stack.enter_context(apply(pipe, schedule=Schedule.dense(), parallel=parallel))
         steps_tell = "callback_on_step_end" in arguments
         for transformer in transformers:
-            told = (lambda *_: watch.begin("denoise")) if steps_tell else watch.before_call
-            stack.callback(transformer.register_forward_pre_hook(told, with_kwargs=not steps_tell).remove)
+            hook = (lambda *_: watch.begin("denoise")) if steps_tell else watch.before_call
+            stack.callback(transformer.register_forward_pre_hook(hook, with_kwargs=not steps_tell).remove)
             if ranks is not None:
                 stack.callback(transformer.register_forward_pre_hook(ranks.before_call).remove)
         if on_step is not None or snapshot is not None:
@@ -209,7 +141,9 @@ def _generate_one(
 
             stack.enter_context(resumable_steps(pipe, transformers, generator, on_step, snapshot, radial, so_far))
         vae = getattr(pipe, "vae", None)
-        stack.enter_context(decode_with_fallback(vae, lambda note: on_event(Event("decode", note=note))))
+        stack.enter_context(
+            decode_with_fallback(vae, lambda: watch.begin("decode"), lambda note: on_event(Event("decode", note=note)))
+        )
         stack.enter_context(shared_decoding(vae, ranks))
         stack.enter_context(torch.inference_mode())
         stack.enter_context(quiet())
@@ -236,7 +170,7 @@ def _generate_one(
 
 
 def _call_arguments(
-    request: GenerationRequest, model: LoadedModel, watch: _Watch, before: Frames | None
+    request: GenerationRequest, model: LoadedModel, watch: Watch, before: Frames | None
 ) -> dict[str, Any]:
     """What this pipeline takes of what the request says; diffusers' pipelines name the same things alike."""
     offered = {

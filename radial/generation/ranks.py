@@ -1,4 +1,4 @@
-"""The processes that torchrun started, making one clip at a time together: the first is_first, the others follow.
+"""The processes that torchrun started, making one clip at a time together: rank 0 has the user and orders the others.
 
 All of them make the same calls. Between two calls of a transformer rank 0 says a word, so that what it alone knows
 (a user who stops, a full disk) ends the clip for everybody. A process that dies leaves the others waiting; torchrun

@@ -32,11 +32,12 @@ def checkpoint_folder(spec: ModelSpec) -> Path | None:
     return Path(spec.source) if Path(spec.source).is_dir() else None
 
 
-def check_checkpoint(folder: Path, without: tuple[str, ...] = ()) -> None:
+def check_checkpoint(folder: Path, without: tuple[str, ...] = (), *, weights: bool = True) -> None:
     """Raise ModelError for a folder that is no checkpoint we drive, lacks weights, or has only pickled ones.
 
     Args:
         without: components whose weights come from elsewhere.
+        weights: whether they must be there.
     """
     if not (folder / "model_index.json").is_file():
         raise ModelError(f"{folder} is not a diffusers checkpoint: it has no model_index.json")
@@ -44,7 +45,7 @@ def check_checkpoint(folder: Path, without: tuple[str, ...] = ()) -> None:
     if kind not in driven_pipelines():
         found = kind if isinstance(kind, str) else _shown(kind)
         raise ModelError(f"{folder} holds a {found}; radial drives {', '.join(driven_pipelines())}")
-    for component, (library, _) in _components(folder).items():
+    for component, (library, _) in _components(folder).items() if weights else ():
         holds_weights = component.startswith(("transformer", "vae", "text_encoder", "image_encoder", "vocoder"))
         if library is None or not holds_weights or component in without:
             continue
@@ -96,17 +97,18 @@ def spec_in(folder: Path, spec: ModelSpec) -> ModelSpec:
     return spec if spec.source == str(folder) else replace(read_folder(folder), name=spec.name, source=spec.source)
 
 
-def read_folder(folder: Path, without: tuple[str, ...] = ()) -> ModelSpec:
+def read_folder(folder: Path, without: tuple[str, ...] = (), *, weights: bool = True) -> ModelSpec:
     """A spec for a folder, with the settings of the named model it is most like: one of its pipeline and as wide; a
     toy's frames have few tokens, as the bundled model's, and a checkpoint that switches transformers is a Wan 2.2.
 
     Args:
         without: components whose weights come from elsewhere.
+        weights: whether they must be there.
 
     Raises:
         ModelError: it is no checkpoint that we drive.
     """
-    check_checkpoint(folder, without)
+    check_checkpoint(folder, without, weights=weights)
     index = read_json(folder / "model_index.json")
     kind = index["_class_name"]
     transformer = read_config(folder / "transformer")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from radial.errors import RequestError
 from radial.models.checkpoint import read_folder
+from radial.models.hub import config_folder
 from radial.models.single_file import read_single_file
 from radial.models.spec import ModelSpec
 from radial.models.table import MODELS
@@ -16,12 +18,15 @@ SINGLE_FILES = (".safetensors", ".gguf")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
-def find_model(name: str) -> ModelSpec:
+def find_model(name: str, *, online: bool = True) -> ModelSpec:
     """The spec of a model given by name, hub id, folder, or file with its transformer.
+
+    Args:
+        online: whether the hub may be asked for the configuration of a model that is not here.
 
     Raises:
         RequestError: the name is none of these.
-        ModelError: the folder or the file is not a checkpoint that can be loaded safely.
+        ModelError: the folder or the file is not a checkpoint that can be loaded safely, or the hub has none.
     """
     if name in MODELS:
         return MODELS[name]
@@ -33,7 +38,8 @@ def find_model(name: str) -> ModelSpec:
     if Path(name).suffix in SINGLE_FILES and os.path.isfile(name):
         return read_single_file(Path(name))
     if HUB_ID.fullmatch(name):
-        return ModelSpec(name=name, summary="from the Hugging Face hub", source=name)
+        spec = read_folder(config_folder(name, online=online), weights=False)
+        return replace(spec, name=name, summary="from the Hugging Face hub", source=name)
     known = ", ".join(MODELS)
     raise RequestError(
         f"unknown model {name[:200]!r}; give one of {known}, a hub id like org/name, a checkpoint "

@@ -26,6 +26,7 @@ _TELL_SECONDS = 0.5
 _AT_ONCE = 4  # large files that come at the same time
 SPARE_BYTES = 1 << 30  # that stay free on the disk
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".pb", ".tflite")
+_CONFIGS = ("model_index.json", "transformer/config.json", "vae/config.json")  # by which a model is known
 _VARIANT = re.compile(r"\.(fp16|fp32|bf16|ema|non_ema|int8|fp8)[.-]")
 
 OnProgress = Callable[[int, int], None]
@@ -54,6 +55,32 @@ def cached_folder(source: str) -> Path | None:
 
     found = try_to_load_from_cache(source, "model_index.json")
     return Path(found).parent if isinstance(found, str) else None
+
+
+def config_folder(source: str, *, online: bool = True) -> Path:
+    """The folder with a hub model's configurations, which take a few kilobytes and are fetched where they are not here.
+
+    Args:
+        online: whether the hub may be asked.
+
+    Raises:
+        ModelError: there is no such model, or the hub cannot be reached, is not to be asked or wants a login.
+    """
+    import huggingface_hub
+
+    here = cached_folder(source)
+    if here is not None and all((here / name).is_file() for name in _CONFIGS):
+        return here
+    if not online:
+        raise ModelError(f"there is no model {source} here")
+    check_online(source)
+    try:
+        return Path(huggingface_hub.snapshot_download(source, allow_patterns=["model_index.json", "*/config.json"],
+                                                      tqdm_class=_bar_of_small(lambda _: None)))  # fmt: skip
+    except Exception as error:
+        raise explain_hub(source, error) or ModelError(
+            f"there is no folder {source} here, and the Hugging Face hub cannot be reached: {first_line(error)}"
+        ) from error
 
 
 def find_local(source: str, without: tuple[str, ...] = ()) -> Path | None:

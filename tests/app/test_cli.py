@@ -277,7 +277,7 @@ def test_the_path_is_on_stdout_also_when_progress_is_live(in_empty_folder: Path)
         if not part:
             break
         shown += part
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=1800)
     assert process.returncode == 0
     assert out == "outputs/a-red-circle-1.mp4\n"
     assert b"denoising" in shown
@@ -290,7 +290,7 @@ def test_ctrl_c_stops_cleanly(in_empty_folder: Path) -> None:
     time.sleep(12)
     assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=1800)
     assert process.returncode == 130
     assert out == ""
     assert "stopped" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -13,14 +14,18 @@ import numpy as np
 import pytest
 from test_cli import run
 
-from radial import RequestError
+from radial import OutputError, RequestError
+from radial.errors import DeviceLost
 from radial.generation.pipeline import generate
 from radial.request import make_request
 from radial.video.clip import read_frames
-from radial_app.cli.terminal.batch import Follower
-from radial_app.jobs.job import Job, Output
+from radial_app.cli.terminal.batch import BatchView
+from radial_app.jobs.job import Job, Output, load_key
 from radial_app.jobs.store import JobStore
-from radial_app.worker.ray_backend import pack_inputs, render_on_cluster, unpack_inputs
+from radial_app.worker import attempt, ray_backend
+from radial_app.worker.inputs import pack_inputs, unpack_inputs
+from radial_app.worker.ray_backend import render_on_cluster
+from radial_app.worker.rendering import RemoteError
 
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 9, "seed": 3}
 
@@ -48,7 +53,7 @@ def test_a_killed_actor_loses_nothing(
 
         def kill_the_first() -> None:
             with JobStore(data_folder) as ours:
-                deadline = time.monotonic() + 120
+                deadline = time.monotonic() + 1800
                 while not any(job.step > 5 and ours.snapshot_path(job.id).exists() for job in ours.find(["running"])):
                     if time.monotonic() > deadline:
                         return
@@ -59,7 +64,7 @@ def test_a_killed_actor_loses_nothing(
         killer.start()
         ids = [job.id for job in jobs]
         render_on_cluster(
-            store, "local", "b", lambda: Follower(store, ids), snapshot_seconds=0.0, on_renderer=renderers.append
+            store, "local", "b", lambda: BatchView(store, ids), snapshot_seconds=0.0, on_actor=renderers.append
         )
         killer.join()
         assert len(renderers) == 2
@@ -82,7 +87,7 @@ def test_cancelling_and_failing_on_a_cluster(cluster: None, wan_folder: Path, tm
         output = Output(folder=str(tmp_path / "out"), name="{slug}")
         kept, failing = store.add([Job(id="", request=r, output=output, batch="b") for r in (long, wrong)])
 
-        class Cancelling(Follower):
+        class Cancelling(BatchView):
             def look(self) -> bool:
                 if store.get(kept.id).step > 3:
                     store.cancel([kept.id], keep=True)
@@ -93,6 +98,89 @@ def test_cancelling_and_failing_on_a_cluster(cluster: None, wan_folder: Path, tm
         assert "model_index.json" in store.get(failing.id).error
         assert "what there was is kept" in store.get(kept.id).error
     assert os.listdir(tmp_path / "out") == ["long.mp4"]
+
+
+def test_an_actor_whose_gpu_is_lost_is_replaced(
+    cluster: None, wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(ray_backend.Actor):
+        """Its first GPU stops answering, in whichever process it is."""
+
+        def _render(self, *args: Any) -> Any:
+            try:
+                (tmp_path / "broken").rmdir()
+            except OSError:
+                return super()._render(*args)
+            return ray_backend.Failure("DeviceLost", "cuda:0 has stopped answering")
+
+    monkeypatch.setattr(ray_backend, "Actor", Broken)
+    (tmp_path / "broken").mkdir()
+    request = make_request(prompt="a", model=str(wan_folder), num_inference_steps=2, **SMALL).resolve()
+    with JobStore() as store:
+        output = Output(folder=str(tmp_path / "out"), name="{slug}")
+        first, second = store.add([Job(id="", request=request, output=output, batch="b") for _ in range(2)])
+        actors: list[Any] = []
+        render_on_cluster(store, "local", "b", lambda: BatchView(store, [first.id, second.id]), on_actor=actors.append)
+        assert [store.get(job.id).state for job in (first, second)] == ["done", "done"]
+        log = [text for job in (first, second) for *_, text in store.events(job.id)]
+        assert any("cuda:0 has stopped answering" in text for text in log)
+    assert len(actors) == 2  # another for the lost one
+
+
+def test_an_error_of_an_actor_comes_back_as_it_was() -> None:
+    for error in (RequestError("a"), OutputError(errno.EBUSY, "b"), DeviceLost("c")):
+        with pytest.raises(type(error), match=str(error).replace("[", r"\[").replace("]", r"\]")) as found:
+            ray_backend.Failure(type(error).__name__, str(error), getattr(error, "errno", None)).rethrow()
+        assert getattr(found.value, "errno", None) == getattr(error, "errno", None)
+    with pytest.raises(RemoteError, match="TypeError: a bug") as found:
+        ray_backend.Failure("", "TypeError: a bug", trace="Traceback").rethrow()
+    assert found.value.traceback == "Traceback"
+
+
+def test_an_adapter_that_changed_is_loaded_anew(tmp_path: Path) -> None:
+    """The key of a model in memory is of its adapters as an actor writes them: by their content."""
+    keys = []
+    for content in (b"one", b"another"):
+        (tmp_path / "a.safetensors").write_bytes(content)
+        request = make_request(prompt="a", loras=[{"path": str(tmp_path / "a.safetensors")}])
+        keys.append(load_key(unpack_inputs(request, pack_inputs(request))))
+    assert keys[0] != keys[1]
+
+
+def test_a_database_that_is_locked_meanwhile_costs_no_second_rendering(
+    cluster: None, wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = make_request(prompt="a", model=str(wan_folder), num_inference_steps=4, **SMALL).resolve()
+    plain, locked = JobStore.record_receipt, [1]
+
+    def record_receipt(self: JobStore, *args: Any) -> None:
+        if locked:
+            locked.pop()
+            raise OutputError(errno.EBUSY, "the jobs are locked by another program")
+        plain(self, *args)
+
+    monkeypatch.setattr(JobStore, "record_receipt", record_receipt)
+    monkeypatch.setattr(JobStore, "progress", _locked_at_first(JobStore.progress))
+    with JobStore() as store:
+        output = Output(folder=str(tmp_path / "out"), name="{slug}")
+        (job,) = store.add([Job(id="", request=request, output=output, batch="b")])
+        monkeypatch.setattr(attempt, "DISK_SECONDS", 0.1)
+        render_on_cluster(store, "local", "b", lambda: BatchView(store, [job.id]), snapshot_seconds=0.0)
+        assert store.get(job.id).state == "done"
+        assert any("goes on from step 4 of 4" in text for *_, text in store.events(job.id))
+    assert os.listdir(tmp_path / "out") == ["a.mp4"]
+
+
+def _locked_at_first(plain: Any) -> Any:
+    calls = []
+
+    def call(*args: Any) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise OutputError(errno.EBUSY, "the jobs are locked by another program")
+        plain(*args)
+
+    return call
 
 
 def test_files_of_a_request_travel(tmp_path: Path) -> None:

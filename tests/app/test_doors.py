@@ -144,10 +144,10 @@ def test_of_gradio_only_the_page_is_open(paths: ServerPaths, accounts: bool) -> 
         with Accounts(paths.data) as made:
             made.add("ada", PASSWORD)
         headers = key_of(paths, "ada")
-    paths = set(hostile.gradio_paths())
+    routes = set(hostile.gradio_paths())
     allowed = {"/", "/login", "/login/", "/theme.css", "/favicon.ico", "/gradio_api/app_id", "/openapi.json"}
     with TestClient(make_app(paths, open_page=open_studio), base_url="http://127.0.0.1", headers=headers) as client:
-        for path in sorted(paths - allowed):
+        for path in sorted(routes - allowed):
             if path.startswith(("/static/", "/assets/")):
                 continue
             filled = path.replace("{path_or_url:path}", "/etc/passwd").replace("{path:path}", "/etc/passwd")
@@ -410,7 +410,7 @@ def test_only_admins_have_models_downloaded(paths: ServerPaths) -> None:
         for method, path in (("PATCH", f"/v1/videos/{mine}"), ("POST", f"/v1/videos/{mine}/duplicate")):
             body = {"request": {"model": model}} if method == "PATCH" else {"model": model}
             assert client.request(method, path, json=body, headers=bob).status_code == 422
-    assert client.post("/v1/videos", json={"prompt": "x", "model": "org/name"}, headers=ada).status_code == 200
+    assert client.post("/v1/videos", json={"prompt": "x", "model": "wan2.1-1.3b"}, headers=ada).status_code == 200
 
 
 # Values
@@ -468,7 +468,7 @@ def test_the_process_that_looks_has_little_memory(tmp_path: Path, side: int) -> 
     """A picture beyond its limit is refused in words, one within it is told of."""
     (tmp_path / "a.png").write_bytes(hostile.png(side, side, 2, 8))
     code = (
-        "import sys; from radial_app.web import media_probe; media_probe._MEMORY['image'] = 64 << 20; "
+        "import sys; from radial_app.server.limits import media_probe; media_probe._MEMORY['image'] = 64 << 20; "
         f"sys.argv = ['', 'image', {str(tmp_path / 'a.png')!r}]; media_probe.main()"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

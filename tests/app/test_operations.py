@@ -75,7 +75,7 @@ def test_a_server_renders_and_tells(
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         with JobStore() as store:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 1800
             while store.get(job).state != "done":
                 assert server.poll() is None, server.communicate()
                 assert time.monotonic() < deadline
@@ -99,7 +99,7 @@ def test_a_server_renders_and_tells(
         assert len(json.loads(get(port, "/healthz")[1])["workers"]) == 1  # nobody touched it
     finally:
         server.send_signal(signal.SIGTERM)
-        _, err = server.communicate(timeout=60)
+        _, err = server.communicate(timeout=1800)
     assert "Traceback" not in err
     with JobStore() as store:
         assert store.locks.living() == []

@@ -33,7 +33,7 @@ def start(*arguments: str, processes: int = 2) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=1800)
     return process.returncode, out, err
 
 

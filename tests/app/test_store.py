@@ -17,8 +17,8 @@ from radial import OutputError, RequestError
 from radial.request import make_request
 from radial_app.jobs import store as store_module
 from radial_app.jobs.job import Job, Output, ResultFile, make_output, slug
-from radial_app.jobs.schema import _SCHEMA, new_id
-from radial_app.jobs.store import MAX_ATTEMPTS, JobStore
+from radial_app.jobs.schema import _SCHEMA
+from radial_app.jobs.store import MAX_ATTEMPTS, JobStore, new_id
 
 
 @pytest.fixture
@@ -44,6 +44,24 @@ def test_a_job_comes_back_as_it_was(store: JobStore, data_folder: Path) -> None:
         assert other.get(added.id[:-2]) == added
     with pytest.raises(RequestError, match="no job 'zzz'"):
         store.get("zzz")
+
+
+def test_a_job_that_goes_back_too_often_fails(store: JobStore) -> None:
+    (job,) = store.add(jobs(1))
+    for _ in range(MAX_ATTEMPTS + 3):  # what was no failure of its own does not count
+        assert store.claim("w") is not None
+        assert store.end(job.id, "queued", "told to stop", failed_attempt=False) == "queued"
+    ends = []
+    for _ in range(MAX_ATTEMPTS):
+        assert store.claim("w") is not None
+        ends.append(store.end(job.id, "queued", "lost"))
+    assert ends == ["queued"] * (MAX_ATTEMPTS - 1) + ["failed"]
+    assert store.get(job.id).error == f"lost, {MAX_ATTEMPTS} times in a row"
+    store.retry([job.id])
+    assert store.claim("w") is not None
+    store.got_further(job.id)
+    store.cancel([job.id], keep=False)
+    assert store.end(job.id, "queued", "lost") == "cancelled"  # its user's wish goes first
 
 
 def test_order_priority_and_moves(store: JobStore) -> None:
@@ -163,7 +181,7 @@ def test_jobs_of_dead_workers_go_back(store: JobStore, data_folder: Path) -> Non
     for attempt in range(1, MAX_ATTEMPTS + 1):
         process = context.Process(target=hold, args=(data_folder, f"w{attempt}", claimed))
         process.start()
-        assert claimed.get(timeout=60) == job.id
+        assert claimed.get(timeout=1800) == job.id
         assert store.recover() == []
         assert store.locks.living() == [f"w{attempt}"]
         store.progress(job.id, "denoise", 3, 20, 0, None)
@@ -203,7 +221,7 @@ def test_no_job_is_taken_twice(store: JobStore, data_folder: Path) -> None:
     processes = [context.Process(target=take, args=(data_folder, number, taken)) for number in range(3)]
     for process in processes:
         process.start()
-    everything = [id_ for _ in processes for id_ in taken.get(timeout=60)]
+    everything = [id_ for _ in processes for id_ in taken.get(timeout=1800)]
     assert sorted(everything) == sorted(job.id for job in added)
 
 
@@ -285,7 +303,7 @@ def test_names_from_templates() -> None:
 
 
 def test_ids_sort_by_time() -> None:
-    code = "from radial_app.jobs.schema import new_id; print(new_id())"
+    code = "from radial_app.jobs.store import new_id; print(new_id())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert new_id()[:8] >= done.stdout.strip()[:8]
 

@@ -48,25 +48,24 @@ class Studio:
         command = [sys.executable, "-m", "radial_app", "studio", "--no-browser", "--port", str(self.port), "--device",
                    "cpu", "--snapshot-seconds", "0.5", "--data-dir", str(self.folder / "data")]  # fmt: skip
         self.process = subprocess.Popen(command, cwd=self.folder, stderr=subprocess.PIPE, text=True)
-        for _ in range(600):
+        while True:
             try:
-                urllib.request.urlopen(f"{self.url}/healthz", timeout=5).read()
+                urllib.request.urlopen(f"{self.url}/healthz", timeout=1800).read()
                 return
             except OSError:
                 assert self.process.poll() is None, self.process.communicate()
                 time.sleep(0.1)
-        raise AssertionError("the studio did not start")
 
     def stop(self, how: int = signal.SIGTERM) -> str:
         assert self.process is not None
         self.process.send_signal(how)
-        _, err = self.process.communicate(timeout=60)
+        _, err = self.process.communicate(timeout=1800)
         return err
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}{path}", data, {"content-type": "application/json"}, method=method)
-        return json.load(urllib.request.urlopen(request, timeout=30))
+        return json.load(urllib.request.urlopen(request, timeout=1800))
 
     def wait_for(self, id_: str, *states: str) -> Any:
         for _ in range(1200):
@@ -103,7 +102,6 @@ def page(chromium: Any, studio: Studio) -> Iterator[Any]:
     """A page that is ready, whose errors and requests to elsewhere fail the test."""
     context = chromium.new_context(viewport={"width": 1360, "height": 900}, accept_downloads=True)
     opened = watch(context.new_page(), studio)
-    opened.set_default_timeout(30_000)
     opened.goto(studio.url)
     opened.wait_for_selector("#estimate-line b")
     yield opened
@@ -114,6 +112,7 @@ def page(chromium: Any, studio: Studio) -> Iterator[Any]:
 
 def watch(page: Any, studio: Studio) -> Any:
     page.problems = []
+    page.set_default_timeout(1_800_000)  # a busy machine is slow, not wrong
     page.on("pageerror", lambda error: page.problems.append(f"error {error}"))
     page.on("dialog", lambda dialog: (page.problems.append(f"dialog {dialog.message}"), dialog.dismiss()))
 
@@ -362,7 +361,7 @@ def test_a_model_is_tuned_in_the_browser(page: Any, studio: Studio, tmp_path: Pa
     page.fill("#tune-frames", "9")
     page.fill("#tune-name", "squares")
     page.click("#tune-prepare")
-    page.wait_for_selector(".tune-run .state.prepared", timeout=60_000)
+    page.wait_for_selector(".tune-run .state.prepared")
     page.wait_for_function("[...document.querySelectorAll('.pictures img')].every((one) => one.naturalWidth > 100)")
     assert "8 clips of 4 files" in text_of(page, ".tune-run")
     for name, value in {"steps": "5000", "rank": "4", "held_out": "2", "sample_every": "1"}.items():
@@ -376,18 +375,18 @@ def test_a_model_is_tuned_in_the_browser(page: Any, studio: Studio, tmp_path: Pa
     page.reload()  # whoever looks again finds the run
     page.wait_for_selector("#estimate-line b")
     open_tab(page, "Tune")
-    page.wait_for_selector(".plot polyline.held-out[points]", timeout=60_000)
+    page.wait_for_selector(".plot polyline.held-out[points]")
     # More clips than a browser has connections: what is shown no more lets go of its own.
-    page.wait_for_selector('.samples th:has-text("step 9")', timeout=60_000)
+    page.wait_for_selector('.samples th:has-text("step 9")')
     page.wait_for_function("[...document.querySelectorAll('.samples video')].slice(-1)[0].videoWidth === 64")
     assert "square <b>1</b>" in text_of(page, ".samples")  # as text
     page.screenshot(path=studio.folder / "tune.png", full_page=True)
     page.click('.tune-run button:has-text("Stop")')
-    page.wait_for_selector(".tune-run .state.stopped", timeout=60_000)
+    page.wait_for_selector(".tune-run .state.stopped")
     reached = studio.call("GET", "/v1/tuning/squares")["step"]
     page.fill(".tune-run [name=steps]", str(reached + 1))
     page.click('.tune-run button:has-text("Go on")')
-    page.wait_for_selector(".tune-run .state.done", timeout=60_000)
+    page.wait_for_selector(".tune-run .state.done")
     page.click('.tune-run button:has-text("Use in Create")')
     page.wait_for_selector('#loras li:has-text("squares.safetensors")')
     page.wait_for_function("document.querySelector('#estimate-line').innerText.includes('9 frames · 64x64')")
@@ -412,17 +411,17 @@ def test_a_model_comes_from_the_hub(chromium: Any, tmp_path: Path, wan_folder: P
         open_tab(page, "Models")
         page.fill("#hub-id", name)
         page.click('#models .head button:has-text("Download")')
-        page.wait_for_selector(f'[data-model="{name}"] .eta:has-text("of 1")', timeout=60_000)
+        page.wait_for_selector(f'[data-model="{name}"] .eta:has-text("of 1")')
         page.click(f'[data-model="{name}"] button:has-text("Stop")')
-        page.wait_for_selector(f'[data-model="{name}"] :text("was stopped")', timeout=60_000)
+        page.wait_for_selector(f'[data-model="{name}"] :text("was stopped")')
         hub.pause = 0.0
         page.click(f'[data-model="{name}"] button:has-text("Go on")')
-        page.wait_for_selector(f'[data-model="{name}"]', state="detached", timeout=60_000)
+        page.wait_for_selector(f'[data-model="{name}"]', state="detached")
         (done,) = running.call("GET", "/v1/downloads")
         assert (done["state"], done["done"] > 1e6) == ("done", True)
         page.fill("#hub-id", "someone/else")
         page.click('#models .head button:has-text("Download")')
-        page.wait_for_selector('[data-model="someone/else"] .radial-problem:has-text("no such model")', timeout=60_000)
+        page.wait_for_selector('[data-model="someone/else"] .radial-problem:has-text("no such model")')
         page.context.close()
         assert page.problems == []
         assert "Traceback" not in running.stop()
@@ -441,7 +440,7 @@ def test_nothing_secret_is_served(studio: Studio) -> None:
 
 
 def test_settings_of_gradio_stay_at_home(studio: Studio) -> None:
-    page = urllib.request.urlopen(studio.url, timeout=30).read().decode()
+    page = urllib.request.urlopen(studio.url, timeout=1800).read().decode()
     assert '"analytics_enabled":false' in page
     assert os.environ.get("GRADIO_ANALYTICS_ENABLED") is None  # only of the server's own process
 

@@ -17,6 +17,7 @@ from radial import ModelError, RequestError
 from radial.generation.pipeline import generate
 from radial.loading.lora import load_loras
 from radial.models.lora_settings import AdapterSettings, read_adapter_settings
+from radial.models.table import MODELS
 from radial.request import Lora, make_request, parse_lora
 from radial_finetune.merge import merge
 from radial_finetune.objective import HunyuanVideoObjective, MochiObjective, WanObjective
@@ -117,12 +118,12 @@ def test_settings_for_longer_clips_are_taken_over(tmp_path: Path) -> None:
     assert (taken.num_frames, taken.decay, taken.dense_layers, taken.riflex) == (129, 0.5, 2, True)
     assert (taken.dense_steps, taken.flow_shift, taken.attention) == (4, 6.0, "radial")
     assert make_request(prompt="a", loras=lora, num_inference_steps=5).resolve().dense_steps == 1  # the same share
-    pattern, schedule, _ = taken.radial_settings(radial.models.MODELS["tiny"])
+    pattern, schedule, _ = taken.radial_settings(MODELS["tiny"])
     assert (pattern.sink_frames, schedule.dense_steps) == (0, 4)
     assert make_request(prompt="a", loras=lora, riflex=False).resolve().riflex is False
     own = make_request(prompt="a", loras=lora, num_frames=33, decay=0.7, dense_layers=0, flow_shift=2.0).resolve()
     assert (own.num_frames, own.decay, own.dense_layers, own.flow_shift) == (33, 0.7, 0, 2.0)
-    notes = make_request(prompt="a", loras=lora, num_frames=257).resolve().warnings(radial.models.MODELS["tiny"])
+    notes = make_request(prompt="a", loras=lora, num_frames=257).resolve().warnings(MODELS["tiny"])
     assert "flow shift 6" in notes[0]
     assert "257 frames are beyond the 129 that the adapter was tuned for" in notes[1]
     assert read_adapter_settings(tmp_path / "none.safetensors") is None
@@ -130,7 +131,7 @@ def test_settings_for_longer_clips_are_taken_over(tmp_path: Path) -> None:
 
 
 def test_a_longer_clip_takes_the_models_own_adapter() -> None:
-    spec = radial.models.MODELS["tiny"]
+    spec = MODELS["tiny"]
     asked = make_request(prompt="a red circle rises", num_frames=129)
     taken = asked.resolve()
     assert [lora.path for lora in taken.loras] == ["bundled:tiny-long"]

@@ -11,8 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from radial.video.clip import read_receipt
 from radial_finetune.training.checkpoints import list_checkpoints
 from radial_finetune.world.__main__ import write_clips
@@ -21,12 +19,11 @@ from radial_finetune.world.__main__ import write_clips
 def radial(*arguments: str, folder: Path, code: int = 0) -> str:
     """Run the command line: what it printed."""
     command = [sys.executable, "-m", "radial_app", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1800)
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
 
 
-@pytest.mark.timeout(600)
 def test_from_clips_to_a_longer_video(tmp_path: Path, wan_folder: Path) -> None:
     write_clips(tmp_path / "clips", 8, [13, 25], 48, 48, 16, 0.5, seed=3)
     (tmp_path / "clips" / "torn.mp4").write_bytes((tmp_path / "clips" / "00000.mp4").read_bytes()[:700])
@@ -62,7 +59,7 @@ def test_from_clips_to_a_longer_video(tmp_path: Path, wan_folder: Path) -> None:
         [sys.executable, "-m", "radial_app", "finetune", "run", "run.toml"], cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 1800
     while not list_checkpoints(tmp_path / "run"):
         assert run.poll() is None, run.communicate()
         assert time.monotonic() < deadline

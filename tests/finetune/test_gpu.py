@@ -92,6 +92,6 @@ def test_a_process_of_a_group_over_nccl(config: dict[str, Any], tmp_path: Path) 
     file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
     launch = ["torch.distributed.run", "--nproc-per-node", "1", "--standalone"]
     command = [sys.executable, "-m", *launch, "-m", "radial_app", "finetune", "run", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (Path(config["output"]) / "adapter.safetensors").exists()

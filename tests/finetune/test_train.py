@@ -349,7 +349,7 @@ def write_settings(file: Path, settings: dict[str, Any]) -> Path:
 
 
 def wait_for(process: subprocess.Popen[str], output: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 1800
     while not (found := checkpoints.list_checkpoints(output)) or int(found[-1].name[5:]) < step:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -367,7 +367,7 @@ def test_a_run_that_is_killed_or_interrupted_goes_on(config: dict[str, Any], tmp
     stopped = start(file, "--resume")
     wait_for(stopped, output, reached + 4)
     stopped.send_signal(signal.SIGINT)
-    _, err = stopped.communicate(timeout=60)
+    _, err = stopped.communicate(timeout=1800)
     assert stopped.returncode == 130, err
     log = [json.loads(line)["step"] for line in (output / "log.jsonl").read_text().splitlines()]
     assert int(checkpoints.list_checkpoints(output)[-1].name[5:]) == log[-1]  # Ctrl+C lost no step
@@ -395,7 +395,7 @@ def test_two_processes_train_as_one(config: dict[str, Any], tmp_path: Path, how:
     for steps, more in runs:
         file = write_settings(tmp_path / f"{steps}.toml", together | {"steps": steps, "lr_scheduler": "constant"})
         command = [sys.executable, "-m", *launch, "-m", "radial_app", "finetune", "run"]
-        done = subprocess.run([*command, str(file), *more], capture_output=True, text=True, timeout=300,
+        done = subprocess.run([*command, str(file), *more], capture_output=True, text=True, timeout=1800,
                               env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
     plain = alone | {"lr_scheduler": "constant", "output": str(tmp_path / "plain")}

@@ -69,6 +69,26 @@ def test_removed_after_an_error(wan: Any) -> None:
     assert torch.equal(run(wan), stock)
 
 
+class OwnProcessor:
+    """Attention by hand: there is no call to redirect."""
+
+    def __call__(self, attn: Any, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return hidden_states
+
+
+def test_what_is_refused_leaves_everything_as_it_was(wan22: Any) -> None:
+    stock = run(wan22, steps=4)
+    last = wan22.transformer_2.blocks[2].attn1  # all before it are replaced by then
+    own = last.processor
+    last.processor = OwnProcessor()
+    with pytest.raises(ModelError, match="cannot replace"):
+        radial.apply(wan22, pattern=SPARSE, block_size=16)
+    last.processor = own
+    assert torch.equal(run(wan22, steps=4), stock)
+    with radial.apply(wan22, pattern=SPARSE, block_size=16):  # nothing is installed
+        assert not torch.equal(run(wan22, steps=4), stock)
+
+
 def test_cross_attention_keeps_its_processor(wan: Any) -> None:
     with radial.apply(wan):
         assert all(type(block.attn2.processor) is WanAttnProcessor for block in wan.transformer.blocks)

@@ -15,7 +15,8 @@ from torch import Tensor
 import radial
 from radial import RadialPattern
 from radial.attention.families.find import find_family
-from radial.generation.pipeline import Event, generate
+from radial.generation.pipeline import generate
+from radial.generation.watch import Event
 from radial.models.find import find_model
 from radial.request import make_request
 

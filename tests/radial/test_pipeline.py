@@ -9,7 +9,8 @@ import pytest
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 from radial import ModelError, RequestError
-from radial.generation.pipeline import Event, generate
+from radial.generation.pipeline import generate
+from radial.generation.watch import Event
 from radial.loading.load import choose_device, fingerprint, load
 from radial.request import GenerationRequest, make_request
 

@@ -76,7 +76,8 @@ def test_any_input_gives_a_request_or_our_error(fields: dict[str, Any]) -> None:
 def test_models_are_found_by_name_hub_id_and_folder(wan_folder: Path) -> None:
     assert find_model("tiny") is MODELS["tiny"]
     assert find_model("Wan-AI/Wan2.1-T2V-14B-Diffusers") is MODELS["wan2.1-14b"]
-    assert find_model("someone/their-wan").source == "someone/their-wan"
+    with pytest.raises(ModelError, match="no folder someone/their-wan here, and the Hugging Face hub is not asked"):
+        find_model("someone/their-wan")
     assert find_model(str(wan_folder)).stride == (4, 16, 16)
 
 

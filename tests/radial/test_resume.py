@@ -16,9 +16,10 @@ from test_every_pipeline import DRIVEN
 from tiny_pipelines import CASES
 
 from radial import GenerationError, OutputError
-from radial.generation.pipeline import Event, describe_run, generate
+from radial.generation.pipeline import describe_run, generate
 from radial.generation.preview import preview_frame
 from radial.generation.resume import RESUMABLE, Snapshot, Step, read_snapshot
+from radial.generation.watch import Event
 from radial.loading.load import LoadedModel, load
 from radial.request import GenerationRequest, make_request
 from radial.video.clip import Video

@@ -13,7 +13,8 @@ from tiny_pipelines import CASES
 
 from radial import GenerationError, ModelError, RequestError
 from radial.attention.positions import riflex, slowed_index
-from radial.generation.pipeline import Event, generate
+from radial.generation.pipeline import generate
+from radial.generation.watch import Event
 from radial.loading.load import load
 from radial.models.find import find_model
 from radial.models.table import MODELS, PRESETS, find_preset

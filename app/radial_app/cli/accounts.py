@@ -11,7 +11,7 @@ from rich.table import Table
 
 from radial.errors import RequestError
 from radial_app.cli.terminal.options import DataDir
-from radial_app.jobs.schema import data_folder
+from radial_app.jobs.folder import data_folder
 from radial_app.jobs.store import JobStore
 from radial_app.server.accounts import Accounts
 

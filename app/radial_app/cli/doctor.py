@@ -20,7 +20,7 @@ from rich.table import Table
 
 from radial.files import existing_folder
 from radial_app.cli.terminal.options import DataDir
-from radial_app.jobs.schema import data_folder
+from radial_app.jobs.folder import data_folder
 
 _EXTRAS = {
     "server": "fastapi", "studio": "gradio", "train": "datasets", "eight-bit": "torchao", "cluster": "ray",

@@ -180,8 +180,8 @@ def work(
 ) -> None:
     """Render the jobs that wait, one after the other. Start one for each device."""
     from radial.loading.load import choose_device
-    from radial_app.worker.attempt import Pace
     from radial_app.worker.ranks import as_first_rank, take_orders
+    from radial_app.worker.rendering import Pace
     from radial_app.worker.worker import Worker, WorkerSettings, log_to
 
     if is_other_rank():

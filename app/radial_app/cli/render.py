@@ -21,8 +21,7 @@ from radial_app.cli.terminal.batch import BatchView, show_batch, stderr
 from radial_app.cli.terminal.options import Codec, Crf, DataDir, Device, Format, Metadata, PerDevice, SnapshotSeconds
 from radial_app.jobs.job import DEFAULT_NAME, Job, Output, make_output
 from radial_app.jobs.outputs import OUTPUT_FOLDER, free_name
-from radial_app.jobs.schema import new_id
-from radial_app.jobs.store import JobStore
+from radial_app.jobs.store import JobStore, new_id
 from radial_app.worker.pool import WorkerPool, own_devices
 
 if TYPE_CHECKING:

@@ -98,6 +98,13 @@ class ResultFile:
     partial: bool = False
 
 
+def load_key(request: GenerationRequest) -> str:
+    """What must be loaded for a request, in one word: requests of one word share a model."""
+    loras = [[lora.path, lora.weight] for lora in request.loras]
+    how = [request.device, request.dtype, request.starts_from_image, request.memory, request.precision]
+    return json.dumps([request.model, loras, *how])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One row of the store, as it was when read.
@@ -145,11 +152,7 @@ class Job:
     @property
     def group(self) -> str:
         """What must be loaded for it; jobs of one group after the other save loading."""
-        loras = [[lora.path, lora.weight] for lora in self.request.loras]
-        of_image = self.request.starts_from_image
-        request = self.request
-        how = [request.device, request.dtype, of_image, request.memory, request.precision]
-        return json.dumps([request.model, loras, *how])
+        return load_key(self.request)
 
     def name_values(self, request: GenerationRequest, video: int) -> dict[str, Any]:
         """What templates of names can tell of one of its videos."""

@@ -140,3 +140,16 @@ def digest_file(path: Path) -> str:
             while chunk := content.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def without_home_paths(video: Video) -> Video:
+    """A video whose receipt does not tell the name of whose home its inputs lie in."""
+    request = video.receipt["request"]
+    changes = {name: _from_home(request[name]) for name in ("model", "image", "last_image", "extend")}
+    loras = [lora | {"path": _from_home(lora["path"])} for lora in request["loras"]]
+    return replace(video, receipt=video.receipt | {"request": request | changes | {"loras": loras}})
+
+
+def _from_home(path: str | None) -> str | None:
+    home = str(Path.home())
+    return f"~{path[len(home) :]}" if path is not None and home != "/" and path.startswith(f"{home}/") else path

@@ -6,35 +6,74 @@ operating system takes back however it dies; that, not a clock, says whether a r
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import secrets
 import shutil
+import sqlite3
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, Self
 
-from radial.errors import OutputError
+from radial.errors import OutputError, RequestError
 from radial.request import GenerationRequest
-from radial_app.jobs.job import FINISHED, UNFINISHED, Control, Job, ResultFile, State
-from radial_app.jobs.queueing import Queueing
-from radial_app.jobs.schema import ALIKE, EventKind, dump_files, explained, files_of, to_job
+from radial_app.jobs.folder import close_to_others, data_folder, keep_private
+from radial_app.jobs.job import FINISHED, UNFINISHED, Control, Job, ResultFile, State, changed_request
+from radial_app.jobs.locks import WorkerLocks
+from radial_app.jobs.schema import ALIKE, dump_files, explained, files_of, open_database, to_job, to_row, transaction
 
 MAX_ATTEMPTS = 5  # of a job that gets no further
 LONGEST_WAIT = 60.0  # seconds that a job is deferred
 _LEAST_FREE = 16 << 20  # bytes of disk, without which not even rows can be kept
 _WANTED: dict[str, State] = {"pause": "paused", "cancel": "cancelled", "finish": "cancelled"}
+EventKind = Literal["state", "stage", "note", "error", "file"]
 
 
-class JobStore(Queueing):
+class JobStore:
     """Jobs in a data folder. Each thread and process opens its own.
+
+    Args:
+        patience: seconds to wait for a database that another program has locked.
 
     Raises:
         OutputError: the folder cannot be written, or the database is busy or broken.
     """
 
-    # Writing jobs
+    def __init__(self, folder: Path | None = None, *, patience: float = 30.0) -> None:
+        self.folder = data_folder(folder)
+        try:
+            keep_private(self.folder)
+            for name in ("workers", "snapshots", "previews", "logs"):
+                keep_private(self.folder / name)
+            self._database = open_database(self.folder / "jobs.db", patience)
+            for name in ("jobs.db", "jobs.db-wal", "jobs.db-shm"):
+                close_to_others(self.folder / name)
+        except (OSError, sqlite3.Error) as error:
+            if isinstance(error, OutputError):
+                raise
+            raise OutputError(
+                f"cannot keep jobs in {self.folder}: {error}; name another folder with --data-dir"
+            ) from error
+        self.locks = WorkerLocks(self.folder / "workers")
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _transaction(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        return transaction(self._database)
+
+    # What workers do
 
     def claim(
         self, worker: str, devices: tuple[str, ...] = (), only: str | None = None, batch: str | None = None
@@ -104,14 +143,20 @@ class JobStore(Queueing):
                 (job, index, json.dumps(receipt)),
             )
 
-    def end(self, job: str, state: State, error: str = "", *, wait: float = 0.0, failed_attempt: bool = True) -> None:
+    def end(self, job: str, state: State, error: str = "", *, wait: float = 0.0, failed_attempt: bool = True) -> State:
         """Leave a running job: finished, paused, or queued again, in ``wait`` seconds at the earliest; paused or
-        cancelled rather than queued, where its user asked for that."""
+        cancelled rather than queued, where its user asked for that, and failed where it failed too often.
+
+        Returns:
+            How it was left.
+        """
         now = time.time()
         with self._transaction() as database:
-            if state == "queued":
-                row = database.execute("SELECT control FROM jobs WHERE id = ?", (job,)).fetchone()
-                state = _WANTED.get(row["control"], "queued") if row else state
+            row = database.execute("SELECT control, attempts FROM jobs WHERE id = ?", (job,)).fetchone()
+            if state == "queued" and row:
+                state = _WANTED.get(row["control"], "queued")
+                if state == "queued" and failed_attempt and row["attempts"] >= MAX_ATTEMPTS:
+                    state, error = "failed", f"{error}, {row['attempts']} times in a row"
             database.execute(
                 "UPDATE jobs SET state = ?, control = '', worker = '', error = ?, eta = NULL, deferred_until = ?, "
                 "finished = ?, attempts = MAX(0, attempts - ?) WHERE id = ? AND state = 'running'",
@@ -119,6 +164,7 @@ class JobStore(Queueing):
                  0 if failed_attempt else 1, job),
             )  # fmt: skip
             self._tell(job, "error" if state == "failed" else "state", f"{state}: {error}" if error else state)
+        return state
 
     def recover(self, max_attempts: int = MAX_ATTEMPTS, reasons: Mapping[str, str] = MappingProxyType({})) -> list[Job]:
         """Put jobs whose worker is dead back into the queue, or leave them as their users asked; fail those that killed
@@ -155,7 +201,253 @@ class JobStore(Queueing):
                 self.forget_run(job.id)
         return recovered
 
+    # What users do
+
+    def add(self, jobs: Iterable[Job]) -> list[Job]:
+        """Put jobs at the end of the queue, all or none."""
+        added = []
+        with self._transaction() as database:
+            last = database.execute("SELECT COALESCE(MAX(position), 0) FROM jobs").fetchone()[0]
+            for place, job in enumerate(jobs, 1):
+                job = replace(job, id=job.id or new_id(), position=last + place, created=time.time())
+                row = to_row(job)
+                names = ", ".join(row)
+                database.execute(f"INSERT INTO jobs ({names}) VALUES ({', '.join(':' + name for name in row)})", row)
+                added.append(job)
+        return added
+
+    def pause(self, ids: Iterable[str]) -> list[str]:
+        """Hold jobs; running ones stop after the step they are at and keep what they have."""
+        return self._control(ids, "pause", ("queued",), "paused")
+
+    def resume(self, ids: Iterable[str]) -> list[str]:
+        """Put paused jobs back into the queue, at their old place; those about to pause go on."""
+        ids = list(ids)
+        with self._transaction() as database:
+            database.executemany(
+                "UPDATE jobs SET control = '' WHERE id = ? AND state = 'running' AND control = 'pause'",
+                [(id_,) for id_ in ids],
+            )
+        return self._move_state(ids, ("paused",), "queued")
+
+    def cancel(self, ids: Iterable[str], *, keep: bool) -> list[str]:
+        """Give jobs up; with ``keep``, running ones decode what they have."""
+        return self._control(ids, "finish" if keep else "cancel", ("queued", "paused"), "cancelled")
+
+    def retry(self, ids: Iterable[str]) -> list[str]:
+        """Try failed or cancelled jobs again, from their last snapshot where there is one."""
+        return self._move_state(ids, ("failed", "cancelled"), "queued")
+
+    def duplicate(self, ids: Iterable[str], **changes: Any) -> list[Job]:
+        """The same jobs again, at the end of the queue, with other values of the request."""
+        copies = []
+        for job in map(self.get, ids):
+            _check_readable(job)
+            request = changed_request(job.request, changes)
+            copies.append(Job(id="", request=request, output=job.output, index=job.index, batch=job.batch,
+                              source=job.source, priority=job.priority, owner=job.owner))  # fmt: skip
+        return self.add(copies)
+
+    def edit(self, id_: str, **changes: Any) -> Job:
+        """Other values of the request of a job that waits.
+
+        Raises:
+            RequestError: a value breaks a rule, or the job has begun.
+        """
+        job = self.get(id_)
+        _check_readable(job)
+        request = changed_request(job.request, changes)
+        with self._transaction() as database:
+            done = database.execute(
+                "UPDATE jobs SET request = ?, digest = '', attempts = 0, files = '[]' "
+                "WHERE id = ? AND state IN ('queued', 'paused')",
+                (request.model_dump_json(), id_),
+            )
+            if not done.rowcount:
+                state = self.get(id_).state
+                raise RequestError(f"job {id_} is {state}: only jobs that wait can be edited; duplicate it")
+            self._tell(id_, "state", f"edited: {', '.join(changes)}")
+        return self.get(id_)
+
+    def step(self, id_: str, by: int, owner: str | None = None) -> None:
+        """Move a waiting job so many places forward (-1) or back (1), among all jobs or among its owner's."""
+        waiting = [row["id"] for row in self._waiting(owner)]
+        if id_ in waiting:
+            self.move(id_, waiting.index(id_) + 1 + by, owner)
+
+    def move(self, id_: str, place: int, owner: str | None = None) -> None:
+        """Move a waiting job to a place, from 1: of the whole queue, where its priority becomes that of its neighbours,
+        or among its owner's jobs, which exchange their places and take none of anybody else's."""
+        if owner is not None:
+            self._move_among_own(id_, place, owner)
+            return
+        with self._transaction() as database:
+            rows = [row for row in self._waiting() if row["id"] != id_]
+            index = min(max(place - 1, 0), len(rows))
+            before, after = rows[index - 1] if index else None, rows[index] if index < len(rows) else None
+            if before is not None and after is not None and before["priority"] == after["priority"]:
+                priority, position = after["priority"], (before["position"] + after["position"]) / 2
+                if not before["position"] < position < after["position"]:  # no number is left between them
+                    database.execute(
+                        "UPDATE jobs SET position = position + 1 WHERE position >= ?", (after["position"],)
+                    )
+                    position = after["position"]
+            elif after is not None:
+                priority, position = after["priority"], after["position"] - 1
+            elif before is not None:
+                priority, position = before["priority"], before["position"] + 1
+            else:
+                return
+            database.execute("UPDATE jobs SET priority = ?, position = ? WHERE id = ?", (priority, position, id_))
+
+    def _waiting(self, owner: str | None = None) -> list[sqlite3.Row]:
+        """Jobs that wait, all of them or one owner's, in the order of the queue."""
+        with explained():
+            return list(self._database.execute(
+                "SELECT id, priority, position FROM jobs WHERE state = 'queued' AND owner = COALESCE(?, owner) "
+                "ORDER BY priority DESC, position", (owner,),
+            ))  # fmt: skip
+
+    def _move_among_own(self, id_: str, place: int, owner: str) -> None:
+        with self._transaction() as database:
+            rows = self._waiting(owner)
+            order = [row["id"] for row in rows if row["id"] != id_]
+            if len(order) == len(rows):
+                return
+            order.insert(min(max(place - 1, 0), len(order)), id_)
+            for own, slot in zip(order, rows, strict=True):
+                database.execute(
+                    "UPDATE jobs SET priority = ?, position = ? WHERE id = ?", (slot["priority"], slot["position"], own)
+                )
+
+    def disown(self, owner: str) -> None:
+        """Leave an account's jobs to the admins, so that nobody of the same name has them later."""
+        with self._transaction() as database:
+            database.execute("UPDATE jobs SET owner = '' WHERE owner = ?", (owner,))
+
+    def prioritise(self, ids: Iterable[str], priority: int) -> None:
+        """Jobs of higher priority go first."""
+        with self._transaction() as database:
+            for id_ in ids:
+                database.execute("UPDATE jobs SET priority = ? WHERE id = ?", (priority, id_))
+
+    def favour(self, id_: str, favourite: bool) -> None:
+        """Mark a job as one of the best, or no longer."""
+        with self._transaction() as database:
+            database.execute("UPDATE jobs SET favourite = ? WHERE id = ?", (int(favourite), id_))
+
+    def remove(self, ids: Iterable[str]) -> list[str]:
+        """Forget jobs that do not run, and their snapshots; their videos stay."""
+        removed = []
+        with self._transaction() as database:
+            for id_ in ids:
+                done = database.execute("DELETE FROM jobs WHERE id = ? AND state != 'running'", (id_,))
+                removed += [id_] if done.rowcount else []
+        for id_ in removed:
+            self.forget_run(id_)
+        return removed
+
+    def _control(self, ids: Iterable[str], control: Control, waiting: tuple[State, ...], state: State) -> list[str]:
+        """Ask running jobs, and settle those that wait at once."""
+        asked = []
+        with self._transaction() as database:
+            for id_ in ids:
+                done = database.execute(
+                    "UPDATE jobs SET control = ? WHERE id = ? AND state = 'running'", (control, id_)
+                ).rowcount
+                if not done:
+                    marks = ", ".join("?" for _ in waiting)
+                    finished = time.time() if state in FINISHED else None
+                    done = database.execute(
+                        f"UPDATE jobs SET state = ?, finished = ? WHERE id = ? AND state IN ({marks})",
+                        (state, finished, id_, *waiting),
+                    ).rowcount
+                    if done:
+                        self._tell(id_, "state", state)
+                asked += [id_] if done else []
+        if state == "cancelled":
+            states = self.states(asked)
+            for id_ in asked:
+                if states.get(id_) == "cancelled":
+                    self.forget_run(id_)
+        return asked
+
+    def _move_state(self, ids: Iterable[str], before: tuple[State, ...], state: State) -> list[str]:
+        moved: list[str] = []
+        with self._transaction() as database:
+            for id_ in ids:
+                marks = ", ".join("?" for _ in before)
+                done = database.execute(
+                    "UPDATE jobs SET state = ?, control = '', attempts = 0, error = '', finished = NULL, "
+                    f"deferred_until = 0 WHERE id = ? AND state IN ({marks})",
+                    (state, id_, *before),
+                ).rowcount
+                if done:
+                    self._tell(id_, "state", state)
+                    moved.append(id_)
+        return moved
+
     # Reading
+
+    def get(self, id_: str) -> Job:
+        """The job of an id, or of the beginning of one.
+
+        Raises:
+            RequestError: there is none, or several.
+        """
+        with explained():
+            rows = list(self._database.execute("SELECT * FROM jobs WHERE id = ?", (id_,)))
+            if not rows and id_.isalnum():
+                rows = list(self._database.execute("SELECT * FROM jobs WHERE id LIKE ? LIMIT 2", (f"{id_}%",)))
+        if len(rows) != 1:
+            raise RequestError(f"no job {id_!r}; `radial jobs list` shows them" if not rows else f"several jobs {id_}*")
+        return to_job(rows[0])
+
+    def find_one(self, id_: str) -> Job | None:
+        """The job of exactly this id, where there is one."""
+        with explained():
+            row = self._database.execute("SELECT * FROM jobs WHERE id = ?", (id_,)).fetchone()
+        return to_job(row) if row else None
+
+    def job_of_file(self, path: str, owner: str | None = None) -> tuple[str, int] | None:
+        """The job, of all or of one owner, that a video is of, and which of its videos."""
+        with explained():
+            row = self._database.execute(
+                "SELECT job, results.video FROM results JOIN jobs ON id = job "
+                "WHERE path = ? AND owner = COALESCE(?, owner) LIMIT 1",
+                (path, owner),
+            ).fetchone()
+        return (row[0], int(row[1])) if row else None
+
+    def inputs_of_unfinished(self) -> set[str]:
+        """The files that jobs start from which wait, run, are paused, or failed and may be tried again."""
+        names = ("image", "last_image", "extend")
+        fields = ", ".join(f"json_extract(request, '$.{name}')" for name in names)
+        with explained():
+            rows = self._database.execute(
+                f"SELECT {fields} FROM jobs WHERE state IN ('queued', 'running', 'paused', 'failed')"
+            )
+            return {path for row in rows for path in row if path is not None}
+
+    def goes_on_from(self, paths: Iterable[str]) -> str | None:
+        """A job that has not ended and extends one of these files."""
+        wanted = set(paths)
+        with explained():
+            rows = self._database.execute(
+                "SELECT id, json_extract(request, '$.extend') FROM jobs WHERE state IN ('queued', 'running', 'paused')"
+            )
+            return next((id_ for id_, path in rows if path in wanted), None) if wanted else None
+
+    def states(self, ids: Iterable[str]) -> dict[str, State]:
+        """How certain jobs stand, in the order given; removed ones are not among them."""
+        wanted, found = list(ids), {}
+        with explained():
+            for start in range(0, len(wanted), 500):
+                some = wanted[start : start + 500]
+                marks = ", ".join("?" for _ in some)
+                rows = self._database.execute(f"SELECT id, state FROM jobs WHERE id IN ({marks})", some)
+                found.update({row["id"]: row["state"] for row in rows})
+        return {id_: found[id_] for id_ in wanted if id_ in found}
 
     def find(
         self, states: Iterable[State] = (), batch: str | None = None, limit: int | None = None,
@@ -298,7 +590,38 @@ class JobStore(Queueing):
             )
             return [tuple(row) for row in rows]
 
+    # The log of a job, and its files
+
     def tell(self, job: str, kind: EventKind, text: str) -> None:
         """Add a line to a job's log."""
         with self._transaction():
             self._tell(job, kind, text)
+
+    def _tell(self, job: str, kind: EventKind, text: str) -> None:
+        self._database.execute(
+            "INSERT INTO events (job, time, kind, text) VALUES (?, ?, ?, ?)", (job, time.time(), kind, text[:20_000])
+        )
+
+    def forget_run(self, job: str) -> None:
+        """Remove what only a job that goes on needs."""
+        for path in (self.snapshot_path(job), self.preview_path(job)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def snapshot_path(self, job: str) -> Path:
+        """Where a job keeps how far it is."""
+        return self.folder / "snapshots" / f"{job}.safetensors"
+
+    def preview_path(self, job: str) -> Path:
+        """Where a running job shows what it is at, now and then."""
+        return self.folder / "previews" / f"{job}.webp"
+
+
+def new_id() -> str:
+    """A short id; later ones sort after earlier ones."""
+    return f"{int(time.time()):x}{secrets.token_hex(6)}"
+
+
+def _check_readable(job: Job) -> None:
+    if job.problem:
+        raise RequestError(f"job {job.id}: {job.problem}; it can be cancelled and removed")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from radial.errors import OutputError, RequestError
-from radial_app.jobs.schema import keep_private
+from radial_app.jobs.folder import keep_private
 
 SESSION_SECONDS = 14 * 86_400
 MIN_PASSWORD, MAX_PASSWORD = 10, 1000

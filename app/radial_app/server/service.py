@@ -18,9 +18,9 @@ from radial.files import publish
 from radial.models.find import find_model
 from radial.request import GenerationRequest
 from radial_app.jobs.estimates import estimate
+from radial_app.jobs.folder import keep_private
 from radial_app.jobs.job import UNFINISHED, Job, Output
 from radial_app.jobs.results import proxy_path
-from radial_app.jobs.schema import keep_private
 from radial_app.jobs.store import JobStore
 from radial_app.server.accounts import Visitor
 from radial_app.server.uploads import Inputs

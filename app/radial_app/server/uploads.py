@@ -22,7 +22,8 @@ from radial.models.hub import cached_folder, is_whole
 from radial.models.lora_settings import BUNDLED_ADAPTER, check_adapter_file
 from radial.models.table import MODELS
 from radial.request import MAX_FRAMES, MAX_LORAS, GenerationRequest, make_request
-from radial_app.jobs.schema import Database, keep_private
+from radial_app.jobs.folder import keep_private
+from radial_app.jobs.store import JobStore
 from radial_app.server.accounts import Visitor
 from radial_app.server.limits.media_probe import probe
 
@@ -54,7 +55,7 @@ class Inputs:
         visitor: who asks.
     """
 
-    def __init__(self, database: Database, visitor: Visitor) -> None:
+    def __init__(self, database: JobStore, visitor: Visitor) -> None:
         self._database, self._visitor = database, visitor
         self._folder = folder = database.folder
         self._uploads = folder / "inputs" / (visitor.name or "local")
@@ -262,7 +263,7 @@ def suffix_of(head: bytes) -> str | None:
 def is_here(name: str) -> bool:
     """Whether a model with a name, or of the hub, can be loaded without a download."""
     try:
-        spec = find_model(name)
+        spec = find_model(name, online=False)
         folder = checkpoint_folder(spec) or cached_folder(spec.source)
     except RadialError:
         return False

@@ -1,211 +1,224 @@
-"""One attempt at a job: from the request to the files, going on from what an earlier attempt left."""
+"""One attempt at a job: from the request to the files, going on from what an earlier attempt left.
+
+Whatever renders the videos, this is where it is decided what becomes of the job: when its user stops it, when it fails,
+when the GPU or the process that renders is lost, and when the disk is full or the database locked.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from radial.errors import OutputError
-from radial_app.jobs.job import Control, Job
-from radial_app.jobs.results import publish_once, settle
+from radial.errors import Lost, OutputError, RadialError
+from radial_app.jobs.job import Job, State
+from radial_app.jobs.results import PASSING, publish_once, settle, without_home_paths
 from radial_app.jobs.store import JobStore
+from radial_app.worker.rendering import RemoteError, Rendered, Renderer, Stopped, Wish
 
 if TYPE_CHECKING:
-    from radial.generation.pipeline import Event
-    from radial.generation.ranks import Ranks
-    from radial.generation.resume import Step
-    from radial.loading.load import LoadedModel
-    from radial.models.hub import OnProgress
-    from radial.video.clip import Video
+    from radial.generation.watch import Event
+    from radial.request import GenerationRequest
+    from radial.video.encoding import Frames
 
 log = logging.getLogger("radial.worker")
 
+DISK_SECONDS = 30.0  # that a job waits for disk space
 _TELL_SECONDS = 0.5  # between two reports of progress
 
 
-class Stopped(Exception):
-    """A run ends before its clip is done: paused, cancelled, or because the worker is to stop."""
-
-    def __init__(self, why: Literal["pause", "cancel", "stop"]) -> None:
-        super().__init__(why)
-        self.why = why
-
-
 @dataclass(frozen=True)
-class Pace:
-    """Seconds between two snapshots of a run, and between two pictures of what it is at."""
+class Outcome:
+    """How an attempt ended.
 
-    snapshot_seconds: float = 30.0
-    preview_seconds: float = 10.0
+    Attributes:
+        state: how the job was left.
+        error: what it ended with.
+    """
+
+    state: State
+    error: Exception | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether what rendered it can make nothing more."""
+        return isinstance(self.error, Lost)
+
+    @property
+    def unexpected(self) -> bool:
+        """Whether nobody knows what state the model is in."""
+        return self.error is not None and not isinstance(self.error, RadialError)
 
 
 class Attempt:
-    """One attempt at a job.
+    """One attempt at a job that was claimed.
 
     Args:
-        load: gives the job's model, and tells of its download.
+        renderer: makes the videos, and tells this attempt of them.
         tell: hears the pipeline's events, and of each video with the file that it became.
         stop: set when the worker is to end.
-        ranks: the processes that render with this one, which is rank 0.
+        disk_seconds: that the job waits for disk space before it is tried again.
     """
 
     def __init__(
-        self, store: JobStore, job: Job, pace: Pace, *, load: Callable[[Job, OnProgress], LoadedModel],
-        tell: Callable[[Job, Any], None], stop: threading.Event, ranks: Ranks | None = None,
+        self, store: JobStore, job: Job, renderer: Renderer, *, stop: threading.Event,
+        tell: Callable[[Job, Any], None] = lambda job, event: None, disk_seconds: float = DISK_SECONDS,
     ) -> None:  # fmt: skip
-        self.store, self.job, self.pace, self.ranks = store, job, pace, ranks
-        self._load, self._tell, self._stop = load, tell, stop
-        self.video = 0
-        self.finish_at: int | None = None
+        self.store, self.job = store, job
+        self._renderer, self._stop, self._tell, self._disk_seconds = renderer, stop, tell, disk_seconds
+        self._video = 0
         self._stage = ("load", 0, 0)
-        self._told = self._kept = self._shown = time.monotonic()
-        self._pipe: Any = None
+        self._reported = time.monotonic()
         self._begun: tuple[float, int] | None = None
         self._notes: set[str] = set()
-        self._resumable = False
 
-    def render(self) -> str:
-        """Render what is left of the job's videos. Returns why it ended early, or nothing.
+    def run(self) -> Outcome:
+        """Render what is left of the job's videos, and leave it finished, paused or queued.
 
         Raises:
-            Stopped: by its user or with its worker.
+            KeyboardInterrupt: the user stopped this process; the job is paused.
         """
-        from radial.generation.pipeline import describe_run, generate
-        from radial.generation.resume import read_snapshot
+        log.info("job %s begins: %r", self.job.id, self.job.request.prompt[:80])
+        try:
+            ended_early = self._render()
+        except Stopped as stopped:
+            return self._stopped(stopped.why)
+        except KeyboardInterrupt:
+            self._end("paused", "stopped with Ctrl+C", failed_attempt=False)
+            raise
+        except Lost as error:
+            return Outcome(self._end("queued", str(error)), error)
+        except RadialError as error:
+            if isinstance(error, OutputError) and error.errno in PASSING:
+                reason = f"waits for {PASSING[error.errno]}: {error}"
+                return Outcome(self._end("queued", reason, wait=self._disk_seconds, failed_attempt=False), error)
+            return Outcome(self._end("failed", str(error)), error)
+        except Exception as error:
+            log.exception("job %s", self.job.id)
+            message = str(error).splitlines()[0] if str(error) else ""
+            if isinstance(error, RemoteError):
+                trace = error.traceback
+            else:
+                trace, message = traceback.format_exc(), f"{type(error).__name__}: {message}"
+            with contextlib.suppress(OutputError):
+                self.store.tell(self.job.id, "error", trace)
+            return Outcome(self._end("failed", message), error)
+        state = self._end("cancelled", ended_early) if ended_early else self._end("done")
+        self.store.forget_run(self.job.id)
+        return Outcome(state)
 
-        model = None
+    def _render(self) -> str:
+        """Render the videos. Returns why it ended early, or nothing."""
         for index, request in enumerate(self.job.request.singles()):
-            self.video = index
-            if settle(self.store, self.job, self.video) is not None:
+            self._video = index
+            if settle(self.store, self.job, index) is not None:
                 continue
-            if model is None:
-                self._say("load", 0, 0)
-                model = self._load(self.job, self._on_download)
-                self._pipe = model.pipe
-            started = time.monotonic()
-            self._begun, self._kept = None, time.monotonic()
-            snapshot = read_snapshot(self.store.snapshot_path(self.job.id), describe_run(request.resolve(), model))
-            if snapshot is not None:
-                self.store.tell(self.job.id, "note", f"goes on from step {snapshot.step} of {snapshot.steps}")
-            if self.ranks is not None:
-                self.ranks.order(("generate", request, snapshot))
-            (video,) = generate(
-                request,
-                model=model,
-                on_event=self._on_event,
-                on_step=self._on_step,
-                snapshot=snapshot,
-                ranks=self.ranks,
-            )
-            self._say("write", 0, 0)
-            if self.finish_at is not None:
-                video.receipt["finished_at_step"] = self.finish_at
-            seconds = time.monotonic() - started
-            if snapshot is not None:
-                seconds += sum(snapshot.seconds.values())
-            file = publish_once(
-                self.store,
-                self.job,
-                self.video,
-                without_home_paths(video),
-                seconds,
-                partial_clip=self.finish_at is not None,
-            )
-            self.store.forget_run(self.job.id)
-            self._tell(self.job, (file, video))
-            if self.finish_at is not None:
-                return f"stopped at step {self.finish_at} of {self._stage[2]}; what there was is kept"
+            started, self._begun = time.monotonic(), None
+            rendered = self._renderer.render(request, self.store.snapshot_path(self.job.id), self)
+            if self.wish() == "cancel":
+                raise Stopped("cancel")
+            self._publish(request, rendered, time.monotonic() - started)
+            if rendered.finished_at is not None:
+                return "stopped at step {} of {}; what there was is kept".format(*rendered.finished_at)
         return ""
 
-    def _on_download(self, done: int, total: int) -> None:
-        from radial.generation.pipeline import Event
+    def _publish(self, request: GenerationRequest, rendered: Rendered, seconds: float) -> None:
+        self._report("write", 0, 0)
+        file = publish_once(
+            self.store, self.job, self._video, without_home_paths(rendered.video), seconds + rendered.seconds_before,
+            partial_clip=rendered.finished_at is not None,
+        )  # fmt: skip
+        self.store.forget_run(self.job.id)
+        self._tell(self.job, (file, rendered.video))
 
-        self._on_event(Event("download", done >> 20, total >> 20))
+    def _stopped(self, why: Wish) -> Outcome:
+        if why == "stop":
+            return Outcome(self._end("queued", "its worker was told to stop", failed_attempt=False))
+        if why == "pause":
+            return Outcome(self._end("paused", failed_attempt=False))
+        state = self._end("cancelled")
+        self.store.forget_run(self.job.id)
+        return Outcome(state)
 
-    def _on_event(self, event: Event) -> None:
+    def _end(self, state: State, error: str = "", **more: Any) -> State:
+        """Settle the job, however long the database is locked: what was rendered must not be rendered again."""
+        while True:
+            try:
+                state = self.store.end(self.job.id, state, error, **more)
+            except OutputError as problem:
+                if problem.errno not in PASSING:
+                    raise
+                log.warning("job %s cannot be settled yet: %s", self.job.id, problem)
+                time.sleep(1)
+            else:
+                log.info("job %s is %s%s", self.job.id, state, f": {error}" if error else "")
+                return state
+
+    # What the renderer tells and asks
+
+    def wish(self) -> Wish:
+        """What the user of the job wants of it, or that the worker is to end."""
+        try:
+            control = self.store.control_of(self.job.id)
+        except OutputError as error:
+            log.warning("job %s: %s", self.job.id, error)
+            control = ""
+        return "stop" if self._stop.is_set() and control not in ("pause", "cancel") else control
+
+    def on_event(self, event: Event) -> None:
+        """Note how far the job is."""
         self._tell(self.job, event)
         if event.note:
             if event.note not in self._notes:
                 self._notes.add(event.note)
-                self.store.tell(self.job.id, "note", event.note)
+                self._try("note", lambda: self.store.tell(self.job.id, "note", event.note))
             return
         if event.stage == "denoise" and event.step:
             self._begun = self._begun or (time.monotonic(), event.step)
-        self._say(event.stage, event.step, event.steps)
+        self._report(event.stage, event.step, event.steps)
 
-    def _on_step(self, step: Step) -> Literal["go on", "finish"]:
-        """Between two steps: keep a snapshot when it is time, and do what the user wants."""
-        self._resumable = True
-        control = self._control()
-        stop = self._stop.is_set()
-        now = time.monotonic()
-        last = step.step == step.steps  # decoding is where memory runs out: whatever comes, the steps are safe
-        due = now - self._kept >= self.pace.snapshot_seconds
-        if due or last or stop or control == "pause":
-            self._keep(step)
-            self._kept = now
-        if now - self._shown >= self.pace.preview_seconds and not last:
-            self._shown = now
-            self._show(step)
-        if control in ("pause", "cancel"):
-            raise Stopped(control)
-        if stop:
-            raise Stopped("stop")
-        if control == "finish" and not last:
-            self.finish_at = step.step
-            return "finish"
-        return "go on"
+    def keep(self, write: Callable[[Path], None]) -> None:
+        """Keep a snapshot, from which the next attempt goes on."""
 
-    def _keep(self, step: Step) -> None:
-        snapshot = step.snapshot()
-        if not snapshot.latents.isfinite().all():  # the pipeline is about to say so
-            return
-        try:
-            snapshot.write(self.store.snapshot_path(self.job.id))
+        def both() -> None:
+            write(self.store.snapshot_path(self.job.id))
             self.store.got_further(self.job.id)
-        except OutputError as error:  # a full disk costs the snapshot, not the run
-            log.warning("job %s: no snapshot of step %d: %s", self.job.id, step.step, error)
 
-    def _show(self, step: Step) -> None:
-        """A picture of what the clip is becoming, for whoever looks at the queue."""
+        self._try(f"snapshot of step {self._stage[1]}", both)
+
+    def show(self, frame: Frames) -> None:
+        """Keep a picture of what the clip is becoming, for whoever looks at the queue."""
         from PIL import Image
 
         from radial.files import publish
-        from radial.generation.preview import preview_frame
 
-        frame = preview_frame(self._pipe, step.clean_latents())
-        if frame is None:
-            return
-        try:
-            publish(self.store.preview_path(self.job.id), Image.fromarray(frame).save, overwrite=True)
-        except OutputError as error:
-            log.warning("job %s: no preview: %s", self.job.id, error)
+        picture = Image.fromarray(frame)
+        self._try("preview", lambda: publish(self.store.preview_path(self.job.id), picture.save, overwrite=True))
 
-    def _say(self, stage: str, step: int, steps: int) -> None:
-        """Report progress, now and then; stop where the user says so."""
+    def _report(self, stage: str, step: int, steps: int) -> None:
+        """Say how far it is, now and then."""
         new_stage = stage != self._stage[0]
         self._stage = (stage, step, steps or self._stage[2])
         now = time.monotonic()
-        if not new_stage and now - self._told < _TELL_SECONDS:
-            return
-        self._told = now
-        control = self._control()
-        if control == "cancel" and not (stage == "denoise" and self._resumable):
-            raise Stopped("cancel")
-        if stage == "denoise" and step and not self._resumable:  # a pipeline that begins anew, whenever it stops
-            if control == "pause":
-                raise Stopped("pause")
-            if self._stop.is_set():
-                raise Stopped("stop")
+        if new_stage or now - self._reported >= _TELL_SECONDS:
+            self._reported = now
+            eta = self._eta(step, steps)
+            self._try(
+                "progress", lambda: self.store.progress(self.job.id, stage, step, self._stage[2], self._video, eta)
+            )
+
+    def _try(self, what: str, write: Callable[[], None]) -> None:
+        """Write what a full disk or a locked database costs, and not the run."""
         try:
-            self.store.progress(self.job.id, stage, step, self._stage[2], self.video, self._eta(step, steps))
+            write()
         except OutputError as error:
-            log.warning("job %s: progress not told: %s", self.job.id, error)
+            log.warning("job %s: no %s: %s", self.job.id, what, error)
 
     def _eta(self, step: int, steps: int) -> float | None:
         """Seconds to the last step of the last video, by the speed of the steps so far."""
@@ -213,25 +226,5 @@ class Attempt:
             return None
         began, first = self._begun
         each = (time.monotonic() - began) / (step - first)
-        videos_left = self.job.request.num_videos - self.video - 1
+        videos_left = self.job.request.num_videos - self._video - 1
         return each * (steps - step + videos_left * steps)
-
-    def _control(self) -> Control:
-        try:
-            return self.store.control_of(self.job.id)
-        except OutputError as error:
-            log.warning("job %s: %s", self.job.id, error)
-            return ""
-
-
-def without_home_paths(video: Video) -> Video:
-    """A video whose receipt does not tell the name of whose home its inputs lie in."""
-    request = video.receipt["request"]
-    changes = {name: _from_home(request[name]) for name in ("model", "image", "last_image", "extend")}
-    loras = [lora | {"path": _from_home(lora["path"])} for lora in request["loras"]]
-    return replace(video, receipt=video.receipt | {"request": request | changes | {"loras": loras}})
-
-
-def _from_home(path: str | None) -> str | None:
-    home = str(Path.home())
-    return f"~{path[len(home) :]}" if path is not None and home != "/" and path.startswith(f"{home}/") else path

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from radial_app.jobs.job import load_key
 
 if TYPE_CHECKING:
     from radial.generation.ranks import Ranks
     from radial.loading.load import LoadedModel
     from radial.models.hub import OnProgress
-    from radial_app.jobs.job import Job
+    from radial.request import GenerationRequest
 
 
 class ModelCache:
@@ -30,41 +33,53 @@ class ModelCache:
         """Whether a model is in memory."""
         return self._model is not None
 
-    def get(self, job: Job, on_download: OnProgress = lambda done, total: None) -> LoadedModel:
-        """The model of a job, with its adapters; rank 0 has the others load it too.
+    def get(
+        self, request: GenerationRequest, on_load: Callable[[], None] = lambda: None,
+        on_download: OnProgress = lambda done, total: None,
+    ) -> LoadedModel:  # fmt: skip
+        """The model of a request, with its adapters; rank 0 has the others load it too.
+
+        Args:
+            on_load: told before another model than that in memory is loaded.
 
         Raises:
             RadialError: it cannot be loaded, here or by another rank.
         """
         if self.ranks is None:
-            return self._get(job, on_download)
+            return self._get(request, on_load, on_download)
         from radial.loading.load import fetch
 
-        fetch(job.request, on_download)
-        self.ranks.order(("load", job))
-        return self.get_with_others(job)
+        fetch(request, on_download)
+        self.ranks.order(("load", request))
+        return self.get_with_others(request, on_load)
 
-    def get_with_others(self, job: Job) -> LoadedModel:
+    def get_with_others(self, request: GenerationRequest, on_load: Callable[[], None] = lambda: None) -> LoadedModel:
         """The same, by all ranks at once, when the checkpoint is here."""
         assert self.ranks is not None
         error: Exception | None = None
         try:
-            self._get(job, lambda done, total: None)
+            self._get(request, on_load)
         except Exception as failure:
             error = failure
         self.ranks.agree(error)
         assert self._model is not None
         return self._model
 
-    def _get(self, job: Job, on_download: OnProgress) -> LoadedModel:
+    def _get(
+        self, request: GenerationRequest, on_load: Callable[[], None],
+        on_download: OnProgress = lambda done, total: None,
+    ) -> LoadedModel:  # fmt: skip
         from radial.loading.load import load, profile_of
         from radial.models.lora_settings import adapter_file
 
-        request = job.request if self.device == "auto" else job.request.model_copy(update={"device": self.device})
+        wanted = load_key(request)
+        if self.device != "auto":
+            request = request.model_copy(update={"device": self.device})
         files = [adapter_file(lora.path) for lora in request.loras]
         stamps = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.exists()]
-        key, processes = (job.group, request.device, stamps), self.ranks.size if self.ranks else 1
+        key, processes = (wanted, request.device, stamps), self.ranks.size if self.ranks else 1
         if key != self._key or self._model is None or profile_of(request, processes) != self._model.profile:
+            on_load()
             self.drop()
             self._model, self._key = load(request, on_download, processes=processes), key
         assert self._model is not None

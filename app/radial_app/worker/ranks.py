@@ -46,10 +46,10 @@ def take_orders(device: str = "auto", *, through_signals: bool = False) -> None:
         cache, model = ModelCache(ranks.device, ranks), None
         while (order := ranks.order()) is not None:
             match order:
-                case ("load", job):
+                case ("load", request):
                     model = None  # the next one needs its room
                     with contextlib.suppress(Exception):  # which rank 0 has heard of
-                        model = cache.get_with_others(job)
+                        model = cache.get_with_others(request)
                 case ("generate", request, snapshot):
                     for _ in generate(request, model=model, snapshot=snapshot, ranks=ranks):
                         pass

@@ -12,19 +12,18 @@ import os
 import secrets
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from radial.errors import Lost, OutputError, RadialError, RequestError
+from radial.errors import Lost, OutputError, RequestError
 from radial_app.jobs.job import Job
-from radial_app.jobs.results import PASSING
 from radial_app.jobs.store import JobStore
 from radial_app.tuning.runs import Tuning
-from radial_app.worker.attempt import Attempt, Pace, Stopped
+from radial_app.worker.attempt import DISK_SECONDS, Attempt
 from radial_app.worker.model_cache import ModelCache
+from radial_app.worker.rendering import LocalRenderer, Pace
 
 if TYPE_CHECKING:
     from radial.generation.ranks import Ranks
@@ -33,7 +32,6 @@ log = logging.getLogger("radial.worker")
 
 POLL_SECONDS = 0.5
 _LOOK_AGAIN = 2.0  # seconds after which a deferred job may be due
-_DISK_SECONDS = 30.0  # that a job waits for disk space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ class WorkerSettings:
     unload_seconds: float = 300.0
     until_idle: bool = False
     batch: str | None = None
-    disk_seconds: float = _DISK_SECONDS
+    disk_seconds: float = DISK_SECONDS
 
 
 class Worker:
@@ -68,6 +66,7 @@ class Worker:
         self.job = ""  # the last one begun
         self.error: Exception | None = None  # that it ended with
         self._models = ModelCache(settings.device, ranks)
+        self._renderer = LocalRenderer(self._models, settings.pace, ranks)
         self._idle_since: float | None = None
         self._found_nothing: tuple[Any, float] = (None, 0.0)
 
@@ -171,62 +170,15 @@ class Worker:
 
     def render(self, job: Job) -> None:
         """Render a job that was claimed, and leave it finished, paused or queued."""
-        log.info("job %s begins: %r", job.id, job.request.prompt[:80])
         self.error, self.job = None, job.id
-        try:
-            partial = Attempt(
-                self.store, job, self.settings.pace, load=self._models.get, tell=self.tell, stop=self.stop,
-                ranks=self.ranks,
-            ).render()  # fmt: skip
-            if partial:
-                self._end(job, "cancelled", partial)
-            else:
-                self._end(job, "done")
-            self.store.forget_run(job.id)
-        except Stopped as stopped:
-            if stopped.why == "stop":
-                self._end(job, "queued", "its worker was told to stop", failed_attempt=False)
-            elif stopped.why == "pause":
-                self._end(job, "paused", failed_attempt=False)
-            else:
-                self._end(job, "cancelled")
-                self.store.forget_run(job.id)
-        except KeyboardInterrupt:
-            self._end(job, "paused", "stopped with Ctrl+C", failed_attempt=False)
-            raise
-        except Lost as error:
-            self.error = error
-            self._end(job, "queued", str(error))
-        except RadialError as error:
-            self.error = error
-            if isinstance(error, OutputError) and error.errno in PASSING:
-                wait = self.settings.disk_seconds
-                self._end(job, "queued", f"waits for {PASSING[error.errno]}: {error}", wait=wait, failed_attempt=False)
-            else:
-                self._end(job, "failed", str(error))
-        except Exception as error:
-            self.error = error
-            log.exception("job %s", job.id)
-            with contextlib.suppress(OutputError):
-                self.store.tell(job.id, "error", traceback.format_exc())
-            self._end(job, "failed", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-            if not self.broken:
-                self.unload()  # what state it is in, nobody knows
+        outcome = Attempt(
+            self.store, job, self._renderer, stop=self.stop, tell=self.tell, disk_seconds=self.settings.disk_seconds
+        ).run()
+        self.error = outcome.error
         if self.broken:
             self.stop.set()
-
-    def _end(self, job: Job, state: Any, error: str = "", **more: Any) -> None:
-        """Settle a job, however long the database is locked: what was rendered must not be rendered again."""
-        log.info("job %s is %s%s", job.id, state, f": {error}" if error else "")
-        while True:
-            try:
-                self.store.end(job.id, state, error, **more)
-                return
-            except OutputError as problem:
-                if problem.errno not in PASSING:
-                    raise
-                log.warning("job %s cannot be settled yet: %s", job.id, problem)
-                time.sleep(1)
+        elif outcome.unexpected:
+            self.unload()
 
     def tell(self, job: Job, event: Any) -> None:
         """Pass an event on to whoever renders in this process."""

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
-    from radial.generation.pipeline import Event
+    from radial.generation.watch import Event
 
 _WORDS = {
     "load": "loading the model",

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from radial.files import discard
-from radial_app.jobs.schema import keep_private
+from radial_app.jobs.folder import keep_private
 
 
 def prepare_uploads(data: Path) -> None:

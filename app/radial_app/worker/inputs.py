@@ -1,0 +1,53 @@
+"""The files that a request names, on their way to another machine."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import os
+import secrets
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from radial.errors import OutputError, RequestError
+from radial.request import GenerationRequest
+
+
+def pack_inputs(request: GenerationRequest) -> dict[str, bytes]:
+    """The files that a request names, by path: another machine has not got them.
+
+    Raises:
+        RequestError: one cannot be read.
+    """
+    paths = [path for path in (request.image, request.last_image, request.extend) if path is not None]
+    paths += [lora.path for lora in request.loras if not lora.path.startswith("bundled:")]
+    try:
+        return {path: Path(path).read_bytes() for path in paths}
+    except OSError as error:
+        raise RequestError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def unpack_inputs(request: GenerationRequest, inputs: dict[str, bytes]) -> GenerationRequest:
+    """Write a request's files here, at the same place on every machine, so that a snapshot fits whoever takes it up."""
+    places = {}
+    for path, content in inputs.items():
+        ours = Path(tempfile.gettempdir()) / f"radial-inputs-{getpass.getuser()}"
+        ours.mkdir(mode=0o700, exist_ok=True)
+        if ours.stat().st_uid != os.getuid() or ours.stat().st_mode & 0o077:
+            raise OutputError(f"{ours} is open to others; remove it")
+        folder = ours / hashlib.sha256(content).hexdigest()[:32]
+        folder.mkdir(exist_ok=True)
+        place = folder / Path(path).name
+        if not place.exists():
+            partial = folder / f".{secrets.token_hex(4)}"
+            partial.write_bytes(content)
+            partial.replace(place)
+        places[path] = str(place)
+    changes: dict[str, Any] = {
+        name: places[given]
+        for name in ("image", "last_image", "extend")
+        if (given := getattr(request, name)) is not None
+    }
+    loras = [{"path": places.get(lora.path, lora.path), "weight": lora.weight} for lora in request.loras]
+    return request.with_values(**changes, loras=loras, device="auto")

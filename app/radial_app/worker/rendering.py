@@ -1,0 +1,173 @@
+"""One video by a loaded model, with whoever listens to it: the same on this machine and on a cluster's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from radial_app.jobs.job import Control
+from radial_app.worker.model_cache import ModelCache
+
+if TYPE_CHECKING:
+    from radial.generation.ranks import Ranks
+    from radial.generation.resume import Step
+    from radial.generation.watch import Event
+    from radial.request import GenerationRequest
+    from radial.video.clip import Video
+    from radial.video.encoding import Frames
+
+Wish = Control | Literal["stop"]  # what a user wants of a running job, or that its worker is to end
+
+
+class Stopped(Exception):
+    """A video ends before it is done: paused, cancelled, or because the worker is to stop."""
+
+    def __init__(self, why: Wish) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class RemoteError(Exception):
+    """An error on another machine that nobody expected, in its words, and its traceback there."""
+
+    def __init__(self, message: str, traceback: str) -> None:
+        super().__init__(message)
+        self.traceback = traceback
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds between two snapshots of a run, and between two pictures of what it is at."""
+
+    snapshot_seconds: float = 30.0
+    preview_seconds: float = 10.0
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A finished video.
+
+    Attributes:
+        seconds_before: that earlier attempts spent on it.
+        finished_at: the step after which its user ended it, and how many there would have been.
+    """
+
+    video: Video
+    seconds_before: float = 0.0
+    finished_at: tuple[int, int] | None = None
+
+
+class Listener(Protocol):
+    """Who hears of a video while it is rendered, and knows what its user wants."""
+
+    def wish(self) -> Wish:
+        """What is wanted of it now."""
+
+    def on_event(self, event: Event) -> None:
+        """A stage began, a step ended, or there is a note."""
+
+    def keep(self, write: Callable[[Path], None]) -> None:
+        """A snapshot, by what writes it to a path."""
+
+    def show(self, frame: Frames) -> None:
+        """What the clip is becoming."""
+
+
+class Renderer(Protocol):
+    """Where videos are rendered."""
+
+    def render(self, request: GenerationRequest, snapshot: Path, listener: Listener) -> Rendered:
+        """Render one video, from the snapshot at a path where there is one.
+
+        Raises:
+            Stopped: the listener wished so.
+            RadialError: it failed. After a Lost the renderer can make nothing more.
+        """
+
+
+class LocalRenderer:
+    """Renders videos in this process, with the other ranks where there are any."""
+
+    def __init__(self, models: ModelCache, pace: Pace, ranks: Ranks | None = None) -> None:
+        self._models, self._pace, self._ranks = models, pace, ranks
+
+    def render(self, request: GenerationRequest, snapshot: Path, listener: Listener) -> Rendered:
+        """Render one video; see :class:`Renderer`."""
+        from radial.generation.pipeline import describe_run, generate
+        from radial.generation.resume import read_snapshot
+        from radial.generation.watch import Event
+
+        steering = _Steering(listener, self._pace)
+        model = self._models.get(request, steering.on_load, steering.on_download)
+        steering.pipe = model.pipe
+        taken_up = read_snapshot(snapshot, describe_run(request.resolve(), model))
+        if taken_up is not None:
+            listener.on_event(Event("load", note=f"goes on from step {taken_up.step} of {taken_up.steps}"))
+        if self._ranks is not None:
+            self._ranks.order(("generate", request, taken_up))
+        (video,) = generate(
+            request, model=model, on_event=steering.on_event, on_step=steering.on_step, snapshot=taken_up,
+            ranks=self._ranks,
+        )  # fmt: skip
+        if steering.finished_at is not None:
+            video.receipt["finished_at_step"] = steering.finished_at[0]
+        before = 0.0 if taken_up is None else sum(taken_up.seconds.values())
+        return Rendered(video, before, steering.finished_at)
+
+
+class _Steering:
+    """Keeps snapshots and pictures when it is time, and ends a run where somebody wishes so."""
+
+    def __init__(self, listener: Listener, pace: Pace) -> None:
+        self._listener, self._pace = listener, pace
+        self.pipe: Any = None
+        self._kept = self._shown = time.monotonic()
+        self._resumable = False
+        self.finished_at: tuple[int, int] | None = None
+
+    def on_load(self) -> None:
+        """Before a model is loaded."""
+        from radial.generation.watch import Event
+
+        self.on_event(Event("load"))
+
+    def on_download(self, done: int, total: int) -> None:
+        """While one is downloaded."""
+        from radial.generation.watch import Event
+
+        self.on_event(Event("download", done >> 20, total >> 20))
+
+    def on_event(self, event: Event) -> None:
+        """Between two stages, and in pipelines that begin anew whenever they stop between two steps."""
+        self._listener.on_event(event)
+        wish = "" if event.note else self._listener.wish()
+        if wish == "cancel" and not (event.stage == "denoise" and self._resumable):
+            raise Stopped("cancel")
+        if event.stage == "denoise" and event.step and not self._resumable and wish in ("pause", "stop"):
+            raise Stopped(wish)
+
+    def on_step(self, step: Step) -> Literal["go on", "finish"]:
+        """Between two steps of pipelines that can go on."""
+        self._resumable = True
+        wish, now = self._listener.wish(), time.monotonic()
+        last = step.step == step.steps  # decoding is where memory runs out: whatever comes, the steps are safe
+        if now - self._kept >= self._pace.snapshot_seconds or last or wish in ("pause", "stop"):
+            self._kept = now
+            snapshot = step.snapshot()
+            if snapshot.latents.isfinite().all():  # else the pipeline is about to say so
+                self._listener.keep(snapshot.write)
+        if now - self._shown >= self._pace.preview_seconds and not last:
+            from radial.generation.preview import preview_frame
+
+            self._shown = now
+            if (frame := preview_frame(self.pipe, step.clean_latents())) is not None:
+                self._listener.show(frame)
+        if wish in ("pause", "cancel", "stop"):
+            raise Stopped(wish)
+        if wish == "finish" and not last:
+            self.finished_at = (step.step, step.steps)
+            return "finish"
+        return "go on"

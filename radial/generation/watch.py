@@ -1,0 +1,81 @@
+"""What a run tells while it goes: stages, steps, notes, and how long each stage took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from radial.errors import GenerationError
+from radial.generation.resume import Snapshot
+
+Stage = Literal["load", "download", "encode", "denoise", "decode"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Progress: a stage began (``step`` 0), a denoising step ended or megabytes of a download came, or there is a
+    ``note`` for the user. ``video`` counts from 0."""
+
+    stage: Stage
+    step: int = 0
+    steps: int = 0
+    video: int = 0
+    note: str = ""
+
+
+OnEvent = Callable[[Event], None]
+
+
+class Watch:
+    """Follows one run of a pipeline: tells the stages and steps, times them, and keeps the last good latents."""
+
+    def __init__(self, steps: int, on_event: OnEvent, snapshot: Snapshot | None = None) -> None:
+        self.steps, self.on_event = steps, on_event
+        self._done = snapshot.step if snapshot else 0
+        self._before = snapshot.seconds if snapshot else {}
+        self.marks: dict[Stage, float] = {}
+        self.latents: Tensor | None = None
+        self._timesteps: list[float] = []
+
+    def begin(self, stage: Stage) -> None:
+        if stage not in self.marks:
+            self.marks[stage] = time.monotonic()
+            self.on_event(Event(stage, 0, self.steps))
+
+    def after_step(self, _pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """What pipelines call after every step."""
+        latents = tensors["latents"]
+        if not torch.isfinite(latents).all():
+            raise GenerationError(
+                f"the latents stopped being numbers at step {step + 1} of {self.steps}; try float32",
+                latents=self.latents,
+            )
+        self.latents = latents.cpu()
+        self._end_step(step + 1)
+        return {}
+
+    def before_call(self, _module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        """For pipelines that call nothing after a step: a new timestep says that the last step ended."""
+        self.begin("denoise")
+        timestep = float(kwargs["timestep"].flatten()[0]) if "timestep" in kwargs else None
+        if timestep is not None and timestep not in self._timesteps:
+            self._timesteps.append(timestep)
+            if len(self._timesteps) > 1:
+                self._end_step(len(self._timesteps) - 1)
+
+    def _end_step(self, step: int) -> None:
+        if step >= self._done:  # those before were done in an earlier run
+            self.on_event(Event("denoise", step, self.steps))
+        if step == self.steps:
+            self.begin("decode")
+
+    def timings(self) -> dict[str, float]:
+        ends = [*self.marks.values(), time.monotonic()]
+        return {
+            stage: round(ends[i + 1] - ends[i] + self._before.get(stage, 0.0), 3) for i, stage in enumerate(self.marks)
+        }
