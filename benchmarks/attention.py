@@ -115,8 +115,7 @@ class Inputs:
         return torch.einsum("hst,thd->shd", weights, v), torch.einsum("hst,thd->shd", grad_logits, k)
 
     def plan_attention(self, backend: str, **options: Any) -> Any:
-        plan = self.plan
-        return attention(self.q, self.k, self.v, plan.row_offsets, plan.column_indices, backend=backend, **options)
+        return attention(self.q, self.k, self.v, self.plan, backend=backend, **options)
 
 
 def main() -> None:

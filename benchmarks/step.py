@@ -145,7 +145,7 @@ class Bench:
                 self.measure("compiled, radial, first call")
                 for _ in range(self.rounds):
                     self.measure("compiled, radial")
-                installed.context.schedule = Schedule.dense()
+                installed.context.policy = Schedule.dense()
                 self.measure("compiled, dense, first call")
                 self.measure("compiled, dense")
         finally:

@@ -65,7 +65,7 @@ def main() -> None:
         peaks: dict[str, float] = {}
         for _ in range(options.rounds + 1):  # the first warms up
             for kind in times:
-                installed.context.schedule = schedules[kind]
+                installed.context.policy = schedules[kind]
                 with contextlib.ExitStack() as stack:
                     if gpu:
                         stack.enter_context(sdpa_kernel(SDPBackend.CUDNN_ATTENTION))

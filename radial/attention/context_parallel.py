@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from radial.errors import ModelError, ProcessLost, RequestError, first_line
-from radial.plans.layout import TokenGrid
+from radial.plans.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class ContextParallel:
         """How many of ``count`` things each process holds: runs one after the other, the first ones longer by one."""
         return [count // self.size + (rank < count % self.size) for rank in range(self.size)]
 
-    def check(self, grid: TokenGrid) -> None:
+    def check(self, layout: Layout) -> None:
         """Refuse a clip too small to share.
 
         Raises:
             RequestError: some process would have no token.
         """
-        if grid.video_tokens < self.size:
-            raise RequestError(f"a clip of {grid.video_tokens} tokens cannot be shared by {self.size} processes")
+        if layout.grid.tokens < self.size:
+            raise RequestError(f"a clip of {layout.grid.tokens} tokens cannot be shared by {self.size} processes")
 
     def split(self, whole: Tensor, dim: int) -> Tensor:
         """This process's run of a tensor that every process holds whole."""
@@ -67,20 +67,20 @@ class ContextParallel:
         received = self._exchange([part.reshape(-1)] * self.size, [share * row for share in self.shares(count)])
         return received.view(count, *part.shape[1:]).movedim(0, dim)
 
-    def to_heads(self, x_BSHD: Tensor, grid: TokenGrid) -> Tensor:
+    def to_heads(self, x_BSHD: Tensor, layout: Layout) -> Tensor:
         """From this process's tokens and all heads to the whole sequence and this process's heads.
 
         Tokens that share the sequence with the clip, before and after it, are on every process already.
         """
         batch, tokens, heads, dim = x_BSHD.shape
-        rows, columns = self.shares(grid.video_tokens), self.shares(heads)
+        rows, columns = self.shares(layout.grid.tokens), self.shares(heads)
         own_rows, own_heads = rows[self.rank], columns[self.rank]
-        before, video, after = x_BSHD.split([grid.before, own_rows, tokens - grid.before - own_rows], 1)
+        before, video, after = x_BSHD.split([layout.before, own_rows, tokens - layout.before - own_rows], 1)
         received = self._exchange(
             [part.reshape(-1) for part in video.split(columns, 2)], [batch * count * own_heads * dim for count in rows]
         )
         if batch == 1:  # the runs lie one after the other: nothing to copy
-            runs = [received.view(1, grid.video_tokens, own_heads, dim)]
+            runs = [received.view(1, layout.grid.tokens, own_heads, dim)]
         else:
             parts = received.split([batch * count * own_heads * dim for count in rows])
             runs = [part.view(batch, count, own_heads, dim) for part, count in zip(parts, rows, strict=True)]
@@ -88,12 +88,12 @@ class ContextParallel:
         whole = [x for x in (next(around), *runs, next(around)) if x.shape[1]]
         return whole[0] if len(whole) == 1 else torch.cat(whole, 1)
 
-    def to_tokens(self, x_BSHD: Tensor, grid: TokenGrid, heads: int) -> Tensor:
+    def to_tokens(self, x_BSHD: Tensor, layout: Layout, heads: int) -> Tensor:
         """From the whole sequence and this process's heads back to this process's tokens and all ``heads``."""
         batch, dim = len(x_BSHD), x_BSHD.shape[3]
-        rows, columns = self.shares(grid.video_tokens), self.shares(heads)
-        starts = list(accumulate(rows, initial=grid.before))
-        before, after = x_BSHD[:, : grid.before], x_BSHD[:, grid.before + grid.video_tokens :]
+        rows, columns = self.shares(layout.grid.tokens), self.shares(heads)
+        starts = list(accumulate(rows, initial=layout.before))
+        before, after = x_BSHD[:, : layout.before], x_BSHD[:, layout.before + layout.grid.tokens :]
         sent = []
         for start, count in zip(starts, rows, strict=False):
             # What the receiver holds: its run of the clip and, as everybody does, what lies around the clip.
@@ -160,14 +160,14 @@ class Shards:
             if outputs:
                 self._handles.append(module.register_forward_hook(self._split_outputs(outputs)))
 
-    def begin_call(self, transformer: nn.Module, grid: TokenGrid, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def begin_call(self, transformer: nn.Module, layout: Layout, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The arguments of a call as this process takes them.
 
         Raises:
             RequestError: the clip is too small to share.
         """
-        self._parallel.check(grid)
-        self._tokens = grid.video_tokens
+        self._parallel.check(layout)
+        self._tokens = layout.grid.tokens
         return (args, kwargs) if self._of_call is None else self._of_call(transformer, args, kwargs)
 
     def remove(self) -> None:

@@ -2,7 +2,7 @@
 
 Every processor projects, normalises and rotates in a way of its own, and then calls one of two functions: diffusers'
 ``dispatch_attention_fn`` or torch's ``scaled_dot_product_attention``. A radial processor runs the stock ``__call__``
-with that one name bound to :meth:`AttentionContext.attend`. Nothing is patched for anybody else: the function is a copy
+with that one name bound to ``AttentionContext.attend``. Nothing is patched for anybody else: the function is a copy
 with globals of its own.
 """
 
@@ -11,19 +11,22 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from radial.errors import ModelError
+from radial.plans.policy import DENSE
 
 
 class AttentionCall(NamedTuple):
-    """What a stock processor asks of its attention beside queries, keys and values, and the processor's name."""
+    """What a stock processor asks of its attention beside queries, keys and values, the processor's name, and the
+    planner that was chosen for it."""
 
     processor: str
+    choice: int
     mask: Tensor | None = None
     scale: float | None = None
     is_causal: bool = False
@@ -34,55 +37,68 @@ class AttentionCall(NamedTuple):
 class Attend(Protocol):
     """Attention on ``[batch, tokens, heads, head dim]`` in place of the function that a stock processor calls."""
 
-    def __call__(
-        self, call: AttentionCall, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, /, dense: bool = False
-    ) -> Tensor: ...
+    def __call__(self, call: AttentionCall, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, /) -> Tensor: ...
 
 
 class RadialProcessors:
     """Makes the radial processors of one installation: one class for each class of stock processor.
 
     Args:
-        attend: computes the attention of radial layers.
-        dense_too: have it compute that of dense layers as well, as where processes share a clip.
+        attend: computes the attention of all layers but dense ones.
+        read_content: of each planner, whether it reads content.
+        enter: told the layer before it attends by such a planner.
+        dense_too: have ``attend`` compute dense layers as well, as where processes share a clip.
 
-    Layers share classes, and ``radial_dense`` is all that tells them apart, so that torch.compile compiles a repeated
-    block once where it is dense and once where it is radial, however many layers and steps there are.
+    Layers share classes, and ``radial_choice`` is all that tells them apart, so that torch.compile compiles a repeated
+    block once for each choice, however many layers and steps there are.
     """
 
-    def __init__(self, attend: Attend, *, dense_too: bool = False) -> None:
-        self._attend, self._dense_too = attend, dense_too
+    def __init__(
+        self, attend: Attend, read_content: Sequence[bool], enter: Callable[[int], None], *, dense_too: bool = False
+    ) -> None:
+        self._attend, self._read_content, self._enter, self._dense_too = attend, tuple(read_content), enter, dense_too
         self._kinds: dict[type, Any] = {}
 
-    def make(self, stock: Any) -> Any:
-        """A processor that does as the stock one while ``radial_dense``, and attends by ``attend`` else.
+    def make(self, stock: Any, layer: int) -> Any:
+        """A processor that does as the stock one while ``radial_choice`` is 0, and attends by ``attend`` else.
 
         Raises:
             ModelError: the stock processor does not compute attention in a way that can be replaced.
         """
         kind = type(stock)
         if kind not in self._kinds:
-            self._kinds[kind] = _radial_kind(kind, self._attend, self._dense_too)
+            self._kinds[kind] = self._radial_kind(kind)
         processor = self._kinds[kind].__new__(self._kinds[kind])
         processor.__dict__.update(stock.__dict__)
-        processor.radial_dense = False
+        processor.radial_choice, processor.radial_layer = DENSE, layer
         return processor
 
+    def _radial_kind(self, kind: Any) -> Any:
+        calls = [_redirect(kind, self._attend, choice) for choice in range(len(self._read_content) + 1)]
+        for choice, reads in enumerate(self._read_content, 1):
+            if reads:
+                calls[choice] = _entering(calls[choice], self._enter)
+        if not self._dense_too:
+            calls[DENSE] = kind.__call__
 
-def _radial_kind(kind: Any, attend: Attend, dense_too: bool) -> Any:
-    radial, dense = _redirect(kind, attend), kind.__call__
-    if dense_too:
-        dense = _redirect(kind, functools.partial(attend, dense=True))
+        @functools.wraps(kind.__call__)  # diffusers reads the signature to see which arguments a processor takes
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return calls[self.radial_choice](self, *args, **kwargs)
 
-    @functools.wraps(kind.__call__)  # diffusers reads the signature to see which arguments a processor takes
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return dense(self, *args, **kwargs) if self.radial_dense else radial(self, *args, **kwargs)
-
-    # A subclass, so that the backend and the parallel configuration that diffusers sets on a processor work as before.
-    return type(f"Radial{kind.__name__}", (kind,), {"__call__": call})
+        # A subclass, so that the backend and the parallel configuration that diffusers sets on a processor work as
+        # before.
+        return type(f"Radial{kind.__name__}", (kind,), {"__call__": call})
 
 
-def _redirect(kind: Any, attend: Callable[..., Tensor]) -> Callable[..., Any]:
+def _entering(call: Callable[..., Any], enter: Callable[[int], None]) -> Callable[..., Any]:
+    def entering(self: Any, *args: Any, **kwargs: Any) -> Any:
+        enter(self.radial_layer)
+        return call(self, *args, **kwargs)
+
+    return entering
+
+
+def _redirect(kind: Any, attend: Attend, choice: int) -> Callable[..., Any]:
     """A copy of a processor's ``__call__`` that attends through ``attend``, on ``[batch, tokens, heads, head dim]``."""
     function: Any = inspect.unwrap(kind.__call__)
     processor = kind.__name__
@@ -92,7 +108,7 @@ def _redirect(kind: Any, attend: Callable[..., Tensor]) -> Callable[..., Any]:
                  is_causal: bool = False, scale: float | None = None, **options: Any) -> Tensor:  # fmt: skip
         backend, parallel_config = options.get("backend"), options.get("parallel_config")
         return attend(
-            AttentionCall(processor, attn_mask, scale, is_causal, backend, parallel_config), query, key, value
+            AttentionCall(processor, choice, attn_mask, scale, is_causal, backend, parallel_config), query, key, value
         )
 
     def scaled_dot_product_attention(
@@ -100,7 +116,7 @@ def _redirect(kind: Any, attend: Callable[..., Tensor]) -> Callable[..., Any]:
         is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
     ) -> Tensor:  # fmt: skip
         parts = (x.transpose(1, 2) for x in (query, key, value))
-        return attend(AttentionCall(processor, attn_mask, scale, is_causal), *parts).transpose(1, 2)
+        return attend(AttentionCall(processor, choice, attn_mask, scale, is_causal), *parts).transpose(1, 2)
 
     replaced: dict[str, Any]
     if "dispatch_attention_fn" in names:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from radial.attention.families.family import patch_sizes
+from radial.attention.family import patch_sizes
 from radial.errors import ModelError, first_line
 from radial.models.spec import ModelSpec
 from radial.models.table import BUNDLED, MODELS

@@ -28,11 +28,12 @@ def draw_plan(plan: PlanSketch, title: str) -> Image.Image:
     paint = np.asarray(_KEPT) * shade + np.asarray((255, 255, 255)) * (1 - shade)
     picture.paste(Image.fromarray(paint.astype(np.uint8)), (_MARGIN, _HEAD))
 
-    grid, scale = plan.grid, _SIDE / (plan.rows * plan.block_size)
+    layout, scale = plan.layout, _SIDE / (plan.rows * plan.block_size)
+    grid = layout.grid
     every = max(1, grid.frames // 24)
     small = ImageFont.load_default(13)
     for frame in range(0, grid.frames, every):
-        place = (grid.before + frame * grid.tokens_per_frame) * scale
+        place = (layout.before + frame * grid.tokens_per_frame) * scale
         middle = place + grid.tokens_per_frame * scale / 2
         draw.line([(_MARGIN - 6, _HEAD + place), (_MARGIN, _HEAD + place)], fill=_FAINT)
         draw.line([(_MARGIN + place, _HEAD + _SIDE), (_MARGIN + place, _HEAD + _SIDE + 6)], fill=_FAINT)

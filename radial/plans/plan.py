@@ -1,4 +1,4 @@
-"""From grid and pattern to the blocks of attention that are computed.
+"""From layout and pattern to the blocks of attention that are computed.
 
 A plan lists, for every block of queries, the blocks of keys it attends to. It is worked out from the geometry of
 frames alone: between a row of blocks and a key frame the kept blocks form one run, whose two ends have a closed form,
@@ -9,49 +9,43 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from radial.errors import RequestError
-from radial.plans.layout import TokenGrid
+from radial.plans.layout import Layout, TokenGrid, as_layout
 from radial.plans.pattern import RadialPattern
 from radial_kernels import block_sparse
+from radial_kernels.block_sparse import BlockLists
 
 _Array = NDArray[np.int32]  # twice as fast as int64 here
 _ROWS_AT_A_TIME = 256  # keeps the work in the cache
-_LISTS = ("row_offsets", "column_indices", "column_offsets", "row_indices", "column_order")
 _MAX_BLOCKS = 46_000  # beyond, a plan itself takes gigabytes, and block numbers more than 16 bits
 _NO_RUN = 0xFFFF0000  # starts after every block and ends before
 
 
-@dataclass(frozen=True, eq=False)
-class BlockPlan:
-    """The kept blocks of one clip's attention, R = C = ceil(tokens / block_size) blocks a side.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BlockPlan(BlockLists):
+    """The kept blocks of one sequence's attention, as many blocks of keys as of queries, with their lists by columns.
+
+    Columns come by falling length: every row attends to a sink frame's columns, so they are several times as long as
+    the mean and should be computed first.
 
     Attributes:
-        row_offsets: int32 ``[R + 1]``; row r keeps ``column_indices[row_offsets[r] : row_offsets[r + 1]]``.
-        column_indices: int32 ``[kept]``, ascending within a row.
-        column_offsets: int32 ``[C + 1]``, the same by columns, for the backward pass.
-        row_indices: int32 ``[kept]``, ascending within a column.
-        column_order: int32 ``[C]``, columns by falling length: every row attends to a sink frame's columns, so they
-            are several times as long as the mean and should be computed first.
+        layout: of the sequence.
+        pattern: the rule that was applied.
     """
 
-    grid: TokenGrid
+    layout: Layout
     pattern: RadialPattern
-    block_size: int
-    row_offsets: torch.Tensor = field(repr=False)
-    column_indices: torch.Tensor = field(repr=False)
-    column_offsets: torch.Tensor = field(repr=False)
-    row_indices: torch.Tensor = field(repr=False)
-    column_order: torch.Tensor = field(repr=False)
 
     @staticmethod
-    def build(grid: TokenGrid, pattern: RadialPattern | None = None, block_size: int = 128) -> BlockPlan:
-        """Plan a clip's attention. Plans are kept and shared, keyed by all three arguments.
+    def build(clip: TokenGrid | Layout, pattern: RadialPattern | None = None, block_size: int = 128) -> BlockPlan:
+        """Plan the attention of a clip, or of a sequence with one clip. Plans are kept and shared, keyed by all of
+        the arguments.
 
         The block rule is the released code's: between two frames a block is kept when more than 60 % of its
         non-empty key columns have more than a third of the block's rows kept, and a block that straddles frames is
@@ -63,10 +57,11 @@ class BlockPlan:
         the clip's.
 
         Raises:
-            RequestError: ``block_size`` is not a power of two from 16 to 256, or leaves too many blocks.
+            RequestError: ``block_size`` is not a power of two from 16 to 256, or leaves too many blocks, or there are
+                several clips.
         """
         BlockPlan.check_block_size(block_size)
-        return _build(grid, pattern or RadialPattern(), block_size)
+        return _build(as_layout(clip), pattern or RadialPattern(), block_size)
 
     @staticmethod
     def check_block_size(block_size: int) -> None:
@@ -75,12 +70,9 @@ class BlockPlan:
             raise RequestError(f"block_size must be 16, 32, 64, 128 or 256, not {block_size}")
 
     @property
-    def rows(self) -> int:
-        return len(self.row_offsets) - 1
-
-    @property
-    def kept_blocks(self) -> int:
-        return len(self.column_indices)
+    def grid(self) -> TokenGrid:
+        """That of the clip."""
+        return self.layout.grid
 
     @property
     def density(self) -> float:
@@ -91,32 +83,12 @@ class BlockPlan:
     def sparsity(self) -> float:
         return 1 - self.density
 
-    @torch.inference_mode(False)
-    def to(self, device: torch.device | str) -> BlockPlan:
-        """The same plan with its tensors on another device."""
-        if self.row_offsets.device == torch.device(device):
-            return self
-        return replace(self, **{name: getattr(self, name).to(device) for name in _LISTS})
-
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float | None = None, backend: str = "auto",
         eight_bit: bool = False,
     ) -> torch.Tensor:  # fmt: skip
         """Attention over the kept blocks: q, k, v and the result are ``[batch, tokens, heads, head dim]``."""
-        return block_sparse.attention(
-            q,
-            k,
-            v,
-            self.row_offsets,
-            self.column_indices,
-            column_offsets=self.column_offsets,
-            row_indices=self.row_indices,
-            column_order=self.column_order,
-            block_size=self.block_size,
-            scale=scale,
-            backend=backend,
-            eight_bit=eight_bit,
-        )
+        return block_sparse.attention(q, k, v, self, scale=scale, backend=backend, eight_bit=eight_bit)
 
     def to_mask(self) -> torch.Tensor:
         """Bool ``[R, C]``, true where a block of queries attends to a block of keys."""
@@ -128,47 +100,48 @@ class BlockPlan:
 
 @functools.lru_cache(maxsize=64)
 @torch.inference_mode(False)  # plans are shared: one made while sampling must serve training too
-def _build(grid: TokenGrid, pattern: RadialPattern, block_size: int) -> BlockPlan:
-    blocks = count_blocks(grid, block_size)
+def _build(layout: Layout, pattern: RadialPattern, block_size: int) -> BlockPlan:
+    blocks = count_blocks(layout, block_size)
     row_counts, columns = [], []
-    for counts, kept in kept_columns(grid, pattern, block_size, np.arange(blocks, dtype=np.int32)):
+    for counts, kept in kept_columns(layout, pattern, block_size, np.arange(blocks, dtype=np.int32)):
         row_counts.append(counts)
         columns.append(kept)
-    return _finish(grid, pattern, block_size, np.concatenate(row_counts), np.concatenate(columns))
+    return _finish(layout, pattern, block_size, np.concatenate(row_counts), np.concatenate(columns))
 
 
-def count_blocks(grid: TokenGrid, block_size: int) -> int:
+def count_blocks(layout: Layout, block_size: int) -> int:
     """Blocks a side of a clip's attention.
 
     Raises:
         RequestError: they are more than a plan can have.
     """
-    blocks = -(-grid.tokens // block_size)
+    blocks = -(-layout.tokens // block_size)
     if blocks > _MAX_BLOCKS:
         raise RequestError(
-            f"{grid.tokens:,} tokens in blocks of {block_size} are more than {_MAX_BLOCKS:,} blocks; "
+            f"{layout.tokens:,} tokens in blocks of {block_size} are more than {_MAX_BLOCKS:,} blocks; "
             f"take a larger block_size or a smaller clip"
         )
     return blocks
 
 
 def kept_columns(
-    grid: TokenGrid, pattern: RadialPattern, block_size: int, rows: _Array
+    layout: Layout, pattern: RadialPattern, block_size: int, rows: _Array
 ) -> Iterator[tuple[NDArray[np.int64], _Array]]:
     """For some rows of blocks, ascending: how many columns each keeps, and which, row by row; a few rows at a time."""
-    piece_frame, piece_row = _pieces(grid, block_size)
+    piece_frame, piece_row = _pieces(layout, block_size)
+    grid = layout.grid
     windows = np.array([pattern.window(d, grid.tokens_per_frame, block_size) for d in range(grid.frames)], np.int32)
     for start in range(0, len(rows), _ROWS_AT_A_TIME):
         some = rows[start : start + _ROWS_AT_A_TIME]
         first, end = np.searchsorted(piece_row, some), np.searchsorted(piece_row, some, side="right")
         own = np.repeat(end - np.cumsum(end - first), end - first) + np.arange((end - first).sum())
         frame, row = piece_frame[own], piece_row[own]
-        runs = _frame_pair_runs(frame, row, windows, grid, pattern, block_size)
-        yield _union(_row_runs(some, row, *runs, grid, pattern, block_size))
+        runs = _frame_pair_runs(frame, row, windows, layout, pattern, block_size)
+        yield _union(_row_runs(some, row, *runs, layout, pattern, block_size))
 
 
 def _finish(
-    grid: TokenGrid, pattern: RadialPattern, block_size: int, row_counts: NDArray[np.int64], columns: _Array
+    layout: Layout, pattern: RadialPattern, block_size: int, row_counts: NDArray[np.int64], columns: _Array
 ) -> BlockPlan:
     """The plan of kept columns listed row by row, with its transpose."""
     blocks = len(row_counts)
@@ -183,9 +156,9 @@ def _finish(
         return torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
 
     return BlockPlan(
-        grid,
-        pattern,
-        block_size,
+        layout=layout,
+        pattern=pattern,
+        block_size=block_size,
         row_offsets=offsets(row_counts),
         column_indices=torch.from_numpy(columns),
         column_offsets=offsets(column_counts),
@@ -195,7 +168,7 @@ def _finish(
 
 
 def _row_runs(
-    rows: _Array, row: _Array, first: _Array, end: _Array, grid: TokenGrid, pattern: RadialPattern, block_size: int
+    rows: _Array, row: _Array, first: _Array, end: _Array, layout: Layout, pattern: RadialPattern, block_size: int
 ) -> NDArray[np.uint32]:
     """All runs of each row, by ascending start, as words of first block and end: ``[rows, runs]``.
 
@@ -209,8 +182,8 @@ def _row_runs(
     starts = np.searchsorted(row, rows)
     each = np.diff(starts, append=len(row))
     most = int(each.max(initial=0))
-    runs = np.full((len(rows), 3 + grid.frames * most), _NO_RUN, np.uint32)
-    by_frame = runs[:, 2:-1].reshape(len(rows), grid.frames, most)
+    runs = np.full((len(rows), 3 + layout.grid.frames * most), _NO_RUN, np.uint32)
+    by_frame = runs[:, 2:-1].reshape(len(rows), layout.grid.frames, most)
     for piece in range(most):
         has = each > piece
         by_frame[has, :, piece] = words[starts[has] + piece]
@@ -220,20 +193,20 @@ def _row_runs(
     else:
         runs[:, 2:-1] = np.sort(by_frame, axis=2).reshape(len(rows), -1)
 
-    blocks = -(-grid.tokens // block_size)
-    sink_tokens = min(pattern.sink_frames, grid.frames) * grid.tokens_per_frame
+    blocks = -(-layout.tokens // block_size)
+    sink_tokens = min(pattern.sink_frames, layout.grid.frames) * layout.grid.tokens_per_frame
     if sink_tokens:
-        low_block = grid.before // block_size
-        high_block = (grid.before + sink_tokens - 1) // block_size
+        low_block = layout.before // block_size
+        high_block = (layout.before + sink_tokens - 1) // block_size
         # The block where the sink ends is left to the block rule: most of it may be another frame.
-        high_block -= (grid.before + sink_tokens) % block_size != 0 and high_block > low_block
+        high_block -= (layout.before + sink_tokens) % block_size != 0 and high_block > low_block
         runs[:, 1] = low_block << 16 | high_block + 1
-    if grid.before:
-        last_before = (grid.before - 1) // block_size
+    if layout.before:
+        last_before = (layout.before - 1) // block_size
         runs[:, 0] = last_before + 1
         runs[rows <= last_before, 0] = blocks  # the whole row
-    if grid.after:
-        first_after = (grid.before + grid.video_tokens) // block_size
+    if layout.after:
+        first_after = (layout.before + layout.grid.tokens) // block_size
         runs[:, -1] = first_after << 16 | blocks
         runs[rows >= first_after, 0] = blocks
     return runs
@@ -255,20 +228,20 @@ def _union(runs: NDArray[np.uint32]) -> tuple[NDArray[np.int64], _Array]:
 
 
 def _frame_pair_runs(
-    piece_frame: _Array, piece_block: _Array, windows: _Array, grid: TokenGrid, pattern: RadialPattern, block_size: int
+    piece_frame: _Array, piece_block: _Array, windows: _Array, layout: Layout, pattern: RadialPattern, block_size: int
 ) -> tuple[_Array, _Array]:
     """First and end of the run of blocks that each row piece keeps in each key frame, ``[pieces, frames]``.
 
     Row pieces are the parts of block rows that lie in one frame. In its own frame a piece keeps its block always.
     """
-    tokens, start = grid.tokens_per_frame, grid.before
+    tokens, start = layout.grid.tokens_per_frame, layout.before
     frame_start = start + piece_frame * tokens
     # The piece's rows as positions in its own frame: top <= k < bottom.
     top = np.maximum(piece_block * block_size - frame_start, 0)[:, None]
     bottom = np.minimum((piece_block + 1) * block_size - frame_start, tokens)[:, None]
-    block_rows = np.minimum((piece_block + 1) * block_size, grid.tokens) - piece_block * block_size
+    block_rows = np.minimum((piece_block + 1) * block_size, layout.tokens) - piece_block * block_size
 
-    key_frame = np.arange(grid.frames, dtype=np.int32)[None, :]
+    key_frame = np.arange(layout.grid.frames, dtype=np.int32)[None, :]
     window = windows[np.abs(piece_frame[:, None] - key_frame)]
     window = np.where(key_frame < pattern.sink_frames, tokens, window)
 
@@ -303,11 +276,11 @@ def _frame_pair_runs(
     return first, np.where(own, np.maximum(end, piece_block[:, None] + 1), end)
 
 
-def _pieces(grid: TokenGrid, block_size: int) -> tuple[_Array, _Array]:
+def _pieces(layout: Layout, block_size: int) -> tuple[_Array, _Array]:
     """Frame and block of every part of a block row that lies in one frame."""
-    starts = grid.before + np.arange(grid.frames, dtype=np.int32) * grid.tokens_per_frame
-    first, last = starts // block_size, (starts + grid.tokens_per_frame - 1) // block_size
+    starts = layout.before + np.arange(layout.grid.frames, dtype=np.int32) * layout.grid.tokens_per_frame
+    first, last = starts // block_size, (starts + layout.grid.tokens_per_frame - 1) // block_size
     counts = last - first + 1
-    frame = np.repeat(np.arange(grid.frames, dtype=np.int32), counts)
+    frame = np.repeat(np.arange(layout.grid.frames, dtype=np.int32), counts)
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     return frame, np.repeat(first, counts) + within.astype(np.int32)

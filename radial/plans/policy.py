@@ -1,11 +1,24 @@
-"""Which layers and which steps stay dense."""
+"""Which planner computes a layer at a step; dense attention is one of the choices."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Protocol
 
 from radial.errors import RequestError
+
+DENSE = 0  # the choice that every installation has
+
+
+class Policy(Protocol):
+    """Chooses among an installation's planners."""
+
+    def choose(self, layer: int, step: int, num_steps: int) -> int:
+        """The planner of a layer at a step, layers and steps counted from 0: 0 is dense attention, 1 the first planner.
+
+        Layers of one choice share what torch.compile makes of them.
+        """
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,10 @@ class Schedule:
     def dense(cls) -> Schedule:
         """Every layer at every step."""
         return cls(dense_layers=sys.maxsize)
+
+    def choose(self, layer: int, step: int, num_steps: int) -> int:
+        """Dense, or the first planner."""
+        return DENSE if self.is_dense(layer, step, num_steps) else 1
 
     def is_dense(self, layer: int, step: int, num_steps: int) -> bool:
         """Whether a layer computes full attention at a step; layers and steps count from 0."""

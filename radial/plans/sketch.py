@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from radial.plans.layout import TokenGrid
+from radial.plans.layout import Layout, TokenGrid, as_layout
 from radial.plans.pattern import RadialPattern
 from radial.plans.plan import BlockPlan, count_blocks, kept_columns
 
@@ -25,7 +25,7 @@ class PlanSketch:
         shade: float32 ``[sampled rows, bins]``, the share of blocks kept in each of ``bins`` parts of a row.
     """
 
-    grid: TokenGrid
+    layout: Layout
     pattern: RadialPattern
     block_size: int
     rows: int
@@ -33,25 +33,26 @@ class PlanSketch:
     shade: NDArray[np.float32] = field(repr=False)
 
     @staticmethod
-    def of(grid: TokenGrid, pattern: RadialPattern, block_size: int) -> PlanSketch:
+    def of(clip: TokenGrid | Layout, pattern: RadialPattern, block_size: int) -> PlanSketch:
         """Sketch a plan as :meth:`radial.plans.plan.BlockPlan.build` makes it.
 
         Raises:
             RequestError: ``block_size`` is none that the kernels have, or leaves too many blocks.
         """
         BlockPlan.check_block_size(block_size)
-        blocks = count_blocks(grid, block_size)
+        layout = as_layout(clip)
+        blocks = count_blocks(layout, block_size)
         bins = min(blocks, _BINS)
         bin_of = (np.arange(blocks, dtype=np.int64) * bins // blocks).astype(np.int32)
         widths = np.bincount(bin_of, minlength=bins)
         shade, kept = [], 0
-        for counts, columns in kept_columns(grid, pattern, block_size, _sample(blocks)):
+        for counts, columns in kept_columns(layout, pattern, block_size, _sample(blocks)):
             kept += int(counts.sum())
             places = np.repeat(np.arange(len(counts)) * bins, counts) + bin_of[columns]
             filled = np.bincount(places, minlength=len(counts) * bins).reshape(len(counts), bins)
             shade.append((filled / widths).astype(np.float32))
         found = np.concatenate(shade)
-        return PlanSketch(grid, pattern, block_size, blocks, kept / (len(found) * blocks), found)
+        return PlanSketch(layout, pattern, block_size, blocks, kept / (len(found) * blocks), found)
 
 
 def _sample(blocks: int) -> NDArray[np.int32]:

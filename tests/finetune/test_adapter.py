@@ -16,7 +16,7 @@ import radial
 from radial import ModelError, RequestError
 from radial.generation.pipeline import generate
 from radial.loading.lora import load_loras
-from radial.models.lora_settings import AdapterSettings, read_adapter_settings
+from radial.models.lora_settings import AdapterSettings, adapter_file, read_adapter_settings
 from radial.models.table import MODELS
 from radial.request import Lora, make_request, parse_lora
 from radial_finetune.merge import merge
@@ -142,7 +142,7 @@ def test_a_longer_clip_takes_the_models_own_adapter() -> None:
     without = asked.model_copy(update={"long_adapter": False}).resolve()
     assert without.loras == ()
     assert "129 frames are beyond the 33" in without.warnings(spec)[0]
-    settings = read_adapter_settings(radial.adapter_settings.adapter_file("bundled:tiny-long"))
+    settings = read_adapter_settings(adapter_file("bundled:tiny-long"))
     assert settings is not None
     assert (settings.base_model, settings.target_frames, settings.native_frames) == ("tiny", 129, 33)
     assert parse_lora("bundled:tiny-long:0.5") == {"path": "bundled:tiny-long", "weight": 0.5}

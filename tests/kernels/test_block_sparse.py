@@ -9,6 +9,7 @@ import itertools
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,15 @@ import torch
 from cases import DEVICE, error, lists_of, random_inputs, random_lists
 from torch import Tensor
 
-from radial_kernels.block_sparse import attention, check_lists, choose_backend, merge, reference, transpose_lists
+from radial_kernels.block_sparse import BlockLists, attention, choose_backend, merge, reference
+from radial_kernels.block_sparse.lists import check_lists, transpose_lists
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 def exact(q: Tensor, k: Tensor, v: Tensor, lists: tuple[Tensor, Tensor], block: int) -> Tensor:
     """The formula in fp64 on the same, already rounded inputs."""
-    return attention(q.double(), k.double(), v.double(), *lists, block_size=block, backend="reference")
+    return attention(q.double(), k.double(), v.double(), BlockLists(*lists, block_size=block), backend="reference")
 
 
 SHAPES = [
@@ -52,7 +54,7 @@ def test_forward(backend: str, shape: tuple[int, ...], dtype: torch.dtype, nan_m
     batch, queries, keys, heads, dim, block = shape
     q, k, v = random_inputs(batch, queries, keys, heads, dim, dtype)
     lists = random_lists(queries, keys, block)
-    got = attention(q, k, v, *lists, block_size=block, backend=backend)
+    got = attention(q, k, v, BlockLists(*lists, block_size=block), backend=backend)
     assert got.shape == q.shape
     assert got.dtype == dtype
     assert error(got, exact(q, k, v, lists, block)) < TOLERANCE[dtype]
@@ -82,7 +84,7 @@ def test_bf16_is_as_exact_as_dense_attention() -> None:
     )
     want = exact(q, k, v, lists, 128)
     dense = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
-    assert error(attention(q, k, v, *lists, backend="triton"), want) < 1.5 * error(dense, want)
+    assert error(attention(q, k, v, BlockLists(*lists), backend="triton"), want) < 1.5 * error(dense, want)
 
 
 @pytest.mark.parametrize("backend", ["gather", "triton"])
@@ -92,16 +94,16 @@ def test_strided_inputs_need_no_copy(backend: str, nan_memory: None) -> None:
     joint = torch.randn(2, 50, 3, 2, 64, device=DEVICE)
     q, k, v = joint.unbind(2)
     want = exact(q, k, v, lists, 16)
-    assert error(attention(q, k, v, *lists, block_size=16, backend=backend), want) < 2e-6
+    assert error(attention(q, k, v, BlockLists(*lists, block_size=16), backend=backend), want) < 2e-6
     q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
-    assert error(attention(q, k, v, *lists, block_size=16, backend=backend), want) < 2e-6
+    assert error(attention(q, k, v, BlockLists(*lists, block_size=16), backend=backend), want) < 2e-6
 
 
 @pytest.mark.parametrize("backend", ["reference", "gather", "triton"])
 def test_rows_without_keys_give_zeros(backend: str, nan_memory: None) -> None:
     q, k, v = random_inputs(1, 70, 70, 2, 32, torch.float32)
     lists = random_lists(70, 70, 16, empty_rows=(1, 4))
-    got = attention(q, k, v, *lists, block_size=16, backend=backend)
+    got = attention(q, k, v, BlockLists(*lists, block_size=16), backend=backend)
     assert (got[:, 16:32] == 0).all()
     assert (got[:, 64:] == 0).all()
     assert error(got, exact(q, k, v, lists, 16)) < 2e-6
@@ -111,7 +113,7 @@ def test_rows_without_keys_give_zeros(backend: str, nan_memory: None) -> None:
 def test_large_logits_do_not_overflow(backend: str) -> None:
     q, k, v = random_inputs(1, 48, 48, 1, 32, torch.float32)
     lists = random_lists(48, 48, 16)
-    got = attention(q * 100, k * 100, v, *lists, block_size=16, backend=backend)
+    got = attention(q * 100, k * 100, v, BlockLists(*lists, block_size=16), backend=backend)
     assert error(got, exact(q * 100, k * 100, v, lists, 16)) < 1e-4
 
 
@@ -125,7 +127,7 @@ def test_gradients(backend: str) -> None:
     out, lse = reference.attention(*wanted, *lists, 16, 32**-0.5)
     ((out * weight.double()).sum() + lse.sin().sum()).backward()
     ours = [x.clone().requires_grad_() for x in (q, k, v)]
-    out, lse = attention(*ours, *lists, block_size=16, backend=backend, return_lse=True)
+    out, lse = attention(*ours, BlockLists(*lists, block_size=16), backend=backend, return_lse=True)
     ((out * weight).sum() + lse.sin().sum()).backward()
     for got, want in zip(ours, wanted, strict=True):
         assert got.grad is not None
@@ -145,10 +147,8 @@ def test_triton_gradients_at_every_shape(shape: tuple[int, ...], nan_memory: Non
     wanted = [x.double().requires_grad_() for x in (q, k, v)]
     (reference.attention(*wanted, *lists, block, dim**-0.5)[0] * weight.double()).sum().backward()
     ours = [x.clone().requires_grad_() for x in (q, k, v)]
-    out = attention(
-        *ours, *lists, column_offsets=by_column[0], row_indices=by_column[1],
-        column_order=order, block_size=block, backend="triton",
-    )  # fmt: skip
+    blocks = BlockLists(*lists, *by_column, column_order=order, block_size=block)
+    out = attention(*ours, blocks, backend="triton")
     (out * weight).sum().backward()
     for got, want in zip(ours, wanted, strict=True):
         assert got.grad is not None
@@ -160,7 +160,7 @@ def test_triton_gradients_at_every_shape(shape: tuple[int, ...], nan_memory: Non
 def test_log_sum_exp(backend: str, nan_memory: None) -> None:
     q, k, v = random_inputs(2, 53, 70, 2, 32, torch.float32)
     lists = random_lists(53, 70, 16, empty_rows=(2,))
-    got = attention(q, k, v, *lists, block_size=16, backend=backend, return_lse=True)[1]
+    got = attention(q, k, v, BlockLists(*lists, block_size=16), backend=backend, return_lse=True)[1]
     want = reference.attention(*(x.double() for x in (q, k, v)), *lists, 16, 32**-0.5)[1]
     assert got.shape == (2, 2, 53)
     assert got.dtype == torch.float32
@@ -176,8 +176,10 @@ def test_merged_parts_equal_the_whole(backend: str) -> None:
     whole[3] = False
     first = whole & (torch.rand(5, 5, generator=torch.Generator().manual_seed(1)) < 0.5)
     first[2] = False
-    options = {"block_size": 16, "backend": backend, "return_lse": True}
-    parts = [attention(q, k, v, *lists_of(mask), **options) for mask in (first, whole & ~first)]  # type: ignore[call-overload]
+    parts = [
+        attention(q, k, v, BlockLists.of_mask(mask.to(DEVICE), 16), backend=backend, return_lse=True)
+        for mask in (first, whole & ~first)
+    ]
     out, lse = merge([out for out, _ in parts], [lse for _, lse in parts])
     wanted, wanted_lse = reference.attention(*(x.double() for x in (q, k, v)), *lists_of(whole), 16, 32**-0.5)
     assert error(out, wanted) < 2e-6
@@ -202,7 +204,7 @@ def test_plans_of_their_own(backend: str, plans: str, nan_memory: None) -> None:
     lists = lists_of(masks if plans != "batch" else masks[:, 0])
     check_lists(lists[0].cpu(), lists[1].cpu(), 70, 16)
     ours = [x.clone().requires_grad_() for x in (q, k, v)]
-    got = attention(*ours, *lists, block_size=16, backend=backend)
+    got = attention(*ours, BlockLists(*lists, block_size=16), backend=backend)
     got.sin().sum().backward()
     for b, h in itertools.product(range(2), range(3)):
         one = [x[b : b + 1, :, h : h + 1].double().requires_grad_() for x in (q, k, v)]
@@ -227,7 +229,9 @@ def test_transposed_lists_name_the_same_blocks() -> None:
 def test_gradcheck() -> None:
     q, k, v = (x.double().requires_grad_() for x in random_inputs(1, 20, 20, 1, 8, torch.float32))
     lists = random_lists(20, 20, 16)
-    assert torch.autograd.gradcheck(lambda *x: attention(*x, *lists, block_size=16, backend="gather"), (q, k, v))
+    assert torch.autograd.gradcheck(
+        lambda *x: attention(*x, BlockLists(*lists, block_size=16), backend="gather"), (q, k, v)
+    )
 
 
 @pytest.mark.parametrize("backend", ["reference", "gather", "triton"])
@@ -244,7 +248,7 @@ def test_compiles_without_graph_breaks() -> None:
     lists = random_lists(40, 40, 16)
 
     def run(q: Tensor) -> Tensor:
-        return attention(q * 2, k, v, *lists, block_size=16) + 1
+        return attention(q * 2, k, v, BlockLists(*lists, block_size=16)) + 1
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(q), run(q))
@@ -274,7 +278,12 @@ def test_triton_on_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def _wrong_inputs() -> dict[str, tuple[dict[str, object], str]]:
     q = torch.zeros(1, 32, 2, 16)
     offsets, columns = torch.tensor([0, 1, 2], dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32)
-    good = {"q": q, "k": q, "v": q, "row_offsets": offsets, "column_indices": columns, "block_size": 16}
+    lists = BlockLists(offsets, columns, block_size=16)
+    good = {"q": q, "k": q, "v": q, "lists": lists}
+
+    def other(**changes: object) -> dict[str, object]:
+        return good | {"lists": replace(lists, **changes)}  # type: ignore[arg-type]
+
     return {
         "three dimensions": (good | {"q": q[0]}, "must be"),
         "other heads": (good | {"k": q[:, :, :1], "v": q[:, :, :1]}, "agree in batch, heads"),
@@ -283,13 +292,13 @@ def _wrong_inputs() -> dict[str, tuple[dict[str, object], str]]:
         "whole numbers": (good | {"q": q.int(), "k": q.int(), "v": q.int()}, "one floating dtype"),
         "head dim too large": (good | {x: torch.zeros(1, 32, 2, 300) for x in "qkv"}, "at most 256"),
         "last dimension strided": (good | {"q": torch.zeros(1, 32, 16, 2).transpose(2, 3)}, "contiguous"),
-        "long lists": (good | {"row_offsets": offsets.long()}, "int32"),
-        "wrong rows": (good | {"row_offsets": offsets[:2]}, "need 3 row_offsets"),
-        "plans for another batch": (good | {"row_offsets": offsets.repeat(2, 1)}, "for each of 1 batch entries"),
-        "half a transpose": (good | {"column_offsets": offsets}, "belong together"),
-        "order of other columns": (good | {"column_order": offsets}, "column_order must be int32"),
+        "long lists": (other(row_offsets=offsets.long()), "int32"),
+        "wrong rows": (other(row_offsets=offsets[:2]), "need 3 row_offsets"),
+        "plans for another batch": (other(row_offsets=offsets.repeat(2, 1)), "for each of 1 batch entries"),
+        "half a transpose": (other(column_offsets=offsets), "belong together"),
+        "order of other columns": (other(column_order=offsets), "column_order must be int32"),
         "nothing": (good | {"q": q[:, :0]}, "must not be empty"),
-        "wrong block": (good | {"block_size": 24}, "block_size must be"),
+        "wrong block": (other(block_size=24), "block_size must be"),
         "scale not a number": (good | {"scale": float("nan")}, "scale must be finite"),
     }
 
@@ -319,4 +328,17 @@ def test_wrong_lists_are_named(offsets: list[int], columns: list[int], message: 
 
 def test_good_lists_pass() -> None:
     for queries, keys, block in itertools.product((30, 100), (50, 64), (16, 32)):
-        check_lists(*(x.cpu() for x in random_lists(queries, keys, block, empty_rows=(0,))), keys, block)
+        BlockLists(*random_lists(queries, keys, block, empty_rows=(0,)), block_size=block).to("cpu").check(keys)
+
+
+def test_lists_of_a_mask_are_its_blocks() -> None:
+    mask = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(9)) < 0.5
+    for part in (mask, mask[:, 0], mask[0, 0]):
+        lists, plain = BlockLists.of_mask(part, 16).check(70), lists_of(part)
+        assert torch.equal(lists.row_offsets, plain[0].cpu())
+        assert torch.equal(lists.column_indices, plain[1].cpu())
+        assert (lists.rows, lists.kept_blocks) == (4, int(part.sum()))
+        assert lists.share_kept(70) == pytest.approx(part.float().mean().item())
+        both = lists.with_columns(70)
+        assert both.column_offsets is not None
+        assert both.column_offsets.shape == (*part.shape[:-2], 6)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import DEVICE, error, lists_of, random_inputs, random_lists
 
-from radial_kernels.block_sparse import attention, reference
+from radial_kernels.block_sparse import BlockLists, attention, reference
 from radial_kernels.block_sparse.portable.quantise import quantise_logits, quantise_values
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
@@ -53,7 +53,9 @@ def _check(backend: str, shape: tuple[int, ...]) -> None:
     q, k, v = random_inputs(batch, queries, keys, heads, dim, dtype)
     k += 2
     lists = random_lists(queries, keys, block, empty_rows=(1,) if queries > block else ())
-    got, lse = attention(q, k, v, *lists, block_size=block, backend=backend, eight_bit=True, return_lse=True)
+    got, lse = attention(
+        q, k, v, BlockLists(*lists, block_size=block), backend=backend, eight_bit=True, return_lse=True
+    )
     want, want_lse = reference.attention(q.double(), k.double(), v.double(), *lists, block, dim**-0.5)
     assert got.dtype == dtype
     assert error(got, want) < 2 * E4M3_STEP
@@ -91,16 +93,16 @@ def test_other_backends_are_refused(backend: str) -> None:
     x = torch.zeros(1, 64, 1, 32, device=DEVICE)
     lists = lists_of(torch.ones(2, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match=f"eight_bit needs backend triton or hopper; {backend}"):
-        attention(x, x, x, *lists, block_size=32, backend=backend, eight_bit=True)
+        attention(x, x, x, BlockLists(*lists, block_size=32), backend=backend, eight_bit=True)
 
 
 def test_gradients_and_small_blocks_are_refused() -> None:
     x = torch.zeros(1, 64, 1, 32, device=DEVICE)
     small, large = (lists_of(torch.ones(n, n, dtype=torch.bool)) for n in (4, 2))
     with pytest.raises(ValueError, match="blocks of at least 32 tokens, not 16"):
-        attention(x, x, x, *small, block_size=16, backend="triton", eight_bit=True)
+        attention(x, x, x, BlockLists(*small, block_size=16), backend="triton", eight_bit=True)
     with pytest.raises(ValueError, match="eight_bit has no gradients"):
-        attention(x.clone().requires_grad_(), x, x, *large, block_size=32, backend="triton", eight_bit=True)
+        attention(x.clone().requires_grad_(), x, x, BlockLists(*large, block_size=32), backend="triton", eight_bit=True)
 
 
 def test_operator_is_well_registered() -> None:

@@ -10,8 +10,9 @@ import torch
 from cases import error, lists_of, random_inputs, random_lists
 from torch import Tensor
 
-from radial_kernels.block_sparse import attention, reference, transpose_lists
+from radial_kernels.block_sparse import BlockLists, attention, reference
 from radial_kernels.block_sparse.backends import flash_attention_installed
+from radial_kernels.block_sparse.lists import transpose_lists
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,7 +51,7 @@ def test_outputs_and_gradients(shape: tuple[int, ...], dtype: torch.dtype, nan_m
     ((want * weight.double()).sum() + (want_lse * lse_weight.double())[..., ~empty].sum()).backward()
     ours = [x.clone().requires_grad_() for x in inputs]
     got, lse = attention(
-        *ours, *lists, column_offsets=column_offsets, row_indices=row_indices, column_order=order,
+        *ours, BlockLists(*lists, column_offsets=column_offsets, row_indices=row_indices, column_order=order),
         backend="hopper", return_lse=True,
     )  # fmt: skip
     ((got * weight).sum() + (lse * lse_weight)[..., ~empty].sum()).backward()
@@ -73,21 +74,21 @@ def test_flash_outputs(shape: tuple[int, ...], dtype: torch.dtype, nan_memory: N
     q, k, v = random_inputs(batch, queries, keys, heads, dim, dtype)
     lists = random_lists(queries, keys, 128, empty_rows=(1,) if queries > 256 else ())
     want, want_lse = reference.attention(q.double(), k.double(), v.double(), *lists, 128, dim**-0.5)
-    got, lse = attention(q, k, v, *lists, backend="flash", return_lse=True)
+    got, lse = attention(q, k, v, BlockLists(*lists), backend="flash", return_lse=True)
     some = want_lse.isfinite()
     assert error(got, want) < TOLERANCE[dtype]
     assert torch.equal(some, lse.isfinite())
     assert torch.allclose(lse[some].double(), want_lse[some], atol=1e-4)
     with pytest.raises(ValueError, match="no deterministic gradients"):
-        attention(q.requires_grad_(), k, v, *lists, backend="flash")
+        attention(q.requires_grad_(), k, v, BlockLists(*lists), backend="flash")
 
 
 @WITH_FLASH
 def test_flash_plans_of_their_own(nan_memory: None) -> None:
     q, k, v = random_inputs(2, 530, 700, 3, 64, torch.float16)
     masks = torch.rand(2, 3, 5, 6, generator=torch.Generator().manual_seed(5)) < 0.5
-    got = attention(q, k, v, *lists_of(masks), backend="flash")
-    assert error(got, attention(q, k, v, *lists_of(masks), backend="hopper").double()) < 1e-3
+    got = attention(q, k, v, BlockLists(*lists_of(masks)), backend="flash")
+    assert error(got, attention(q, k, v, BlockLists(*lists_of(masks)), backend="hopper").double()) < 1e-3
 
 
 def test_gradients_repeat_bit_for_bit() -> None:
@@ -95,7 +96,7 @@ def test_gradients_repeat_bit_for_bit() -> None:
     lists = random_lists(1500, 1500, 128)
     runs = []
     for _ in range(3):
-        out = attention(q, k, v, *lists, backend="hopper")
+        out = attention(q, k, v, BlockLists(*lists), backend="hopper")
         runs.append(torch.autograd.grad(out.sin().sum(), (q, k, v)))
     for again in runs[1:]:
         assert all(torch.equal(x, y) for x, y in zip(runs[0], again, strict=True))
@@ -106,9 +107,9 @@ def test_strided_inputs_need_no_copy(nan_memory: None) -> None:
     joint = torch.randn(2, 300, 3, 2, 64, device="cuda", dtype=torch.bfloat16)
     q, k, v = joint.unbind(2)
     want = reference.attention(q.double(), k.double(), v.double(), *lists, 128, 64**-0.5)[0]
-    assert error(attention(q, k, v, *lists, backend="hopper"), want) < 6e-3
+    assert error(attention(q, k, v, BlockLists(*lists), backend="hopper"), want) < 6e-3
     q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
-    assert error(attention(q, k, v, *lists, backend="hopper"), want) < 6e-3
+    assert error(attention(q, k, v, BlockLists(*lists), backend="hopper"), want) < 6e-3
 
 
 @pytest.mark.parametrize("plans", [(2, 1), (1, 3), (2, 3)])
@@ -117,7 +118,7 @@ def test_plans_of_their_own(plans: tuple[int, int], nan_memory: None) -> None:
     masks = torch.rand(*plans, 5, 6, generator=torch.Generator().manual_seed(5)) < 0.5
     lists = lists_of(masks)
     ours = [x.clone().requires_grad_() for x in (q, k, v)]
-    got = attention(*ours, *lists, backend="hopper")
+    got = attention(*ours, BlockLists(*lists), backend="hopper")
     got.sin().sum().backward()
     for b, h in itertools.product(range(2), range(3)):
         one = [x[b : b + 1, :, h : h + 1].double().requires_grad_() for x in (q, k, v)]
@@ -136,7 +137,7 @@ def test_as_exact_as_dense_attention() -> None:
     lists = lists_of(torch.ones(8, 8, dtype=torch.bool))
     want = reference.attention(q.double(), k.double(), v.double(), *lists, 128, 128**-0.5)[0]
     dense = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
-    assert error(attention(q, k, v, *lists, backend="hopper"), want) < 1.5 * error(dense, want)
+    assert error(attention(q, k, v, BlockLists(*lists), backend="hopper"), want) < 1.5 * error(dense, want)
 
 
 def test_runs_in_a_cuda_graph_and_compiled() -> None:
@@ -144,7 +145,7 @@ def test_runs_in_a_cuda_graph_and_compiled() -> None:
     lists = random_lists(500, 500, 128)
 
     def run(q: Tensor) -> Tensor:
-        return attention(q * 2, k, v, *lists) + 1
+        return attention(q * 2, k, v, BlockLists(*lists)) + 1
 
     want = run(q)
     assert torch.equal(torch.compile(run, fullgraph=True)(q), want)
@@ -173,5 +174,7 @@ def test_what_it_cannot_do_is_refused(options: dict[str, object], message: str) 
     x = torch.zeros(1, 128, 2, dim + 8, device="cuda", dtype=options.get("dtype", torch.float16))  # type: ignore[call-overload]
     x = x[..., 1 : dim + 1] if options.get("odd") else x[..., :dim]
     with pytest.raises(ValueError, match=message):
-        attention(x, x, x, *random_lists(128, 128, block), block_size=block, backend="hopper")
-    assert attention(x, x, x, *random_lists(128, 128, block), block_size=block).shape == x.shape  # auto finds another
+        attention(x, x, x, BlockLists(*random_lists(128, 128, block), block_size=block), backend="hopper")
+    assert (
+        attention(x, x, x, BlockLists(*random_lists(128, 128, block), block_size=block)).shape == x.shape
+    )  # auto finds another

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cases import DEVICE, lists_of
 
-from radial_kernels.block_sparse import attention
+from radial_kernels.block_sparse import BlockLists, attention
 from radial_kernels.block_sparse.flash import pad_lists
 from radial_kernels.block_sparse.portable import configurations, tuning
 from radial_kernels.block_sparse.portable.configurations import Tiles, read_tuned, tuned_file, tuning_key
@@ -67,7 +67,7 @@ def test_tuned_tiles_are_used(file: Path, monkeypatch: pytest.MonkeyPatch) -> No
     q = torch.randn(1, 6000, 2, 64, device="cuda", dtype=torch.bfloat16)
     assert configurations.forward_tiles(q, 128) == Tiles(32, 32, 4, 1)
     lists = tuning.band_lists(47, "cuda")
-    assert attention(q, q, q, *lists, backend="triton").isfinite().all()
+    assert attention(q, q, q, BlockLists(*lists), backend="triton").isfinite().all()
     for kind in ("forward", "backward"):
         assert tuning.tune(kind, torch.bfloat16, 64, 1000, few[:1], heads=1)[1] == few[0]
 
@@ -88,4 +88,4 @@ def test_flash_is_refused_without_its_package() -> None:
     q = torch.zeros(1, 128, 1, 64)
     lists = lists_of(torch.ones(1, 1, dtype=torch.bool).cpu())
     with pytest.raises(ValueError, match=r"backend flash needs .*; use auto, or one of .*gather, reference"):
-        attention(q, q, q, *(x.cpu() for x in lists), backend="flash")
+        attention(q, q, q, BlockLists(*(x.cpu() for x in lists)), backend="flash")

@@ -112,7 +112,7 @@ def test_schedule_counts_layers_and_steps(wan: Any) -> None:
         for layer, block in enumerate(wan.transformer.blocks):
             block.attn1.register_forward_pre_hook(
                 lambda module, args, layer=layer: calls.append(
-                    (installed.context.step, layer, module.processor.radial_dense)
+                    (installed.context.step, layer, module.processor.radial_choice == 0)
                 )
             )
         run(wan, steps=4)

@@ -16,7 +16,7 @@ import radial
 from radial import ContextParallel, ModelError, RequestError
 from radial.attention.context_parallel import sharding_of
 from radial.attention.families.find import find_family
-from radial.plans.layout import TokenGrid
+from radial.plans.layout import Layout, TokenGrid
 
 SHARED = (
     "WanTransformer3DModel", "WanVACETransformer3DModel", "SkyReelsV2Transformer3DModel",
@@ -59,4 +59,4 @@ def test_shares_are_near_equal() -> None:
     assert parallel.shares(2) == [1, 1, 0, 0]
     assert torch.equal(parallel.split(torch.arange(10), 0), torch.tensor([3, 4, 5]))
     with pytest.raises(RequestError, match="3 tokens cannot be shared by 4 processes"):
-        parallel.check(TokenGrid(3, 1, 1, after=9))
+        parallel.check(Layout.of(TokenGrid(3, 1, 1), after=9))

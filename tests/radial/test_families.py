@@ -3,7 +3,6 @@ not, and itself again afterwards."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ from family_cases import CASES, FamilyCase
 from torch import Tensor
 
 import radial
-from radial import BlockPlan, ModelError, RadialPattern, TokenGrid, attention
+from radial import BlockPlan, ModelError, RadialPattern, TokenGrid
 from radial.attention.families.find import FAMILIES, find_family
 from radial.models.table import MODELS
-from radial_kernels.block_sparse import transpose_lists
+from radial.plans.planner import Site
+from radial_kernels.block_sparse import BlockLists
 
 KEEP_ALL = RadialPattern(decay=16.0, sink_frames=64)
 SPARSE = RadialPattern(decay=0.5, skip_width=8)
@@ -73,17 +73,15 @@ def test_grid_is_the_clips(case: FamilyCase, transformer: Any) -> None:
     inputs = case.inputs(transformer, case.latents, 2)
     with radial.apply(transformer, pattern=SPARSE, block_size=16) as installed:
         call(transformer, inputs)
-    for plan in installed.context.plans:
-        assert (plan.grid.frames, plan.grid.height, plan.grid.width) == (6, 6, 4)
-        assert (plan.grid.before + plan.grid.after > 0) == case.other_tokens
+    for layout in installed.context.layouts:
+        assert layout.grid == TokenGrid(6, 6, 4)
+        assert (layout.before + layout.after > 0) == case.other_tokens
     with radial.apply(transformer, pattern=SPARSE, block_size=16, schedule=radial.Schedule(dense_layers=99)) as dense:
         assert torch.equal(call(transformer, inputs), call(transformer, inputs))
         assert dense.computed_share == 1.0
 
 
-def test_nearer_to_dense_than_a_window_of_frames(
-    case: FamilyCase, transformer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nearer_to_dense_than_a_window_of_frames(case: FamilyCase, transformer: Any) -> None:
     """On a clip that drifts, whose far frames matter, at the same density."""
     frames = 17
     inputs = case.inputs(transformer, (frames, *case.latents[1:]), 2)
@@ -94,44 +92,39 @@ def test_nearer_to_dense_than_a_window_of_frames(
     assert ours.plan is not None
     naive = []
     for reach in (0, -1):  # the first window that keeps as much as ours, and the one before it
-        monkeypatch.setattr(attention, "BlockPlan", WindowPlan(reach))
-        with radial.apply(transformer, pattern=SPARSE, block_size=16) as window:
+        with radial.apply(transformer, planners=[WindowPlanner(reach)]) as window:
             error = (call(transformer, inputs) - dense).norm()
-        assert window.plan is not None
-        naive.append((window.plan.density, error))
+        naive.append((window.computed_share, error))
     (more, error_of_more), (less, error_of_less) = naive
     assert less < ours.plan.density <= more < 1
     share = (ours.plan.density - less) / (more - less)
     assert 0 < radial_error < share * error_of_more + (1 - share) * error_of_less
 
 
-class WindowPlan:
-    """Makes plans that keep the nearest frames only, as many as the radial plan's density asks for, or one less."""
+class WindowPlanner:
+    """Keeps the nearest frames only, as many as the radial plan's density asks for, or one less."""
 
-    check_block_size = staticmethod(BlockPlan.check_block_size)
+    reads_content = False
 
     def __init__(self, reach: int) -> None:
         self.reach = reach
 
-    def build(self, grid: TokenGrid, pattern: RadialPattern, block: int) -> BlockPlan:
-        plan = BlockPlan.build(grid, pattern, block)
+    def lists(self, site: Site, q: Tensor | None, k: Tensor | None) -> BlockLists:
+        layout, block = site.layout, 16
+        plan = BlockPlan.build(layout, SPARSE, block)
         frame = torch.full((plan.rows * block,), -1)  # -1: other tokens, and nothing
-        frame[grid.before : grid.before + grid.video_tokens] = torch.arange(grid.video_tokens) // grid.tokens_per_frame
-        valid = torch.arange(plan.rows * block) < grid.tokens
+        frame[layout.before : layout.before + layout.grid.tokens] = (
+            torch.arange(layout.grid.tokens) // layout.grid.tokens_per_frame
+        )
+        valid = torch.arange(plan.rows * block) < layout.tokens
 
         def mask_of(window: int) -> Tensor:
             near = (frame[:, None] - frame).abs() <= window
             kept = (near | (frame[:, None] < 0) | (frame < 0)) & valid[:, None] & valid
             return kept.reshape(plan.rows, block, plan.rows, block).any(3).any(1)
 
-        enough = next(w for w in range(grid.frames) if mask_of(w).float().mean() >= plan.density)
-        mask = mask_of(enough + self.reach)
-        offsets = torch.cat([torch.zeros(1, dtype=torch.long), mask.sum(1).cumsum(0)]).int()
-        columns = mask.nonzero()[:, 1].int()
-        column_offsets, rows = transpose_lists(offsets, columns, plan.rows)
-        return dataclasses.replace(
-            plan, row_offsets=offsets, column_indices=columns, column_offsets=column_offsets, row_indices=rows
-        )
+        enough = next(w for w in range(layout.grid.frames) if mask_of(w).float().mean() >= plan.density)
+        return BlockLists.of_mask(mask_of(enough + self.reach), block)
 
 
 def test_every_family_is_tried_and_every_model_has_one() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from radial import BlockPlan, RadialPattern, RequestError, TokenGrid
 from radial.plans.drawing import draw_plan
+from radial.plans.layout import Layout, Segment
 from radial.plans.sketch import MAX_ROWS, PlanSketch
 
 
@@ -92,7 +93,7 @@ def test_sparsity_is_the_known_one(
 
 def paper_mask(grid: TokenGrid, block: int, sink: int) -> np.ndarray:
     """Eq. 4 token by token; a block is kept when any of its pairs is."""
-    s, total = grid.tokens_per_frame, grid.video_tokens
+    s, total = grid.tokens_per_frame, grid.tokens
     size = -(-total // block)
     mask = np.zeros((size, size), bool)
     for q in range(total):
@@ -139,11 +140,9 @@ def test_more_blocks_than_can_be_indexed_are_refused() -> None:
         BlockPlan.build(TokenGrid(271, 45, 80), block_size=16)
 
 
-grids = st.builds(
-    TokenGrid,
-    frames=st.integers(1, 20),
-    height=st.integers(1, 12),
-    width=st.integers(1, 12),
+layouts = st.builds(
+    lambda grid, before, after: Layout.of(grid, before=before, after=after),
+    st.builds(TokenGrid, frames=st.integers(1, 20), height=st.integers(1, 12), width=st.integers(1, 12)),
     before=st.integers(0, 40) | st.just(0),
     after=st.integers(0, 40) | st.just(0),
 )
@@ -158,21 +157,21 @@ patterns = st.builds(
 
 
 @settings(max_examples=150, deadline=None)
-@given(grids, patterns, blocks)
-def test_every_plan_is_whole(grid: TokenGrid, pattern: RadialPattern, block: int) -> None:
-    plan = BlockPlan.build(grid, pattern, block)
-    mask = plan.to_mask()
-    assert mask.shape[0] == mask.shape[1] == -(-grid.tokens // block)
+@given(layouts, patterns, blocks)
+def test_every_plan_is_whole(layout: Layout, pattern: RadialPattern, block: int) -> None:
+    plan = BlockPlan.build(layout, pattern, block)
+    mask, grid = plan.to_mask(), layout.grid
+    assert mask.shape[0] == mask.shape[1] == -(-layout.tokens // block)
     assert mask.diagonal().all()
     # Blocks that hold nothing but a sink frame's tokens are in every row.
-    first = -(-grid.before // block)
-    last = (grid.before + min(pattern.sink_frames, grid.frames) * grid.tokens_per_frame) // block
+    first = -(-layout.before // block)
+    last = (layout.before + min(pattern.sink_frames, grid.frames) * grid.tokens_per_frame) // block
     assert mask[:, first:last].all()
-    for span in (range(grid.before), range(grid.before + grid.video_tokens, grid.tokens)):
+    for span in (range(layout.before), range(layout.before + grid.tokens, layout.tokens)):
         others = sorted({token // block for token in span})
         assert mask[others].all()
         assert mask[:, others].all()
-    aligned = grid.tokens_per_frame % block == 0 and grid.before % block == 0
+    aligned = grid.tokens_per_frame % block == 0 and layout.before % block == 0
     if pattern.sink_frames == 0 and (aligned or pattern.variant == "paper"):
         assert torch.equal(mask, mask.T)
     assert plan.density == pytest.approx(mask.float().mean().item())
@@ -188,14 +187,16 @@ def test_symmetric_without_sink(
 ) -> None:
     """Where frames end on a block's border: there the released code's rule is symmetric too. Text may be ragged."""
     pattern = RadialPattern(decay=decay, sink_frames=0, variant=variant, skip_width=skip_width)
-    mask = BlockPlan.build(TokenGrid(frames, *size, after=text), pattern, 16).to_mask()
+    mask = BlockPlan.build(Layout.of(TokenGrid(frames, *size), after=text), pattern, 16).to_mask()
     assert torch.equal(mask, mask.T)
 
 
 @settings(max_examples=60, deadline=None)
-@given(grids, patterns, blocks)
-def test_rows_and_transpose_hold_the_same_blocks(grid: TokenGrid, pattern: RadialPattern, block: int) -> None:
-    plan = BlockPlan.build(grid, pattern, block)
+@given(layouts, patterns, blocks)
+def test_rows_and_transpose_hold_the_same_blocks(layout: Layout, pattern: RadialPattern, block: int) -> None:
+    plan = BlockPlan.build(layout, pattern, block)
+    assert plan.column_offsets is not None
+    assert plan.row_indices is not None
     for tensor in (plan.row_offsets, plan.column_indices, plan.column_offsets, plan.row_indices):
         assert tensor.dtype == torch.int32
     mask = plan.to_mask().numpy()
@@ -208,10 +209,10 @@ def test_rows_and_transpose_hold_the_same_blocks(grid: TokenGrid, pattern: Radia
 
 
 @settings(max_examples=60, deadline=None)
-@given(grids, st.integers(0, 2), blocks, st.sampled_from([16, 128]))
-def test_density_falls_with_decay(grid: TokenGrid, sink: int, block: int, skip_width: int) -> None:
+@given(layouts, st.integers(0, 2), blocks, st.sampled_from([16, 128]))
+def test_density_falls_with_decay(layout: Layout, sink: int, block: int, skip_width: int) -> None:
     densities = [
-        BlockPlan.build(grid, RadialPattern(decay=decay, sink_frames=sink, skip_width=skip_width), block).density
+        BlockPlan.build(layout, RadialPattern(decay=decay, sink_frames=sink, skip_width=skip_width), block).density
         for decay in (2.0, 1.0, 0.5, 0.2, 0.05)
     ]
     assert densities == sorted(densities, reverse=True)
@@ -240,7 +241,10 @@ def test_plans_are_shared_by_full_key() -> None:
     "make",
     [
         lambda: TokenGrid(0, 4, 4),
-        lambda: TokenGrid(4, 4, 4, before=-1),
+        lambda: Layout.of(TokenGrid(4, 4, 4), before=-1),
+        lambda: Segment("clip", 4),
+        lambda: BlockPlan.build(Layout((Segment("text", 4),))),
+        lambda: BlockPlan.build(Layout(2 * Layout.of(TokenGrid(2, 2, 2)).segments)),
         lambda: RadialPattern(decay=0),
         lambda: RadialPattern(decay=float("nan")),
         lambda: RadialPattern(sink_frames=-1),
@@ -258,12 +262,13 @@ def test_wrong_values_are_refused(make: object) -> None:
     [
         (TokenGrid(18, 48, 80), 128, RadialPattern(decay=0.2)), (TokenGrid(128, 45, 80), 128, RadialPattern()),
         (TokenGrid(33, 30, 52), 16, RadialPattern(skip_width=16)),
-        (TokenGrid(73, 32, 32, after=77), 16, RadialPattern()),
+        (Layout.of(TokenGrid(73, 32, 32), after=77), 16, RadialPattern()),
         (TokenGrid(41, 45, 80), 64, RadialPattern(variant="paper")), (TokenGrid(257, 16, 16), 16, RadialPattern()),
-        (TokenGrid(30, 48, 80, before=40), 64, RadialPattern(sink_frames=0)), (TokenGrid(1, 1, 1), 16, RadialPattern()),
+        (Layout.of(TokenGrid(30, 48, 80), before=40), 64, RadialPattern(sink_frames=0)),
+        (TokenGrid(1, 1, 1), 16, RadialPattern()),
     ],
 )  # fmt: skip
-def test_a_sketch_is_like_its_plan(grid: TokenGrid, block: int, pattern: RadialPattern) -> None:
+def test_a_sketch_is_like_its_plan(grid: TokenGrid | Layout, block: int, pattern: RadialPattern) -> None:
     plan, sketch = BlockPlan.build(grid, pattern, block), PlanSketch.of(grid, pattern, block)
     assert sketch.rows == plan.rows
     if plan.rows <= MAX_ROWS:

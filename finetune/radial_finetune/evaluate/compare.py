@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from radial.attention.install import AttentionContext, RadialAttention, transformers_of
+from radial.attention.context import AttentionContext
+from radial.attention.install import RadialAttention, transformers_of
 from radial.attention.processors import AttentionCall
 from radial.generation.pipeline import generate
 from radial.loading.load import LoadedModel, load
+from radial.plans.planner import StaticPlanner
 from radial.request import GenerationRequest
 from radial.video.fidelity import psnr, ssim
 from radial_finetune.data.clips import Frames
@@ -50,7 +52,7 @@ def compare(request: GenerationRequest, model: LoadedModel | None = None) -> Com
     model = model or load(request)
     (radial,) = generate(request.model_copy(update={"attention": "radial"}), model=model)
     pattern, schedule, block_size = request.radial_settings(model.spec)
-    context = _Beside(pattern, schedule, block_size, "auto", model.pipe)
+    context = _Beside([StaticPlanner(pattern, block_size)], schedule, pipe=model.pipe)
     with RadialAttention(context, transformers_of(model.pipe)):
         (dense,) = generate(request.model_copy(update={"attention": "dense"}), model=model)
     return Comparison(
@@ -62,22 +64,20 @@ def compare(request: GenerationRequest, model: LoadedModel | None = None) -> Com
 class _Beside(AttentionContext):
     """Attends densely, and notes what a plan would have given."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self._errors: dict[int, list[Tensor]] = {}
 
-    def attend(
-        self, asked: AttentionCall, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, dense: bool = False
-    ) -> Tensor:
-        sparse = super().attend(asked, q_BSHD, k_BSHD, v_BSHD)
+    def attend(self, call: AttentionCall, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> Tensor:
+        sparse = super().attend(call, q_BSHD, k_BSHD, v_BSHD)
         q, k, v = (x.transpose(1, 2) for x in (q_BSHD, k_BSHD, v_BSHD))
         grouped = k.shape[1] != q.shape[1]
         full = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=asked.mask, scale=asked.scale, enable_gqa=grouped
+            q, k, v, attn_mask=call.mask, scale=call.scale, enable_gqa=grouped
         ).transpose(1, 2)
         errors = []
-        for plan, one, two in zip(self.plans * (len(q) // len(self.plans)), sparse, full, strict=False):
-            real, ours = two[: plan.grid.tokens].float(), one[: plan.grid.tokens].float()  # not what pads a text
+        for layout, one, two in zip(self.layouts * (len(q) // len(self.layouts)), sparse, full, strict=False):
+            real, ours = two[: layout.tokens].float(), one[: layout.tokens].float()  # not what pads a text
             errors.append((ours - real).square().sum() / real.square().sum().clamp_min(1e-12))
         self._errors.setdefault(self.step, []).append(torch.stack(errors).mean())
         return full

@@ -2,10 +2,7 @@
 
 from radial_kernels.block_sparse.api import BLOCK_SIZES, attention
 from radial_kernels.block_sparse.backends import BACKENDS, choose_backend, explain_backend
-from radial_kernels.block_sparse.lists import check_lists, transpose_lists
+from radial_kernels.block_sparse.lists import BlockLists
 from radial_kernels.block_sparse.merge import merge
 
-__all__ = [
-    "BACKENDS", "BLOCK_SIZES", "attention", "check_lists", "choose_backend", "explain_backend", "merge",
-    "transpose_lists",
-]  # fmt: skip
+__all__ = ["BACKENDS", "BLOCK_SIZES", "BlockLists", "attention", "choose_backend", "explain_backend", "merge"]

@@ -1,4 +1,4 @@
-"""Checks of the inputs. With backends, merge and lists, the public face of this operator.
+"""Attention over lists of blocks: the inputs are looked at here, and computed on by the operator.
 
     api ── operator ─┬─ reference            the formula
                      ├─ gather               any device, differentiable
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from radial_kernels.block_sparse import operator  # noqa: F401  registers torch.ops.radial
+from radial_kernels.block_sparse.lists import BlockLists
 
 MAX_HEAD_DIM = 256
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -25,74 +26,30 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 @overload
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    row_offsets: Tensor,
-    column_indices: Tensor,
-    *,
-    column_offsets: Tensor | None = None,
-    row_indices: Tensor | None = None,
-    column_order: Tensor | None = None,
-    block_size: int = 128,
-    scale: float | None = None,
-    backend: str = "auto",
-    eight_bit: bool = False,
-    return_lse: Literal[False] = False,
-) -> Tensor: ...
+    q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, *, scale: float | None = None, backend: str = "auto",
+    eight_bit: bool = False, return_lse: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    row_offsets: Tensor,
-    column_indices: Tensor,
-    *,
-    column_offsets: Tensor | None = None,
-    row_indices: Tensor | None = None,
-    column_order: Tensor | None = None,
-    block_size: int = 128,
-    scale: float | None = None,
-    backend: str = "auto",
-    eight_bit: bool = False,
-    return_lse: Literal[True],
-) -> tuple[Tensor, Tensor]: ...
+    q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, *, scale: float | None = None, backend: str = "auto",
+    eight_bit: bool = False, return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    row_offsets: Tensor,
-    column_indices: Tensor,
-    *,
-    column_offsets: Tensor | None = None,
-    row_indices: Tensor | None = None,
-    column_order: Tensor | None = None,
-    block_size: int = 128,
-    scale: float | None = None,
-    backend: str = "auto",
-    eight_bit: bool = False,
-    return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, *, scale: float | None = None, backend: str = "auto",
+    eight_bit: bool = False, return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """Attention in which every block of queries sees only its own list of key blocks.
 
     Args:
         q: queries ``[B, S, H, D]``; any strides with a contiguous last dimension. S and T need not be multiples of
             the block size: the last block is ragged.
         k: keys ``[B, T, H, D]``, v: values of the same shape.
-        row_offsets: int32 ``[R + 1]`` with R = ceil(S / block_size); row r attends to the key blocks
-            ``column_indices[row_offsets[r] : row_offsets[r + 1]]``, which ascend without repeats.
-            ``[B, R + 1]`` gives every batch entry a plan of its own, ``[B or 1, H or 1, R + 1]`` every head; the
-            plans then lie one after another in ``column_indices``.
-        column_indices: int32 key blocks, each below ``ceil(T / block_size)``. Not checked on every
-            call: pass lists of your own making through :func:`check_lists` once.
-        column_offsets, row_indices: the same blocks by columns, as :func:`transpose_lists` makes them, for the
-            gradients of k and v. Worked out in every backward pass when left out.
-        column_order: int32 permutation of the columns, the order in which the gradients of k and v are computed. It
-            changes speed only: long columns should come first.
+        lists: which blocks of keys each block of queries attends to. Their indices are not looked at on every call:
+            have lists of your own making looked through once, by :meth:`BlockLists.check`.
         scale: factor on the logits; ``1 / sqrt(D)`` when left out.
         backend: ``auto`` takes the fastest that can run: ``hopper`` on compute capability 9.0 (fp16 and bf16, head
             dims 64 and 128, blocks of 128), ``triton`` on other GPUs or inputs, ``gather`` elsewhere. ``flash``, which
@@ -109,26 +66,24 @@ def attention(
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or the backend cannot run here.
     """
-    _check_inputs(q, k, v, block_size)
-    _check_list_shapes(q, k, row_offsets, column_indices, block_size)
-    _check_optional_lists(k, row_offsets, column_indices, column_offsets, row_indices, column_order,
-                          block_size)  # fmt: skip
+    _check_inputs(q, k, v, lists.block_size)
+    _check_lists(q, k, lists)
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if not math.isfinite(factor):
         raise ValueError(f"scale must be finite, not {factor}")
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    by_rows = (lists.row_offsets, lists.column_indices)
     if eight_bit:
-        _check_eight_bit(block_size, needs_grad)
+        _check_eight_bit(lists.block_size, needs_grad)
         out, lse = torch.ops.radial.block_sparse_attention_eight_bit(
-            q, k, v, row_offsets, column_indices, block_size, factor, backend, return_lse
+            q, k, v, *by_rows, lists.block_size, factor, backend, return_lse
         )
         return (out, lse) if return_lse else out
     if backend == "flash" and needs_grad:
         raise ValueError("backend flash has no deterministic gradients; train with auto, hopper, triton or gather")
-    with_lse = return_lse or needs_grad
     out, lse = torch.ops.radial.block_sparse_attention(
-        q, k, v, row_offsets, column_indices, column_offsets, row_indices, column_order,
-        block_size, factor, backend, with_lse,
+        q, k, v, *by_rows, lists.column_offsets, lists.row_indices, lists.column_order,
+        lists.block_size, factor, backend, return_lse or needs_grad,
     )  # fmt: skip
     return (out, lse) if return_lse else out
 
@@ -152,38 +107,27 @@ def _check_inputs(q: Tensor, k: Tensor, v: Tensor, block_size: int) -> None:
         raise ValueError(f"block_size must be 16, 32, 64, 128 or 256, not {block_size}")
 
 
-def _check_list_shapes(q: Tensor, k: Tensor, row_offsets: Tensor, column_indices: Tensor, block_size: int) -> None:
-    if row_offsets.dtype != torch.int32 or column_indices.dtype != torch.int32:
-        raise ValueError(f"the lists must be int32, not {row_offsets.dtype} and {column_indices.dtype}")
-    if not q.device == row_offsets.device == column_indices.device:
-        raise ValueError(f"all inputs must be on one device; q is on {q.device}, the lists on {row_offsets.device}")
-    rows = -(-q.shape[1] // block_size)
+def _check_lists(q: Tensor, k: Tensor, lists: BlockLists) -> None:
+    offsets, indices, block_size = lists.row_offsets, lists.column_indices, lists.block_size
+    if offsets.dtype != torch.int32 or indices.dtype != torch.int32:
+        raise ValueError(f"the lists must be int32, not {offsets.dtype} and {indices.dtype}")
+    if not q.device == offsets.device == indices.device:
+        raise ValueError(f"all inputs must be on one device; q is on {q.device}, the lists on {offsets.device}")
+    rows, columns = -(-q.shape[1] // block_size), -(-k.shape[1] // block_size)
     batch, _, heads, _ = q.shape
-    plans = tuple(row_offsets.shape[:-1])
+    plans = tuple(offsets.shape[:-1])
     shared = len(plans) < 3 and all(n in (1, want) for n, want in zip(plans, (batch, heads), strict=False))
-    if row_offsets.ndim == 0 or row_offsets.shape[-1] != rows + 1 or column_indices.ndim != 1 or not shared:
+    if offsets.ndim == 0 or offsets.shape[-1] != rows + 1 or indices.ndim != 1 or not shared:
         raise ValueError(
             f"{q.shape[1]} queries in blocks of {block_size} need {rows + 1} row_offsets, for all, for each of "
-            f"{batch} batch entries or for each of {heads} heads, not {tuple(row_offsets.shape)}"
+            f"{batch} batch entries or for each of {heads} heads, not {tuple(offsets.shape)}"
         )
-
-
-def _check_optional_lists(
-    k: Tensor,
-    row_offsets: Tensor,
-    column_indices: Tensor,
-    column_offsets: Tensor | None,
-    row_indices: Tensor | None,
-    column_order: Tensor | None,
-    block_size: int,
-) -> None:
-    columns = -(-k.shape[1] // block_size)
-    if (column_offsets is None) != (row_indices is None):
+    if (lists.column_offsets is None) != (lists.row_indices is None):
         raise ValueError("column_offsets and row_indices belong together: give both, or neither")
     wanted = {
-        "column_offsets": (column_offsets, (*row_offsets.shape[:-1], columns + 1)),
-        "row_indices": (row_indices, tuple(column_indices.shape)),
-        "column_order": (column_order, (columns,)),
+        "column_offsets": (lists.column_offsets, (*plans, columns + 1)),
+        "row_indices": (lists.row_indices, tuple(indices.shape)),
+        "column_order": (lists.column_order, (columns,)),
     }
     for name, (tensor, shape) in wanted.items():
         if tensor is None:

@@ -1,16 +1,87 @@
-"""Lists of kept blocks: their check, and their transpose.
+"""Which blocks of keys each block of queries attends to.
 
-One plan is ``row_offsets [R + 1]`` and ``column_indices [kept]``. Several plans lie one after another in
-``column_indices``, with ``row_offsets`` of shape ``[B, R + 1]`` (one plan a batch entry) or ``[B or 1, H or 1, R + 1]``
-(one a head); offsets count from the start of ``column_indices``.
-
-Shapes: P plans, R rows of query blocks, C columns of key blocks.
+Shapes: B batch, H heads, R rows of query blocks, C columns of key blocks.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class BlockLists:
+    """The kept blocks of an attention, rectangular: R = ceil(queries / block_size), C = ceil(keys / block_size).
+
+    One plan for all, or one a batch entry or head: then ``row_offsets`` is ``[B, R + 1]`` or ``[B or 1, H or 1,
+    R + 1]``, and the plans lie one after another in ``column_indices``.
+
+    Attributes:
+        row_offsets: int32 ``[R + 1]``; row r keeps ``column_indices[row_offsets[r] : row_offsets[r + 1]]``.
+        column_indices: int32 ``[kept]``, ascending within a row without repeats.
+        column_offsets: int32 ``[C + 1]``, the same by columns, for the gradients of keys and values; with
+            ``row_indices`` worked out in every backward pass when left out.
+        row_indices: int32 ``[kept]``, ascending within a column.
+        column_order: int32 ``[C]``, the order in which the columns' gradients are computed. It changes speed only: long
+            columns should come first.
+        block_size: tokens a block, of queries and of keys.
+    """
+
+    row_offsets: Tensor = field(repr=False)
+    column_indices: Tensor = field(repr=False)
+    column_offsets: Tensor | None = field(default=None, repr=False)
+    row_indices: Tensor | None = field(default=None, repr=False)
+    column_order: Tensor | None = field(default=None, repr=False)
+    block_size: int = 128
+
+    @staticmethod
+    def of_mask(mask: Tensor, block_size: int = 128) -> BlockLists:
+        """The lists of a bool mask ``[R, C]``, ``[B, R, C]`` or ``[B or 1, H or 1, R, C]``, on its device."""
+        counts = mask.sum(-1)
+        ends = counts.flatten().cumsum(0).reshape(counts.shape)
+        offsets = torch.cat([(ends - counts)[..., :1], ends], -1).to(torch.int32)
+        return BlockLists(offsets, mask.nonzero()[:, -1].to(torch.int32), block_size=block_size)
+
+    def with_columns(self, key_length: int) -> Self:
+        """The same with its lists by columns, for a backward pass over so many keys."""
+        offsets, rows = transpose_lists(self.row_offsets, self.column_indices, -(-key_length // self.block_size))
+        return replace(self, column_offsets=offsets, row_indices=rows)
+
+    @property
+    def rows(self) -> int:
+        """Blocks of queries."""
+        return self.row_offsets.shape[-1] - 1
+
+    @property
+    def kept_blocks(self) -> int:
+        """Blocks that are computed, of all plans together."""
+        return len(self.column_indices)
+
+    def share_kept(self, key_length: int) -> float:
+        """Share of the blocks of so many keys that is kept."""
+        plans = self.row_offsets[..., 0].numel()
+        return self.kept_blocks / (plans * self.rows * -(-key_length // self.block_size))
+
+    @torch.inference_mode(False)  # lists are shared: those made while sampling must serve training too
+    def to(self, device: torch.device | str) -> Self:
+        """The same lists on another device."""
+        if self.row_offsets.device == torch.device(device):
+            return self
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        moved: dict[str, Any] = {name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)}
+        return replace(self, **moved)
+
+    def check(self, key_length: int) -> Self:
+        """The same lists, looked through once; :func:`attention` looks at shapes and dtypes only.
+
+        Raises:
+            ValueError: they break a rule, which is named.
+        """
+        check_lists(self.row_offsets, self.column_indices, key_length, self.block_size)
+        return self
 
 
 def check_lists(row_offsets: Tensor, column_indices: Tensor, key_length: int, block_size: int) -> None:

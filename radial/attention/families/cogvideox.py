@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from radial.attention.families.family import Call, Family, patched_grid, split_at
-from radial.plans.layout import TokenGrid
+from radial.attention.family import Call, Family, patched_grid, split_at
+from radial.plans.layout import Layout
 
 
-def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
+def _layouts(transformer: Any, call: Call) -> tuple[Layout, ...]:
     frames, _, height, width = call["hidden_states"].shape[1:]
     text = call["encoder_hidden_states"].shape[1]
-    return (replace(patched_grid(transformer, (frames, height, width)), before=text),)
+    return (Layout.of(patched_grid(transformer, (frames, height, width)), before=text),)
 
 
 def _sharding(transformer: Any) -> dict[str, Any] | None:
@@ -24,4 +23,4 @@ def _sharding(transformer: Any) -> dict[str, Any] | None:
     return split_at("transformer_blocks.0", rotary, "hidden_states")
 
 
-FAMILY = Family(grids=_grids, sharding=_sharding)
+FAMILY = Family(layouts=_layouts, sharding=_sharding)

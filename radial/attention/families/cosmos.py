@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from radial.attention.families.family import Call, Family, patched_grid
-from radial.plans.layout import TokenGrid
+from radial.attention.family import Call, Family, patched_grid
+from radial.plans.layout import Layout
 
 
-def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
-    return (patched_grid(transformer, call["hidden_states"].shape[2:]),)
+def _layouts(transformer: Any, call: Call) -> tuple[Layout, ...]:
+    return (Layout.of(patched_grid(transformer, call["hidden_states"].shape[2:])),)
 
 
-FAMILY = Family(grids=_grids)
+FAMILY = Family(layouts=_layouts)

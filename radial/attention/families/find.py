@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from radial.attention.families.family import Family
+from radial.attention.family import Family
 from radial.errors import ModelError
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from radial.attention.families.family import Call, Family, numbered, patched_grid, rotary_outputs, split_at, with_text
-from radial.plans.layout import TokenGrid
+from radial.attention.family import Call, Family, numbered, patched_grid, rotary_outputs, split_at, with_text
+from radial.plans.layout import Layout
 
 
 def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
@@ -15,7 +15,7 @@ def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
     return joint + numbered(transformer.single_transformer_blocks, "attn", first=len(joint))
 
 
-def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
+def _layouts(transformer: Any, call: Call) -> tuple[Layout, ...]:
     grid = patched_grid(transformer, call["hidden_states"].shape[2:])
     # The first words are the prompt's, the rest is padding that the mask keeps out.
     return with_text(grid, call["encoder_attention_mask"].sum(1).int().tolist())
@@ -33,4 +33,4 @@ def _fuse(transformer: Any) -> int:
     return fuse(transformer)
 
 
-FAMILY = Family(self_attentions=_self_attentions, grids=_grids, masks_padding=True, sharding=_sharding, fuse=_fuse)
+FAMILY = Family(self_attentions=_self_attentions, layouts=_layouts, masks_padding=True, sharding=_sharding, fuse=_fuse)

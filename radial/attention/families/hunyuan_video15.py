@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from radial.attention.families.family import Call, Family, numbered, patched_grid, rotary_outputs, split_at, with_text
-from radial.plans.layout import TokenGrid
+from radial.attention.family import Call, Family, numbered, patched_grid, rotary_outputs, split_at, with_text
+from radial.plans.layout import Layout
 
 
 def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
     return numbered(transformer.transformer_blocks, "attn")
 
 
-def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
+def _layouts(transformer: Any, call: Call) -> tuple[Layout, ...]:
     grid = patched_grid(transformer, call["hidden_states"].shape[2:])
     image = call["image_embeds"]
     # Text-to-video passes an image of zeros, whose tokens count as padding.
@@ -27,4 +27,4 @@ def _sharding(transformer: Any) -> dict[str, Any]:
     return split_at("transformer_blocks.0", rotary_outputs(0), "hidden_states")
 
 
-FAMILY = Family(self_attentions=_self_attentions, grids=_grids, masks_padding=True, sharding=_sharding)
+FAMILY = Family(self_attentions=_self_attentions, layouts=_layouts, masks_padding=True, sharding=_sharding)

@@ -6,16 +6,16 @@ from typing import Any
 
 from torch import nn
 
-from radial.attention.families.family import Call, Family, numbered, patched_grid
-from radial.plans.layout import TokenGrid
+from radial.attention.family import Call, Family, numbered, patched_grid
+from radial.plans.layout import Layout
 
 
 def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
     return numbered(transformer.visual_transformer_blocks, "self_attention")
 
 
-def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
-    return (patched_grid(transformer, call["hidden_states"].shape[1:4]),)
+def _layouts(transformer: Any, call: Call) -> tuple[Layout, ...]:
+    return (Layout.of(patched_grid(transformer, call["hidden_states"].shape[1:4])),)
 
 
 def _refuse(transformer: Any, call: Call) -> str | None:
@@ -24,4 +24,4 @@ def _refuse(transformer: Any, call: Call) -> str | None:
     return None
 
 
-FAMILY = Family(self_attentions=_self_attentions, grids=_grids, refuse=_refuse)
+FAMILY = Family(self_attentions=_self_attentions, layouts=_layouts, refuse=_refuse)

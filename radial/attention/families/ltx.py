@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from radial.attention.families.family import Call, Family, rotary_outputs
-from radial.plans.layout import TokenGrid
+from radial.attention.family import Call, Family, rotary_outputs
+from radial.plans.layout import Layout, TokenGrid
 
 
-def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
+def _layouts(transformer: Any, call: Call) -> tuple[Layout, ...]:
     grid = TokenGrid(call["num_frames"], call["height"], call["width"])
-    return (grid,)
+    return (Layout.of(grid),)
 
 
 def _refuse(transformer: Any, call: Call) -> str | None:
@@ -37,4 +37,4 @@ def _sharding(transformer: Any) -> dict[str, Any] | None:
     return {"": entering, **rotary_outputs(1), "proj_out": ContextParallelOutput(gather_dim=1)}
 
 
-FAMILY = Family(grids=_grids, refuse=_refuse, sharding=_sharding)
+FAMILY = Family(layouts=_layouts, refuse=_refuse, sharding=_sharding)

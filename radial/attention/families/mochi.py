@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from radial.attention.families.family import Call, Family, patched_grid, rotary_outputs, split_at, with_text
-from radial.plans.layout import TokenGrid
+from radial.attention.family import Call, Family, patched_grid, rotary_outputs, split_at, with_text
+from radial.plans.layout import Layout
 
 
-def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
+def _layouts(transformer: Any, call: Call) -> tuple[Layout, ...]:
     grid = patched_grid(transformer, call["hidden_states"].shape[2:])
     return with_text(grid, call["encoder_attention_mask"].bool().sum(1).tolist())
 
@@ -17,4 +17,4 @@ def _sharding(transformer: Any) -> dict[str, Any]:
     return split_at("transformer_blocks.0", rotary_outputs(0), "hidden_states")
 
 
-FAMILY = Family(grids=_grids, sharding=_sharding)
+FAMILY = Family(layouts=_layouts, sharding=_sharding)

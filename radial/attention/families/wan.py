@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from radial.attention.families.family import Call, Family, numbered, patched_grid, rotary_outputs, split_at
-from radial.plans.layout import TokenGrid
+from radial.attention.family import Call, Family, numbered, patched_grid, rotary_outputs, split_at
+from radial.plans.layout import Layout
 
 
 def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
@@ -19,8 +19,8 @@ def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
     return layers
 
 
-def _grids(transformer: Any, call: Call) -> tuple[TokenGrid, ...]:
-    return (patched_grid(transformer, call["hidden_states"].shape[2:]),)
+def _layouts(transformer: Any, call: Call) -> tuple[Layout, ...]:
+    return (Layout.of(patched_grid(transformer, call["hidden_states"].shape[2:])),)
 
 
 def _refuse(transformer: Any, call: Call) -> str | None:
@@ -45,4 +45,4 @@ def _fuse(transformer: Any) -> int:
     return fuse(transformer)
 
 
-FAMILY = Family(self_attentions=_self_attentions, grids=_grids, refuse=_refuse, sharding=_sharding, fuse=_fuse)
+FAMILY = Family(self_attentions=_self_attentions, layouts=_layouts, refuse=_refuse, sharding=_sharding, fuse=_fuse)

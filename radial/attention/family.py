@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from radial.errors import ModelError
-from radial.plans.layout import TokenGrid
+from radial.plans.layout import Layout, TokenGrid
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,18 +20,18 @@ class Family:
     """What :mod:`radial.attention.install` needs to know about a transformer class.
 
     Attributes:
-        grids: the token grids of a call: one for the whole batch, or one for each entry where their texts differ in
-            length. Tokens beyond a grid's end are padding: nobody attends to them, and what they get is zeros.
+        layouts: of a call: one for the whole batch, or one for each entry where their texts differ in length. Tokens
+            beyond a layout's end are padding: nobody attends to them, and what they get is zeros.
         self_attentions: the modules whose processor is replaced, each with the number of its layer; ``attn1`` of every
             block when left out.
-        masks_padding: whether an attention mask only keeps padded tokens out, which the grids leave out already.
+        masks_padding: whether an attention mask only keeps padded tokens out, which the layouts leave out already.
         refuse: why a call cannot be radial, or None.
         sharding: what is split and gathered where processes share a clip, in the terms of diffusers'
             ``_cp_plan``; None where that is not known. The tokens of the clip are split, all others are not.
         fuse: put fused kernels into the blocks of a transformer on a GPU, for good: how many blocks took them.
     """
 
-    grids: Callable[[Any, Call], tuple[TokenGrid, ...]]
+    layouts: Callable[[Any, Call], tuple[Layout, ...]]
     self_attentions: Callable[[Any], list[tuple[int, nn.Module]]] = lambda transformer: numbered(
         transformer.transformer_blocks
     )
@@ -80,7 +80,8 @@ def rotary_outputs(dim: int) -> dict[str, Any]:
     return {"rope": {index: ContextParallelInput(split_dim=dim, split_output=True) for index in (0, 1)}}
 
 
-def with_text(grid: TokenGrid, lengths: list[int]) -> tuple[TokenGrid, ...]:
-    """Grids with texts of these lengths after the clip; one grid where all lengths are the same."""
-    grids = tuple(replace(grid, after=length) for length in lengths)
-    return grids[:1] if len(set(grids)) == 1 else grids
+def with_text(grid: TokenGrid, lengths: list[int], history: int = 0) -> tuple[Layout, ...]:
+    """Layouts with texts of these lengths after the clip, and so much history before it; one layout where all lengths
+    are the same."""
+    layouts = tuple(Layout.of(grid, before=history, after=length, kind_before="history") for length in lengths)
+    return layouts[:1] if len(set(layouts)) == 1 else layouts

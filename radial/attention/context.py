@@ -1,0 +1,211 @@
+"""What the layers of one installation share: its planners, and where in a run the current call stands.
+
+Shapes: B batch, S tokens, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from radial.attention.context_parallel import ContextParallel
+from radial.attention.processors import AttentionCall
+from radial.errors import ModelError
+from radial.plans.layout import Layout
+from radial.plans.plan import BlockPlan
+from radial.plans.planner import Planner, Site
+from radial.plans.policy import DENSE, Policy
+from radial_kernels import block_sparse
+from radial_kernels.block_sparse import BlockLists
+
+if TYPE_CHECKING:
+    from radial.attention.family import Call, Family
+
+
+@dataclass
+class CallState:
+    """What is known of a transformer's calls of one guidance branch; kept by diffusers' ``StateManager``.
+
+    Attributes:
+        layouts: of the last call: one for the whole batch, or one for each entry where their texts differ in length.
+        lists: of the planners that do not read content, by their choice: one for each layout.
+    """
+
+    layouts: tuple[Layout, ...] = ()
+    lists: dict[int, tuple[BlockLists, ...]] = field(default_factory=dict)
+    device: torch.device | None = None
+
+    def reset(self) -> None:
+        """Forget it."""
+        self.layouts, self.lists, self.device = (), {}, None
+
+
+class AttentionContext:
+    """Plans and computes the attention of an installation's layers.
+
+    Attributes:
+        planners: those that a policy chooses among, the first one by 1.
+        step, num_steps: where the current call stands; steps count from 0.
+        computed, total: layer calls since installation, by the share of attention that they computed, and all.
+    """
+
+    def __init__(
+        self, planners: Sequence[Planner], policy: Policy, backend: str = "auto", pipe: Any | None = None,
+        parallel: ContextParallel | None = None, eight_bit: bool = False,
+    ) -> None:  # fmt: skip
+        self.planners, self.policy, self.backend = tuple(planners), policy, backend
+        self.eight_bit, self.parallel = eight_bit, parallel
+        self._pipe = pipe  # not its scheduler: users put in another
+        self.state, self.branch = CallState(), ""
+        self.layouts: tuple[Layout, ...] = ()  # of the last call
+        self._layer = 0  # that attends, where its planner reads content
+        self.step, self.num_steps = 0, 1
+        self.computed = self.total = 0.0
+        self._masks_padding, self._device = False, torch.device("cpu")
+        self._last_timestep: float | None = None
+
+    def begin_call(self, family: Family, transformer: nn.Module, call: Call, state: CallState, branch: str) -> None:
+        """Note layouts and step of a transformer call, and choose what its layers compute.
+
+        Raises:
+            ModelError: a call of this kind cannot be radial, or the policy chooses a planner that is not there.
+        """
+        if (reason := family.refuse(transformer, call)) is not None:
+            raise ModelError(f"this call of {type(transformer).__name__} cannot be radial: {reason}")
+        device, layouts = call["hidden_states"].device, family.layouts(transformer, call)
+        if state.layouts != layouts or state.device != device:
+            state.layouts, state.lists, state.device = layouts, {}, device
+        self.state, self.branch, self.layouts, self._device = state, branch, layouts, device
+        self._masks_padding = family.masks_padding
+        self._locate(float(call["timestep"].flatten().max()))
+        for layer, attention in family.self_attentions(transformer):
+            choice = self.policy.choose(layer, self.step, self.num_steps)
+            if not 0 <= choice <= len(self.planners):
+                raise ModelError(f"the policy chose planner {choice} of {len(self.planners)} for layer {layer}")
+            processor: Any = attention.processor
+            processor.radial_choice = choice
+            self.computed += self._prepare(choice, layer)
+            self.total += 1.0
+
+    def _prepare(self, choice: int, layer: int) -> float:
+        """Have the lists of a choice ready where they do not depend on content: the share that they compute."""
+        if choice == DENSE:
+            return 1.0
+        planner, state = self.planners[choice - 1], self.state
+        if planner.reads_content:  # counted when they are made
+            return 0.0
+        if choice not in state.lists:
+            sites = [self._site(layout, layer) for layout in state.layouts]
+            state.lists[choice] = tuple(planner.lists(site, None, None) for site in sites)
+        shares = [
+            lists.share_kept(layout.tokens) for layout, lists in zip(state.layouts, state.lists[choice], strict=True)
+        ]
+        return sum(shares) / len(shares)
+
+    def _site(self, layout: Layout, layer: int) -> Site:
+        return Site(layout, layer, self.step, self.branch, self._device)
+
+    @torch.compiler.disable
+    def enter(self, layer: int) -> None:
+        """Note the layer that attends next, where its planner reads content."""
+        self._layer = layer
+
+    def _locate(self, timestep: float) -> None:
+        """Find the step: from the scheduler's timesteps where there is one, else by watching the timestep fall."""
+        timesteps = getattr(getattr(self._pipe, "scheduler", None), "timesteps", None)
+        if timesteps is not None and len(timesteps):
+            self.step = int((timesteps.float().cpu() - timestep).abs().argmin())
+            self.num_steps = len(timesteps)
+        elif self._last_timestep is None or timestep > self._last_timestep:
+            self.step = 0
+        elif timestep < self._last_timestep:
+            self.step += 1
+        self._last_timestep = timestep
+
+    def attend(self, call: AttentionCall, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> Tensor:
+        """A layer's attention by what was chosen for it, in place of the function that its processor calls.
+
+        Raises:
+            ModelError: the processor asks for something that a plan does not hold.
+        """
+        if call.is_causal or (call.mask is not None and not self._masks_padding) or call.parallel_config is not None:
+            what = "is causal" if call.is_causal else "has a mask" if call.mask is not None else "runs in parallel"
+            raise ModelError(f"the attention of {call.processor} {what}, which radial attention does not know")
+        if k_BSHD.shape[2] != q_BSHD.shape[2]:  # grouped queries
+            groups = q_BSHD.shape[2] // k_BSHD.shape[2]
+            k_BSHD, v_BSHD = (x.repeat_interleave(groups, dim=2) for x in (k_BSHD, v_BSHD))
+        heads, layouts = q_BSHD.shape[2], self.layouts
+        if self.parallel is not None:
+            q_BSHD, k_BSHD, v_BSHD = (self.parallel.to_heads(x, layouts[0]) for x in (q_BSHD, k_BSHD, v_BSHD))
+        if len(layouts) == 1:
+            out_BSHD = self._attend_to(0, call, q_BSHD, k_BSHD, v_BSHD)
+        elif len(q_BSHD) == 1:  # a processor that takes batch entries one by one
+            entry = self._entry_of(q_BSHD.shape[1], call.processor)
+            out_BSHD = self._attend_to(entry, call, q_BSHD, k_BSHD, v_BSHD)
+        else:
+            out_BSHD = torch.cat(
+                [
+                    self._attend_to(entry, call, q_BSHD[[entry]], k_BSHD[[entry]], v_BSHD[[entry]])
+                    for entry in range(len(layouts))
+                ]
+            )
+        return out_BSHD if self.parallel is None else self.parallel.to_tokens(out_BSHD, layouts[0], heads)
+
+    def _entry_of(self, length: int, processor: str) -> int:
+        """The batch entry of such a length."""
+        lengths = [layout.tokens for layout in self.layouts]
+        if length not in lengths:
+            raise ModelError(f"{processor} attends over {length} tokens, where its call has {sorted(set(lengths))}")
+        return lengths.index(length)
+
+    def _attend_to(self, entry: int, call: AttentionCall, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> Tensor:
+        """The attention over one layout."""
+        tokens, length = self.layouts[entry].tokens, q_BSHD.shape[1]
+        if not tokens <= length == k_BSHD.shape[1]:
+            raise ModelError(f"{call.processor} attends over {length} tokens, where its call has {tokens}")
+        q_BSHD, k_BSHD, v_BSHD = (x[:, :tokens] for x in (q_BSHD, k_BSHD, v_BSHD))
+        if q_BSHD.shape[2] == 0:  # more processes than heads: this one only keeps in step, forward and backward
+            out_BSHD = q_BSHD + k_BSHD + v_BSHD
+        elif call.choice == DENSE:
+            from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+            out_BSHD = dispatch_attention_fn(q_BSHD, k_BSHD, v_BSHD, scale=call.scale, backend=call.backend)
+        else:
+            out_BSHD = block_sparse.attention(
+                q_BSHD, k_BSHD, v_BSHD, self._lists(entry, call, q_BSHD, k_BSHD), scale=call.scale,
+                backend=self.backend, eight_bit=self.eight_bit,
+            )  # fmt: skip
+        return out_BSHD if tokens == length else F.pad(out_BSHD, (0, 0, 0, 0, 0, length - tokens))
+
+    def _lists(self, entry: int, call: AttentionCall, q_BSHD: Tensor, k_BSHD: Tensor) -> BlockLists:
+        if self.planners[call.choice - 1].reads_content:
+            return self._read_lists(entry, call, q_BSHD, k_BSHD)
+        return self.state.lists[call.choice][entry]
+
+    @torch.compiler.disable
+    def _read_lists(self, entry: int, call: AttentionCall, q_BSHD: Tensor, k_BSHD: Tensor) -> BlockLists:
+        """Lists by content, which are made anew at every layer and step and enter no compiled block."""
+        layout = self.layouts[entry]
+        site = self._site(layout, self._layer)
+        lists = self.planners[call.choice - 1].lists(site, q_BSHD, k_BSHD)
+        self.computed += lists.share_kept(layout.tokens) / len(self.layouts)
+        return lists
+
+    @property
+    def plan(self) -> BlockPlan | None:
+        """The static plan of the last call, of its first batch entry where they differ; None before it."""
+        static = next((planner for planner in self.planners if not planner.reads_content), None)
+        if static is None or not self.layouts:
+            return None
+        lists = static.lists(Site(self.layouts[0], 0, self.step, self.branch, self._device), None, None)
+        return lists if isinstance(lists, BlockPlan) else None
+
+    @property
+    def computed_share(self) -> float:
+        """Share of all attention since installation that was computed; 1.0 before the first call."""
+        return self.computed / self.total if self.total else 1.0

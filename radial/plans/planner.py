@@ -1,0 +1,69 @@
+"""From where an attention stands, and what it attends over, to the blocks that are computed."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from radial.plans.layout import Layout
+from radial.plans.pattern import RadialPattern
+from radial.plans.plan import BlockPlan
+from radial_kernels.block_sparse import BlockLists
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an attention stands.
+
+    Attributes:
+        layout: of the queries and of the keys.
+        layer, step: counted from 0; a planner that does not read content is asked once for all of them.
+        branch: of guidance, as the pipeline names it: ``cond``, ``uncond``; nothing where it names none.
+        device: where the lists are wanted.
+    """
+
+    layout: Layout
+    layer: int
+    step: int
+    branch: str
+    device: torch.device
+
+
+class Planner(Protocol):
+    """Makes lists.
+
+    Attributes:
+        reads_content: whether they depend on the queries and keys, and so are asked for at every layer and step.
+            Others are asked once for each layout, and their lists enter compiled blocks.
+    """
+
+    @property
+    def reads_content(self) -> bool: ...
+
+    def lists(self, site: Site, q_BSHD: Tensor | None, k_BSHD: Tensor | None) -> BlockLists:
+        """The blocks to compute; of content that is read, one plan for all, or one a batch entry or head."""
+
+
+@dataclass(frozen=True)
+class StaticPlanner:
+    """The plan of a clip's geometry alone, as :meth:`~radial.plans.plan.BlockPlan.build` makes it."""
+
+    pattern: RadialPattern = field(default_factory=RadialPattern)
+    block_size: int = 128
+    reads_content: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        BlockPlan.check_block_size(self.block_size)
+
+    def lists(self, site: Site, q_BSHD: Tensor | None = None, k_BSHD: Tensor | None = None) -> BlockPlan:
+        """The plan of a site's layout."""
+        return _plan_on(site.layout, self.pattern, self.block_size, site.device)
+
+
+@functools.lru_cache(maxsize=8)
+def _plan_on(layout: Layout, pattern: RadialPattern, block_size: int, device: torch.device) -> BlockPlan:
+    return BlockPlan.build(layout, pattern, block_size).to(device)
