@@ -6,7 +6,7 @@ Shapes: B batch, S tokens, H heads, D head dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,6 +63,8 @@ class AttentionContext:
         self._pipe = pipe  # not its scheduler: users put in another
         self.state, self.branch = CallState(), ""
         self.layouts: tuple[Layout, ...] = ()  # of the last call
+        # As long as each of them: torch.compile takes a tensor's length for one that may change, and a number not.
+        self._lengths: tuple[Tensor, ...] = ()
         self._layer = 0  # that attends, where its planner reads content
         self.step, self.num_steps = 0, 1
         self.computed = self.total = 0.0
@@ -81,6 +83,7 @@ class AttentionContext:
         if state.layouts != layouts or state.device != device:
             state.layouts, state.lists, state.device = layouts, {}, device
         self.state, self.branch, self.layouts, self._device = state, branch, layouts, device
+        self._lengths = tuple(_of_any_length(torch.empty(layout.tokens, 0)) for layout in layouts)
         self._masks_padding = family.masks_padding
         self._locate(float(call["timestep"].flatten().max()))
         for layer, attention in family.self_attentions(transformer):
@@ -101,7 +104,7 @@ class AttentionContext:
             return 0.0
         if choice not in state.lists:
             sites = [self._site(layout, layer) for layout in state.layouts]
-            state.lists[choice] = tuple(planner.lists(site, None, None) for site in sites)
+            state.lists[choice] = tuple(_all_of_any_length(planner.lists(site, None, None)) for site in sites)
         shares = [
             lists.share_kept(layout.tokens) for layout, lists in zip(state.layouts, state.lists[choice], strict=True)
         ]
@@ -158,14 +161,14 @@ class AttentionContext:
 
     def _entry_of(self, length: int, processor: str) -> int:
         """The batch entry of such a length."""
-        lengths = [layout.tokens for layout in self.layouts]
+        lengths = [len(one) for one in self._lengths]
         if length not in lengths:
             raise ModelError(f"{processor} attends over {length} tokens, where its call has {sorted(set(lengths))}")
         return lengths.index(length)
 
     def _attend_to(self, entry: int, call: AttentionCall, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> Tensor:
         """The attention over one layout."""
-        tokens, length = self.layouts[entry].tokens, q_BSHD.shape[1]
+        tokens, length = self._lengths[entry].shape[0], q_BSHD.shape[1]
         if not tokens <= length == k_BSHD.shape[1]:
             raise ModelError(f"{call.processor} attends over {length} tokens, where its call has {tokens}")
         q_BSHD, k_BSHD, v_BSHD = (x[:, :tokens] for x in (q_BSHD, k_BSHD, v_BSHD))
@@ -209,3 +212,17 @@ class AttentionContext:
     def computed_share(self) -> float:
         """Share of all attention since installation that was computed; 1.0 before the first call."""
         return self.computed / self.total if self.total else 1.0
+
+
+def _of_any_length(tensor: Tensor) -> Tensor:
+    """A tensor that torch.compile is to make no length of its own for: another clip is not to compile a block anew."""
+    torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    return tensor
+
+
+def _all_of_any_length(lists: BlockLists) -> BlockLists:
+    for one in fields(lists):
+        value = getattr(lists, one.name)
+        if isinstance(value, Tensor):
+            _of_any_length(value)
+    return lists
