@@ -30,7 +30,7 @@ MAY_IMPORT = {
 }
 # The stations on the data's way: each imports those before it in its package.
 STATIONS = [
-    "radial_kernels.block_sparse", "radial_kernels.fused",
+    "radial_kernels.triton_runtime", "radial_kernels.block_sparse", "radial_kernels.fused",
     "radial.version", "radial.errors", "radial.files", "radial.plans", "radial.video", "radial.attention",
     "radial.models", "radial.request", "radial.loading", "radial.generation",
     "radial_finetune.world", "radial_finetune.objective", "radial_finetune.data", "radial_finetune.training",

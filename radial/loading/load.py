@@ -25,6 +25,7 @@ from radial.models.single_file import is_gguf, load_single_file
 from radial.models.spec import ModelSpec
 from radial.request import GenerationRequest
 from radial_kernels.fused import EightBitWeights, refuse_eight_bit
+from radial_kernels.triton_runtime import HAS_TRITON
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def load(
             elif request.precision == "eight_bit_weights":
                 narrow_linears(transformer, device, EightBitWeights)
             # Layer by layer, weights come when their layer is called, and fused kernels call none.
-            if device.type == "cuda" and profile != "lowest":
+            if device.type == "cuda" and profile != "lowest" and HAS_TRITON:
                 find_family(transformer).fuse(transformer)
         if request.precision == "eight_bit_weights":
             for name, component in pipe.components.items():
@@ -137,7 +138,10 @@ _PROFILE_NOTES = {
 
 
 def _check_precision(request: GenerationRequest, spec: ModelSpec, device: torch.device) -> None:
-    if request.precision == "eight_bit" and (reason := refuse_eight_bit(device)) is not None:
+    reason = refuse_eight_bit(device) or (
+        None if HAS_TRITON else "8-bit attention needs Triton, which is not installed"
+    )
+    if request.precision == "eight_bit" and reason is not None:
         raise RequestError(f"precision eight_bit cannot be: {reason}; take eight_bit_weights or full")
     if is_gguf(spec) and request.precision != "full":
         raise RequestError(f"precision {request.precision} cannot be: {spec.name} is quantised already; take full")

@@ -15,7 +15,7 @@ from radial_kernels.block_sparse.hopper import forward as hopper_forward
 from radial_kernels.block_sparse.hopper.descriptors import tile_layout
 from radial_kernels.block_sparse.portable import backward, eight_bit, forward, quantise
 from radial_kernels.block_sparse.portable.configurations import Tiles, tiles_for
-from radial_kernels.fused import eight_bit_linear, norms, rotary
+from radial_kernels.fused import kernels
 
 BYTES = {"i8": 1, "fp8e4nv": 1, "fp16": 2, "bf16": 2, "fp32": 4}
 INDICES = {
@@ -150,16 +150,16 @@ def fused(capability: int, dtype: str, channels: int) -> None:
     for left_out in ({}, nothing, {"y_ptr": None, "gate_ptr": None, "sum_ptr": None},
                      {name: None for name in nothing if name != "gate_ptr"} | {"normed_ptr": None}):  # fmt: skip
         types = {name: kind for name, kind in tables.items() if name not in left_out}
-        compile_kernel(norms._residual_norm_kernel, capability, dtype, block | left_out, types, num_warps=8)
+        compile_kernel(kernels.residual_norm_kernel, capability, dtype, block | left_out, types, num_warps=8)
     angles = {"cos_ptr": "fp32", "sin_ptr": "fp32"}
     for a_head in (False, True):
         rotated = block | {"HEAD_DIM": 128, "A_HEAD": a_head}
-        compile_kernel(rotary._norm_rotary_kernel, capability, dtype, rotated, angles, num_warps=8)
+        compile_kernel(kernels.norm_rotary_kernel, capability, dtype, rotated, angles, num_warps=8)
     rows = {"FEATURES": channels, "FIRST": 1024, "GELU": True, "BLOCK": block["BLOCK"]}
-    compile_kernel(eight_bit_linear._rows_kernel, capability, dtype, rows | {"scale_ptr": None}, num_warps=8)
+    compile_kernel(kernels.rows_kernel, capability, dtype, rows | {"scale_ptr": None}, num_warps=8)
     if capability >= 89:
         for changes in ({}, {"first_ptr": None, "FIRST": 0}, {"first_ptr": None, "FIRST": 0, "GELU": False}):
-            compile_kernel(eight_bit_linear._rows_kernel, capability, dtype, rows | changes,
+            compile_kernel(kernels.rows_kernel, capability, dtype, rows | changes,
                            {"out_ptr": "fp8e4nv", "scale_ptr": "fp32"}, num_warps=8)  # fmt: skip
 
 

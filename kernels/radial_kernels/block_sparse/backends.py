@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 
 import torch
 from torch import Tensor
+
+from radial_kernels.triton_runtime import HAS_TRITON, interpreted
 
 BACKENDS = ("auto", "reference", "gather", "triton", "hopper", "flash")
 HOPPER_HEAD_DIMS = (64, 128)
 
 _log = logging.getLogger(__name__)
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def choose_backend(q: Tensor, backend: str = "auto", *, block_size: int = 128, others: tuple[Tensor, ...] = ()) -> str:
@@ -49,7 +49,7 @@ def explain_backend(q: Tensor, *, block_size: int = 128) -> tuple[str, str]:
 
 def _triton_refusal(q: Tensor) -> str | None:
     """Why the portable kernels cannot run, if they cannot."""
-    if not _HAS_TRITON:
+    if not HAS_TRITON:
         return "needs the triton package"
     if not (q.is_cuda or interpreted()):
         return f"needs a GPU, and q is on {q.device}"
@@ -60,7 +60,7 @@ def _triton_refusal(q: Tensor) -> str | None:
 
 def _hopper_refusal(q: Tensor, block_size: int, others: tuple[Tensor, ...]) -> str | None:
     """Why the Hopper kernels cannot run, if they cannot."""
-    if not _HAS_TRITON:
+    if not HAS_TRITON:
         return "needs the triton package"
     return _sm90_refusal(q, block_size, others)
 
@@ -115,8 +115,3 @@ def _log_choice(chosen: str, q: Tensor, block_size: int) -> None:
     if key not in _logged:
         _logged.add(key)
         _log.info("attention backend auto took %s for %s on %s, blocks of %d", chosen, q.dtype, q.device, block_size)
-
-
-def interpreted() -> bool:
-    """Triton's interpreter runs kernels on the CPU, slowly, for tests."""
-    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -8,43 +8,21 @@ from __future__ import annotations
 from typing import Self
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from radial_kernels.block_sparse.portable.tiles import launching_on
 from radial_kernels.fused import reference
 from radial_kernels.fused.norms import runs_fused, warps_for
-
-E4M3_MAX = tl.constexpr(448.0)
-
-
-@triton.jit
-def _rows_kernel(
-    x_ptr, first_ptr, out_ptr, scale_ptr, x_stride, first_stride,
-    FEATURES: tl.constexpr, FIRST: tl.constexpr, GELU: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < FEATURES
-    x = tl.load(x_ptr + row * x_stride + columns - FIRST, mask=inside & (columns >= FIRST), other=0.0).to(tl.float32)
-    if GELU:  # with tanh, which is a sigmoid: x / (1 + exp(-2 sqrt(2 / pi) (x + 0.044715 x^3)))
-        x = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
-    if first_ptr is not None:
-        x += tl.load(first_ptr + row * first_stride + columns, mask=columns < FIRST, other=0.0).to(tl.float32)
-    if scale_ptr is not None:
-        scale = tl.maximum(tl.max(tl.abs(x), 0), 1e-12) / E4M3_MAX
-        tl.store(scale_ptr + row, scale)
-        x = x / scale
-    tl.store(out_ptr + row * FEATURES + columns, x.to(out_ptr.dtype.element_ty), mask=inside)
+from radial_kernels.triton_runtime import launching_on, next_power_of_2
 
 
 def _launch(x_MK: Tensor, first_MC: Tensor | None, out: Tensor, scale_M1: Tensor | None, gelu: bool) -> None:
     rows, features = out.shape
-    block = triton.next_power_of_2(features)
+    block = next_power_of_2(features)
+    from radial_kernels.fused.kernels import rows_kernel
+
     with launching_on(x_MK):
-        _rows_kernel[rows,](
+        rows_kernel[rows,](
             x_MK, first_MC, out, scale_M1, x_MK.stride(0), 0 if first_MC is None else first_MC.stride(0),
             FEATURES=features, FIRST=features - x_MK.shape[1], GELU=gelu, BLOCK=block, num_warps=warps_for(block),
         )  # fmt: skip

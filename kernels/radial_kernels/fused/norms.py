@@ -1,4 +1,4 @@
-"""Residual, layer norm and modulation of a transformer block in one kernel, a program a token.
+"""Residual, layer norm and modulation of a transformer block in one kernel.
 
 Shapes: B batch, S tokens, C channels.
 """
@@ -6,52 +6,10 @@ Shapes: B batch, S tokens, C channels.
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from radial_kernels.block_sparse.backends import interpreted
-from radial_kernels.block_sparse.portable.tiles import launching_on
 from radial_kernels.fused import reference
-
-
-@triton.jit
-def _residual_norm_kernel(
-    x_ptr, y_ptr, gate_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, sum_ptr, normed_ptr,
-    tokens, eps, gate_batch, gate_token, scale_batch, scale_token, shift_batch, shift_token,
-    CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    batch = row // tokens
-    token = row % tokens
-    columns = tl.arange(0, BLOCK)
-    inside = columns < CHANNELS
-    x = tl.load(x_ptr + row * CHANNELS + columns, mask=inside, other=0.0).to(tl.float32)
-    if y_ptr is not None:
-        y = tl.load(y_ptr + row * CHANNELS + columns, mask=inside, other=0.0).to(tl.float32)
-        if gate_ptr is not None:
-            gate = tl.load(gate_ptr + batch * gate_batch + token * gate_token + columns, mask=inside, other=0.0)
-            y *= gate.to(tl.float32)
-        # The norm is of what is kept, rounded as it is.
-        rounded = (x + y).to(sum_ptr.dtype.element_ty)
-        tl.store(sum_ptr + row * CHANNELS + columns, rounded, mask=inside)
-        x = rounded.to(tl.float32)
-    if normed_ptr is not None:
-        mean = tl.sum(x, 0) / CHANNELS
-        centred = tl.where(inside, x - mean, 0.0)
-        variance = tl.sum(centred * centred, 0) / CHANNELS
-        normed = centred * (1.0 / tl.sqrt(variance + eps))
-        if weight_ptr is not None:
-            normed *= tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-        if bias_ptr is not None:
-            normed += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-        if scale_ptr is not None:
-            scale = tl.load(scale_ptr + batch * scale_batch + token * scale_token + columns, mask=inside, other=0.0)
-            normed *= 1.0 + scale.to(tl.float32)
-        if shift_ptr is not None:
-            shift = tl.load(shift_ptr + batch * shift_batch + token * shift_token + columns, mask=inside, other=0.0)
-            normed += shift.to(tl.float32)
-        tl.store(normed_ptr + row * CHANNELS + columns, normed.to(normed_ptr.dtype.element_ty), mask=inside)
+from radial_kernels.triton_runtime import HAS_TRITON, interpreted, launching_on, next_power_of_2
 
 
 def residual_norm(
@@ -103,9 +61,11 @@ def _launch(
     stream = x_BSC if y_BSC is None else torch.empty_like(x_BSC)
     normed = torch.empty_like(x_BSC) if normalise else None
     strides = [stride for part in (gate, scale, shift) for stride in _strides(part)]
-    block = triton.next_power_of_2(channels)
+    block = next_power_of_2(channels)
+    from radial_kernels.fused.kernels import residual_norm_kernel
+
     with launching_on(x_BSC):
-        _residual_norm_kernel[batch * tokens,](
+        residual_norm_kernel[batch * tokens,](
             x_BSC, y_BSC, gate, weight_C, bias_C, scale, shift, stream, normed, tokens, eps, *strides,
             CHANNELS=channels, BLOCK=block, num_warps=warps_for(block),
         )  # fmt: skip
@@ -120,7 +80,7 @@ def runs_fused(*tensors: Tensor | None) -> bool:
     if any(x.stride(-1) != 1 or x.device != given[0].device for x in given):
         return False
     # In bfloat16 the interpreter computes wrongly.
-    return given[0].is_cuda or (interpreted() and given[0].dtype is not torch.bfloat16)
+    return (HAS_TRITON and given[0].is_cuda) or (interpreted() and given[0].dtype is not torch.bfloat16)
 
 
 def warps_for(block: int) -> int:

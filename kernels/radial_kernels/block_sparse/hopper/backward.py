@@ -27,7 +27,7 @@ from radial_kernels.block_sparse.hopper.descriptors import BLOCK, describe, desc
 from radial_kernels.block_sparse.hopper.ring import make_barrier, make_ring
 from radial_kernels.block_sparse.lists import plan_strides
 from radial_kernels.block_sparse.portable.backward import row_terms
-from radial_kernels.block_sparse.portable.tiles import launching_on
+from radial_kernels.triton_runtime import launching_on
 
 
 @gluon.jit

@@ -30,7 +30,8 @@ from radial_kernels.block_sparse.hopper.ring import make_barrier, make_ring
 from radial_kernels.block_sparse.lists import plan_strides
 from radial_kernels.block_sparse.portable.eight_bit import unsmooth
 from radial_kernels.block_sparse.portable.quantise import quantise_logits, quantise_values
-from radial_kernels.block_sparse.portable.tiles import LOG2_E, launching_on
+from radial_kernels.block_sparse.portable.tiles import LOG2_E
+from radial_kernels.triton_runtime import launching_on
 
 
 @gluon.jit

@@ -25,7 +25,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from radial_kernels.block_sparse.hopper.descriptors import BLOCK, describe
 from radial_kernels.block_sparse.hopper.ring import make_barrier, make_ring
 from radial_kernels.block_sparse.lists import plan_strides
-from radial_kernels.block_sparse.portable.tiles import LOG2_E, launching_on
+from radial_kernels.block_sparse.portable.tiles import LOG2_E
+from radial_kernels.triton_runtime import launching_on
 
 
 @gluon.jit

@@ -19,14 +19,8 @@ from torch import Tensor
 
 from radial_kernels.block_sparse.lists import plan_strides
 from radial_kernels.block_sparse.portable.configurations import Tiles, backward_tiles
-from radial_kernels.block_sparse.portable.tiles import (
-    describe_head,
-    descriptors_fit,
-    head_block,
-    launching_on,
-    load_tile,
-    store_tile,
-)
+from radial_kernels.block_sparse.portable.tiles import describe_head, descriptors_fit, head_block, load_tile, store_tile
+from radial_kernels.triton_runtime import launching_on
 
 
 @triton.jit

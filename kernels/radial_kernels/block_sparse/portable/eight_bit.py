@@ -17,14 +17,8 @@ from torch import Tensor
 
 from radial_kernels.block_sparse.lists import plan_strides
 from radial_kernels.block_sparse.portable.quantise import EightBitLogits, quantise_logits, quantise_values
-from radial_kernels.block_sparse.portable.tiles import (
-    LOG2_E,
-    head_block,
-    launching_on,
-    load_tile,
-    store_log_sum_exp,
-    store_tile,
-)
+from radial_kernels.block_sparse.portable.tiles import LOG2_E, head_block, load_tile, store_log_sum_exp, store_tile
+from radial_kernels.triton_runtime import launching_on
 
 
 @triton.jit

@@ -21,11 +21,11 @@ from radial_kernels.block_sparse.portable.tiles import (
     describe_head,
     descriptors_fit,
     head_block,
-    launching_on,
     load_tile,
     store_log_sum_exp,
     store_tile,
 )
+from radial_kernels.triton_runtime import launching_on
 
 
 @triton.jit

@@ -19,7 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from radial_kernels.block_sparse.portable.tiles import head_block, launching_on, load_tile
+from radial_kernels.block_sparse.portable.tiles import head_block, load_tile
+from radial_kernels.triton_runtime import launching_on
 
 _SAMPLE = 64  # tokens that one program of the mean key reads
 

@@ -1,17 +1,16 @@
-"""What the portable Triton kernels share: reading and writing one head's tiles, and how a kernel is launched.
+"""What the portable Triton kernels share: reading and writing one head's tiles.
 
 Shapes: B batch, S sequence length, H heads, D head dim.
 """
 
 from __future__ import annotations
 
-import contextlib
-from contextlib import AbstractContextManager
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from radial_kernels.triton_runtime import next_power_of_2
 
 LOG2_E = 1.4426950408889634
 
@@ -70,15 +69,7 @@ def store_log_sum_exp(lse_ptr, running_max, divisor, first, length, TILE: tl.con
 
 def head_block(head_dim: int) -> int:
     """The head dim rounded up to what a tile can have."""
-    return max(16, triton.next_power_of_2(head_dim))
-
-
-def launching_on(x: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device, which need not be the tensor's."""
-    if not x.is_cuda:
-        return contextlib.nullcontext()
-    triton.set_allocator(_allocate)
-    return torch.cuda.device(x.device)
+    return max(16, next_power_of_2(head_dim))
 
 
 def descriptors_fit(*tensors_BSHD: Tensor) -> bool:
@@ -90,8 +81,3 @@ def aligned(x_BSHD: Tensor) -> bool:
     """Whether the start of every row lies on 16 bytes and none is expanded, as descriptors ask."""
     size = x_BSHD.element_size()
     return x_BSHD.data_ptr() % 16 == 0 and all(s > 0 and s * size % 16 == 0 for s in x_BSHD.stride()[:3])
-
-
-def _allocate(size: int, alignment: int, stream: int | None) -> Tensor:
-    """Workspace for descriptors that are made on the device."""
-    return torch.empty(size, dtype=torch.int8, device="cuda")
