@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
@@ -54,6 +53,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Workers outlive who started them: end those that a failed test has left."""
+    import psutil
+
     yield
     ours = str(tmp_path_factory.getbasetemp())
     for process in psutil.process_iter():

@@ -161,7 +161,7 @@ def test_decoding_does_not_give_up(wan_folder: Path, until: str, calls: int) -> 
     vae.decode = scarce
     notes: list[str] = []
     latents = torch.randn(1, vae.config.z_dim, 2, 4, 4, dtype=torch.bfloat16)
-    with torch.no_grad(), decode_with_fallback(vae, notes.append):
+    with torch.no_grad(), decode_with_fallback(vae, lambda: None, notes.append):
         assert vae.decode(latents).sample.isfinite().all()
     assert scarce.calls == calls
     assert "in tiles" in notes[0]
@@ -170,7 +170,7 @@ def test_decoding_does_not_give_up(wan_folder: Path, until: str, calls: int) -> 
     assert vae.decode is scarce
     assert (vae.dtype, vae.use_tiling) == (torch.bfloat16, False)
     scarce.until = "never"
-    with decode_with_fallback(vae, notes.append), pytest.raises(torch.OutOfMemoryError):
+    with decode_with_fallback(vae, lambda: None, notes.append), pytest.raises(torch.OutOfMemoryError):
         vae.decode(latents)
 
 

@@ -232,6 +232,7 @@ def test_riflex_on_positions_that_the_pipeline_makes() -> None:
 
 def test_a_hub_id_of_its_own_takes_its_pipeline(wan_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it is shows when its folder is there."""
+    monkeypatch.setattr("radial.models.find.config_folder", lambda source, online: wan_folder)
     monkeypatch.setattr("radial.loading.load.find_local", lambda source, without: wan_folder)
     model = load(make_request(prompt="a", model="someone/else", **SMALL))
     assert (model.spec.name, model.spec.source) == ("someone/else", "someone/else")
