@@ -44,7 +44,7 @@ def test_a_killed_actor_loses_nothing(
 ) -> None:
     import ray
 
-    requests = [make_request(prompt=f"a red circle {n}", model=str(wan_folder), num_inference_steps=40, **SMALL)
+    requests = [make_request(prompt=f"a red circle {n}", model=str(wan_folder), num_inference_steps=120, **SMALL)
                 for n in range(3)]  # fmt: skip
     with JobStore() as store:
         output = Output(folder=str(tmp_path / "out"), name="{slug}")
@@ -53,10 +53,7 @@ def test_a_killed_actor_loses_nothing(
 
         def kill_the_first() -> None:
             with JobStore(data_folder) as ours:
-                deadline = time.monotonic() + 1800
-                while not any(job.step > 5 and ours.snapshot_path(job.id).exists() for job in ours.find(["running"])):
-                    if time.monotonic() > deadline:
-                        return
+                while not any(ours.snapshot_path(job.id).exists() for job in ours.find(["running"])):
                     time.sleep(0.02)
             ray.kill(renderers[0])
 

@@ -159,7 +159,7 @@ def test_what_a_model_needs_is_told_before_it_comes(hub: fake_hub.Hub, tmp_path:
                               "--json")  # fmt: skip
     assert code == 0, err
     told = json.loads(out)
-    assert told["disk"] == 0
+    assert told["disk"] < 1 << 16  # its configurations
     assert told["download"] > 1 << 21
     assert told["memory"]["full"]["gpu"] > told["memory"]["lowest"]["gpu"]
     assert told["seconds_on_h100"] > 0
