@@ -30,13 +30,13 @@ def main() -> None:
     options = parser.parse_args()
     request = make_request(prompt="a red circle", model=options.model, num_frames=options.num_frames, seed=1).resolve()
     model = load(request)
-    pattern, schedule, block_size = request.radial_settings(model.spec)
+    attention = request.attention_settings
 
     def bare() -> float:
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(1)
         with (
-            radial.apply(model.pipe, pattern=pattern, schedule=schedule, block_size=block_size),
+            radial.apply(model.pipe, planners=attention.planners, policy=attention.policy),
             torch.inference_mode(),
         ):
             model.pipe(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,8 +14,16 @@ from radial.models.lora_settings import BUNDLED_ADAPTER, AdapterSettings, adapte
 from radial.models.spec import ModelSpec
 from radial.models.table import MODELS
 from radial.plans.layout import TokenGrid
-from radial.plans.pattern import RadialPattern
-from radial.plans.policy import Schedule
+from radial.plans.pattern import Variant
+from radial.plans.settings import (
+    AttentionSettings,
+    BlockSize,
+    Decay,
+    DenseCount,
+    Kind,
+    SinkFrames,
+    SkipWidth,
+)
 
 MAX_SEED = 2**53 - 1  # what JSON readers hold exactly
 MAX_FRAMES = 4097
@@ -61,18 +68,21 @@ class GenerationRequest(BaseModel):
     riflex: bool | None = None
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] = -1
     num_videos: Annotated[int, Field(ge=1, le=1000)] = 1
-    attention: Literal["radial", "dense"] | None = None
-    decay: Annotated[float, Field(gt=0, le=16)] | None = None
-    dense_layers: Annotated[int, Field(ge=0, le=1000)] | None = None
-    dense_steps: Annotated[int, Field(ge=0, le=1000)] | None = None
-    dense_last_steps: Annotated[int, Field(ge=0, le=1000)] | None = None
-    block_size: Literal[16, 32, 64, 128, 256] | None = None
+    attention: Kind | None = None
+    decay: Decay | None = None
+    dense_layers: DenseCount | None = None
+    dense_steps: DenseCount | None = None
+    dense_last_steps: DenseCount | None = None
+    block_size: BlockSize | None = None
     loras: Annotated[tuple[Lora, ...], Field(max_length=MAX_LORAS)] = ()
     long_adapter: bool = True
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     precision: Literal["full", "eight_bit", "eight_bit_weights"] = "full"
     memory: Literal["auto", "full", "balanced", "low", "lowest"] = "auto"
+    sink_frames: SinkFrames | None = None
+    variant: Variant | None = None
+    skip_width: SkipWidth | None = None
 
     @field_validator("prompt")
     @classmethod
@@ -124,7 +134,8 @@ class GenerationRequest(BaseModel):
                 return self.with_values(num_frames=num_frames).resolve()
         if self._wants_long_adapter(spec):
             return self.with_values(loras=[{"path": spec.long_adapter, "weight": 1.0}]).resolve()
-        tuned = self.tuned_settings() or AdapterSettings()
+        # What is resolved once is not read again: an adapter's file may have changed meanwhile.
+        tuned = (None if self.is_resolved else self.tuned_settings()) or AdapterSettings()
         num_frames = self.num_frames or tuned.target_frames or spec.num_frames
         pattern, schedule = spec.preset(num_frames, steps)
         open_fields = {
@@ -146,6 +157,9 @@ class GenerationRequest(BaseModel):
             "riflex": tuned.riflex,
             "dense_last_steps": schedule.dense_last_steps,
             "block_size": tuned.block_size or spec.block_size,
+            "sink_frames": pattern.sink_frames if tuned.sink_frames is None else tuned.sink_frames,
+            "variant": pattern.variant,
+            "skip_width": pattern.skip_width,
         }
         filled: dict[str, Any] = {name: value for name, value in open_fields.items() if getattr(self, name) is None}
         if self.seed < 0:
@@ -239,16 +253,18 @@ class GenerationRequest(BaseModel):
         frames, height, width = spec.stride
         return TokenGrid((self.clip_frames - 1) // frames + 1, self.clip_height // height, self.clip_width // width)
 
-    def radial_settings(self, spec: ModelSpec) -> tuple[RadialPattern, Schedule, int]:
-        """Pattern, schedule and block size of a resolved request."""
-        assert self.decay is not None, "resolve the request first"
-        assert self.block_size is not None, "resolve the request first"
-        preset, _ = spec.preset(self.clip_frames, self.num_inference_steps or spec.num_inference_steps)
-        tuned = self.tuned_settings() or AdapterSettings()
-        sinks = preset.sink_frames if tuned.sink_frames is None else tuned.sink_frames
-        pattern = replace(preset, decay=self.decay, sink_frames=sinks)
-        schedule = Schedule(self.dense_layers or 0, self.dense_steps or 0, self.dense_last_steps or 0)
-        return pattern, schedule, self.block_size
+    @property
+    def is_resolved(self) -> bool:
+        """Whether no field is open: only what a model may not have is still None."""
+        optional = {"guidance_scale_2", "flow_shift", "image", "last_image", "extend"}
+        return self.seed >= 0 and all(value is not None for name, value in self if name not in optional)
+
+    @property
+    def attention_settings(self) -> AttentionSettings:
+        """How the attention of a resolved request is computed."""
+        assert self.is_resolved, "resolve the request first"
+        names = AttentionSettings.model_fields.keys() - {"kind"}
+        return AttentionSettings(kind=self.attention or "radial", **{name: getattr(self, name) for name in names})
 
 
 def make_request(**fields: Any) -> GenerationRequest:

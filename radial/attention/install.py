@@ -7,7 +7,7 @@ and the step of each call; the context tells the processors which of them are de
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -82,15 +82,18 @@ class RadialAttention:
         """Share of all attention since installation that was computed."""
         return self.context.computed_share
 
-    @property
-    def counted(self) -> tuple[float, float]:
-        """Layer calls since installation, by the share of attention that they computed, and all of them. Set it to go
-        on counting from an earlier installation."""
-        return self.context.computed, self.context.total
+    def state(self) -> dict[str, Any]:
+        """What a run needs to go on: layer calls since installation, by the share of attention that they computed and
+        all of them, and the states of planners that have one."""
+        planners = {str(index): one.state() for index, one in enumerate(self.context.planners) if hasattr(one, "state")}
+        return {"counted": [self.context.computed, self.context.total], "planners": planners}
 
-    @counted.setter
-    def counted(self, value: tuple[float, float]) -> None:
-        self.context.computed, self.context.total = value
+    def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from there."""
+        self.context.computed, self.context.total = state["counted"]
+        for index, one in state["planners"].items():
+            planner: Any = self.context.planners[int(index)]
+            planner.restore(one, device)
 
     @property
     def head_dim(self) -> int:

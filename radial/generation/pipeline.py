@@ -19,11 +19,11 @@ from radial.errors import DeviceLost, GenerationError, first_line
 from radial.generation.decoding import decode_with_fallback
 from radial.generation.ranks import Ranks
 from radial.generation.receipt import attention_used, make_receipt
-from radial.generation.resume import OnStep, Snapshot, resumable_steps
+from radial.generation.resume import GeneratorPart, OnStep, resumable_steps
 from radial.generation.shared_decoding import shared_decoding
+from radial.generation.snapshot import Part, Snapshot, describe_attention
 from radial.generation.watch import Event, OnEvent, Watch
 from radial.loading.load import LoadedModel, load, quiet
-from radial.plans.policy import Schedule
 from radial.request import GenerationRequest
 from radial.video.clip import Video
 from radial.video.images import Frames, fit_image, read_clip, read_image
@@ -81,11 +81,13 @@ def generate(
 
 def describe_run(request: GenerationRequest, model: LoadedModel) -> str:
     """What a snapshot of this run depends on, as a digest: the request, the weights, the device's kind."""
+    elsewhere = {"device", "num_videos", "memory", "sink_frames", "variant", "skip_width"}
     parts = (
-        request.model_dump_json(exclude={"device", "num_videos", "memory"}), model.fingerprint, model.loras,
-        model.device.type, str(model.dtype), type(model.pipe).__name__,
+        request.model_dump_json(exclude=elsewhere), model.fingerprint, model.loras, model.device.type,
+        str(model.dtype), type(model.pipe).__name__,
     )  # fmt: skip
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    return f"{digest}/{describe_attention(request.model_dump())}"
 
 
 def _generate_one(
@@ -108,7 +110,7 @@ def _generate_one(
     generator = torch.Generator("cpu").manual_seed(request.seed)
     arguments = _call_arguments(request, model, watch, before) | {"generator": generator}
     transformers = transformers_of(pipe)
-    pattern, schedule, block_size = request.radial_settings(model.spec)
+    attention = request.attention_settings
     radial: RadialAttention | None = None
     parallel = None if ranks is None else ranks.parallel
     watch.begin("encode")
@@ -120,12 +122,14 @@ def _generate_one(
         )
         if request.riflex:
             stack.enter_context(riflex(transformers, request.riflex_period(model.spec)))
-        if request.attention == "radial":
-            eight_bit = request.precision == "eight_bit"
-            radial = stack.enter_context(apply(pipe, pattern=pattern, schedule=schedule, block_size=block_size,
-                                               parallel=parallel, eight_bit=eight_bit))  # fmt: skip
-        elif parallel is not None:
-            stack.enter_context(apply(pipe, schedule=Schedule.dense(), parallel=parallel))
+        if attention.kind == "radial" or parallel is not None:
+            installed = stack.enter_context(
+                apply(
+                    pipe, planners=attention.planners, policy=attention.policy, parallel=parallel,
+                    eight_bit=request.precision == "eight_bit",
+                )
+            )  # fmt: skip
+            radial = installed if attention.kind == "radial" else None
         steps_tell = "callback_on_step_end" in arguments
         for transformer in transformers:
             hook = (lambda *_: watch.begin("denoise")) if steps_tell else watch.before_call
@@ -139,7 +143,10 @@ def _generate_one(
                 used = attention_used(request, model, radial, snapshot)
                 return {"attention": used, "seconds": watch.timings(), "about": about}
 
-            stack.enter_context(resumable_steps(pipe, transformers, generator, on_step, snapshot, radial, so_far))
+            parts: dict[str, Part] = {"generator": GeneratorPart(generator)}
+            if radial is not None:
+                parts["attention"] = radial
+            stack.enter_context(resumable_steps(pipe, transformers, parts, on_step, snapshot, so_far))
         vae = getattr(pipe, "vae", None)
         stack.enter_context(
             decode_with_fallback(vae, lambda: watch.begin("decode"), lambda note: on_event(Event("decode", note=note)))
@@ -164,8 +171,8 @@ def _generate_one(
     pixels = (frames * 255).round().clip(0, 255).astype("uint8")
     if before is not None:
         pixels = np.concatenate([before, pixels[1:]])  # the new clip's first frame is the old one's last
-    attention = attention_used(request, model, radial, snapshot)
-    receipt = make_receipt(request, model, attention, watch.timings())
+    used = attention_used(request, model, radial, snapshot)
+    receipt = make_receipt(request, model, used, watch.timings())
     return Video(pixels, request.fps, receipt | {"processes": ranks.size} if ranks else receipt)
 
 

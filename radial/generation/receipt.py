@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from radial.attention.install import RadialAttention
-from radial.generation.resume import Snapshot
+from radial.generation.snapshot import Snapshot
 from radial.loading.load import LoadedModel, fingerprint
 from radial.request import GenerationRequest
 from radial.version import __version__
@@ -20,7 +20,8 @@ def attention_used(
     request: GenerationRequest, model: LoadedModel, radial: RadialAttention | None, snapshot: Snapshot | None
 ) -> dict[str, Any]:
     """What a receipt says of attention."""
-    attention: dict[str, Any] = {"kind": request.attention, "computed_share": 1.0}
+    settings = request.attention_settings
+    attention: dict[str, Any] = {"kind": settings.kind, "computed_share": 1.0}
     if radial is None:
         return attention
     if radial.plan is None:  # no step of the transformer was left
@@ -31,12 +32,8 @@ def attention_used(
     return attention | {
         "computed_share": round(radial.computed_share, 4),
         "density": round(radial.plan.density, 4),
-        "variant": radial.plan.pattern.variant,
-        "decay": radial.plan.pattern.decay,
-        "sink_frames": radial.plan.pattern.sink_frames,
-        "skip_width": radial.plan.pattern.skip_width,
-        "block_size": radial.plan.block_size,
-        "backend": choose_backend(like_queries, block_size=radial.plan.block_size),
+        **settings.model_dump(include={"variant", "decay", "sink_frames", "skip_width", "block_size"}),
+        "backend": choose_backend(like_queries, block_size=settings.block_size),
     }
 
 

@@ -9,19 +9,16 @@ What follows is bit-identical to a run that was never stopped.
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from radial.errors import OutputError
-from radial.files import publish
+from radial.generation.snapshot import Part, Snapshot
 
 # Pipelines with one scheduler that steps once a step. The others (LTX-2 with its audio, diffusion forcing with a
 # scheduler a frame, Cosmos, which steps twice) start anew.
@@ -31,68 +28,6 @@ RESUMABLE = {
     "LTXImageToVideoPipeline", "LTXPipeline", "MochiPipeline", "SkyReelsV2ImageToVideoPipeline", "SkyReelsV2Pipeline",
     "WanImageToVideoPipeline", "WanPipeline", "WanVACEPipeline",
 }  # fmt: skip
-_FORMAT = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Snapshot:
-    """A run after a step: all that the steps to come depend on.
-
-    Attributes:
-        step, steps: steps done, and steps of the whole run.
-        latents: what the scheduler's step returned.
-        scheduler: the scheduler's attributes.
-        generator: state of the noise generator.
-        counted: attention computed so far, and what dense attention would have computed.
-        attention: what the receipt says of attention so far.
-        seconds: time spent on each stage so far.
-        about: what the run is of; a snapshot of another run must not be taken up.
-    """
-
-    step: int
-    steps: int
-    latents: Tensor = field(repr=False)
-    scheduler: dict[str, Any] = field(repr=False)
-    generator: Tensor = field(repr=False)
-    counted: tuple[float, float] = (0.0, 0.0)
-    attention: dict[str, Any] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    about: str = ""
-
-    def write(self, path: Path) -> None:
-        """Write it as safetensors, in place of an earlier one.
-
-        Raises:
-            OutputError: the place cannot be written; what was there is as it was.
-        """
-        from safetensors.torch import save_file
-
-        tensors = {"latents": self.latents.contiguous(), "generator": self.generator}
-        plain = {
-            "format": _FORMAT, "step": self.step, "steps": self.steps, "counted": self.counted,
-            "attention": self.attention, "seconds": self.seconds, "about": self.about,
-            "scheduler": _pack(self.scheduler, "scheduler", tensors),
-        }  # fmt: skip
-        metadata = {"radial": json.dumps(plain)}
-        publish(path, lambda partial: save_file(tensors, partial, metadata), overwrite=True)
-
-
-def read_snapshot(path: Path, about: str) -> Snapshot | None:
-    """The snapshot in a file; None where there is none of this run, or where it cannot be read."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            plain = json.loads((file.metadata() or {}).get("radial", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if plain.get("format") != _FORMAT or plain["about"] != about:
-            return None
-        return Snapshot(
-            plain["step"], plain["steps"], tensors["latents"], _unpack(plain["scheduler"], tensors),
-            tensors["generator"], tuple(plain["counted"]), plain["attention"], plain["seconds"], about,
-        )  # fmt: skip
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,22 +50,55 @@ OnStep = Callable[[Step], Literal["go on", "finish"]]
 """Told about every step. ``finish`` decodes what the clip looks like now; what it raises ends the run."""
 
 
+class SchedulerPart:
+    """A scheduler's attributes, save its configuration."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+
+    def state(self) -> dict[str, Any]:
+        """Copies of them."""
+        kept = {name: x for name, x in vars(self._scheduler).items() if name not in ("_internal_dict", "step")}
+        return {name: _copy(value) for name, value in kept.items()}
+
+    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+        """Set them, each tensor where a fresh run would have it."""
+        for name, value in state.items():
+            now = getattr(self._scheduler, name, None)
+            setattr(self._scheduler, name, _to(_copy(value), now.device if isinstance(now, Tensor) else device))
+
+
+class GeneratorPart:
+    """Where the noise is drawn from."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+
+    def state(self) -> Tensor:
+        """Its random state."""
+        return self._generator.get_state()
+
+    def restore(self, state: Tensor, device: torch.device) -> None:
+        """Draw on from a state."""
+        self._generator.set_state(state)
+
+
 @contextmanager
 def resumable_steps(
-    pipe: Any, transformers: list[Any], generator: torch.Generator, on_step: OnStep | None, snapshot: Snapshot | None,
-    counter: Any, so_far: Callable[[], dict[str, Any]],
+    pipe: Any, transformers: list[Any], parts: Mapping[str, Part], on_step: OnStep | None, snapshot: Snapshot | None,
+    so_far: Callable[[], dict[str, Any]],
 ) -> Iterator[None]:  # fmt: skip
     """Tell ``on_step`` of the pipeline's steps, and take up the snapshot, while the context lasts.
 
     Args:
-        generator: the one the pipeline is called with.
-        counter: has ``counted``, which goes on from the snapshot's; None where there is nothing to count.
-        so_far: what else a snapshot holds, by name.
+        parts: what the steps to come depend on beside latents and scheduler, by name.
+        so_far: what else a snapshot says, by name.
     """
     scheduler = pipe.scheduler
     if type(pipe).__name__ not in RESUMABLE:
         yield
         return
+    parts = {"scheduler": SchedulerPart(scheduler), **parts}
     own_step = scheduler.step
     done = 0
 
@@ -143,10 +111,9 @@ def resumable_steps(
             taken = sample
             if done == snapshot.step:
                 _stand_still(transformers, False)
-                _restore(scheduler, snapshot, sample.device)
-                generator.set_state(snapshot.generator)
-                if counter is not None:
-                    counter.counted = snapshot.counted
+                for name, part in parts.items():
+                    if name in snapshot.parts:
+                        part.restore(snapshot.parts[name], sample.device)
                 taken = snapshot.latents.to(sample.device)
             return (taken,) if as_tuple else SimpleNamespace(prev_sample=taken)
         result = own_step(model_output, timestep, sample, *args, **kwargs)
@@ -157,9 +124,8 @@ def resumable_steps(
             return _clean_latents(scheduler, model_output, sample, latents)
 
         def take() -> Snapshot:
-            counted = (0.0, 0.0) if counter is None else counter.counted
-            state = _state(scheduler)
-            return Snapshot(done, steps, latents.cpu(), state, generator.get_state(), counted, **so_far())
+            states = {name: part.state() for name, part in parts.items()}
+            return Snapshot(done, steps, latents.cpu(), states, **so_far())
 
         if on_step is not None and on_step(Step(done, steps, clean, take)) == "finish" and done < steps:
             pipe._interrupt = True  # pipelines skip the steps that are left and decode
@@ -191,24 +157,10 @@ def _echo(*args: Any, **kwargs: Any) -> Any:
     return SimpleNamespace(sample=hidden_states) if kwargs.get("return_dict", True) else (hidden_states,)
 
 
-def _state(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's attributes, save its configuration; tensors as copies."""
-    kept = {name: value for name, value in vars(scheduler).items() if name not in ("_internal_dict", "step")}
-    return {name: _copy(value) for name, value in kept.items()}
-
-
 def _copy(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone()
     return [_copy(entry) for entry in value] if isinstance(value, (list, tuple)) else value
-
-
-def _restore(scheduler: Any, snapshot: Snapshot, device: torch.device) -> None:
-    """Give the scheduler its attributes back, each tensor where a fresh run would have it."""
-    for name, value in snapshot.scheduler.items():
-        now = getattr(scheduler, name, None)
-        place = now.device if isinstance(now, Tensor) else device
-        setattr(scheduler, name, _to(_copy(value), place))
 
 
 def _to(value: Any, device: torch.device) -> Any:
@@ -226,27 +178,3 @@ def _clean_latents(scheduler: Any, model_output: Tensor, sample: Tensor, latents
         return latents
     sigma = sigmas[index - 1].to(sample.device, torch.float32)  # the scheduler has moved on already
     return (sample.float() - sigma * model_output.float()).to(latents.dtype)
-
-
-def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """Plain values for JSON, with tensors put aside by name."""
-    if isinstance(value, Tensor):
-        tensors[name] = value.cpu().contiguous()
-        return {"tensor": name}
-    if isinstance(value, dict):
-        return {"entries": {key: _pack(entry, f"{name}.{key}", tensors) for key, entry in value.items()}}
-    if isinstance(value, (list, tuple)):
-        return [_pack(entry, f"{name}.{place}", tensors) for place, entry in enumerate(value)]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if hasattr(value, "item"):  # numbers of numpy
-        return value.item()
-    raise OutputError(f"cannot keep the scheduler's {name}: it is a {type(value).__name__}")
-
-
-def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, dict):
-        if "tensor" in value:
-            return tensors[value["tensor"]]
-        return {key: _unpack(entry, tensors) for key, entry in value["entries"].items()}
-    return [_unpack(entry, tensors) for entry in value] if isinstance(value, list) else value

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from radial.errors import GenerationError
-from radial.generation.resume import Snapshot
+from radial.generation.snapshot import Snapshot
 
 Stage = Literal["load", "download", "encode", "denoise", "decode"]
 

@@ -10,7 +10,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from radial.errors import ModelError, first_line
+from radial.plans.settings import BlockSize, Decay, DenseCount, Kind, SinkFrames
 
 METADATA_KEY = "radial"
 BUNDLED_ADAPTER = "bundled:"
@@ -109,6 +112,20 @@ def _is_number(most: float) -> Callable[[Any], bool]:
     return lambda value: type(value) in (int, float) and 0 < value <= most
 
 
+def _is_a(kind: Any) -> Callable[[Any], bool]:
+    """What a request would take."""
+    adapter: TypeAdapter[Any] = TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
+
+    def rule(value: Any) -> bool:
+        try:
+            adapter.validate_python(value, strict=True)
+        except ValidationError:
+            return False
+        return not isinstance(value, bool)
+
+    return rule
+
+
 _RULES: dict[str, Callable[[Any], bool]] = {
     "base_model": lambda value: isinstance(value, str) and len(value) <= 2000,
     "rank": _is_count(1, 65_536),
@@ -117,12 +134,12 @@ _RULES: dict[str, Callable[[Any], bool]] = {
     "target_frames": _is_count(1, 4097),
     "trigger": lambda value: isinstance(value, str) and len(value) <= 2000,
     "expert": lambda value: value in ("high", "low"),
-    "attention": lambda value: value in ("radial", "dense"),
-    "decay": _is_number(16),
-    "sink_frames": _is_count(0, 4097),
-    "dense_layers": _is_count(0, 1000),
-    "dense_steps": _is_count(0, 1000),
-    "block_size": lambda value: value in (16, 32, 64, 128, 256),
+    "attention": _is_a(Kind),
+    "decay": _is_a(Decay),
+    "sink_frames": _is_a(SinkFrames),
+    "dense_layers": _is_a(DenseCount),
+    "dense_steps": _is_a(DenseCount),
+    "block_size": _is_a(BlockSize),
     "riflex": lambda value: isinstance(value, bool),
     "flow_shift": _is_number(100),
 }

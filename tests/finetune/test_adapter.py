@@ -118,8 +118,8 @@ def test_settings_for_longer_clips_are_taken_over(tmp_path: Path) -> None:
     assert (taken.num_frames, taken.decay, taken.dense_layers, taken.riflex) == (129, 0.5, 2, True)
     assert (taken.dense_steps, taken.flow_shift, taken.attention) == (4, 6.0, "radial")
     assert make_request(prompt="a", loras=lora, num_inference_steps=5).resolve().dense_steps == 1  # the same share
-    pattern, schedule, _ = taken.radial_settings(MODELS["tiny"])
-    assert (pattern.sink_frames, schedule.dense_steps) == (0, 4)
+    attention = taken.attention_settings
+    assert (attention.sink_frames, attention.dense_steps) == (0, 4)
     assert make_request(prompt="a", loras=lora, riflex=False).resolve().riflex is False
     own = make_request(prompt="a", loras=lora, num_frames=33, decay=0.7, dense_layers=0, flow_shift=2.0).resolve()
     assert (own.num_frames, own.decay, own.dense_layers, own.flow_shift) == (33, 0.7, 0, 2.0)

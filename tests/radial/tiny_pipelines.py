@@ -256,6 +256,11 @@ def _skyreels_v2() -> Any:
     return diffusers.SkyReelsV2Pipeline(**_wan_parts(), transformer=_wan_transformer("SkyReelsV2Transformer3DModel"))
 
 
+def _skyreels_v2_i2v() -> Any:
+    transformer = _wan_transformer("SkyReelsV2Transformer3DModel", **_WAN_IMAGE)
+    return diffusers.SkyReelsV2ImageToVideoPipeline(**_wan_parts(), **_clip_vision(), transformer=transformer)
+
+
 def _skyreels_v2_df() -> Any:
     transformer = _wan_transformer("SkyReelsV2Transformer3DModel", inject_sample_info=True)
     return diffusers.SkyReelsV2DiffusionForcingPipeline(**_wan_parts(), transformer=transformer)
@@ -340,14 +345,14 @@ def _hunyuan_video_i2v_call(pipe: Any) -> Arguments:
     return _arguments(image=_picture(), **_TRUE_GUIDANCE, prompt_template=template)
 
 
-def _hunyuan_video15() -> Any:
+def _hunyuan_video15(kind: str = "HunyuanVideo15Pipeline", task: str = "t2v", **parts: Any) -> Any:
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
     transformer = diffusers.HunyuanVideo15Transformer3DModel(
         in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2,
         num_refiner_layers=1, text_embed_dim=TEXT_WIDTH, text_embed_2_dim=TEXT_WIDTH, image_embed_dim=12,
-        rope_axes_dim=(4, 6, 6), target_size=64, task_type="t2v",
+        rope_axes_dim=(4, 6, 6), target_size=64, task_type=task,
     )  # fmt: skip
-    pipe = diffusers.HunyuanVideo15Pipeline(
+    pipe = getattr(diffusers, kind)(
         tokenizer=_tokenizer(),
         text_encoder=transformers.Qwen2_5_VLTextModel(_language_model("Qwen2_5_VLTextConfig", rope_parameters=rope)),
         tokenizer_2=transformers.ByT5Tokenizer(),
@@ -359,10 +364,28 @@ def _hunyuan_video15() -> Any:
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
         guider=diffusers.ClassifierFreeGuidance(guidance_scale=3.0),
         transformer=transformer,
+        **parts,
     )  # fmt: skip
     pipe.system_message, pipe.prompt_template_encode_start_idx = "a clip", 4
     pipe.tokenizer_max_length, pipe.tokenizer_2_max_length, pipe.vision_num_semantic_tokens = WORDS, 16, 9
     return pipe
+
+
+def _hunyuan_video15_i2v() -> Any:
+    vision = transformers.SiglipVisionConfig(**_SMALL_VISION | {"hidden_size": 12, "num_attention_heads": 2})
+    parts = {
+        "image_encoder": transformers.SiglipVisionModel(vision),
+        "feature_extractor": transformers.SiglipImageProcessor(size={"height": 8, "width": 8}),
+    }
+    return _hunyuan_video15("HunyuanVideo15ImageToVideoPipeline", "i2v", **parts)
+
+
+def _hunyuan_video15_i2v_call(pipe: Any) -> Arguments:
+    # It takes its size from the image and a size of its own.
+    pipe.target_size = HEIGHT
+    return {name: value for name, value in _hunyuan_video15_call(pipe).items() if name not in ("height", "width")} | {
+        "image": _picture()
+    }
 
 
 def _hunyuan_video15_call(pipe: Any) -> Arguments:
@@ -417,7 +440,7 @@ def _mochi() -> Any:
     return diffusers.MochiPipeline(**_t5_parts(), vae=vae, scheduler=scheduler, transformer=transformer)
 
 
-def _ltx() -> Any:
+def _ltx(kind: str = "LTXPipeline") -> Any:
     transformer = diffusers.LTXVideoTransformer3DModel(
         in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=16, cross_attention_dim=32,
         num_layers=2, caption_channels=TEXT_WIDTH,
@@ -427,7 +450,15 @@ def _ltx() -> Any:
         layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1, 1),
     )  # fmt: skip
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    return diffusers.LTXPipeline(**_t5_parts(), vae=vae, scheduler=scheduler, transformer=transformer)
+    return getattr(diffusers, kind)(**_t5_parts(), vae=vae, scheduler=scheduler, transformer=transformer)
+
+
+def _ltx_i2v() -> Any:
+    return _ltx("LTXImageToVideoPipeline")
+
+
+def _ltx_i2v_call(pipe: Any) -> Arguments:
+    return _ltx_call(pipe) | {"image": _picture(4 * 32, 6 * 32)}
 
 
 def _ltx_call(pipe: Any) -> Arguments:
@@ -611,13 +642,13 @@ def _cosmos() -> Any:
     )
 
 
-def _kandinsky5() -> Any:
+def _kandinsky5(kind: str = "Kandinsky5T2VPipeline", **changes: Any) -> Any:
     transformer = diffusers.Kandinsky5Transformer3DModel(
         in_visual_dim=4, in_text_dim=TEXT_WIDTH, in_text_dim2=8, time_dim=32, out_visual_dim=4, model_dim=48,
-        ff_dim=64, num_text_blocks=1, num_visual_blocks=2, axes_dims=(8, 8, 8),
+        ff_dim=64, num_text_blocks=1, num_visual_blocks=2, axes_dims=(8, 8, 8), **changes,
     )  # fmt: skip
     # No text encoders: Qwen's processor for text, images and videos cannot be made without its files.
-    return diffusers.Kandinsky5T2VPipeline(
+    return getattr(diffusers, kind)(
         tokenizer=None,
         text_encoder=None,
         tokenizer_2=None,
@@ -626,6 +657,14 @@ def _kandinsky5() -> Any:
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
         transformer=transformer,
     )
+
+
+def _kandinsky5_i2v() -> Any:
+    return _kandinsky5("Kandinsky5I2VPipeline", visual_cond=True)
+
+
+def _kandinsky5_i2v_call(pipe: Any) -> Arguments:
+    return _kandinsky5_call(pipe) | {"image": _picture()}
 
 
 def _kandinsky5_call(pipe: Any) -> Arguments:
@@ -659,13 +698,16 @@ CASES: dict[str, TinyCase] = {
         _case("wan-animate", _wan_animate, _wan_animate_call),
         _case("chronoedit", _chronoedit, **_IMAGE_CALL, enable_temporal_reasoning=True, num_temporal_reasoning_steps=2),
         _case("skyreels-v2", _skyreels_v2),
+        _case("skyreels-v2-i2v", _skyreels_v2_i2v, **_IMAGE_CALL),
         _case("skyreels-v2-df", _skyreels_v2_df),
         _case("hunyuan-video", _hunyuan_video, _hunyuan_video_call),
         _case("hunyuan-video-i2v", _hunyuan_video_i2v, _hunyuan_video_i2v_call),
         _case("hunyuan-video15", _hunyuan_video15, _hunyuan_video15_call),
+        _case("hunyuan-video15-i2v", _hunyuan_video15_i2v, _hunyuan_video15_i2v_call),
         _case("framepack", _framepack, _framepack_call),
         _case("mochi", _mochi, num_frames=4 * 6 + 1),
         _case("ltx", _ltx, _ltx_call),
+        _case("ltx-i2v", _ltx_i2v, _ltx_i2v_call),
         _case("ltx2", _ltx2, _ltx2_call),
         _case("cogvideox", _cogvideox),
         _case("cogvideox-i2v", _cogvideox_i2v, image=_picture()),
@@ -675,5 +717,6 @@ CASES: dict[str, TinyCase] = {
         _case("easyanimate", _easyanimate, max_sequence_length=None),
         _case("cosmos", _cosmos),
         _case("kandinsky5", _kandinsky5, _kandinsky5_call),
+        _case("kandinsky5-i2v", _kandinsky5_i2v, _kandinsky5_i2v_call),
     )
 }

@@ -10,14 +10,9 @@ import typer
 
 from radial.errors import RequestError
 from radial_app.cli.terminal.options import (
-    BlockSize,
     Codec,
     Crf,
     DataDir,
-    Decay,
-    DenseLastSteps,
-    DenseLayers,
-    DenseSteps,
     Format,
     Height,
     Metadata,
@@ -27,6 +22,7 @@ from radial_app.cli.terminal.options import (
     Overwrite,
     PrecisionChoice,
     Width,
+    takes_attention,
 )
 from radial_app.cli.terminal.torchrun import is_other_rank
 
@@ -35,6 +31,7 @@ if TYPE_CHECKING:
     from radial_app.jobs.job import Output
 
 
+@takes_attention
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the clip shows.", metavar="PROMPT")],
     negative_prompt: Annotated[str | None, typer.Option(help="What the clip should not show.")] = None,
@@ -61,14 +58,6 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same clip; -1 draws one and records it.")] = -1,
     num_videos: Annotated[int, typer.Option(help="How many clips, their seeds counting up.")] = 1,
-    attention: Annotated[
-        Literal["radial", "dense"] | None, typer.Option(help="Which self-attention to use; radial by default.")
-    ] = None,
-    decay: Decay = None,
-    dense_layers: DenseLayers = None,
-    dense_steps: DenseSteps = None,
-    dense_last_steps: DenseLastSteps = None,
-    block_size: BlockSize = None,
     lora: Annotated[list[str] | None, typer.Option(help="Adapter, repeatable.", metavar="FILE[:WEIGHT]")] = None,
     long_adapter: Annotated[
         bool, typer.Option(help="Beyond the native length, use the model's own adapter for that, where there is one.")
@@ -94,6 +83,7 @@ def generate(
     data_dir: DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a video instead of text.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the path.")] = False,
+    **attention: Any,
 ) -> None:
     """Generate a video from a prompt."""
     from radial.models.table import find_preset
@@ -135,12 +125,7 @@ def generate(
         riflex=riflex,
         seed=seed,
         num_videos=num_videos,
-        attention=attention,
-        decay=decay,
-        dense_layers=dense_layers,
-        dense_steps=dense_steps,
-        dense_last_steps=dense_last_steps,
-        block_size=block_size,
+        **attention,
         loras=[parse_lora(text) for text in lora or []],
         long_adapter=long_adapter,
         device=device,

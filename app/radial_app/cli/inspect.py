@@ -3,43 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from radial_app.cli.terminal.options import (
-    BlockSize,
-    Decay,
-    DenseLastSteps,
-    DenseLayers,
-    DenseSteps,
     Height,
     ModelName,
     NumFrames,
     NumInferenceSteps,
     Overwrite,
     Width,
+    takes_attention,
 )
 
 if TYPE_CHECKING:
     from radial.plans.plan import BlockPlan
 
 
+@takes_attention
 def inspect(
     model: ModelName = "tiny",
     height: Height = None,
     width: Width = None,
     num_frames: NumFrames = None,
     num_inference_steps: NumInferenceSteps = None,
-    decay: Decay = None,
-    dense_layers: DenseLayers = None,
-    dense_steps: DenseSteps = None,
-    dense_last_steps: DenseLastSteps = None,
-    block_size: BlockSize = None,
     output: Annotated[Path | None, typer.Option(help="PNG to write; by default one under outputs/.")] = None,
     overwrite: Overwrite = False,
+    **attention: Any,
 ) -> None:
     """Draw which blocks of attention a clip computes, and what that should save."""
     from radial.files import check_output
@@ -58,27 +51,24 @@ def inspect(
         width=width,
         num_frames=num_frames,
         num_inference_steps=num_inference_steps,
-        decay=decay,
-        dense_layers=dense_layers,
-        dense_steps=dense_steps,
-        dense_last_steps=dense_last_steps,
-        block_size=block_size,
         seed=0,
+        **attention,
     ).resolve()
     spec = find_model(model)
     clip = f"{spec.name}, {request.clip_width}x{request.clip_height}, {request.clip_frames} frames"
     path = free_name(OUTPUT_FOLDER / f"plan-{slug(clip)}.png") if output is None else output
     check_output(path, ".png", overwrite=overwrite)
-    pattern, schedule, size = request.radial_settings(spec)
-    plan = BlockPlan.build(request.grid(spec), pattern, size)
-    write_png(draw_plan(PlanSketch.of(plan.grid, pattern, size), clip), path, overwrite=overwrite)
+    settings = request.attention_settings
+    plan = BlockPlan.build(request.grid(spec), settings.pattern, settings.block_size)
+    sketch = PlanSketch.of(plan.grid, settings.pattern, settings.block_size)
+    write_png(draw_plan(sketch, clip), path, overwrite=overwrite)
 
-    dense = schedule.dense_share(spec.layers, request.num_inference_steps or 1)
+    dense = settings.policy.dense_share(spec.layers, request.num_inference_steps or 1)
     share = dense + (1 - dense) * plan.density
     grid = plan.grid
     table = Table(show_header=False, box=None)
     table.add_row("tokens", f"{grid.tokens:,} = {grid.frames} frames x {grid.height} x {grid.width}")
-    table.add_row("blocks", f"{plan.kept_blocks:,} of {plan.rows**2:,} ({size} tokens a block)")
+    table.add_row("blocks", f"{plan.kept_blocks:,} of {plan.rows**2:,} ({plan.block_size} tokens a block)")
     table.add_row("density", f"{plan.density:.1%} of a sparse layer's attention is computed")
     table.add_row("kept FLOPs", f"{share:.1%} of all attention, dense layers and steps included")
     table.add_row("kernel speed-up", _expected_speed_up(plan))

@@ -87,8 +87,9 @@ def _density(request: GenerationRequest) -> float | None:
     if request.attention == "dense":
         return 1.0
     spec = find_model(request.model)
-    pattern, schedule, block_size = request.radial_settings(spec)
+    attention = request.attention_settings
     with contextlib.suppress(RequestError):  # a plan of too many blocks
-        dense = schedule.dense_share(spec.layers, request.num_inference_steps or 1)
-        return dense + (1 - dense) * PlanSketch.of(request.grid(spec), pattern, block_size).density
+        dense = attention.policy.dense_share(spec.layers, request.num_inference_steps or 1)
+        sketch = PlanSketch.of(request.grid(spec), attention.pattern, attention.block_size)
+        return dense + (1 - dense) * sketch.density
     return None

@@ -97,7 +97,7 @@ class LocalRenderer:
     def render(self, request: GenerationRequest, snapshot: Path, listener: Listener) -> Rendered:
         """Render one video; see :class:`Renderer`."""
         from radial.generation.pipeline import describe_run, generate
-        from radial.generation.resume import read_snapshot
+        from radial.generation.snapshot import read_snapshot
         from radial.generation.watch import Event
 
         steering = _Steering(listener, self._pace)

@@ -18,7 +18,6 @@ from radial.attention.install import RadialAttention, transformers_of
 from radial.attention.processors import AttentionCall
 from radial.generation.pipeline import generate
 from radial.loading.load import LoadedModel, load
-from radial.plans.planner import StaticPlanner
 from radial.request import GenerationRequest
 from radial.video.fidelity import psnr, ssim
 from radial_finetune.data.clips import Frames
@@ -51,8 +50,8 @@ def compare(request: GenerationRequest, model: LoadedModel | None = None) -> Com
     request = request.resolve().model_copy(update={"num_videos": 1})
     model = model or load(request)
     (radial,) = generate(request.model_copy(update={"attention": "radial"}), model=model)
-    pattern, schedule, block_size = request.radial_settings(model.spec)
-    context = _Beside([StaticPlanner(pattern, block_size)], schedule, pipe=model.pipe)
+    attention = request.model_copy(update={"attention": "radial"}).attention_settings
+    context = _Beside(attention.planners, attention.policy, pipe=model.pipe)
     with RadialAttention(context, transformers_of(model.pipe)):
         (dense,) = generate(request.model_copy(update={"attention": "dense"}), model=model)
     return Comparison(

@@ -96,15 +96,15 @@ def generate_clips(
     request: GenerationRequest, model: LoadedModel, prompts: Sequence[str], batch_size: int, first_seed: int = 0
 ) -> list[Frames]:
     """Clips of many prompts through the pipeline, several at a time, seeds counting up."""
-    pattern, schedule, block_size = request.radial_settings(model.spec)
+    attention = request.attention_settings
     clips: list[Frames] = []
     for start in range(0, len(prompts), batch_size):
         part = list(prompts[start : start + batch_size])
         with contextlib.ExitStack() as stack:
             scheduler = scheduler_for(model.pipe, request.sampler, request.flow_shift)
             stack.enter_context(replaced(model.pipe, scheduler=scheduler))
-            if request.attention == "radial":
-                stack.enter_context(apply(model.pipe, pattern=pattern, schedule=schedule, block_size=block_size))
+            if attention.kind == "radial":
+                stack.enter_context(apply(model.pipe, planners=attention.planners, policy=attention.policy))
             if request.riflex:
                 stack.enter_context(riflex(transformers_of(model.pipe), request.riflex_period(model.spec)))
             stack.enter_context(torch.inference_mode())

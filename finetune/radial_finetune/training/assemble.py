@@ -126,7 +126,8 @@ def adapter_settings(config: FinetuneConfig, objective: Objective, buckets: Iter
 
 def pattern_of(model: LoadedModel, settings: AdapterSettings) -> RadialPattern:
     preset, _ = model.spec.preset(settings.target_frames or 1, model.spec.num_inference_steps)
-    return replace(preset, decay=settings.decay or preset.decay)
+    sinks = preset.sink_frames if settings.sink_frames is None else settings.sink_frames
+    return replace(preset, decay=settings.decay or preset.decay, sink_frames=sinks)
 
 
 @contextlib.contextmanager

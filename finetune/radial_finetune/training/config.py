@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from radial.errors import RequestError
+from radial.plans.settings import BlockSize, Decay, Kind
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -80,10 +81,10 @@ class FinetuneConfig(BaseModel):
     caption_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     curriculum: tuple[Stage, ...] = ()
     replay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    attention: Literal["radial", "dense"] = "radial"
-    decay: Annotated[float, Field(gt=0, le=16)] | None = None
+    attention: Kind = "radial"
+    decay: Decay | None = None
     dense_layers: Count | None = None
-    block_size: Literal[16, 32, 64, 128, 256] | None = None
+    block_size: BlockSize | None = None
     riflex: bool = False
     gradient_checkpointing: bool = True
     offload_checkpoints: bool = False

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -31,12 +34,40 @@ Height = Annotated[int | None, typer.Option(help="Height in pixels.")]
 Width = Annotated[int | None, typer.Option(help="Width in pixels.")]
 NumFrames = Annotated[int | None, typer.Option(help="Length in frames.")]
 NumInferenceSteps = Annotated[int | None, typer.Option(help="Denoising steps.")]
-Decay = Annotated[float | None, typer.Option(help="Window of radial attention; smaller is sparser.")]
-DenseLayers = Annotated[int | None, typer.Option(help="Leading layers that stay dense.")]
-DenseSteps = Annotated[int | None, typer.Option(help="Leading steps that stay dense.")]
-DenseLastSteps = Annotated[int | None, typer.Option(help="Trailing steps that stay dense.")]
-BlockSize = Annotated[int | None, typer.Option(help="Tokens a block: 16, 32, 64, 128 or 256.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")]
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of the queue; else RADIAL_DATA_DIR, or the platform's.", metavar="FOLDER")
 ]
+# What a user may set of how attention is computed, by the names of a request.
+_ATTENTION: dict[str, tuple[Any, str]] = {
+    "attention": (Literal["radial", "dense"], "Which self-attention to use; radial by default."),
+    "decay": (float, "Window of radial attention; smaller is sparser."),
+    "sink_frames": (int, "Leading latent frames that every token attends to."),
+    "dense_layers": (int, "Leading layers that stay dense."),
+    "dense_steps": (int, "Leading steps that stay dense."),
+    "dense_last_steps": (int, "Trailing steps that stay dense."),
+    "block_size": (int, "Tokens a block: 16, 32, 64, 128 or 256."),
+}
+
+
+def takes_attention(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of attention, in place of its ``**`` parameter."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        command(*args, **options)
+
+    plain = inspect.signature(command, eval_str=True)
+    own = [one for one in plain.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    added = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=None,
+            annotation=Annotated[kind | None, typer.Option(help=says)],
+        )
+        for name, (kind, says) in _ATTENTION.items()
+    ]  # fmt: skip
+    signature = plain.replace(parameters=[*own, *added])
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    run.__annotations__ = {name: one.annotation for name, one in signature.parameters.items()}
+    del run.__wrapped__  # or what it wraps would be read
+    return run

@@ -168,13 +168,12 @@ def make_router(paths: ServerPaths) -> APIRouter:
                   "decay": decay, "seed": 0}  # fmt: skip
         resolved = service(request).check(fields)
         spec = find_model(resolved.model)
-        pattern, _, block_size = resolved.radial_settings(spec)
+        attention = resolved.attention_settings
         size = f"{resolved.clip_width}x{resolved.clip_height}, {resolved.clip_frames} frames"
         content = io.BytesIO()
         with alone:
-            draw_plan(PlanSketch.of(resolved.grid(spec), pattern, block_size), f"{spec.name}, {size}").save(
-                content, "PNG"
-            )
+            sketch = PlanSketch.of(resolved.grid(spec), attention.pattern, attention.block_size)
+            draw_plan(sketch, f"{spec.name}, {size}").save(content, "PNG")
         return Response(content.getvalue(), media_type="image/png", headers={"cache-control": "private, max-age=3600"})
 
     @router.get("/about")

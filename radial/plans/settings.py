@@ -1,0 +1,58 @@
+"""How a clip's attention is computed, as one value: what a user may set, between which limits, and what it gives."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from radial.plans.pattern import RadialPattern, Variant
+from radial.plans.planner import Planner, StaticPlanner
+from radial.plans.policy import Schedule
+
+Kind = Literal["radial", "dense"]
+Decay = Annotated[float, Field(gt=0, le=16)]
+SinkFrames = Annotated[int, Field(ge=0, le=4097)]
+SkipWidth = Annotated[int, Field(ge=1, le=1 << 20)]
+DenseCount = Annotated[int, Field(ge=0, le=1000)]
+BlockSize = Literal[16, 32, 64, 128, 256]
+
+
+class AttentionSettings(BaseModel):
+    """Complete: nothing is left to a model's preset or an adapter's file.
+
+    Attributes:
+        kind: ``radial``, or ``dense``, which leaves the rest unused.
+        decay, sink_frames, variant, skip_width: see :class:`~radial.plans.pattern.RadialPattern`.
+        block_size: tokens a block.
+        dense_layers, dense_steps, dense_last_steps: see :class:`~radial.plans.policy.Schedule`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    kind: Kind
+    decay: Decay
+    sink_frames: SinkFrames
+    variant: Variant
+    skip_width: SkipWidth
+    block_size: BlockSize
+    dense_layers: DenseCount
+    dense_steps: DenseCount
+    dense_last_steps: DenseCount
+
+    @property
+    def pattern(self) -> RadialPattern:
+        """Which tokens attend to each other."""
+        return RadialPattern(self.decay, self.sink_frames, self.variant, self.skip_width)
+
+    @property
+    def planners(self) -> tuple[Planner, ...]:
+        """What computes the layers that are not dense."""
+        return (StaticPlanner(self.pattern, self.block_size),)
+
+    @property
+    def policy(self) -> Schedule:
+        """Which layers and steps are dense."""
+        if self.kind == "dense":
+            return Schedule.dense()
+        return Schedule(self.dense_layers, self.dense_steps, self.dense_last_steps)
