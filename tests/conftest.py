@@ -75,13 +75,20 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
 @pytest.fixture
 def nan_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """New tensors start as NaN, so that an output tile that is never written fails its test."""
-    plain = torch.empty
 
-    def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
-        tensor = plain(*args, **kwargs)
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+    def poison(plain: Any) -> Any:
+        def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
+            tensor: torch.Tensor = plain(*args, **kwargs)
+            narrow = tensor.is_floating_point() and tensor.element_size() == 1  # e4m3 knows no fill
+            if narrow:
+                tensor.view(torch.uint8).fill_(0x7F)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() and not narrow else tensor
 
-    monkeypatch.setattr(torch, "empty", poisoned)
+        return poisoned
+
+    monkeypatch.setattr(torch, "empty", poison(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
 
 
 @pytest.fixture(scope="session")

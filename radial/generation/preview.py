@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,10 +23,10 @@ def preview_frame(pipe: Any, latents: Tensor) -> Frames | None:
     if latents.shape[1] != vae.config.get("z_dim", vae.config.get("latent_channels")):
         return None
     middle = latents.shape[2] // 2
-    chosen = latents[:1, :, middle : middle + 1].to(vae.device, vae.dtype)
+    chosen = latents[:1, :, middle : middle + 1].to(vae.dtype)
     try:
-        with torch.inference_mode():
-            # Its class's: its own may have the whole ranks decode, or go on on the CPU when memory runs out.
+        with torch.inference_mode(), _beside(vae, latents.device):
+            # Its class's: its own may have all ranks decode, or go on on the CPU when memory runs out.
             image = type(vae).decode(vae, _unscale(vae, chosen), return_dict=False)[0]
     except (RuntimeError, ValueError, TypeError):  # an autoencoder that takes no single frame; out of memory
         return None
@@ -32,6 +34,24 @@ def preview_frame(pipe: Any, latents: Tensor) -> Frames | None:
         return None
     pixels = (image[0, :, -1].float() / 2 + 0.5).clamp(0, 1)
     return (pixels * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+@contextlib.contextmanager
+def _beside(vae: Any, device: torch.device) -> Iterator[None]:
+    """An autoencoder on the device where the clip is, and back to where it was.
+
+    Its offloading hook would throw the transformer off the GPU, whose turn it is.
+    """
+    hook, own = vae.__dict__.pop("_hf_hook", None), vae.device
+    try:
+        if own != device:
+            vae.to(device)
+        yield
+    finally:
+        if own != device:
+            vae.to(own)
+        if hook is not None:
+            vae._hf_hook = hook
 
 
 def _unscale(vae: Any, latents: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from family_cases import CASES
 
 import radial
 from radial import ContextParallel, ModelError, RequestError
-from radial.attention.context_parallel import sharding_of
+from radial.attention.context_parallel import peer_failures, sharding_of
 from radial.attention.families.find import find_family
+from radial.errors import ProcessLost
 from radial.plans.layout import Layout, TokenGrid
 
 SHARED = (
@@ -60,3 +61,11 @@ def test_shares_are_near_equal() -> None:
     assert torch.equal(parallel.split(torch.arange(10), 0), torch.tensor([3, 4, 5]))
     with pytest.raises(RequestError, match="3 tokens cannot be shared by 4 processes"):
         parallel.check(Layout.of(TokenGrid(3, 1, 1), after=9))
+
+
+def test_only_what_a_connection_raises_is_a_peer_that_died() -> None:
+    for own in (torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("CUDA error")):
+        with pytest.raises(type(own), match="CUDA"), peer_failures():
+            raise own
+    with pytest.raises(ProcessLost, match=r"has died \(Connection closed by peer"), peer_failures():
+        raise RuntimeError("Connection closed by peer")

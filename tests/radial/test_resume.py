@@ -311,3 +311,44 @@ def test_every_class_goes_on_bit_for_bit(name: str) -> None:
 
 def test_every_class_that_goes_on_is_tried() -> None:
     assert {type(CASES[name].build()).__name__ for name in RESUMED} == RESUMABLE
+
+
+def test_a_look_throws_nothing_off_the_gpu(wan_folder: Path) -> None:
+    """With offloading, an autoencoder's hook makes room for it where the transformer is at work."""
+    from accelerate.hooks import ModelHook, add_hook_to_module
+
+    class MakesRoom(ModelHook):
+        fired = 0
+
+        def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            self.fired += 1
+            return args, kwargs
+
+    model = load(make_request(prompt="a", model=str(wan_folder), **SMALL))
+    vae, hook = model.pipe.vae, MakesRoom()
+    add_hook_to_module(vae, hook)
+    latents = torch.randn(1, vae.config.z_dim, 3, 4, 4)
+    assert preview_frame(model.pipe, latents) is not None
+    assert hook.fired == 0
+    assert vae._hf_hook is hook
+    with torch.no_grad():
+        vae.decode(latents)
+    assert hook.fired == 1
+
+
+@pytest.mark.gpu
+def test_a_look_leaves_an_offloaded_transformer_on_the_gpu(wan_folder: Path) -> None:
+    from diffusers import WanPipeline
+
+    pipe = WanPipeline.from_pretrained(wan_folder)
+    pipe.enable_model_cpu_offload()
+    seen = []
+
+    def look(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        frame = preview_frame(pipe, tensors["latents"])
+        seen.append((frame is not None, pipe.transformer.device.type, pipe.vae.device.type))
+        return {}
+
+    pipe("a red circle", height=32, width=32, num_frames=9, num_inference_steps=3, max_sequence_length=16,
+         callback_on_step_end=look)  # fmt: skip
+    assert seen == [(True, "cuda", "cpu")] * 3
