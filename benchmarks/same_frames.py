@@ -2,8 +2,8 @@
 
     python benchmarks/same_frames.py > after.txt
 
-Each pipeline of ``tests/radial/tiny_pipelines.py`` makes a clip by a plan that leaves blocks out and with dense layers
-and steps; the app then drives those that it can from their folders, the bundled model with its adapter too.
+Each pipeline of ``tests/attention/tiny_pipelines.py`` makes a clip by a plan that leaves blocks out and with dense
+layers and steps; the app then drives those that it can from their folders, the bundled model with its adapter too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def digest(value: Any) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    sys.path[:0] = [str(ROOT / "tests" / "radial"), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT / "tests" / name) for name in ("attention", "generation")]
     from tiny_pipelines import CASES
 
     import radial
