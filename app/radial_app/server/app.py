@@ -27,7 +27,7 @@ from radial_app.server.guard import Guard
 from radial_app.server.limits.streams import Polls
 from radial_app.server.limits.turns import Turns
 from radial_app.server.mcp import AgentsDoor, make_tools
-from radial_app.server.routes import downloads, files, tuning, videos
+from radial_app.server.routes import adapters, downloads, files, models, pictures, tuning, videos
 from radial_app.server.service import Conflict, Missing, ServerPaths
 
 _THREADS = 128  # for requests: those of several visitors who each have their most
@@ -84,7 +84,8 @@ def make_app(
     registry = CollectorRegistry()
     registry.register(_QueueCollector(paths.data))
     app.include_router(videos.make_router(paths))
-    app.include_router(files.make_router(paths))
+    for room in (files, models, adapters, pictures):
+        app.include_router(room.make_router(paths))
     app.include_router(downloads.make_router(paths))
     app.include_router(tuning.make_router(paths))
     app.include_router(login.make_router(paths.data))

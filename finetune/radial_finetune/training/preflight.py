@@ -27,7 +27,7 @@ _SHARE_OF_RATE = 0.5  # of the rate of a large matrix product, which is what who
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TrainingNeeds:
     """Bytes on the device, in the host's memory and on disk, and seconds a step; ``tokens`` are the longest clip's."""
 
     tokens: int
@@ -61,7 +61,7 @@ class _Model:
 def estimate(
     config: FinetuneConfig, transformer: Any, grids: list[TokenGrid], pattern: RadialPattern, device: torch.device,
     dense_layers: int, block_size: int,
-) -> Estimate:  # fmt: skip
+) -> TrainingNeeds:  # fmt: skip
     """What a run on clips of these grids needs, a batch of the largest one at a time."""
     model = _measure(transformer, config)
     densities = [
@@ -74,14 +74,14 @@ def estimate(
     moments = 2 if config.optimizer == "adamw8bit" else 8
     kept = model.adapter * (4 + moments + (4 if config.ema_decay else 0))
     rate = _matmul_rate(device, transformer.dtype) * _SHARE_OF_RATE
-    return Estimate(
+    return TrainingNeeds(
         tokens, _device_bytes(config, model, tokens), _host_bytes(config, model, tokens),
         (config.keep_checkpoints + 1) * kept + 4 * model.adapter, flops / rate,
     )  # fmt: skip
 
 
 def check(
-    needed: Estimate, config: FinetuneConfig, transformer: Any, grids: list[TokenGrid], device: torch.device
+    needed: TrainingNeeds, config: FinetuneConfig, transformer: Any, grids: list[TokenGrid], device: torch.device
 ) -> None:
     """Refuse a run that cannot fit.
 

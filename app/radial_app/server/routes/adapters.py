@@ -1,0 +1,82 @@
+"""Adapters that everybody of a server uses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, File, Request, UploadFile
+from pydantic import BaseModel
+
+from radial.errors import RadialError, RequestError
+from radial_app.server.service import Missing, ServerPaths, Service, move_to_trash
+from radial_app.server.uploads import take_adapter
+from radial_app.server.views import Deleted
+
+
+class Adapter(BaseModel):
+    """An adapter in the data folder, and what it says of itself."""
+
+    id: str
+    bytes: int
+    base_model: str | None = None
+    target_frames: int | None = None
+    trigger: str = ""
+    problem: str = ""
+
+
+def make_router(paths: ServerPaths) -> APIRouter:
+    """The routes of a server that keeps its things in ``paths``."""
+    router = APIRouter(prefix="/v1", tags=["adapters"])
+
+    def service(request: Request) -> Service:
+        return Service(paths, request.state.visitor)
+
+    @router.get("/adapters")
+    def list_adapters(request: Request) -> list[Adapter]:
+        """The adapters in the data folder."""
+        return [adapter_of(name, path) for name, path in service(request).inputs.adapters().items()]
+
+    @router.post("/adapters")
+    def upload_adapter(request: Request, file: Annotated[UploadFile, File()]) -> Adapter:
+        """Bring an adapter, a safetensors file."""
+        if not request.state.visitor.admin:
+            raise RequestError("only admins add adapters: everybody uses them")
+        with tempfile.NamedTemporaryFile(suffix=".safetensors") as copy:
+            shutil.copyfileobj(file.file, copy, 1 << 20)
+            copy.flush()
+            try:
+                name = take_adapter(paths.data, file.filename or "adapter", Path(copy.name))
+            except RadialError as error:
+                raise RequestError(
+                    f"this is no adapter of safetensors: {str(error).replace(Path(copy.name).name, 'the file')}"
+                ) from error
+        return adapter_of(name, paths.data / "adapters" / name)
+
+    @router.delete("/adapters/{name}")
+    def delete_adapter(request: Request, name: str) -> Deleted:
+        """Forget an adapter; its file goes into the trash beside it."""
+        if not request.state.visitor.admin:
+            raise RequestError("only admins delete adapters: everybody uses them")
+        if (path := service(request).inputs.adapters().get(name)) is None:
+            raise Missing(f"there is no adapter {name[:200]!r}")
+        move_to_trash(path, f"{os.urandom(4).hex()}-{name}")
+        return Deleted(id=name)
+
+    return router
+
+
+def adapter_of(name: str, path: Path) -> Adapter:
+    """An adapter file as the web sees it."""
+    from radial.models.lora_settings import AdapterSettings, check_adapter_file, read_adapter_settings
+
+    try:
+        check_adapter_file(path)
+        settings = read_adapter_settings(path) or AdapterSettings()
+    except RadialError as error:
+        return Adapter(id=name, bytes=path.stat().st_size, problem=str(error))
+    return Adapter(id=name, bytes=path.stat().st_size, base_model=settings.base_model,
+                   target_frames=settings.target_frames, trigger=settings.trigger)  # fmt: skip

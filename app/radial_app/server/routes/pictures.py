@@ -1,0 +1,75 @@
+"""What takes much memory, one at a time: two videos against each other, and the picture of a plan."""
+
+from __future__ import annotations
+
+import io
+import threading
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+
+from radial.errors import OutputError, RequestError
+from radial.models.find import find_model
+from radial.video.encoding import decode_frames
+from radial.video.fidelity import fidelity
+from radial_app.server.service import Missing, ServerPaths, Service
+
+MAX_COMPARED = 200 * 1280 * 720  # pixels of all frames that two clips may have to be compared here
+MAX_COMPARED_FRAME = 4096 * 2304  # pixels
+
+
+def make_router(paths: ServerPaths) -> APIRouter:
+    """The routes of a server that keeps its things in ``paths``."""
+    router = APIRouter(prefix="/v1", tags=["pictures"])
+
+    alone = threading.Lock()
+
+    def service(request: Request) -> Service:
+        return Service(paths, request.state.visitor)
+
+    @router.get("/compare")
+    def compare_videos(
+        request: Request, a: str, b: str, index_a: Annotated[int, Query(ge=0)] = 0,
+        index_b: Annotated[int, Query(ge=0)] = 0,
+    ) -> dict[str, float]:  # fmt: skip
+        """How near two videos of one size are: PSNR in dB and SSIM, means over frames."""
+        here = service(request)
+        jobs = [here.get(a).request, here.get(b).request]
+        if any(r.clip_frames * r.clip_height * r.clip_width > MAX_COMPARED for r in jobs):
+            raise RequestError("these videos are too long to be compared here; `radial evaluate` compares them")
+        if any(r.clip_height * r.clip_width > MAX_COMPARED_FRAME for r in jobs):
+            raise RequestError("these videos are too large to be compared here; `radial evaluate` compares them")
+        files = [here.file(id_, index) for id_, index in ((a, index_a), (b, index_b))]
+        with alone:
+            try:
+                near, alike = fidelity(*map(decode_frames, files))
+            except ValueError as error:
+                sizes = " and ".join(f"{r.clip_frames} frames of {r.clip_width}x{r.clip_height}" for r in jobs)
+                raise RequestError(f"videos of one size can be compared, not {sizes}") from error
+            except OutputError as error:
+                raise Missing("one of the videos cannot be read any more") from error
+        return {"psnr": round(near, 2), "ssim": round(alike, 4)}
+
+    @router.get("/plan.png")
+    def draw_attention(
+        request: Request, model: str = "tiny", height: int | None = None, width: int | None = None,
+        num_frames: int | None = None, decay: float | None = None,
+    ) -> Response:  # fmt: skip
+        """A picture of which blocks of attention a clip computes."""
+        from radial.plans.drawing import draw_plan
+        from radial.plans.sketch import PlanSketch
+
+        fields = {"prompt": "plan", "model": model, "height": height, "width": width, "num_frames": num_frames,
+                  "decay": decay, "seed": 0}  # fmt: skip
+        resolved = service(request).check(fields)
+        spec = find_model(resolved.model)
+        attention = resolved.attention_settings
+        size = f"{resolved.clip_width}x{resolved.clip_height}, {resolved.clip_frames} frames"
+        content = io.BytesIO()
+        with alone:
+            sketch = PlanSketch.of(resolved.grid(spec), attention.pattern, attention.block_size)
+            draw_plan(sketch, f"{spec.name}, {size}").save(content, "PNG")
+        return Response(content.getvalue(), media_type="image/png", headers={"cache-control": "private, max-age=3600"})
+
+    return router
