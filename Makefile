@@ -52,10 +52,12 @@ clean:
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[dev]'
 	touch $@
 
-.venv-lowest/.installed: pyproject.toml .ci/lowest.py
+.venv-lowest/.installed: pyproject.toml
 	echo "setting up .venv-lowest; a few minutes"
 	$(PYTHON) -m venv .venv-lowest
-	$(PYTHON) .ci/lowest.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python $(PIP) uv
+	.venv-lowest/bin/uv pip compile -q --resolution lowest-direct --extra dev pyproject.toml -o .venv-lowest/lowest.txt
+	sed -i '/^torch==/d' .venv-lowest/lowest.txt
 	.venv-lowest/bin/python $(PIP) torch==2.13.0
-	.venv-lowest/bin/python $(PIP) -c .venv-lowest/constraints.txt -e '.[dev]'
+	.venv-lowest/bin/python $(PIP) -c .venv-lowest/lowest.txt -e '.[dev]'
 	touch $@

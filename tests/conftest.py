@@ -24,10 +24,20 @@ with contextlib.suppress(ValueError):  # not in the main thread
 
 ROOT = Path(__file__).parent.parent
 _LEFT_OUT = pytest.StashKey[int]()
+# Those that start servers, trainings, downloads and processes; `make test-quick` leaves them out.
+SLOW = {
+    "test_attack", "test_bounds", "test_cli", "test_cluster", "test_context_parallel", "test_doors", "test_downloads",
+    "test_end_to_end", "test_fused_blocks", "test_operations", "test_pretrain", "test_ranks", "test_render",
+    "test_resume", "test_studio", "test_tiny", "test_together", "test_train", "test_tune", "test_without_triton",
+    "test_worker",
+}  # fmt: skip
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out GPU tests where there is no GPU, and say so in the summary."""
+    """Mark what is slow. Leave out GPU tests where there is no GPU, and say so in the summary."""
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
     if torch.cuda.is_available():
         return
     chosen = [item for item in items if "gpu" not in item.keywords]

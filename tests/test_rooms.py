@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -112,6 +115,34 @@ def test_each_room_says_what_it_is_for() -> None:
     for file in FILES.values():
         if file.name == "__init__.py":
             assert ast.get_docstring(ast.parse(file.read_text())), file
+
+
+def declared(*extras: str) -> set[str]:
+    """The distributions that pyproject.toml names, always and with some extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
+    return {re.split(r"[\[<>=;]", one)[0].lower().replace("_", "-") for one in wanted}
+
+
+@pytest.mark.parametrize(
+    ("package", "extras"),
+    [
+        ("radial_kernels", ("flash",)), ("radial", ("gguf",)), ("radial_app", ("server", "studio", "cluster")),
+        ("radial_finetune", ("train", "eight-bit")),
+    ],
+)  # fmt: skip
+def test_every_import_is_declared(package: str, extras: tuple[str, ...]) -> None:
+    distributions = packages_distributions() | {"flash_attn": ["flash-attn-4"]}
+    imported = set()
+    for module in FILES:
+        for node in ast.walk(ast.parse(FILES[module].read_text())) if module.split(".")[0] == package else ():
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                imported.add(node.module.split(".")[0])
+    others = imported - sys.stdlib_module_names - PACKAGES.keys()
+    names = {name: {one.lower().replace("_", "-") for one in distributions[name]} for name in others}
+    assert {name for name, found in names.items() if not found & declared(*extras)} == set()
 
 
 @pytest.mark.parametrize("folder", ["kernels", "app", "finetune", "assets"])

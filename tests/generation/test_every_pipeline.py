@@ -24,7 +24,7 @@ KEEP_ALL = RadialPattern(decay=16.0, sink_frames=64)
 
 # Saved, these lack what they are built with: a stand-in for Cosmos' guardrail, and encoders that Kandinsky's call
 # brings its own embeddings for.
-UNSAVED = {"cosmos", "kandinsky5"}
+UNSAVED = {"cosmos", "kandinsky5", "kandinsky5-i2v"}
 # The app drives these from a folder, with what their real namesakes take. The others need arguments of their own, such
 # as poses, or parts too small to decode.
 DRIVEN = {
