@@ -29,6 +29,7 @@ from radial_app.jobs import results
 from radial_app.jobs.job import Job, Output, ResultFile, changed_request, make_output
 from radial_app.jobs.results import proxy_path, settle
 from radial_app.jobs.store import LONGEST_WAIT, JobStore
+from radial_app.server.limits.sweep import prepare_uploads
 from radial_app.tuning.runs import Training
 from radial_app.worker.overdue import Overdue
 from radial_app.worker.worker import Worker, WorkerSettings
@@ -201,6 +202,26 @@ def test_others_cannot_look_into_the_data_folder(tmp_path: Path, before: int) ->
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+def test_a_folder_of_somebodys_own_stays_as_it_is(tmp_path: Path) -> None:
+    """A group's shared queue stays the group's, and what we do not keep is not ours to close."""
+    own, shared = tmp_path / "site", tmp_path / "lab"
+    own.mkdir()
+    own.chmod(0o755)
+    (own / "logs").mkdir()
+    (own / "uploads").mkdir()
+    (own / "uploads" / "customer.pdf").write_text("theirs")
+    JobStore(own).close()
+    prepare_uploads(own)
+    assert stat.S_IMODE(own.stat().st_mode) == 0o755
+    assert stat.S_IMODE((own / "jobs.db").stat().st_mode) & 0o077 == 0
+    assert (own / "uploads" / "customer.pdf").read_text() == "theirs"
+    shared.mkdir()
+    (shared / "jobs.db").touch()
+    shared.chmod(0o2775)
+    JobStore(shared).close()
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o2770
+
+
 def test_the_folder_of_everybody_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
     with pytest.raises(OutputError, match="shared by all users"):
@@ -257,7 +278,7 @@ def test_what_hangs_is_ended_and_settled_as_asked(store: JobStore, data_folder: 
             "with store.locks.alive(name):\n"
             "    store.claim(name); print('at work', flush=True); time.sleep(600)")  # fmt: skip
     now = [0.0]
-    for control, settled in (("cancel", "cancelled"), ("pause", "paused"), ("finish", "cancelled")):
+    for control, settled in (("cancel", "cancelled"), ("pause", "paused")):
         (job,) = store.add([a_job()])
         process = subprocess.Popen([sys.executable, "-c", code, str(data_folder)], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
@@ -270,7 +291,7 @@ def test_what_hangs_is_ended_and_settled_as_asked(store: JobStore, data_folder: 
         if control == "pause":
             store.pause([job.id])
         else:
-            store.cancel([job.id], keep=control == "finish")
+            store.cancel([job.id], keep=False)
         for moment in (0.0, 59.0):
             now[0] = moment
             overdue.look(store)
@@ -286,6 +307,41 @@ def test_what_hangs_is_ended_and_settled_as_asked(store: JobStore, data_folder: 
         assert (found.state, found.control) == (settled, "")
         assert "had not stopped 60 s after it was asked to" in found.error
         store.remove([job.id])
+
+
+def test_only_the_process_that_holds_a_workers_lock_is_ended(store: JobStore) -> None:
+    """Not another of that number, as after a restart or in another container, and not this very one."""
+    other = subprocess.Popen(["sleep", "600"], env=os.environ | {"NAME": "radial"})
+    try:
+        for pid in (other.pid, os.getpid()):
+            (job,) = store.add([a_job()])
+            with store.locks.alive(f"cpu-{pid}-abcdef"):
+                store.claim(f"cpu-{pid}-abcdef", only=job.id)
+                store.cancel([job.id], keep=False)
+                now = [0.0]
+                overdue = Overdue(60, clock=lambda now=now: now[0])  # type: ignore[misc]
+                for moment in (0.0, 1000.0):
+                    now[0] = moment
+                    overdue.look(store)
+                assert other.poll() is None
+                assert store.get(job.id).state == "running"
+    finally:
+        other.kill()
+
+
+def test_a_clip_that_is_to_be_kept_is_waited_for(store: JobStore) -> None:
+    """However long its step takes: ended, there would be nothing to keep."""
+    (job,) = store.add([a_job()])
+    with store.locks.alive("cpu-1-abcdef"):
+        store.claim("cpu-1-abcdef")
+        store.progress(job.id, "denoise", 3, 20, 0, None)
+        store.cancel([job.id], keep=True)
+        now = [0.0]
+        overdue = Overdue(60, clock=lambda: now[0])
+        for moment in (0.0, 1000.0):
+            now[0] = moment
+            overdue.look(store)
+        assert (store.get(job.id).state, store.control_of(job.id)) == ("running", "finish")
 
 
 def test_a_clip_that_is_being_written_is_waited_for(store: JobStore) -> None:

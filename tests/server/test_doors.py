@@ -533,14 +533,14 @@ def test_what_a_killed_server_left_is_swept(paths: ServerPaths, monkeypatch: pyt
 
     monkeypatch.setattr(tempfile, "tempdir", None)
     left = [paths.data / "datasets" / ".squares.1a2b.partial" / "a.mp4", paths.data / "inputs" / "local" / ".7-ab.png",
-            paths.data / "uploads" / "tmpabc"]  # fmt: skip
+            paths.data / ".radial-uploads" / "tmpabc"]  # fmt: skip
     kept = [paths.data / "datasets" / "squares" / "a.mp4", paths.data / "inputs" / "local" / "a.png"]
     for path in (*left, *kept):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
     prepare_uploads(paths.data)
     assert [path.exists() for path in (*left, *kept)] == [False] * 3 + [True] * 2
-    assert tempfile.gettempdir() == str(paths.data / "uploads")
+    assert tempfile.gettempdir() == str(paths.data / ".radial-uploads")
 
 
 # What is amiss with the server itself
@@ -583,3 +583,49 @@ def test_two_clips_are_compared_a_frame_at_a_time(client: TestClient, paths: Ser
         fidelity(iter(one), iter(two[:2]))
     path = Video(one, 8).write(paths.data / "a.mp4")
     assert path.is_file()
+
+
+def test_strangers_take_no_turn_from_others(paths: ServerPaths) -> None:
+    """Who has not logged in may hold back bodies as long as they like: the page to log in and the health stay open."""
+    with Accounts(paths.data) as accounts:
+        accounts.add("ada", PASSWORD)
+    with serving(make_app(paths)) as port:
+        held = []
+        for _ in range(40):
+            one = socket.create_connection(("127.0.0.1", port), timeout=10)
+            one.sendall(b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n"
+                        b"Content-Type: application/x-www-form-urlencoded\r\n\r\nname=")  # fmt: skip
+            held.append(one)
+        time.sleep(0.5)
+        for path in ("/healthz", "/login", "/ui/login.css"):
+            assert httpx.get(f"http://127.0.0.1:{port}{path}", timeout=1800).status_code in (200, 503)
+        key = key_of(paths, "ada")
+        assert httpx.get(f"http://127.0.0.1:{port}/v1/about", headers=key, timeout=1800).status_code == 200
+        # Their bodies end by themselves, however they drip.
+        for one in held:
+            one.settimeout(1800)
+            while one.recv(1 << 16):
+                pass
+            one.close()
+
+
+def test_an_account_reads_no_paths_of_the_server(paths: ServerPaths) -> None:
+    with Accounts(paths.data) as accounts:
+        accounts.add("ada", PASSWORD)
+        accounts.add("bob", PASSWORD)
+    client = TestClient(make_app(paths), base_url="http://127.0.0.1")
+    bob = key_of(paths, "bob")
+    made = client.post("/v1/videos", json={"prompt": "x"}, headers=bob).json()["id"]
+    with JobStore(paths.data) as store:
+        store.claim("w", only=made)
+        store.tell(made, "error", "Traceback (most recent call last):\n  File '/srv/secret/x.py'")
+        store.tell(made, "note", f"kept in {paths.outputs}/bob and {paths.data}-more")
+        store.record_receipt(made, 0, {"request": {"image": str(paths.data / "inputs" / "bob" / "a.png")}})
+        store.end(made, "failed", f"cannot write {paths.outputs}/bob/x.mp4")
+    for path in ("", "/log", "/receipt", "/command"):
+        answer = client.get(f"/v1/videos/{made}{path}", headers=bob)
+        assert answer.status_code == 200
+        assert str(paths.outputs) not in answer.text
+        assert f"{paths.data}/" not in answer.text
+        assert "secret" not in answer.text
+    assert "secret" in client.get(f"/v1/videos/{made}/log", headers=key_of(paths, "ada")).text

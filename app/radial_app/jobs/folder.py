@@ -19,20 +19,28 @@ def data_folder(chosen: str | Path | None = None) -> Path:
 
 
 def keep_private(folder: Path) -> None:
-    """Make a folder of the data folder, or close one that others of this machine could look into.
+    """Make a folder, closed to others, for what we keep in it; or close one of ours that others could look into.
+
+    A folder that was there before and holds no jobs or accounts is somebody's own: it stays as it is.
 
     Raises:
-        OutputError: it is everybody's, as /tmp is.
+        OutputError: everybody may write into it, as into /tmp.
         OSError: it cannot be made.
     """
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if folder.stat().st_mode & stat.S_ISVTX:
+    everybodys = stat.S_IWOTH | stat.S_ISVTX
+    if folder.stat().st_mode & everybodys == everybodys:
         raise OutputError(f"{folder} is shared by all users of this machine: name a folder of its own with --data-dir")
-    close_to_others(folder)
+    inside = (folder.parent / "jobs.db").exists() or (folder.parent / "accounts.db").exists()
+    if made or inside or (folder / "jobs.db").exists() or (folder / "accounts.db").exists():
+        close_to_others(folder)
 
 
 def close_to_others(path: Path) -> None:
-    """Take what rights other users have to a file or folder, where there is one."""
+    """Take what rights other users have to a file or folder, where there is one; a group's where it may not write."""
     with contextlib.suppress(OSError):  # not there, or another user's to change
-        if (mode := path.stat().st_mode) & 0o077:
-            path.chmod(stat.S_IMODE(mode) & ~0o077)
+        mode = path.stat().st_mode
+        shared = mode & stat.S_IWGRP and not mode & stat.S_IWOTH  # with a group, on purpose
+        if mode & (taken := 0o007 if shared else 0o077):
+            path.chmod(stat.S_IMODE(mode) & ~taken)

@@ -7,6 +7,7 @@ import json
 import re
 import string
 import time
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ FINISHED: tuple[State, ...] = ("done", "failed", "cancelled")
 
 DEFAULT_NAME = "{slug}-{seed}"
 _FIELDS = ("index", "slug", "seed", "model", "date", "time", "width", "height", "num_frames", "video", "job", "batch")
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # marks that turn the direction of writing
 _LONGEST_NAME = 200  # bytes; what is added while a file is written must fit into 255
 _SPEC = re.compile(r"0?\d?\d?")
 
@@ -61,21 +63,26 @@ class Output(BaseModel):
                 raise ValueError(f"the template {name!r} has the format {spec!r}; widths such as 03 are known")
         if name.startswith("/") or ".." in Path(name).parts or not name.strip():
             raise ValueError(f"the template {name!r} must stay inside the output folder")
-        if not name.isprintable():
+        if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _TURNING for c in name):
             raise ValueError(f"the template {name!r} has characters that no file name should have")
         return name
 
-    def path(self, values: dict[str, Any]) -> Path:
+    def path(self, values: dict[str, Any], *, shorten: bool = False) -> Path:
         """The path of one video, from what its template names.
 
+        Args:
+            shorten: cut a name that is too long, as once a video is made, instead of refusing it.
+
         Raises:
-            RequestError: its number format does not fit a field.
+            RequestError: its number format does not fit a field, or the name is too long.
         """
         parts = [_as_name(str(value)) if isinstance(value, str) else value for value in values.values()]
         try:
             name = self.name.format(**dict(zip(values, parts, strict=True)))
         except (ValueError, KeyError) as error:
             raise RequestError(f"the template {self.name!r} cannot be filled: {error}") from error
+        if shorten:
+            name = "/".join(_cut(part, _LONGEST_NAME) for part in name.split("/"))
         for part in Path(name).parts:
             if len(part.encode()) > _LONGEST_NAME:
                 raise RequestError(
@@ -252,4 +259,9 @@ def slug(text: str, length: int = 60) -> str:
 
 def _as_name(text: str) -> str:
     """Text without what would lead to another folder."""
-    return re.sub(r"[^\w.+-]+", "-", text).strip("-.")[:80] or "-"
+    return _cut(re.sub(r"[^\w.+-]+", "-", text).strip("-.")[:80], 120) or "-"
+
+
+def _cut(text: str, size: int) -> str:
+    """As much of a text as takes so many bytes."""
+    return text.encode()[:size].decode(errors="ignore")

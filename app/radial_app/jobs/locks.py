@@ -22,20 +22,20 @@ class WorkerLocks:
     @contextlib.contextmanager
     def alive(self, worker: str) -> Iterator[None]:
         """Count as living while the context lasts."""
-        lock = FileLock(self._lock_path(worker))
+        lock = FileLock(self.lock_path(worker))
         try:
             lock.acquire(timeout=10)  # somebody may just look whether it is held
             yield
         except Timeout as error:
-            raise OutputError(f"cannot lock {self._lock_path(worker)}") from error
+            raise OutputError(f"cannot lock {self.lock_path(worker)}") from error
         finally:
-            self._lock_path(worker).unlink(missing_ok=True)
+            self.lock_path(worker).unlink(missing_ok=True)
             lock.release()
 
     @contextlib.contextmanager
     def if_dead(self, worker: str) -> Iterator[bool]:
         """Whether a worker is dead; nobody else can find out meanwhile."""
-        lock = FileLock(self._lock_path(worker))
+        lock = FileLock(self.lock_path(worker))
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -44,10 +44,11 @@ class WorkerLocks:
         try:
             yield True
         finally:
-            self._lock_path(worker).unlink(missing_ok=True)
+            self.lock_path(worker).unlink(missing_ok=True)
             lock.release()
 
-    def _lock_path(self, worker: str) -> Path:
+    def lock_path(self, worker: str) -> Path:
+        """The file that a living worker holds."""
         return self._folder / f"{worker}.lock"
 
     @contextlib.contextmanager

@@ -33,7 +33,7 @@ def publish_once(
         OutputError: the place cannot be written; nothing is left there.
     """
     request = job.request.singles()[index]
-    wanted = job.output.path(job.name_values(request, index))
+    wanted = job.output.path(job.name_values(request, index), shorten=True)
     partial = _partial(job, index, wanted)
     try:
         wanted.parent.mkdir(parents=True, exist_ok=True)

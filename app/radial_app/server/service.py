@@ -7,6 +7,7 @@ theirs, and files are only ever those that jobs and uploads name.
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -44,8 +45,12 @@ class ServerPaths:
 
     def without_paths(self, message: str) -> str:
         """A message for visitors, who name things by names: without where the server keeps them."""
-        for folder in (self.data / "models", self.data / "adapters", self.data, self.outputs):
-            message = message.replace(f"{folder}/", "").replace(str(folder), "the server's folder")
+        from huggingface_hub import constants
+
+        folders = [self.data / "models", self.data / "adapters", self.data, self.outputs, constants.HF_HUB_CACHE]
+        for folder in sorted(map(str, folders), key=len, reverse=True):
+            message = message.replace(f"{folder}/", "")
+            message = re.sub(rf"{re.escape(folder)}(?![\w.-])", "the server's folder", message)
         return message
 
 
@@ -117,7 +122,19 @@ class Service:
         if job.state == "running":
             with contextlib.suppress(OSError):
                 preview = self.store.preview_path(job.id).stat().st_mtime
-        return video_of(job, self.inputs, preview)
+        seen = video_of(job, self.inputs, preview)
+        error = (
+            None if seen.error is None else seen.error.model_copy(update={"message": self.words(seen.error.message)})
+        )
+        return seen.model_copy(update={"error": error, "note": self.words(seen.note)})
+
+    def words(self, text: str) -> str:
+        """What of a text of the server's a visitor may read: no places of its files, which are for admins."""
+        if self.visitor.admin:
+            return text
+        if "Traceback (most recent call last)" in text:
+            return "an error that admins can read"
+        return self._paths.without_paths(text)
 
     def file(self, id_: str, index: int = 0, *, playable: bool = False) -> Path:
         """A video's file; ``playable``, a copy for browsers where they cannot play the file itself.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from radial.errors import RequestError
+from radial_app.server.limits.sweep import UPLOADS
 from radial_app.studio.gradio_door import GradioDoor
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def open_studio(paths: ServerPaths) -> Studio:
         RequestError: Gradio is not installed.
     """
     # Read when Gradio is first imported: nothing is sent or kept elsewhere.
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(paths.data / "uploads")}
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(paths.data / UPLOADS)}
     try:
         from radial_app.studio.page import make_page
     except ImportError as error:

@@ -87,7 +87,7 @@ def show_batch(store: JobStore, ids: list[str], pool: WorkerPool) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    overdue = Overdue()
+    overdue = Overdue(jobs=frozenset(ids))
     try:
         with BatchView(store, ids) as view:
             while not view.look():

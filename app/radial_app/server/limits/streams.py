@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable
@@ -21,6 +22,8 @@ from starlette.exceptions import HTTPException
 from radial.errors import RadialError
 from radial_app.server.accounts import Visitor
 from radial_app.server.service import ServerPaths, Service, store_in
+
+log = logging.getLogger("radial.server")
 
 _TICK = 0.5  # seconds between two looks at the database
 _WORKER_TICKS = 4  # looks between two at the workers, who come and go without a word in the database
@@ -118,13 +121,17 @@ class Streams:
         while self._watched:
             ticks += 1
             watched = list(self._watched.values())
-            with contextlib.suppress(RadialError):  # locked, or broken: what was told last stays until it is not
+            try:
                 now = await loop.run_in_executor(self._reader, lambda: store_in(self._paths.data).version())
                 if now != version or ticks % _WORKER_TICKS == 0:
                     version = now
                     for one in await loop.run_in_executor(self._reader, _look_again, watched):
                         one.changed.set()
                         one.changed.clear()
+            except RadialError:  # locked, or broken: what was told last stays until it is not
+                pass
+            except Exception:  # whatever it is, the next look may go well
+                log.exception("a look at the queue")
             await asyncio.sleep(_TICK)
 
 
@@ -132,11 +139,16 @@ def _look_again(watched: list[_Watched]) -> list[_Watched]:
     """Those of them that look otherwise now."""
     changed = []
     for one in watched:
-        with contextlib.suppress(RadialError):
+        try:
             seen = one.look()
-            if seen != one.seen:
-                one.seen = seen
-                changed.append(one)
+        except RadialError:
+            continue
+        except Exception:
+            log.exception("a look at a video")
+            continue
+        if seen != one.seen:
+            one.seen = seen
+            changed.append(one)
     return changed
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from pathlib import Path
 
 from radial.files import discard
 from radial_app.jobs.folder import keep_private
+
+UPLOADS = ".radial-uploads"  # in the data folder: a name that nobody has for anything else
+_HALF = re.compile(r"\.\d+-[0-9a-f]+(\.\w+)?")  # an upload on its way, named after its process
 
 
 def prepare_uploads(data: Path) -> None:
@@ -17,9 +21,10 @@ def prepare_uploads(data: Path) -> None:
     Raises:
         OSError: the folder cannot be made.
     """
-    folder = data / "uploads"
+    folder = data / UPLOADS
     keep_private(folder)
-    for left in [*folder.iterdir(), *(data / "inputs").glob("*/.*"), *(data / "datasets").glob(".*.partial")]:
+    halves = [path for path in (data / "inputs").glob("*/.*") if _HALF.fullmatch(path.name)]
+    for left in [*folder.iterdir(), *halves, *(data / "datasets").glob(".*.partial")]:
         with contextlib.suppress(OSError):
             discard(left)
     tempfile.tempdir = str(folder)

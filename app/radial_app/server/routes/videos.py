@@ -139,7 +139,7 @@ def make_router(paths: ServerPaths) -> APIRouter:
         here = service(request)
         names = ("number", "time", "kind", "text")
         rows = here.store.events(here.get(id).id, after)
-        return [dict(zip(names, row, strict=True)) for row in rows]
+        return [dict(zip(names, (*row[:3], here.words(row[3])), strict=True)) for row in rows]
 
     @router.get("/videos/{id}/receipt")
     def get_receipt(request: Request, id: str, index: Index = 0) -> dict[str, Any]:
@@ -148,12 +148,14 @@ def make_router(paths: ServerPaths) -> APIRouter:
         receipts = here.store.receipts(here.get(id).id)
         if index >= len(receipts):
             raise Missing(f"video {id} has no receipt {index} yet")
-        return receipts[index]
+        shown: dict[str, Any] = json.loads(here.words(json.dumps(receipts[index])))
+        return shown
 
     @router.get("/videos/{id}/command")
     def get_command(request: Request, id: str) -> dict[str, str]:
         """The command line that makes a video again."""
-        return {"command": command_of(service(request).get(id))}
+        here = service(request)
+        return {"command": here.words(command_of(here.get(id)))}
 
     @router.post("/videos/{id}/duplicate")
     def duplicate_video(request: Request, id: str, changes: Annotated[dict[str, Any], Body()]) -> Video:
