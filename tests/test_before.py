@@ -17,6 +17,7 @@ from radial.models.lora_settings import read_adapter_settings
 from radial.request import GenerationRequest, make_request
 from radial.video.clip import read_receipt
 from radial_app.cli.receipts import request_of
+from radial_app.jobs.job import changed_request, digest_of, make_output
 from radial_app.jobs.store import JobStore
 
 BEFORE = Path(__file__).parent / "before"
@@ -83,3 +84,20 @@ def test_an_adapter(tiny: LoadedModel) -> None:
     model = load(request)
     assert model.notes == ()
     assert model.loras[0]["name"] == "adapter.safetensors"
+
+
+def test_a_file_of_jobs_that_was_begun_is_known_again() -> None:
+    """`radial render --resume` goes by digests of what is written; these are from before."""
+    written = make_request(prompt="a red circle", num_frames=33, seed=3)
+    assert digest_of(written, make_output(folder="/o")) == "fe87e4567f682c424311e879"
+    assert digest_of(written.with_values(sink_frames=0), make_output(folder="/o")) != "fe87e4567f682c424311e879"
+
+
+def test_a_job_that_is_edited_takes_the_other_models_attention(data_folder: Path) -> None:
+    """What followed from the old model by default does not stay with the new one."""
+    before = make_request(prompt="a", model="wan2.1-14b", seed=1).resolve()
+    after = changed_request(before, {"model": "hunyuan-video"})
+    assert (before.sink_frames, after.sink_frames) == (1, 0)
+    assert after.attention_settings == make_request(prompt="a", model="hunyuan-video").resolve().attention_settings
+    kept = changed_request(before.with_values(sink_frames=3), {"num_frames": 161})
+    assert kept.sink_frames == 3

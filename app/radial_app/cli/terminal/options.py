@@ -43,6 +43,8 @@ _ATTENTION: dict[str, tuple[Any, str]] = {
     "attention": (Literal["radial", "dense"], "Which self-attention to use; radial by default."),
     "decay": (float, "Window of radial attention; smaller is sparser."),
     "sink_frames": (int, "Leading latent frames that every token attends to."),
+    "variant": (Literal["published", "paper"], "The rule of the authors' code, or of the paper."),
+    "skip_width": (int, "Window, in tokens, under which far frames are thinned out."),
     "dense_layers": (int, "Leading layers that stay dense."),
     "dense_steps": (int, "Leading steps that stay dense."),
     "dense_last_steps": (int, "Trailing steps that stay dense."),
