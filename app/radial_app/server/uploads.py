@@ -245,6 +245,9 @@ def _copy(source: Path, partial: Path) -> None:
     shutil.copyfile(source, partial)
 
 
+_PICTURES = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")  # of phones, in a clip's container
+
+
 def suffix_of(head: bytes) -> str | None:
     """The kind of a file by how it begins; formats that can name other files are not among them."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -253,7 +256,7 @@ def suffix_of(head: bytes) -> str | None:
         return ".jpg"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return ".webp"
-    if head[4:8] == b"ftyp":
+    if head[4:8] == b"ftyp" and head[8:12] not in _PICTURES:
         return ".mp4"
     if head.startswith(b"\x1aE\xdf\xa3"):
         return ".webm"
