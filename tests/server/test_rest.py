@@ -247,7 +247,8 @@ def test_uploads_are_judged_by_content(client: TestClient, paths: ServerPaths, t
     Image.new("1", (11_000, 11_000)).save(bomb, "PNG")
     for content, says in (
         (b"#!/bin/sh\n", "no PNG"), (b"", "no PNG"), (png()[:60], "cannot be read"), (b"<svg/>", "no PNG"),
-        (b"\0\0\0\x18ftypheic" + b"x" * 500, "no PNG"), (b"#EXTM3U\nfile:///etc/passwd\n", "no PNG"), (b"\0\0\0\x18ftypmp42" + b"x" * 500, "cannot be read"),
+        (b"\0\0\0\x18ftypheic" + b"x" * 500, "no PNG"),
+        (b"#EXTM3U\nfile:///etc/passwd\n", "no PNG"), (b"\0\0\0\x18ftypmp42" + b"x" * 500, "cannot be read"),
         (bomb.getvalue(), "64 megapixels"),
     ):  # fmt: skip
         answer = send(content)
