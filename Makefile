@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := -m pip --disable-pip-version-check install -q
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-quick test-lowest lint types check attack clean
 .SILENT:
@@ -21,7 +21,7 @@ test-quick: .venv/.installed-dev
 # With the lowest versions that pyproject.toml allows, but for PyTorch, in an environment of their own.
 test-lowest: .venv-lowest/.installed
 	echo "the quick tests with the lowest supported versions"
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

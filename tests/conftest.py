@@ -34,10 +34,12 @@ SLOW = {
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what is slow. Leave out GPU tests where there is no GPU, and say so in the summary."""
+    """Mark what is slow, and begin with it. Leave out GPU tests where there is no GPU, and say so in the summary."""
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker(pytest.mark.slow)
+    # The longest first, so that at the end no process waits for another.
+    items.sort(key=lambda item: item.path.stem not in SLOW)
     if torch.cuda.is_available():
         return
     chosen = [item for item in items if "gpu" not in item.keywords]
