@@ -20,8 +20,8 @@ import hostile
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
+from serving import serving
 
 from radial import RequestError
 from radial.models.table import MODELS
@@ -64,19 +64,6 @@ def client(paths: ServerPaths) -> TestClient:
 def studio(paths: ServerPaths) -> Iterator[TestClient]:
     with TestClient(make_app(paths, open_page=open_studio), base_url="http://127.0.0.1") as client:
         yield client
-
-
-@contextlib.contextmanager
-def serving(app: Any, **more: Any) -> Iterator[int]:
-    """The application behind real connections: the port."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", http=Connection, ws="none", **more))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    thread.join(10)
 
 
 def key_of(paths: ServerPaths, name: str) -> dict[str, str]:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from serving import serving
 
 from radial.video.clip import Video
 from radial.video.encoding import Encoding
@@ -457,14 +459,16 @@ def test_a_stream_ends_with_its_visitors_key(
 ) -> None:
     monkeypatch.setattr(streams, "_WELCOME_SECONDS", 0.5)
     bob = key_of(paths, "bob")
-    with guarded.stream("GET", "/v1/events", headers=bob) as stream:
-        lines = stream.iter_lines()
-        assert next(lines) == "event: queue"
-        with Accounts(paths.data) as accounts:
-            accounts.remove("bob")
-        for _ in lines:  # to its end
-            pass
-    assert guarded.get("/v1/queue", headers=bob).status_code == 401
+    with serving(guarded.app) as port:
+        events = f"http://127.0.0.1:{port}/v1/events"
+        with httpx.stream("GET", events, headers=bob, timeout=60) as stream:
+            lines = stream.iter_lines()
+            assert next(lines) == "event: queue"
+            with Accounts(paths.data) as accounts:
+                accounts.remove("bob")
+            for _ in lines:  # to its end
+                pass
+        assert httpx.get(events, headers=bob).status_code == 401
 
 
 def test_streams_are_so_many(paths: ServerPaths, monkeypatch: pytest.MonkeyPatch) -> None:

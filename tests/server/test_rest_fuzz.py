@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import schemathesis
-import uvicorn
 from hypothesis import HealthCheck, Phase, given, settings
+from serving import serving
 
-from radial_app.jobs.store import JobStore
 from radial_app.server.app import make_app
 from radial_app.server.service import ServerPaths
 
 EXAMPLES = 12  # of every operation
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
+def test_no_request_breaks_the_server(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    with JobStore(tmp_path / "data"):
-        pass
-    config = uvicorn.Config(make_app(ServerPaths(tmp_path / "data", tmp_path / "out")), port=0, log_level="critical")
-    running = uvicorn.Server(config)
-    thread = threading.Thread(target=running.run, daemon=True)
-    thread.start()
-    while not running.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}"
-    running.should_exit = True
-    thread.join(10)
+    with serving(make_app(ServerPaths(tmp_path / "data", tmp_path / "out"))) as port:
+        _try_all(schemathesis.openapi.from_url(f"http://127.0.0.1:{port}/openapi.json"))
 
 
-def test_no_request_breaks_the_server(server: str) -> None:
-    schema = schemathesis.openapi.from_url(f"{server}/openapi.json")
+def _try_all(schema: Any) -> None:
     tried = 0
     for result in schema.get_all_operations():
         operation = result.ok()
