@@ -6,7 +6,16 @@ import secrets
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from radial.errors import RequestError
 from radial.models.find import find_model, pipeline_of
@@ -31,12 +40,24 @@ MAX_LORAS = 32
 
 
 class Lora(BaseModel):
-    """An adapter file, or ``bundled:NAME`` for one that comes with the package, and how strongly it acts."""
+    """An adapter file, or ``bundled:NAME`` for one that comes with the package, how strongly it acts, and on which of
+    two transformers; where that is open, the file and its name say it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_max_length=4096)
 
     path: str
     weight: float = Field(1.0, ge=-10, le=10)
+    expert: Literal["high", "low"] | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_open(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As before there were two transformers, so that what was begun then is known again."""
+        return {name: value for name, value in dump(self).items() if name != "expert" or value is not None}
+
+    def __str__(self) -> str:
+        """As the command line takes it."""
+        weight = "" if self.weight == 1 else f":{self.weight:g}"
+        return f"{self.path}{weight}{'' if self.expert is None else f'@{self.expert}'}"
 
 
 class GenerationRequest(BaseModel):
@@ -280,18 +301,25 @@ def make_request(**fields: Any) -> GenerationRequest:
 
 
 def parse_lora(text: str) -> dict[str, Any]:
-    """FILE or FILE:WEIGHT, as fields of a :class:`Lora`.
+    """FILE, FILE:WEIGHT, and either with @high or @low behind it, as fields of a :class:`Lora`.
 
     Raises:
         RequestError: the weight is no number.
     """
-    path, colon, weight = text.rpartition(":")
-    if not colon or Path(text).exists() or path + colon == BUNDLED_ADAPTER:
+    if Path(text).exists():
         return {"path": text}
+    rest, at, expert = text.rpartition("@")
+    fields: dict[str, Any] = {"expert": expert} if at and expert in ("high", "low") else {}
+    rest = rest if fields else text
+    path, colon, weight = rest.rpartition(":")
+    if not colon or Path(rest).exists() or path + colon == BUNDLED_ADAPTER:
+        return {"path": rest} | fields
     try:
-        return {"path": path, "weight": float(weight)}
+        return {"path": path, "weight": float(weight)} | fields
     except ValueError:
-        raise RequestError(f"lora must be FILE or FILE:WEIGHT with a number as weight, not {text!r}") from None
+        raise RequestError(
+            f"lora must be FILE, FILE:WEIGHT with a number as weight, or one of them with @high or @low, not {text!r}"
+        ) from None
 
 
 def explain(problem: Any) -> str:

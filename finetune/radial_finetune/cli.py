@@ -136,12 +136,11 @@ def info(file: Annotated[Path, typer.Argument(help="An adapter.", metavar="FILE"
     """Print what an adapter was made for, and its layers, as JSON."""
     from dataclasses import asdict
 
-    from radial.loading.lora import layer_names, read_lora
+    from radial.adapters.file import read_adapter
     from radial.models.lora_settings import read_adapter_settings
 
-    state = read_lora(file)
     settings = read_adapter_settings(file)
-    layers = sorted(layer_names(state))
+    layers = sorted({entry.layer for entry in read_adapter(file).entries})
     print(json.dumps({"settings": settings and asdict(settings), "layers": len(layers), "first": layers[:4]}, indent=2))
 
 
@@ -155,8 +154,8 @@ def convert(
     """Write an adapter by the names that ComfyUI or diffusers knows."""
     from dataclasses import asdict
 
+    from radial.adapters.file import read_adapter
     from radial.files import check_output
-    from radial.loading.lora import read_lora
     from radial.models.lora_settings import read_adapter_settings
     from radial_finetune.training.adapter import convert_names, write_adapter
 
@@ -166,7 +165,9 @@ def convert(
         raise ModelError(f"{file} says nothing of what it was made for; only adapters trained here are converted")
     if output.absolute() == file.absolute():
         raise RequestError(f"{output} is the file to convert; take another --output")
-    print(write_adapter(output, convert_names(read_lora(file), names), asdict(settings), overwrite=overwrite))
+    print(
+        write_adapter(output, convert_names(read_adapter(file).tensors(), names), asdict(settings), overwrite=overwrite)
+    )
 
 
 @app.command()

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from radial.adapters.apply import load_loras
 from radial.attention.families.find import find_family
 from radial.attention.install import transformers_of
 from radial.errors import ModelError, RequestError, first_line
-from radial.loading.lora import load_loras
 from radial.loading.memory import Profile, choose_profile, place
 from radial.loading.quantize import narrow_linears
 from radial.models.checkpoint import check_checkpoint, checkpoint_folder, spec_in

@@ -14,8 +14,8 @@ from tiny_pipelines import CASES
 
 import radial
 from radial import ModelError, RequestError
+from radial.adapters.apply import load_loras
 from radial.generation.pipeline import generate
-from radial.loading.lora import load_loras
 from radial.models.lora_settings import AdapterSettings, adapter_file, read_adapter_settings
 from radial.models.table import MODELS
 from radial.request import Lora, make_request, parse_lora

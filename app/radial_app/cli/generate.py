@@ -58,7 +58,12 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same clip; -1 draws one and records it.")] = -1,
     num_videos: Annotated[int, typer.Option(help="How many clips, their seeds counting up.")] = 1,
-    lora: Annotated[list[str] | None, typer.Option(help="Adapter, repeatable.", metavar="FILE[:WEIGHT]")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Adapter, repeatable; @high or @low for one of two transformers.", metavar="FILE[:WEIGHT][@high|@low]"
+        ),
+    ] = None,
     long_adapter: Annotated[
         bool, typer.Option(help="Beyond the native length, use the model's own adapter for that, where there is one.")
     ] = True,

@@ -107,7 +107,7 @@ class ResultFile:
 
 def load_key(request: GenerationRequest) -> str:
     """What must be loaded for a request, in one word: requests of one word share a model."""
-    loras = [[lora.path, lora.weight] for lora in request.loras]
+    loras = [str(lora) for lora in request.loras]
     how = [request.device, request.dtype, request.starts_from_image, request.memory, request.precision]
     return json.dumps([request.model, loras, *how])
 
@@ -198,10 +198,10 @@ def anchored(request: GenerationRequest, base: Path | None = None) -> Generation
     if request.model not in MODELS and (model.is_dir() or (model.suffix in SINGLE_FILES and model.is_file())):
         changes["model"] = str(model)
     changes["loras"] = [
-        {"path": lora.path if lora.path.startswith("bundled:") else str(base / Path(lora.path).expanduser()),
-         "weight": lora.weight}
+        lora.model_dump()
+        | ({} if lora.path.startswith("bundled:") else {"path": str(base / Path(lora.path).expanduser())})
         for lora in request.loras
-    ]  # fmt: skip
+    ]
     return request.with_values(**changes)
 
 

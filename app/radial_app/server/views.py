@@ -240,7 +240,7 @@ def command_of(job: Job) -> str:
         flag = f"--{name.replace('_', '-')}"
         if name == "loras":
             if value != defaults["loras"]:
-                parts += [part for lora in value for part in ("--lora", f"{lora['path']}:{lora['weight']:g}")]
+                parts += [part for lora in job.request.loras for part in ("--lora", str(lora))]
         elif name != "prompt" and value is not None and value != defaults[name]:
             if isinstance(value, bool):
                 parts.append(flag if value else f"--no-{flag[2:]}")

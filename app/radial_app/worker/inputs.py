@@ -49,5 +49,5 @@ def unpack_inputs(request: GenerationRequest, inputs: dict[str, bytes]) -> Gener
         for name in ("image", "last_image", "extend")
         if (given := getattr(request, name)) is not None
     }
-    loras = [{"path": places.get(lora.path, lora.path), "weight": lora.weight} for lora in request.loras]
+    loras = [lora.model_dump() | {"path": places.get(lora.path, lora.path)} for lora in request.loras]
     return request.with_values(**changes, loras=loras, device="auto")

@@ -87,7 +87,7 @@ def settings_in(service: Service, content: BinaryIO) -> dict[str, Any]:
     for lora in fields["loras"]:
         name = lora["path"] if lora["path"].startswith("bundled:") else Path(lora["path"]).name
         if name in adapters or name.startswith("bundled:"):
-            kept.append({"path": name, "weight": lora["weight"]})
+            kept.append(lora | {"path": name})
         else:
             notes.append(f"the adapter {name} is not here")
     fields["loras"] = kept

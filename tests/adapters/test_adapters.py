@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from radial import ModelError
+from radial.adapters.apply import load_loras
+from radial.adapters.file import read_adapter
 from radial.generation.pipeline import generate
 from radial.loading.load import load
-from radial.loading.lora import load_loras, read_lora
 from radial.request import Lora, make_request
 
 SMALL = {"prompt": "a red circle", "height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2, "seed": 3}
@@ -78,7 +79,8 @@ def test_several_add_up_in_any_order(wan_folder: Path, tmp_path: Path) -> None:
 
 def test_both_experts_take_it(wan22: Any, tmp_path: Path) -> None:
     file = write(tmp_path / "a.safetensors", "comfy")
-    assert load_loras(wan22, (Lora(path=str(file), weight=0.5),)) == ()
+    (note,) = load_loras(wan22, (Lora(path=str(file), weight=0.5),))
+    assert "acts on both transformers" in note
     for transformer in (wan22.transformer, wan22.transformer_2):
         assert "lora_0" in transformer.blocks[2].attn1.to_q.lora_A
 
@@ -91,20 +93,23 @@ def test_what_does_not_fit_is_named(wan_folder: Path, tmp_path: Path) -> None:
         frames_with(wan_folder, (tmp_path / "other.safetensors", 1.0))
     save_file({"vae.weight": torch.zeros(1)}, tmp_path / "vae.safetensors")
     with pytest.raises(ModelError, match=r"vae\.safetensors is no LoRA: its keys are like vae\.weight"):
-        read_lora(tmp_path / "vae.safetensors")
+        read_adapter(tmp_path / "vae.safetensors")
     (tmp_path / "torn.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     with pytest.raises(ModelError, match=r"torn\.safetensors cannot be read"):
-        read_lora(tmp_path / "torn.safetensors")
-    wide = {key: value.repeat(1, 2) if "lora_A" in key else value.repeat(2, 1)
-            for key, value in read_lora(write(tmp_path / "a.safetensors", "diffusers")).items()}  # fmt: skip
+        read_adapter(tmp_path / "torn.safetensors")
+    narrow = read_adapter(write(tmp_path / "a.safetensors", "diffusers")).tensors()
+    wide = {key: value.repeat(1, 2) if "lora_A" in key else value.repeat(2, 1) for key, value in narrow.items()}
     save_file(wide, tmp_path / "wide.safetensors")
     with pytest.raises(ModelError, match=r"wide\.safetensors does not fit this model"):
         frames_with(wan_folder, (tmp_path / "wide.safetensors", 1.0))
 
 
 def test_layers_that_find_no_place_are_told(wan_folder: Path, tmp_path: Path) -> None:
-    state = read_lora(write(tmp_path / "a.safetensors", "diffusers"))
+    state = read_adapter(write(tmp_path / "a.safetensors", "diffusers")).tensors()
     state |= {key.replace("blocks.0", "blocks.7"): value.clone() for key, value in state.items() if "blocks.0" in key}
     save_file(state, tmp_path / "deeper.safetensors")
     model = load(make_request(**SMALL, model=str(wan_folder), loras=[{"path": str(tmp_path / "deeper.safetensors")}]))
-    assert model.notes == ("LoRA deeper.safetensors: 12 of its 16 layers are in this model",)
+    assert model.notes == (
+        "LoRA deeper.safetensors: 12 of its 16 layers act; left out: blocks.7.attn1.to_k, blocks.7.attn1.to_out.0, "
+        "blocks.7.attn1.to_q and 1 more: no such layer in this model",
+    )

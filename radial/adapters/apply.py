@@ -1,0 +1,204 @@
+"""Adapters onto the transformers of a pipeline.
+
+Plain low-rank changes stay beside the weights, as PEFT keeps them. All others are added to the weights in float32, and
+rounded once: differences as they are, DoRA, LoHa, LoKr and Tucker as the difference that they make.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from radial.adapters.account import Account, Change, account_for, parameter_of
+from radial.adapters.expert import Expert, choose_experts, expert_notes
+from radial.adapters.file import AdapterFile, read_adapter
+from radial.attention.install import transformers_of
+from radial.errors import ModelError, first_line
+from radial.models.lora_settings import adapter_file
+from radial.models.original_names import Part
+from radial.request import Lora
+
+
+def load_loras(pipe: Any, loras: tuple[Lora, ...]) -> tuple[str, ...]:
+    """Put adapters on a pipeline, each with its weight: what to tell the user about what was left out.
+
+    Raises:
+        ModelError: an adapter is corrupt, or fits no layer.
+    """
+    files = [read_adapter(adapter_file(lora.path)) for lora in loras]
+    transformers: list[nn.Module] = transformers_of(pipe)
+    chosen = choose_experts(files, loras, len(transformers))
+    notes: list[str] = list(expert_notes(files, chosen, len(transformers)))
+    planned: list[list[tuple[int, Account]]] = []
+    experts: tuple[Expert, ...] = ("high", "low")
+    for number, transformer in enumerate(transformers):
+        own = [i for i, expert in enumerate(chosen) if expert in (None, experts[number])]
+        accounts = [(i, _account(files[i], transformer, number)) for i in own]
+        notes += [note for _, account in accounts if (note := account.note()) is not None and note not in notes]
+        planned.append(accounts)
+    for transformer, accounts in zip(transformers, planned, strict=True):
+        parameters = dict(transformer.named_parameters())
+        layers = dict(transformer.named_modules())
+        for i, account in accounts:
+            tensors = account.file.tensors()
+            try:
+                for change in account.changes:
+                    if change.kind != "low_rank":
+                        _add(change, account.file, tensors, parameters, loras[i].weight)
+                _inject(transformer, layers, account, tensors, f"lora_{i}", loras[i].weight)
+            except (RuntimeError, ValueError, TypeError) as error:
+                name = account.file.path.name
+                raise ModelError(f"LoRA {name} does not fit this model: {first_line(error)}") from error
+        _activate(transformer, [f"lora_{i}" for i, _ in accounts])
+    return tuple(notes)
+
+
+def _account(file: AdapterFile, transformer: nn.Module, number: int) -> Account:
+    packed, shapes = [], {}
+    for name, parameter in transformer.named_parameters():
+        shape = getattr(parameter, "quant_shape", None) if hasattr(parameter, "quant_type") else None
+        shapes[name] = tuple(shape if shape is not None else parameter.shape)
+        if not parameter.is_floating_point():
+            packed.append(name)
+    linear = {
+        name for name, module in transformer.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d))
+    }
+    part = "transformer" if number == 0 else "transformer_2"
+    return account_for(file, type(transformer).__name__, shapes, part=part, packed=packed, linear=linear)
+
+
+def _inject(
+    transformer: nn.Module, layers: Mapping[str, nn.Module], account: Account, tensors: Mapping[str, Tensor], name: str,
+    weight: float,
+) -> None:  # fmt: skip
+    """Put the low-rank changes of an adapter beside the weights of their layers, under a name of PEFT's."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    placed = [(change, part) for change in account.changes if change.kind == "low_rank" for part in change.parts]
+    if not placed:
+        return
+    ranks = {part.layer: len(tensors[change.keys["down"]]) for change, part in placed}
+    rank = max(set(ranks.values()), key=list(ranks.values()).count)
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules="|".join(re.escape(layer) for layer in ranks),
+        rank_pattern={f"^{re.escape(layer)}": r for layer, r in ranks.items() if r != rank},
+        lora_bias=any("up_bias" in change.keys for change, _ in placed),
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # there are several on purpose
+        inject_adapter_in_model(config, transformer, adapter_name=name)
+    transformer._hf_peft_config_loaded = True  # type: ignore[assignment]  # diffusers' own word for it
+    for change, part in placed:
+        layer: Any = transformer.get_submodule(part.layer)
+        down, up = tensors[change.keys["down"]], _rows(tensors[change.keys["up"]], part)
+        alpha = tensors[change.keys["alpha"]].item() if "alpha" in change.keys else None
+        if alpha is None:
+            alpha = account.file.alpha_of(change.layer, len(down))
+        base = layer.get_base_layer().weight
+        kind = base.dtype if base.is_floating_point() else getattr(transformer, "dtype", torch.float32)
+        for module, value in ((layer.lora_A[name], down), (layer.lora_B[name], up)):
+            value = value.reshape(module.weight.shape).to(base.device, kind)
+            module.weight = nn.Parameter(value.clone(), requires_grad=False)
+        if config.lora_bias:
+            bias = tensors[change.keys["up_bias"]] if "up_bias" in change.keys else torch.zeros(len(up))
+            layer.lora_B[name].bias = nn.Parameter(bias.to(base.device, kind), requires_grad=False)
+        layer.scaling[name] = alpha / len(down) * weight
+
+
+def _activate(transformer: nn.Module, names: list[str]) -> None:
+    """Have all of them act at once, each where it is."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in transformer.modules():
+        if isinstance(module, BaseTunerLayer):
+            own: Any = module
+            own.set_adapter([name for name in names if name in own.lora_A])
+            own.requires_grad_(False)
+
+
+def _add(
+    change: Change, file: AdapterFile, tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter],
+    weight: float,
+) -> None:  # fmt: skip
+    """Add a change to the weights that it is for."""
+    whole = [parameters[parameter_of(part, change.parameter, parameters)] for part in change.parts]
+    given = {kind: tensors[key].float() for kind, key in change.keys.items()}
+    if change.kind == "low_rank_exact":
+        pieces = zip(whole, change.parts, strict=True)
+        before = torch.cat([_unordered(own.detach().float(), part) for own, part in pieces])
+        difference = _low_rank_exact(given, before, file.alpha_of(change.layer, len(given["down"])))
+    else:
+        difference = {"diff": lambda: given["diff"], "loha": lambda: _loha(given), "lokr": lambda: _lokr(given)}[
+            change.kind
+        ]()
+    for own, part in zip(whole, change.parts, strict=True):
+        rows = _rows(difference.reshape(part.whole, -1) if difference.ndim else difference.reshape(1, 1), part)
+        with torch.no_grad():
+            own.copy_((own.float() + weight * rows.reshape(own.shape).to(own.device)).to(own.dtype))
+
+
+def _rows(whole: Tensor, part: Part) -> Tensor:
+    """The rows of an authors' weight that make a part."""
+    if part.rows == ((0, part.whole),):
+        return whole
+    return torch.cat([whole[first:end] for first, end in part.rows])
+
+
+def _unordered(own: Tensor, part: Part) -> Tensor:
+    """A part's rows in the order that the authors have them in."""
+    if len(part.rows) == 1:
+        return own
+    lengths = [end - first for first, end in part.rows]
+    pieces = zip(part.rows, own.split(lengths), strict=True)
+    return torch.cat([piece for _, piece in sorted(pieces, key=lambda pair: pair[0])])
+
+
+def _low_rank_exact(given: Mapping[str, Tensor], before: Tensor, alpha: float) -> Tensor:
+    """The difference that DoRA (arXiv 2402.09353) or a Tucker decomposition makes to the weight before it."""
+    down, up = given["down"], given["up"]
+    scale = (given["alpha"].item() if "alpha" in given else alpha) / len(down)
+    if "mid" in given:
+        change = torch.einsum("or,rs...,si->oi...", up.flatten(1), given["mid"], down.flatten(1))
+    else:
+        change = up.flatten(1) @ down.flatten(1)
+    change = scale * change.reshape(before.shape)
+    if "dora" not in given:
+        return change
+    after, magnitude = (before + change).flatten(1), given["dora"]
+    by_row = magnitude.numel() == len(after)
+    norm = after.norm(dim=1 if by_row else 0, keepdim=True)
+    magnitude = magnitude.reshape(-1, 1) if by_row else magnitude.reshape(1, -1)
+    return (after * (magnitude / norm)).reshape(before.shape) - before
+
+
+def _loha(given: Mapping[str, Tensor]) -> Tensor:
+    """LoHa (arXiv 2108.06098): the product, number by number, of two low-rank matrices."""
+    rank = given["hada_w1_b"].shape[0]
+    scale = given["alpha"].item() / rank if "alpha" in given else 1.0
+    first = given["hada_w1_a"] @ given["hada_w1_b"].flatten(1)
+    return scale * first * (given["hada_w2_a"] @ given["hada_w2_b"].flatten(1))
+
+
+def _lokr(given: Mapping[str, Tensor]) -> Tensor:
+    """LoKr (arXiv 2212.10650): the Kronecker product of two matrices, each whole or of low rank; alpha counts where
+    one of them is."""
+
+    def factor(name: str) -> tuple[Tensor, int | None]:
+        if f"lokr_{name}" in given:
+            return given[f"lokr_{name}"], None
+        a, b = given[f"lokr_{name}_a"], given[f"lokr_{name}_b"]
+        return (a @ b.flatten(1)).reshape(a.shape[0], *b.shape[1:]), b.shape[0]
+
+    (first, rank_1), (second, rank_2) = factor("w1"), factor("w2")
+    rank = rank_2 if rank_2 is not None else rank_1
+    scale = given["alpha"].item() / rank if "alpha" in given and rank is not None else 1.0
+    return (
+        scale * torch.kron(first, second.flatten(1))
+        if second.ndim == 2
+        else scale * torch.kron(first.reshape(*first.shape, *(1,) * (second.ndim - 2)), second)
+    )

@@ -1,0 +1,91 @@
+"""Which of a model's two transformers an adapter is for: Wan 2.2 switches from one for high noise to one for low."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from radial.adapters.file import AdapterFile
+from radial.errors import ModelError
+from radial.models.lora_settings import read_adapter_settings
+from radial.request import Lora
+
+Expert = Literal["high", "low"]
+
+# The word alone, as in _high_ and -HIGH; not that of highres, low-vram, low_rank.
+_NAMED = re.compile(
+    r"(?<![a-z])(high|low)(?![-_. ]?(?:res|vram|rank|quality|poly|light(?!ning)|key|angle|fps|step|speed|detail|motion|"
+    r"contrast|alpha|lr|mem))(?![a-z])",
+    re.IGNORECASE,
+)
+_JOINED = re.compile(r"(high|low)[-_. ]?noise", re.IGNORECASE)
+_SHORT = re.compile(r"(?<![a-zA-Z0-9])(HN|LN|H|L)(?![a-zA-Z0-9])")
+
+
+def told_expert(file: AdapterFile) -> Expert | None:
+    """Which one a file is for, by what it says of itself, and by its name; None where neither says so."""
+    settings = read_adapter_settings(file.path)
+    if settings is not None and settings.expert is not None:
+        return "high" if settings.expert == "high" else "low"
+    parts = {entry.part for entry in file.entries} - {"text"}
+    if parts == {"transformer_2"}:
+        return "low"
+    if "transformer_2" in parts:
+        return None
+    said = " ".join(
+        str(value) for key, value in file.metadata.items()
+        if key in ("ss_output_name", "modelspec.title", "name", "ss_training_comment", "ss_dit", "title")
+    )  # fmt: skip
+    return expert_in(file.path.stem) or expert_in(said)
+
+
+def expert_in(text: str) -> Expert | None:
+    """The noise that a name speaks of, where it speaks of one alone."""
+    for pattern in (_JOINED, _NAMED):
+        found = {match[1].lower() for match in pattern.finditer(text)}
+        if len(found) == 1:
+            return "high" if found == {"high"} else "low"
+        if found:
+            return None
+    short = {match[1][0] for match in _SHORT.finditer(text)}
+    return None if len(short) != 1 else "high" if short == {"H"} else "low"
+
+
+def choose_experts(files: Sequence[AdapterFile], loras: Sequence[Lora], transformers: int) -> list[Expert | None]:
+    """The transformer of each adapter, as the request says or the file; None for all that there are.
+
+    Raises:
+        ModelError: the request names one of two transformers, and the model has one.
+    """
+    if transformers < 2:
+        for file, lora in zip(files, loras, strict=True):
+            if lora.expert is not None:
+                raise ModelError(
+                    f"LoRA {file.path.name} is to act on the {lora.expert}-noise transformer, and this model has one "
+                    f"transformer alone; leave @{lora.expert} out"
+                )
+        return [None] * len(loras)
+    return [lora.expert or told_expert(file) for file, lora in zip(files, loras, strict=True)]
+
+
+def expert_notes(files: Sequence[AdapterFile], chosen: Sequence[Expert | None], transformers: int) -> list[str]:
+    """What a user should hear of how adapters were shared out over two transformers."""
+    if transformers < 2 or not files:
+        return []
+    notes = []
+    for file, expert in zip(files, chosen, strict=True):
+        both = {entry.part for entry in file.entries} >= {"transformer_2"}
+        if expert is not None:
+            notes.append(f"LoRA {file.path.name} acts on the {expert}-noise transformer")
+        elif not both:
+            notes.append(
+                f"LoRA {file.path.name} acts on both transformers: its name says neither high nor low noise; FILE@high "
+                "or FILE@low would"
+            )
+    halves = {expert for expert in chosen if expert is not None}
+    if len(halves) == 1 and None not in chosen:
+        (given,) = halves
+        other = "low" if given == "high" else "high"
+        notes.append(f"only the {given}-noise half of a pair is given: the {other}-noise transformer runs without one")
+    return notes
