@@ -20,6 +20,7 @@ from radial.generation.decoding import decode_with_fallback
 from radial.generation.ranks import Ranks
 from radial.generation.receipt import attention_used, make_receipt
 from radial.generation.resume import GeneratorPart, OnStep, resumable_steps
+from radial.generation.sampler import replaced, scheduler_for
 from radial.generation.shared_decoding import shared_decoding
 from radial.generation.snapshot import Part, Snapshot, describe_attention
 from radial.generation.watch import Event, OnEvent, Watch
@@ -224,37 +225,7 @@ def _as_array(frames: Any) -> Any:
     return clip if isinstance(clip, np.ndarray) else np.stack([np.asarray(frame, dtype="float32") for frame in clip])
 
 
-def scheduler_for(pipe: Any, sampler: str, flow_shift: float | None) -> Any:
-    """The scheduler of a request's sampler and shift; the model's own where it asks for neither."""
-    if sampler == "model" and flow_shift is None:
-        return pipe.scheduler
-    import diffusers
-
-    kinds = {"euler": "FlowMatchEulerDiscreteScheduler", "unipc": "UniPCMultistepScheduler"}
-    kind = getattr(diffusers, kinds[sampler]) if sampler in kinds else type(pipe.scheduler)
-    changes: dict[str, Any] = {}
-    if flow_shift is not None:
-        changes["shift" if kind is diffusers.FlowMatchEulerDiscreteScheduler else "flow_shift"] = flow_shift
-        changes["use_dynamic_shifting"] = False
-    if kind is diffusers.UniPCMultistepScheduler:
-        changes |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-    return kind.from_config(pipe.scheduler.config, **changes)
-
-
 def _guider(pipe: Any, request: GenerationRequest) -> Any:
     """Guidance of the request's strength, for pipelines that keep it in a part of their own; else None."""
     guider = getattr(pipe, "guider", None)
     return None if guider is None else guider.new(guidance_scale=request.guidance_scale)
-
-
-@contextlib.contextmanager
-def replaced(pipe: Any, **parts: Any) -> Iterator[None]:
-    """Other parts of a pipeline for one run; those that are None stay out of it."""
-    own = {name: getattr(pipe, name) for name, part in parts.items() if part is not None}
-    try:
-        for name in own:
-            setattr(pipe, name, parts[name])
-        yield
-    finally:
-        for name, part in own.items():
-            setattr(pipe, name, part)

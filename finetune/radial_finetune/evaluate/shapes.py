@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from radial.attention.install import apply, transformers_of
 from radial.attention.positions import riflex
 from radial.errors import GenerationError
-from radial.generation.pipeline import replaced, scheduler_for
+from radial.generation.sampler import replaced, scheduler_for
 from radial.loading.load import LoadedModel
 from radial.request import GenerationRequest
 from radial_finetune.data.clips import Frames

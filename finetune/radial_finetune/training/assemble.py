@@ -14,7 +14,7 @@ import radial
 from radial.attention.context_parallel import ContextParallel
 from radial.attention.positions import riflex
 from radial.errors import RequestError
-from radial.generation.pipeline import replaced, scheduler_for
+from radial.generation.sampler import replaced, scheduler_for
 from radial.loading.load import LoadedModel, load
 from radial.models.lora_settings import AdapterSettings
 from radial.plans.pattern import RadialPattern
