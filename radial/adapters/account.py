@@ -114,9 +114,9 @@ def _changes_of(layer: str, entries: Mapping[str, Entry]) -> list[Change]:
     """What a layer's tensors are together, not yet placed."""
     keys = {kind: entry.key for kind, entry in entries.items()}
     found = []
-    low = {k: v for k, v in keys.items() if k in ("down", "up", "mid", "alpha", "dora", "up_bias")}
+    low = {k: v for k, v in keys.items() if k in ("down", "up", "mid", "alpha", "dora", "magnitude", "up_bias")}
     if low.keys() >= {"down", "up"}:
-        kind = "low_rank_exact" if {"dora", "mid"} & low.keys() else "low_rank"
+        kind = "low_rank_exact" if {"dora", "magnitude", "mid"} & low.keys() else "low_rank"
         found.append(Change(layer, kind, "weight", low, ()))
     elif (hada := {k: v for k, v in keys.items() if k.startswith("hada") or k == "alpha"}).keys() >= {
         "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"

@@ -167,10 +167,12 @@ def _low_rank_exact(given: Mapping[str, Tensor], before: Tensor, alpha: float) -
     else:
         change = up.flatten(1) @ down.flatten(1)
     change = scale * change.reshape(before.shape)
-    if "dora" not in given:
+    magnitude = given["magnitude"] if "magnitude" in given else given.get("dora")
+    if magnitude is None:
         return change
-    after, magnitude = (before + change).flatten(1), given["dora"]
-    by_row = magnitude.numel() == len(after)
+    after = (before + change).flatten(1)
+    # PEFT's is of rows; LyCORIS' of rows or, of shape [1, columns], of columns.
+    by_row = "magnitude" in given or magnitude.ndim < 2 or len(magnitude) > 1
     norm = after.norm(dim=1 if by_row else 0, keepdim=True)
     magnitude = magnitude.reshape(-1, 1) if by_row else magnitude.reshape(1, -1)
     return (after * (magnitude / norm)).reshape(before.shape) - before

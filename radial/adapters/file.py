@@ -25,7 +25,7 @@ _ENDINGS: tuple[tuple[str, str], ...] = (
     (r"[._]lora_mid\.weight", "mid"),
     (r"\.(?:lora_)?alpha", "alpha"),
     (r"\.dora_scale", "dora"),
-    (r"\.lora_magnitude_vector(?:\.\w+)?", "dora"),
+    (r"\.lora_magnitude_vector(?:\.\w+)*", "magnitude"),
     (r"\.diff", "diff"),
     (r"\.diff_b", "diff_b"),
     (r"\.diff_m", "diff_m"),
@@ -45,10 +45,10 @@ _FOREIGN_NAMES = {"oft": "OFT", "boft": "BOFT", "on": "IA3", "ia3": "IA3", "a1":
 _SCALED = re.compile(r".*(scale_weight|weight_scale|scale_input|input_scale|scaled_fp8|comfy_quant)")
 # What stands before a layer's name, outermost first; some files have several.
 _PREFIX = re.compile(
-    r"(?:base_model\.model\.|_orig_mod\.|module\.|lycoris_|lora_unet__?|lora_transformer_|lora_net_|"
-    r"model\.diffusion_model\.|diffusion_model\.|transformer\.|pipe\.dit\.|pipe\.|dit\.|model\.|unet\.|net\.)"
+    r"(?:base_model\.model\.|_orig_mod\.|module\.|lycoris_|lora_unet__?|lora_transformer_(?!2_)|lora_net_|"
+    r"model\.diffusion_model\.|diffusion_model\.|transformer\.|transformer_1\.|(?P<second>transformer_2\.|pipe\.dit2\.|"
+    r"lora_transformer_2_)|pipe\.dit\.|pipe\.|dit\.|model\.|unet\.|net\.)"
 )
-_SECOND = re.compile(r"(?:base_model\.model\.)?(?:transformer_2\.|pipe\.dit2\.|lora_transformer_2_)")
 _TEXT = re.compile(
     r"(?:base_model\.model\.)?(?:lora_te\d?_|lora_llm|text_encoders?[._]|text_model\.|cond_stage_model\.)"
 )
@@ -60,8 +60,8 @@ class Entry:
 
     Attributes:
         layer: what it changes, in the file's words without what stands before them.
-        kind: ``down``, ``up``, ``mid``, ``alpha`` and ``dora`` of a low-rank change; ``diff``, ``diff_b``, ``diff_m``
-            added to a weight, a bias or a modulation; parts of LoHa and LoKr by their own names.
+        kind: ``down``, ``up``, ``mid``, ``alpha`` and ``dora``, ``magnitude`` of a low-rank change; ``diff``,
+            ``diff_b``, ``diff_m`` added to a weight, a bias or a modulation; parts of LoHa and LoKr by their own names.
         part: ``transformer``, ``transformer_2`` or ``text`` where the file says so, else nothing.
     """
 
@@ -103,8 +103,8 @@ class AdapterFile:
     @cached_property
     def forms(self) -> tuple[str, ...]:
         """What kinds of change it holds, the most frequent first."""
-        forms = {"down": "LoRA", "dora": "DoRA", "diff": "differences of weights", "diff_b": "differences of biases",
-                 "diff_m": "differences of modulation", "mid": "Tucker"}  # fmt: skip
+        forms = {"down": "LoRA", "dora": "DoRA", "magnitude": "DoRA", "mid": "Tucker", "diff": "weights added",
+                 "diff_b": "biases added", "diff_m": "modulation added"}  # fmt: skip
         names = (forms.get(e.kind) or ("LoHa" if e.kind.startswith("hada") else "") for e in self.entries)
         found = Counter(name or "" for name in names)
         found["LoKr"] = sum(entry.kind.startswith("lokr") for entry in self.entries)
@@ -187,13 +187,9 @@ def _entry_of(weight: Weight) -> Entry | None:
     for pattern, kind in _ENDING:
         if (match := pattern.fullmatch(weight.name)) is not None:
             named = match["layer"]
-            if _TEXT.match(named):
-                part = "text"
-            elif (second := _SECOND.match(named)) is not None:
-                part, named = "transformer_2", named[second.end() :]
-            else:
-                part = ""
+            part = "text" if _TEXT.match(named) else ""
             while (prefix := _PREFIX.match(named)) is not None:
                 named = named[prefix.end() :]
+                part = "transformer_2" if prefix["second"] else "transformer" if "_1." in prefix[0] else part
             return Entry(weight.name, named, kind or match[2], part, weight.shape)
     return None

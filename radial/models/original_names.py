@@ -112,6 +112,7 @@ _HUNYUAN_15 = (
 _LTX = (
     (r"^proj_in", "patchify_proj"),
     (r"^time_embed", "adaln_single"),
+    (r"^((?:audio_)?prompt_adaln)", r"\1_single"),
     (r"\.norm_([qk])$", r".\1_norm"),
     (r"^audio_proj_in", "audio_patchify_proj"),
     (r"^audio_time_embed", "audio_adaln_single"),
@@ -179,6 +180,8 @@ _RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "MochiTransformer3DModel": _MOCHI,
     "CosmosTransformer3DModel": _COSMOS,
 }
+# ComfyUI has queries, keys and values of HunyuanVideo 1.5 in one, as of the first HunyuanVideo.
+_ALSO = {"HunyuanVideo15Transformer3DModel": "HunyuanVideoTransformer3DModel"}
 # What ComfyUI calls layers of its own copies of these models, as the authors' names.
 _COMFY: tuple[tuple[str, str], ...] = (
     (r"^(double_blocks\.\d+\.(?:img|txt)_mod)\.lin$", r"\1.linear"),
@@ -187,6 +190,14 @@ _COMFY: tuple[tuple[str, str], ...] = (
     (r"^(double_blocks\.\d+\.(?:img|txt)_mlp)\.2$", r"\1.fc2"),
     (r"^(double_blocks\.\d+\.(?:img|txt)_attn)\.norm\.(query|key)_norm$", r"\1_\2_norm"),
     (r"^(single_blocks\.\d+)\.norm\.(query|key)_norm$", r"\1.\2_norm"),
+    (r"^((?:time|guidance)_in)\.in_layer$", r"\1.mlp.0"),
+    (r"^((?:time|guidance)_in)\.out_layer$", r"\1.mlp.2"),
+    (r"^(txt_in\.t_embedder)\.in_layer$", r"\1.mlp.0"),
+    (r"^(txt_in\.t_embedder)\.out_layer$", r"\1.mlp.2"),
+    (r"^(txt_in\.c_embedder)\.in_layer$", r"\1.linear_1"),
+    (r"^(txt_in\.c_embedder)\.out_layer$", r"\1.linear_2"),
+    (r"^(txt_in\.individual.+\.mlp)\.0$", r"\1.fc1"),
+    (r"^(txt_in\.individual.+\.mlp)\.2$", r"\1.fc2"),
 )
 
 
@@ -244,8 +255,12 @@ def original_layers(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
 
 def index_layers(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[Part, ...]]:
     """The layers of a transformer by the :func:`plain_name` of what diffusers and its authors call them."""
-    own = {plain_name(layer): (Part(layer, ((0, count),), count),) for layer, count in _rows_of(shapes).items()}
-    return own | {plain_name(name): parts for name, parts in original_layers(kind, shapes).items()}
+    own: dict[str, tuple[Part, ...]] = {
+        plain_name(layer): (Part(layer, ((0, count),), count),) for layer, count in _rows_of(shapes).items()
+    }
+    for also in (_ALSO.get(kind, kind), kind):
+        own |= {plain_name(name): parts for name, parts in original_layers(also, shapes).items()}
+    return own
 
 
 def _rows_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

@@ -137,11 +137,10 @@ def test_diffusers_names_and_its_metadata(case: str, tmp_path: Path) -> None:
 
 def dora(up: Tensor, down: Tensor, whole: Tensor, magnitude: Tensor) -> Tensor:
     """The weight that DoRA puts in a weight's place."""
-    after = whole + ALPHA / RANK * product(up, down)
-    norm = after.flatten(1).norm(dim=1 if magnitude.shape[0] == len(after) else 0)
-    return after * (magnitude.flatten() / norm).reshape(magnitude.shape[0], *(1,) * (after.ndim - 1)) if (
-        magnitude.shape[0] == len(after)
-    ) else (after.flatten(1) * (magnitude.flatten() / norm)).reshape(after.shape)  # fmt: skip
+    after = whole.flatten(1) + ALPHA / RANK * product(up, down).flatten(1)
+    magnitude = magnitude.reshape(1, -1) if magnitude.shape[0] == 1 else magnitude.reshape(-1, 1)
+    norm = after.norm(dim=0 if magnitude.shape[0] == 1 else 1, keepdim=True)
+    return (after * magnitude / norm).reshape(whole.shape)
 
 
 def with_dora(name: str, whole: Tensor, generator: torch.Generator) -> tuple[State, Tensor]:
@@ -167,8 +166,6 @@ def with_input_dora(name: str, whole: Tensor, generator: torch.Generator) -> tup
     magnitude = whole.norm(dim=0)[None] * 1.2
     state = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(ALPHA),
              f"{name}.dora_scale": magnitude}  # fmt: skip
-    if whole.shape[0] == whole.shape[1]:  # nothing says which it is
-        return with_dora(name, whole, generator)
     return state, dora(up, down, whole, magnitude) - whole
 
 
@@ -378,10 +375,14 @@ def test_half_a_pair_is_told_and_a_flag_decides(tmp_path: Path) -> None:
         load_loras(single, (Lora(path=plain, expert="low"),))
 
 
-def test_a_file_for_both_is_shared_out_by_its_keys(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("transformer.", "transformer_2."), ("diffusion_model.transformer_1.", "diffusion_model.transformer_2.")],
+)
+def test_a_file_for_both_is_shared_out_by_its_keys(first: str, second: str, tmp_path: Path) -> None:
     pipe, _ = two_experts(tmp_path)
     state = {f"{prefix}blocks.0.attn1.to_q.{part}.weight": torch.ones(*shape) * value
-             for prefix, value in (("transformer.", 1.0), ("transformer_2.", 2.0))
+             for prefix, value in ((first, 1.0), (second, 2.0))
              for part, shape in (("lora_A", (2, 64)), ("lora_B", (64, 2)))}  # fmt: skip
     assert loaded(pipe, state, tmp_path / "both.safetensors") == ()
     assert acting(pipe) == ({"lora_0"}, {"lora_0"})
@@ -398,3 +399,42 @@ def test_peft_files_say_their_alpha_beside_them(tmp_path: Path) -> None:
     assert file.alpha_of("blocks.0.self_attn.q", 4) == 4
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 12, "r": 4, "use_rslora": True}))
     assert read_adapter(tmp_path / "adapter_model.safetensors").alpha_of("blocks.0.self_attn.q", 4) == 24
+
+
+COMFY = {  # its name of a layer, the authors'
+    "double_blocks.0.img_attn.qkv": "double_blocks.0.img_attn_qkv",
+    "double_blocks.0.txt_mlp.2": "double_blocks.0.txt_mlp.fc2",
+    "double_blocks.0.img_mod.lin": "double_blocks.0.img_mod.linear",
+    "single_blocks.0.modulation.lin": "single_blocks.0.modulation.linear",
+    "time_in.in_layer": "time_in.mlp.0",
+    "guidance_in.out_layer": "guidance_in.mlp.2",
+    "vector_in.in_layer": "vector_in.in_layer",
+    "txt_in.t_embedder.out_layer": "txt_in.t_embedder.mlp.2",
+    "txt_in.c_embedder.in_layer": "txt_in.c_embedder.linear_1",
+    "txt_in.individual_token_refiner.blocks.0.mlp.0": "txt_in.individual_token_refiner.blocks.0.mlp.fc1",
+    "txt_in.individual_token_refiner.blocks.0.self_attn.qkv": "txt_in.individual_token_refiner.blocks.0.self_attn_qkv",
+}
+
+
+def test_comfys_own_names(tmp_path: Path) -> None:
+    pipe, kind, before = tiny("hunyuan-video")
+    generator, state, expected = torch.Generator().manual_seed(7), {}, dict(before)
+    for comfy, layer in COMFY.items():
+        down, up = low_rank(before[f"{layer}.weight"], generator)
+        state |= {f"diffusion_model.{comfy}.lora_A.weight": down, f"diffusion_model.{comfy}.lora_B.weight": up}
+        expected[f"{layer}.weight"] = before[f"{layer}.weight"] + WEIGHT * product(up, down)
+    assert loaded(pipe, state, tmp_path / "a.safetensors") == ()
+    close(original_state(kind, weights_of(pipe.transformer)), expected)
+
+
+def test_queries_keys_and_values_in_one_of_hunyuan_video_15(tmp_path: Path) -> None:
+    pipe, _, _ = tiny("hunyuan-video15")
+    before = weights_of(pipe.transformer)
+    width = before["transformer_blocks.0.attn.to_q.weight"].shape[0]
+    down, up = torch.randn(RANK, width), torch.randn(3 * width, RANK)
+    name = "diffusion_model.double_blocks.0.img_attn.qkv"
+    assert loaded(pipe, {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, tmp_path / "a.safetensors") == ()
+    found = weights_of(pipe.transformer)
+    for part, rows in zip("qkv", up.split(width), strict=True):
+        weight = f"transformer_blocks.0.attn.to_{part}.weight"
+        assert torch.allclose(found[weight], before[weight] + WEIGHT * rows @ down, atol=1e-5)
