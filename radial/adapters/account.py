@@ -37,10 +37,12 @@ class Account:
     """What becomes of an adapter's file in one transformer.
 
     Attributes:
+        part: which of a model's transformers it is.
         left_out: why, by key.
     """
 
     file: AdapterFile
+    part: str
     changes: tuple[Change, ...]
     left_out: Mapping[str, str]
 
@@ -79,7 +81,7 @@ def account_for(
         ModelError: nothing of it fits, and why.
     """
     index = index_layers(kind, shapes)
-    left_out = dict.fromkeys(file.unknown, "no part of a LoRA that is known")
+    left_out = dict.fromkeys((key for key in file.unknown if key != "lokr_factor"), "no part of a LoRA that is known")
     layers: dict[str, dict[str, Entry]] = defaultdict(dict)
     for entry in file.entries:
         if entry.part == "text":
@@ -102,7 +104,7 @@ def account_for(
                 left_out |= dict.fromkeys(found.keys.values(), reason)
         used = {key for change in _changes_of(layer, entries) for key in change.keys.values()}
         left_out |= {entry.key: "a part without its other half" for entry in entries.values() if entry.key not in used}
-    account = Account(file, tuple(changes), left_out)
+    account = Account(file, part, tuple(changes), left_out)
     if not changes and any(entry.part in ("", part) for entry in file.entries):
         reasons = sorted(set(left_out.values()), key=list(left_out.values()).count, reverse=True)
         some = _some({_layer_in(file, key) for key in left_out})

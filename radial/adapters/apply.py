@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ def load_loras(pipe: Any, loras: tuple[Lora, ...]) -> tuple[str, ...]:
             try:
                 for change in account.changes:
                     if change.kind != "low_rank":
-                        _add(change, account.file, tensors, parameters, loras[i].weight)
+                        _add(change, account, tensors, parameters, loras[i].weight)
                 _inject(transformer, layers, account, tensors, f"lora_{i}", loras[i].weight)
             except (RuntimeError, ValueError, TypeError) as error:
                 name = account.file.path.name
@@ -97,8 +97,6 @@ def _inject(
         layer: Any = transformer.get_submodule(part.layer)
         down, up = tensors[change.keys["down"]], _rows(tensors[change.keys["up"]], part)
         alpha = tensors[change.keys["alpha"]].item() if "alpha" in change.keys else None
-        if alpha is None:
-            alpha = account.file.alpha_of(change.layer, len(down))
         base = layer.get_base_layer().weight
         kind = base.dtype if base.is_floating_point() else getattr(transformer, "dtype", torch.float32)
         for module, value in ((layer.lora_A[name], down), (layer.lora_B[name], up)):
@@ -107,7 +105,7 @@ def _inject(
         if config.lora_bias:
             bias = tensors[change.keys["up_bias"]] if "up_bias" in change.keys else torch.zeros(len(up))
             layer.lora_B[name].bias = nn.Parameter(bias.to(base.device, kind), requires_grad=False)
-        layer.scaling[name] = alpha / len(down) * weight
+        layer.scaling[name] = account.file.scale_of(change.layer, account.part, len(down), alpha) * weight
 
 
 def _activate(transformer: nn.Module, names: list[str]) -> None:
@@ -122,20 +120,27 @@ def _activate(transformer: nn.Module, names: list[str]) -> None:
 
 
 def _add(
-    change: Change, file: AdapterFile, tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter],
+    change: Change, account: Account, tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter],
     weight: float,
 ) -> None:  # fmt: skip
     """Add a change to the weights that it is for."""
     whole = [parameters[parameter_of(part, change.parameter, parameters)] for part in change.parts]
     given = {kind: tensors[key].float() for kind, key in change.keys.items()}
+
+    def scale(rank: int) -> float:
+        alpha = given["alpha"].item() if "alpha" in given else None
+        return account.file.scale_of(change.layer, account.part, rank, alpha)
+
     if change.kind == "low_rank_exact":
         pieces = zip(whole, change.parts, strict=True)
         before = torch.cat([_unordered(own.detach().float(), part) for own, part in pieces])
-        difference = _low_rank_exact(given, before, file.alpha_of(change.layer, len(given["down"])))
+        difference = _low_rank_exact(given, before, scale(len(given["down"])))
+    elif change.kind == "loha":
+        difference = scale(len(given["hada_w1_b"])) * _loha(given)
+    elif change.kind == "lokr":
+        difference = _lokr_scale(given, account, scale) * _lokr(given)
     else:
-        difference = {"diff": lambda: given["diff"], "loha": lambda: _loha(given), "lokr": lambda: _lokr(given)}[
-            change.kind
-        ]()
+        difference = given["diff"]
     for own, part in zip(whole, change.parts, strict=True):
         rows = _rows(difference.reshape(part.whole, -1) if difference.ndim else difference.reshape(1, 1), part)
         with torch.no_grad():
@@ -158,10 +163,9 @@ def _unordered(own: Tensor, part: Part) -> Tensor:
     return torch.cat([piece for _, piece in sorted(pieces, key=lambda pair: pair[0])])
 
 
-def _low_rank_exact(given: Mapping[str, Tensor], before: Tensor, alpha: float) -> Tensor:
+def _low_rank_exact(given: Mapping[str, Tensor], before: Tensor, scale: float) -> Tensor:
     """The difference that DoRA (arXiv 2402.09353) or a Tucker decomposition makes to the weight before it."""
     down, up = given["down"], given["up"]
-    scale = (given["alpha"].item() if "alpha" in given else alpha) / len(down)
     if "mid" in given:
         change = torch.einsum("or,rs...,si->oi...", up.flatten(1), given["mid"], down.flatten(1))
     else:
@@ -180,27 +184,27 @@ def _low_rank_exact(given: Mapping[str, Tensor], before: Tensor, alpha: float) -
 
 def _loha(given: Mapping[str, Tensor]) -> Tensor:
     """LoHa (arXiv 2108.06098): the product, number by number, of two low-rank matrices."""
-    rank = given["hada_w1_b"].shape[0]
-    scale = given["alpha"].item() / rank if "alpha" in given else 1.0
     first = given["hada_w1_a"] @ given["hada_w1_b"].flatten(1)
-    return scale * first * (given["hada_w2_a"] @ given["hada_w2_b"].flatten(1))
+    return first * (given["hada_w2_a"] @ given["hada_w2_b"].flatten(1))
 
 
 def _lokr(given: Mapping[str, Tensor]) -> Tensor:
-    """LoKr (arXiv 2212.10650): the Kronecker product of two matrices, each whole or of low rank; alpha counts where
-    one of them is."""
+    """LoKr (arXiv 2212.10650): the Kronecker product of two matrices, each whole or of low rank."""
+    first, second = (
+        given[f"lokr_{name}"] if f"lokr_{name}" in given
+        else given[f"lokr_{name}_a"] @ given[f"lokr_{name}_b"].flatten(1)
+        for name in ("w1", "w2")
+    )  # fmt: skip
+    return torch.kron(first, second.flatten(1))
 
-    def factor(name: str) -> tuple[Tensor, int | None]:
-        if f"lokr_{name}" in given:
-            return given[f"lokr_{name}"], None
-        a, b = given[f"lokr_{name}_a"], given[f"lokr_{name}_b"]
-        return (a @ b.flatten(1)).reshape(a.shape[0], *b.shape[1:]), b.shape[0]
 
-    (first, rank_1), (second, rank_2) = factor("w1"), factor("w2")
-    rank = rank_2 if rank_2 is not None else rank_1
-    scale = given["alpha"].item() / rank if "alpha" in given and rank is not None else 1.0
-    return (
-        scale * torch.kron(first, second.flatten(1))
-        if second.ndim == 2
-        else scale * torch.kron(first.reshape(*first.shape, *(1,) * (second.ndim - 2)), second)
-    )
+def _lokr_scale(given: Mapping[str, Tensor], account: Account, scale: Callable[[int], float]) -> float:
+    """LyCORIS' alpha counts where a factor is of low rank; PEFT's always; that of a fork of musubi-tuner, which writes
+    ``lokr_factor``, also where both are whole."""
+    ranks = [len(given[f"lokr_{name}_b"]) for name in ("w2", "w1") if f"lokr_{name}_b" in given]
+    if ranks:
+        return scale(ranks[0])
+    if "lokr_factor" in account.file.unknown:
+        return scale(max(given["lokr_w2"].shape[:2]))
+    rank = account.file.peft_settings(account.part).get("r")
+    return scale(rank) if isinstance(rank, int) and rank > 0 and "alpha" not in given else 1.0

@@ -15,12 +15,12 @@ Expert = Literal["high", "low"]
 
 # The word alone, as in _high_ and -HIGH; not that of highres, low-vram, low_rank.
 _NAMED = re.compile(
-    r"(?<![a-z])(high|low)(?![-_. ]?(?:res|vram|rank|quality|poly|light(?!ning)|key|angle|fps|step|speed|detail|motion|"
-    r"contrast|alpha|lr|mem))(?![a-z])",
+    r"(?<![a-z])(high|low)(?![-_. ]?(?:res|vram|rank|quality|poly|light(?!ning|x2v)|key|angle|fps|step|speed|detail|"
+    r"motion|contrast|alpha|lr|mem))(?![a-z])",
     re.IGNORECASE,
 )
 _JOINED = re.compile(r"(high|low)[-_. ]?noise", re.IGNORECASE)
-_SHORT = re.compile(r"(?<![a-zA-Z0-9])(HN|LN|H|L)(?![a-zA-Z0-9])")
+_SHORT = re.compile(r"(?<![a-zA-Z0-9])(HN|LN)(?![a-zA-Z0-9])|[-_](H|L)(?=[-_](?:e\d|v\d)|$)")
 
 
 def told_expert(file: AdapterFile) -> Expert | None:
@@ -33,9 +33,11 @@ def told_expert(file: AdapterFile) -> Expert | None:
         return "low"
     if "transformer_2" in parts:
         return None
+    if (noise := _noise_of(file.metadata.get("modelspec.timestep_range"))) is not None:
+        return noise
     said = " ".join(
         str(value) for key, value in file.metadata.items()
-        if key in ("ss_output_name", "modelspec.title", "name", "ss_training_comment", "ss_dit", "title")
+        if key in ("ss_output_name", "modelspec.title", "name", "title", "ss_training_comment", "ss_sd_model_name")
     )  # fmt: skip
     return expert_in(file.path.stem) or expert_in(said)
 
@@ -48,8 +50,17 @@ def expert_in(text: str) -> Expert | None:
             return "high" if found == {"high"} else "low"
         if found:
             return None
-    short = {match[1][0] for match in _SHORT.finditer(text)}
+    short = {(match[1] or match[2])[0] for match in _SHORT.finditer(text)}
     return None if len(short) != 1 else "high" if short == {"H"} else "low"
+
+
+def _noise_of(timesteps: object) -> Expert | None:
+    """By the timesteps that musubi-tuner trained at, as "875,1000": one transformer's half of them."""
+    match = re.fullmatch(r"\s*(\d+)\s*,\s*(\d+)\s*", str(timesteps))
+    if match is None:
+        return None
+    least, most = int(match[1]), int(match[2])
+    return "high" if least >= 800 else "low" if least < 500 and most <= 900 else None
 
 
 def choose_experts(files: Sequence[AdapterFile], loras: Sequence[Lora], transformers: int) -> list[Expert | None]:

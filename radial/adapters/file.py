@@ -115,35 +115,37 @@ class AdapterFile:
         """The ranks of its low-rank changes, the lowest first."""
         return tuple(sorted({entry.shape[0] for entry in self.entries if entry.kind == "down" and entry.shape}))
 
-    def alpha_of(self, layer: str, rank: int) -> float:
-        """The alpha of a low-rank change without one of its own: of diffusers' metadata, or PEFT's file beside it;
-        the rank where neither says one."""
-        for settings in self._peft_settings:
-            patterns = settings.get("alpha_pattern") or {}
-            found = next((value for name, value in patterns.items() if re.fullmatch(rf"(.*\.)?({name})", layer)), None)
-            found = found if found is not None else settings.get("lora_alpha")
-            if isinstance(found, (int, float)) and not isinstance(found, bool):
-                return found * rank**0.5 if settings.get("use_rslora") else float(found)
-        return float(rank)
+    def scale_of(self, layer: str, part: str, rank: int, alpha: float | None) -> float:
+        """What a change of a rank is multiplied by: its own alpha over the rank, else what diffusers' metadata or
+        PEFT's file beside it says, else one."""
+        if alpha:  # 0 is none, as kohya has it
+            return alpha / rank
+        settings = self.peft_settings(part)
+        ends = (f".{name.lstrip('^')}".replace("\\.", ".") for name in settings.get("alpha_pattern") or {})
+        values = (settings.get("alpha_pattern") or {}).values()
+        found = next((v for end, v in zip(ends, values, strict=True) if f".{layer}".endswith(end)), None)
+        found = settings.get("lora_alpha", settings.get("alpha")) if found is None else found
+        if not isinstance(found, (int, float)) or isinstance(found, bool):
+            return 1.0
+        return float(found) / (rank**0.5 if settings.get("use_rslora") else rank)
 
-    @cached_property
-    def _peft_settings(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
+    def peft_settings(self, part: str) -> dict[str, Any]:
+        """What PEFT was told of the adapter, for one of a model's transformers; nothing where the file does not say."""
         try:
             said = json.loads(self.metadata.get("lora_adapter_metadata") or "{}")
         except (ValueError, RecursionError, TypeError):
             said = {}
         if isinstance(said, dict) and said:
-            plain = {
-                key.removeprefix("transformer.").removeprefix("transformer_2."): value for key, value in said.items()
-            }
-            found.append(plain)
+            own = {key.removeprefix(f"{part}."): value for key, value in said.items() if key.startswith(f"{part}.")}
+            return own or {key.removeprefix("transformer."): value for key, value in said.items()}
         beside = self.path.parent / "adapter_config.json"
-        if not found and self.path.name.startswith("adapter_model") and beside.is_file():
-            from radial.models.checkpoint import read_json
+        return self._beside if self.path.name.startswith("adapter_model") and beside.is_file() else {}
 
-            found.append(read_json(beside))
-        return found
+    @cached_property
+    def _beside(self) -> dict[str, Any]:
+        from radial.models.checkpoint import read_json
+
+        return read_json(self.path.parent / "adapter_config.json")
 
 
 def read_adapter(path: Path) -> AdapterFile:

@@ -28,6 +28,7 @@ from radial.loading.load import LoadedModel, load, quiet
 from radial.request import GenerationRequest
 from radial.video.clip import Video
 from radial.video.images import Frames, fit_image, read_clip, read_image
+from radial.video.sound import Sound
 
 
 def generate(
@@ -156,7 +157,8 @@ def _generate_one(
         stack.enter_context(torch.inference_mode())
         stack.enter_context(quiet())
         try:
-            frames = _as_array(pipe(**arguments).frames)
+            output = pipe(**arguments)
+            frames, sound = _as_array(output.frames), _sound_of(output, pipe)
         except torch.OutOfMemoryError as error:
             raise GenerationError(
                 f"out of memory on {model.device} in stage {list(watch.marks)[-1]}; ask for fewer frames or a "
@@ -172,9 +174,10 @@ def _generate_one(
     pixels = (frames * 255).round().clip(0, 255).astype("uint8")
     if before is not None:
         pixels = np.concatenate([before, pixels[1:]])  # the new clip's first frame is the old one's last
+        sound = sound and sound.after((len(before) - 1) / request.fps)
     used = attention_used(request, model, radial, snapshot)
     receipt = make_receipt(request, model, used, watch.timings())
-    return Video(pixels, request.fps, receipt | {"processes": ranks.size} if ranks else receipt)
+    return Video(pixels, request.fps, receipt | {"processes": ranks.size} if ranks else receipt, sound)
 
 
 def _call_arguments(
@@ -223,6 +226,16 @@ def _as_array(frames: Any) -> Any:
     """The first clip of what a pipeline returns, ``[T, H, W, 3]`` in 0..1."""
     clip = frames[0]
     return clip if isinstance(clip, np.ndarray) else np.stack([np.asarray(frame, dtype="float32") for frame in clip])
+
+
+def _sound_of(output: Any, pipe: Any) -> Sound | None:
+    """What a pipeline made to be heard with the first clip."""
+    made = getattr(output, "audio", None)
+    if made is None:
+        return None
+    return Sound(
+        made[0].detach().float().cpu().numpy().reshape(-1, made[0].shape[-1]), pipe.vocoder.config.output_sampling_rate
+    )
 
 
 def _guider(pipe: Any, request: GenerationRequest) -> Any:

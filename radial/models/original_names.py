@@ -26,6 +26,8 @@ _WAN = (
     (r"^condition_embedder\.image_embedder\.pos_embed", "img_emb.emb_pos"),
     (r"^scale_shift_table", "head.modulation"),
     (r"^proj_out", "head.head"),
+    (r"^fps_projection\.net\.0\.proj", "fps_projection.0"),
+    (r"^fps_projection\.net\.2", "fps_projection.2"),
     (r"^(vace_blocks\.\d+)\.proj_in", r"\1.before_proj"),
     (r"^(vace_blocks\.\d+)\.proj_out", r"\1.after_proj"),
     (r"blocks\.(\d+)\.scale_shift_table", r"blocks.\1.modulation"),

@@ -10,17 +10,19 @@ from typing import Any
 from radial.errors import OutputError
 from radial.files import check_output, publish
 from radial.video.encoding import Encoding, Frames, decode, encode, encoding_for, read_comment
+from radial.video.sound import Sound
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")  # of clips that users bring to tune on
 
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """Frames uint8 ``[T, H, W, 3]`` in RGB, frames a second, and the receipt of how they were made."""
+    """Frames uint8 ``[T, H, W, 3]`` in RGB, frames a second, the receipt of how they were made, and the sound."""
 
     frames: Frames = field(repr=False)
     fps: int
     receipt: dict[str, Any] = field(default_factory=dict, repr=False)
+    sound: Sound | None = field(default=None, repr=False)
 
     def write(self, path: Path, *, encoding: Encoding | None = None, overwrite: bool = False) -> Path:
         """Write a file, by default of the format that its name says, under a temporary name first, then renamed.
@@ -41,7 +43,7 @@ class Video:
             OSError: it cannot be written.
         """
         receipt = self.receipt and self.receipt | {"encoding": encoding.model_dump()}
-        encode(self.frames, self.fps, receipt, path, encoding)
+        encode(self.frames, self.fps, receipt, path, encoding, self.sound)
 
 
 def read_frames(path: Path) -> Frames:

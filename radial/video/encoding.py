@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from radial.errors import OutputError, RequestError
+from radial.video.sound import Sound, add_sound_stream, write_sound
 
 Frames = NDArray[np.uint8]
 
@@ -86,8 +87,10 @@ def encoding_for(path: Path) -> Encoding:
     return Encoding.model_validate({"format": name})
 
 
-def encode(frames: Frames, fps: int, receipt: dict[str, Any], path: Path, encoding: Encoding) -> None:
-    """Write frames, uint8 ``[T, H, W, 3]``, to a file, or to a folder for ``png``.
+def encode(
+    frames: Frames, fps: int, receipt: dict[str, Any], path: Path, encoding: Encoding, sound: Sound | None = None
+) -> None:
+    """Write frames, uint8 ``[T, H, W, 3]``, to a file, or to a folder for ``png``; sound goes into mp4 and webm.
 
     Raises:
         OSError: it cannot be written.
@@ -98,10 +101,10 @@ def encode(frames: Frames, fps: int, receipt: dict[str, Any], path: Path, encodi
     elif encoding.format == "png":
         _encode_pngs(frames, comment, path)
     else:
-        _encode_stream(frames, fps, comment, path, encoding)
+        _encode_stream(frames, fps, comment, path, encoding, sound)
 
 
-def _encode_stream(frames: Frames, fps: int, comment: str, path: Path, encoding: Encoding) -> None:
+def _encode_stream(frames: Frames, fps: int, comment: str, path: Path, encoding: Encoding, sound: Sound | None) -> None:
     import av
 
     os.environ.setdefault("SVT_LOG", "1")  # errors alone
@@ -116,6 +119,7 @@ def _encode_stream(frames: Frames, fps: int, comment: str, path: Path, encoding:
         if comment:
             container.metadata["comment"] = comment
         stream: Any = container.add_stream(encoder, rate=Fraction(fps), options=options)
+        sound_stream = None if sound is None else add_sound_stream(container, encoding.format, sound)
         _, height, width, _ = frames.shape
         if codec == "av1":  # its encoder takes even sides of 64 and more alone
             frames = _pad(frames, max(64, height + height % 2), max(64, width + width % 2))
@@ -132,6 +136,8 @@ def _encode_stream(frames: Frames, fps: int, comment: str, path: Path, encoding:
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
+        if sound is not None:
+            write_sound(container, sound_stream, sound)
 
 
 def is_playable(codec: str | None, height: int, width: int) -> bool:

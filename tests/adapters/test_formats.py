@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from radial import ModelError
 from radial.adapters.apply import load_loras
-from radial.adapters.expert import expert_in
+from radial.adapters.expert import expert_in, told_expert
 from radial.adapters.file import read_adapter
 from radial.request import Lora
 
@@ -327,6 +327,11 @@ def test_what_cannot_act_is_refused(keys: dict[str, tuple[int, ...]], told: str,
         ("wan22-style-HighNoise-000010", "high"),
         ("Wan22_A14B_T2V_LOW_Lightning_4steps_lora_rank64_fp16", "low"),
         ("low_vram_high_noise", "high"),
+        ("Wan_2_2_I2V_A14B_HIGH_lightx2v_4step_lora_v1030_rank_64_bf16", "high"),
+        ("23High noise-style", "high"),
+        ("style-22-L-e8", "low"),
+        ("H.264_fix", None),
+        ("L_shaped", None),
         ("orbit_shot_highres", None),
         ("low-rank-style", None),
         ("highway_drive", None),
@@ -393,12 +398,51 @@ def test_a_file_for_both_is_shared_out_by_its_keys(first: str, second: str, tmp_
 
 
 def test_peft_files_say_their_alpha_beside_them(tmp_path: Path) -> None:
-    state = {"base_model.model.blocks.0.self_attn.q.lora_A.weight": torch.ones(4, 64)}
-    save_file(state, tmp_path / "adapter_model.safetensors")
-    file = read_adapter(tmp_path / "adapter_model.safetensors")
-    assert file.alpha_of("blocks.0.self_attn.q", 4) == 4
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({"base_model.model.blocks.0.self_attn.q.lora_A.weight": torch.ones(4, 64)}, file)
+    assert read_adapter(file).scale_of("blocks.0.self_attn.q", "transformer", 4, None) == 1
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 12, "r": 4, "use_rslora": True}))
-    assert read_adapter(tmp_path / "adapter_model.safetensors").alpha_of("blocks.0.self_attn.q", 4) == 24
+    assert read_adapter(file).scale_of("blocks.0.self_attn.q", "transformer", 4, None) == 6
+    assert read_adapter(file).scale_of("blocks.0.self_attn.q", "transformer", 4, 2.0) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("beside", "more", "scale"),
+    [
+        ({}, {}, 1.0),
+        ({"alpha": 6, "r": 4}, {}, 1.5),  # PEFT's
+        ({}, {"lokr_factor": torch.tensor(8), "diffusion_model.blocks.0.self_attn.q.alpha": torch.tensor(4.0)}, 0.125),
+        ({}, {"diffusion_model.blocks.0.self_attn.q.alpha": torch.tensor(4.0)}, 1.0),  # LyCORIS'
+    ],
+)
+def test_whole_factors_of_lokr_by_who_wrote_them(beside: Any, more: State, scale: float, tmp_path: Path) -> None:
+    pipe, kind, before = tiny("wan")
+    first, second = torch.randn(2, 2), torch.randn(32, 32)
+    name = "diffusion_model.blocks.0.self_attn.q"
+    (tmp_path / "adapter_config.json").write_text(json.dumps(beside))
+    state = {f"{name}.lokr_w1": first, f"{name}.lokr_w2": second} | more
+    assert loaded(pipe, state, tmp_path / "adapter_model.safetensors") == ()
+    whole = before["blocks.0.self_attn.q.weight"] + WEIGHT * scale * torch.kron(first, second)
+    close(original_state(kind, weights_of(pipe.transformer)), before | {"blocks.0.self_attn.q.weight": whole})
+
+
+def test_two_transformers_have_alphas_of_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "both.safetensors"
+    said = {"transformer.lora_alpha": 8, "transformer_2.lora_alpha": 2}
+    save_file({"transformer.blocks.0.attn1.to_q.lora_A.weight": torch.ones(4, 64)}, file,
+              {"lora_adapter_metadata": json.dumps(said)})  # fmt: skip
+    read = read_adapter(file)
+    assert [read.scale_of("blocks.0.attn1.to_q", part, 4, None) for part in ("transformer", "transformer_2")] == [
+        2,
+        0.5,
+    ]
+
+
+@pytest.mark.parametrize(("timesteps", "expert"), [("875,1000", "high"), ("0,875", "low"), ("0,1000", None)])
+def test_timesteps_of_training_say_which_noise(timesteps: str, expert: str | None, tmp_path: Path) -> None:
+    file = tmp_path / "style.safetensors"
+    save_file({"blocks.0.self_attn.q.lora_A.weight": torch.ones(4, 64)}, file, {"modelspec.timestep_range": timesteps})
+    assert told_expert(read_adapter(file)) == expert
 
 
 COMFY = {  # its name of a layer, the authors'

@@ -492,8 +492,8 @@ def _ltx2_audio() -> Arguments:
         base_channels=4, ch_mult=(1,), num_res_blocks=1, resolution=32, latent_channels=2, mel_bins=8
     )
     vocoder = LTX2Vocoder(
-        in_channels=16, hidden_channels=8, upsample_kernel_sizes=[4, 4], upsample_factors=[2, 2],
-        resnet_kernel_sizes=[3], resnet_dilations=[[1, 3, 5]], output_sampling_rate=16000,
+        in_channels=16, hidden_channels=8, upsample_kernel_sizes=[40, 24], upsample_factors=[20, 12],
+        resnet_kernel_sizes=[3], resnet_dilations=[[1, 3, 5]], output_sampling_rate=24000,
     )  # fmt: skip
     return {"audio_vae": audio_vae, "vocoder": vocoder}
 
@@ -506,7 +506,7 @@ def _ltx2() -> Any:
         rope_type="split", perturbed_attn=True,
     )  # fmt: skip
     vae = diffusers.AutoencoderKLLTX2Video(
-        latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8),
+        latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 16, 32),
         layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1),
         spatial_compression_ratio=32, temporal_compression_ratio=8,
     )  # fmt: skip

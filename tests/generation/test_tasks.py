@@ -21,6 +21,7 @@ from radial.models.table import MODELS, PRESETS, find_preset
 from radial.request import GenerationRequest, make_request
 from radial.video.clip import Video
 from radial.video.images import fit_image, read_image
+from radial.video.sound import read_sound
 
 SMALL = {"height": 32, "width": 48, "num_frames": 9, "num_inference_steps": 2, "seed": 3}
 
@@ -269,3 +270,19 @@ def test_the_last_good_latents_survive(wan_folder: Path) -> None:
     assert caught.value.latents is not None
     assert caught.value.latents.isfinite().all()
     assert caught.value.latents.shape == (1, 16, 3, 4, 6)
+
+
+@pytest.mark.parametrize("num_frames", [9, 17])
+def test_a_clip_is_heard_as_long_as_it_is_seen(num_frames: int, tmp_path: Path) -> None:
+    CASES["ltx2"].build().save_pretrained(tmp_path / "ltx2")
+    request = make_request(
+        prompt="a red circle", model=str(tmp_path / "ltx2"), height=64, width=96, num_frames=num_frames, seed=3, fps=8,
+        num_inference_steps=2,
+    )  # fmt: skip
+    (video,) = generate(request)
+    path = video.write(tmp_path / "clip.mp4")
+    heard = read_sound(path)
+    assert video.sound is not None
+    assert heard is not None
+    assert video.sound.samples.shape[1] / video.sound.rate == pytest.approx(num_frames / 8, rel=0.2)
+    assert (heard.rate, len(heard.samples)) == (video.sound.rate, len(video.sound.samples))

@@ -16,6 +16,7 @@ from radial.errors import OutputError
 from radial.files import discard, rename_to_free_name, replace_with, sync
 from radial.video.clip import Video, read_frames, read_receipt
 from radial.video.encoding import Encoding, even_sides, is_playable
+from radial.video.sound import read_sound
 from radial_app.jobs.job import Job, ResultFile
 from radial_app.jobs.outputs import free_name
 from radial_app.jobs.store import JobStore
@@ -106,9 +107,8 @@ def _write_proxy(video: Video, path: Path, encoding: Encoding) -> None:
     height, width = video.frames.shape[1:3]
     if encoding.format != "mp4" or is_playable(encoding.chosen_codec, height, width):
         return
-    copy = Video(even_sides(video.frames), video.fps, video.receipt)
-    silent = Encoding(metadata=encoding.metadata, crf=20)
-    copy.write(proxy_path(path), encoding=silent, overwrite=True)
+    copy = replace(video, frames=even_sides(video.frames))
+    copy.write(proxy_path(path), encoding=Encoding(metadata=encoding.metadata, crf=20), overwrite=True)
 
 
 def _write_missing_proxy(job: Job, path: Path) -> None:
@@ -119,7 +119,8 @@ def _write_missing_proxy(job: Job, path: Path) -> None:
     height, width = job.request.clip_height, job.request.clip_width
     if not is_playable(encoding.chosen_codec, height, width):
         receipt = read_receipt(path) if encoding.metadata else {}
-        _write_proxy(Video(read_frames(path), job.request.fps or 1, receipt), path, encoding)
+        video = Video(read_frames(path), job.request.fps or 1, receipt, read_sound(path))
+        _write_proxy(video, path, encoding)
 
 
 def proxy_path(path: Path) -> Path:
