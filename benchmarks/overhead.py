@@ -19,7 +19,7 @@ from radial.loading.load import load
 from radial.request import make_request
 from radial_app.jobs.job import Job, Output
 from radial_app.jobs.store import JobStore
-from radial_app.worker.worker import Worker, WorkerSettings
+from radial_app.worker.worker import Worker
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
         return time.perf_counter() - started
 
     with tempfile.TemporaryDirectory() as folder, JobStore(Path(folder) / "data") as store:
-        worker = Worker(store, WorkerSettings(until_idle=True))
+        worker = Worker(store, until_idle=True)
 
         def job() -> float:
             store.add([Job(id="", request=request, output=Output(folder=f"{folder}/out"))])

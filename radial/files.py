@@ -49,14 +49,10 @@ def publish_text(path: Path, text: str) -> None:
     Raises:
         OutputError: the place cannot be written.
     """
-
-    def write(partial: Path) -> None:
-        partial.write_text(text, encoding="utf-8")
-
-    publish(path, write, overwrite=True)
+    publish(path, lambda partial: partial.write_text(text, encoding="utf-8"), overwrite=True)
 
 
-def publish(path: Path, write: Callable[[Path], None], *, overwrite: bool) -> None:
+def publish(path: Path, write: Callable[[Path], object], *, overwrite: bool) -> None:
     """Write a file under a temporary name, then give it its own.
 
     Args:

@@ -105,9 +105,7 @@ class Client:
             try:
                 for video in self.events(id):
                     on_change(video)
-            except OutputError:
-                time.sleep(1)
-            except (OSError, ValueError):  # cut off in the middle
+            except (OSError, ValueError):  # it does not answer, or was cut off in the middle
                 time.sleep(1)
             video = self.get(id)
             if video.finished:

@@ -32,7 +32,7 @@ from radial_app.jobs.store import LONGEST_WAIT, JobStore
 from radial_app.server.limits.sweep import prepare_uploads
 from radial_app.tuning.runs import Training
 from radial_app.worker.overdue import Overdue
-from radial_app.worker.worker import Worker, WorkerSettings
+from radial_app.worker.worker import Worker
 
 # The tables of the first databases of version 1, which had no receipts.
 FIRST_TABLES = """
@@ -96,7 +96,7 @@ def test_a_row_that_cannot_be_read_hides_no_other(
     assert claimed is not None
     assert claimed.id == good.id  # and the other waits for the version that wrote it
     assert store.claim("w") is None
-    assert not Worker(store, WorkerSettings(until_idle=True))._waits()
+    assert not Worker(store, until_idle=True)._waits()
     assert store.cancel([bad.id], keep=False) == [bad.id]
     assert store.remove([bad.id]) == [bad.id]
 
@@ -159,7 +159,7 @@ def test_a_job_moves_as_often_as_anybody_likes(store: JobStore) -> None:
 
 def test_an_idle_worker_takes_no_lock_and_looks_seldom(store: JobStore, data_folder: Path) -> None:
     store.add([a_job(device="cuda:5", seed=n) for n in range(50)])
-    worker = Worker(JobStore(data_folder), WorkerSettings(device="cpu"))
+    worker = Worker(JobStore(data_folder), device="cpu")
     with contextlib.closing(sqlite3.connect(data_folder / "jobs.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         started = time.monotonic()

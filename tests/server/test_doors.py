@@ -201,7 +201,7 @@ def test_the_database_is_never_read_on_the_event_loop(paths: ServerPaths, monkey
             return super().execute(*args)
 
     monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: plain(*args, **more, factory=Watched))
-    monkeypatch.setattr(desk, "_STORES", desk._Stores())
+    monkeypatch.setattr(desk, "_THREAD", threading.local())
     app = make_app(paths)
 
     async def ask() -> None:
@@ -535,7 +535,7 @@ def test_what_a_killed_server_left_is_swept(paths: ServerPaths, monkeypatch: pyt
 
 def test_a_locked_database_passes(client: TestClient, paths: ServerPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(desk, "_PATIENCE", 0.1)
-    monkeypatch.setattr(desk, "_STORES", desk._Stores())
+    monkeypatch.setattr(desk, "_THREAD", threading.local())
     assert client.get("/healthz").json()["status"] == "ok"
     with contextlib.closing(sqlite3.connect(paths.data / "jobs.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")

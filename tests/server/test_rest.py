@@ -406,7 +406,8 @@ def test_a_throttle_lets_through_again() -> None:
     throttle = Throttle(2, 60, clock=lambda: now[0])
     throttle.fail("a")
     assert throttle.wait("a") == 0
-    throttle.fail("a", "b")
+    throttle.fail("a")
+    throttle.fail("b")
     assert (throttle.wait("a"), throttle.wait("b")) == (60, 0)
     now[0] = 61
     assert throttle.wait("a") == 0

@@ -25,7 +25,7 @@ from radial_app.server.service import ServerPaths
 from radial_app.tuning.datasets import MAX_FILES, list_datasets, take_archive
 from radial_app.tuning.runs import Preparation, Training, Tuning
 from radial_app.tuning.tasks import Task
-from radial_app.worker.worker import Worker, WorkerSettings
+from radial_app.worker.worker import Worker
 
 
 def clip(seed: int, frames: int = 20) -> bytes:
@@ -236,8 +236,8 @@ def test_a_task_lives_as_long_as_its_process(paths: ServerPaths) -> None:
     assert Tuning(paths.data).at_work() == "x"
     # A worker on a GPU leaves it to the run; one on the CPU does not.
     with JobStore(paths.data) as store:
-        assert Worker(store, WorkerSettings(device="cuda:0"))._lent_to_training()
-        assert not Worker(store, WorkerSettings(device="cpu"))._lent_to_training()
+        assert Worker(store, device="cuda:0")._lent_to_training()
+        assert not Worker(store, device="cpu")._lent_to_training()
     os.kill(task.told["pid"], signal.SIGKILL)
     assert task.wait(10)
     assert Tuning(paths.data).at_work() is None

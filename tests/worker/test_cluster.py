@@ -39,6 +39,15 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+def _tell_of_actors(monkeypatch: pytest.MonkeyPatch, actors: list[Any]) -> None:
+    plain = ray_backend._RayRenderer.__init__
+
+    def init(self: Any, new_actor: Any) -> None:
+        plain(self, lambda: actors.append(new_actor()) or actors[-1])
+
+    monkeypatch.setattr(ray_backend._RayRenderer, "__init__", init)
+
+
 def test_a_killed_actor_loses_nothing(
     cluster: None, data_folder: Path, wan_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,9 +69,8 @@ def test_a_killed_actor_loses_nothing(
         killer = threading.Thread(target=kill_the_first)
         killer.start()
         ids = [job.id for job in jobs]
-        render_on_cluster(
-            store, "local", "b", lambda: BatchView(store, ids), snapshot_seconds=0.0, on_actor=renderers.append
-        )
+        _tell_of_actors(monkeypatch, renderers)
+        render_on_cluster(store, "local", "b", lambda: BatchView(store, ids), snapshot_seconds=0.0)
         killer.join()
         assert len(renderers) == 2
         assert [store.get(id_).state for id_ in ids] == ["done"] * 3
@@ -117,7 +125,8 @@ def test_an_actor_whose_gpu_is_lost_is_replaced(
         output = Output(folder=str(tmp_path / "out"), name="{slug}")
         first, second = store.add([Job(id="", request=request, output=output, batch="b") for _ in range(2)])
         actors: list[Any] = []
-        render_on_cluster(store, "local", "b", lambda: BatchView(store, [first.id, second.id]), on_actor=actors.append)
+        _tell_of_actors(monkeypatch, actors)
+        render_on_cluster(store, "local", "b", lambda: BatchView(store, [first.id, second.id]))
         assert [store.get(job.id).state for job in (first, second)] == ["done", "done"]
         log = [text for job in (first, second) for *_, text in store.events(job.id)]
         assert any("cuda:0 has stopped answering" in text for text in log)

@@ -29,9 +29,9 @@ from radial_app.jobs import results
 from radial_app.jobs.job import Job, Output, ResultFile, make_output
 from radial_app.jobs.results import digest_file, proxy_path
 from radial_app.jobs.store import MAX_ATTEMPTS, JobStore
+from radial_app.worker import attempt, rendering
 from radial_app.worker.attempt import Attempt
-from radial_app.worker.rendering import Pace
-from radial_app.worker.worker import Worker, WorkerSettings
+from radial_app.worker.worker import Worker
 
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 9, "num_inference_steps": 4, "seed": 3}
 
@@ -52,8 +52,7 @@ def make(store: JobStore, wan_folder: Path, tmp_path: Path) -> Callable[..., Job
 
 
 def worker(store: JobStore, **settings: Any) -> Worker:
-    pace = Pace(snapshot_seconds=0.0, preview_seconds=settings.pop("preview_seconds", 10.0))
-    return Worker(store, WorkerSettings(**{"until_idle": True, "pace": pace, **settings}))
+    return Worker(store, **{"until_idle": True, "snapshot_seconds": 0.0, **settings})
 
 
 def at_step(store: JobStore, step: int, act: Callable[[Job], None]) -> Callable[[Job, Any], None]:
@@ -93,14 +92,14 @@ def test_jobs_one_after_the_other_with_one_model(
 def test_pause_and_resume(store: JobStore, make: Callable[..., Job], tmp_path: Path) -> None:
     job = make()
     first = worker(store)
-    first.listen(at_step(store, 2, lambda job: store.pause([job.id]) and None))
+    first.on_event = at_step(store, 2, lambda job: store.pause([job.id]) and None)
     first.run()
     assert store.get(job.id).state == "paused"
     assert store.snapshot_path(job.id).exists()
     store.resume([job.id])
     steps: list[int] = []
     second = worker(store)
-    second.listen(lambda job, event: steps.append(event.step) if isinstance(event, Event) else None)
+    second.on_event = lambda job, event: steps.append(event.step) if isinstance(event, Event) else None
     second.run()
     assert store.get(job.id).state == "done"
     assert 1 not in steps
@@ -120,7 +119,7 @@ def test_cancel_discards_and_finish_keeps(store: JobStore, make: Callable[..., J
         cancel(job, event)
         stages.extend([event.stage] if job.id == kept.id and isinstance(event, Event) and event.step == 0 else [])
 
-    ours.listen(on_event)
+    ours.on_event = on_event
     ours.run()
     assert stages == ["load", "encode", "denoise", "decode"] or stages == ["encode", "denoise", "decode"]
     assert {"denoise", "decode"} <= set(read_receipt(tmp_path / "out" / "2.mp4")["seconds"])
@@ -188,7 +187,8 @@ def test_a_job_that_costs_every_worker_its_gpu_fails(
     assert store.get(poison.id).attempts == 0
 
 
-def test_a_picture_while_it_renders(store: JobStore, make: Callable[..., Job]) -> None:
+def test_a_picture_while_it_renders(store: JobStore, make: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "PREVIEW_SECONDS", 0.0)
     job = make(num_inference_steps=6)
     seen: list[tuple[int, ...]] = []
 
@@ -196,8 +196,8 @@ def test_a_picture_while_it_renders(store: JobStore, make: Callable[..., Job]) -
         with Image.open(store.preview_path(job.id)) as image:
             seen.append((image.width, image.height))
 
-    ours = worker(store, preview_seconds=0.0)
-    ours.listen(at_step(store, 4, look))
+    ours = worker(store)
+    ours.on_event = at_step(store, 4, look)
     ours.run()
     assert store.get(job.id).state == "done", store.get(job.id).error
     assert seen == [(32, 32)]
@@ -207,7 +207,7 @@ def test_a_picture_while_it_renders(store: JobStore, make: Callable[..., Job]) -
 def test_a_worker_that_is_told_to_stop(store: JobStore, make: Callable[..., Job]) -> None:
     job = make()
     ours = worker(store)
-    ours.listen(at_step(store, 2, lambda job: ours.stop.set()))
+    ours.on_event = at_step(store, 2, lambda job: ours.stop.set())
     ours.run()
     found = store.get(job.id)
     assert (found.state, found.attempts) == ("queued", 0)
@@ -244,7 +244,7 @@ def test_errors_end_the_job_not_the_worker(
     store.retry([no_memory.id])
     begun: list[int] = []
     again = worker(store)
-    again.listen(lambda job, event: begun.append(event.step) if isinstance(event, Event) else None)
+    again.on_event = lambda job, event: begun.append(event.step) if isinstance(event, Event) else None
     again.run()
     assert store.get(no_memory.id).state == "done"
     assert max(begun) == 4
@@ -266,7 +266,8 @@ def test_a_full_disk_makes_a_job_wait(
         plain(self, path, encoding)
 
     monkeypatch.setattr(Video, "encode", encode)
-    worker(store, disk_seconds=0.2).run()
+    monkeypatch.setattr(attempt, "DISK_SECONDS", 0.2)
+    worker(store).run()
     assert full == []
     found = store.get(job.id)
     assert (found.state, found.attempts) == ("done", 1)
@@ -313,7 +314,7 @@ def test_a_file_gets_its_name_once_whenever_the_worker_dies(
     assert [found.id for found in store.recover()] == [job.id]
     decoded: list[Any] = []
     last = worker(store)
-    last.listen(lambda job, event: decoded.append(event) if isinstance(event, Event) else None)
+    last.on_event = lambda job, event: decoded.append(event) if isinstance(event, Event) else None
     last.run()
     found = store.get(job.id)
     assert found.state == "done"
@@ -342,7 +343,7 @@ def test_without_hard_links_a_name_that_was_claimed_is_filled(
         dying.setattr(os, "link", no_links)
         dying.setattr(os, "replace", killed)
         with pytest.raises(Killed):
-            Worker(store, WorkerSettings(until_idle=True)).run()
+            Worker(store, until_idle=True).run()
     assert (tmp_path / "out" / "3.mp4").stat().st_size == 0
     store.recover()
     worker(store).run()
@@ -365,7 +366,8 @@ def test_a_locked_database_makes_a_job_wait(
         plain(self, *arguments)
 
     monkeypatch.setattr(JobStore, "record_file", locked)
-    worker(store, disk_seconds=0.1).run()
+    monkeypatch.setattr(attempt, "DISK_SECONDS", 0.1)
+    worker(store).run()
     assert store.get(job.id).state == "done"
     assert os.listdir(tmp_path / "out") == ["3.mp4"]
 
@@ -425,7 +427,7 @@ def test_formats_and_proxies(store: JobStore, make: Callable[..., Job], tmp_path
 def test_a_worker_with_nothing_to_do_unloads(store: JobStore, make: Callable[..., Job]) -> None:
     make()
     ours = worker(store, until_idle=False, unload_seconds=0.0)
-    ours.listen(lambda job, event: None)
+    ours.on_event = lambda job, event: None
     plain_rest = ours._rest
     rests: list[bool] = []
 

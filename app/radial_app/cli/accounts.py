@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Annotated
 
@@ -65,7 +66,7 @@ def list_accounts(data_dir: DataDir = None) -> None:
     table = Table("name", "admin", "keys")
     with Accounts(data_folder(data_dir)) as accounts:
         for one in accounts.all():
-            keys = ", ".join(f"{key.shown}... {key.label}".strip() for key in accounts.keys(one.name))
+            keys = ", ".join(f"{shown}... {label}".strip() for shown, label in accounts.keys(one.name))
             table.add_row(one.name, "yes" if one.admin else "", keys)
     Console().print(table)
 
@@ -92,8 +93,6 @@ def revoke(
 
 def _password(*, from_stdin: bool) -> str:
     if from_stdin:
-        import sys
-
         return sys.stdin.readline().rstrip("\n")
     first: str = typer.prompt("Password", hide_input=True)
     if first != typer.prompt("Again", hide_input=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +15,8 @@ from rich.filesize import decimal
 from radial.files import publish_text
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.find import find_model
+from radial.models.hub import check_disk, download_size_of
+from radial.models.hub import download as fetch
 
 
 def download(
@@ -25,9 +26,6 @@ def download(
     ] = None,
 ) -> None:
     """Download models. What is here already is not fetched again; cut off, it goes on where it was."""
-    from radial.models.hub import check_disk, download_size_of
-    from radial.models.hub import download as fetch
-
     stderr = Console(stderr=True)
     found = [find_model(name) for name in dict.fromkeys(models)]
     planned = {
@@ -57,4 +55,4 @@ def download(
                     publish_text(tell, json.dumps({"done": done, "total": total}))
 
             folder = fetch(spec.source, show, plan)
-        print(folder, file=sys.stdout)
+        print(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -11,6 +11,11 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from radial.errors import RadialError
+from radial.models.checkpoint import checkpoint_folder
+from radial.models.find import find_model
+from radial.models.hub import Download, cached_folder, download_size_of
+from radial.models.spec import ModelSpec
+from radial.request import make_request
 from radial_app.cli.jobs import clock
 from radial_app.cli.terminal.options import (
     DataDir,
@@ -21,10 +26,8 @@ from radial_app.cli.terminal.options import (
     PrecisionChoice,
     Width,
 )
-
-if TYPE_CHECKING:
-    from radial.models.hub import Download
-    from radial.models.spec import ModelSpec
+from radial_app.jobs.estimates import estimate as estimate_for
+from radial_app.jobs.store import JobStore
 
 
 def estimate(
@@ -44,12 +47,6 @@ def estimate(
     """Say what a clip will take: GPU and host memory for every memory profile, disk and download, time."""
     from radial.loading.load import choose_device
     from radial.loading.memory import PROFILES, fit_profile, free_memory
-    from radial.models.checkpoint import checkpoint_folder
-    from radial.models.find import find_model
-    from radial.models.hub import cached_folder
-    from radial.request import make_request
-    from radial_app.jobs.estimates import estimate as estimate_for
-    from radial_app.jobs.store import JobStore
 
     request = make_request(
         prompt="estimate", model=model, height=height, width=width, num_frames=num_frames, attention=attention,
@@ -89,9 +86,6 @@ def estimate(
 
 def _plan_download(spec: ModelSpec) -> tuple[Download | None, str]:
     """What is to be downloaded, where the model is the hub's, or why the hub cannot be asked."""
-    from radial.models.checkpoint import checkpoint_folder
-    from radial.models.hub import download_size_of
-
     if checkpoint_folder(spec) is not None:
         return None, ""
     try:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from radial.errors import RequestError
+from radial.files import check_output
+from radial.models.table import find_preset
+from radial.request import GenerationRequest, make_request, parse_lora
+from radial.video.encoding import encoding_for
 from radial_app.cli.terminal.options import (
     Codec,
     Crf,
@@ -25,10 +29,9 @@ from radial_app.cli.terminal.options import (
     takes_attention,
 )
 from radial_app.cli.terminal.torchrun import is_other_rank
-
-if TYPE_CHECKING:
-    from radial.request import GenerationRequest
-    from radial_app.jobs.job import Output
+from radial_app.jobs.job import DEFAULT_NAME, Job, Output, anchored, make_output
+from radial_app.jobs.outputs import OUTPUT_FOLDER
+from radial_app.jobs.store import JobStore
 
 
 @takes_attention
@@ -91,11 +94,7 @@ def generate(
     **attention: Any,
 ) -> None:
     """Generate a video from a prompt."""
-    from radial.models.table import find_preset
-    from radial.request import make_request, parse_lora
     from radial_app.cli.terminal.run_here import render_here
-    from radial_app.jobs.job import Job, anchored
-    from radial_app.jobs.store import JobStore
     from radial_app.worker.ranks import as_first_rank, take_orders
 
     if is_other_rank():
@@ -168,11 +167,6 @@ def _output(
     request: GenerationRequest,
 ) -> Output:  # fmt: skip
     """Where the videos of one command go, checked before work is spent."""
-    from radial.files import check_output
-    from radial.video.encoding import encoding_for
-    from radial_app.jobs.job import DEFAULT_NAME, Job, make_output
-    from radial_app.jobs.outputs import OUTPUT_FOLDER
-
     if path is not None and video_format is None:
         video_format = encoding_for(path).format
     encoding = {"format": video_format or "mp4", "codec": codec, "crf": crf, "metadata": metadata}

@@ -9,6 +9,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from radial.files import check_output
+from radial.models.find import find_model
+from radial.models.table import MODELS
+from radial.request import make_request
 from radial_app.cli.terminal.options import (
     Height,
     ModelName,
@@ -18,6 +22,8 @@ from radial_app.cli.terminal.options import (
     Width,
     takes_attention,
 )
+from radial_app.jobs.job import slug
+from radial_app.jobs.outputs import OUTPUT_FOLDER, free_name
 
 if TYPE_CHECKING:
     from radial.plans.plan import BlockPlan
@@ -35,14 +41,9 @@ def inspect(
     **attention: Any,
 ) -> None:
     """Draw which blocks of attention a clip computes, and what that should save."""
-    from radial.files import check_output
-    from radial.models.find import find_model
     from radial.plans.drawing import draw_plan, write_png
     from radial.plans.plan import BlockPlan
     from radial.plans.sketch import PlanSketch
-    from radial.request import make_request
-    from radial_app.jobs.job import slug
-    from radial_app.jobs.outputs import OUTPUT_FOLDER, free_name
 
     request = make_request(
         prompt="inspect",
@@ -86,8 +87,6 @@ def _expected_speed_up(plan: BlockPlan) -> str:
 
 def models() -> None:
     """List the models that have a name."""
-    from radial.models.table import MODELS
-
     table = Table()
     table.add_column("name", no_wrap=True)
     for column in ("what", "size", "frames", "starts from"):

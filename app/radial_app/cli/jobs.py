@@ -9,8 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 import typer
@@ -33,11 +32,7 @@ _COLOURS = {"running": "cyan", "queued": "white", "paused": "yellow", "done": "g
 
 
 @app.callback()
-def _choose_folder(
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the queue; else RADIAL_DATA_DIR, or the platform's.")
-    ] = None,
-) -> None:
+def _choose_folder(data_dir: DataDir = None) -> None:
     if data_dir is not None:
         os.environ["RADIAL_DATA_DIR"] = str(data_dir)
 
@@ -181,17 +176,12 @@ def work(
     """Render the jobs that wait, one after the other. Start one for each device."""
     from radial.loading.load import choose_device
     from radial_app.worker.ranks import as_first_rank, take_orders
-    from radial_app.worker.rendering import Pace
-    from radial_app.worker.worker import Worker, WorkerSettings, log_to
+    from radial_app.worker.worker import Worker, log_to
 
     if is_other_rank():
         take_orders(device, through_signals=True)
         return
     choose_device(device)
-    settings = WorkerSettings(
-        device=device, until_idle=until_idle, pace=Pace(snapshot_seconds), unload_seconds=unload_seconds,
-        batch=batch,
-    )  # fmt: skip
     with (
         JobStore(data_dir) as store, store.locks.slot(slot or f"by-hand-{os.getpid()}") as free, ExitStack() as stack,
     ):  # fmt: skip
@@ -200,9 +190,10 @@ def work(
         if slot is not None:
             store.locks.sign(slot, owner)
         ranks = stack.enter_context(as_first_rank(device))
-        if ranks is not None:
-            settings = replace(settings, device=ranks.device)
-        worker = Worker(store, settings, ranks)
+        worker = Worker(
+            store, ranks, device=ranks.device if ranks else device, until_idle=until_idle, batch=batch,
+            snapshot_seconds=snapshot_seconds, unload_seconds=unload_seconds,
+        )  # fmt: skip
         log_to(store.folder / "logs" / f"worker-{device.replace(':', '-')}.jsonl")
         logging.getLogger("radial").addHandler(logging.StreamHandler())
 
@@ -225,8 +216,6 @@ def work(
 
 def as_dict(job: Job) -> dict[str, Any]:
     """A job for readers of JSON."""
-    from dataclasses import asdict
-
     fields = asdict(job) | {"request": job.request.model_dump(mode="json"), "output": job.output.model_dump()}
     return fields | {"files": [file.path for file in job.files if file.done]}
 

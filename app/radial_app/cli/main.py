@@ -7,10 +7,11 @@ import os
 import sys
 import traceback
 from importlib.metadata import entry_points
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from radial.errors import RadialError, RequestError
 from radial.models.hub import set_offline
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     _add_commands(arguments)
     try:
         code = app(arguments, standalone_mode=False)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _complain("stopped")
         sys.exit(130)
     except RadialError as error:
@@ -58,8 +59,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             _complain(message)
         sys.exit(2 if isinstance(error, RequestError) else 1)
     except Exception as error:
-        if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "format_message"):
-            _exit_as_typer_would(error)
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own
+            if message := error.format_message():
+                _complain(message)
+            sys.exit(error.exit_code)
         if debug:
             traceback.print_exc()
         _complain(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (--debug shows more)")
@@ -94,25 +97,9 @@ def _with_dashes(arguments: list[str]) -> list[str]:
     return result
 
 
-def _exit_as_typer_would(error: Any) -> NoReturn:
-    if isinstance(error, typer.Abort):
-        _complain("stopped")
-        sys.exit(130)
-    if isinstance(error, typer.Exit):
-        sys.exit(error.exit_code)
-    if message := error.format_message():
-        _complain(message)
-    sys.exit(error.exit_code)
-
-
 def _complain(message: str) -> None:
-    stderr.print(f"[bold red]error:[/] {_escape(message)}", soft_wrap=True, highlight=False)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(printable(" ".join(text.split())))
+    line = escape(printable(" ".join(message.split())))
+    stderr.print(f"[bold red]error:[/] {line}", soft_wrap=True, highlight=False)
 
 
 def _show_version(wanted: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich.console import Console
 from rich.markup import escape
 
 from radial.errors import OutputError, RequestError
@@ -17,6 +18,7 @@ from radial.video.encoding import Encoding
 from radial_app.cli.terminal.options import DataDir
 from radial_app.cli.terminal.text import json_text, printable
 from radial_app.jobs.job import Job, anchored, make_output
+from radial_app.jobs.store import JobStore
 
 File = Annotated[Path, typer.Argument(help="A video made by radial, or a folder of frames.", metavar="FILE")]
 
@@ -33,7 +35,6 @@ def rerun(
 ) -> None:
     """Make a video again, as its receipt says."""
     from radial_app.cli.terminal.run_here import render_here
-    from radial_app.jobs.store import JobStore
 
     request, encoding = request_of(file)
     folder = (output or Path("outputs")).absolute()
@@ -44,8 +45,6 @@ def rerun(
 
 def verify(file: File) -> None:
     """Make a video again and compare the frames. Exit code 0: the same, 1: not."""
-    from rich.console import Console
-
     from radial.generation.pipeline import generate
     from radial_app.cli.terminal.progress import Progress
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,17 +17,14 @@ from rich.table import Table
 from radial.errors import OutputError, RequestError
 from radial.files import check_output, existing_folder, publish_text
 from radial.video.encoding import encoding_for
-from radial_app.cli.jobs import clock, plain
+from radial_app.cli.jobs import changes_of, clock, plain
 from radial_app.cli.terminal.batch import BatchView, show_batch, stderr
 from radial_app.cli.terminal.options import Codec, Crf, DataDir, Device, Format, Metadata, PerDevice, SnapshotSeconds
-from radial_app.jobs.job import DEFAULT_NAME, Job, Output, make_output
+from radial_app.jobs.estimates import Estimate, estimate
+from radial_app.jobs.job import DEFAULT_NAME, Job, Output, load_key, make_output
 from radial_app.jobs.outputs import OUTPUT_FOLDER, free_name
 from radial_app.jobs.store import JobStore, new_id
 from radial_app.worker.pool import WorkerPool, own_devices
-
-if TYPE_CHECKING:
-    from radial_app.jobs.estimates import Estimate
-
 
 JobFiles = Annotated[list[Path], typer.Argument(help="Files of jobs: .txt, .csv, .jsonl or .yaml.", metavar="JOBS...")]
 Template = Annotated[
@@ -137,7 +135,6 @@ def read_all(files: list[Path], output: Output, defaults: list[str] | None, batc
     Raises:
         JobFileError: with the problems of all files.
     """
-    from radial_app.cli.jobs import changes_of
     from radial_app.jobs.job_files import JobFileError, check_fields, read_jobs
 
     check_fields(changes_of(defaults), "--set")
@@ -152,8 +149,8 @@ def read_all(files: list[Path], output: Output, defaults: list[str] | None, batc
     if problems:
         raise JobFileError(problems)
     jobs = [replace(job, index=index) for index, job in enumerate(jobs, 1)]
-    order = {group: place for place, group in reversed(list(enumerate(job.group for job in jobs)))}
-    return sorted(jobs, key=lambda job: order[job.group])
+    order: dict[str, int] = {}  # jobs that load the same one after the other save loading
+    return sorted(jobs, key=lambda job: order.setdefault(load_key(job.request), len(order)))
 
 
 def enqueue(store: JobStore, jobs: list[Job], *, resume: bool) -> tuple[list[str], list[str]]:
@@ -178,8 +175,6 @@ def enqueue(store: JobStore, jobs: list[Job], *, resume: bool) -> tuple[list[str
 
 def check_place(job: Job) -> None:
     """Raise where a result could not be written, before anything is rendered."""
-    import os
-
     folder = existing_folder(Path(job.output.folder))
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write into {job.output.folder}")
@@ -212,8 +207,6 @@ def manifest_of(batch: str, jobs: list[Job]) -> dict[str, Any]:
 
 
 def _show_jobs(jobs: list[Job], store: JobStore, *, resume: bool) -> None:
-    from radial_app.jobs.estimates import estimate
-
     table = Table(box=None)
     for column in ("#", "clip", "steps", "attention", "time", "memory"):
         table.add_column(column, no_wrap=True)

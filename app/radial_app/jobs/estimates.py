@@ -11,13 +11,14 @@ from radial.errors import RadialError, RequestError
 from radial.models.checkpoint import checkpoint_folder, spec_in
 from radial.models.find import find_model
 from radial.models.hub import cached_folder, is_whole
+from radial.models.spec import ModelSpec
+from radial.models.weights import Weights, weights_in, weights_on_hub
 from radial.request import GenerationRequest
+from radial_app.jobs.rates import seconds_on_h100
 from radial_app.jobs.store import JobStore
 
 if TYPE_CHECKING:
     from radial.loading.memory import Needs
-    from radial.models.spec import ModelSpec
-    from radial.models.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,6 @@ def estimate(
 
     from radial.loading.load import choose_dtype
     from radial.loading.memory import needs_of
-    from radial_app.jobs.rates import seconds_on_h100
 
     needs, on_h100, density = None, None, _density(request)
     with contextlib.suppress(RadialError):
@@ -72,8 +72,6 @@ def find_weights(request: GenerationRequest, files: Sequence[str] | None = None)
         RequestError: there is no such model.
         ModelError: they cannot be read.
     """
-    from radial.models.weights import weights_in, weights_on_hub
-
     spec = find_model(request.model)
     folder = checkpoint_folder(spec) or cached_folder(spec.source)
     if folder is not None and is_whole(folder, spec.own_components):

@@ -7,13 +7,13 @@ import os
 import stat
 from pathlib import Path
 
+import platformdirs
+
 from radial.errors import OutputError
 
 
 def data_folder(chosen: str | Path | None = None) -> Path:
     """The folder of jobs, snapshots and logs: the chosen one, ``RADIAL_DATA_DIR``, or the platform's own."""
-    import platformdirs
-
     found = chosen or os.environ.get("RADIAL_DATA_DIR") or platformdirs.user_data_dir("radial", appauthor=False)
     return Path(found).expanduser().absolute()
 

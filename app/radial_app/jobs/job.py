@@ -156,11 +156,6 @@ class Job:
     favourite: bool = False
     problem: str = ""
 
-    @property
-    def group(self) -> str:
-        """What must be loaded for it; jobs of one group after the other save loading."""
-        return load_key(self.request)
-
     def name_values(self, request: GenerationRequest, video: int) -> dict[str, Any]:
         """What templates of names can tell of one of its videos."""
         now = time.localtime()

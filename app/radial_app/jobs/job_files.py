@@ -16,7 +16,7 @@ import random
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ KINDS = (".txt", ".csv", ".jsonl", ".yaml", ".yml")
 _OWN = ("lora", "output", "priority")  # what a row may say beside the fields of a request
 _FIELDS = (*GenerationRequest.model_fields, *_OWN)
 _WILDCARD = re.compile(r"__([A-Za-z0-9_-]+?)__")
+_Row = tuple[int, dict[str, Any]]  # a line, and the values of the job that it is about
 _CHOICE = re.compile(r"\{([^{}]*)\}")
 
 
@@ -54,16 +55,8 @@ class JobFileError(RequestError):
         super().__init__(f"{problems[0]}{more}")
 
 
-@dataclass(frozen=True)
-class Row:
-    """Values of one job, from a line of a file."""
-
-    line: int
-    values: dict[str, Any]
-
-
 def read_jobs(
-    path: Path, *, output: Output, defaults: dict[str, Any] | None = None, batch: str = "", seed: int | None = None,
+    path: Path, *, output: Output, defaults: dict[str, Any] | None = None, batch: str = "",
     counts: dict[str, int] | None = None,
 ) -> list[Job]:  # fmt: skip
     """The jobs of a file, resolved and checked.
@@ -74,7 +67,6 @@ def read_jobs(
         defaults: values of fields that a row leaves open.
         batch: name of the batch.
         counts: how often a digest came before, in other files.
-        seed: of random choices among wildcards; by default they are the same every time.
 
     Raises:
         JobFileError: with all problems.
@@ -84,10 +76,10 @@ def read_jobs(
     rows, wildcards = _rows(path, text, problems)
     jobs: list[Job] = []
     counts = {} if counts is None else counts
-    for row in rows:
-        source = f"{path.name}:{row.line}"
+    for line, given in rows:
+        source = f"{path.name}:{line}"
         try:
-            for values in _expand({**(defaults or {}), **row.values}, path.parent, wildcards, seed or 0):
+            for values in _expand({**(defaults or {}), **given}, path.parent, wildcards):
                 if len(jobs) >= MAX_JOBS:
                     raise RequestError(f"more than {MAX_JOBS:,} jobs; split the file")
                 job = _make_job(values, path.parent, output, batch, source, len(jobs) + 1)
@@ -119,7 +111,7 @@ def _read(path: Path) -> str:
         raise JobFileError([f"{path}: job files end in {', '.join(KINDS)}"])
     try:
         # Without waiting: a pipe that nobody writes to would never open.
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise JobFileError([f"{path}: is no file"])
             content = file.read(MAX_BYTES + 1)
@@ -132,11 +124,11 @@ def _read(path: Path) -> str:
         raise JobFileError([f"{path}: not UTF-8 text, at byte {error.start}"]) from error
 
 
-def _rows(path: Path, text: str, problems: list[str]) -> tuple[list[Row], dict[str, list[str]]]:
+def _rows(path: Path, text: str, problems: list[str]) -> tuple[list[_Row], dict[str, list[str]]]:
     kind = path.suffix.lower()
     if kind == ".txt":
         lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
-        return [Row(number, {"prompt": line}) for number, line in lines if line and not line.startswith("#")], {}
+        return [(number, {"prompt": line}) for number, line in lines if line and not line.startswith("#")], {}
     if kind == ".csv":
         return list(_csv_rows(path, text, problems)), {}
     if kind == ".jsonl":
@@ -144,7 +136,7 @@ def _rows(path: Path, text: str, problems: list[str]) -> tuple[list[Row], dict[s
     return _yaml_rows(path, text, problems)
 
 
-def _csv_rows(path: Path, text: str, problems: list[str]) -> Iterator[Row]:
+def _csv_rows(path: Path, text: str, problems: list[str]) -> Iterator[_Row]:
     reader = csv.DictReader(io.StringIO(text), strict=True, skipinitialspace=True)
     try:
         unknown = [name for name in reader.fieldnames or [] if name not in _FIELDS]
@@ -160,12 +152,12 @@ def _csv_rows(path: Path, text: str, problems: list[str]) -> Iterator[Row]:
             filled = {name: value for name, value in values.items() if value not in (None, "")}
             if "lora" in filled:
                 filled["lora"] = [part.strip() for part in filled["lora"].split(";") if part.strip()]
-            yield Row(line, filled)
+            yield line, filled
     except csv.Error as error:
         problems.append(f"{path.name}:{reader.line_num}: {error}")
 
 
-def _json_rows(path: Path, text: str, problems: list[str]) -> Iterator[Row]:
+def _json_rows(path: Path, text: str, problems: list[str]) -> Iterator[_Row]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -177,10 +169,10 @@ def _json_rows(path: Path, text: str, problems: list[str]) -> Iterator[Row]:
         if not isinstance(values, dict):
             problems.append(f"{path.name}:{number}: an object with fields is expected, not {type(values).__name__}")
             continue
-        yield Row(number, values)
+        yield number, values
 
 
-def _yaml_rows(path: Path, text: str, problems: list[str]) -> tuple[list[Row], dict[str, list[str]]]:
+def _yaml_rows(path: Path, text: str, problems: list[str]) -> tuple[list[_Row], dict[str, list[str]]]:
     """``defaults``, ``grid`` and ``wildcards`` for all, and a list of ``jobs``; or the list alone."""
     try:
         for token in yaml.scan(text, Loader=yaml.SafeLoader):
@@ -230,7 +222,7 @@ def _yaml_rows(path: Path, text: str, problems: list[str]) -> tuple[list[Row], d
             continue
         own = values.get("grid") or {}
         grid = {**parts["grid"], **own} if isinstance(own, dict) else own
-        rows.append(Row(line, {**parts["defaults"], **values, "grid": grid}))
+        rows.append((line, {**parts["defaults"], **values, "grid": grid}))
     wildcards: dict[str, list[str]] = {}
     for name, given in parts["wildcards"].items():
         options = given if isinstance(given, list) else [given]
@@ -240,9 +232,7 @@ def _yaml_rows(path: Path, text: str, problems: list[str]) -> tuple[list[Row], d
     return rows, wildcards
 
 
-def _expand(
-    values: dict[str, Any], folder: Path, wildcards: dict[str, list[str]], seed: int
-) -> Iterator[dict[str, Any]]:
+def _expand(values: dict[str, Any], folder: Path, wildcards: dict[str, list[str]]) -> Iterator[dict[str, Any]]:
     """One row's jobs: the product of its grid, of the choices in its prompt, and of the files its image names."""
     grid = values.pop("grid", None) or {}
     if not isinstance(grid, dict) or not all(isinstance(name, str) for name in grid):
@@ -264,7 +254,7 @@ def _expand(
             yield chosen
             continue
         for text in _prompts(prompt, wildcards):
-            yield chosen | {"prompt": _fill_wildcards(text, folder, wildcards, seed, str(chosen.get("seed", "")))}
+            yield chosen | {"prompt": _fill_wildcards(text, folder, wildcards, str(chosen.get("seed", "")))}
 
 
 def _named(output: Output, name: Any) -> Output:
@@ -303,9 +293,9 @@ def _prompts(prompt: str, wildcards: dict[str, list[str]]) -> Iterator[str]:
     yield from ("".join(words) for words in itertools.product(*parts))
 
 
-def _fill_wildcards(prompt: str, folder: Path, wildcards: dict[str, list[str]], seed: int, salt: str) -> str:
+def _fill_wildcards(prompt: str, folder: Path, wildcards: dict[str, list[str]], salt: str) -> str:
     """``__name__`` becomes one of the wildcard's words, or of the lines of ``name.txt`` beside the job file."""
-    dice = random.Random(f"{seed} {salt} {prompt}")
+    dice = random.Random(f"0 {salt} {prompt}")  # the same choices every time
 
     def pick(match: re.Match[str]) -> str:
         name = match[1]

@@ -103,15 +103,9 @@ def open_database(path: Path, patience: float) -> sqlite3.Connection:
 @contextlib.contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     """All or nothing, with the database to ourselves."""
-    with explained():
-        try:  # Ctrl+C may come anywhere in here
-            database.execute("BEGIN IMMEDIATE")
-            yield database
-            database.execute("COMMIT")
-        except BaseException:
-            if database.in_transaction:
-                database.execute("ROLLBACK")
-            raise
+    with explained(), database:
+        database.execute("BEGIN IMMEDIATE")
+        yield database
 
 
 @contextlib.contextmanager

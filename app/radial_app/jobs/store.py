@@ -454,24 +454,14 @@ class JobStore:
         owner: str | None = None,
     ) -> list[Job]:  # fmt: skip
         """Jobs in the order of the queue: running, waiting, then finished ones, the latest first."""
-        states = tuple(states)
-        conditions: list[str] = ["1"]
-        values: list[Any] = []
-        if states:
-            conditions.append(f"state IN ({', '.join('?' for _ in states)})")
-            values += list(states)
-        if batch is not None:
-            conditions.append("batch = ?")
-            values.append(batch)
-        if owner is not None:
-            conditions.append("owner = ?")
-            values.append(owner)
+        states = tuple(states) or UNFINISHED + FINISHED
         with explained():
             rows = self._database.execute(
-                f"SELECT * FROM jobs WHERE {' AND '.join(conditions)} ORDER BY "
+                f"SELECT * FROM jobs WHERE state IN ({', '.join('?' for _ in states)}) "
+                "AND batch = COALESCE(?, batch) AND owner = COALESCE(?, owner) ORDER BY "
                 "CASE state WHEN 'running' THEN 0 WHEN 'queued' THEN 1 WHEN 'paused' THEN 1 ELSE 2 END, "
                 "CASE WHEN finished IS NULL THEN 0 ELSE -finished END, priority DESC, position LIMIT ?",
-                (*values, -1 if limit is None else limit),
+                (*states, batch, owner, -1 if limit is None else limit),
             )
             return [to_job(row) for row in rows]
 

@@ -7,6 +7,7 @@ server answers this machine alone, and everything belongs to whoever sits at it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import re
 import secrets
@@ -58,16 +59,6 @@ class Visitor:
 
 
 LOCAL = Visitor()  # at this machine, where there are no accounts
-
-
-@dataclass(frozen=True)
-class Key:
-    """A program's key: what it is called, and how it begins."""
-
-    account: str
-    label: str
-    shown: str
-    created: float
 
 
 class Accounts:
@@ -139,21 +130,17 @@ class Accounts:
             RequestError: there is none of this name, or the password is too short.
         """
         hashed = _hash(password)
-        self._database.execute("BEGIN IMMEDIATE")
-        try:
+        with self._database:
+            self._database.execute("BEGIN IMMEDIATE")
             done = self._database.execute("UPDATE accounts SET password = ? WHERE name = ?", (hashed, name))
             self._changed(done, name)
             self._database.execute("DELETE FROM sessions WHERE account = ?", (name,))
             self._database.execute("DELETE FROM keys WHERE account = ?", (name,))
-            self._database.execute("COMMIT")
-        finally:
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
 
     def log_in(self, name: str, password: str) -> str | None:
         """A session's token for a right password, else None, after as long a time."""
         row = self._database.execute("SELECT password FROM accounts WHERE name = ?", (name,)).fetchone()
-        if not _verify(row[0] if row else _NOBODY(), password) or row is None:
+        if not _verify(row[0] if row else _nobodys_hash(), password) or row is None:
             return None
         token = secrets.token_urlsafe(32)
         now = time.time()
@@ -192,12 +179,10 @@ class Accounts:
             raise RequestError(f"there is no account {account!r}") from error
         return key
 
-    def keys(self, account: str) -> list[Key]:
-        """An account's keys."""
-        rows = self._database.execute(
-            "SELECT account, label, shown, created FROM keys WHERE account = ? ORDER BY created", (account,)
-        )
-        return [Key(*row) for row in rows]
+    def keys(self, account: str) -> list[tuple[str, str]]:
+        """An account's keys: how each begins, and what it is called."""
+        query = "SELECT shown, label FROM keys WHERE account = ? ORDER BY created"
+        return self._database.execute(query, (account,)).fetchall()
 
     def revoke(self, account: str, shown: str) -> None:
         """Take back the keys of an account that begin like this.
@@ -227,16 +212,18 @@ class Throttle:
         self._failures: dict[str, deque[float]] = {}
         self._lock = threading.Lock()
 
-    def wait(self, *keys: str) -> float:
+    def wait(self, key: str) -> float:
         """Seconds until the next try is let through."""
         with self._lock:
-            return max((self._wait(key) for key in keys), default=0.0)
+            times = self._failures.get(key)
+            if times is None or len(times) < self._limit:
+                return 0.0
+            return max(0.0, times[0] + self._seconds - self._clock())
 
-    def fail(self, *keys: str) -> None:
+    def fail(self, key: str) -> None:
         """Count a try, before it is known how it goes: many at once are many."""
         with self._lock:
-            for key in keys:
-                self._failures.setdefault(key, deque(maxlen=self._limit)).append(self._clock())
+            self._failures.setdefault(key, deque(maxlen=self._limit)).append(self._clock())
             for key in [key for key, times in self._failures.items() if self._clock() - times[-1] > self._seconds]:
                 del self._failures[key]
 
@@ -244,12 +231,6 @@ class Throttle:
         """It went well."""
         with self._lock:
             self._failures.pop(key, None)
-
-    def _wait(self, key: str) -> float:
-        times = self._failures.get(key)
-        if times is None or len(times) < self._limit:
-            return 0.0
-        return max(0.0, times[0] + self._seconds - self._clock())
 
 
 @contextlib.contextmanager
@@ -278,19 +259,10 @@ def _verify(hashed: str, password: str) -> bool:
         return False
 
 
-class _Nobody:
-    """A hash that nobody's password has, so that an unknown name takes as long as a known one."""
-
-    def __init__(self) -> None:
-        self._hash: str | None = None
-
-    def __call__(self) -> str:
-        if self._hash is None:
-            self._hash = _hash(secrets.token_urlsafe(16))
-        return self._hash
-
-
-_NOBODY = _Nobody()
+@functools.cache
+def _nobodys_hash() -> str:
+    """One that nobody's password has, so that an unknown name takes as long as a known one."""
+    return _hash(secrets.token_urlsafe(16))
 
 
 def _digest(token: str) -> str:

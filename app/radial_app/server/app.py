@@ -83,11 +83,8 @@ def make_app(
     app.add_middleware(Guard, folder=paths.data, accounts=accounts, hosts=tuple(hosts))
     registry = CollectorRegistry()
     registry.register(_QueueCollector(paths.data))
-    app.include_router(videos.make_router(paths))
-    for room in (files, models, adapters, pictures):
+    for room in (videos, files, models, adapters, pictures, downloads, tuning):
         app.include_router(room.make_router(paths))
-    app.include_router(downloads.make_router(paths))
-    app.include_router(tuning.make_router(paths))
     app.include_router(login.make_router(paths.data))
     app.mount("/mcp", AgentsDoor(agents))
     assets = StaticFiles(directory=Path(__file__).with_name("assets"))

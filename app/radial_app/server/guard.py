@@ -10,7 +10,7 @@ import asyncio
 import ipaddress
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,9 +18,11 @@ from urllib.parse import quote, urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
+from starlette.responses import RedirectResponse, Response
+from starlette.types import Message, Receive, Scope, Send
 
 from radial_app.server.accounts import LOCAL, Accounts, Visitor, accounts_file
-from radial_app.server.answers import refuse
+from radial_app.server.answers import problem
 
 _T = TypeVar("_T")
 
@@ -46,10 +48,6 @@ _HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class Guard:
@@ -83,7 +81,7 @@ class Guard:
                 refusal = (401, "log in, or send a key as `Authorization: Bearer KEY`")
             visitor = found or Visitor("", admin=False)
         if refusal is not None:
-            await _answer(refusal, connection, scope, send)
+            await _answer(refusal, connection, scope, receive, send)
             return
         state = scope.setdefault("state", {})
         state["visitor"] = visitor
@@ -96,7 +94,7 @@ class Guard:
         state["still_welcome"] = still_welcome
         counted = _Counted(receive, _limit(connection, scope))
 
-        async def send_with_headers(message: dict[str, Any]) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 told = [(k, v) for k, v in message.get("headers", []) if not k.lower().startswith(_OF_OTHERS)]
                 message["headers"] = [*told, *((k.encode(), v.encode()) for k, v in _HEADERS.items())]
@@ -105,7 +103,7 @@ class Guard:
         try:
             await self._app(scope, counted, send_with_headers)
         except _Refused as error:
-            await _answer((error.status_code, error.detail), connection, scope, send)
+            await _answer((error.status_code, error.detail), connection, scope, receive, send)
 
     def _refuse(self, connection: HTTPConnection, scope: Scope, accounts: bool) -> tuple[int, str] | None:
         host = connection.headers.get("host", "")
@@ -223,7 +221,7 @@ class _Counted:
         self._receive, self._left, self._limit = receive, limit, limit
         self._whole = False
 
-    async def __call__(self) -> dict[str, Any]:
+    async def __call__(self) -> Message:
         if self._whole:  # only the end of the connection can come
             return await self._receive()
         try:
@@ -237,17 +235,14 @@ class _Counted:
         return message
 
 
-async def _answer(refusal: tuple[int, str], connection: HTTPConnection, scope: Scope, send: Send) -> None:
+async def _answer(
+    refusal: tuple[int, str], connection: HTTPConnection, scope: Scope, receive: Receive, send: Send
+) -> None:
     """A refusal: to a person's browser as the login page, else as the API's error."""
     status, message = refusal
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008})
-        return
-    wants_page = "text/html" in connection.headers.get("accept", "") and scope["method"] == "GET"
-    headers = [(b"cache-control", b"no-store"), *((k.encode(), v.encode()) for k, v in _HEADERS.items())]
+    wants_page = "text/html" in connection.headers.get("accept", "") and scope.get("method") == "GET"
+    answer: Response = problem(message, status)
     if status == 401 and wants_page:
-        headers.append((b"location", f"/login?next={quote(scope['path'])}".encode()))
-        await send({"type": "http.response.start", "status": 303, "headers": headers})
-        await send({"type": "http.response.body", "body": b""})
-        return
-    await refuse(status, message, send, headers)
+        answer = RedirectResponse(f"/login?next={quote(scope['path'])}", 303)
+    answer.headers.update({"cache-control": "no-store", **_HEADERS})
+    await answer(scope, receive, send)

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from radial.errors import RadialError
 from radial_app.jobs.job import FINISHED, UNFINISHED, Job
-from radial_app.server.answers import refuse
+from radial_app.server.answers import problem
 from radial_app.server.limits.bodies import again, read_body
 from radial_app.server.service import ServerPaths, Service
 from radial_app.server.views import read_request
@@ -91,13 +91,13 @@ class AgentsDoor:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass on what may be a call."""
         if scope["method"] != "POST":
-            await refuse(405, "agents post here", send, [(b"allow", b"POST")])
+            await problem("agents post here", 405, headers={"allow": "POST"})(scope, receive, send)
             return
         body = await read_body(receive)
         try:
             json.loads(body)
         except (ValueError, RecursionError):
-            await refuse(400, "the body is no JSON", send)
+            await problem("the body is no JSON", 400)(scope, receive, send)
             return
         await self._app(scope, again(body, receive), send)
 

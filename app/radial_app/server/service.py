@@ -10,7 +10,7 @@ import contextlib
 import re
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +54,16 @@ class ServerPaths:
         return message
 
 
-class _Stores(threading.local):
-    """A store for each thread: opening one for each request would cost more than most requests."""
-
-    def __init__(self) -> None:
-        self.open: dict[Path, JobStore] = {}
-
-
-_STORES = _Stores()
+_THREAD = threading.local()  # keeps its stores: opening one for each request would cost more than most requests
 _ONE_AT_A_TIME = threading.Lock()  # a frame may be large
 
 
 def store_in(folder: Path) -> JobStore:
     """This thread's store of a data folder."""
-    if folder not in _STORES.open:
-        _STORES.open[folder] = JobStore(folder, patience=_PATIENCE)
-    return _STORES.open[folder]
+    stores: dict[Path, JobStore] = _THREAD.__dict__.setdefault("stores", {})
+    if folder not in stores:
+        stores[folder] = JobStore(folder, patience=_PATIENCE)
+    return stores[folder]
 
 
 class Service:
@@ -112,7 +106,7 @@ class Service:
             RequestError: there is none of this id for this visitor.
         """
         job = self.store.find_one(id_)
-        if job is None or not self._may_see(job):
+        if job is None or not (self.visitor.admin or job.owner == self.visitor.name):
             raise Missing(f"there is no video {id_[:50]!r}")
         return job
 
@@ -122,11 +116,7 @@ class Service:
         if job.state == "running":
             with contextlib.suppress(OSError):
                 preview = self.store.preview_path(job.id).stat().st_mtime
-        seen = video_of(job, self.inputs, preview)
-        error = (
-            None if seen.error is None else seen.error.model_copy(update={"message": self.words(seen.error.message)})
-        )
-        return seen.model_copy(update={"error": error, "note": self.words(seen.note)})
+        return video_of(replace(job, error=self.words(job.error)), self.inputs, preview)
 
     def words(self, text: str) -> str:
         """What of a text of the server's a visitor may read: no places of its files, which are for admins."""
@@ -171,21 +161,15 @@ class Service:
         """Pause, resume, cancel or retry a job.
 
         Raises:
-            RequestError: the job stands in another way, or there is no such action.
+            RequestError: the job stands in another way.
         """
         job = self.get(id_)
         ids = [job.id]
         if action == "retry":
             self._check_room(1)
-        done = {
-            "pause": lambda: self.store.pause(ids),
-            "resume": lambda: self.store.resume(ids),
-            "cancel": lambda: self.store.cancel(ids, keep=keep),
-            "retry": lambda: self.store.retry(ids),
-        }
-        if action not in done:
-            raise RequestError(f"unknown action {action!r}; there is {', '.join(done)}")
-        if not done[action]() and not (action == "resume" and job.control == "pause"):
+        acts = {"pause": self.store.pause, "resume": self.store.resume, "retry": self.store.retry}
+        done = self.store.cancel(ids, keep=keep) if action == "cancel" else acts[action](ids)
+        if not done and not (action == "resume" and job.control == "pause"):
             raise Conflict(f"video {job.id} is {job.state}: it cannot be {_PAST[action]}")
         return self.store.get(job.id)
 
@@ -252,9 +236,6 @@ class Service:
         counts = self.store.counts(self.visitor.scope)
         if sum(counts.get(state, 0) for state in UNFINISHED) + count > MAX_WAITING:
             raise RequestError(f"{MAX_WAITING} jobs wait already: wait for some, or cancel them")
-
-    def _may_see(self, job: Job) -> bool:
-        return self.visitor.admin or job.owner == self.visitor.name
 
 
 class Missing(RequestError):

@@ -237,12 +237,8 @@ def take_adapter(folder: Path, name: str, source: Path) -> str:
     check_adapter_file(source)
     (folder / "adapters").mkdir(parents=True, exist_ok=True)
     target = folder / "adapters" / f"{safe}.safetensors"
-    publish(target, lambda partial: _copy(source, partial), overwrite=True)
+    publish(target, lambda partial: shutil.copyfile(source, partial), overwrite=True)
     return target.name
-
-
-def _copy(source: Path, partial: Path) -> None:
-    shutil.copyfile(source, partial)
 
 
 _PICTURES = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")  # of phones, in a clip's container

@@ -28,8 +28,6 @@ class VideoRequest(GenerationRequest):
     ``seconds``, as OpenAI's clients do. Images and clips are ids of uploads or ``video:ID`` of a finished video;
     adapters and checkpoints are names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_max_length=20_000)
-
     size: str | None = Field(None, pattern=r"^\d{2,4}x\d{2,4}$")
     seconds: float | None = Field(None, gt=0, le=600)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -22,33 +21,8 @@ LENGTHS = (1, 2, 3, 4)  # times the native length
 DRAFT = "draft"
 OWN = "standard"
 _REFERENCES = ("image", "last_image", "extend")
-_CHOICES = {"sampler": ["model", "euler", "unipc"], "image_fit": ["crop", "pad", "stretch"],
-            "dtype": ["auto", "float32", "bfloat16", "float16"],
-            "memory": ["auto", "full", "balanced", "low", "lowest"]}  # fmt: skip
 _PRECISIONS = [("full", "full"), ("8 bit, faster", "eight_bit"), ("8-bit weights", "eight_bit_weights")]
 _FORMATS = ["mp4, h264", "mp4, h265", "mp4, av1", "webm, vp9", "webm, av1", "gif", "png"]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a number may be, as a request's schema says."""
-
-    least: float | None
-    most: float | None
-
-    def __str__(self) -> str:
-        low, high = (f"{v:g}" if v is not None else "" for v in (self.least, self.most))
-        return f"{low} to {high}"
-
-
-def limits_of(name: str) -> Limits:
-    """The limits of a request's field."""
-    schema = GenerationRequest.model_json_schema()["properties"][name]
-    number: dict[str, Any] = next(
-        (s for s in schema.get("anyOf", [schema]) if s.get("type") in ("integer", "number")), {}
-    )
-    least, most = number.get("minimum", number.get("exclusiveMinimum")), number.get("maximum")
-    return Limits(least, most)
 
 
 class Form:
@@ -126,11 +100,14 @@ class Form:
         parts: dict[str, Any] = {}
 
         def number(name: str, label: str, *, whole: bool = True) -> None:
-            limits = limits_of(name)
+            least, most = _limits(name)
             parts[name] = gr.Number(
-                None, label=label, info=str(limits), precision=0 if whole else None, elem_id=name, min_width=120,
-                minimum=limits.least, maximum=limits.most, placeholder=_default(spec, name),
+                None, label=label, info=f"{least:g} to {most:g}", precision=0 if whole else None, elem_id=name,
+                min_width=120, minimum=least, maximum=most, placeholder=_default(spec, name),
             )  # fmt: skip
+
+        def choice(name: str, label: str, choices: Sequence[Any], value: Any, **more: Any) -> None:
+            parts[name] = gr.Dropdown(choices, value=value, label=label, elem_id=name, min_width=120, **more)
 
         parts["negative_prompt"] = gr.Textbox(
             label="Negative prompt", lines=2, elem_id="negative_prompt", max_length=20_000,
@@ -142,19 +119,14 @@ class Form:
             number("guidance_scale_2", "Guidance, second expert", whole=False)
             number("fps", "Frames a second")
         with gr.Row():
-            parts["sampler"] = gr.Dropdown(_CHOICES["sampler"], value="model", label="Sampler", elem_id="sampler",
-                                           min_width=120)  # fmt: skip
+            choice("sampler", "Sampler", ["model", "euler", "unipc"], "model")
             number("flow_shift", "Flow shift", whole=False)
-            parts["image_fit"] = gr.Dropdown(_CHOICES["image_fit"], value="crop", label="Images of another shape",
-                                             elem_id="image_fit", min_width=120)  # fmt: skip
-            parts["riflex"] = gr.Dropdown([("as tuned", ""), "on", "off"], value="", label="RIFLEx", elem_id="riflex",
-                                          min_width=120)  # fmt: skip
+            choice("image_fit", "Images of another shape", ["crop", "pad", "stretch"], "crop")
+            choice("riflex", "RIFLEx", [("as tuned", ""), "on", "off"], "")
         with gr.Row():
-            parts["attention"] = gr.Dropdown([("radial", "radial"), ("dense", "dense"), ("as tuned", "")], value="",
-                                             label="Attention", elem_id="attention", min_width=120)  # fmt: skip
+            choice("attention", "Attention", ["radial", "dense", ("as tuned", "")], "")
             number("decay", "Decay", whole=False)
-            parts["block_size"] = gr.Dropdown([("model's own", 0), 16, 32, 64, 128, 256], value=0, label="Block size",
-                                              elem_id="block_size", min_width=120)  # fmt: skip
+            choice("block_size", "Block size", [("model's own", 0), 16, 32, 64, 128, 256], 0)
         with gr.Row():
             number("dense_layers", "Dense layers")
             number("dense_steps", "Dense steps")
@@ -162,12 +134,10 @@ class Form:
         with gr.Row():
             parts["device"] = gr.Textbox("auto", label="Device", info="auto, cpu, cuda, cuda:N", elem_id="device",
                                          max_length=20, min_width=120)  # fmt: skip
-            parts["memory"] = gr.Dropdown(_CHOICES["memory"], value="auto", label="Memory", elem_id="memory",
-                                          info="how much lies on the GPU", min_width=120)  # fmt: skip
-            parts["precision"] = gr.Dropdown(_PRECISIONS, value="full",
-                                             label="Precision", elem_id="precision", min_width=120)  # fmt: skip
-            parts["dtype"] = gr.Dropdown(_CHOICES["dtype"], value="auto", label="Numbers", elem_id="dtype",
-                                         min_width=120)  # fmt: skip
+            memories = ["auto", "full", "balanced", "low", "lowest"]
+            choice("memory", "Memory", memories, "auto", info="how much lies on the GPU")
+            choice("precision", "Precision", _PRECISIONS, "full")
+            choice("dtype", "Numbers", ["auto", "float32", "bfloat16", "float16"], "auto")
         with gr.Row():
             parts["snap"] = gr.Checkbox(label="Take the nearest size that can be made", elem_id="snap", min_width=120)
             parts["long_adapter"] = gr.Checkbox(True, label="Use the model's adapter for longer clips",
@@ -282,6 +252,12 @@ def frames_at(spec: ModelSpec, times: int) -> int:
     """The length in frames nearest to so many times the native one, counted in latent frames."""
     stride, first = spec.stride[0], spec.first_frame
     return (spec.native_frames - first) // stride * times * stride + first
+
+
+def _limits(name: str) -> tuple[float, float]:
+    """What a number may be, as a request's schema says."""
+    schema = GenerationRequest.model_json_schema()["properties"][name]["anyOf"][0]
+    return schema.get("minimum", schema.get("exclusiveMinimum")), schema["maximum"]
 
 
 def _slider(spec: ModelSpec) -> tuple[int, int, int]:

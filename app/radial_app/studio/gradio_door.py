@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from radial_app.server.answers import refuse
+from radial_app.server.answers import problem
 from radial_app.server.limits.bodies import again, read_body
 
 log = logging.getLogger("radial.web")
@@ -43,10 +43,8 @@ class GradioDoor:
             await self._event(scope, receive, send)
         elif scope["type"] == "lifespan" or _is_open(scope):
             await self._app(scope, receive, send)
-        elif scope["type"] == "http":
-            await refuse(404, "there is no such page", send)
         else:
-            await send({"type": "websocket.close", "code": 1008})
+            await problem("there is no such page", 404)(scope, receive, send)
 
     async def _event(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         body = await read_body(receive)

@@ -6,12 +6,13 @@ import html
 import json
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import gradio as gr
-from fastapi import APIRouter, Body, Request
+from fastapi import APIRouter, Body, FastAPI, Request
 
-from radial.errors import RadialError, RequestError
+from radial.errors import RadialError
 from radial.models.find import find_model
 from radial.models.spec import ModelSpec
 from radial.models.table import MODELS
@@ -21,6 +22,7 @@ from radial_app.server.accounts import LOCAL
 from radial_app.server.service import ServerPaths, Service, store_in
 from radial_app.server.uploads import Inputs
 from radial_app.studio.form import OWN, Form
+from radial_app.studio.gradio_door import GradioDoor
 
 _SKELETON = '<div id="{id}" class="radial-pane" aria-live="polite"><p class="radial-quiet">Loading...</p></div>'
 HEAD = """
@@ -47,21 +49,37 @@ class StudioPage:
     blocks: gr.Blocks
     router: APIRouter
     events: dict[int, int]
+    assets = Path(__file__).with_name("assets")
+
+    def protect(self, app: FastAPI) -> None:
+        """Close what of Gradio's routes the page does not use."""
+        app.add_middleware(GradioDoor, events=self.events)
+
+    def mount(self, app: FastAPI) -> FastAPI:
+        """The application with the studio at ``/``."""
+        app.include_router(self.router)
+        mounted = gr.mount_gradio_app(
+            app, self.blocks, "/", head=HEAD, theme=theme(), footer_links=[], run_history=False, ssr_mode=False,
+            show_error=False, max_file_size=1, allowed_paths=[], blocked_paths=["/"], mcp_server=False, pwa=False,
+            auth_dependency=lambda request: request.state.visitor.name or "local",
+        )  # fmt: skip
+        # Mounted pages are not checked for the files that they name until they count as launched: none may be named
+        # here.
+        self.blocks.has_launched = True
+        # Gradio's own queue, which nothing goes through, looks for work a thousand times a second: a tenth of a core
+        # where clips are rendered.
+        self.blocks._queue.sleep_when_free = 0.05
+        return mounted
 
 
 def make_page(paths: ServerPaths) -> StudioPage:
     """The page of a server that keeps its things in ``paths``."""
     router = APIRouter()
 
-    def service(request: gr.Request) -> Service:
-        return Service(paths, request.request.scope["state"]["visitor"])  # type: ignore[union-attr]
-
     @router.post("/studio/check", include_in_schema=False)
     def check(request: Request, values: Annotated[list[Any], Body()]) -> dict[str, Any]:
         """What a clip of the form's values is and takes, or what is amiss with them."""
         here = Service(paths, request.state.visitor)
-        if len(values) != len(form.inputs):
-            raise RequestError("this page is of another version of radial: load it again")
         try:
             fields = form.read(values)
             return here.plan_of(here.check(fields if str(fields["prompt"]).strip() else fields | {"prompt": "x"}))
@@ -89,21 +107,14 @@ def make_page(paths: ServerPaths) -> StudioPage:
                     gr.HTML(_SKELETON.format(id="live"), apply_default_css=False)
                     with gr.Accordion("Attention", open=False, elem_id="attention-box"):
                         gr.HTML('<div id="plan" class="radial-pane"></div>', apply_default_css=False)
-            with gr.Tab("Queue", id="queue", elem_id="page-queue"):
-                gr.HTML(_SKELETON.format(id="queue"), apply_default_css=False)
-            with gr.Tab("Gallery", id="gallery", elem_id="page-gallery"):
-                gr.HTML(_SKELETON.format(id="gallery"), apply_default_css=False)
-            with gr.Tab("Tune", id="tune", elem_id="page-tune"):
-                gr.HTML(_SKELETON.format(id="tune"), apply_default_css=False)
-            with gr.Tab("Models", id="models", elem_id="page-models"):
-                gr.HTML(_SKELETON.format(id="models"), apply_default_css=False)
-            with gr.Tab("Settings", id="settings", elem_id="page-settings"):
-                gr.HTML(_SKELETON.format(id="settings"), apply_default_css=False)
+            for name in ("queue", "gallery", "tune", "models", "settings"):
+                with gr.Tab(name.capitalize(), id=name, elem_id=f"page-{name}"):
+                    gr.HTML(_SKELETON.format(id=name), apply_default_css=False)
         # What the page's own code hands to Python: settings to show in the form.
         inbox = gr.Textbox(visible="hidden", elem_id="inbox", show_label=False)
 
         def generate(request: gr.Request, keep: bool, *values: Any) -> tuple[str, Any]:
-            here = service(request)
+            here = Service(paths, request.request.scope["state"]["visitor"])  # type: ignore[union-attr]
             count = len(form.inputs)
             try:
                 resolved = here.check(form.read(values[:count]))

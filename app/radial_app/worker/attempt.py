@@ -12,11 +12,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from radial.errors import Lost, OutputError, RadialError
+from radial.files import publish
 from radial_app.jobs.job import Job, State
 from radial_app.jobs.results import PASSING, publish_once, settle, without_home_paths
 from radial_app.jobs.store import JobStore
@@ -33,29 +33,6 @@ DISK_SECONDS = 30.0  # that a job waits for disk space
 _TELL_SECONDS = 0.5  # between two reports of progress
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended.
-
-    Attributes:
-        state: how the job was left.
-        error: what it ended with.
-    """
-
-    state: State
-    error: Exception | None = None
-
-    @property
-    def lost(self) -> bool:
-        """Whether what rendered it can make nothing more."""
-        return isinstance(self.error, Lost)
-
-    @property
-    def unexpected(self) -> bool:
-        """Whether nobody knows what state the model is in."""
-        return self.error is not None and not isinstance(self.error, RadialError)
-
-
 class Attempt:
     """One attempt at a job that was claimed.
 
@@ -63,23 +40,26 @@ class Attempt:
         renderer: makes the videos, and tells this attempt of them.
         tell: hears the pipeline's events, and of each video with the file that it became.
         stop: set when the worker is to end.
-        disk_seconds: that the job waits for disk space before it is tried again.
     """
 
     def __init__(
         self, store: JobStore, job: Job, renderer: Renderer, *, stop: threading.Event,
-        tell: Callable[[Job, Any], None] = lambda job, event: None, disk_seconds: float = DISK_SECONDS,
+        tell: Callable[[Job, Any], None] = lambda job, event: None,
     ) -> None:  # fmt: skip
         self.store, self.job = store, job
-        self._renderer, self._stop, self._tell, self._disk_seconds = renderer, stop, tell, disk_seconds
+        self._renderer, self._stop, self._tell = renderer, stop, tell
         self._video = 0
         self._stage = ("load", 0, 0)
         self._reported = time.monotonic()
         self._begun: tuple[float, int] | None = None
         self._notes: set[str] = set()
 
-    def run(self) -> Outcome:
+    def run(self) -> Exception | None:
         """Render what is left of the job's videos, and leave it finished, paused or queued.
+
+        Returns:
+            What it ended with. After a :class:`Lost` what rendered it can make nothing more; after one that is not ours
+            nobody knows what state the model is in.
 
         Raises:
             KeyboardInterrupt: the user stopped this process; the job is paused.
@@ -88,17 +68,21 @@ class Attempt:
         try:
             ended_early = self._render()
         except Stopped as stopped:
-            return self._stopped(stopped.why)
+            self._stopped(stopped.why)
+            return None
         except KeyboardInterrupt:
             self._end("paused", "stopped with Ctrl+C", failed_attempt=False)
             raise
         except Lost as error:
-            return Outcome(self._end("queued", str(error)), error)
+            self._end("queued", str(error))
+            return error
         except RadialError as error:
             if isinstance(error, OutputError) and error.errno in PASSING:
                 reason = f"waits for {PASSING[error.errno]}: {error}"
-                return Outcome(self._end("queued", reason, wait=self._disk_seconds, failed_attempt=False), error)
-            return Outcome(self._end("failed", str(error)), error)
+                self._end("queued", reason, wait=DISK_SECONDS, failed_attempt=False)
+            else:
+                self._end("failed", str(error))
+            return error
         except Exception as error:
             log.exception("job %s", self.job.id)
             message = str(error).splitlines()[0] if str(error) else ""
@@ -108,10 +92,11 @@ class Attempt:
                 trace, message = traceback.format_exc(), f"{type(error).__name__}: {message}"
             with contextlib.suppress(OutputError):
                 self.store.tell(self.job.id, "error", trace)
-            return Outcome(self._end("failed", message), error)
-        state = self._end("cancelled", ended_early) if ended_early else self._end("done")
+            self._end("failed", message)
+            return error
+        self._end("cancelled" if ended_early else "done", ended_early)
         self.store.forget_run(self.job.id)
-        return Outcome(state)
+        return None
 
     def _render(self) -> str:
         """Render the videos. Returns why it ended early, or nothing."""
@@ -137,16 +122,16 @@ class Attempt:
         self.store.forget_run(self.job.id)
         self._tell(self.job, (file, rendered.video))
 
-    def _stopped(self, why: Wish) -> Outcome:
+    def _stopped(self, why: Wish) -> None:
         if why == "stop":
-            return Outcome(self._end("queued", "its worker was told to stop", failed_attempt=False))
-        if why == "pause":
-            return Outcome(self._end("paused", failed_attempt=False))
-        state = self._end("cancelled")
-        self.store.forget_run(self.job.id)
-        return Outcome(state)
+            self._end("queued", "its worker was told to stop", failed_attempt=False)
+        elif why == "pause":
+            self._end("paused", failed_attempt=False)
+        else:
+            self._end("cancelled")
+            self.store.forget_run(self.job.id)
 
-    def _end(self, state: State, error: str = "", **more: Any) -> State:
+    def _end(self, state: State, error: str = "", **more: Any) -> None:
         """Settle the job, however long the database is locked: what was rendered must not be rendered again."""
         while True:
             try:
@@ -158,7 +143,7 @@ class Attempt:
                 time.sleep(1)
             else:
                 log.info("job %s is %s%s", self.job.id, state, f": {error}" if error else "")
-                return state
+                return
 
     # What the renderer tells and asks
 
@@ -195,8 +180,6 @@ class Attempt:
     def show(self, frame: Frames) -> None:
         """Keep a picture of what the clip is becoming, for whoever looks at the queue."""
         from PIL import Image
-
-        from radial.files import publish
 
         picture = Image.fromarray(frame)
         self._try("preview", lambda: publish(self.store.preview_path(self.job.id), picture.save, overwrite=True))

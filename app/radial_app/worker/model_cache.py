@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from radial.models.lora_settings import adapter_file
 from radial_app.jobs.job import load_key
 
 if TYPE_CHECKING:
@@ -70,7 +71,6 @@ class ModelCache:
         on_download: OnProgress = lambda done, total: None,
     ) -> LoadedModel:  # fmt: skip
         from radial.loading.load import load, profile_of
-        from radial.models.lora_settings import adapter_file
 
         wanted = load_key(request)
         if self.device != "auto":

@@ -16,25 +16,11 @@ from radial.errors import RadialError
 from radial.request import GenerationRequest
 from radial_app.worker.inputs import unpack_inputs
 from radial_app.worker.model_cache import ModelCache
-from radial_app.worker.rendering import LocalRenderer, Pace, RemoteError, Rendered, Stopped, Wish
+from radial_app.worker.rendering import LocalRenderer, RemoteError, Rendered, Stopped, Wish
 
 if TYPE_CHECKING:
     from radial.generation.watch import Event
     from radial.video.encoding import Frames
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A snapshot, as the bytes of its file."""
-
-    content: bytes
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What the clip is becoming."""
-
-    frame: Frames
 
 
 @dataclass(frozen=True)
@@ -65,8 +51,8 @@ class Failure:
 class Actor:
     """Keeps its model, renders one video at a time."""
 
-    def __init__(self, pace: Pace) -> None:
-        self._renderer = LocalRenderer(ModelCache("auto"), pace)
+    def __init__(self, snapshot_seconds: float) -> None:
+        self._renderer = LocalRenderer(ModelCache("auto"), snapshot_seconds)
         self._wish: Wish = ""
 
     def ask(self, wish: Wish) -> None:
@@ -77,7 +63,7 @@ class Actor:
         """Render one video.
 
         Yields:
-            Events, :class:`Kept`, :class:`Shown`; at last what was rendered, or a :class:`Failure`.
+            Events, ("snapshot", its bytes), ("preview", frame); at last what was rendered, or a :class:`Failure`.
         """
         told: queue.Queue[Any] = queue.Queue()
         self._wish = ""
@@ -123,7 +109,7 @@ class _Stream:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "snapshot.safetensors"
             write(path)
-            self._tell(Kept(path.read_bytes()))
+            self._tell(("snapshot", path.read_bytes()))
 
     def show(self, frame: Frames) -> None:
-        self._tell(Shown(frame))
+        self._tell(("preview", frame))

@@ -15,36 +15,27 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from radial.errors import GenerationError, Lost, OutputError, ProcessLost, RequestError, first_line
+from radial.errors import GenerationError, Lost, OutputError, ProcessLost, RadialError, RequestError, first_line
 from radial.files import publish
 from radial.request import GenerationRequest
 from radial_app.jobs.store import JobStore
 from radial_app.worker.attempt import Attempt
 from radial_app.worker.inputs import pack_inputs
 from radial_app.worker.overdue import GRACE_SECONDS
-from radial_app.worker.ray_actor import Actor, Failure, Kept, Shown
-from radial_app.worker.rendering import Listener, Pace, Rendered
+from radial_app.worker.ray_actor import Actor, Failure
+from radial_app.worker.rendering import Listener, Rendered
 
 log = logging.getLogger("radial.cluster")
 
 _LONGEST_REST = 60.0  # seconds between two attempts in a place where actors are lost
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """Where actors come from: a factory, and how many fit."""
-
-    new_actor: Callable[[], Any]
-    places: int
-
-
 @contextlib.contextmanager
-def connect(address: str, snapshot_seconds: float, per_device: int = 1) -> Iterator[Cluster]:
-    """Join a Ray cluster, or start one on this machine for ``local``.
+def connect(address: str, snapshot_seconds: float, per_device: int = 1) -> Iterator[tuple[Callable[[], Any], int]]:
+    """Join a Ray cluster, or start one on this machine for ``local``: what makes an actor there, and how many fit.
 
     Raises:
         RequestError: Ray is not installed, or the cluster cannot be reached.
@@ -68,7 +59,7 @@ def connect(address: str, snapshot_seconds: float, per_device: int = 1) -> Itera
         needs: dict[str, float] = {"num_gpus": 1 / per_device} if gpus else {"num_cpus": 1}
         # Two calls at a time, so that it can be asked to stop while it renders.
         remote: Any = ray.remote(max_concurrency=2, **needs)(Actor)
-        yield Cluster(lambda: remote.remote(Pace(snapshot_seconds)), (gpus or machines) * per_device)
+        yield lambda: remote.remote(snapshot_seconds), (gpus or machines) * per_device
     finally:
         if ours:
             ray.shutdown()
@@ -98,22 +89,21 @@ def _check_reachable(address: str) -> None:
 
 def render_on_cluster(
     store: JobStore, address: str, batch: str, new_view: Callable[[], Any], *, snapshot_seconds: float = 30.0,
-    per_device: int = 1, on_actor: Callable[[Any], None] = lambda actor: None,
+    per_device: int = 1,
 ) -> None:  # fmt: skip
     """Render a batch and return when all of it is finished or paused.
 
     Args:
         new_view: shows how it stands; see :class:`radial_app.cli.render.BatchView`.
-        on_actor: told about every actor that is started.
 
     Raises:
         RequestError: there is no such cluster.
     """
-    with connect(address, snapshot_seconds, per_device) as cluster:
+    with connect(address, snapshot_seconds, per_device) as (new_actor, places):
         stop = threading.Event()
         threads = [
-            threading.Thread(target=_serve_place, args=(store.folder, cluster, batch, stop, on_actor), daemon=True)
-            for _ in range(cluster.places)
+            threading.Thread(target=_serve_place, args=(store.folder, new_actor, batch, stop), daemon=True)
+            for _ in range(places)
         ]
         for thread in threads:
             thread.start()
@@ -157,10 +147,10 @@ class _RayRenderer:
                         return event
                     case Failure():
                         event.rethrow()
-                    case Kept():
-                        listener.keep(_writer(event.content))
-                    case Shown():
-                        listener.show(event.frame)
+                    case ("snapshot", content):
+                        listener.keep(_writer(content))
+                    case ("preview", frame):
+                        listener.show(frame)
                     case Event():
                         if not event.note:
                             where = f"stage {event.stage}" + (
@@ -204,39 +194,28 @@ class _RayRenderer:
 
 
 def _writer(content: bytes) -> Callable[[Path], None]:
-    def write(partial: Path) -> None:
-        partial.write_bytes(content)
-
-    return lambda path: publish(path, write, overwrite=True)
+    return lambda path: publish(path, lambda partial: partial.write_bytes(content), overwrite=True)
 
 
-def _serve_place(
-    folder: Path, cluster: Cluster, batch: str, stop: threading.Event, on_actor: Callable[[Any], None]
-) -> None:
+def _serve_place(folder: Path, new_actor: Callable[[], Any], batch: str, stop: threading.Event) -> None:
     """Keep one actor busy. Where actors are lost one after the other, as on a GPU that is broken, jobs go elsewhere
     meanwhile."""
-
-    def new_actor() -> Any:
-        actor = cluster.new_actor()
-        on_actor(actor)
-        return actor
-
     name, lost = f"ray-{secrets.token_hex(4)}", 0
     renderer = _RayRenderer(new_actor)
     with JobStore(folder) as store, store.locks.alive(name):
         while not stop.is_set():
             try:
                 job = store.claim(name, batch=batch)
-            except OutputError as error:  # locked for long, or a full disk
-                log.warning("%s", error)
+            except OutputError as problem:  # locked for long, or a full disk
+                log.warning("%s", problem)
                 job = None
             if job is None:
                 stop.wait(0.2)
                 continue
-            outcome = Attempt(store, job, renderer, stop=stop).run()
-            lost = lost + 1 if outcome.lost else 0
+            error = Attempt(store, job, renderer, stop=stop).run()
+            lost = lost + 1 if isinstance(error, Lost) else 0
             if lost:
                 stop.wait(min(2.0 ** (lost - 1), _LONGEST_REST))
-            elif outcome.unexpected:
+            elif error is not None and not isinstance(error, RadialError):
                 renderer.drop()
         renderer.drop()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from radial.video.clip import Video
     from radial.video.encoding import Frames
 
+PREVIEW_SECONDS = 10.0  # between two pictures of what a run is at
 Wish = Control | Literal["stop"]  # what a user wants of a running job, or that its worker is to end
 
 
@@ -36,14 +37,6 @@ class RemoteError(Exception):
     def __init__(self, message: str, traceback: str) -> None:
         super().__init__(message)
         self.traceback = traceback
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Seconds between two snapshots of a run, and between two pictures of what it is at."""
-
-    snapshot_seconds: float = 30.0
-    preview_seconds: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -91,8 +84,8 @@ class Renderer(Protocol):
 class LocalRenderer:
     """Renders videos in this process, with the other ranks where there are any."""
 
-    def __init__(self, models: ModelCache, pace: Pace, ranks: Ranks | None = None) -> None:
-        self._models, self._pace, self._ranks = models, pace, ranks
+    def __init__(self, models: ModelCache, snapshot_seconds: float, ranks: Ranks | None = None) -> None:
+        self._models, self._snapshot_seconds, self._ranks = models, snapshot_seconds, ranks
 
     def render(self, request: GenerationRequest, snapshot: Path, listener: Listener) -> Rendered:
         """Render one video; see :class:`Renderer`."""
@@ -100,7 +93,7 @@ class LocalRenderer:
         from radial.generation.snapshot import read_snapshot
         from radial.generation.watch import Event
 
-        steering = _Steering(listener, self._pace)
+        steering = _Steering(listener, self._snapshot_seconds)
         model = self._models.get(request, steering.on_load, steering.on_download)
         steering.pipe = model.pipe
         taken_up = read_snapshot(snapshot, describe_run(request.resolve(), model))
@@ -121,8 +114,8 @@ class LocalRenderer:
 class _Steering:
     """Keeps snapshots and pictures when it is time, and ends a run where somebody wishes so."""
 
-    def __init__(self, listener: Listener, pace: Pace) -> None:
-        self._listener, self._pace = listener, pace
+    def __init__(self, listener: Listener, snapshot_seconds: float) -> None:
+        self._listener, self._snapshot_seconds = listener, snapshot_seconds
         self.pipe: Any = None
         self._kept = self._shown = time.monotonic()
         self._resumable = False
@@ -154,12 +147,12 @@ class _Steering:
         self._resumable = True
         wish, now = self._listener.wish(), time.monotonic()
         last = step.step == step.steps  # decoding is where memory runs out: whatever comes, the steps are safe
-        if now - self._kept >= self._pace.snapshot_seconds or last or wish in ("pause", "stop"):
+        if now - self._kept >= self._snapshot_seconds or last or wish in ("pause", "stop"):
             self._kept = now
             snapshot = step.snapshot()
             if snapshot.latents.isfinite().all():  # else the pipeline is about to say so
                 self._listener.keep(snapshot.write)
-        if now - self._shown >= self._pace.preview_seconds and not last:
+        if now - self._shown >= PREVIEW_SECONDS and not last:
             from radial.generation.preview import preview_frame
 
             self._shown = now

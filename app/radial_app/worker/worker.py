@@ -7,23 +7,25 @@ snapshot of the denoising run.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from radial.errors import Lost, OutputError, RequestError
+from radial.errors import Lost, OutputError, RadialError, RequestError
 from radial_app.jobs.job import Job
 from radial_app.jobs.store import JobStore
 from radial_app.tuning.runs import Tuning
-from radial_app.worker.attempt import DISK_SECONDS, Attempt
+from radial_app.worker.attempt import Attempt
 from radial_app.worker.model_cache import ModelCache
-from radial_app.worker.rendering import LocalRenderer, Pace
+from radial_app.worker.rendering import LocalRenderer
 
 if TYPE_CHECKING:
     from radial.generation.ranks import Ranks
@@ -34,39 +36,31 @@ POLL_SECONDS = 0.5
 _LOOK_AGAIN = 2.0  # seconds after which a deferred job may be due
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerSettings:
-    """How a worker works.
+class Worker:
+    """Renders jobs of a store. ``stop`` is a flag that signal handlers may set.
 
-    Attributes:
+    Args:
         device: ``auto``, ``cpu`` or ``cuda:N``; jobs that ask for another device wait for another worker.
-        pace: of snapshots and pictures.
+        snapshot_seconds: between two snapshots of a run.
         unload_seconds: without a job after which the model leaves the memory.
         until_idle: end when no job waits any more, instead of waiting for more.
         batch: the only one whose jobs it takes.
-        disk_seconds: that a job waits for disk space before it is tried again.
     """
 
-    device: str = "auto"
-    pace: Pace = field(default_factory=Pace)
-    unload_seconds: float = 300.0
-    until_idle: bool = False
-    batch: str | None = None
-    disk_seconds: float = DISK_SECONDS
-
-
-class Worker:
-    """Renders jobs of a store. ``stop`` is a flag that signal handlers may set."""
-
-    def __init__(self, store: JobStore, settings: WorkerSettings, ranks: Ranks | None = None) -> None:
-        self.store, self.settings, self.ranks = store, settings, ranks
-        self._on_event: Callable[[Job, Any], None] = lambda job, event: None
-        self.name = f"{settings.device.replace(':', '-')}-{os.getpid()}-{secrets.token_hex(3)}"
+    def __init__(
+        self, store: JobStore, ranks: Ranks | None = None, *, device: str = "auto", snapshot_seconds: float = 30.0,
+        unload_seconds: float = 300.0, until_idle: bool = False, batch: str | None = None,
+    ) -> None:  # fmt: skip
+        self.store, self.ranks = store, ranks
+        self._device, self._unload_seconds, self._until_idle, self._batch = device, unload_seconds, until_idle, batch
+        # Hears the pipeline's events, and of each video with the file that it became.
+        self.on_event: Callable[[Job, Any], None] = lambda job, event: None
+        self.name = f"{device.replace(':', '-')}-{os.getpid()}-{secrets.token_hex(3)}"
         self.stop = threading.Event()
         self.job = ""  # the last one begun
         self.error: Exception | None = None  # that it ended with
-        self._models = ModelCache(settings.device, ranks)
-        self._renderer = LocalRenderer(self._models, settings.pace, ranks)
+        self._models = ModelCache(device, ranks)
+        self._renderer = LocalRenderer(self._models, snapshot_seconds, ranks)
         self._idle_since: float | None = None
         self._found_nothing: tuple[Any, float] = (None, 0.0)
 
@@ -98,7 +92,7 @@ class Worker:
             if (job := self._next()) is not None:
                 self._idle_since = None
                 self.render(job)
-            elif self.settings.until_idle and not self._waits():
+            elif self._until_idle and not self._waits():
                 break
             else:
                 self._rest()
@@ -129,7 +123,7 @@ class Worker:
             looked, now = self.store.version(), time.monotonic()
             if looked == self._found_nothing[0] and now < self._found_nothing[1]:
                 return None
-            job = self.store.claim(self.name, self._devices(), batch=self.settings.batch)
+            job = self.store.claim(self.name, self._devices(), batch=self._batch)
             if job is None:
                 self._found_nothing = (looked, now + _LOOK_AGAIN)
             return job
@@ -139,25 +133,24 @@ class Worker:
 
     def _lent_to_training(self) -> bool:
         """Whether a fine-tuning run needs the GPU: jobs wait meanwhile, and the model leaves the memory."""
-        if not self.settings.device.startswith("cuda") or Tuning(self.store.folder).at_work() is None:
+        if not self._device.startswith("cuda") or Tuning(self.store.folder).at_work() is None:
             return False
         self.unload()
         return True
 
     def _devices(self) -> tuple[str, ...]:
         """What jobs may ask for."""
-        device = self.settings.device
         same = {"auto": (), "cuda:0": ("auto", "cuda", "cuda:0"), "cuda": ("auto", "cuda", "cuda:0")}
-        return same.get(device, ("auto", device))
+        return same.get(self._device, ("auto", self._device))
 
     def _waits(self) -> bool:
-        waiting = [job for job in self.store.find(["queued"], self.settings.batch) if not job.problem]
+        waiting = [job for job in self.store.find(["queued"], self._batch) if not job.problem]
         return any(not self._devices() or job.request.device in self._devices() for job in waiting)
 
     def _rest(self) -> None:
         now = time.monotonic()
         self._idle_since = self._idle_since or now
-        if self._models.holds and now - self._idle_since > self.settings.unload_seconds:
+        if self._models.holds and now - self._idle_since > self._unload_seconds:
             log.info("the model leaves the memory after %.0f s without a job", now - self._idle_since)
             self.unload()
         self.stop.wait(POLL_SECONDS)
@@ -171,27 +164,15 @@ class Worker:
     def render(self, job: Job) -> None:
         """Render a job that was claimed, and leave it finished, paused or queued."""
         self.error, self.job = None, job.id
-        outcome = Attempt(
-            self.store, job, self._renderer, stop=self.stop, tell=self.tell, disk_seconds=self.settings.disk_seconds
-        ).run()
-        self.error = outcome.error
+        self.error = Attempt(self.store, job, self._renderer, stop=self.stop, tell=self.on_event).run()
         if self.broken:
             self.stop.set()
-        elif outcome.unexpected:
+        elif self.error is not None and not isinstance(self.error, RadialError):
             self.unload()
-
-    def tell(self, job: Job, event: Any) -> None:
-        """Pass an event on to whoever renders in this process."""
-        self._on_event(job, event)
-
-    def listen(self, on_event: Callable[[Job, Any], None]) -> None:
-        """Have a function told about the pipeline's events, and about each video with the file it became."""
-        self._on_event = on_event
 
 
 def log_to(path: Path) -> None:
     """Write the log to a file, one JSON object a line."""
-    import json
 
     class Lines(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
@@ -200,8 +181,6 @@ def log_to(path: Path) -> None:
             if record.exc_info:
                 line["traceback"] = self.formatException(record.exc_info)
             return json.dumps(line, ensure_ascii=False)
-
-    from logging.handlers import RotatingFileHandler
 
     handler = RotatingFileHandler(path, maxBytes=10_000_000, backupCount=3, encoding="utf-8")
     handler.setFormatter(Lines())

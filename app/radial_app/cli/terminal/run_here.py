@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -16,7 +17,7 @@ from radial_app.cli.terminal.text import json_text, printable
 from radial_app.jobs.job import Job, ResultFile
 from radial_app.jobs.store import JobStore
 from radial_app.worker.ranks import last_words
-from radial_app.worker.worker import Worker, WorkerSettings, log_to
+from radial_app.worker.worker import Worker, log_to
 
 if TYPE_CHECKING:
     from radial.generation.ranks import Ranks
@@ -48,8 +49,8 @@ def render_here(
             _print_result(file, video, time.monotonic() - started, stderr, quiet=quiet, as_json=as_json)
 
         progress.begin("load")
-        worker = Worker(store, WorkerSettings(device=ranks.device if ranks else "auto"), ranks)
-        worker.listen(on_event)
+        worker = Worker(store, ranks, device=ranks.device if ranks else "auto")
+        worker.on_event = on_event
 
         def say_what_is_kept() -> None:
             stderr.show_cursor()
@@ -93,8 +94,6 @@ def _print_result(file: ResultFile, video: Any, seconds: float, stderr: Console,
 
 def _as_given(path: str) -> str:
     """The path from here, where it lies below."""
-    from pathlib import Path
-
     try:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:

@@ -14,8 +14,4 @@ def printable(text: str) -> str:
 def json_text(value: Any, indent: int | None = None) -> str:
     """A value as JSON that people can read in a terminal; what would steer it is escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
-    return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
-
-
-def _escaped(character: str) -> str:
-    return json.dumps(character)[1:-1]
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
-
-Receive = Callable[[], Awaitable[dict[str, Any]]]
+from starlette.types import Message, Receive
 
 
 async def read_body(receive: Receive) -> bytes:
@@ -22,7 +19,7 @@ def again(body: bytes, receive: Receive) -> Receive:
     """What gives this body to the next, and then whatever else comes."""
     given = False
 
-    async def give() -> dict[str, Any]:
+    async def give() -> Message:
         nonlocal given
         if given:
             return await receive()

@@ -7,6 +7,7 @@ time, and ends when its answer is given.
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import threading
@@ -70,10 +71,6 @@ def main() -> None:
 
 def _limit(memory: int) -> None:
     """Take no more from here on, once the decoders are loaded."""
-    try:
-        import resource
-    except ImportError:  # not on this system
-        return
     try:
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from fastapi import Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from radial.errors import RadialError
@@ -167,9 +167,7 @@ class Polls:
             with contextlib.suppress(RadialError):  # whatever is amiss, the route says it
                 find = asyncio.get_running_loop().run_in_executor
                 body = await find(self._reader, self._find, scope["state"]["visitor"], match[1])
-                headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
-                await send({"type": "http.response.body", "body": body})
+                await Response(body, media_type="application/json")(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

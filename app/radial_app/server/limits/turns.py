@@ -6,7 +6,7 @@ import asyncio
 import re
 from typing import Any
 
-from radial_app.server.answers import refuse
+from radial_app.server.answers import problem
 
 # Streams of events have limits of their own; the rest costs nothing, and tells strangers and machines that all is well.
 _FREE = re.compile(r"/v1/(videos/[^/]+/)?events|/healthz|/login|/ui/[\w.-]+")
@@ -34,7 +34,9 @@ class Turns:
             receive = _in_time(receive)
         turn = self._visitors.setdefault(name, _Turn())
         if turn.waiting >= MOST_AT_ONCE + MOST_WAITING:
-            await refuse(429, "too many requests at once: wait for some to be answered", send, [(b"retry-after", b"1")])
+            later = {"retry-after": "1"}
+            answer = problem("too many requests at once: wait for some to be answered", 429, headers=later)
+            await answer(scope, receive, send)
             return
         turn.waiting += 1
         try:

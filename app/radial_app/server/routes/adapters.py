@@ -12,6 +12,7 @@ from fastapi import APIRouter, File, Request, UploadFile
 from pydantic import BaseModel
 
 from radial.errors import RadialError, RequestError
+from radial.models.lora_settings import AdapterSettings, check_adapter_file, read_adapter_settings
 from radial_app.server.service import Missing, ServerPaths, Service, move_to_trash
 from radial_app.server.uploads import take_adapter
 from radial_app.server.views import Deleted
@@ -32,13 +33,11 @@ def make_router(paths: ServerPaths) -> APIRouter:
     """The routes of a server that keeps its things in ``paths``."""
     router = APIRouter(prefix="/v1", tags=["adapters"])
 
-    def service(request: Request) -> Service:
-        return Service(paths, request.state.visitor)
-
     @router.get("/adapters")
     def list_adapters(request: Request) -> list[Adapter]:
         """The adapters in the data folder."""
-        return [adapter_of(name, path) for name, path in service(request).inputs.adapters().items()]
+        found = Service(paths, request.state.visitor).inputs.adapters()
+        return [adapter_of(name, path) for name, path in found.items()]
 
     @router.post("/adapters")
     def upload_adapter(request: Request, file: Annotated[UploadFile, File()]) -> Adapter:
@@ -61,7 +60,7 @@ def make_router(paths: ServerPaths) -> APIRouter:
         """Forget an adapter; its file goes into the trash beside it."""
         if not request.state.visitor.admin:
             raise RequestError("only admins delete adapters: everybody uses them")
-        if (path := service(request).inputs.adapters().get(name)) is None:
+        if (path := Service(paths, request.state.visitor).inputs.adapters().get(name)) is None:
             raise Missing(f"there is no adapter {name[:200]!r}")
         move_to_trash(path, f"{os.urandom(4).hex()}-{name}")
         return Deleted(id=name)
@@ -71,8 +70,6 @@ def make_router(paths: ServerPaths) -> APIRouter:
 
 def adapter_of(name: str, path: Path) -> Adapter:
     """An adapter file as the web sees it."""
-    from radial.models.lora_settings import AdapterSettings, check_adapter_file, read_adapter_settings
-
     try:
         check_adapter_file(path)
         settings = read_adapter_settings(path) or AdapterSettings()

@@ -25,24 +25,21 @@ def make_router(paths: ServerPaths) -> APIRouter:
     """The routes of a server that keeps its things in ``paths``."""
     router = APIRouter(prefix="/v1", tags=["files"])
 
-    def service(request: Request) -> Service:
-        return Service(paths, request.state.visitor)
-
     @router.post("/files")
     def upload_file(request: Request, file: Annotated[UploadFile, File()]) -> Upload:
         """Bring an image or a clip: its id goes into a request's image, last_image or extend."""
-        return service(request).inputs.take(file.file)
+        return Service(paths, request.state.visitor).inputs.take(file.file)
 
     @router.get("/files/{id}")
     def get_upload(request: Request, id: str) -> FileResponse:
         """An upload of one's own."""
-        path = service(request).inputs.upload_path(id)
+        path = Service(paths, request.state.visitor).inputs.upload_path(id)
         return FileResponse(path, headers={"cache-control": "private, max-age=86400"})
 
     @router.post("/settings")
     def read_settings(request: Request, file: Annotated[UploadFile, File()]) -> dict[str, Any]:
         """The settings that a video of ours carries."""
-        return settings_in(service(request), file.file)
+        return settings_in(Service(paths, request.state.visitor), file.file)
 
     @router.get("/about")
     def about(request: Request) -> dict[str, Any]:

@@ -22,13 +22,11 @@ def make_router(paths: ServerPaths) -> APIRouter:
     """The routes of a server that keeps its things in ``paths``."""
     router = APIRouter(prefix="/v1", tags=["models"])
 
-    def service(request: Request) -> Service:
-        return Service(paths, request.state.visitor)
-
     @router.get("/models")
     def list_models(request: Request) -> dict[str, Any]:
         """The models that have a name, one's own checkpoints first, and the settings that go together."""
-        own = [own_model(name, path) for name, path in service(request).inputs.checkpoints().items()]
+        checkpoints = Service(paths, request.state.visitor).inputs.checkpoints()
+        own = [own_model(name, path) for name, path in checkpoints.items()]
         named = [model_of(name, spec) for name, spec in MODELS.items() if name not in {one.id for one in own}]
         data = [*own, *named]
         return {"object": "list", "data": sorted(data, key=lambda one: bool(one.problem)), "presets": PRESETS}
@@ -36,7 +34,7 @@ def make_router(paths: ServerPaths) -> APIRouter:
     @router.get("/models/{id:path}")
     def get_model(request: Request, id: str) -> Model:
         """What a model makes."""
-        here = service(request)
+        here = Service(paths, request.state.visitor)
         own = here.inputs.checkpoints().get(id)
         if own is not None:
             return own_model(id, own)
@@ -49,7 +47,7 @@ def make_router(paths: ServerPaths) -> APIRouter:
         """Delete a model that came from the hub from this machine's disk; one's own goes into the trash beside it."""
         if not request.state.visitor.admin:
             raise RequestError("only admins delete models: everybody uses them")
-        if (own := service(request).inputs.checkpoints().get(id)) is not None:
+        if (own := Service(paths, request.state.visitor).inputs.checkpoints().get(id)) is not None:
             move_to_trash(own, f"{os.urandom(4).hex()}-{id}")
             return Deleted(id=id)
         if id not in MODELS or not model_of(id, MODELS[id]).removable:

@@ -25,16 +25,13 @@ def make_router(paths: ServerPaths) -> APIRouter:
 
     alone = threading.Lock()
 
-    def service(request: Request) -> Service:
-        return Service(paths, request.state.visitor)
-
     @router.get("/compare")
     def compare_videos(
         request: Request, a: str, b: str, index_a: Annotated[int, Query(ge=0)] = 0,
         index_b: Annotated[int, Query(ge=0)] = 0,
     ) -> dict[str, float]:  # fmt: skip
         """How near two videos of one size are: PSNR in dB and SSIM, means over frames."""
-        here = service(request)
+        here = Service(paths, request.state.visitor)
         jobs = [here.get(a).request, here.get(b).request]
         if any(r.clip_frames * r.clip_height * r.clip_width > MAX_COMPARED for r in jobs):
             raise RequestError("these videos are too long to be compared here; `radial evaluate` compares them")
@@ -62,7 +59,7 @@ def make_router(paths: ServerPaths) -> APIRouter:
 
         fields = {"prompt": "plan", "model": model, "height": height, "width": width, "num_frames": num_frames,
                   "decay": decay, "seed": 0}  # fmt: skip
-        resolved = service(request).check(fields)
+        resolved = Service(paths, request.state.visitor).check(fields)
         spec = find_model(resolved.model)
         attention = resolved.attention_settings
         size = f"{resolved.clip_width}x{resolved.clip_height}, {resolved.clip_frames} frames"
