@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from radial.adapters.account import Account, Change, account_for, parameter_of
-from radial.adapters.expert import Expert, choose_experts, expert_notes
+from radial.adapters.expert import choose_experts, expert_notes
 from radial.adapters.file import AdapterFile, read_adapter
 from radial.attention.install import transformers_of
 from radial.errors import ModelError, first_line
+from radial.models.experts import Expert
 from radial.models.lora_settings import adapter_file
 from radial.models.original_names import Part
 from radial.request import Lora

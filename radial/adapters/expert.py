@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
 
 from radial.adapters.file import AdapterFile
 from radial.errors import ModelError
+from radial.models.experts import Expert, expert_in
 from radial.models.lora_settings import read_adapter_settings
 from radial.request import Lora
-
-Expert = Literal["high", "low"]
-
-# The word alone, as in _high_ and -HIGH; not that of highres, low-vram, low_rank.
-_NAMED = re.compile(
-    r"(?<![a-z])(high|low)(?![-_. ]?(?:res|vram|rank|quality|poly|light(?!ning|x2v)|key|angle|fps|step|speed|detail|"
-    r"motion|contrast|alpha|lr|mem))(?![a-z])",
-    re.IGNORECASE,
-)
-_JOINED = re.compile(r"(high|low)[-_. ]?noise", re.IGNORECASE)
-_SHORT = re.compile(r"(?<![a-zA-Z0-9])(HN|LN)(?![a-zA-Z0-9])|[-_](H|L)(?=[-_](?:e\d|v\d)|$)")
 
 
 def told_expert(file: AdapterFile) -> Expert | None:
@@ -40,18 +29,6 @@ def told_expert(file: AdapterFile) -> Expert | None:
         if key in ("ss_output_name", "modelspec.title", "name", "title", "ss_training_comment", "ss_sd_model_name")
     )  # fmt: skip
     return expert_in(file.path.stem) or expert_in(said)
-
-
-def expert_in(text: str) -> Expert | None:
-    """The noise that a name speaks of, where it speaks of one alone."""
-    for pattern in (_JOINED, _NAMED):
-        found = {match[1].lower() for match in pattern.finditer(text)}
-        if len(found) == 1:
-            return "high" if found == {"high"} else "low"
-        if found:
-            return None
-    short = {(match[1] or match[2])[0] for match in _SHORT.finditer(text)}
-    return None if len(short) != 1 else "high" if short == {"H"} else "low"
 
 
 def _noise_of(timesteps: object) -> Expert | None:

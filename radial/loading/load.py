@@ -17,11 +17,11 @@ from radial.attention.install import transformers_of
 from radial.errors import ModelError, RequestError, first_line
 from radial.loading.memory import Profile, choose_profile, place
 from radial.loading.quantize import narrow_linears
+from radial.loading.transformer_file import is_gguf, load_transformer_file
 from radial.models.checkpoint import check_checkpoint, checkpoint_folder, spec_in
 from radial.models.find import find_model, pipeline_of
 from radial.models.hub import OnProgress, cached_folder, download, find_local
 from radial.models.lora_settings import adapter_file, check_adapter_file
-from radial.models.single_file import is_gguf, load_single_file
 from radial.models.spec import ModelSpec
 from radial.request import GenerationRequest
 from radial_kernels.fused import EightBitWeights, refuse_eight_bit
@@ -97,7 +97,7 @@ def load(
         try:
             # Wan's autoencoder stays in float32, as its authors run it: in bfloat16 it shows.
             dtypes = {"default": dtype, "vae": torch.float32 if spec.exact_autoencoder else dtype}
-            own = {"transformer": load_single_file(spec, folder, dtype)} if spec.transformer_file else {}
+            own = {name: load_transformer_file(file, folder, name, dtype) for name, file in spec.own_weights.items()}
             pipe = getattr(diffusers, kind).from_pretrained(folder, dtype=dtypes, use_safetensors=True, **own)
         except ModelError:
             raise
@@ -125,8 +125,8 @@ def load(
     loras = tuple({"name": path.name, "fingerprint": fingerprint(path)} for path in paths)
     revision = folder.name if folder.parent.name == "snapshots" else None  # as the hub's cache lays them out
     whole = fingerprint(folder)
-    if spec.transformer_file is not None:
-        whole = hashlib.sha256(f"{whole} {fingerprint(Path(spec.transformer_file))}".encode()).hexdigest()[:16]
+    for file in spec.transformer_files:
+        whole = hashlib.sha256(f"{whole} {fingerprint(Path(file))}".encode()).hexdigest()[:16]
     return LoadedModel(spec, pipe, device, dtype, whole, loras, notes, revision, profile)
 
 
@@ -143,7 +143,7 @@ def _check_precision(request: GenerationRequest, spec: ModelSpec, device: torch.
     )
     if request.precision == "eight_bit" and reason is not None:
         raise RequestError(f"precision eight_bit cannot be: {reason}; take eight_bit_weights or full")
-    if is_gguf(spec) and request.precision != "full":
+    if any(is_gguf(file) for file in spec.own_weights.values()) and request.precision != "full":
         raise RequestError(f"precision {request.precision} cannot be: {spec.name} is quantised already; take full")
 
 

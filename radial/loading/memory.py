@@ -143,7 +143,7 @@ def choose_profile(
         if request.memory not in ("auto", "full"):
             raise RequestError(f"memory {request.memory} is for GPUs; on {device} everything is in one memory")
         return "full"
-    needs = needs_of(request, spec, weights_in(folder, spec.transformer_path), dtype, processes)
+    needs = needs_of(request, spec, weights_in(folder, spec.own_weights), dtype, processes)
     return fit_profile(request, spec, needs, free_memory(device), str(device))
 
 

@@ -91,9 +91,9 @@ def spec_in(folder: Path, spec: ModelSpec) -> ModelSpec:
     """
     if any(spec.source == known.source for known in MODELS.values()):
         return fit_spec(spec, folder)
-    if spec.transformer_file is not None and spec.source != str(folder):
+    if spec.transformer_files and spec.source != str(folder):
         found = read_folder(folder, without=spec.own_components)
-        return replace(found, name=spec.name, source=spec.source, transformer_file=spec.transformer_file)
+        return replace(found, name=spec.name, source=spec.source, transformer_files=spec.transformer_files)
     return spec if spec.source == str(folder) else replace(read_folder(folder), name=spec.name, source=spec.source)
 
 

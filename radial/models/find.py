@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from radial.errors import RequestError
+from radial.errors import ModelError, RequestError
 from radial.models.checkpoint import read_folder
 from radial.models.hub import config_folder
 from radial.models.single_file import read_single_file
@@ -35,8 +35,10 @@ def find_model(name: str, *, online: bool = True) -> ModelSpec:
             return spec
     if os.path.isdir(name):  # False for names that no path can be, where Path.is_dir raises
         return read_folder(Path(name))
-    if Path(name).suffix in SINGLE_FILES and os.path.isfile(name):
-        return read_single_file(Path(name))
+    if files := transformer_files_in(name):
+        if (missing := next((file for file in files if not file.is_file()), None)) is not None:
+            raise ModelError(f"there is no file {missing}")
+        return read_single_file(name)
     if HUB_ID.fullmatch(name):
         spec = read_folder(config_folder(name, online=online), weights=False)
         return replace(spec, name=name, summary="from the Hugging Face hub", source=name)
@@ -45,6 +47,12 @@ def find_model(name: str, *, online: bool = True) -> ModelSpec:
         f"unknown model {name[:200]!r}; give one of {known}, a hub id like org/name, a checkpoint "
         "folder, or a transformer's file"
     )
+
+
+def transformer_files_in(name: str) -> list[Path]:
+    """The files that a model's name names: one, or two with a comma between; none where it is another kind of name."""
+    parts = [name] if os.path.isfile(name) else [part.strip() for part in name.split(",")]
+    return [Path(part) for part in parts] if all(Path(part).suffix in SINGLE_FILES for part in parts) else []
 
 
 def pipeline_of(spec: ModelSpec, *, with_image: bool) -> str:

@@ -16,7 +16,8 @@ class ModelSpec:
 
     Attributes:
         source: hub id, or folder.
-        transformer_file: the file that the transformer's weights come from, in place of the source's.
+        transformer_files: the files that the transformers' weights come from, in place of the source's.
+        has_two_transformers: one for high noise, and one for low.
         text_pipeline, image_pipeline: the diffusers classes that start from a prompt alone, and from a prompt with
             images; None where the model has no such task.
         takes_last_image: whether the image pipeline can also be given the last frame.
@@ -57,17 +58,19 @@ class ModelSpec:
     negative_prompt: str = ""
     riflex_period: float | None = None
     long_adapter: str | None = None
-    transformer_file: str | None = None
+    transformer_files: tuple[str, ...] = ()
+    has_two_transformers: bool = False
 
     @property
-    def transformer_path(self) -> Path | None:
-        """Where ``transformer_file`` is."""
-        return None if self.transformer_file is None else Path(self.transformer_file)
+    def own_weights(self) -> dict[str, Path]:
+        """Files of the components whose weights are not the source's."""
+        names = ("transformer", "transformer_2")
+        return {name: Path(file) for name, file in zip(names, self.transformer_files, strict=False)}
 
     @property
     def own_components(self) -> tuple[str, ...]:
         """Components whose weights are not the source's."""
-        return () if self.transformer_file is None else ("transformer",)
+        return tuple(self.own_weights)
 
     @property
     def starts_from(self) -> list[str]:

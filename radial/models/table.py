@@ -110,11 +110,12 @@ MODELS: dict[str, ModelSpec] = {
         _row(
             _WAN_22, "wan2.2-a14b", "Wan 2.2 text-to-video, two 14 B experts, 480p and 720p",
             "Wan-AI/Wan2.2-T2V-A14B-Diffusers", guidance_scale=4.0, guidance_scale_2=3.0,
+            has_two_transformers=True,
         ),
         _row(
             _WAN_22, "wan2.2-i2v-a14b", "Wan 2.2 image-to-video, two 14 B experts, 480p and 720p",
             "Wan-AI/Wan2.2-I2V-A14B-Diffusers", guidance_scale=3.5, image_pipeline="WanImageToVideoPipeline",
-            takes_last_image=True, **_IMAGE_ONLY,
+            takes_last_image=True, has_two_transformers=True, **_IMAGE_ONLY,
         ),
         _row(
             _WAN_22, "wan2.2-ti2v-5b", "Wan 2.2 text- and image-to-video, 5 B, 720p", "Wan-AI/Wan2.2-TI2V-5B-Diffusers",

@@ -45,8 +45,8 @@ class Weights:
     transformer: Mapping[str, Any]
 
 
-def weights_in(folder: Path, transformer_file: Path | None = None) -> Weights:
-    """The weights of the checkpoint in a folder, its transformer's from a file of its own where there is one.
+def weights_in(folder: Path, own: Mapping[str, Path] | None = None) -> Weights:
+    """The weights of the checkpoint in a folder, those of some components from files of their ``own``.
 
     Raises:
         ModelError: a file cannot be read.
@@ -54,16 +54,16 @@ def weights_in(folder: Path, transformer_file: Path | None = None) -> Weights:
     components = {}
     for component in sorted(path for path in folder.iterdir() if path.is_dir()):
         files = sorted(component.glob("*.safetensors"))
-        if component.name == "transformer" and transformer_file is not None:
-            files = [transformer_file]
+        if component.name in (own or {}):
+            files = [(own or {})[component.name]]
         if found := tuple(weight for file in files for weight in read_weights(file)):
             components[component.name] = found
     return Weights(components, read_config(folder / "transformer"))
 
 
-def weights_on_hub(source: str, files: Iterable[str], transformer_file: Path | None = None) -> Weights:
-    """The weights of a hub model's files, of which only the headers are fetched; its transformer's from a file of its
-    own where there is one.
+def weights_on_hub(source: str, files: Iterable[str], own: Mapping[str, Path] | None = None) -> Weights:
+    """The weights of a hub model's files, of which only the headers are fetched; those of some components from files
+    of their ``own``.
 
     Raises:
         ModelError: the hub cannot be reached, or has no such files.
@@ -84,8 +84,7 @@ def weights_on_hub(source: str, files: Iterable[str], transformer_file: Path | N
         raise
     except Exception as error:  # the hub's client raises many kinds
         raise ModelError(f"the weights of {source} cannot be looked at: {first_line(error)}") from error
-    if transformer_file is not None:
-        components["transformer"] = read_weights(transformer_file)
+    components |= {name: read_weights(file) for name, file in (own or {}).items()}
     return Weights(components, config)
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import inspect
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +11,9 @@ import tiny_pipelines
 import torch
 from diffusers.loaders import single_file_utils
 from originals import original_state
+from sparse import published
 from torch import Tensor
 
-KEYS = Path(__file__).parent / "keys"  # names, dtypes and shapes of published files
 Converter = Callable[..., dict[str, Tensor]]
 
 # The converters of two have sizes of the full models in their code, and one looks for a name in a state it has emptied.
@@ -71,11 +68,8 @@ def test_names_are_those_of_a_published_file() -> None:
     """HunyuanVideo 1.5, of which diffusers reads no single files."""
     import diffusers
 
-    with gzip.open(KEYS / "hunyuanvideo1.5_720p_t2v_fp16.keys.json.gz") as file:
-        published = {name: tuple(shape) for name, (_, shape) in json.load(file).items()}
     with torch.device("meta"):
         transformer = diffusers.HunyuanVideo15Transformer3DModel()
-    assert {
-        name: tuple(value.shape)
-        for name, value in original_state(type(transformer).__name__, dict(transformer.named_parameters())).items()
-    } == published
+    found = original_state(type(transformer).__name__, dict(transformer.named_parameters()))
+    expected = {name: shape for name, (_, shape) in published("hunyuanvideo1.5_720p_t2v_fp16").items()}
+    assert {name: tuple(value.shape) for name, value in found.items()} == expected

@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sparse import Tensors, published, write_sparse
 
 import radial
 from radial.errors import ModelError, RequestError
 from radial.loading.load import load
+from radial.models.architecture import named_architectures
 from radial.models.find import find_model
+from radial.models.original_names import original_layers
+from radial.models.table import MODELS
 from radial.models.weights import read_weights, weights_in
 from radial.request import make_request
 
-_REFINER = "individual_token_refiner.blocks.0.adaLN_modulation.1.bias"
 SMALL = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 2, "seed": 3, "prompt": "a fox"}
 
 # From diffusers' names to those that Wan's authors gave.
@@ -72,7 +75,7 @@ def test_safetensors_beside_the_rest_of_the_model(wan_folder: Path, base: Path, 
         tensors = {prefix + authors_name(name): tensor for name, tensor in tensors.items()}
     save_file(tensors, file)
     spec = find_model(str(file))
-    assert (spec.source, spec.transformer_file, spec.layers) == (str(base), str(file), 3)
+    assert (spec.source, spec.transformer_files, spec.layers) == (str(base), (str(file),), 3)
     stock, got = frames(wan_folder), frames(file)
     # Where a tensor lies in memory may change the order of a sum.
     assert np.abs(got.frames.astype(int) - stock.frames).max() <= 1
@@ -93,6 +96,9 @@ def test_gguf_beside_the_rest_of_the_model(wan_folder: Path, base: Path) -> None
         values = tensor.numpy()
         if tensor.ndim == 2 and tensor.numel() >= 2048:
             writer.add_tensor(authors_name(name), gguf.quants.quantize(values, kind), raw_dtype=kind)
+        elif "patch_embedding.weight" in name or "norm_q" in name:  # convolutions and norms, too, come in 16 bit
+            wide = gguf.GGMLQuantizationType.BF16
+            writer.add_tensor(authors_name(name), gguf.quants.quantize(values, wide), raw_dtype=wide)
         else:
             writer.add_tensor(authors_name(name), values)
     writer.write_header_to_file()
@@ -120,57 +126,174 @@ def test_gguf_beside_the_rest_of_the_model(wan_folder: Path, base: Path) -> None
         load(make_request(model=str(file), precision="eight_bit_weights", **SMALL))
 
 
-@pytest.mark.parametrize(
-    ("tensors", "source"),
-    [
-        ({"head.modulation": (2,), "patch_embedding.weight": (5120, 16, 1, 2, 2)}, "Wan-AI/Wan2.1-T2V-14B-Diffusers"),
-        ({"head.modulation": (2,), "patch_embedding.weight": (1536, 16, 1, 2, 2)}, "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
-        ({f"txt_in.{_REFINER}": (2,)}, "hunyuanvideo-community/HunyuanVideo"),
-    ],
-)  # fmt: skip
-def test_models_are_told_by_their_tensors(tmp_path: Path, tensors: dict[str, Any], source: str) -> None:
-    file = tmp_path / "some.safetensors"
-    save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, file)
+def shapes_in(model: str, prefix: str = "") -> Tensors:
+    """What a file of a named model's authors holds."""
+    one = named_architectures()[model]
+    layers = original_layers(one.kind, one.shapes)
+    tensors: Tensors = {}
+    for name, parts in layers.items():
+        for parameter in ("weight", "bias", ""):
+            own = [f"{part.layer}.{parameter}".rstrip(".") for part in parts]
+            if all(key in one.shapes for key in own):
+                key = f"{prefix}{name}.{parameter}".rstrip(".")
+                tensors[key] = ("BF16", (parts[0].whole, *one.shapes[own[0]][1:]) if one.shapes[own[0]] else ())
+    return tensors
+
+
+# Tensors alone do not tell these from the one behind them.
+ALIKE = {
+    "wan2.1-i2v-14b-720p": "wan2.1-i2v-14b-480p", "skyreels-v2-14b": "wan2.1-14b",
+    "skyreels-v2-i2v-14b": "wan2.1-i2v-14b-480p", "hunyuan-video-i2v": "hunyuan-video",
+    "hunyuan-video-1.5-i2v": "hunyuan-video-1.5",
+}  # fmt: skip
+NAMED = {
+    "wan2.1-i2v-14b-720p": "wan2.1_i2v_720p_14B_fp16", "skyreels-v2-14b": "SkyReels-V2-T2V-14B",
+    "skyreels-v2-i2v-14b": "Wan2_1-SkyReels-V2-I2V-14B-540P",
+    "hunyuan-video-i2v": "hunyuan_video_image_to_video_720p_bf16",
+    "hunyuan-video-1.5-i2v": "hunyuanvideo1.5_480p_i2v",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [name for name in named_architectures() if "a14b" not in name])
+def test_every_model_is_told_by_its_tensors(model: str, tmp_path: Path) -> None:
+    file = write_sparse(tmp_path / "some.safetensors", shapes_in(model, "model.diffusion_model."))
     spec = find_model(str(file))
-    assert (spec.source, spec.name, spec.own_components) == (source, str(file), ("transformer",))
-    assert spec.num_frames == find_model(source).num_frames
+    assert spec.source == MODELS[ALIKE.get(model, model)].source
+    assert (spec.name, spec.own_components) == (str(file), ("transformer",))
+    assert spec.num_frames == MODELS[ALIKE.get(model, model)].num_frames
+    if model in NAMED:
+        file = file.rename(tmp_path / f"{NAMED[model]}.safetensors")
+        assert find_model(str(file)).source == MODELS[model].source
 
 
 @pytest.mark.parametrize(
-    ("tensors", "name"),
+    ("name", "model"),
     [
-        ({"head.modulation": (2,), "patch_embedding.weight": (3072, 48, 1, 2, 2)}, "wan2.2-5b.safetensors"),
-        ({"head.modulation": (2,)}, "no-patches.safetensors"),
-        ({"decoder.middle.0.residual.0.gamma": (2,), "decoder.upsamples.0.residual.0.gamma": (2,)}, "vae.safetensors"),
-        ({"net.x_embedder.proj.1.weight": (2048, 68), "net.blocks.0.self_attn.q_proj.weight": (2,)}, "c2.safetensors"),
+        ("Wan2_2-T2V-A14B_{}_bf16", "wan2.2-a14b"), ("wan2.2_t2v_{}_noise_14B_fp16", "wan2.2-a14b"),
+        ("Wan2_2-I2V-A14B-{}_fp8_e4m3fn", "wan2.2-i2v-a14b"), ("Wan2.2-I2V-A14B-{}Noise", "wan2.2-i2v-a14b"),
     ],
 )  # fmt: skip
-def test_what_is_nearly_a_model_is_none(tmp_path: Path, tensors: dict[str, Any], name: str) -> None:
-    save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, tmp_path / name)
-    with pytest.raises(ModelError, match="can be told by its tensors"):
-        find_model(str(tmp_path / name))
+def test_two_transformers_are_two_files(name: str, model: str, tmp_path: Path) -> None:
+    words = (
+        ("HIGH", "LOW")
+        if "_{}_bf" in name or "-{}_fp8" in name
+        else ("High", "Low")
+        if "Noise" in name
+        else ("high", "low")
+    )
+    tensors = published("Wan2_2-T2V-A14B_HIGH_bf16") if model == "wan2.2-a14b" else shapes_in(model)
+    high, low = (write_sparse(tmp_path / f"{name.format(word)}.safetensors", tensors) for word in words)
+    for given in (str(high), str(low), f"{high},{low}", f"{low}, {high}"):
+        spec = find_model(given)
+        assert (spec.source, spec.transformer_files) == (MODELS[model].source, (str(high), str(low)))
+        assert list(spec.own_weights) == ["transformer", "transformer_2"]
+    low.unlink()
+    with pytest.raises(
+        ModelError, match=rf"is the transformer for high noise, and the other, {low.name}, is not beside"
+    ):
+        find_model(str(high))
+    other = write_sparse(tmp_path / "other_low.safetensors", shapes_in("wan2.1-1.3b"))
+    with pytest.raises(
+        ModelError, match=rf"other_low\.safetensors is not {model}: that has no place for|of other shapes are"
+    ):
+        find_model(f"{high},{other}")
+    plain = high.rename(tmp_path / "wan22-mine.safetensors")
+    with pytest.raises(ModelError, match="there is no file"):
+        find_model(f"{plain},{tmp_path / 'missing.safetensors'}")
 
 
-def test_one_of_two_transformers_is_refused(base: Path, tmp_path: Path) -> None:
-    tensors = {"head.modulation": torch.zeros(2), "patch_embedding.weight": torch.zeros(5120, 16, 1, 2, 2)}
-    save_file(tensors, tmp_path / "wan2.2_t2v_high_noise_14B.safetensors")
-    with pytest.raises(ModelError, match="one of a model's two transformers"):
-        find_model(str(tmp_path / "wan2.2_t2v_high_noise_14B.safetensors"))
-    (base / "transformer_2").mkdir()
-    save_file(tensors, base / "low.safetensors")
-    with pytest.raises(ModelError, match="has two transformers"):
-        find_model(str(base / "low.safetensors"))
+@pytest.mark.parametrize(
+    ("changed", "name", "told"),
+    [
+        ({"audio_proj.proj1.weight": (2, 2)}, "x",
+         "is not wan2.1-14b but MultiTalk or InfiniteTalk: that has no place for audio"),
+        ({"fps_embedding.weight": (2, 2)}, "x",
+         "is not wan2.1-14b but SkyReels V2 diffusion forcing: that has no place"),
+        ({"patch_embedding.weight": (5120, 48, 1, 2, 2), "ref_conv.weight": (2, 2)}, "x",
+         "but Wan Fun Control with a reference image: that has no place for ref_conv.weight; of other shapes are "
+         r"patch_embedding.weight (5120 x 48 x 1 x 2 x 2, not 5120 x 16 x 1 x 2 x 2)"),
+        ({"head.head.weight": None, "head.head.bias": None}, "x", "the file lacks proj_out.weight, proj_out.bias"),
+        ({}, "Phantom-Wan-14B", "is Phantom, by its name, which needs a pipeline"),
+        ({}, "SkyReels-V2-DF-14B-540P", "is a model of diffusion forcing, by its name"),
+    ],
+)  # fmt: skip
+def test_what_is_nearly_a_model_is_none(changed: dict[str, Any], name: str, told: str, tmp_path: Path) -> None:
+    tensors = shapes_in("wan2.1-14b")
+    for key, shape in changed.items():
+        tensors.pop(key, None)
+        if shape is not None:
+            tensors[key] = ("BF16", shape)
+    file = write_sparse(tmp_path / f"{name}.safetensors", tensors)
+    with pytest.raises(ModelError) as caught:
+        find_model(str(file))
+    assert told in str(caught.value)
 
 
-def test_weights_with_scales_are_refused(wan_folder: Path, base: Path) -> None:
-    tensors = weights_of(wan_folder)
-    save_file(tensors | {"blocks.0.attn1.to_q.scale_weight": torch.ones(1)}, base / "scaled.safetensors")
-    with pytest.raises(ModelError, match=r"scales \(blocks\.0\.attn1\.to_q\.scale_weight\), which are not read"):
-        find_model(str(base / "scaled.safetensors"))
-    # Without scales, numbers of 8 bit are what they are.
-    narrow = {name: t.to(torch.float8_e4m3fn) if t.ndim == 2 else t for name, t in tensors.items()}
-    save_file(narrow, base / "plain.safetensors")
-    assert frames(base / "plain.safetensors").frames.shape == (9, 64, 64, 3)
+def test_a_published_file_of_another_model(tmp_path: Path) -> None:
+    file = write_sparse(tmp_path / "s2v.safetensors", published("wan2.2_s2v_14B_bf16"))
+    with pytest.raises(
+        ModelError, match=r"s2v\.safetensors is not wan2.1-14b but Wan 2.2 S2V: that has no place for casual_audio"
+    ):
+        find_model(str(file))
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"decoder.middle.0.residual.0.gamma": (2,), "decoder.upsamples.0.residual.0.gamma": (2,)},
+        {"net.blocks.0.self_attn.q_proj.weight": (2, 2)},
+        {"a": (2,)},
+    ],
+)
+def test_what_is_no_transformer_is_said(tensors: dict[str, tuple[int, ...]], tmp_path: Path) -> None:
+    write_sparse(tmp_path / "some.safetensors", {name: ("F32", shape) for name, shape in tensors.items()})
+    with pytest.raises(ModelError, match="is no transformer of a video model that is known here: its tensors are like"):
+        find_model(str(tmp_path / "some.safetensors"))
+
+
+def test_a_missing_file_is_said_before_a_hub_is_asked(tmp_path: Path) -> None:
+    for name in ("some/model.safetensors", str(tmp_path / "x.gguf"), "a.gguf,b.gguf"):
+        with pytest.raises(ModelError, match="there is no file"):
+            find_model(name)
+
+
+def test_eight_bit_numbers_with_scales_count_with_them(wan_folder: Path, base: Path) -> None:
+    """As Comfy-Org, Kijai (a number a tensor) and LightX2V (one a row) write them."""
+    plain = weights_of(wan_folder)
+    tensors: dict[str, torch.Tensor] = {"scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn)}
+    expected = dict(plain)
+    for index, (name, tensor) in enumerate(plain.items()):
+        if tensor.ndim != 2 or "blocks" not in name:
+            tensors[authors_name(name)] = tensor
+            continue
+        layer = authors_name(name).removesuffix(".weight")
+        scale = tensor.abs().amax(1, keepdim=True) / 448 if index % 2 else tensor.abs().max() / 448
+        narrow = (tensor / scale).to(torch.float8_e4m3fn)
+        tensors |= {f"{layer}.weight": narrow, f"{layer}.{'weight_scale' if index % 2 else 'scale_weight'}": scale}
+        tensors |= {f"{layer}.scale_input": torch.ones(1)}
+        expected[name] = narrow.float() * scale
+    save_file(tensors, base / "scaled.safetensors")
+    own = load(make_request(model=str(base / "scaled.safetensors"), **SMALL)).pipe.transformer
+    for name, parameter in own.named_parameters():
+        assert torch.allclose(parameter, expected[name], rtol=1e-6), name
+    # Without scales, they are what they are.
+    save_file(
+        {name: t.to(torch.float8_e4m3fn) if t.ndim == 2 else t for name, t in plain.items()}, base / "x.safetensors"
+    )
+    assert frames(base / "x.safetensors").frames.shape == (9, 64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("more", "metadata", "told"),
+    [
+        ({"b.weight": ("I8", (64, 64)), "b.weight_scale": ("F32", (64, 1))}, {}, "numbers of I8"),
+        ({}, {"_quantization_metadata": '{"layers": {"a": {"format": "nvfp4"}}}'}, "is quantised as nvfp4"),
+    ],
+)  # fmt: skip
+def test_other_quantised_numbers_are_refused(more: Any, metadata: dict[str, str], told: str, base: Path) -> None:
+    write_sparse(base / "x.safetensors", {"a.weight": ("BF16", (2, 2))} | more, metadata)
+    with pytest.raises(ModelError, match=told):
+        find_model(str(base / "x.safetensors"))
 
 
 def test_what_must_be_exact_stays_so_in_16_bit(wan_folder: Path, base: Path) -> None:
@@ -187,10 +310,6 @@ def test_what_must_be_exact_stays_so_in_16_bit(wan_folder: Path, base: Path) -> 
 
 
 def test_files_that_are_none_are_said(tmp_path: Path) -> None:
-    file = tmp_path / "some.safetensors"
-    save_file({"a": torch.zeros(2)}, file)
-    with pytest.raises(ModelError, match="can be told by its tensors"):
-        find_model(str(file))
     (tmp_path / "some.gguf").write_bytes(b"no header at all")
     with pytest.raises(ModelError, match="it is no GGUF file"):
         find_model(str(tmp_path / "some.gguf"))

@@ -126,7 +126,7 @@ def edit(job: Id, change: Annotated[list[str], typer.Argument(help="KEY=VALUE.",
 
 
 @app.command()
-def move(job: Id, place: Annotated[int, typer.Argument(help="ServerPaths in the queue, from 1.", min=1)]) -> None:
+def move(job: Id, place: Annotated[int, typer.Argument(help="Place in the queue, from 1.", min=1)]) -> None:
     """Move a waiting job to a place of the queue."""
     with JobStore() as store:
         store.move(store.get(job).id, place)

@@ -16,7 +16,20 @@ from rich.markup import escape
 from radial.errors import RadialError, RequestError
 from radial.models.hub import set_offline
 from radial.version import __version__
-from radial_app.cli import accounts, doctor, download, estimate, generate, inspect, jobs, receipts, render, serve, watch
+from radial_app.cli import (
+    accounts,
+    doctor,
+    download,
+    estimate,
+    generate,
+    inspect,
+    jobs,
+    lora,
+    receipts,
+    render,
+    serve,
+    watch,
+)
 from radial_app.cli.terminal.text import printable
 from radial_app.cli.terminal.torchrun import refuse_several
 
@@ -135,3 +148,4 @@ app.command()(download.download)
 app.command()(estimate.estimate)
 app.command()(inspect.inspect)
 app.command()(inspect.models)
+app.command()(lora.lora)

@@ -75,8 +75,8 @@ def find_weights(request: GenerationRequest, files: Sequence[str] | None = None)
     spec = find_model(request.model)
     folder = checkpoint_folder(spec) or cached_folder(spec.source)
     if folder is not None and is_whole(folder, spec.own_components):
-        return spec_in(folder, spec), weights_in(folder, spec.transformer_path)
-    return spec, None if files is None else weights_on_hub(spec.source, files, spec.transformer_path)
+        return spec_in(folder, spec), weights_in(folder, spec.own_weights)
+    return spec, None if files is None else weights_on_hub(spec.source, files, spec.own_weights)
 
 
 def _density(request: GenerationRequest) -> float | None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from radial.errors import RadialError, RequestError
-from radial.models.find import SINGLE_FILES, find_model
+from radial.models.find import find_model, transformer_files_in
 from radial.models.table import MODELS
 from radial.request import GenerationRequest, explain, make_request
 from radial.video.encoding import Encoding
@@ -190,8 +190,9 @@ def anchored(request: GenerationRequest, base: Path | None = None) -> Generation
         if (given := getattr(request, name)) is not None
     }
     model = base / Path(request.model).expanduser()
-    if request.model not in MODELS and (model.is_dir() or (model.suffix in SINGLE_FILES and model.is_file())):
-        changes["model"] = str(model)
+    files = [base / file.expanduser() for file in transformer_files_in(request.model)]
+    if request.model not in MODELS and (model.is_dir() or (files and all(file.is_file() for file in files))):
+        changes["model"] = ",".join(str(file) for file in files) or str(model)
     changes["loras"] = [
         lora.model_dump()
         | ({} if lora.path.startswith("bundled:") else {"path": str(base / Path(lora.path).expanduser())})

@@ -111,7 +111,7 @@ def _read(path: Path) -> str:
         raise JobFileError([f"{path}: job files end in {', '.join(KINDS)}"])
     try:
         # Without waiting: a pipe that nobody writes to would never open.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise JobFileError([f"{path}: is no file"])
             content = file.read(MAX_BYTES + 1)

@@ -1,0 +1,87 @@
+"""The transformers of named models: their classes, their configurations, and the shapes of their parameters."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from radial.errors import ModelError
+from radial.models.checkpoint import read_config
+from radial.models.original_names import Part, index_layers
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A transformer before its weights.
+
+    Attributes:
+        kind: diffusers' class.
+        config: what its constructor is given, as JSON; what is left out is the class's own.
+    """
+
+    kind: str
+    config: str
+
+    @property
+    def shapes(self) -> Shapes:
+        """Of its parameters, by diffusers' names."""
+        return _shapes(self.kind, self.config)
+
+    @property
+    def index(self) -> Mapping[str, tuple[Part, ...]]:
+        """Its layers by every name that files know them by."""
+        return _index(self.kind, self.config)
+
+    @property
+    def width(self) -> int | None:
+        """Numbers of a token, where the configuration says it."""
+        config = json.loads(self.config)
+        heads, each = config.get("num_attention_heads"), config.get("attention_head_dim")
+        return heads * each if isinstance(heads, int) and isinstance(each, int) else None
+
+
+@functools.cache
+def named_architectures() -> dict[str, Architecture]:
+    """The transformers of models in the table, by the model's name, where files of them are known."""
+    told = json.loads((files("radial.models") / "architectures.json").read_text())
+    return {name: Architecture(one["class"], json.dumps(one["config"], sort_keys=True)) for name, one in told.items()}
+
+
+def architecture_in(folder: Path, component: str = "transformer") -> Architecture:
+    """The transformer that a checkpoint's folder describes.
+
+    Raises:
+        ModelError: it describes none.
+    """
+    config = read_config(folder / component)
+    kind = config.get("_class_name")
+    if not isinstance(kind, str):
+        raise ModelError(f"{folder / component / 'config.json'} names no class")
+    return Architecture(kind, json.dumps({k: v for k, v in config.items() if not k.startswith("_")}, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(kind: str, config: str) -> Shapes:
+    import diffusers
+    import torch
+
+    made = getattr(diffusers, kind, None)
+    if made is None:
+        raise ModelError(f"diffusers has no {kind}")
+    try:
+        with torch.device("meta"):
+            model = made.from_config(json.loads(config))
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ModelError(f"a {kind} cannot be made of its configuration: {str(error).splitlines()[0][:200]}") from error
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+@functools.lru_cache(maxsize=64)
+def _index(kind: str, config: str) -> Mapping[str, tuple[Part, ...]]:
+    return index_layers(kind, _shapes(kind, config))
