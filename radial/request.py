@@ -79,6 +79,7 @@ class GenerationRequest(BaseModel):
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
     guidance_scale_2: Annotated[float, Field(ge=0, le=100)] | None = None
+    true_cfg_scale: Annotated[float, Field(ge=1, le=100)] | None = None
     sampler: Literal["model", "euler", "unipc"] = "model"
     flow_shift: Annotated[float, Field(gt=0, le=100)] | None = None
     image: str | None = None
@@ -226,31 +227,6 @@ class GenerationRequest(BaseModel):
             raise RequestError(f"riflex has no constant for {spec.name}; models with one: {able}")
         return spec.riflex_period
 
-    def warnings(self, spec: ModelSpec) -> tuple[str, ...]:
-        """What the user of a resolved request should know before waiting for it."""
-        notes = []
-        tuned = self.tuned_settings()
-        if tuned is not None:
-            whose = "the bundled adapter for longer clips" if self._takes_long_adapter(spec) else "the adapter"
-            how = f"decay {self.decay:g}, {self.dense_layers} dense layers"
-            how = "dense attention" if self.attention == "dense" else how
-            shift = "" if self.flow_shift is None else f", flow shift {self.flow_shift:.3g}"
-            notes.append(
-                f"as {whose} was tuned: {self.clip_frames} frames, {how}{', riflex' if self.riflex else ''}{shift}"
-            )
-        longest = max(spec.native_frames, (tuned and tuned.target_frames) or 0)
-        if self.clip_frames > longest and (tuned is not None or not self.loras):
-            who = "the adapter was tuned for" if longest > spec.native_frames else f"{spec.name} was trained on"
-            advice = "" if self.riflex or spec.riflex_period is None else "; riflex puts repetition off"
-            notes.append(
-                f"{self.clip_frames} frames are beyond the {longest} that {who}: expect repetition or still scenes"
-                f"{'' if tuned else ' without an adapter for longer clips'}{advice}"
-            )
-        return tuple(notes)
-
-    def _takes_long_adapter(self, spec: ModelSpec) -> bool:
-        return any(lora.path == spec.long_adapter for lora in self.loras)
-
     @property
     def clip_height(self) -> int:
         """Height of a resolved request."""
@@ -277,7 +253,7 @@ class GenerationRequest(BaseModel):
     @property
     def is_resolved(self) -> bool:
         """Whether no field is open: only what a model may not have is still None."""
-        optional = {"guidance_scale_2", "flow_shift", "image", "last_image", "extend"}
+        optional = {"guidance_scale_2", "true_cfg_scale", "flow_shift", "image", "last_image", "extend"}
         return self.seed >= 0 and all(value is not None for name, value in self if name not in optional)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -198,5 +199,9 @@ def _layer_in(file: AdapterFile, key: str) -> str:
 
 
 def _some(names: set[str]) -> str:
-    shown = sorted(names)[:3]
-    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
+    """Names in few words: those that differ in a block's number alone are one."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        alike[re.sub(r"(?<=[._])\d+(?=[._]|$)", "*", name)].append(name)
+    shown = [found[0] if len(found) == 1 else f"{pattern} ({len(found)})" for pattern, found in alike.items()]
+    return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")

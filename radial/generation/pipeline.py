@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from radial.advice import advise
 from radial.attention.install import RadialAttention, apply, transformers_of
 from radial.attention.positions import riflex
 from radial.errors import DeviceLost, GenerationError, first_line
@@ -23,6 +24,7 @@ from radial.generation.resume import GeneratorPart, OnStep, resumable_steps
 from radial.generation.sampler import replaced, scheduler_for
 from radial.generation.shared_decoding import shared_decoding
 from radial.generation.snapshot import Part, Snapshot, describe_attention
+from radial.generation.unseen_words import unseen_words
 from radial.generation.watch import Event, OnEvent, Watch
 from radial.loading.load import LoadedModel, load, quiet
 from radial.request import GenerationRequest
@@ -65,7 +67,7 @@ def generate(
             request, lambda done, total: on_event(Event("download", done >> 20, total >> 20)),
             processes=ranks.size if ranks else 1,
         )  # fmt: skip
-    notes = (*model.notes, *request.warnings(model.spec))
+    notes = (*model.notes, *advise(request, model.spec), *unseen_words(request, model))
     for index, single in enumerate(request.singles()):
         taken_up = snapshot if index == 0 and snapshot and snapshot.about == describe_run(single, model) else None
 
@@ -84,6 +86,7 @@ def generate(
 def describe_run(request: GenerationRequest, model: LoadedModel) -> str:
     """What a snapshot of this run depends on, as a digest: the request, the weights, the device's kind."""
     elsewhere = {"device", "num_videos", "memory", "sink_frames", "variant", "skip_width"}
+    elsewhere |= {"true_cfg_scale"} if request.true_cfg_scale is None else set()  # so that older snapshots are known
     parts = (
         request.model_dump_json(exclude=elsewhere), model.fingerprint, model.loras, model.device.type,
         str(model.dtype), type(model.pipe).__name__,
@@ -193,6 +196,7 @@ def _call_arguments(
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": request.guidance_scale,
         "guidance_scale_2": request.guidance_scale_2,
+        "true_cfg_scale": request.true_cfg_scale or 1.0,
         "frame_rate": request.fps,
         "fps": request.fps,
         "max_sequence_length": model.spec.max_sequence_length,

@@ -18,6 +18,8 @@ class ModelSpec:
         source: hub id, or folder.
         transformer_files: the files that the transformers' weights come from, in place of the source's.
         has_two_transformers: one for high noise, and one for low.
+        guidance_is_embedded: whether guidance_scale is a number that the transformer is told; words to avoid then count
+            at a true_cfg_scale above 1.
         text_pipeline, image_pipeline: the diffusers classes that start from a prompt alone, and from a prompt with
             images; None where the model has no such task.
         takes_last_image: whether the image pipeline can also be given the last frame.
@@ -60,6 +62,7 @@ class ModelSpec:
     long_adapter: str | None = None
     transformer_files: tuple[str, ...] = ()
     has_two_transformers: bool = False
+    guidance_is_embedded: bool = False
 
     @property
     def own_weights(self) -> dict[str, Path]:

@@ -111,5 +111,5 @@ def test_layers_that_find_no_place_are_told(wan_folder: Path, tmp_path: Path) ->
     model = load(make_request(**SMALL, model=str(wan_folder), loras=[{"path": str(tmp_path / "deeper.safetensors")}]))
     assert model.notes == (
         "LoRA deeper.safetensors: 12 of its 16 layers act; left out: blocks.7.attn1.to_k, blocks.7.attn1.to_out.0, "
-        "blocks.7.attn1.to_q and 1 more: no such layer in this model",
+        "blocks.7.attn1.to_q, blocks.7.attn1.to_v: no such layer in this model",
     )

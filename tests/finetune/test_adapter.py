@@ -15,6 +15,7 @@ from tiny_pipelines import CASES
 import radial
 from radial import ModelError, RequestError
 from radial.adapters.apply import load_loras
+from radial.advice import advise
 from radial.generation.pipeline import generate
 from radial.models.lora_settings import AdapterSettings, adapter_file, read_adapter_settings
 from radial.models.table import MODELS
@@ -123,7 +124,7 @@ def test_settings_for_longer_clips_are_taken_over(tmp_path: Path) -> None:
     assert make_request(prompt="a", loras=lora, riflex=False).resolve().riflex is False
     own = make_request(prompt="a", loras=lora, num_frames=33, decay=0.7, dense_layers=0, flow_shift=2.0).resolve()
     assert (own.num_frames, own.decay, own.dense_layers, own.flow_shift) == (33, 0.7, 0, 2.0)
-    notes = make_request(prompt="a", loras=lora, num_frames=257).resolve().warnings(MODELS["tiny"])
+    notes = advise(make_request(prompt="a", loras=lora, num_frames=257).resolve(), MODELS["tiny"])
     assert "flow shift 6" in notes[0]
     assert "257 frames are beyond the 129 that the adapter was tuned for" in notes[1]
     assert read_adapter_settings(tmp_path / "none.safetensors") is None
@@ -136,12 +137,12 @@ def test_a_longer_clip_takes_the_models_own_adapter() -> None:
     taken = asked.resolve()
     assert [lora.path for lora in taken.loras] == ["bundled:tiny-long"]
     assert taken.resolve() == taken.model_copy(update={"seed": taken.resolve().seed})
-    (note,) = taken.warnings(spec)
+    (note,) = advise(taken, spec)
     assert note == "as the bundled adapter for longer clips was tuned: 129 frames, decay 1, 2 dense layers"
     assert make_request(prompt="a").resolve().loras == ()  # at the native length, none
     without = asked.model_copy(update={"long_adapter": False}).resolve()
     assert without.loras == ()
-    assert "129 frames are beyond the 33" in without.warnings(spec)[0]
+    assert "129 frames are beyond the 33" in advise(without, spec)[0]
     settings = read_adapter_settings(adapter_file("bundled:tiny-long"))
     assert settings is not None
     assert (settings.base_model, settings.target_frames, settings.native_frames) == ("tiny", 129, 33)

@@ -12,6 +12,7 @@ from PIL import Image
 from tiny_pipelines import CASES
 
 from radial import GenerationError, ModelError, RequestError
+from radial.advice import advise
 from radial.attention.positions import riflex, slowed_index
 from radial.generation.pipeline import generate
 from radial.generation.watch import Event
@@ -187,7 +188,7 @@ def test_longer_than_trained_is_said(wan_folder: Path) -> None:
     assert len(notes) == 1
     assert "37 frames are beyond the 33 that" in notes[0]
     assert "riflex" in notes[0]
-    assert request.model_copy(update={"num_frames": 33}).warnings(find_model(str(wan_folder))) == ()
+    assert advise(request.model_copy(update={"num_frames": 33}), find_model(str(wan_folder))) == ()
 
 
 def test_riflex_slows_the_frequency_the_paper_names() -> None:

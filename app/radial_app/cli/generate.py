@@ -46,6 +46,9 @@ def generate(
     num_inference_steps: NumInferenceSteps = None,
     guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompt.")] = None,
     guidance_scale_2: Annotated[float | None, typer.Option(help="The same for the second transformer.")] = None,
+    true_cfg_scale: Annotated[
+        float | None, typer.Option(help="Above 1, HunyuanVideo heeds the negative prompt, in twice the time.")
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="Settings that go together, such as 4-step.")] = None,
     sampler: Annotated[Literal["model", "euler", "unipc"], typer.Option(help="Another sampler.")] = "model",
     flow_shift: Annotated[float | None, typer.Option(help="Another shift of the noise schedule.")] = None,
@@ -108,6 +111,7 @@ def generate(
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
         "guidance_scale_2": guidance_scale_2,
+        "true_cfg_scale": true_cfg_scale,
         "sampler": None if sampler == "model" else sampler,
         "flow_shift": flow_shift,
     }

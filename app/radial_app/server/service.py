@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from radial.advice import advise
 from radial.errors import OutputError, RequestError
 from radial.files import publish
 from radial.models.find import find_model
@@ -229,7 +230,7 @@ class Service:
             "render_seconds_dense": self.store.seconds_of(request.model_copy(update={"attention": "dense"}))
             if request.attention == "radial" else found.seconds,
             "seconds_on_h100": found.seconds_on_h100,
-            "memory": found.needs and found.needs.vram("full"), "notes": list(request.warnings(spec)),
+            "memory": found.needs and found.needs.vram("full"), "notes": list(advise(request, spec)),
         }  # fmt: skip
 
     def _check_room(self, count: int) -> None:

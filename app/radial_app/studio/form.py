@@ -117,6 +117,7 @@ class Form:
             number("num_inference_steps", "Steps")
             number("guidance_scale", "Guidance", whole=False)
             number("guidance_scale_2", "Guidance, second expert", whole=False)
+            number("true_cfg_scale", "True guidance", whole=False)
             number("fps", "Frames a second")
         with gr.Row():
             choice("sampler", "Sampler", ["model", "euler", "unipc"], "model")

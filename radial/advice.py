@@ -1,0 +1,75 @@
+"""What the user of a request should know before waiting for it: what it will lack, and what of it has no effect."""
+
+from __future__ import annotations
+
+import re
+
+from radial.models.checkpoint import checkpoint_folder
+from radial.models.spec import ModelSpec
+from radial.request import GenerationRequest
+
+_MOST_WORDS = 8  # that are named
+
+
+def advise(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
+    """Notes on a resolved request, the weightiest last."""
+    return (*_on_words(request, spec), *_without_effect(request, spec), *_on_length(request, spec))
+
+
+def _on_length(request: GenerationRequest, spec: ModelSpec) -> list[str]:
+    notes = []
+    tuned = request.tuned_settings()
+    if tuned is not None:
+        bundled = any(lora.path == spec.long_adapter for lora in request.loras)
+        whose = "the bundled adapter for longer clips" if bundled else "the adapter"
+        how = f"decay {request.decay:g}, {request.dense_layers} dense layers"
+        how = "dense attention" if request.attention == "dense" else how
+        shift = "" if request.flow_shift is None else f", flow shift {request.flow_shift:.3g}"
+        notes.append(
+            f"as {whose} was tuned: {request.clip_frames} frames, {how}{', riflex' if request.riflex else ''}{shift}"
+        )
+    longest = max(spec.native_frames, (tuned and tuned.target_frames) or 0)
+    if request.clip_frames > longest and (tuned is not None or not request.loras):
+        who = "the adapter was tuned for" if longest > spec.native_frames else f"{spec.name} was trained on"
+        advice = "" if request.riflex or spec.riflex_period is None else "; riflex puts repetition off"
+        notes.append(
+            f"{request.clip_frames} frames are beyond the {longest} that {who}: expect repetition or still scenes"
+            f"{'' if tuned else ' without an adapter for longer clips'}{advice}"
+        )
+    return notes
+
+
+def _without_effect(request: GenerationRequest, spec: ModelSpec) -> list[str]:
+    """What was asked for and changes nothing."""
+    notes = []
+    own_words = bool(request.negative_prompt) and request.negative_prompt != spec.negative_prompt
+    true_scale = request.true_cfg_scale or 1.0
+    if own_words and spec.guidance_is_embedded and true_scale <= 1:
+        notes.append(
+            f"the negative prompt has no effect: guidance_scale is a number that {spec.name} was trained to follow; "
+            "true_cfg_scale 6 would use it, in twice the time"
+        )
+    elif own_words and not spec.guidance_is_embedded and (request.guidance_scale or 0) <= 1:
+        notes.append(f"the negative prompt has no effect at guidance {request.guidance_scale:g}: above 1 it has")
+    if request.true_cfg_scale is not None and not spec.guidance_is_embedded:
+        notes.append(f"true_cfg_scale has no effect on {spec.name}, whose guidance_scale is that already")
+    if request.guidance_scale_2 is not None and not spec.has_two_transformers:
+        notes.append(f"guidance_scale_2 has no effect: {spec.name} has one transformer")
+    return notes
+
+
+def _on_words(request: GenerationRequest, spec: ModelSpec) -> list[str]:
+    """Words that a model does not know, where its checkpoint lists those that it knows."""
+    folder = checkpoint_folder(spec)
+    if folder is None or not (folder / "words.txt").is_file():
+        return []
+    known = set((folder / "words.txt").read_text(encoding="utf-8").split())
+    words = dict.fromkeys(re.findall(r"[^\W\d_]+(?:[-'][^\W\d_]+)*", request.prompt.lower()))
+    unknown = [word for word in words if word not in known]
+    if not unknown:
+        return []
+    more = f" and {len(unknown) - _MOST_WORDS} more" if len(unknown) > _MOST_WORDS else ""
+    return [
+        f"{spec.name} draws moving shapes, and does not know: {', '.join(unknown[:_MOST_WORDS])}{more}; it knows words "
+        'like "a large red star moves from left to right on a striped background"'
+    ]
