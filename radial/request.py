@@ -149,6 +149,9 @@ class GenerationRequest(BaseModel):
         if self.last_image is not None and not spec.takes_last_image:
             able = ", ".join(other.name for other in MODELS.values() if other.takes_last_image)
             raise RequestError(f"{spec.name} takes no last_image; models that do: {able}")
+        if not spec.is_flow and (self.sampler != "model" or self.flow_shift is not None):
+            given = f"sampler {self.sampler}" if self.sampler != "model" else f"flow_shift {self.flow_shift:g}"
+            raise RequestError(f"{given} is for flow models, and {spec.name} is none; leave it out")
         steps = self.num_inference_steps or spec.num_inference_steps
         if self.snap and self.num_frames is not None:
             _, _, num_frames = spec.snap_size(spec.height, spec.width, self.num_frames)
@@ -160,6 +163,7 @@ class GenerationRequest(BaseModel):
         tuned = (None if self.is_resolved else self.tuned_settings()) or AdapterSettings()
         num_frames = self.num_frames or tuned.target_frames or spec.num_frames
         pattern, schedule = spec.preset(num_frames, steps)
+        picture = (self.height or spec.height, self.width or spec.width)
         open_fields = {
             "negative_prompt": spec.negative_prompt,
             "height": spec.height,
@@ -175,7 +179,7 @@ class GenerationRequest(BaseModel):
             "dense_steps": schedule.dense_steps
             if tuned.dense_steps is None
             else spec.dense_share(tuned.dense_steps, steps),
-            "flow_shift": tuned.flow_shift,
+            "flow_shift": None if self._came_resolved else tuned.flow_shift or spec.shift_for(*picture),
             "riflex": tuned.riflex,
             "dense_last_steps": schedule.dense_last_steps,
             "block_size": tuned.block_size or spec.block_size,
@@ -255,6 +259,13 @@ class GenerationRequest(BaseModel):
         """Whether no field is open: only what a model may not have is still None."""
         optional = {"guidance_scale_2", "true_cfg_scale", "flow_shift", "image", "last_image", "extend"}
         return self.seed >= 0 and all(value is not None for name, value in self if name not in optional)
+
+    @property
+    def _came_resolved(self) -> bool:
+        """Whether it was resolved before, be it by an earlier version: what it left open then it meant to."""
+        return all(
+            getattr(self, name) is not None for name in ("negative_prompt", "height", "attention", "dense_steps")
+        )
 
     @property
     def attention_settings(self) -> AttentionSettings:

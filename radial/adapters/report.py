@@ -12,7 +12,7 @@ from radial.errors import ModelError
 from radial.models.architecture import Architecture, architecture_in, named_architectures
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.find import find_model
-from radial.models.hub import cached_folder
+from radial.models.hub.download import cached_folder
 from radial.models.lora_settings import read_adapter_settings
 
 # What trainers say of a run, by the words for it.

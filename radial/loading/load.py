@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,12 @@ from radial.adapters.apply import load_loras
 from radial.attention.families.find import find_family
 from radial.attention.install import transformers_of
 from radial.errors import ModelError, RequestError, first_line
-from radial.loading.memory import Profile, choose_profile, place
+from radial.loading.memory import Profile, choose_profile, decode_in_tiles, place
 from radial.loading.quantize import narrow_linears
 from radial.loading.transformer_file import is_gguf, load_transformer_file
 from radial.models.checkpoint import check_checkpoint, checkpoint_folder, spec_in
 from radial.models.find import find_model, pipeline_of
-from radial.models.hub import OnProgress, cached_folder, download, find_local
+from radial.models.hub.download import OnProgress, cached_folder, download, find_local
 from radial.models.lora_settings import adapter_file, check_adapter_file
 from radial.models.spec import ModelSpec
 from radial.request import GenerationRequest
@@ -56,12 +57,26 @@ def fetch(request: GenerationRequest, on_download: OnProgress = lambda done, tot
         OutputError: the disk has no room for it.
     """
     spec = find_model(request.model)
+    check_packages(spec)
     without = spec.own_components
     return (
         checkpoint_folder(spec)
         or find_local(spec.source, without)
         or download(spec.source, on_download, without=without)
     )
+
+
+def check_packages(spec: ModelSpec) -> None:
+    """Raise where a package that a model needs is not installed, before anything is downloaded for it.
+
+    Raises:
+        ModelError: it is not; the command that installs it is named.
+    """
+    missing = [name for name in spec.packages if importlib.util.find_spec(name) is None]
+    if any(file.suffix == ".gguf" for file in spec.own_weights.values()) and importlib.util.find_spec("gguf") is None:
+        missing.append("gguf")
+    if missing:
+        raise ModelError(f"{spec.name} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def load(
@@ -119,6 +134,8 @@ def load(
                 if name.startswith("text_encoder") and isinstance(component, torch.nn.Module):
                     narrow_linears(component, device, EightBitWeights)
         place(pipe, profile, device)
+        if spec.decodes_in_tiles:
+            decode_in_tiles(pipe.vae)
     if profile != "full":
         notes += (f"memory {profile}: {_PROFILE_NOTES[profile]}",)
     paths = [adapter_file(lora.path) for lora in request.loras]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from radial.errors import ModelError, RequestError
 from radial.models.checkpoint import read_folder
-from radial.models.hub import config_folder
+from radial.models.hub.download import config_folder
 from radial.models.single_file import read_single_file
 from radial.models.spec import ModelSpec
 from radial.models.table import MODELS

@@ -9,6 +9,8 @@ from radial.errors import RequestError
 from radial.plans.pattern import RadialPattern
 from radial.plans.policy import Schedule
 
+_SMALL = 832 * 480  # pixels of what the authors of Wan call 480p
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
@@ -27,6 +29,14 @@ class ModelSpec:
         first_frame: 1 where the autoencoder keeps the first frame apart, so that lengths are a multiple plus 1.
         native_frames: the longest clip the model was trained on.
         max_sequence_length: text tokens a prompt is padded or cut to.
+        flow_shift: of the noise schedule; the checkpoint's own where it is None.
+        small_flow_shift: the same at 480p and below, where the authors have another there.
+        is_flow: whether it goes from noise to a clip in straight lines, as samplers other than its own and shifts want.
+        exact_autoencoder: whether the autoencoder must compute in float32.
+        decodes_in_tiles: whether it decodes in tiles alone.
+        packages: that it needs and an installation may lack.
+        gated: whether the hub wants its terms accepted.
+        authors: where its settings are said.
         pattern, schedule: radial attention up to the native length, for ``num_inference_steps`` steps.
         long_pattern, long_schedule: the same beyond it.
         layers: transformer layers, for estimates before loading.
@@ -58,6 +68,14 @@ class ModelSpec:
     block_size: int = 128
     layers: int = 30
     negative_prompt: str = ""
+    flow_shift: float | None = None
+    small_flow_shift: float | None = None
+    is_flow: bool = True
+    exact_autoencoder: bool = False
+    decodes_in_tiles: bool = False
+    packages: tuple[str, ...] = ()
+    gated: bool = False
+    authors: str = ""
     riflex_period: float | None = None
     long_adapter: str | None = None
     transformer_files: tuple[str, ...] = ()
@@ -80,10 +98,10 @@ class ModelSpec:
         """What the app can make a clip from: text, image; nothing where only Python drives the model."""
         return [word for word, found in (("text", self.text_pipeline), ("image", self.image_pipeline)) if found]
 
-    @property
-    def exact_autoencoder(self) -> bool:
-        """Whether the autoencoder must compute in float32."""
-        return any((name or "").startswith(("Wan", "SkyReels")) for name in (self.text_pipeline, self.image_pipeline))
+    def shift_for(self, height: int, width: int) -> float | None:
+        """The authors' shift of the noise schedule for a size."""
+        small = self.small_flow_shift is not None and height * width <= _SMALL
+        return self.small_flow_shift if small else self.flow_shift
 
     def preset(self, num_frames: int, num_inference_steps: int) -> tuple[RadialPattern, Schedule]:
         """Pattern and schedule for a length; dense steps keep their share when there are fewer steps."""

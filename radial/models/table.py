@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from radial.errors import RequestError
+from radial.models import negative_prompts as words
 from radial.models.spec import ModelSpec
 from radial.plans.pattern import RadialPattern
 from radial.plans.policy import Schedule
@@ -16,39 +17,58 @@ BUNDLED = "bundled:tiny"
 _OURS = RadialPattern(decay=1.0)
 _NO_SINK = RadialPattern(decay=0.95, sink_frames=0)
 
-_WAN_21 = ModelSpec(name="", summary="", source="", riflex_period=51.0)
+_WAN_21 = ModelSpec(
+    name="", summary="", source="", riflex_period=51.0, flow_shift=5.0, negative_prompt=words.WAN,
+    exact_autoencoder=True,
+    authors="Wan-Video/Wan2.1: generate.py, wan/configs",
+)  # fmt: skip
 _WAN_21_720P = replace(_WAN_21, height=720, width=1280, layers=40)
+# Starting from an image, Wan 2.1 takes 40 steps, and at 480p a shift of 3.
+_WAN_21_IMAGE = replace(
+    _WAN_21_720P, text_pipeline=None, image_pipeline="WanImageToVideoPipeline", num_inference_steps=40,
+    small_flow_shift=3.0, negative_prompt=words.WAN_IMAGE, schedule=Schedule(dense_layers=1, dense_steps=10),
+)  # fmt: skip
 _WAN_22 = replace(
     _WAN_21_720P,
     num_inference_steps=40,
     pattern=RadialPattern(decay=0.8),
     schedule=Schedule(dense_layers=1, dense_steps=11),
+    authors="Wan-Video/Wan2.2: generate.py, wan/configs",
 )
 _SKYREELS = replace(
-    _WAN_21_720P, height=544, width=960, num_frames=97, native_frames=97, fps=24, guidance_scale=6.0,
-    text_pipeline="SkyReelsV2Pipeline",
+    _WAN_21_720P, height=544, width=960, num_frames=97, native_frames=97, fps=24, guidance_scale=6.0, flow_shift=8.0,
+    num_inference_steps=30, schedule=Schedule(dense_layers=1, dense_steps=7), negative_prompt=words.SKYREELS,
+    text_pipeline="SkyReelsV2Pipeline", authors="SkyworkAI/SkyReels-V2: README, generate_video.py",
 )  # fmt: skip
 _HUNYUAN = replace(
     _WAN_21_720P, num_frames=129, native_frames=129, fps=24, guidance_scale=6.0, max_sequence_length=256, layers=60,
     text_pipeline="HunyuanVideoPipeline", pattern=_NO_SINK, schedule=Schedule(dense_steps=12),
-    long_pattern=RadialPattern(decay=1.0, sink_frames=0), riflex_period=50.3,
+    long_pattern=RadialPattern(decay=1.0, sink_frames=0), riflex_period=50.3, flow_shift=None, negative_prompt="",
+    exact_autoencoder=False,
+    guidance_is_embedded=True, authors="Tencent-Hunyuan/HunyuanVideo: README; shift 7 is in the checkpoint",
 )  # fmt: skip
 _HUNYUAN_15 = replace(
     _HUNYUAN, height=480, width=848, num_frames=121, native_frames=121, stride=(4, 16, 16), layers=54,
-    text_pipeline="HunyuanVideo15Pipeline", riflex_period=None,
+    text_pipeline="HunyuanVideo15Pipeline", riflex_period=None, guidance_is_embedded=False,
+    authors="diffusers: scripts/convert_hunyuan_video1_5_to_diffusers.py; shift 5 and guidance 6 are in the checkpoint",
 )  # fmt: skip
 _LTX = replace(
     _WAN_21, text_pipeline="LTXPipeline", image_pipeline="LTXImageToVideoPipeline", stride=(8, 32, 32), height=512,
     width=704, num_frames=161, native_frames=257, fps=25, guidance_scale=3.0, max_sequence_length=128, layers=28,
-    pattern=_OURS, riflex_period=None,
+    pattern=_OURS, riflex_period=None, flow_shift=None, negative_prompt=words.LTX, exact_autoencoder=False,
+    authors="diffusers: pipeline_ltx.py; the shift goes by the clip's tokens",
 )  # fmt: skip
 _COGVIDEOX = replace(
     _WAN_21, text_pipeline="CogVideoXPipeline", height=480, width=720, num_frames=49, native_frames=49, fps=8,
-    guidance_scale=6.0, max_sequence_length=226, layers=42, pattern=_OURS, riflex_period=None,
+    guidance_scale=6.0, max_sequence_length=226, layers=42, pattern=_OURS, riflex_period=None, flow_shift=None,
+    negative_prompt="", is_flow=False, exact_autoencoder=False,
+    authors="zai-org/CogVideo: inference/cli_demo.py",
 )  # fmt: skip
 _KANDINSKY = replace(
     _WAN_21, text_pipeline="Kandinsky5T2VPipeline", height=512, width=768, num_frames=121, native_frames=121, fps=24,
-    layers=32, pattern=_OURS, riflex_period=None,
+    layers=32, pattern=_OURS, riflex_period=None, flow_shift=None, negative_prompt=words.KANDINSKY,
+    exact_autoencoder=False,
+    packages=("torchvision",), authors="diffusers: pipeline_kandinsky.py",
 )  # fmt: skip
 
 
@@ -65,6 +85,7 @@ MODELS: dict[str, ModelSpec] = {
             name="tiny",
             summary="bundled: moving shapes, works offline on a laptop",
             source=BUNDLED,
+            authors="made here: docs/bundled-model.md",
             height=128,
             width=128,
             num_frames=33,
@@ -81,35 +102,39 @@ MODELS: dict[str, ModelSpec] = {
             riflex_period=9.0,
             long_adapter="bundled:tiny-long",
         ),
-        _row(_WAN_21, "wan2.1-1.3b", "Wan 2.1 text-to-video, 1.3 B, 480p", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
+        _row(
+            _WAN_21, "wan2.1-1.3b", "Wan 2.1 text-to-video, 1.3 B, 480p", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+            guidance_scale=6.0, flow_shift=8.0, authors="Wan-Video/Wan2.1: README, \"for the T2V-1.3B model\"",
+        ),
         _row(
             _WAN_21_720P, "wan2.1-14b", "Wan 2.1 text-to-video, 14 B, 480p and 720p",
             "Wan-AI/Wan2.1-T2V-14B-Diffusers",
         ),
         _row(
-            _WAN_21, "wan2.1-i2v-14b-480p", "Wan 2.1 image-to-video, 14 B, 480p",
-            "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", image_pipeline="WanImageToVideoPipeline", layers=40, **_IMAGE_ONLY,
+            _WAN_21_IMAGE, "wan2.1-i2v-14b-480p", "Wan 2.1 image-to-video, 14 B, 480p",
+            "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", height=480, width=832,
         ),
         _row(
-            _WAN_21_720P, "wan2.1-i2v-14b-720p", "Wan 2.1 image-to-video, 14 B, 720p",
-            "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", image_pipeline="WanImageToVideoPipeline", **_IMAGE_ONLY,
+            _WAN_21_IMAGE, "wan2.1-i2v-14b-720p", "Wan 2.1 image-to-video, 14 B, 720p",
+            "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
         ),
         _row(
-            _WAN_21_720P, "wan2.1-flf2v-14b", "Wan 2.1 from a first and a last image, 14 B, 720p",
-            "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers", image_pipeline="WanImageToVideoPipeline",
-            takes_last_image=True, **_IMAGE_ONLY,
+            _WAN_21_IMAGE, "wan2.1-flf2v-14b", "Wan 2.1 from a first and a last image, 14 B, 720p",
+            "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers", takes_last_image=True, num_inference_steps=50, flow_shift=16.0,
+            schedule=Schedule(dense_layers=1, dense_steps=12), small_flow_shift=None,
+            negative_prompt=words.WAN_FIRST_AND_LAST,
         ),
         _row(
             _WAN_21, "wan2.1-vace-1.3b", "Wan 2.1 VACE, 1.3 B; control videos in Python",
-            "Wan-AI/Wan2.1-VACE-1.3B-diffusers", text_pipeline="WanVACEPipeline",
+            "Wan-AI/Wan2.1-VACE-1.3B-diffusers", text_pipeline="WanVACEPipeline", flow_shift=16.0,
         ),
         _row(
             _WAN_21_720P, "wan2.1-vace-14b", "Wan 2.1 VACE, 14 B; control videos in Python",
-            "Wan-AI/Wan2.1-VACE-14B-diffusers", text_pipeline="WanVACEPipeline",
+            "Wan-AI/Wan2.1-VACE-14B-diffusers", text_pipeline="WanVACEPipeline", flow_shift=16.0,
         ),
         _row(
             _WAN_22, "wan2.2-a14b", "Wan 2.2 text-to-video, two 14 B experts, 480p and 720p",
-            "Wan-AI/Wan2.2-T2V-A14B-Diffusers", guidance_scale=4.0, guidance_scale_2=3.0,
+            "Wan-AI/Wan2.2-T2V-A14B-Diffusers", guidance_scale=4.0, guidance_scale_2=3.0, flow_shift=12.0,
             has_two_transformers=True,
         ),
         _row(
@@ -124,7 +149,8 @@ MODELS: dict[str, ModelSpec] = {
         ),
         _row(
             _WAN_22, "wan2.2-animate-14b", "Wan 2.2 Animate, 14 B: pose and face videos, in Python only",
-            "Wan-AI/Wan2.2-Animate-14B-Diffusers", num_frames=77, native_frames=77, **_IMAGE_ONLY,
+            "Wan-AI/Wan2.2-Animate-14B-Diffusers", num_frames=77, native_frames=77, fps=30, num_inference_steps=20,
+            guidance_scale=1.0, schedule=Schedule(dense_layers=1, dense_steps=5), **_IMAGE_ONLY,
         ),
         _row(
             _SKYREELS, "skyreels-v2-14b", "SkyReels V2 text-to-video, 14 B, 540p",
@@ -133,7 +159,7 @@ MODELS: dict[str, ModelSpec] = {
         _row(
             _SKYREELS, "skyreels-v2-i2v-14b", "SkyReels V2 image-to-video, 14 B, 540p",
             "Skywork/SkyReels-V2-I2V-14B-540P-Diffusers", image_pipeline="SkyReelsV2ImageToVideoPipeline",
-            guidance_scale=5.0, **_IMAGE_ONLY,
+            guidance_scale=5.0, flow_shift=5.0, **_IMAGE_ONLY,
         ),
         _row(
             _SKYREELS, "skyreels-v2-df-1.3b", "SkyReels V2 diffusion forcing, 1.3 B, 540p",
@@ -146,17 +172,17 @@ MODELS: dict[str, ModelSpec] = {
         ),
         _row(
             _HUNYUAN, "hunyuan-video-i2v", "HunyuanVideo image-to-video, 13 B, 720p",
-            "hunyuanvideo-community/HunyuanVideo-I2V", guidance_scale=1.0,
-            image_pipeline="HunyuanVideoImageToVideoPipeline", **_IMAGE_ONLY,
+            "hunyuanvideo-community/HunyuanVideo-I2V", image_pipeline="HunyuanVideoImageToVideoPipeline",
+            authors="Tencent-Hunyuan/HunyuanVideo-I2V, diffusers: pipeline_hunyuan_video_image2video.py", **_IMAGE_ONLY,
         ),
         _row(
             _HUNYUAN_15, "hunyuan-video-1.5", "HunyuanVideo 1.5 text-to-video, 8 B, 480p",
-            "hunyuanvideo-community/HunyuanVideo-1.5-480p_t2v",
+            "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v",
         ),
         _row(
             _HUNYUAN_15, "hunyuan-video-1.5-i2v", "HunyuanVideo 1.5 image-to-video, 8 B, 480p",
-            "hunyuanvideo-community/HunyuanVideo-1.5-480p_i2v", image_pipeline="HunyuanVideo15ImageToVideoPipeline",
-            **_IMAGE_ONLY,
+            "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_i2v",
+            image_pipeline="HunyuanVideo15ImageToVideoPipeline", **_IMAGE_ONLY,
         ),
         _row(
             _HUNYUAN, "framepack", "FramePack on HunyuanVideo: section by section, from an image; in Python only",
@@ -166,14 +192,15 @@ MODELS: dict[str, ModelSpec] = {
             _WAN_21, "mochi", "Mochi 1 preview, 10 B, 480p", "genmo/mochi-1-preview", text_pipeline="MochiPipeline",
             stride=(6, 16, 16), width=848, num_frames=85, native_frames=163, fps=30, num_inference_steps=64,
             guidance_scale=4.5, max_sequence_length=256, layers=48, pattern=_OURS,
-            schedule=Schedule(dense_layers=1, dense_steps=15), riflex_period=None,
+            schedule=Schedule(dense_layers=1, dense_steps=15), riflex_period=None, flow_shift=None, negative_prompt="",
+            exact_autoencoder=False, authors="genmoai/mochi: README, demos/cli.py; its schedule is in the checkpoint",
         ),
         _row(_LTX, "ltx-video", "LTX-Video text- and image-to-video, 2 B", "Lightricks/LTX-Video"),
         _row(
             _LTX, "ltx-2", "LTX-2 text- and image-to-video with sound, 19 B", "Lightricks/LTX-2",
             text_pipeline="LTX2Pipeline", image_pipeline="LTX2ImageToVideoPipeline", width=768, num_frames=121, fps=24,
             num_inference_steps=30, schedule=Schedule(dense_layers=1, dense_steps=7), max_sequence_length=1024,
-            layers=48,
+            layers=48, negative_prompt=words.LTX_2, authors="diffusers: pipeline_ltx2.py",
         ),
         _row(
             _COGVIDEOX, "cogvideox-2b", "CogVideoX text-to-video, 2 B, 480p", "zai-org/CogVideoX-2b", layers=30,
@@ -190,27 +217,27 @@ MODELS: dict[str, ModelSpec] = {
             _WAN_21_720P, "allegro", "Allegro text-to-video, 3 B, 720p", "rhymes-ai/Allegro",
             text_pipeline="AllegroPipeline", first_frame=0, num_frames=88, native_frames=88, fps=15,
             num_inference_steps=100, guidance_scale=7.5, layers=32, pattern=_OURS,
-            schedule=Schedule(dense_layers=1, dense_steps=24), riflex_period=None,
+            schedule=Schedule(dense_layers=1, dense_steps=24), riflex_period=None, flow_shift=None, negative_prompt="",
+            is_flow=False, exact_autoencoder=True, decodes_in_tiles=True, authors="diffusers: pipeline_allegro.py",
         ),
         _row(
             _WAN_21, "easyanimate-v5.1-12b", "EasyAnimate 5.1 text-to-video, 12 B",
             "alibaba-pai/EasyAnimateV5.1-12b-zh-diffusers", text_pipeline="EasyAnimatePipeline", height=512, width=512,
-            num_frames=49, native_frames=49, fps=8, layers=48, pattern=_OURS, riflex_period=None,
+            num_frames=49, native_frames=49, fps=8, layers=48, pattern=_OURS, riflex_period=None, flow_shift=None,
+            negative_prompt="", exact_autoencoder=False, authors="diffusers: pipeline_easyanimate.py",
         ),
         _row(
             _WAN_21_720P, "cosmos-1.0-7b", "Cosmos 1.0 text-to-world, 7 B, 720p",
             "nvidia/Cosmos-1.0-Diffusion-7B-Text2World", text_pipeline="CosmosTextToWorldPipeline", stride=(8, 16, 16),
             height=704, num_frames=121, native_frames=121, fps=30, num_inference_steps=36, guidance_scale=7.0,
             layers=28, pattern=_OURS, schedule=Schedule(dense_layers=1, dense_steps=9), riflex_period=None,
+            flow_shift=None, negative_prompt=words.COSMOS, is_flow=False, exact_autoencoder=False,
+            packages=("torchvision", "cosmos_guardrail"), gated=True,
+            authors="diffusers: pipeline_cosmos_text2world.py",
         ),
         _row(
             _KANDINSKY, "kandinsky-5-lite", "Kandinsky 5 Lite text-to-video, 2 B",
             "kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers",
-        ),
-        _row(
-            _KANDINSKY, "kandinsky-5-pro-i2v", "Kandinsky 5 Pro image-to-video, 19 B",
-            "kandinskylab/Kandinsky-5.0-I2V-Pro-sft-5s-Diffusers", image_pipeline="Kandinsky5I2VPipeline", layers=60,
-            **_IMAGE_ONLY,
         ),
     )
 }  # fmt: skip

@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import save_file
 from tiny_pipelines import CASES
 
-from radial.models.hub import _is_wanted
+from radial.models.hub.download import _is_wanted
 
 NAME = "someone/small-wan"
 
@@ -172,7 +172,7 @@ def test_a_transformer_in_one_file_spares_the_hubs(hub: fake_hub.Hub, tmp_path: 
     home = Home(hub, tmp_path)
     script = f"""
 from pathlib import Path
-from radial.models.hub import download, find_local
+from radial.models.hub.download import download, find_local
 assert find_local({NAME!r}, ("transformer",)) is None
 folder = download({NAME!r}, without=("transformer",))
 assert find_local({NAME!r}, ("transformer",)) == folder

@@ -15,8 +15,8 @@ from rich.filesize import decimal
 from radial.files import publish_text
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.find import find_model
-from radial.models.hub import check_disk, download_size_of
-from radial.models.hub import download as fetch
+from radial.models.hub.download import check_disk, download_size_of
+from radial.models.hub.download import download as fetch
 
 
 def download(

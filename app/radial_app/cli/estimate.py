@@ -13,7 +13,7 @@ from rich.table import Table
 from radial.errors import RadialError
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.find import find_model
-from radial.models.hub import Download, cached_folder, download_size_of
+from radial.models.hub.download import Download, cached_folder, download_size_of
 from radial.models.spec import ModelSpec
 from radial.request import make_request
 from radial_app.cli.jobs import clock

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from radial.errors import RadialError, RequestError
-from radial.models.hub import set_offline
+from radial.models.hub.download import set_offline
 from radial.version import __version__
 from radial_app.cli import (
     accounts,
@@ -24,7 +24,6 @@ from radial_app.cli import (
     generate,
     inspect,
     jobs,
-    lora,
     receipts,
     render,
     serve,
@@ -148,4 +147,4 @@ app.command()(download.download)
 app.command()(estimate.estimate)
 app.command()(inspect.inspect)
 app.command()(inspect.models)
-app.command()(lora.lora)
+app.command()(inspect.lora)

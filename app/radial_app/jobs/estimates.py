@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from radial.errors import RadialError, RequestError
 from radial.models.checkpoint import checkpoint_folder, spec_in
 from radial.models.find import find_model
-from radial.models.hub import cached_folder, is_whole
+from radial.models.hub.download import cached_folder, is_whole
 from radial.models.spec import ModelSpec
 from radial.models.weights import Weights, weights_in, weights_on_hub
 from radial.request import GenerationRequest

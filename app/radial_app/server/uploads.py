@@ -18,7 +18,7 @@ from radial.errors import OutputError, RadialError, RequestError
 from radial.files import publish
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.find import HUB_ID, SINGLE_FILES, find_model
-from radial.models.hub import cached_folder, is_whole
+from radial.models.hub.download import cached_folder, is_whole
 from radial.models.lora_settings import BUNDLED_ADAPTER, check_adapter_file
 from radial.models.table import MODELS
 from radial.request import MAX_FRAMES, MAX_LORAS, GenerationRequest, make_request

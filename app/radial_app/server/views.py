@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from radial.errors import ModelError, RadialError, RequestError
 from radial.models.checkpoint import checkpoint_folder
-from radial.models.hub import cached_folder
+from radial.models.hub.download import cached_folder
 from radial.models.spec import ModelSpec
 from radial.request import GenerationRequest, explain
 from radial_app.jobs.job import Job, State

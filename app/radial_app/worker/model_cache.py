@@ -12,7 +12,7 @@ from radial_app.jobs.job import load_key
 if TYPE_CHECKING:
     from radial.generation.ranks import Ranks
     from radial.loading.load import LoadedModel
-    from radial.models.hub import OnProgress
+    from radial.models.hub.download import OnProgress
     from radial.request import GenerationRequest
 
 

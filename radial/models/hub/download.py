@@ -20,7 +20,7 @@ from typing import Any
 
 from radial.errors import ModelError, OutputError, RadialError, first_line
 from radial.files import existing_folder
-from radial.models.hub_files import LargeFile, make_bar
+from radial.models.hub.large_file import LargeFile, make_bar
 
 _TELL_SECONDS = 0.5
 _AT_ONCE = 4  # large files that come at the same time
