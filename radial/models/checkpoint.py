@@ -67,9 +67,15 @@ def fit_spec(spec: ModelSpec, folder: Path) -> ModelSpec:
     patch = patch_sizes(transformer)
     temporal, down, across = spec.stride
     named = [vae.get(name) for name in ("scale_factor_temporal", "temporal_compression_ratio")]
+    scaling = vae.get("spatio_temporal_scaling")  # LTX-Video's autoencoder, which takes patches first
+    halvings = sum(map(bool, scaling)) if isinstance(scaling, list) else None
+    if halvings is not None:
+        named.append(2**halvings * vae.get("patch_size_t", 1))
     temporal = patch[0] * next((n for n in named if n), temporal // patch[0])
     named = [vae.get(name) for name in ("scale_factor_spatial", "spatial_compression_ratio")]
-    if not any(named) and isinstance(vae.get("block_out_channels"), list) and "scaling_factor" in vae:
+    if halvings is not None:
+        named.append(2**halvings * vae.get("patch_size", 1))
+    elif not any(named) and isinstance(vae.get("block_out_channels"), list) and "scaling_factor" in vae:
         named = [2 ** (len(vae["block_out_channels"]) - 1)]
     spatial = next((n for n in named if n), None)
     if spatial:
@@ -98,8 +104,8 @@ def spec_in(folder: Path, spec: ModelSpec) -> ModelSpec:
 
 
 def read_folder(folder: Path, without: tuple[str, ...] = (), *, weights: bool = True) -> ModelSpec:
-    """A spec for a folder, with the settings of the named model it is most like: one of its pipeline and as wide; a
-    toy's frames have few tokens, as the bundled model's, and a checkpoint that switches transformers is a Wan 2.2.
+    """A spec for a folder, with the settings of the named model it is most like (:func:`_most_like`), and what its own
+    files say; a toy's frames have few tokens, as the bundled model's.
 
     Args:
         without: components whose weights come from elsewhere.
@@ -112,34 +118,78 @@ def read_folder(folder: Path, without: tuple[str, ...] = (), *, weights: bool = 
     index = read_json(folder / "model_index.json")
     kind = index["_class_name"]
     transformer = read_config(folder / "transformer")
+    if transformer.get("attention_type") == "nabla":
+        raise ModelError(
+            f"{folder} attends by NABLA, block by block as it was trained, in place of which nothing can stand"
+        )
     width = transformer.get("num_attention_heads", 40) * transformer.get("attention_head_dim", 128)
-    like = next(
-        spec for spec in MODELS.values() if spec.name != "tiny" and kind in (spec.text_pipeline, spec.image_pipeline)
-    )
-    if kind == "WanPipeline":
-        like = MODELS["wan2.2-a14b" if index.get("boundary_ratio") is not None else "wan2.1-1.3b"]
+    like = _most_like(index, transformer, folder)
     changes: dict[str, Any] = {}
     if width <= 256:
         tiny = MODELS["tiny"]
         names = ("height", "width", "num_inference_steps", "pattern", "schedule", "long_pattern", "block_size")
         changes = {name: getattr(tiny, name) for name in names}
         changes |= {"num_frames": 8 * like.stride[0] + like.first_frame, "max_sequence_length": 64}
+        changes |= {"flow_shift": None, "small_flow_shift": None, "negative_prompt": ""}
         if kind == "WanPipeline":
             changes |= {name: getattr(tiny, name) for name in ("native_frames", "guidance_scale", "riflex_period")}
     if kind == "WanImageToVideoPipeline":
         # Wan 2.1 sees images through an encoder, and has places for two of them or one; Wan 2.2 sees latents alone.
         places = transformer.get("pos_embed_seq_len") is not None or transformer.get("image_dim") is None
         changes["takes_last_image"] = places
+    changes |= _own_settings(folder, replace(like, flow_shift=changes.get("flow_shift", like.flow_shift)))
+    changes["has_two_transformers"] = "transformer_2" in _components(folder, present=True)
     spec = replace(like, name=str(folder), summary="checkpoint folder", source=str(folder), **changes)
     return fit_spec(spec, folder)
 
 
-def _components(folder: Path) -> dict[str, tuple[str | None, str | None]]:
+def _most_like(index: dict[str, Any], transformer: dict[str, Any], folder: Path) -> ModelSpec:
+    """The named model that a checkpoint is most like: of its pipeline, with as many transformers, channels and layers;
+    of those that differ in the size of their clips alone the one that the folder's name speaks of."""
+    kind = index["_class_name"]
+    rows = [s for s in MODELS.values() if s.name != "tiny" and kind in (s.text_pipeline, s.image_pipeline)]
+    if kind in ("WanPipeline", "WanImageToVideoPipeline"):
+        if index.get("expand_timesteps"):
+            return MODELS["wan2.2-ti2v-5b"]
+        rows = [s for s in rows if s.name != "wan2.2-ti2v-5b"]
+        two = index.get("boundary_ratio") is not None
+        rows = [s for s in rows if s.has_two_transformers == two] or rows
+        last = transformer.get("pos_embed_seq_len") is not None
+        rows = [s for s in rows if two or s.takes_last_image == last] or rows
+    rows = [s for s in rows if s.layers == transformer.get("num_layers")] or rows
+    tall = [s for s in rows if f"{s.height}p" in folder.as_posix().lower()]
+    return (tall or rows)[0]
+
+
+def _own_settings(folder: Path, like: ModelSpec) -> dict[str, Any]:
+    """What a checkpoint says of its noise schedule and guidance, where that is another than the model's that it is
+    like."""
+    changes: dict[str, Any] = {}
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    if scheduler.is_file():
+        told = read_json(scheduler)
+        flows = told.get("prediction_type") == "flow_prediction" or told.get("use_flow_sigmas")
+        changes["is_flow"] = bool(flows) or str(told.get("_class_name", "")).startswith("FlowMatch")
+        shift = told.get("flow_shift", told.get("shift"))
+        # 3 is what diffusers' scripts write for every Wan, and 1 is none.
+        if like.flow_shift is not None and isinstance(shift, (int, float)) and shift not in (1, 3):
+            changes |= {"flow_shift": None, "small_flow_shift": None}
+    guider = folder / "guider" / "guider_config.json"
+    if guider.is_file() and isinstance(scale := read_json(guider).get("guidance_scale"), (int, float)):
+        changes["guidance_scale"] = float(scale)
+    return changes
+
+
+def _components(folder: Path, *, present: bool = False) -> dict[str, tuple[str | None, str | None]]:
+    """What a checkpoint's index lists; those that it has alone where they are to be ``present``."""
     index = read_json(folder / "model_index.json")
     return {
         name: tuple(value)
         for name, value in index.items()
-        if isinstance(value, list) and len(value) == 2 and re.fullmatch(r"\w+", name)
+        if isinstance(value, list)
+        and len(value) == 2
+        and re.fullmatch(r"\w+", name)
+        and not (present and value[0] is None)
     }
 
 

@@ -12,7 +12,7 @@ from radial.models.checkpoint import read_folder
 from radial.models.hub.download import config_folder
 from radial.models.single_file import read_single_file
 from radial.models.spec import ModelSpec
-from radial.models.table import MODELS
+from radial.models.table import MODELS, nearest
 
 SINGLE_FILES = (".safetensors", ".gguf")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -42,10 +42,10 @@ def find_model(name: str, *, online: bool = True) -> ModelSpec:
     if HUB_ID.fullmatch(name):
         spec = read_folder(config_folder(name, online=online), weights=False)
         return replace(spec, name=name, summary="from the Hugging Face hub", source=name)
-    known = ", ".join(MODELS)
+    meant = nearest(name[:200]) or "; give one of `radial models`"
     raise RequestError(
-        f"unknown model {name[:200]!r}; give one of {known}, a hub id like org/name, a checkpoint "
-        "folder, or a transformer's file"
+        f"unknown model {name[:200]!r}{meant}; a hub id like org/name, a checkpoint folder or a transformer's file is "
+        "taken, too"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import replace
 
 from radial.errors import RequestError
@@ -263,6 +264,13 @@ def find_preset(name: str | None) -> dict[str, object]:
     return PRESETS[name]
 
 
+def nearest(name: str) -> str:
+    """The names of models that one may have meant, in words; nothing where none is near."""
+    known = {key.lower(): spec.name for spec in MODELS.values() for key in (spec.name, spec.source)}
+    found = list(dict.fromkeys(known[key] for key in difflib.get_close_matches(name.lower(), known, 6, 0.6)))[:3]
+    return f"; do you mean {' or '.join(found)}?" if found else ""
+
+
 def models_page() -> str:
     """The models as a Markdown page, docs/models.md: ``python -m radial.models.table > docs/models.md``."""
 
@@ -275,18 +283,39 @@ def models_page() -> str:
         "",
         "Written by `python -m radial.models.table`. Sizes, steps and guidance are defaults; *native* is the longest",
         "clip that a model was trained on. Radial settings are decay, sink, dense layers / dense steps, up to the",
-        "native length and beyond it: as published for Wan and HunyuanVideo, ours for the rest.",
+        "native length and beyond it: as published for Wan's and HunyuanVideo's text-to-video, ours for the rest.",
         "",
         "| name | what | starts from | size | frames (native) | fps | steps | guidance | radial | beyond | source |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for spec in MODELS.values():
         starts = [*spec.starts_from, *(["last image"] if spec.takes_last_image else [])]
+        second = "" if spec.guidance_scale_2 is None else f", {spec.guidance_scale_2:g}"
         cells = (
             f"`{spec.name}`", spec.summary, ", ".join(starts) or "Python only", f"{spec.width}x{spec.height}",
-            f"{spec.num_frames} ({spec.native_frames})", spec.fps, spec.num_inference_steps, f"{spec.guidance_scale:g}",
-            settings(spec.pattern, spec.schedule), settings(spec.long_pattern, spec.long_schedule),
-            f"`{spec.source}`",
+            f"{spec.num_frames} ({spec.native_frames})", spec.fps, spec.num_inference_steps,
+            f"{spec.guidance_scale:g}{second}", settings(spec.pattern, spec.schedule),
+            settings(spec.long_pattern, spec.long_schedule), f"`{spec.source}`",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+    lines += [
+        "",
+        "## As their authors run them",
+        "",
+        "*Shift* is that of the noise schedule, *checkpoint* the one that the files bring; *negative* how the authors'",
+        "words to avoid begin, which a clip takes unless it says others; *autoencoder* the numbers it computes in.",
+        "",
+        "| name | shift | negative | autoencoder | needs | settings from |",
+        "|---|---|---|---|---|---|",
+    ]
+    for spec in MODELS.values():
+        shift = "checkpoint" if spec.flow_shift is None else f"{spec.flow_shift:g}"
+        shift += "" if spec.small_flow_shift is None else f", {spec.small_flow_shift:g} at 480p"
+        needs = [*spec.packages, *(["terms accepted on the hub"] if spec.gated else [])]
+        cells = (
+            f"`{spec.name}`", shift, f"{spec.negative_prompt[:24]}..." if spec.negative_prompt else "",
+            f"{'float32' if spec.exact_autoencoder else 'as asked'}{', in tiles' if spec.decodes_in_tiles else ''}",
+            ", ".join(needs), spec.authors,
         )  # fmt: skip
         lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
     return "\n".join(lines) + "\n"

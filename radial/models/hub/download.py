@@ -21,6 +21,7 @@ from typing import Any
 from radial.errors import ModelError, OutputError, RadialError, first_line
 from radial.files import existing_folder
 from radial.models.hub.large_file import LargeFile, make_bar
+from radial.models.table import nearest
 
 _TELL_SECONDS = 0.5
 _AT_ONCE = 4  # large files that come at the same time
@@ -75,8 +76,9 @@ def config_folder(source: str, *, online: bool = True) -> Path:
         raise ModelError(f"there is no model {source} here")
     check_online(source)
     try:
-        return Path(huggingface_hub.snapshot_download(source, allow_patterns=["model_index.json", "*/config.json"],
-                                                      tqdm_class=_bar_of_small(lambda _: None)))  # fmt: skip
+        wanted = ["model_index.json", "*/config.json", "*/*er_config.json"]
+        bar = _bar_of_small(lambda _: None)
+        return Path(huggingface_hub.snapshot_download(source, allow_patterns=wanted, tqdm_class=bar))
     except Exception as error:
         raise explain_hub(source, error) or ModelError(
             f"there is no folder {source} here, and the Hugging Face hub cannot be reached: {first_line(error)}"
@@ -277,8 +279,8 @@ def explain_hub(source: str, error: Exception) -> RadialError | None:
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return ModelError(
-            f"there is no folder {source} here, and the Hugging Face hub has no such model; `radial models` lists the "
-            "models with a name"
+            f"there is no folder {source} here, and the Hugging Face hub has no such model{nearest(source)}; `radial "
+            "models` lists the models with a name"
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
         return OutputError(error.errno, f"the download of {source} stopped: {error.strerror}")
