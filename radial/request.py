@@ -196,6 +196,14 @@ class GenerationRequest(BaseModel):
             names = ("height", "width", "num_frames")
             resolved = resolved.with_values(**dict(zip(names, spec.snap_size(*size), strict=True)))
         spec.check_size(resolved.clip_height, resolved.clip_width, resolved.clip_frames)
+        bucket = spec.bucket(resolved.clip_height, resolved.clip_width) if self.starts_from_image else None
+        if bucket not in (None, (resolved.clip_height, resolved.clip_width)):
+            if self.snap:
+                return resolved.with_values(height=bucket[0], width=bucket[1])
+            raise RequestError(
+                f"{spec.name} makes clips from images in certain sizes alone; the nearest to {resolved.clip_width}x"
+                f"{resolved.clip_height} is {bucket[1]}x{bucket[0]} (--snap takes it)"
+            )
         if resolved.riflex:
             resolved.riflex_period(spec)
         return resolved

@@ -204,6 +204,9 @@ def _call_arguments(
         "output_type": "np",
         **_images(request, before),
     }
+    if (window := model.spec.window_frames) is not None and request.clip_frames > window:
+        # As the authors have it for long clips: frames that windows share, and a little noise on those that are there.
+        offered |= {"base_num_frames": window, "overlap_history": 17, "addnoise_condition": 20}
     takes = inspect.signature(type(model.pipe).__call__).parameters
     if getattr(model.pipe, "transformer_2", None) is None:
         del offered["guidance_scale_2"]

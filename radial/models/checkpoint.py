@@ -137,6 +137,8 @@ def read_folder(folder: Path, without: tuple[str, ...] = (), *, weights: bool = 
         # Wan 2.1 sees images through an encoder, and has places for two of them or one; Wan 2.2 sees latents alone.
         places = transformer.get("pos_embed_seq_len") is not None or transformer.get("image_dim") is None
         changes["takes_last_image"] = places
+    if kind == "HunyuanVideo15ImageToVideoPipeline" and type(side := transformer.get("target_size")) is int:
+        changes["bucket_side"] = side
     changes |= _own_settings(folder, replace(like, flow_shift=changes.get("flow_shift", like.flow_shift)))
     changes["has_two_transformers"] = "transformer_2" in _components(folder, present=True)
     spec = replace(like, name=str(folder), summary="checkpoint folder", source=str(folder), **changes)
@@ -199,7 +201,7 @@ _COUNTS = {
     "num_layers": 1024, "num_single_layers": 1024, "num_attention_heads": 1024, "attention_head_dim": 4096,
     "ffn_dim": 1 << 20, "mlp_ratio": 1024, "max_text_seq_length": 1 << 16, "patch_size": 64, "patch_size_t": 64,
     "scale_factor_temporal": 256, "scale_factor_spatial": 256, "temporal_compression_ratio": 256,
-    "spatial_compression_ratio": 256,
+    "spatial_compression_ratio": 256, "target_size": 8192,
 }  # fmt: skip
 
 

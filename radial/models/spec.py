@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from radial.errors import RequestError
 from radial.plans.pattern import RadialPattern
 from radial.plans.policy import Schedule
@@ -36,6 +38,8 @@ class ModelSpec:
         decodes_in_tiles: whether it decodes in tiles alone.
         packages: that it needs and an installation may lack.
         gated: whether the hub wants its terms accepted.
+        bucket_side: of the square whose area all sizes have that the image pipeline makes, where it makes but some.
+        window_frames: most frames that it denoises at once; longer clips come window by window.
         authors: where its settings are said.
         pattern, schedule: radial attention up to the native length, for ``num_inference_steps`` steps.
         long_pattern, long_schedule: the same beyond it.
@@ -75,6 +79,8 @@ class ModelSpec:
     decodes_in_tiles: bool = False
     packages: tuple[str, ...] = ()
     gated: bool = False
+    bucket_side: int | None = None
+    window_frames: int | None = None
     authors: str = ""
     riflex_period: float | None = None
     long_adapter: str | None = None
@@ -134,6 +140,17 @@ class ModelSpec:
                 f"num_frames must be a multiple of {stride}{' plus 1' * first} for {self.name}, not {num_frames}; "
                 f"the nearest are {' and '.join(str(n * stride + first) for n in legal)} (--snap takes the nearest)"
             )
+
+    def bucket(self, height: int, width: int) -> tuple[int, int]:
+        """The size that the image pipeline makes of an image of this shape."""
+        if self.bucket_side is None:
+            return height, width
+        from diffusers.pipelines.hunyuan_video1_5.image_processor import generate_crop_size_list, get_closest_ratio
+
+        sizes = generate_crop_size_list(self.bucket_side, self.stride[1])
+        ratios = np.array([round(h / w, 5) for h, w in sizes])  # as the pipeline has them
+        (found_height, found_width), _ = get_closest_ratio(height, width, ratios, sizes)
+        return int(found_height), int(found_width)
 
     def snap_size(self, height: int, width: int, num_frames: int) -> tuple[int, int, int]:
         """The nearest size that the autoencoder can make."""

@@ -166,6 +166,7 @@ MODELS: dict[str, ModelSpec] = {
             _SKYREELS, "skyreels-v2-df-1.3b", "SkyReels V2 diffusion forcing, 1.3 B, 540p",
             "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers", text_pipeline="SkyReelsV2DiffusionForcingPipeline",
             image_pipeline="SkyReelsV2DiffusionForcingImageToVideoPipeline", layers=30,
+            window_frames=97,
         ),
         _row(
             _HUNYUAN, "hunyuan-video", "HunyuanVideo text-to-video, 13 B, 720p",
@@ -183,7 +184,7 @@ MODELS: dict[str, ModelSpec] = {
         _row(
             _HUNYUAN_15, "hunyuan-video-1.5-i2v", "HunyuanVideo 1.5 image-to-video, 8 B, 480p",
             "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_i2v",
-            image_pipeline="HunyuanVideo15ImageToVideoPipeline", **_IMAGE_ONLY,
+            image_pipeline="HunyuanVideo15ImageToVideoPipeline", bucket_side=640, **_IMAGE_ONLY,
         ),
         _row(
             _HUNYUAN, "framepack", "FramePack on HunyuanVideo: section by section, from an image; in Python only",
@@ -312,12 +313,12 @@ def models_page() -> str:
         shift = "checkpoint" if spec.flow_shift is None else f"{spec.flow_shift:g}"
         shift += "" if spec.small_flow_shift is None else f", {spec.small_flow_shift:g} at 480p"
         needs = [*spec.packages, *(["terms accepted on the hub"] if spec.gated else [])]
-        cells = (
+        row = (
             f"`{spec.name}`", shift, f"{spec.negative_prompt[:24]}..." if spec.negative_prompt else "",
             f"{'float32' if spec.exact_autoencoder else 'as asked'}{', in tiles' if spec.decodes_in_tiles else ''}",
             ", ".join(needs), spec.authors,
         )  # fmt: skip
-        lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+        lines.append(f"| {' | '.join(str(cell) for cell in row)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -287,3 +287,91 @@ def test_a_clip_is_heard_as_long_as_it_is_seen(num_frames: int, tmp_path: Path) 
     assert heard is not None
     assert video.sound.samples.shape[1] / video.sound.rate == pytest.approx(num_frames / 8, rel=0.2)
     assert (heard.rate, len(heard.samples)) == (video.sound.rate, len(video.sound.samples))
+
+
+def test_diffusion_forcing_goes_beyond_its_window(tmp_path: Path) -> None:
+    CASES["skyreels-v2-df"].build().save_pretrained(tmp_path / "df")
+    request = make_request(prompt="a", model=str(tmp_path / "df"), height=32, width=32, num_frames=105, seed=3,
+                           num_inference_steps=2)  # fmt: skip
+    (video,) = generate(request)
+    assert video.frames.shape == (105, 32, 32, 3)
+
+
+def test_sizes_of_images_are_asked_before_the_run(tmp_path: Path) -> None:
+    Image.new("RGB", (96, 64), "red").save(tmp_path / "a.png")
+    tall = {
+        "prompt": "a",
+        "model": "hunyuan-video-1.5-i2v",
+        "image": str(tmp_path / "a.png"),
+        "height": 848,
+        "width": 480,
+    }
+    with pytest.raises(RequestError, match=r"in certain sizes alone; the nearest to 480x848 is 480x832 \(--snap"):
+        make_request(**tall).resolve()
+    snapped = make_request(**tall, snap=True).resolve()
+    assert (snapped.height, snapped.width) == (832, 480)
+    wide = make_request(**tall | {"height": 480, "width": 848}).resolve()
+    assert (wide.height, wide.width) == (480, 848)
+
+
+def test_samplers_and_shifts_are_for_flow_models() -> None:
+    for more in ({"sampler": "euler"}, {"flow_shift": 3.0}, {"sampler": "unipc", "flow_shift": 2.0}):
+        with pytest.raises(RequestError, match="is for flow models, and cogvideox-5b is none; leave it out"):
+            make_request(prompt="a", model="cogvideox-5b", **more).resolve()
+
+
+def test_what_was_resolved_before_keeps_the_shift_of_its_time() -> None:
+    """Receipts of clips made before a model had its authors' shift make the same clip again."""
+    old = make_request(prompt="a", model="wan2.1-14b", seed=1).resolve().model_dump() | {"flow_shift": None}
+    assert make_request(**old).resolve().flow_shift is None
+    assert (
+        make_request(**{k: v for k, v in old.items() if k not in ("variant", "skip_width")}).resolve().flow_shift
+        is None
+    )
+    assert make_request(prompt="a", model="wan2.1-14b").resolve().flow_shift == 5
+
+
+def notes_of(model: str, **fields: Any) -> str:
+    request = make_request(model=model, **{"prompt": "a red circle rises"} | fields).resolve()
+    return "; ".join(advise(request, find_model(model)))
+
+
+def test_what_has_no_effect_is_said() -> None:
+    assert "the negative prompt has no effect at guidance 1" in notes_of(
+        "tiny", negative_prompt="blue", guidance_scale=1
+    )
+    assert notes_of("tiny", negative_prompt="blue") == ""
+    assert "true_cfg_scale 6 would use it" in notes_of("hunyuan-video", negative_prompt="blurry")
+    assert notes_of("hunyuan-video", negative_prompt="blurry", true_cfg_scale=6) == ""
+    assert "true_cfg_scale has no effect on wan2.1-14b" in notes_of("wan2.1-14b", true_cfg_scale=6)
+    assert "guidance_scale_2 has no effect: tiny has one transformer" in notes_of("tiny", guidance_scale_2=3)
+    assert notes_of("wan2.2-a14b", guidance_scale_2=3) == ""
+
+
+def test_words_that_the_bundled_model_does_not_know() -> None:
+    note = notes_of("tiny", prompt="Two pandas dancing in the rain, on a striped background")
+    assert note.startswith(
+        "tiny draws moving shapes, and does not know: two, pandas, dancing, rain; it knows words like"
+    )
+    assert notes_of("tiny", prompt="A large, medium-sized plus sign zig-zags; a cyan ring") == ""
+
+
+def test_words_beyond_the_text_encoder_are_shown(wan_folder: Path) -> None:
+    long = "a red circle " + "very " * 80 + "rises"
+    events: list[Event] = []
+    next(generate(make_request(prompt=long, model=str(wan_folder), **SMALL), on_event=events.append))
+    (note,) = [event.note for event in events if event.note]
+    assert "the text encoder reads 64 tokens of the prompt, and not its end: '" in note
+    assert note.endswith(("rises'", "...'"))
+
+
+def test_true_guidance_heeds_what_a_clip_should_not_show(tmp_path: Path) -> None:
+    CASES["hunyuan-video"].build().save_pretrained(tmp_path / "hunyuan")
+    fields = {"prompt": "a red circle", "model": str(tmp_path / "hunyuan"), "height": 64, "width": 96, "num_frames": 5,
+              "num_inference_steps": 2, "seed": 3}  # fmt: skip
+    plain, without, heeded = (
+        next(generate(make_request(**fields, **more))).frames
+        for more in ({}, {"negative_prompt": "blue"}, {"negative_prompt": "blue", "true_cfg_scale": 4.0})
+    )
+    assert np.array_equal(plain, without)
+    assert not np.array_equal(plain, heeded)
