@@ -180,7 +180,7 @@ def backward_table(inputs: Inputs, rounds: int) -> None:
         return lambda: torch.autograd.grad(out, qkv, grad, retain_graph=True)
 
     runs = {
-        backend: gradients(plan.attend(*qkv, backend=backend), inputs.grad)
+        backend: gradients(attention(*qkv, plan, backend=backend), inputs.grad)
         for backend in backends(inputs)
         if backend != "flash"
     }

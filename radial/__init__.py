@@ -11,23 +11,22 @@ from typing import TYPE_CHECKING, Any
 from radial.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from radial.attention.context_parallel import ContextParallel
-    from radial.attention.install import RadialAttention, apply
-    from radial.errors import (
-        GenerationError,
-        ModelError,
-        OutputError,
-        RadialError,
-        RequestError,
-    )
-    from radial.generation.pipeline import generate
-    from radial.loading.load import load
-    from radial.plans.layout import TokenGrid
-    from radial.plans.pattern import RadialPattern
-    from radial.plans.plan import BlockPlan
-    from radial.plans.policy import Schedule
-    from radial.request import GenerationRequest
-    from radial.video.clip import Video
+    from radial.attention.context_parallel import ContextParallel as ContextParallel
+    from radial.attention.install import RadialAttention as RadialAttention
+    from radial.attention.install import apply as apply
+    from radial.errors import GenerationError as GenerationError
+    from radial.errors import ModelError as ModelError
+    from radial.errors import OutputError as OutputError
+    from radial.errors import RadialError as RadialError
+    from radial.errors import RequestError as RequestError
+    from radial.generation.pipeline import generate as generate
+    from radial.loading.load import load as load
+    from radial.plans.layout import TokenGrid as TokenGrid
+    from radial.plans.pattern import RadialPattern as RadialPattern
+    from radial.plans.plan import BlockPlan as BlockPlan
+    from radial.plans.policy import Schedule as Schedule
+    from radial.request import GenerationRequest as GenerationRequest
+    from radial.video.clip import Video as Video
 
 _HOMES = {
     "BlockPlan": "plans.plan",
@@ -48,24 +47,7 @@ _HOMES = {
     "load": "loading.load",
 }
 
-__all__ = [
-    "BlockPlan",
-    "ContextParallel",
-    "GenerationError",
-    "GenerationRequest",
-    "ModelError",
-    "OutputError",
-    "RadialAttention",
-    "RadialError",
-    "RadialPattern",
-    "RequestError",
-    "Schedule",
-    "TokenGrid",
-    "Video",
-    "apply",
-    "generate",
-    "load",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

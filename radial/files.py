@@ -83,7 +83,7 @@ def publish(path: Path, write: Callable[[Path], object], *, overwrite: bool) -> 
 def sync(path: Path) -> None:
     """Wait until a file's content, or that of all files in a folder, is on the disk, so that its name never comes to
     it before."""
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+    for file in (one for one in (path, *path.rglob("*")) if one.is_file()):
         with file.open("rb") as content:
             os.fsync(content.fileno())
 

@@ -54,12 +54,13 @@ def test_kernels_are_refused_by_name(environment: dict[str, str], tmp_path: Path
     code = """
 import torch
 from radial import BlockPlan, TokenGrid
+from radial_kernels.block_sparse import attention
 plan = BlockPlan.build(TokenGrid(4, 4, 4), block_size=16)
 q = torch.randn(1, 64, 2, 16, requires_grad=True)
-plan.attend(q, q, q).sum().backward()
+attention(q, q, q, plan).sum().backward()
 for backend in ("triton", "hopper"):
     try:
-        plan.attend(q, q, q, backend=backend)
+        attention(q, q, q, plan, backend=backend)
     except ValueError as error:
         print(error)
 """

@@ -134,14 +134,16 @@ def run(
 @app.command()
 def info(file: Annotated[Path, typer.Argument(help="An adapter.", metavar="FILE")]) -> None:
     """Print what an adapter was made for, and its layers, as JSON."""
-    from dataclasses import asdict
-
     from radial.adapters.file import read_adapter
     from radial.models.lora_settings import read_adapter_settings
 
     settings = read_adapter_settings(file)
     layers = sorted({entry.layer for entry in read_adapter(file).entries})
-    print(json.dumps({"settings": settings and asdict(settings), "layers": len(layers), "first": layers[:4]}, indent=2))
+    print(
+        json.dumps(
+            {"settings": settings and settings.model_dump(), "layers": len(layers), "first": layers[:4]}, indent=2
+        )
+    )
 
 
 @app.command()
@@ -152,8 +154,6 @@ def convert(
     overwrite: Overwrite = False,
 ) -> None:
     """Write an adapter by the names that ComfyUI or diffusers knows."""
-    from dataclasses import asdict
-
     from radial.adapters.file import read_adapter
     from radial.files import check_output
     from radial.models.lora_settings import read_adapter_settings
@@ -166,7 +166,9 @@ def convert(
     if output.absolute() == file.absolute():
         raise RequestError(f"{output} is the file to convert; take another --output")
     print(
-        write_adapter(output, convert_names(read_adapter(file).tensors(), names), asdict(settings), overwrite=overwrite)
+        write_adapter(
+            output, convert_names(read_adapter(file).tensors(), names), settings.model_dump(), overwrite=overwrite
+        )
     )
 
 

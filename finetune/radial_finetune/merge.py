@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from radial.attention.install import transformers_of
-from radial.errors import OutputError, RequestError
+from radial.errors import RequestError
+from radial.files import publish
 from radial.loading.load import load
 from radial.request import make_request
 
@@ -38,12 +38,5 @@ def merge(model: str, loras: list[dict[str, object]], output: Path, dtype: torch
     for name in ("text_encoder", "text_encoder_2", "image_encoder"):
         if getattr(pipe, name, None) is not None:
             getattr(pipe, name).to(dtype)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        pipe.save_pretrained(partial, safe_serialization=True)
-        partial.rename(output)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
+    publish(output, lambda partial: pipe.save_pretrained(partial, safe_serialization=True), overwrite=False)
     return output

@@ -47,15 +47,6 @@ class ContextParallel:
         """How many of ``count`` things each process holds: runs one after the other, the first ones longer by one."""
         return [count // self.size + (rank < count % self.size) for rank in range(self.size)]
 
-    def check(self, layout: Layout) -> None:
-        """Refuse a clip too small to share.
-
-        Raises:
-            RequestError: some process would have no token.
-        """
-        if layout.grid.tokens < self.size:
-            raise RequestError(f"a clip of {layout.grid.tokens} tokens cannot be shared by {self.size} processes")
-
     def split(self, whole: Tensor, dim: int) -> Tensor:
         """This process's run of a tensor that every process holds whole."""
         return whole.split(self.shares(whole.shape[dim]), dim)[self.rank]
@@ -166,8 +157,9 @@ class Shards:
         Raises:
             RequestError: the clip is too small to share.
         """
-        self._parallel.check(layout)
-        self._tokens = layout.grid.tokens
+        self._tokens, size = layout.grid.tokens, self._parallel.size
+        if self._tokens < size:
+            raise RequestError(f"a clip of {self._tokens} tokens cannot be shared by {size} processes")
         return (args, kwargs) if self._of_call is None else self._of_call(transformer, args, kwargs)
 
     def remove(self) -> None:

@@ -21,7 +21,8 @@ class Family:
 
     Attributes:
         layouts: of a call: one for the whole batch, or one for each entry where their texts differ in length. Tokens
-            beyond a layout's end are padding: nobody attends to them, and what they get is zeros.
+            beyond a layout's end are padding: nobody attends to them, and what they get is zeros. The clip alone when
+            left out, of latents ``[B, C, T, H, W]``.
         self_attentions: the modules whose processor is replaced, each with the number of its layer; ``attn1`` of every
             block when left out.
         masks_padding: whether an attention mask only keeps padded tokens out, which the layouts leave out already.
@@ -31,7 +32,9 @@ class Family:
         fuse: put fused kernels into the blocks of a transformer on a GPU, for good: how many blocks took them.
     """
 
-    layouts: Callable[[Any, Call], tuple[Layout, ...]]
+    layouts: Callable[[Any, Call], tuple[Layout, ...]] = lambda transformer, call: (
+        Layout.of(patched_grid(transformer, call["hidden_states"].shape[2:])),
+    )
     self_attentions: Callable[[Any], list[tuple[int, nn.Module]]] = lambda transformer: numbered(
         transformer.transformer_blocks
     )

@@ -6,6 +6,7 @@ and the step of each call; the context tells the processors which of them are de
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -38,9 +39,6 @@ class RadialAttention:
         from radial.attention.families.find import find_family
 
         self.context = context
-        self._stock: list[tuple[nn.Module, Any]] = []
-        self._hooked: list[nn.Module] = []
-        self._shards: list[Shards] = []
         families = [find_family(transformer) for transformer in transformers]
         self._first = families[0].self_attentions(transformers[0])[0][1]
         for transformer in transformers:
@@ -50,13 +48,13 @@ class RadialAttention:
             sharding_of(transformer, family) if context.parallel is not None else None
             for transformer, family in zip(transformers, families, strict=True)
         ]
-        try:
-            self._install(transformers, families, shardings)
-        except BaseException:  # half of it would compute neither this nor that
-            self.remove()
-            raise
+        with contextlib.ExitStack() as undo:  # half of it would compute neither this nor that
+            self._install(transformers, families, shardings, undo)
+            self._undo = undo.pop_all()
 
-    def _install(self, transformers: list[nn.Module], families: list[Family], shardings: list[Any]) -> None:
+    def _install(
+        self, transformers: list[nn.Module], families: list[Family], shardings: list[Any], undo: contextlib.ExitStack
+    ) -> None:
         from diffusers.hooks import HookRegistry
 
         context = self.context
@@ -67,15 +65,16 @@ class RadialAttention:
         for transformer, family, sharding in zip(transformers, families, shardings, strict=True):
             for layer, attention in family.self_attentions(transformer):
                 processor = processors.make(attention.processor, layer)
-                self._stock.append((attention, attention.processor))
+                undo.callback(setattr, attention, "processor", attention.processor)
                 attention.processor = processor
             shards = None
             if sharding is not None and context.parallel is not None:
                 shards = Shards(transformer, sharding, context.parallel)
-                self._shards.append(shards)
+                undo.callback(shards.remove)
             hook = _make_hook(family, context, transformer, shards)
-            HookRegistry.check_if_exists_or_initialize(transformer).register_hook(hook, _HOOK)
-            self._hooked.append(transformer)
+            registry = HookRegistry.check_if_exists_or_initialize(transformer)
+            registry.register_hook(hook, _HOOK)
+            undo.callback(registry.remove_hook, _HOOK, recurse=False)
 
     @property
     def computed_share(self) -> float:
@@ -110,15 +109,7 @@ class RadialAttention:
 
     def remove(self) -> None:
         """Put the stock processors back. Calling it twice does no harm."""
-        from diffusers.hooks import HookRegistry
-
-        for attention, stock in self._stock:
-            attention.processor = stock
-        for transformer in self._hooked:
-            HookRegistry.check_if_exists_or_initialize(transformer).remove_hook(_HOOK, recurse=False)
-        for shards in self._shards:
-            shards.remove()
-        self._stock, self._hooked, self._shards = [], [], []
+        self._undo.close()
 
     def __enter__(self) -> RadialAttention:
         return self

@@ -53,33 +53,6 @@ class Ranks:
         self.broken = False
         self._words = distributed.new_group(backend="gloo", timeout=_WAITING)
 
-    @classmethod
-    def join(cls, device: str = "auto") -> Ranks | None:
-        """Join the others; None where torchrun did not start several.
-
-        Args:
-            device: ``cpu``, or ``auto`` for a GPU each.
-
-        Raises:
-            RequestError: the device is a certain GPU, or there are fewer than processes.
-        """
-        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-            return None
-        if device not in ("auto", "cpu", "cuda"):
-            raise RequestError(f"device must be auto or cpu where processes share a clip, not {device!r}")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cuda":
-            own, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-            if own >= count:
-                raise RequestError(f"process {own} has no GPU: {count} are here; start torchrun with so many processes")
-            torch.cuda.set_device(own)
-            device = f"cuda:{own}"
-        backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
-        distributed.init_process_group(backend, timeout=_STUCK)
-        # Not the default group: modules imported from now on may keep that, and with it its threads.
-        return cls(ContextParallel.over(distributed.new_group(timeout=_STUCK)), device)
-
     @property
     def is_first(self) -> bool:
         """Whether this process gives the orders and has the videos."""
@@ -214,8 +187,30 @@ class Ranks:
 
 @contextlib.contextmanager
 def joined(device: str = "auto") -> Iterator[Ranks | None]:
-    """Be one of the ranks while the context lasts, where torchrun started several processes; see :meth:`Ranks.join`."""
-    ranks = Ranks.join(device)
+    """Be one of the ranks while the context lasts; None where torchrun did not start several processes.
+
+    Args:
+        device: ``cpu``, or ``auto`` for a GPU each.
+
+    Raises:
+        RequestError: the device is a certain GPU, or there are fewer than processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield None
+        return
+    if device not in ("auto", "cpu", "cuda"):
+        raise RequestError(f"device must be auto or cpu where processes share a clip, not {device!r}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        own, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if own >= count:
+            raise RequestError(f"process {own} has no GPU: {count} are here; start torchrun with so many processes")
+        torch.cuda.set_device(own)
+        device = f"cuda:{own}"
+    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+    distributed.init_process_group(backend, timeout=_STUCK)
+    # Not the default group: modules imported from now on may keep that, and with it its threads.
+    ranks = Ranks(ContextParallel.over(distributed.new_group(timeout=_STUCK)), device)
     yield ranks
-    if ranks is not None:  # after an error the others may wait in a call: the process ends as it is
-        ranks.leave()
+    ranks.leave()  # after an error the others may wait in a call: the process ends as it is

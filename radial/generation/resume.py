@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import recursively_apply, send_to_device
 from torch import Tensor
 
 from radial.generation.snapshot import Part, Snapshot
@@ -59,13 +60,14 @@ class SchedulerPart:
     def state(self) -> dict[str, Any]:
         """Copies of them."""
         kept = {name: x for name, x in vars(self._scheduler).items() if name not in ("_internal_dict", "step")}
-        return {name: _copy(value) for name, value in kept.items()}
+        return {name: recursively_apply(torch.clone, value) for name, value in kept.items()}
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
         """Set them, each tensor where a fresh run would have it."""
         for name, value in state.items():
             now = getattr(self._scheduler, name, None)
-            setattr(self._scheduler, name, _to(_copy(value), now.device if isinstance(now, Tensor) else device))
+            place = now.device if isinstance(now, Tensor) else device
+            setattr(self._scheduler, name, send_to_device(recursively_apply(torch.clone, value), place))
 
 
 class GeneratorPart:
@@ -155,18 +157,6 @@ def _stand_still(transformers: list[Any], still: bool) -> None:
 def _echo(*args: Any, **kwargs: Any) -> Any:
     hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     return SimpleNamespace(sample=hidden_states) if kwargs.get("return_dict", True) else (hidden_states,)
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    return [_copy(entry) for entry in value] if isinstance(value, (list, tuple)) else value
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    return [_to(entry, device) for entry in value] if isinstance(value, list) else value
 
 
 def _clean_latents(scheduler: Any, model_output: Tensor, sample: Tensor, latents: Tensor) -> Tensor:

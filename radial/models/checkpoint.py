@@ -212,18 +212,9 @@ def read_config(component: Path) -> dict[str, Any]:
         ModelError: there is none, or a number cannot be.
     """
     path = component / "config.json"
-    return check_config(read_json(path), path)
-
-
-def check_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A configuration that was read from ``path``, as :func:`read_config` gives it.
-
-    Raises:
-        ModelError: a number cannot be.
-    """
-    checked = dict(config)
+    checked = read_json(path)
     for name, most in _COUNTS.items():
-        if (value := config.get(name)) is None:
+        if (value := checked.get(name)) is None:
             continue
         numbers = value if isinstance(value, list) else [value]
         whole = all(type(n) in (int, float) and 0 <= n <= most and n == int(n) for n in numbers)

@@ -5,43 +5,44 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from radial.errors import ModelError, first_line
 from radial.plans.settings import BlockSize, Decay, DenseCount, Kind, SinkFrames
 
 METADATA_KEY = "radial"
 BUNDLED_ADAPTER = "bundled:"
+_Text = Annotated[str, Field(max_length=2000)]
+_Frames = Annotated[int, Field(ge=1, le=4097)]
 
 
-@dataclass(frozen=True)
-class AdapterSettings:
+class AdapterSettings(BaseModel):
     """Attributes: what the adapter was tuned on and for; None where its file does not say.
 
     ``target_frames`` is the longest clip it was tuned for, ``native_frames`` the model's own; ``expert`` which of a
     model's two transformers it belongs to, ``high`` or ``low`` noise; ``flow_shift`` the schedule it was tuned on.
     """
 
-    base_model: str | None = None
-    rank: int | None = None
-    alpha: float | None = None
-    native_frames: int | None = None
-    target_frames: int | None = None
-    trigger: str = ""
-    expert: str | None = None
-    attention: str | None = None
-    decay: float | None = None
-    sink_frames: int | None = None
-    dense_layers: int | None = None
-    dense_steps: int | None = None
-    block_size: int | None = None
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    base_model: _Text | None = None
+    rank: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    alpha: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    native_frames: _Frames | None = None
+    target_frames: _Frames | None = None
+    trigger: _Text = ""
+    expert: Literal["high", "low"] | None = None
+    attention: Kind | None = None
+    decay: Decay | None = None
+    sink_frames: SinkFrames | None = None
+    dense_layers: DenseCount | None = None
+    dense_steps: DenseCount | None = None
+    block_size: BlockSize | None = None
     riflex: bool = False
-    flow_shift: float | None = None
+    flow_shift: Annotated[float, Field(gt=0, le=100)] | None = None
 
 
 def adapter_file(path: str) -> Path:
@@ -97,49 +98,8 @@ def read_adapter_settings(path: Path) -> AdapterSettings | None:
         return None
     if not isinstance(content, dict):
         return None
-    known = {field.name for field in fields(AdapterSettings)}
-    for name, value in content.items():
-        if name in known and value is not None and not _RULES[name](value):
-            raise ModelError(f"{path.name} says {name} = {repr(value)[:80]} of itself, which cannot be")
-    return AdapterSettings(**{name: value for name, value in content.items() if name in known})
-
-
-def _is_count(least: int, most: int) -> Callable[[Any], bool]:
-    return lambda value: type(value) is int and least <= value <= most
-
-
-def _is_number(most: float) -> Callable[[Any], bool]:
-    return lambda value: type(value) in (int, float) and 0 < value <= most
-
-
-def _is_a(kind: Any) -> Callable[[Any], bool]:
-    """What a request would take."""
-    adapter: TypeAdapter[Any] = TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
-
-    def rule(value: Any) -> bool:
-        try:
-            adapter.validate_python(value, strict=True)
-        except ValidationError:
-            return False
-        return not isinstance(value, bool)
-
-    return rule
-
-
-_RULES: dict[str, Callable[[Any], bool]] = {
-    "base_model": lambda value: isinstance(value, str) and len(value) <= 2000,
-    "rank": _is_count(1, 65_536),
-    "alpha": _is_number(1e6),
-    "native_frames": _is_count(1, 4097),
-    "target_frames": _is_count(1, 4097),
-    "trigger": lambda value: isinstance(value, str) and len(value) <= 2000,
-    "expert": lambda value: value in ("high", "low"),
-    "attention": _is_a(Kind),
-    "decay": _is_a(Decay),
-    "sink_frames": _is_a(SinkFrames),
-    "dense_layers": _is_a(DenseCount),
-    "dense_steps": _is_a(DenseCount),
-    "block_size": _is_a(BlockSize),
-    "riflex": lambda value: isinstance(value, bool),
-    "flow_shift": _is_number(100),
-}
+    try:
+        return AdapterSettings.model_validate({name: value for name, value in content.items() if value is not None})
+    except ValidationError as error:
+        name, value = error.errors()[0]["loc"][0], error.errors()[0]["input"]
+        raise ModelError(f"{path.name} says {name} = {repr(value)[:80]} of itself, which cannot be") from error

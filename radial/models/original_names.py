@@ -1,8 +1,8 @@
 """What a transformer's authors call its layers: the names of single files and of most adapters.
 
 Rules run from diffusers' names to the authors', as regular expressions that are tried in turn, each on what the one
-before left. ``|2`` behind a name says that the authors keep the layer as the third part of a larger one (queries, keys
-and values in one product), ``|swap`` that its two halves stand the other way round. Sources: diffusers'
+before left. ``|v`` behind a name says that the authors keep the layer as the part of a larger one that makes values
+(queries, keys and values in one product), ``|swap`` that its two halves stand the other way round. Sources: diffusers'
 ``loaders/single_file_utils.py`` and its conversion scripts, which state the same in the other direction.
 """
 
@@ -42,8 +42,7 @@ _WAN = (
     (r"_attn\.norm_added_k$", "_attn.norm_k_img"),
     (r"^face_adapter\.(\d+)\.", r"face_adapter.fuser_blocks.\1."),
     (r"^(face_adapter\..+)\.to_q$", r"\1.linear1_q"),
-    (r"^(face_adapter\..+)\.to_k$", r"\1.linear1_kv|0"),
-    (r"^(face_adapter\..+)\.to_v$", r"\1.linear1_kv|1"),
+    (r"^(face_adapter\..+)\.to_([kv])$", r"\1.linear1_kv|\2"),
     (r"^(face_adapter\..+)\.to_out$", r"\1.linear2"),
     (r"^(face_adapter\..+)\.norm_([qk])$", r"\1.\2_norm"),
 )
@@ -61,9 +60,7 @@ _HUNYUAN = (
     (r"^txt_in\.time_text_embed\.text_embedder", "txt_in.c_embedder"),
     (r"^txt_in\.proj_in", "txt_in.input_embedder"),
     (r"^txt_in\.token_refiner\.refiner_blocks\.", "txt_in.individual_token_refiner.blocks."),
-    (r"^(txt_in\..+)\.attn\.to_q$", r"\1.self_attn_qkv|0"),
-    (r"^(txt_in\..+)\.attn\.to_k$", r"\1.self_attn_qkv|1"),
-    (r"^(txt_in\..+)\.attn\.to_v$", r"\1.self_attn_qkv|2"),
+    (r"^(txt_in\..+)\.attn\.to_([qkv])$", r"\1.self_attn_qkv|\2"),
     (r"^(txt_in\..+)\.attn\.to_out\.0$", r"\1.self_attn_proj"),
     (r"^(txt_in\..+)\.ff\.net\.0\.proj", r"\1.mlp.fc1"),
     (r"^(txt_in\..+)\.ff\.net\.2", r"\1.mlp.fc2"),
@@ -73,12 +70,8 @@ _HUNYUAN = (
     (r"^(double_.+)\.norm1_context\.linear", r"\1.txt_mod.linear"),
     (r"^(double_.+)\.attn\.norm_([qk])$", r"\1.img_attn_\2_norm"),
     (r"^(double_.+)\.attn\.norm_added_([qk])$", r"\1.txt_attn_\2_norm"),
-    (r"^(double_.+)\.attn\.to_q$", r"\1.img_attn_qkv|0"),
-    (r"^(double_.+)\.attn\.to_k$", r"\1.img_attn_qkv|1"),
-    (r"^(double_.+)\.attn\.to_v$", r"\1.img_attn_qkv|2"),
-    (r"^(double_.+)\.attn\.add_q_proj$", r"\1.txt_attn_qkv|0"),
-    (r"^(double_.+)\.attn\.add_k_proj$", r"\1.txt_attn_qkv|1"),
-    (r"^(double_.+)\.attn\.add_v_proj$", r"\1.txt_attn_qkv|2"),
+    (r"^(double_.+)\.attn\.to_([qkv])$", r"\1.img_attn_qkv|\2"),
+    (r"^(double_.+)\.attn\.add_([qkv])_proj$", r"\1.txt_attn_qkv|\2"),
     (r"^(double_.+)\.attn\.to_out\.0$", r"\1.img_attn_proj"),
     (r"^(double_.+)\.attn\.to_add_out$", r"\1.txt_attn_proj"),
     (r"^(double_.+)\.ff\.net\.0\.proj", r"\1.img_mlp.fc1"),
@@ -86,10 +79,8 @@ _HUNYUAN = (
     (r"^(double_.+)\.ff_context\.net\.0\.proj", r"\1.txt_mlp.fc1"),
     (r"^(double_.+)\.ff_context\.net\.2", r"\1.txt_mlp.fc2"),
     (r"^single_transformer_blocks\.", "single_blocks."),
-    (r"^(single_.+)\.attn\.to_q$", r"\1.linear1|0"),
-    (r"^(single_.+)\.attn\.to_k$", r"\1.linear1|1"),
-    (r"^(single_.+)\.attn\.to_v$", r"\1.linear1|2"),
-    (r"^(single_.+)\.proj_mlp", r"\1.linear1|3"),
+    (r"^(single_.+)\.attn\.to_([qkv])$", r"\1.linear1|\2"),
+    (r"^(single_.+)\.proj_mlp", r"\1.linear1|mlp"),
     (r"^(single_.+)\.proj_out", r"\1.linear2"),
     (r"^(single_.+)\.norm\.linear", r"\1.modulation.linear"),
     (r"^(single_.+)\.attn\.norm_([qk])$", r"\1.\2_norm"),
@@ -133,12 +124,8 @@ _MOCHI = (
     (r"^transformer_blocks\.", "blocks."),
     (r"^(blocks\.\d+)\.norm1\.linear", r"\1.mod_x"),
     (r"^(blocks\.\d+)\.norm1_context\.linear(_1)?", r"\1.mod_y"),
-    (r"^(blocks\.\d+)\.attn1\.to_q$", r"\1.attn.qkv_x|0"),
-    (r"^(blocks\.\d+)\.attn1\.to_k$", r"\1.attn.qkv_x|1"),
-    (r"^(blocks\.\d+)\.attn1\.to_v$", r"\1.attn.qkv_x|2"),
-    (r"^(blocks\.\d+)\.attn1\.add_q_proj$", r"\1.attn.qkv_y|0"),
-    (r"^(blocks\.\d+)\.attn1\.add_k_proj$", r"\1.attn.qkv_y|1"),
-    (r"^(blocks\.\d+)\.attn1\.add_v_proj$", r"\1.attn.qkv_y|2"),
+    (r"^(blocks\.\d+)\.attn1\.to_([qkv])$", r"\1.attn.qkv_x|\2"),
+    (r"^(blocks\.\d+)\.attn1\.add_([qkv])_proj$", r"\1.attn.qkv_y|\2"),
     (r"^(blocks\.\d+)\.attn1\.norm_([qk])$", r"\1.attn.\2_norm_x"),
     (r"^(blocks\.\d+)\.attn1\.norm_added_([qk])$", r"\1.attn.\2_norm_y"),
     (r"^(blocks\.\d+)\.attn1\.to_out\.0$", r"\1.attn.proj_x"),
@@ -182,6 +169,7 @@ _RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "MochiTransformer3DModel": _MOCHI,
     "CosmosTransformer3DModel": _COSMOS,
 }
+_PARTS = ("q", "k", "v", "mlp")  # of a larger layer, in this order
 # ComfyUI has queries, keys and values of HunyuanVideo 1.5 in one, as of the first HunyuanVideo.
 _ALSO = {"HunyuanVideo15Transformer3DModel": "HunyuanVideoTransformer3DModel"}
 # What ComfyUI calls layers of its own copies of these models, as the authors' names.
@@ -241,8 +229,8 @@ def original_layers(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
     rows = _rows_of(shapes)
     for layer, count in rows.items():
         name, mark = original_name(kind, layer)
-        if mark.isdigit():
-            fused[name][int(mark)] = layer
+        if mark in _PARTS:
+            fused[name][_PARTS.index(mark)] = layer
         else:
             half = count // 2
             found[name] = (Part(layer, ((half, count), (0, half)) if mark == "swap" else ((0, count),), count),)

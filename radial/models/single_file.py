@@ -7,6 +7,7 @@ model when it holds all of its tensors in their shapes, and no others.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -174,18 +175,11 @@ def fit(file: TransformerFile, architecture: Architecture) -> Fit:
             unknown.append(name)
             continue
         whole = (parts[0].whole, *shapes[own[0]][1:])
-        if weight.shape != whole and not (weight.packed is not None and _count(weight.shape) == _count(whole)):
+        if weight.shape != whole and not (weight.packed is not None and math.prod(weight.shape) == math.prod(whole)):
             other_shape.append(f"{name} ({_x(weight.shape)}, not {_x(whole)})")
         sources |= {parameter: (name, part) for parameter, part in zip(own, parts, strict=True)}
     missing = tuple(name for name in shapes if name not in sources)
     return Fit(sources, tuple(unknown), missing, tuple(other_shape))
-
-
-def _count(shape: Sequence[int]) -> int:
-    total = 1
-    for side in shape:
-        total *= side
-    return total
 
 
 def _x(shape: Sequence[int]) -> str:

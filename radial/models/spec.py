@@ -10,6 +10,7 @@ import numpy as np
 from radial.errors import RequestError
 from radial.plans.pattern import RadialPattern
 from radial.plans.policy import Schedule
+from radial.plans.settings import BlockSize
 
 _SMALL = 832 * 480  # pixels of what the authors of Wan call 480p
 
@@ -69,7 +70,7 @@ class ModelSpec:
     schedule: Schedule = field(default_factory=lambda: Schedule(dense_layers=1, dense_steps=12))
     long_pattern: RadialPattern = field(default_factory=lambda: RadialPattern(decay=1.0))
     long_schedule: Schedule = field(default_factory=lambda: Schedule(dense_layers=2, dense_steps=2))
-    block_size: int = 128
+    block_size: BlockSize = 128
     layers: int = 30
     negative_prompt: str = ""
     flow_shift: float | None = None

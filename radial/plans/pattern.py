@@ -3,13 +3,10 @@
 Attention energy falls with distance in time and in space, so a token sees its own and the neighbouring frames whole,
 farther frames through a window that halves whenever the distance doubles, and the first frame always.
 Positions within a frame are raster positions, so a window is a band of rows.
-
-``python -m radial.plans.pattern`` draws the rule on a small grid.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,33 +62,3 @@ class RadialPattern:
             # |k - l| + 1 <= s / P; the diagonal is kept in any case.
             return max(tokens_per_frame // power - 1, 0)
         return 0 if distance % -(-power // tokens_per_frame) == 0 else -1
-
-    def keeps(
-        self,
-        query_frame: int,
-        key_frame: int,
-        query_position: int,
-        key_position: int,
-        tokens_per_frame: int,
-        block_size: int = 128,
-    ) -> bool:
-        """Whether one token pair is kept, before blocks are formed."""
-        if key_frame < self.sink_frames:
-            return True
-        window = self.window(abs(query_frame - key_frame), tokens_per_frame, block_size)
-        return abs(query_position - key_position) <= window
-
-
-def main() -> None:
-    """Draw the token rule for six frames of 4x4 tokens."""
-    pattern, frames, tokens = RadialPattern(skip_width=4), 6, 16
-    for query in range(frames * tokens):
-        kept = (
-            pattern.keeps(query // tokens, key // tokens, query % tokens, key % tokens, tokens, block_size=2)
-            for key in range(frames * tokens)
-        )
-        sys.stdout.write("".join("█" if keep else "·" for keep in kept) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from radial.errors import RequestError
 from radial.plans.layout import Layout, TokenGrid, as_layout
 from radial.plans.pattern import RadialPattern
-from radial_kernels import block_sparse
-from radial_kernels.block_sparse import BlockLists
+from radial_kernels.block_sparse import BLOCK_SIZES, BlockLists
+from radial_kernels.block_sparse.reference import token_mask
 
 _Array = NDArray[np.int32]  # twice as fast as int64 here
 _ROWS_AT_A_TIME = 256  # keeps the work in the cache
@@ -66,7 +66,7 @@ class BlockPlan(BlockLists):
     @staticmethod
     def check_block_size(block_size: int) -> None:
         """Raise RequestError for a block size the kernels do not have."""
-        if block_size not in block_sparse.BLOCK_SIZES:
+        if block_size not in BLOCK_SIZES:
             raise RequestError(f"block_size must be 16, 32, 64, 128 or 256, not {block_size}")
 
     @property
@@ -79,34 +79,37 @@ class BlockPlan(BlockLists):
         """Share of blocks that are kept."""
         return self.kept_blocks / self.rows**2
 
-    @property
-    def sparsity(self) -> float:
-        return 1 - self.density
-
-    def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float | None = None, backend: str = "auto",
-        eight_bit: bool = False,
-    ) -> torch.Tensor:  # fmt: skip
-        """Attention over the kept blocks: q, k, v and the result are ``[batch, tokens, heads, head dim]``."""
-        return block_sparse.attention(q, k, v, self, scale=scale, backend=backend, eight_bit=eight_bit)
-
     def to_mask(self) -> torch.Tensor:
         """Bool ``[R, C]``, true where a block of queries attends to a block of keys."""
-        mask = torch.zeros(self.rows, self.rows, dtype=torch.bool, device=self.row_offsets.device)
-        counts = self.row_offsets.diff().long()
-        mask[torch.arange(self.rows, device=mask.device).repeat_interleave(counts), self.column_indices.long()] = True
-        return mask
+        return token_mask(self.row_offsets, self.column_indices, self.rows, self.rows, block_size=1)
 
 
 @functools.lru_cache(maxsize=64)
 @torch.inference_mode(False)  # plans are shared: one made while sampling must serve training too
 def _build(layout: Layout, pattern: RadialPattern, block_size: int) -> BlockPlan:
     blocks = count_blocks(layout, block_size)
-    row_counts, columns = [], []
-    for counts, kept in kept_columns(layout, pattern, block_size, np.arange(blocks, dtype=np.int32)):
-        row_counts.append(counts)
-        columns.append(kept)
-    return _finish(layout, pattern, block_size, np.concatenate(row_counts), np.concatenate(columns))
+    found = kept_columns(layout, pattern, block_size, np.arange(blocks, dtype=np.int32))
+    row_counts, columns = (np.concatenate(part) for part in zip(*found, strict=True))
+    column_counts = np.bincount(columns, minlength=blocks)
+    # Column and row in one word: sorting words is faster than sorting indices by column.
+    words = columns.astype(np.uint32) << 16
+    words |= np.repeat(np.arange(blocks, dtype=np.uint32), row_counts)
+    words.sort()
+    words &= 0xFFFF
+
+    def offsets(counts: NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+
+    return BlockPlan(
+        layout=layout,
+        pattern=pattern,
+        block_size=block_size,
+        row_offsets=offsets(row_counts),
+        column_indices=torch.from_numpy(columns),
+        column_offsets=offsets(column_counts),
+        row_indices=torch.from_numpy(words.view(np.int32)),
+        column_order=torch.from_numpy(np.argsort(-column_counts, kind="stable").astype(np.int32)),
+    )
 
 
 def count_blocks(layout: Layout, block_size: int) -> int:
@@ -138,33 +141,6 @@ def kept_columns(
         frame, row = piece_frame[own], piece_row[own]
         runs = _frame_pair_runs(frame, row, windows, layout, pattern, block_size)
         yield _union(_row_runs(some, row, *runs, layout, pattern, block_size))
-
-
-def _finish(
-    layout: Layout, pattern: RadialPattern, block_size: int, row_counts: NDArray[np.int64], columns: _Array
-) -> BlockPlan:
-    """The plan of kept columns listed row by row, with its transpose."""
-    blocks = len(row_counts)
-    column_counts = np.bincount(columns, minlength=blocks)
-    # Column and row in one word: sorting words is faster than sorting indices by column.
-    words = columns.astype(np.uint32) << 16
-    words |= np.repeat(np.arange(blocks, dtype=np.uint32), row_counts)
-    words.sort()
-    words &= 0xFFFF
-
-    def offsets(counts: NDArray[np.int64]) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
-
-    return BlockPlan(
-        layout=layout,
-        pattern=pattern,
-        block_size=block_size,
-        row_offsets=offsets(row_counts),
-        column_indices=torch.from_numpy(columns),
-        column_offsets=offsets(column_counts),
-        row_indices=torch.from_numpy(words.view(np.int32)),
-        column_order=torch.from_numpy(np.argsort(-column_counts, kind="stable").astype(np.int32)),
-    )
 
 
 def _row_runs(

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from radial.errors import OutputError
 from radial.files import check_output, publish
-from radial.video.encoding import Encoding, Frames, decode, encode, encoding_for, read_comment
+from radial.video.encoding import Encoding, Frames, decode_frames, encode, encoding_for, read_comment
 from radial.video.sound import Sound
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")  # of clips that users bring to tune on
@@ -52,7 +54,10 @@ def read_frames(path: Path) -> Frames:
     Raises:
         OutputError: the file is missing or is no video.
     """
-    return decode(path)
+    try:
+        return np.stack(list(decode_frames(path)))
+    except ValueError as error:
+        raise OutputError(f"cannot read {path}: {error}") from error
 
 
 def read_receipt(path: Path) -> dict[str, Any]:

@@ -180,18 +180,6 @@ def _encode_pngs(frames: Frames, comment: str, path: Path) -> None:
         Image.fromarray(frame).save(path / f"{index:05d}.png", pnginfo=info)
 
 
-def decode(path: Path) -> Frames:
-    """All frames of a file of any of the formats, uint8 ``[T, H, W, 3]``.
-
-    Raises:
-        OutputError: the file is missing or is no video.
-    """
-    try:
-        return np.stack(list(decode_frames(path)))
-    except ValueError as error:
-        raise OutputError(f"cannot read {path}: {error}") from error
-
-
 def decode_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
     """The frames of a file one after the other, uint8 ``[H, W, 3]``.
 

@@ -9,25 +9,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from radial.video.encoding import Frames
-
 _Frame = NDArray[np.uint8]
 _BAND = 256  # rows of a frame that are worked on at a time
 _REACH = 5  # rows that a window sees beyond its own
 
 
-def psnr(one_THWC: Frames, two_THWC: Frames) -> float:
-    """Peak signal-to-noise ratio in dB, the mean over frames; 100 where a frame is the same."""
-    return float(np.mean([frame_psnr(a, b) for a, b in zip(one_THWC, two_THWC, strict=True)]))
-
-
-def ssim(one_THWC: Frames, two_THWC: Frames) -> float:
-    """Structural similarity (Wang et al. 2004, windows of 11 with deviation 1.5), the mean over frames and channels."""
-    return float(np.mean([frame_ssim(a, b) for a, b in zip(one_THWC, two_THWC, strict=True)]))
-
-
 def fidelity(one: Iterable[_Frame], two: Iterable[_Frame]) -> tuple[float, float]:
-    """PSNR and SSIM of two clips of which one frame at a time is in memory.
+    """PSNR and SSIM of two clips, means over frames, of which one at a time is in memory.
 
     Raises:
         ValueError: they have other sizes or numbers of frames.
@@ -48,7 +36,7 @@ def frame_psnr(a_HWC: _Frame, b_HWC: _Frame) -> float:
 
 
 def frame_ssim(a_HWC: _Frame, b_HWC: _Frame) -> float:
-    """Structural similarity of two frames, the mean over channels."""
+    """Structural similarity of two frames (Wang et al. 2004, windows of 11, deviation 1.5), the mean over channels."""
 
     def blur(x: Any) -> Any:
         return cv2.GaussianBlur(x, (11, 11), 1.5)

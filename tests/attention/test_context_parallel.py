@@ -14,7 +14,7 @@ from family_cases import CASES
 
 import radial
 from radial import ContextParallel, ModelError, RequestError
-from radial.attention.context_parallel import peer_failures, sharding_of
+from radial.attention.context_parallel import Shards, peer_failures, sharding_of
 from radial.attention.families.find import find_family
 from radial.errors import ProcessLost
 from radial.plans.layout import Layout, TokenGrid
@@ -60,7 +60,9 @@ def test_shares_are_near_equal() -> None:
     assert parallel.shares(2) == [1, 1, 0, 0]
     assert torch.equal(parallel.split(torch.arange(10), 0), torch.tensor([3, 4, 5]))
     with pytest.raises(RequestError, match="3 tokens cannot be shared by 4 processes"):
-        parallel.check(Layout.of(TokenGrid(3, 1, 1), after=9))
+        Shards(torch.nn.Identity(), {}, parallel).begin_call(
+            torch.nn.Identity(), Layout.of(TokenGrid(3, 1, 1), after=9), (), {}
+        )
 
 
 def test_only_what_a_connection_raises_is_a_peer_that_died() -> None:

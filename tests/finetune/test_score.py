@@ -10,7 +10,8 @@ import pytest
 
 from radial_finetune.evaluate.score import STRAYED_LIMIT, repetition, score_clip
 from radial_finetune.evaluate.shapes import to_pixels
-from radial_finetune.world import COLOURS, MOTIONS, SHAPES, Scene, draw_scene, render
+from radial_finetune.world import Scene, draw_scene, render
+from radial_finetune.world.scene import COLOURS, MOTIONS, SHAPES
 
 
 def scored(shown: Scene, asked: Scene) -> list[tuple[bool, bool, bool]]:

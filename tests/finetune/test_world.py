@@ -9,18 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from radial_finetune.world import (
-    BACKGROUNDS,
-    COLOURS,
-    MOTIONS,
-    SHAPES,
-    Figure,
-    Scene,
-    describe,
-    draw_scene,
-    render,
-    tracks,
-)
+from radial_finetune.world import Figure, Scene, describe, draw_scene, render, tracks
+from radial_finetune.world.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES
 
 
 def figure(**changes: object) -> Figure:

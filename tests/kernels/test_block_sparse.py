@@ -18,7 +18,7 @@ from cases import DEVICE, error, lists_of, random_inputs, random_lists
 from torch import Tensor
 
 from radial_kernels.block_sparse import BlockLists, attention, choose_backend, merge, reference
-from radial_kernels.block_sparse.lists import check_lists, transpose_lists
+from radial_kernels.block_sparse.lists import transpose_lists
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -202,7 +202,7 @@ def test_plans_of_their_own(backend: str, plans: str, nan_memory: None) -> None:
     batch_plans, head_plans = (2 if plans != "head" else 1), (3 if plans != "batch" else 1)
     masks = torch.rand(batch_plans, head_plans, 4, 5, generator=torch.Generator().manual_seed(5)) < 0.5
     lists = lists_of(masks if plans != "batch" else masks[:, 0])
-    check_lists(lists[0].cpu(), lists[1].cpu(), 70, 16)
+    BlockLists(*lists, block_size=16).to("cpu").check(70)
     ours = [x.clone().requires_grad_() for x in (q, k, v)]
     got = attention(*ours, BlockLists(*lists, block_size=16), backend=backend)
     got.sin().sum().backward()
@@ -323,7 +323,9 @@ def test_wrong_inputs_are_named(name: str) -> None:
 )
 def test_wrong_lists_are_named(offsets: list[int], columns: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_lists(torch.tensor(offsets, dtype=torch.int32), torch.tensor(columns, dtype=torch.int32), 32, 16)
+        BlockLists(
+            torch.tensor(offsets, dtype=torch.int32), torch.tensor(columns, dtype=torch.int32), block_size=16
+        ).check(32)
 
 
 def test_good_lists_pass() -> None:

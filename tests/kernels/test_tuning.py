@@ -65,7 +65,7 @@ def test_tuned_tiles_are_used(file: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert tiles in few
     tuning.save({key: Tiles(32, 32, 4, 1)}, file)
     q = torch.randn(1, 6000, 2, 64, device="cuda", dtype=torch.bfloat16)
-    assert configurations.forward_tiles(q, 128) == Tiles(32, 32, 4, 1)
+    assert configurations.choose_tiles("forward", q, 128) == Tiles(32, 32, 4, 1)
     lists = tuning.band_lists(47, "cuda")
     assert attention(q, q, q, BlockLists(*lists), backend="triton").isfinite().all()
     for kind in ("forward", "backward"):

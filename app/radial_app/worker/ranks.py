@@ -33,7 +33,7 @@ def take_orders(device: str = "auto", *, through_signals: bool = False) -> None:
     """Join the ranks, and load and generate what rank 0 orders until it leaves, silently.
 
     Args:
-        device: see :meth:`radial.generation.ranks.Ranks.join`.
+        device: see :meth:`radial.generation.ranks.joined`.
         through_signals: leave it to rank 0 what SIGTERM means.
     """
     from radial.generation.pipeline import generate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -137,7 +138,8 @@ def _read_dataset(data: Path) -> list[Source]:
         caption = _caption(row)
         if caption is None:
             raise RequestError(f"{data}, row {number}, has no caption in any of {', '.join(_CAPTION_COLUMNS)}")
-        sources.append(Source(str(row.get("__key__", f"row {number}")), caption, _Row(rows, number, column, data)))
+        content = functools.partial(_read_video, rows, number, column, data)
+        sources.append(Source(str(row.get("__key__", f"row {number}")), caption, content))
     if not sources:
         raise RequestError(f"{data} has no rows")
     return sources
@@ -159,22 +161,14 @@ def _holds_videos(datasets: Any, rows: Any, column: str) -> bool:
     return isinstance(feature, datasets.Video) or embedded
 
 
-@dataclass(frozen=True)
-class _Row:
-    """Reads one video out of a dataset."""
-
-    rows: Any
-    number: int
-    column: str
-    folder: Path
-
-    def __call__(self) -> bytes:
-        video = self.rows[self.number][self.column]
-        if video is None:
-            raise OSError("the row has no video")
-        if video["bytes"] is not None:
-            return bytes(video["bytes"])
-        file = (self.folder / video["path"]).resolve()
-        if not file.is_relative_to(self.folder.resolve()):
-            raise OSError(f"{video['path']} lies outside {self.folder}")
-        return file.read_bytes()
+def _read_video(rows: Any, number: int, column: str, folder: Path) -> bytes:
+    """One video out of a dataset."""
+    video = rows[number][column]
+    if video is None:
+        raise OSError("the row has no video")
+    if video["bytes"] is not None:
+        return bytes(video["bytes"])
+    file = (folder / video["path"]).resolve()
+    if not file.is_relative_to(folder.resolve()):
+        raise OSError(f"{video['path']} lies outside {folder}")
+    return file.read_bytes()

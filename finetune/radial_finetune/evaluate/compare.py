@@ -19,7 +19,7 @@ from radial.attention.processors import AttentionCall
 from radial.generation.pipeline import generate
 from radial.loading.load import LoadedModel, load
 from radial.request import GenerationRequest
-from radial.video.fidelity import psnr, ssim
+from radial.video.fidelity import fidelity
 from radial_finetune.data.clips import Frames
 
 
@@ -54,10 +54,7 @@ def compare(request: GenerationRequest, model: LoadedModel | None = None) -> Com
     context = _Beside(attention.planners, attention.policy, pipe=model.pipe)
     with RadialAttention(context, transformers_of(model.pipe)):
         (dense,) = generate(request.model_copy(update={"attention": "dense"}), model=model)
-    return Comparison(
-        psnr(radial.frames, dense.frames), ssim(radial.frames, dense.frames), context.errors(), dense.frames,
-        radial.frames,
-    )  # fmt: skip
+    return Comparison(*fidelity(radial.frames, dense.frames), context.errors(), dense.frames, radial.frames)
 
 
 class _Beside(AttentionContext):

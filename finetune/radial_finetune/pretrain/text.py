@@ -16,18 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from radial_finetune.world import (
-    BACKGROUNDS,
-    COLOURS,
-    MOTIONS,
-    SHAPES,
-    SIZES,
-    SPEEDS,
-    Caption,
-    Scene,
-    describe,
-    draw_scene,
-)
+from radial_finetune.world.caption import Caption, describe
+from radial_finetune.world.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, SPEEDS, Scene, draw_scene
 
 TEXT_LENGTH = 64  # tokens a prompt is padded to, in training and at generation
 _QUESTIONS: dict[str, tuple[str, ...]] = {
@@ -160,20 +150,13 @@ def _figure_of(caption: Caption, start: int, end: int) -> int | None:
 
 def _facts(scene: Scene, index: int) -> dict[str, str]:
     figure = scene.figures[index]
-    left, top, right, bottom = figure.region
     place = {
         (0.0, 0.0, 1.0, 1.0): "alone",
         (0.0, 0.0, 0.5, 1.0): "left",
         (0.5, 0.0, 1.0, 1.0): "right",
         (0.0, 0.0, 1.0, 0.5): "top",
         (0.0, 0.5, 1.0, 1.0): "bottom",
-    }[left, top, right, bottom]
-    facts = {
-        "shape": figure.shape,
-        "colour": figure.colour,
-        "size": figure.size,
-        "motion": figure.motion,
-        "place": place,
-    }
+    }[figure.region]
+    facts = {name: getattr(figure, name) for name in ("shape", "colour", "size", "motion")} | {"place": place}
     # A figure at rest has no speed to speak of.
     return facts if figure.motion == "rest" else facts | {"speed": figure.speed}

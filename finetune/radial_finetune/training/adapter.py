@@ -17,6 +17,7 @@ from torch import Tensor
 from radial.errors import ModelError
 from radial.files import publish
 from radial.models.lora_settings import METADATA_KEY
+from radial.models.original_names import original_name
 from radial_finetune.objective import Objective
 
 ADAPTER = "radial"
@@ -111,72 +112,60 @@ def convert_names(state: dict[str, Tensor], form: Names) -> dict[str, Tensor]:
     return {f"{prefix}{layer}.{part}": value for layer, parts in named.items() for part, value in parts.items()}
 
 
-# diffusers' name of a layer, ComfyUI's, and which part of it, of how many, it is.
-_ORIGINAL = [
-    (re.compile(pattern), original, part, parts)
-    for pattern, original, part, parts in (
-        *((rf"blocks\.(\d+)\.attn1\.{ours}", rf"blocks.{{}}.self_attn.{theirs}", 0, 1)
-          for ours, theirs in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), (r"to_out\.0", "o"),
-                               ("norm_q", "norm_q"), ("norm_k", "norm_k"))),
-        *((rf"blocks\.(\d+)\.attn2\.{ours}", rf"blocks.{{}}.cross_attn.{theirs}", 0, 1)
-          for ours, theirs in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), (r"to_out\.0", "o"),
-                               ("norm_q", "norm_q"), ("norm_k", "norm_k"))),
-        *((rf"transformer_blocks\.(\d+)\.attn\.{ours}", rf"double_blocks.{{}}.{theirs}", part, parts)
-          for ours, theirs, part, parts in (
-              ("to_q", "img_attn_qkv", 0, 3), ("to_k", "img_attn_qkv", 1, 3), ("to_v", "img_attn_qkv", 2, 3),
-              (r"to_out\.0", "img_attn_proj", 0, 1), ("add_q_proj", "txt_attn_qkv", 0, 3),
-              ("add_k_proj", "txt_attn_qkv", 1, 3), ("add_v_proj", "txt_attn_qkv", 2, 3),
-              ("to_add_out", "txt_attn_proj", 0, 1), ("norm_q", "img_attn_q_norm", 0, 1),
-              ("norm_k", "img_attn_k_norm", 0, 1), ("norm_added_q", "txt_attn_q_norm", 0, 1),
-              ("norm_added_k", "txt_attn_k_norm", 0, 1))),
-        (r"single_transformer_blocks\.(\d+)\.attn\.norm_q", "single_blocks.{}.q_norm", 0, 1),
-        (r"single_transformer_blocks\.(\d+)\.attn\.norm_k", "single_blocks.{}.k_norm", 0, 1),
-        (r"single_transformer_blocks\.(\d+)\.attn\.to_q", "single_blocks.{}.linear1", 0, 4),
-        (r"single_transformer_blocks\.(\d+)\.attn\.to_k", "single_blocks.{}.linear1", 1, 4),
-        (r"single_transformer_blocks\.(\d+)\.attn\.to_v", "single_blocks.{}.linear1", 2, 4),
-        (r"single_transformer_blocks\.(\d+)\.proj_out", "single_blocks.{}.linear2", 0, 1),
-        *((rf"transformer_blocks\.(\d+)\.attn1\.{ours}", rf"blocks.{{}}.attn.{theirs}", part, parts)
-          for ours, theirs, part, parts in (
-              ("to_q", "qkv_x", 0, 3), ("to_k", "qkv_x", 1, 3), ("to_v", "qkv_x", 2, 3), (r"to_out\.0", "proj_x", 0, 1),
-              ("add_q_proj", "qkv_y", 0, 3), ("add_k_proj", "qkv_y", 1, 3), ("add_v_proj", "qkv_y", 2, 3),
-              ("to_add_out", "proj_y", 0, 1), ("norm_q", "q_norm_x", 0, 1), ("norm_k", "k_norm_x", 0, 1),
-              ("norm_added_q", "q_norm_y", 0, 1), ("norm_added_k", "k_norm_y", 0, 1))),
-    )
-]  # fmt: skip
-# After queries, keys and values, HunyuanVideo's first single layer has the feed-forward layer, four times as wide.
-_MLP_WIDTHS = 4
+# What adapters tune in a model's first block, by diffusers' names; and the authors' name of it, which is ComfyUI's, and
+# which part of that it is where it is one of several.
+_OWN = ("to_q", "to_k", "to_v", "to_out.0", "norm_q", "norm_k")
+_BOTH = (*_OWN, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "norm_added_q", "norm_added_k")
+_SINGLE = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.norm_q", "attn.norm_k", "proj_out")
+_ORIGINAL = {
+    layer: original_name(kind, layer)
+    for kind, layers in {
+        "WanTransformer3DModel": [f"blocks.0.attn{n}.{name}" for n in (1, 2) for name in _OWN],
+        "HunyuanVideoTransformer3DModel": [
+            *(f"transformer_blocks.0.attn.{name}" for name in _BOTH),
+            *(f"single_transformer_blocks.0.{name}" for name in _SINGLE),
+        ],
+        "MochiTransformer3DModel": [f"transformer_blocks.0.attn1.{name}" for name in _BOTH],
+    }.items()
+    for layer in layers
+}
+_BLOCK = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def _to_comfy(named: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     result: dict[str, dict[str, Tensor]] = {}
     fused: dict[str, dict[int, dict[str, Tensor]]] = {}
-    pieces: dict[str, int] = {}
     for layer, parts in named.items():
-        original, part, count = _original(layer)
-        if count == 1:
-            result[original] = parts
+        first, number = _first_block(layer)
+        if first not in _ORIGINAL:
+            raise ModelError(f"{layer} has no name in ComfyUI that is known here")
+        name, part = _ORIGINAL[first]
+        original = _BLOCK.sub(number, name, count=1)
+        if part:
+            fused.setdefault(original, {})[int(part)] = parts
         else:
-            fused.setdefault(original, {})[part] = parts
-            pieces[original] = count
-    for original, members in fused.items():
-        result[original] = _fuse(members, pieces[original])
-    return result
+            result[original] = parts
+    return result | {original: _fuse(members, _widths(original)) for original, members in fused.items()}
 
 
-def _original(layer: str) -> tuple[str, int, int]:
-    for pattern, original, part, count in _ORIGINAL:
-        if match := pattern.fullmatch(layer):
-            return original.format(*match.groups()), part, count
-    raise ModelError(f"{layer} has no name in ComfyUI that is known here")
+def _first_block(layer: str) -> tuple[str, str]:
+    """A layer's name in the first block, and the number of its own block."""
+    found = _BLOCK.search(layer)
+    return _BLOCK.sub("0", layer, count=1), found[0] if found else ""
 
 
-def _fuse(members: dict[int, dict[str, Tensor]], count: int) -> dict[str, Tensor]:
+def _widths(original: str) -> int:
+    """How many times as many rows as queries a layer has that projects several things at once: after queries, keys and
+    values, HunyuanVideo's first single layer has the feed-forward layer, four times as wide."""
+    return 7 if original.endswith("linear1") else 3
+
+
+def _fuse(members: dict[int, dict[str, Tensor]], widths: int) -> dict[str, Tensor]:
     """One adapter over the parts of a layer that projects several things at once."""
     order = sorted(members)
     width = members[order[0]]["lora_B.weight"].shape[0]
     down = torch.cat([members[part]["lora_A.weight"] for part in order])
-    rows = 3 * width + (_MLP_WIDTHS * width if count == 4 else 0)
-    up = torch.zeros(rows, len(down), dtype=down.dtype)
+    up = torch.zeros(widths * width, len(down), dtype=down.dtype)
     column = 0
     for part in order:
         block = members[part]["lora_B.weight"]
@@ -187,21 +176,17 @@ def _fuse(members: dict[int, dict[str, Tensor]], count: int) -> dict[str, Tensor
 
 def _from_comfy(original: str, parts: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The layers by diffusers' names that one of ComfyUI's stands for."""
-    found: dict[str, tuple[int, int]] = {}
-    for pattern, template, part, count in _ORIGINAL:
-        if match := re.fullmatch(re.escape(template).replace(r"\{\}", r"(\d+)"), original):
-            layer = pattern.pattern.replace(r"(\d+)", match.group(1)).replace("\\", "")
-            found[layer] = part, count
+    first, number = _first_block(original)
+    found = {_BLOCK.sub(number, layer, count=1): part for layer, (name, part) in _ORIGINAL.items() if name == first}
     if not found:
         raise ModelError(f"diffusion_model.{original} is no layer of attention that is known here")
     if len(found) == 1:
         return {next(iter(found)): parts}
     down, up = parts["lora_A.weight"], parts["lora_B.weight"]
-    count = next(iter(found.values()))[1]
-    width = up.shape[0] // (3 + (_MLP_WIDTHS if count == 4 else 0))
+    width = up.shape[0] // _widths(original)
     result = {}
-    for layer, (part, _) in found.items():
-        block = up[part * width : (part + 1) * width]
+    for layer, part in found.items():
+        block = up[int(part) * width : (int(part) + 1) * width]
         used = block.any(0) if block.any() else torch.ones(block.shape[1], dtype=torch.bool)
         result[layer] = {"lora_A.weight": down[used], "lora_B.weight": block[:, used]}
     return result

@@ -7,7 +7,6 @@ follow from the seed and the step, so there is no more to keep.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from radial.errors import ModelError, OutputError, RequestError, first_line
+from radial.errors import ModelError, OutputError, RequestError
+from radial.files import existing_folder, publish
 from radial_finetune.training.processes import put, whole
 
 # What can change when a run goes on: none of it decides what a step computes.
@@ -51,7 +51,6 @@ def save_checkpoint(folder: Path, state: RunState, keep: int, *, write: bool = T
     from safetensors.torch import save_file
 
     target = folder / f"step-{state.step:06d}"
-    part = folder / f".{target.name}.partial"
     tensors: dict[str, dict[str, Tensor]] = {
         name: {key: whole(x.detach()) for key, x in group.items()}
         for name, group in (("adapter", state.parameters), ("average", state.average), ("moments", _moments(state)))
@@ -59,39 +58,22 @@ def save_checkpoint(folder: Path, state: RunState, keep: int, *, write: bool = T
     if not write:
         return target
     needed = sum(x.nbytes for group in tensors.values() for x in group.values())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if (free := shutil.disk_usage(folder).free) < needed + (64 << 20):
-            raise OutputError(f"a checkpoint needs {needed / 1e6:.0f} MB, and {folder} has {free / 1e6:.0f} MB free")
-        for cut_off in folder.glob(".step-*.partial"):  # by a kill while it was written
-            shutil.rmtree(cut_off, ignore_errors=True)
+    if (free := shutil.disk_usage(existing_folder(folder)).free) < needed + (64 << 20):
+        raise OutputError(f"a checkpoint needs {needed / 1e6:.0f} MB, and {folder} has {free / 1e6:.0f} MB free")
+    for cut_off in folder.glob(".step-*.partial"):  # by a kill while it was written
+        shutil.rmtree(cut_off, ignore_errors=True)
+
+    def fill(part: Path) -> None:
         part.mkdir()
         for name, group in tensors.items():
             save_file({key: x.detach().cpu().contiguous() for key, x in group.items()}, part / f"{name}.safetensors")
         (part / "run.json").write_text(json.dumps({"step": state.step, "config": state.config}, indent=1))
-        for file in (*part.iterdir(), part):
-            _reach_the_disk(file)
-        if target.exists():
-            shutil.rmtree(target)
-        part.rename(target)
-        _reach_the_disk(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"cannot write a checkpoint to {folder}: {first_line(error)}") from error
+        shutil.rmtree(target, ignore_errors=True)
+
+    publish(target, fill, overwrite=False)
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target
-
-
-def _reach_the_disk(path: Path) -> None:
-    """A rename is worth nothing after a power cut unless what it names was written out before."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from radial.errors import RequestError
 from radial_finetune.training.config import FinetuneConfig
 
 
-class Trackers:
-    """The trackers of a run; TensorBoard where it is installed, unless the configuration names others."""
+@contextlib.contextmanager
+def trackers(config: FinetuneConfig, output: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that logs the numbers of a step; to TensorBoard where it is installed, unless the configuration names
+    others."""
+    installed = ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
+    started = []
+    for name in installed if config.trackers is None else config.trackers:
+        if importlib.util.find_spec(name) is None:
+            extra = "pip install 'radial-video[train]'" if name == "tensorboard" else f"pip install {name}"
+            raise RequestError(f"tracker {name} is not installed: {extra}")
+        started.append(_start(name, output, config))
 
-    def __init__(self, config: FinetuneConfig | None, output: Path) -> None:
-        self._trackers: list[Any] = []
-        if config is None:
-            return
-        installed = ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
-        for name in installed if config.trackers is None else config.trackers:
-            if importlib.util.find_spec(name) is None:
-                extra = "pip install 'radial-video[train]'" if name == "tensorboard" else f"pip install {name}"
-                raise RequestError(f"tracker {name} is not installed: {extra}")
-            self._trackers.append(_start(name, output, config))
+    def log(line: dict[str, Any]) -> None:
+        for tracker in started:
+            tracker.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
 
-    def log(self, line: dict[str, Any]) -> None:
-        """Numbers of one step."""
-        values = {key: value for key, value in line.items() if key != "step"}
-        for tracker in self._trackers:
-            tracker.log(values, step=line["step"])
-
-    def __enter__(self) -> Trackers:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for tracker in self._trackers:
+    try:
+        yield log
+    finally:
+        for tracker in started:
             tracker.finish()
 
 

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from radial_finetune.training.config import FinetuneConfig
 from radial_finetune.training.preflight import check, estimate
 from radial_finetune.training.processes import Processes, whole
 from radial_finetune.training.samples import encode_samples, make_samples
-from radial_finetune.training.trackers import Trackers
+from radial_finetune.training.trackers import trackers
 
 VALIDATION_SIGMAS = (0.2, 0.5, 0.8)
 
@@ -121,13 +121,13 @@ def finetune(
         _forget_later_steps(output / "log.jsonl", state.step)
     bad_steps = 0
     parts = config.gradient_accumulation_steps
-    tracked = Trackers(config, output) if processes.is_first else Trackers(None, output)
+    tracked = trackers(config, output) if processes.is_first else contextlib.nullcontext(lambda line: None)
 
     def save() -> None:
         save_checkpoint(output, state, config.keep_checkpoints, write=processes.is_first)
         processes.wait()
 
-    with contextlib.ExitStack() as installed, tracked, _interrupts() as interrupted:
+    with contextlib.ExitStack() as installed, tracked as log, _interrupts() as interrupted:
         installed.enter_context(attention(config, model, settings, processes.parallel))
         upcoming = batches.iterate(state.step * parts)
         try:
@@ -166,7 +166,7 @@ def finetune(
                 memory = torch.cuda.max_memory_allocated() if processes.device.type == "cuda" else 0
                 progress = Progress(state.step, config.steps, loss, rate, seconds, memory, validation)
                 if processes.is_first:
-                    _log(output, progress, float(norm), tracked)
+                    _log(output, progress, float(norm), log)
                 on_step(progress)
                 if samples is not None and _is_time(config.sample_every, state.step):
                     if processes.is_first or processes.sharded or processes.parallel is not None:
@@ -195,7 +195,7 @@ def finetune(
     path = output / "adapter.safetensors"
     if processes.is_first:
         write_adapter(
-            path, export_state(final, before, alpha_of(config) / config.rank), asdict(settings), overwrite=True
+            path, export_state(final, before, alpha_of(config) / config.rank), settings.model_dump(), overwrite=True
         )
     processes.wait()
     return path
@@ -298,7 +298,7 @@ def _step_of(line: str) -> int:
         return 0
 
 
-def _log(output: Path, progress: Progress, norm: float, tracked: Trackers) -> None:
+def _log(output: Path, progress: Progress, norm: float, also: Callable[[dict[str, Any]], None]) -> None:
     """A line a step, to plot from, and the same to the trackers."""
     output.mkdir(parents=True, exist_ok=True)
     line: dict[str, Any] = {
@@ -313,4 +313,4 @@ def _log(output: Path, progress: Progress, norm: float, tracked: Trackers) -> No
             line["validation_beyond"] = held_out.beyond
     with (output / "log.jsonl").open("a", encoding="utf-8") as log:
         log.write(json.dumps(line) + "\n")
-    tracked.log(line)
+    also(line)

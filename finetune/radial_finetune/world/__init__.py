@@ -4,33 +4,8 @@
 Everything is a pure function of its arguments; torch is the only dependency.
 """
 
-from radial_finetune.world.caption import Caption, describe
-from radial_finetune.world.render import Track, render, tracks
-from radial_finetune.world.scene import (
-    BACKGROUNDS,
-    COLOURS,
-    MOTIONS,
-    SHAPES,
-    SIZES,
-    SPEEDS,
-    Figure,
-    Scene,
-    draw_scene,
-)
+from radial_finetune.world.caption import describe
+from radial_finetune.world.render import render, tracks
+from radial_finetune.world.scene import Figure, Scene, draw_scene
 
-__all__ = [
-    "BACKGROUNDS",
-    "COLOURS",
-    "MOTIONS",
-    "SHAPES",
-    "SIZES",
-    "SPEEDS",
-    "Caption",
-    "Figure",
-    "Scene",
-    "Track",
-    "describe",
-    "draw_scene",
-    "render",
-    "tracks",
-]
+__all__ = ["Figure", "Scene", "describe", "draw_scene", "render", "tracks"]

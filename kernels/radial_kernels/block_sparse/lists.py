@@ -80,31 +80,25 @@ class BlockLists:
         Raises:
             ValueError: they break a rule, which is named.
         """
-        check_lists(self.row_offsets, self.column_indices, key_length, self.block_size)
+        indices, columns = self.column_indices, -(-key_length // self.block_size)
+        starts, stops = self.row_offsets[..., :-1].flatten(), self.row_offsets[..., 1:].flatten()
+        joined = len(starts) > 0 and starts[0] == 0 and stops[-1] == len(indices)
+        if not joined or (stops < starts).any() or (starts[1:] != stops[:-1]).any():
+            raise ValueError(
+                "row_offsets must start at 0, never fall, and end at the number of column indices, one plan after "
+                "another"
+            )
+        if len(indices) and (indices.min() < 0 or indices.max() >= columns):
+            raise ValueError(
+                f"column_indices must lie in 0..{columns - 1} for {key_length} keys in blocks of {self.block_size}"
+            )
+        falls = indices.diff() <= 0
+        row_starts = starts[1:].long()
+        inner = row_starts[(row_starts > 0) & (row_starts < len(indices))] - 1
+        falls[inner] = False
+        if falls.any():
+            raise ValueError("column_indices must ascend without repeats within each row")
         return self
-
-
-def check_lists(row_offsets: Tensor, column_indices: Tensor, key_length: int, block_size: int) -> None:
-    """Check lists once: offsets that grow, indices in range and ascending without repeats within each row.
-
-    Raises:
-        ValueError: naming the rule that is broken.
-    """
-    columns = -(-key_length // block_size)
-    starts, stops = row_offsets[..., :-1].flatten(), row_offsets[..., 1:].flatten()
-    joined = len(starts) > 0 and starts[0] == 0 and stops[-1] == len(column_indices)
-    if not joined or (stops < starts).any() or (starts[1:] != stops[:-1]).any():
-        raise ValueError(
-            "row_offsets must start at 0, never fall, and end at the number of column indices, one plan after another"
-        )
-    if len(column_indices) and (column_indices.min() < 0 or column_indices.max() >= columns):
-        raise ValueError(f"column_indices must lie in 0..{columns - 1} for {key_length} keys in blocks of {block_size}")
-    falls = column_indices.diff() <= 0
-    row_starts = starts[1:].long()
-    inner = row_starts[(row_starts > 0) & (row_starts < len(column_indices))] - 1
-    falls[inner] = False
-    if falls.any():
-        raise ValueError("column_indices must ascend without repeats within each row")
 
 
 def transpose_lists(row_offsets: Tensor, column_indices: Tensor, columns: int) -> tuple[Tensor, Tensor]:

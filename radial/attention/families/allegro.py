@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from radial.attention.family import Call, Family, patched_grid
-from radial.plans.layout import Layout
-
-
-def _layouts(transformer: Any, call: Call) -> tuple[Layout, ...]:
-    return (Layout.of(patched_grid(transformer, call["hidden_states"].shape[2:])),)
+from radial.attention.family import Call, Family
 
 
 def _refuse(transformer: Any, call: Call) -> str | None:
@@ -20,4 +15,4 @@ def _refuse(transformer: Any, call: Call) -> str | None:
 
 
 # The pipeline passes a mask of ones, which the refusal above has seen.
-FAMILY = Family(layouts=_layouts, masks_padding=True, refuse=_refuse)
+FAMILY = Family(masks_padding=True, refuse=_refuse)

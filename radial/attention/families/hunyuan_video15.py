@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from radial.attention.family import Call, Family, numbered, patched_grid, rotary_outputs, split_at, with_text
 from radial.plans.layout import Layout
-
-
-def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
-    return numbered(transformer.transformer_blocks, "attn")
 
 
 def _layouts(transformer: Any, call: Call) -> tuple[Layout, ...]:
@@ -23,8 +17,9 @@ def _layouts(transformer: Any, call: Call) -> tuple[Layout, ...]:
     return with_text(grid, (lengths + image_tokens).int().tolist())
 
 
-def _sharding(transformer: Any) -> dict[str, Any]:
-    return split_at("transformer_blocks.0", rotary_outputs(0), "hidden_states")
-
-
-FAMILY = Family(self_attentions=_self_attentions, layouts=_layouts, masks_padding=True, sharding=_sharding)
+FAMILY = Family(
+    layouts=_layouts,
+    self_attentions=lambda transformer: numbered(transformer.transformer_blocks, "attn"),
+    masks_padding=True,
+    sharding=lambda transformer: split_at("transformer_blocks.0", rotary_outputs(0), "hidden_states"),
+)

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from radial.attention.family import Call, Family, numbered, patched_grid
 from radial.plans.layout import Layout
-
-
-def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
-    return numbered(transformer.visual_transformer_blocks, "self_attention")
 
 
 def _layouts(transformer: Any, call: Call) -> tuple[Layout, ...]:
@@ -24,4 +18,8 @@ def _refuse(transformer: Any, call: Call) -> str | None:
     return None
 
 
-FAMILY = Family(self_attentions=_self_attentions, layouts=_layouts, refuse=_refuse)
+FAMILY = Family(
+    layouts=_layouts,
+    self_attentions=lambda transformer: numbered(transformer.visual_transformer_blocks, "self_attention"),
+    refuse=_refuse,
+)

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from radial.attention.family import Call, Family, numbered, patched_grid, rotary_outputs, split_at
-from radial.plans.layout import Layout
+from radial.attention.family import Call, Family, numbered, rotary_outputs, split_at
 
 
 def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
@@ -17,10 +16,6 @@ def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
         pairs = zip(transformer.config.vace_layers, transformer.vace_blocks, strict=True)
         layers += [(layer, block.attn1) for layer, block in pairs]
     return layers
-
-
-def _layouts(transformer: Any, call: Call) -> tuple[Layout, ...]:
-    return (Layout.of(patched_grid(transformer, call["hidden_states"].shape[2:])),)
 
 
 def _refuse(transformer: Any, call: Call) -> str | None:
@@ -45,4 +40,4 @@ def _fuse(transformer: Any) -> int:
     return fuse(transformer)
 
 
-FAMILY = Family(self_attentions=_self_attentions, layouts=_layouts, refuse=_refuse, sharding=_sharding, fuse=_fuse)
+FAMILY = Family(self_attentions=_self_attentions, refuse=_refuse, sharding=_sharding, fuse=_fuse)

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,14 +75,10 @@ def config_folder(source: str, *, online: bool = True) -> Path:
     if not online:
         raise ModelError(f"there is no model {source} here")
     check_online(source)
-    try:
+    with _hub_errors(source):
         wanted = ["model_index.json", "*/config.json", "*/*er_config.json"]
         bar = _bar_of_small(lambda _: None)
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=wanted, tqdm_class=bar))
-    except Exception as error:
-        raise explain_hub(source, error) or ModelError(
-            f"there is no folder {source} here, and the Hugging Face hub cannot be reached: {first_line(error)}"
-        ) from error
 
 
 def find_local(source: str, without: tuple[str, ...] = ()) -> Path | None:
@@ -115,7 +111,7 @@ def download_size_of(source: str, without: tuple[str, ...] = ()) -> Download:
     from huggingface_hub import constants
 
     check_online(source)
-    try:
+    with _hub_errors(source):
         info = huggingface_hub.HfApi().model_info(source, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         files = tuple(sorted(name for name in sizes if _is_wanted(name, sizes, without)))
@@ -125,12 +121,6 @@ def download_size_of(source: str, without: tuple[str, ...] = ()) -> Download:
             source, revision=info.sha, allow_patterns=list(files), dry_run=True,
             tqdm_class=_bar_of_small(lambda _: None),
         )  # fmt: skip
-    except RadialError:
-        raise
-    except Exception as error:
-        raise explain_hub(source, error) or ModelError(
-            f"there is no folder {source} here, and the Hugging Face hub cannot be reached: {first_line(error)}"
-        ) from error
     missing = {file.filename: file.file_size or 0 for file in planned if file.will_download}
     large = tuple({
         file.lfs.sha256: LargeFile(source, info.sha or "main", file.rfilename, file.lfs.sha256, file.lfs.size)
@@ -187,17 +177,13 @@ def download(
         except BaseException:
             progress.stop = True
             raise
-    try:
+    with _hub_errors(
+        source, "the download of {source} broke off: {why}; what came is kept, and it goes on from there when it is "
+        "started again",
+    ):  # fmt: skip
         folder = Path(coming.result())
         if not without:  # whatever else the pipeline's class wants; it is next to nothing
             folder = Path(diffusers.DiffusionPipeline.download(source, use_safetensors=True))
-    except RadialError:
-        raise
-    except Exception as error:
-        raise explain_hub(source, error) or ModelError(
-            f"the download of {source} broke off: {first_line(error)}; what came is kept, and it goes on from "
-            "there when it is started again"
-        ) from error
     on_progress(planned.total, planned.total)
     return folder
 
@@ -269,22 +255,30 @@ def set_offline() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def explain_hub(source: str, error: Exception) -> RadialError | None:
-    """What the hub's client raised, in words of ours, where it is a matter of the model or of this machine."""
+@contextlib.contextmanager
+def _hub_errors(
+    source: str, otherwise: str = "there is no folder {source} here, and the Hugging Face hub cannot be reached: {why}"
+) -> Iterator[None]:
+    """What the hub's client raises meanwhile, in words of ours."""
     from huggingface_hub import errors
 
-    if isinstance(error, errors.GatedRepoError):
-        return ModelError(
+    try:
+        yield
+    except RadialError:
+        raise
+    except errors.GatedRepoError as error:
+        raise ModelError(
             f"{source} wants you to accept its terms: do so on its page of the hub, then `hf auth login` here"
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return ModelError(
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelError(
             f"there is no folder {source} here, and the Hugging Face hub has no such model{nearest(source)}; `radial "
             "models` lists the models with a name"
-        )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-        return OutputError(error.errno, f"the download of {source} stopped: {error.strerror}")
-    return None
+        ) from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise OutputError(error.errno, f"the download of {source} stopped: {error.strerror}") from error
+        raise ModelError(otherwise.format(source=source, why=first_line(error))) from error
 
 
 def is_whole(folder: Path, without: tuple[str, ...]) -> bool:

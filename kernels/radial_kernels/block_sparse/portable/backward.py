@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from radial_kernels.block_sparse.lists import plan_strides
-from radial_kernels.block_sparse.portable.configurations import Tiles, backward_tiles
+from radial_kernels.block_sparse.portable.configurations import Tiles, choose_tiles
 from radial_kernels.block_sparse.portable.tiles import describe_head, descriptors_fit, head_block, load_tile, store_tile
 from radial_kernels.triton_runtime import launching_on
 
@@ -202,7 +202,7 @@ def gradients(
     """Gradients of q, k and v. ``tiles`` and ``use_descriptors`` exist for measuring."""
     batch, query_length, heads, head_dim = q_BSHD.shape
     key_length = k_BTHD.shape[1]
-    tiles = tiles or backward_tiles(q_BSHD, block_size)
+    tiles = tiles or choose_tiles("backward", q_BSHD, block_size)
     grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q_BSHD, k_BTHD, v_BTHD))
     if use_descriptors is None:
         use_descriptors = descriptors_fit(q_BSHD, k_BTHD, v_BTHD, grad_BSHD)

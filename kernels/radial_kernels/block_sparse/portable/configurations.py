@@ -55,14 +55,12 @@ _SMALL = {
 }
 
 
-def forward_tiles(q: Tensor, block_size: int) -> Tiles:
-    """Tiles of the portable forward kernel."""
-    return _tiles("forward", q, block_size)
-
-
-def backward_tiles(q: Tensor, block_size: int) -> Tiles:
-    """Tiles of the portable backward kernels; the gradient of q swaps queries and keys."""
-    return _tiles("backward", q, block_size)
+def choose_tiles(kind: str, q: Tensor, block_size: int) -> Tiles:
+    """Tiles of the portable kernels, ``forward`` or ``backward``; the gradient of q swaps queries and keys."""
+    tuned = read_tuned(tuned_file()).get(tuning_key(kind, q)) if q.is_cuda else None
+    if tuned is not None:
+        return _cut(tuned, block_size)
+    return tiles_for(kind, _capability(q), q.element_size(), q.shape[-1], block_size)
 
 
 def tiles_for(kind: str, capability: tuple[int, int], element_size: int, head_dim: int, block_size: int) -> Tiles:
@@ -102,13 +100,6 @@ def read_tuned(file: Path) -> dict[str, Tiles]:
         return {key: Tiles(**tiles) for key, tiles in json.loads(file.read_text()).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} does not hold tuned tiles ({error}); delete it, or tune again") from error
-
-
-def _tiles(kind: str, q: Tensor, block_size: int) -> Tiles:
-    tuned = read_tuned(tuned_file()).get(tuning_key(kind, q)) if q.is_cuda else None
-    if tuned is not None:
-        return _cut(tuned, block_size)
-    return tiles_for(kind, _capability(q), q.element_size(), q.shape[-1], block_size)
 
 
 def _cut(tiles: Tiles, block_size: int) -> Tiles:

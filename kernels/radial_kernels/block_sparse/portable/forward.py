@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from radial_kernels.block_sparse.lists import plan_strides
-from radial_kernels.block_sparse.portable.configurations import Tiles, forward_tiles
+from radial_kernels.block_sparse.portable.configurations import Tiles, choose_tiles
 from radial_kernels.block_sparse.portable.tiles import (
     LOG2_E,
     describe_head,
@@ -139,7 +139,7 @@ def attention(
     batch, query_length, heads, head_dim = q_BSHD.shape
     output = torch.empty((batch, query_length, heads, head_dim), dtype=q_BSHD.dtype, device=q_BSHD.device)
     lse_BHS = torch.empty((batch, heads, query_length) if with_lse else (0,), device=q_BSHD.device)
-    tiles = tiles or forward_tiles(q_BSHD, block_size)
+    tiles = tiles or choose_tiles("forward", q_BSHD, block_size)
     if use_descriptors is None:
         use_descriptors = descriptors_fit(k_BTHD, v_BTHD)
     rows = row_offsets.shape[-1] - 1
