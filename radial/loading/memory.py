@@ -79,6 +79,11 @@ class Needs:
         resident = 3 * self.block if profile == "low" else self.block
         return max(resident + self.clip, decoding) + _CONTEXT
 
+    @property
+    def cpu(self) -> int:
+        """The host's memory where it computes, too."""
+        return self.model + max(self.clip, self.decode) + self.frames + (1 << 30)
+
     def ram(self, profile: Profile) -> int:
         """The host's memory: weights pass through it while they load, and stay where they are fetched from it."""
         passing = max(self.weights.values(), default=0) if profile == "full" else self.model

@@ -12,6 +12,9 @@ from pathlib import Path
 from radial.errors import ModelError
 from radial.models.checkpoint import read_config
 from radial.models.original_names import Part, index_layers
+from radial.models.spec import ModelSpec
+from radial.models.table import MODELS
+from radial.models.weights import Weight, Weights, read_weights
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -23,10 +26,14 @@ class Architecture:
     Attributes:
         kind: diffusers' class.
         config: what its constructor is given, as JSON; what is left out is the class's own.
+        numbers: how many it holds, how many of those 8-bit weights would narrow, and both of its largest block.
+        others: the model's other components: name, numbers, and how many would be narrowed.
     """
 
     kind: str
     config: str
+    numbers: tuple[int, int, int, int] = (0, 0, 0, 0)
+    others: tuple[tuple[str, int, int], ...] = ()
 
     @property
     def shapes(self) -> Shapes:
@@ -50,7 +57,13 @@ class Architecture:
 def named_architectures() -> dict[str, Architecture]:
     """The transformers of models in the table, by the model's name, where files of them are known."""
     told = json.loads((files("radial.models") / "architectures.json").read_text())
-    return {name: Architecture(one["class"], json.dumps(one["config"], sort_keys=True)) for name, one in told.items()}
+    return {
+        name: Architecture(
+            one["class"], json.dumps(one["config"], sort_keys=True), tuple(one["numbers"]),
+            tuple((part, *counts) for part, counts in one["others"].items()),
+        )
+        for name, one in told.items()
+    }  # fmt: skip
 
 
 def architecture_in(folder: Path, component: str = "transformer") -> Architecture:
@@ -64,6 +77,30 @@ def architecture_in(folder: Path, component: str = "transformer") -> Architectur
     if not isinstance(kind, str):
         raise ModelError(f"{folder / component / 'config.json'} names no class")
     return Architecture(kind, json.dumps({k: v for k, v in config.items() if not k.startswith("_")}, sort_keys=True))
+
+
+def named_weights(spec: ModelSpec) -> Weights | None:
+    """What a named model's checkpoint holds, known without it: pieces of the right sizes, and the tensors of its own
+    files where a spec has them. None for models without a name."""
+    name = next((known.name for known in MODELS.values() if known.source == spec.source), "")
+    if (one := named_architectures().get(name)) is None:
+        return None
+    whole, narrow, block, narrow_block = one.numbers
+    pieces = [Weight("blocks.0.layers", (narrow_block, 1)), Weight("blocks.0.rest", (block - narrow_block,))]
+    rest = -(-(whole - block) // block)  # each no larger than the largest block, which decides what a GPU must hold
+    for index in range(1, rest + 1):
+        pieces += [
+            Weight(f"blocks.{index}.layers", ((narrow - narrow_block) // rest, 1)),
+            Weight(f"blocks.{index}.rest", ((whole - block - narrow + narrow_block) // rest,)),
+        ]
+    names = ("transformer", "transformer_2") if spec.has_two_transformers else ("transformer",)
+    others = {
+        part: (Weight("layers.all", (thin, 1)), Weight("rest", (count - thin,))) for part, count, thin in one.others
+    }
+    own = {part: read_weights(file) for part, file in spec.own_weights.items()}
+    return Weights(
+        dict.fromkeys(names, tuple(pieces)) | others | own, json.loads(one.config) | {"_class_name": one.kind}
+    )
 
 
 @functools.lru_cache(maxsize=64)

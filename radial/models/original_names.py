@@ -169,7 +169,7 @@ _RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "MochiTransformer3DModel": _MOCHI,
     "CosmosTransformer3DModel": _COSMOS,
 }
-_PARTS = ("q", "k", "v", "mlp")  # of a larger layer, in this order
+PARTS = ("q", "k", "v", "mlp")  # of a larger layer, in this order
 # ComfyUI has queries, keys and values of HunyuanVideo 1.5 in one, as of the first HunyuanVideo.
 _ALSO = {"HunyuanVideo15Transformer3DModel": "HunyuanVideoTransformer3DModel"}
 # What ComfyUI calls layers of its own copies of these models, as the authors' names.
@@ -229,8 +229,8 @@ def original_layers(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
     rows = _rows_of(shapes)
     for layer, count in rows.items():
         name, mark = original_name(kind, layer)
-        if mark in _PARTS:
-            fused[name][_PARTS.index(mark)] = layer
+        if mark in PARTS:
+            fused[name][PARTS.index(mark)] = layer
         else:
             half = count // 2
             found[name] = (Part(layer, ((half, count), (0, half)) if mark == "swap" else ((0, count),), count),)

@@ -28,7 +28,7 @@ _PREFIX = re.compile(
 # What lies beside a transformer in files that hold a whole model, and what is no weight.
 _BESIDE = re.compile(
     r"(?:vae|first_stage_model|text_encoders?|cond_stage_model|conditioner|audio_vae|vocoder|text_embedding_projection)\..+|"
-    r"(?:video|audio)_embeddings_connector\..+|(?:logvar|pos_embedder)\..+|.*\bfreqs|__x0__|scaled_fp8|"
+    r"(?:video|audio)_embeddings_connector\..+|blocks\.\d+\.(?:attn2|cross_attn)\.norm_added_q\.weight|(?:logvar|pos_embedder)\..+|.*\bfreqs|__x0__|scaled_fp8|"
     r".+\.(?:scale_input|input_scale|comfy_quant|comfy_attention\.config)"
 )
 _SCALE = re.compile(r"(?P<layer>.+)\.(?:scale_weight|weight_scale)")
@@ -212,6 +212,8 @@ def _candidates(file: TransformerFile) -> dict[str, Architecture]:
     for model, one in named_architectures().items():
         block = "blocks.0.attn1" if one.kind.startswith(("Wan", "SkyReels")) else "transformer_blocks.0.attn1"
         layer = f"{'transformer_blocks.0.attn' if one.kind.startswith('Hunyuan') else block}.to_q"
+        if one.kind.startswith("Kandinsky"):
+            layer = "visual_transformer_blocks.0.self_attention.to_query"
         names = (plain_name(original_name(one.kind, layer)[0]), plain_name(layer))
         if (shape := next((shapes[name] for name in names if name in shapes), None)) is not None:
             named[model] = one

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
+import torch
 
 from radial.errors import ModelError, RequestError
 from radial.models.architecture import named_architectures
@@ -27,7 +29,9 @@ def write(
     """The configurations of a hub's checkpoint, as diffusers writes them, of a named model's transformer."""
     one = named_architectures()[model]
     spec = MODELS[model]
-    config = json.loads(one.config) | {"_class_name": one.kind, "_diffusers_version": "0.35.0.dev0"}
+    with torch.device("meta"):
+        whole = dict(getattr(diffusers, one.kind).from_config(json.loads(one.config)).config)
+    config = whole | {"_class_name": one.kind, "_diffusers_version": "0.35.0.dev0"}
     parts = {"transformer": ["diffusers", one.kind], "vae": ["diffusers", vae["_class_name"]],
              "scheduler": ["diffusers", scheduler["_class_name"]]}  # fmt: skip
     if spec.has_two_transformers:

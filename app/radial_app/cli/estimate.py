@@ -56,7 +56,8 @@ def estimate(
     gpu = place.type == "cuda"
     planned, problem = _plan_download(spec)
     with JobStore(data_dir) as store:
-        found = estimate_for(request, store, gpu=gpu, files=planned.files if planned else None)
+        found = estimate_for(request, store, gpu=True, files=planned.files if planned else None)
+        on_cpu = None if gpu else estimate_for(request, store, files=planned.files if planned else None).needs
     folder = checkpoint_folder(spec) or cached_folder(spec.source)
     told: dict[str, Any] = {
         "model": request.model, "height": request.clip_height, "width": request.clip_width,
@@ -69,6 +70,7 @@ def estimate(
     if problem:
         told["hub"] = problem
     if found.needs is not None:
+        told["cpu"] = None if on_cpu is None else on_cpu.cpu
         told["memory"] = {p: {"gpu": found.needs.vram(p), "host": found.needs.ram(p)} for p in PROFILES}
         if gpu:
             told["free"] = free_memory(place)
@@ -106,6 +108,8 @@ def _show(told: dict[str, Any]) -> None:
             mark = "  <- auto takes this" if profile == told.get("fits") else ""
             table.add_row(profile, decimal(needs["gpu"]), f"{decimal(needs['host'])}{mark}")
         out.print(table)
+        if told["cpu"] is not None:
+            out.print(f"on this machine's CPU: {decimal(told['cpu'])}")
     else:
         out.print("memory: known once the hub can be asked, or the model's files are here")
     if told["download"]:

@@ -10,6 +10,7 @@ import typer
 
 from radial.errors import RequestError
 from radial.files import check_output
+from radial.loading.fits import check_fits
 from radial.models.table import find_preset
 from radial.request import GenerationRequest, make_request, parse_lora
 from radial.video.encoding import encoding_for
@@ -17,6 +18,7 @@ from radial_app.cli.terminal.options import (
     Codec,
     Crf,
     DataDir,
+    Force,
     Format,
     Height,
     Metadata,
@@ -91,6 +93,7 @@ def generate(
     queue: Annotated[
         bool, typer.Option("--queue", help="Only put it into the queue, for `radial work` or `radial serve` to render.")
     ] = False,
+    force: Force = False,
     data_dir: DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a video instead of text.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the path.")] = False,
@@ -147,6 +150,8 @@ def generate(
     except RequestError as error:
         raise RequestError(_beside_flags(str(error), [*written, "format", "codec", "crf"])) from error
     job = Job(id="", request=request, output=place)
+    if not force:
+        check_fits(request)
     with JobStore(data_dir) as store:
         if queue:
             (job,) = store.add([job])

@@ -16,10 +16,21 @@ from rich.table import Table
 
 from radial.errors import OutputError, RequestError
 from radial.files import check_output, existing_folder, publish_text
+from radial.loading.fits import check_fits
 from radial.video.encoding import encoding_for
 from radial_app.cli.jobs import changes_of, clock, plain
 from radial_app.cli.terminal.batch import BatchView, show_batch, stderr
-from radial_app.cli.terminal.options import Codec, Crf, DataDir, Device, Format, Metadata, PerDevice, SnapshotSeconds
+from radial_app.cli.terminal.options import (
+    Codec,
+    Crf,
+    DataDir,
+    Device,
+    Force,
+    Format,
+    Metadata,
+    PerDevice,
+    SnapshotSeconds,
+)
 from radial_app.jobs.estimates import Estimate, estimate
 from radial_app.jobs.job import DEFAULT_NAME, Job, Output, load_key, make_output
 from radial_app.jobs.outputs import OUTPUT_FOLDER, free_name
@@ -55,6 +66,7 @@ def render(
     ray: Annotated[
         str | None, typer.Option(help="Render on a Ray cluster: its address, or `local`.", metavar="ADDRESS")
     ] = None,
+    force: Force = False,
     data_dir: DataDir = None,
 ) -> None:
     """Render all jobs of files. Exit codes: 0 all made, 1 some failed, 2 errors in a file, 130 Ctrl+C."""
@@ -73,6 +85,9 @@ def render(
         devices = device or own_devices()
         if ray is None:
             check_devices(jobs, devices)
+        if ray is None and not force:
+            for job in {(load_key(job.request), job.request.clip_frames): job for job in jobs}.values():
+                check_fits(job.request)
         ours, skipped = enqueue(store, jobs, resume=resume)
         if skipped:
             stderr.print(f"{len(skipped)} were made before", highlight=False)

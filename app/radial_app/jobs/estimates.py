@@ -8,11 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from radial.errors import RadialError, RequestError
-from radial.models.checkpoint import checkpoint_folder, spec_in
 from radial.models.find import find_model
-from radial.models.hub.download import cached_folder, is_whole
-from radial.models.spec import ModelSpec
-from radial.models.weights import Weights, weights_in, weights_on_hub
 from radial.request import GenerationRequest
 from radial_app.jobs.rates import seconds_on_h100
 from radial_app.jobs.store import JobStore
@@ -45,11 +41,12 @@ def estimate(
     Seconds are the median of clips of the same model, size, steps and attention that were made here.
 
     Args:
-        files: of the model on the hub; their headers are looked at where they are not here. Without them, memory is
-            not known before the model is here.
+        files: of the model on the hub; their headers are looked at where the model is not here and has no name. Without
+            them, memory is not known then.
     """
     import torch
 
+    from radial.loading.fits import find_weights
     from radial.loading.load import choose_dtype
     from radial.loading.memory import needs_of
 
@@ -62,21 +59,6 @@ def estimate(
             if density is not None:
                 on_h100 = seconds_on_h100(request, spec, weights, density)
     return Estimate(store.seconds_of(request), on_h100, needs, density)
-
-
-def find_weights(request: GenerationRequest, files: Sequence[str] | None = None) -> tuple[ModelSpec, Weights | None]:
-    """The spec of a resolved request's model by its files, and its weights; None where they are not here and ``files``
-    does not name them.
-
-    Raises:
-        RequestError: there is no such model.
-        ModelError: they cannot be read.
-    """
-    spec = find_model(request.model)
-    folder = checkpoint_folder(spec) or cached_folder(spec.source)
-    if folder is not None and is_whole(folder, spec.own_components):
-        return spec_in(folder, spec), weights_in(folder, spec.own_weights)
-    return spec, None if files is None else weights_on_hub(spec.source, files, spec.own_weights)
 
 
 def _density(request: GenerationRequest) -> float | None:

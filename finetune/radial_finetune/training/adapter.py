@@ -17,7 +17,7 @@ from torch import Tensor
 from radial.errors import ModelError
 from radial.files import publish
 from radial.models.lora_settings import METADATA_KEY
-from radial.models.original_names import original_name
+from radial.models.original_names import PARTS, original_name
 from radial_finetune.objective import Objective
 
 ADAPTER = "radial"
@@ -142,7 +142,7 @@ def _to_comfy(named: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor
         name, part = _ORIGINAL[first]
         original = _BLOCK.sub(number, name, count=1)
         if part:
-            fused.setdefault(original, {})[int(part)] = parts
+            fused.setdefault(original, {})[PARTS.index(part)] = parts
         else:
             result[original] = parts
     return result | {original: _fuse(members, _widths(original)) for original, members in fused.items()}
@@ -186,7 +186,7 @@ def _from_comfy(original: str, parts: dict[str, Tensor]) -> dict[str, dict[str, 
     width = up.shape[0] // _widths(original)
     result = {}
     for layer, part in found.items():
-        block = up[int(part) * width : (int(part) + 1) * width]
+        block = up[PARTS.index(part) * width : (PARTS.index(part) + 1) * width]
         used = block.any(0) if block.any() else torch.ones(block.shape[1], dtype=torch.bool)
         result[layer] = {"lora_A.weight": down[used], "lora_B.weight": block[:, used]}
     return result

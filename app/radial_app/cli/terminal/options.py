@@ -34,6 +34,9 @@ Height = Annotated[int | None, typer.Option(help="Height in pixels.")]
 Width = Annotated[int | None, typer.Option(help="Width in pixels.")]
 NumFrames = Annotated[int | None, typer.Option(help="Length in frames.")]
 NumInferenceSteps = Annotated[int | None, typer.Option(help="Denoising steps.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Also what this machine has not the memory for; RADIAL_FORCE=1 does the same.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")]
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of the queue; else RADIAL_DATA_DIR, or the platform's.", metavar="FOLDER")

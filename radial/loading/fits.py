@@ -1,0 +1,75 @@
+"""Whether a machine has the memory for a request, asked before it waits in a queue or anything is downloaded for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from radial.errors import ModelError, RequestError
+from radial.models.architecture import named_weights
+from radial.models.checkpoint import checkpoint_folder, spec_in
+from radial.models.find import find_model
+from radial.models.hub.download import cached_folder, is_whole
+from radial.models.spec import ModelSpec
+from radial.models.weights import Weights, weights_in, weights_on_hub
+from radial.request import GenerationRequest
+
+
+def find_weights(request: GenerationRequest, files: Sequence[str] | None = None) -> tuple[ModelSpec, Weights | None]:
+    """The spec of a resolved request's model by its files, and its weights; None where they are not here, the model has
+    no name, and ``files`` does not name them.
+
+    Args:
+        files: of the model on the hub, whose headers may be looked at.
+
+    Raises:
+        RequestError: there is no such model.
+        ModelError: they cannot be read.
+    """
+    spec = find_model(request.model)
+    folder = checkpoint_folder(spec) or cached_folder(spec.source)
+    if folder is not None and is_whole(folder, spec.own_components):
+        return spec_in(folder, spec), weights_in(folder, spec.own_weights)
+    known = named_weights(spec)
+    if known is not None or files is None:
+        return spec, known
+    return spec, weights_on_hub(spec.source, files, spec.own_weights)
+
+
+def check_fits(request: GenerationRequest, processes: int = 1) -> None:
+    """Refuse a resolved request that this machine cannot make, however empty it is; not where ``RADIAL_FORCE`` is set,
+    as it is to be where other machines render.
+
+    Raises:
+        RequestError: it cannot; what would fit is named.
+    """
+    import psutil
+    import torch
+
+    from radial.loading.load import choose_device, choose_dtype
+    from radial.loading.memory import fit_profile, needs_of
+
+    if os.environ.get("RADIAL_FORCE"):
+        return
+    try:
+        spec, weights = find_weights(request)
+    except ModelError:  # told where it is loaded
+        return
+    if weights is None:
+        return
+    device = choose_device(request.device)
+    needs = needs_of(request, spec, weights, choose_dtype(request.dtype, device), processes)
+    host = psutil.virtual_memory().total
+    if device.type == "cpu":
+        wanted, what = needs.cpu, "memory"
+    else:
+        gpus = range(torch.cuda.device_count()) if device.index is None else [device.index]
+        most = max(torch.cuda.get_device_properties(index).total_memory for index in gpus)
+        profile = fit_profile(request, spec, needs, most, str(device))
+        wanted, what = needs.ram(profile), "the host's memory"
+    if wanted > host:
+        raise RequestError(
+            f"this clip of {spec.name} needs about {wanted / 1e9:.0f} GB of {what}, and this machine has "
+            f"{host / 1e9:.0f} GB: take a smaller model, eight_bit_weights, or another machine (--force tries it all "
+            "the same)"
+        )
