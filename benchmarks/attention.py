@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from radial.plans.block_plan import BlockPlan
 from radial.plans.layout import TokenGrid
 from radial.plans.pattern import RadialPattern
-from radial.plans.plan import BlockPlan
 from radial_kernels.block_sparse import attention, choose_backend
 from radial_kernels.block_sparse.backends import flash_attention_installed
 

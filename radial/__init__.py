@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from radial.errors import RequestError as RequestError
     from radial.generation.pipeline import generate as generate
     from radial.loading.load import load as load
+    from radial.plans.block_plan import BlockPlan as BlockPlan
     from radial.plans.layout import TokenGrid as TokenGrid
     from radial.plans.pattern import RadialPattern as RadialPattern
-    from radial.plans.plan import BlockPlan as BlockPlan
     from radial.plans.policy import Schedule as Schedule
     from radial.request import GenerationRequest as GenerationRequest
     from radial.video.clip import Video as Video
 
 _HOMES = {
-    "BlockPlan": "plans.plan",
+    "BlockPlan": "plans.block_plan",
     "ContextParallel": "attention.context_parallel",
     "GenerationError": "errors",
     "GenerationRequest": "request",

@@ -173,20 +173,18 @@ class GenerationRequest(BaseModel):
             "num_inference_steps": steps,
             "guidance_scale": spec.guidance_scale,
             "guidance_scale_2": spec.guidance_scale_2,
-            "attention": tuned.attention or "radial",
-            "decay": tuned.decay or pattern.decay,
-            "dense_layers": schedule.dense_layers if tuned.dense_layers is None else tuned.dense_layers,
-            "dense_steps": schedule.dense_steps
-            if tuned.dense_steps is None
-            else spec.dense_share(tuned.dense_steps, steps),
-            "flow_shift": None if self._came_resolved else tuned.flow_shift or spec.shift_for(*picture),
-            "riflex": tuned.riflex,
+            "attention": "radial",
+            "decay": pattern.decay,
+            "dense_layers": schedule.dense_layers,
+            "dense_steps": schedule.dense_steps,
+            "flow_shift": None if self._came_resolved else spec.shift_for(*picture),
+            "riflex": False,
             "dense_last_steps": schedule.dense_last_steps,
-            "block_size": tuned.block_size or spec.block_size,
-            "sink_frames": pattern.sink_frames if tuned.sink_frames is None else tuned.sink_frames,
+            "block_size": spec.block_size,
+            "sink_frames": pattern.sink_frames,
             "variant": pattern.variant,
             "skip_width": pattern.skip_width,
-        }
+        } | tuned.take_over(spec, steps)
         filled: dict[str, Any] = {name: value for name, value in open_fields.items() if getattr(self, name) is None}
         if self.seed < 0:
             filled["seed"] = secrets.randbelow(2**31)

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from radial.attention.context_parallel import ContextParallel
 from radial.attention.processors import AttentionCall
 from radial.errors import ModelError
+from radial.plans.block_plan import BlockPlan
 from radial.plans.layout import Layout
-from radial.plans.plan import BlockPlan
 from radial.plans.planner import Planner, Site
 from radial.plans.policy import DENSE, Policy
 from radial_kernels import block_sparse

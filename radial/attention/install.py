@@ -19,8 +19,8 @@ from radial.attention.context import AttentionContext, CallState
 from radial.attention.context_parallel import ContextParallel, Shards, sharding_of
 from radial.attention.processors import RadialProcessors
 from radial.errors import ModelError
+from radial.plans.block_plan import BlockPlan
 from radial.plans.pattern import RadialPattern
-from radial.plans.plan import BlockPlan
 from radial.plans.planner import Planner, StaticPlanner
 from radial.plans.policy import Policy, Schedule
 

@@ -6,11 +6,12 @@ import json
 import re
 import struct
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from radial.errors import ModelError, first_line
+from radial.models.spec import ModelSpec
 from radial.plans.settings import BlockSize, Decay, DenseCount, Kind, SinkFrames
 
 METADATA_KEY = "radial"
@@ -43,6 +44,16 @@ class AdapterSettings(BaseModel):
     block_size: BlockSize | None = None
     riflex: bool = False
     flow_shift: Annotated[float, Field(gt=0, le=100)] | None = None
+
+    def take_over(self, spec: ModelSpec, num_inference_steps: int) -> dict[str, Any]:
+        """What a request for a model takes over of this where it leaves it open, by the request's names."""
+        taken = {
+            "num_frames": self.target_frames, "attention": self.attention, "decay": self.decay,
+            "sink_frames": self.sink_frames, "dense_layers": self.dense_layers, "block_size": self.block_size,
+            "riflex": self.riflex, "flow_shift": self.flow_shift,
+            "dense_steps": self.dense_steps and spec.dense_share(self.dense_steps, num_inference_steps),
+        }  # fmt: skip
+        return {name: value for name, value in taken.items() if value is not None}
 
 
 def adapter_file(path: str) -> Path:

@@ -9,9 +9,9 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from radial.plans.block_plan import BlockPlan
 from radial.plans.layout import Layout
 from radial.plans.pattern import RadialPattern
-from radial.plans.plan import BlockPlan
 from radial_kernels.block_sparse import BlockLists
 
 
@@ -50,7 +50,7 @@ class Planner(Protocol):
 
 @dataclass(frozen=True)
 class StaticPlanner:
-    """The plan of a clip's geometry alone, as :meth:`~radial.plans.plan.BlockPlan.build` makes it."""
+    """The plan of a clip's geometry alone, as :meth:`~radial.plans.block_plan.BlockPlan.build` makes it."""
 
     pattern: RadialPattern = field(default_factory=RadialPattern)
     block_size: int = 128

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from radial.plans.block_plan import BlockPlan, count_blocks, kept_columns
 from radial.plans.layout import Layout, TokenGrid, as_layout
 from radial.plans.pattern import RadialPattern
-from radial.plans.plan import BlockPlan, count_blocks, kept_columns
 
 MAX_ROWS = 2048  # looked at; smaller plans are looked at whole
 _BINS = 900
@@ -34,7 +34,7 @@ class PlanSketch:
 
     @staticmethod
     def of(clip: TokenGrid | Layout, pattern: RadialPattern, block_size: int) -> PlanSketch:
-        """Sketch a plan as :meth:`radial.plans.plan.BlockPlan.build` makes it.
+        """Sketch a plan as :meth:`radial.plans.block_plan.BlockPlan.build` makes it.
 
         Raises:
             RequestError: ``block_size`` is none that the kernels have, or leaves too many blocks.

@@ -17,8 +17,9 @@ from radial import OutputError, RequestError
 from radial.request import make_request
 from radial_app.jobs import store as store_module
 from radial_app.jobs.job import Job, Output, ResultFile, make_output, slug
+from radial_app.jobs.recovery import MAX_ATTEMPTS
 from radial_app.jobs.schema import _SCHEMA
-from radial_app.jobs.store import MAX_ATTEMPTS, JobStore, new_id
+from radial_app.jobs.store import JobStore, new_id
 
 
 @pytest.fixture

@@ -29,9 +29,9 @@ from radial.video.clip import Video
 from radial_app.jobs.store import JobStore
 from radial_app.server import login
 from radial_app.server import service as desk
+from radial_app.server.access import COOKIE
 from radial_app.server.accounts import Accounts
 from radial_app.server.app import make_app
-from radial_app.server.guard import COOKIE
 from radial_app.server.limits import media_probe
 from radial_app.server.limits.connections import MAX_HEAD, Connection
 from radial_app.server.limits.sweep import prepare_uploads
@@ -316,7 +316,7 @@ def test_silent_connections_end_for_those_who_ask(paths: ServerPaths, monkeypatc
 
 
 def test_a_head_and_a_body_that_stop_coming(paths: ServerPaths, monkeypatch: pytest.MonkeyPatch) -> None:
-    from radial_app.server import guard
+    from radial_app.server import access as guard
     from radial_app.server.limits import connections
 
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)

@@ -22,9 +22,9 @@ from radial_app.jobs.job import ResultFile
 from radial_app.jobs.results import publish_once
 from radial_app.jobs.store import JobStore
 from radial_app.server import uploads as inputs
+from radial_app.server.access import COOKIE, MAX_BODY
 from radial_app.server.accounts import Accounts, Throttle
 from radial_app.server.app import make_app
-from radial_app.server.guard import COOKIE, MAX_BODY
 from radial_app.server.limits import streams
 from radial_app.server.service import ServerPaths
 

@@ -31,8 +31,7 @@ from radial_app.cli.terminal.options import (
     takes_attention,
 )
 from radial_app.cli.terminal.torchrun import is_other_rank
-from radial_app.jobs.job import DEFAULT_NAME, Job, Output, anchored, make_output
-from radial_app.jobs.outputs import OUTPUT_FOLDER
+from radial_app.jobs.job import DEFAULT_NAME, OUTPUT_FOLDER, Job, Output, anchored, make_output
 from radial_app.jobs.store import JobStore
 
 

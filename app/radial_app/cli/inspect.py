@@ -25,11 +25,11 @@ from radial_app.cli.terminal.options import (
     Width,
     takes_attention,
 )
-from radial_app.jobs.job import slug
-from radial_app.jobs.outputs import OUTPUT_FOLDER, free_name
+from radial_app.jobs.job import OUTPUT_FOLDER, slug
+from radial_app.jobs.results import free_name
 
 if TYPE_CHECKING:
-    from radial.plans.plan import BlockPlan
+    from radial.plans.block_plan import BlockPlan
 
 
 @takes_attention
@@ -44,8 +44,8 @@ def inspect(
     **attention: Any,
 ) -> None:
     """Draw which blocks of attention a clip computes, and what that should save."""
+    from radial.plans.block_plan import BlockPlan
     from radial.plans.drawing import draw_plan, write_png
-    from radial.plans.plan import BlockPlan
     from radial.plans.sketch import PlanSketch
 
     request = make_request(

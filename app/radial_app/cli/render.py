@@ -32,8 +32,8 @@ from radial_app.cli.terminal.options import (
     SnapshotSeconds,
 )
 from radial_app.jobs.estimates import Estimate, estimate
-from radial_app.jobs.job import DEFAULT_NAME, Job, Output, load_key, make_output
-from radial_app.jobs.outputs import OUTPUT_FOLDER, free_name
+from radial_app.jobs.job import DEFAULT_NAME, OUTPUT_FOLDER, Job, Output, load_key, make_output
+from radial_app.jobs.results import free_name
 from radial_app.jobs.store import JobStore, new_id
 from radial_app.worker.pool import WorkerPool, own_devices
 

@@ -22,6 +22,7 @@ from radial.video.encoding import Encoding
 
 State = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
 Control = Literal["", "pause", "finish", "cancel"]
+OUTPUT_FOLDER = Path("outputs")
 UNFINISHED: tuple[State, ...] = ("running", "queued", "paused")
 FINISHED: tuple[State, ...] = ("done", "failed", "cancelled")
 

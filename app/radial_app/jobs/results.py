@@ -18,7 +18,6 @@ from radial.video.clip import Video, read_frames, read_receipt
 from radial.video.encoding import Encoding, even_sides, is_playable
 from radial.video.sound import read_sound
 from radial_app.jobs.job import Job, ResultFile
-from radial_app.jobs.outputs import free_name
 from radial_app.jobs.store import JobStore
 
 # Failures that pass by themselves.
@@ -154,3 +153,11 @@ def without_home_paths(video: Video) -> Video:
 def _from_home(path: str | None) -> str | None:
     home = str(Path.home())
     return f"~{path[len(home) :]}" if path is not None and home != "/" and path.startswith(f"{home}/") else path
+
+
+def free_name(path: Path) -> Path:
+    """The path itself, or the first of path-2, path-3, ... that does not exist."""
+    candidate, count = path, 2
+    while candidate.exists():
+        candidate, count = path.with_stem(f"{path.stem}-{count}"), count + 1
+    return candidate

@@ -24,12 +24,11 @@ from radial.request import GenerationRequest
 from radial_app.jobs.folder import close_to_others, data_folder, keep_private
 from radial_app.jobs.job import FINISHED, UNFINISHED, Control, Job, ResultFile, State, changed_request
 from radial_app.jobs.locks import WorkerLocks
+from radial_app.jobs.recovery import MAX_ATTEMPTS, after_death, after_failure
 from radial_app.jobs.schema import ALIKE, dump_files, explained, files_of, open_database, to_job, to_row, transaction
 
-MAX_ATTEMPTS = 5  # of a job that gets no further
 LONGEST_WAIT = 60.0  # seconds that a job is deferred
 _LEAST_FREE = 16 << 20  # bytes of disk, without which not even rows can be kept
-_WANTED: dict[str, State] = {"pause": "paused", "cancel": "cancelled", "finish": "cancelled"}
 EventKind = Literal["state", "stage", "note", "error", "file"]
 
 
@@ -154,9 +153,7 @@ class JobStore:
         with self._transaction() as database:
             row = database.execute("SELECT control, attempts FROM jobs WHERE id = ?", (job,)).fetchone()
             if state == "queued" and row:
-                state = _WANTED.get(row["control"], "queued")
-                if state == "queued" and failed_attempt and row["attempts"] >= MAX_ATTEMPTS:
-                    state, error = "failed", f"{error}, {row['attempts']} times in a row"
+                state, error = after_failure(row["control"], row["attempts"], error, counts=failed_attempt)
             database.execute(
                 "UPDATE jobs SET state = ?, control = '', worker = '', error = ?, eta = NULL, deferred_until = ?, "
                 "finished = ?, attempts = MAX(0, attempts - ?) WHERE id = ? AND state = 'running'",
@@ -184,11 +181,7 @@ class JobStore:
                 with self._transaction() as database:
                     rows = database.execute("SELECT * FROM jobs WHERE state = 'running' AND worker = ?", (worker,))
                     for job in [to_job(row) for row in rows]:
-                        where = f"in stage {job.stage}" + (f", step {job.step} of {job.steps}" if job.step else "")
-                        poison = job.attempts >= max_attempts and not job.control
-                        state: State = "failed" if poison else _WANTED.get(job.control, "queued")
-                        error = f"its worker died {where}" + (f", {job.attempts} times in a row" if poison else "")
-                        error = f"{reasons[worker]} ({where.strip()})" if worker in reasons else error
+                        state, error = after_death(job, reasons.get(worker), max_attempts)
                         database.execute(
                             "UPDATE jobs SET state = ?, control = '', worker = '', error = ?, eta = NULL, finished = ? "
                             "WHERE id = ?",

@@ -22,8 +22,8 @@ from radial.request import explain
 from radial.version import __version__
 from radial_app.jobs.store import JobStore
 from radial_app.server import login
+from radial_app.server.access import Guard
 from radial_app.server.answers import problem
-from radial_app.server.guard import Guard
 from radial_app.server.limits.streams import Polls
 from radial_app.server.limits.turns import Turns
 from radial_app.server.mcp import AgentsDoor, make_tools

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 
+from radial_app.server.access import COOKIE
 from radial_app.server.accounts import SESSION_SECONDS, Accounts, Throttle
-from radial_app.server.guard import COOKIE
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

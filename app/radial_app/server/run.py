@@ -15,7 +15,7 @@ import uvicorn
 from rich.console import Console
 
 from radial.errors import OutputError, RequestError, first_line
-from radial_app.jobs.outputs import OUTPUT_FOLDER
+from radial_app.jobs.job import OUTPUT_FOLDER
 from radial_app.jobs.store import JobStore
 from radial_app.server.accounts import Accounts
 from radial_app.server.app import Page, make_app

@@ -14,9 +14,9 @@ import torch
 
 from radial.errors import RequestError
 from radial.files import existing_folder
+from radial.plans.block_plan import BlockPlan
 from radial.plans.layout import TokenGrid
 from radial.plans.pattern import RadialPattern
-from radial.plans.plan import BlockPlan
 from radial_finetune.training.config import FinetuneConfig
 
 # Tensors of a token's width, and of its feed-forward layer's, that one block holds at the height of its backward pass;

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 
 from radial.models.find import HUB_ID
-from radial_app.server.guard import admins_only
+from radial_app.server.access import admins_only
 from radial_app.server.service import Conflict, Missing, ServerPaths, Service
 from radial_app.tuning.tasks import Task, read_json
 

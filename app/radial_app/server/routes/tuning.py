@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from fastapi.responses import FileResponse
 
-from radial_app.server.guard import admins_only
+from radial_app.server.access import admins_only
 from radial_app.server.routes.adapters import Adapter, adapter_of
 from radial_app.server.service import Conflict, ServerPaths, Service, store_in
 from radial_app.server.uploads import take_adapter
