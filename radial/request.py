@@ -149,6 +149,8 @@ class GenerationRequest(BaseModel):
         if self.last_image is not None and not spec.takes_last_image:
             able = ", ".join(other.name for other in MODELS.values() if other.takes_last_image)
             raise RequestError(f"{spec.name} takes no last_image; models that do: {able}")
+        if self.last_image is None and spec.needs_last_image:
+            raise RequestError(f"{spec.name} goes from one image to another: give --last-image, too")
         if not spec.is_flow and (self.sampler != "model" or self.flow_shift is not None):
             given = f"sampler {self.sampler}" if self.sampler != "model" else f"flow_shift {self.flow_shift:g}"
             raise RequestError(f"{given} is for flow models, and {spec.name} is none; leave it out")

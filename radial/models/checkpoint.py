@@ -137,6 +137,7 @@ def read_folder(folder: Path, without: tuple[str, ...] = (), *, weights: bool = 
         # Wan 2.1 sees images through an encoder, and has places for two of them or one; Wan 2.2 sees latents alone.
         places = transformer.get("pos_embed_seq_len") is not None or transformer.get("image_dim") is None
         changes["takes_last_image"] = places
+        changes["needs_last_image"] = transformer.get("pos_embed_seq_len") is not None
     if kind == "HunyuanVideo15ImageToVideoPipeline" and type(side := transformer.get("target_size")) is int:
         changes["bucket_side"] = side
     changes |= _own_settings(folder, replace(like, flow_shift=changes.get("flow_shift", like.flow_shift)))

@@ -28,6 +28,7 @@ class ModelSpec:
         text_pipeline, image_pipeline: the diffusers classes that start from a prompt alone, and from a prompt with
             images; None where the model has no such task.
         takes_last_image: whether the image pipeline can also be given the last frame.
+        needs_last_image: whether it must be.
         stride: pixels to one latent token along (frames, height, width), patches included.
         first_frame: 1 where the autoencoder keeps the first frame apart, so that lengths are a multiple plus 1.
         native_frames: the longest clip the model was trained on.
@@ -55,6 +56,7 @@ class ModelSpec:
     text_pipeline: str | None = "WanPipeline"
     image_pipeline: str | None = None
     takes_last_image: bool = False
+    needs_last_image: bool = False
     stride: tuple[int, int, int] = (4, 16, 16)
     first_frame: int = 1
     height: int = 480

@@ -121,7 +121,8 @@ MODELS: dict[str, ModelSpec] = {
         ),
         _row(
             _WAN_21_IMAGE, "wan2.1-flf2v-14b", "Wan 2.1 from a first and a last image, 14 B, 720p",
-            "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers", takes_last_image=True, num_inference_steps=50, flow_shift=16.0,
+            "Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers", takes_last_image=True, needs_last_image=True,
+            num_inference_steps=50, flow_shift=16.0,
             schedule=Schedule(dense_layers=1, dense_steps=12), small_flow_shift=None,
             negative_prompt=words.WAN_FIRST_AND_LAST,
         ),

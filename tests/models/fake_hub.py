@@ -26,6 +26,7 @@ class Hub:
         self.sent: dict[str, int] = {}
         self.pause = 0.0  # seconds before each 64 KB
         self.url = ""
+        self.gated = False
         self._digests: dict[str, str] = {}
 
     def describe(self) -> dict[str, object]:
@@ -35,8 +36,8 @@ class Hub:
             siblings.append({"rfilename": name, "size": size})
             if name.endswith(LARGE):
                 siblings[-1]["lfs"] = {"size": size, "sha256": self.digest(name), "pointerSize": 134}
-        return {"id": self.name, "modelId": self.name, "sha": SHA, "private": False, "gated": False, "tags": [],
-                "downloads": 0, "likes": 0, "siblings": siblings}  # fmt: skip
+        return {"id": self.name, "modelId": self.name, "sha": SHA, "private": False, "tags": [],
+                "gated": "auto" if self.gated else False, "downloads": 0, "likes": 0, "siblings": siblings}  # fmt: skip
 
     def tree(self) -> list[dict[str, object]]:
         sizes = {name: (self.folder / name).stat().st_size for name in self.files}
@@ -52,7 +53,15 @@ class Hub:
 
 @contextmanager
 def serve(name: str, folder: Path) -> Iterator[Hub]:
-    hub = Hub(name, folder)
+    """A hub with one repository."""
+    with serve_all({name: folder}) as hubs:
+        yield hubs[name]
+
+
+@contextmanager
+def serve_all(folders: dict[str, Path]) -> Iterator[dict[str, Hub]]:
+    """A hub with several repositories, by name."""
+    hubs = {name: Hub(name, folder) for name, folder in folders.items()}
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -62,18 +71,30 @@ def serve(name: str, folder: Path) -> Iterator[Hub]:
 
         def do_GET(self, body: bool = True) -> None:
             path = unquote(urlsplit(self.path).path)
-            if re.fullmatch(rf"/api/models/{name}(/revision/[^/]+)?", path):
+            parts = path.removeprefix("/api/models").split("/")
+            name = "/".join(parts[1:3])
+            if (hub := hubs.get(name)) is None:
+                self._missing("RepoNotFound")
+            elif path == f"/api/models/{name}/auth-check":
+                self.send_response(403 if hub.gated else 200)
+                if hub.gated:
+                    self.send_header("x-error-code", "GatedRepo")
+                self.send_header("content-length", "0")
+                self.end_headers()
+            elif re.fullmatch(rf"/api/models/{name}(/revision/[^/]+)?", path):
                 self._json(hub.describe())
             elif path.startswith(f"/api/models/{name}/tree/"):
                 self._json(hub.tree())
             elif (found := re.fullmatch(rf"/{name}/resolve/[^/]+/(.+)", path)) and found[1] in hub.files:
-                self._file(found[1], body)
+                self._file(hub, found[1], body)
             else:
-                self.send_response(404)
-                known = "/resolve/" in path and name in path
-                self.send_header("x-error-code", "EntryNotFound" if known else "RepoNotFound")
-                self.send_header("content-length", "0")
-                self.end_headers()
+                self._missing("EntryNotFound")
+
+        def _missing(self, what: str) -> None:
+            self.send_response(404)
+            self.send_header("x-error-code", what)
+            self.send_header("content-length", "0")
+            self.end_headers()
 
         def _json(self, content: object) -> None:
             text = json.dumps(content).encode()
@@ -83,7 +104,7 @@ def serve(name: str, folder: Path) -> Iterator[Hub]:
             self.end_headers()
             self.wfile.write(text)
 
-        def _file(self, file: str, body: bool) -> None:
+        def _file(self, hub: Hub, file: str, body: bool) -> None:
             content = (hub.folder / file).read_bytes()
             match = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
             start, end = (int(match[1]), int(match[2] or len(content) - 1)) if match else (0, len(content) - 1)
@@ -109,9 +130,10 @@ def serve(name: str, folder: Path) -> Iterator[Hub]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    for hub in hubs.values():
+        hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield hub
+        yield hubs
     finally:
         server.shutdown()

@@ -113,6 +113,8 @@ def download_size_of(source: str, without: tuple[str, ...] = ()) -> Download:
     check_online(source)
     with _hub_errors(source):
         info = huggingface_hub.HfApi().model_info(source, files_metadata=True)
+        if info.gated:  # its files are, which else would be said at the first of them
+            huggingface_hub.auth_check(source)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         files = tuple(sorted(name for name in sizes if _is_wanted(name, sizes, without)))
         if "model_index.json" not in files:
