@@ -120,7 +120,7 @@ def load(
             raise ModelError(f"cannot load {spec.name}: {first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     with quiet():
-        notes = load_loras(pipe, request.loras)
+        notes = (*((spec.note,) if spec.note else ()), *load_loras(pipe, request.loras))
         for transformer in transformers_of(pipe):
             if request.precision == "eight_bit":
                 narrow_linears(transformer, device)

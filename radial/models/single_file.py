@@ -244,7 +244,14 @@ def _tell_model(file: TransformerFile) -> ModelSpec:
         raise ModelError(
             f"{file.path} is {kind}, by its name, which needs a pipeline that is not driven for single files"
         )
-    return MODELS[near]
+    same = [name for name in candidates if candidates[name].numbers == candidates[near].numbers]
+    others = [name for name in same if name != near and name in _MARKS and not MODELS[name].has_two_transformers]
+    if near in _MARKS or not others:
+        return MODELS[near]
+    return replace(MODELS[near], note=(
+        f"{file.path.name} is taken for {near}; {' and '.join(others)} {'has' if len(others) == 1 else 'have'} the "
+        "same tensors, and its name would tell"
+    ))  # fmt: skip
 
 
 def _rank(model: str, file: str) -> int:

@@ -22,6 +22,7 @@ class ModelSpec:
     Attributes:
         source: hub id, or folder.
         transformer_files: the files that the transformers' weights come from, in place of the source's.
+        note: what its user should hear of how it was found.
         has_two_transformers: one for high noise, and one for low.
         guidance_is_embedded: whether guidance_scale is a number that the transformer is told; words to avoid then count
             at a true_cfg_scale above 1.
@@ -88,6 +89,7 @@ class ModelSpec:
     riflex_period: float | None = None
     long_adapter: str | None = None
     transformer_files: tuple[str, ...] = ()
+    note: str = ""
     has_two_transformers: bool = False
     guidance_is_embedded: bool = False
 

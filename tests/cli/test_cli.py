@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -337,7 +338,37 @@ def test_an_estimate_says_what_a_clip_takes(capsys: pytest.CaptureFixture[str], 
     # A model of the hub that is not here, without the hub: what can be said is said.
     code, out, _ = run(capsys, "estimate", "--model", "wan2.1-14b")
     assert code == 0
-    assert "known once the hub can be asked" in out
+    assert "on this machine's CPU: 1" in out  # 119 GB: what a named model holds is known without it
     assert "download: unknown" in out
+    code, out, _ = run(capsys, "estimate", "--model", "wan2.2-a14b", "--json")
+    assert json.loads(out)["memory"]["full"]["gpu"] > 80e9 > json.loads(out)["memory"]["low"]["gpu"]
     code, _, err = run(capsys, "estimate", "--num-frames", "34")
     assert (code, "num_frames must be a multiple of 4" in err) == (2, True)
+
+
+def test_an_adapter_is_accounted_for_without_a_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    names = ("blocks.0.self_attn.q", "blocks.3.cross_attn.k_img")
+    tensors = {f"diffusion_model.{name}.{part}.weight": torch.zeros(shape, dtype=torch.bfloat16)
+               for name in names for part, shape in (("lora_A", (2, 5120)), ("lora_B", (5120, 2)))}  # fmt: skip
+    save_file(tensors, tmp_path / "style_high_noise.safetensors")
+    code, out, _ = run(capsys, "lora", str(tmp_path / "style_high_noise.safetensors"), "--json")
+    told = json.loads(out)
+    assert (code, told["rank"], told["holds"]) == (0, "2", "LoRA")
+    assert told["noise"].startswith("for the high-noise transformer")
+    assert told["models"]["wan2.1-i2v-14b-480p"]["left_out"] == {}
+    assert set(told["models"]["wan2.2-a14b"]["left_out"].values()) == {"no such layer in this model"}
+    code, out, _ = run(capsys, "lora", str(tmp_path / "style_high_noise.safetensors"), "--model", "wan2.2-i2v-a14b")
+    assert (code, "1 of its 2 layers act; left out: blocks.3.cross_attn.k_img" in " ".join(out.split())) == (0, True)
+    code, _, err = run(capsys, "lora", str(tmp_path / "style_high_noise.safetensors"), "--model", "hunyuan-video")
+    assert (code, "does not fit this model" in err) == (1, True)
+
+
+def test_a_model_is_examined_before_it_is_fetched(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "doctor", "--model", "cosmos-1.0-7b", "--json")
+    told = {one["what"]: (one["verdict"], one["value"]) for one in json.loads(out)}
+    assert told["terms"][0] == "note"
+    lacking = importlib.util.find_spec("cosmos_guardrail") is None
+    assert (told["packages"][0] == "problem") == lacking
+    assert code == (1 if lacking or told["memory"][0] == "problem" else 0)
+    code, out, _ = run(capsys, "doctor", "--model", "tiny", "--json")
+    assert {one["what"]: one["verdict"] for one in json.loads(out)}["memory"] == "ok"

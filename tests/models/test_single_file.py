@@ -7,18 +7,18 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import formats
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sparse import Tensors, published, write_sparse
+from sparse import Tensors, authors_tensors, published, write_sparse
 
 import radial
 from radial.errors import ModelError, RequestError
 from radial.loading.load import load
 from radial.models.architecture import named_architectures
 from radial.models.find import find_model
-from radial.models.original_names import original_layers
 from radial.models.table import MODELS
 from radial.models.weights import read_weights, weights_in
 from radial.request import make_request
@@ -128,16 +128,7 @@ def test_gguf_beside_the_rest_of_the_model(wan_folder: Path, base: Path) -> None
 
 def shapes_in(model: str, prefix: str = "") -> Tensors:
     """What a file of a named model's authors holds."""
-    one = named_architectures()[model]
-    layers = original_layers(one.kind, one.shapes)
-    tensors: Tensors = {}
-    for name, parts in layers.items():
-        for parameter in ("weight", "bias", ""):
-            own = [f"{part.layer}.{parameter}".rstrip(".") for part in parts]
-            if all(key in one.shapes for key in own):
-                key = f"{prefix}{name}.{parameter}".rstrip(".")
-                tensors[key] = ("BF16", (parts[0].whole, *one.shapes[own[0]][1:]) if one.shapes[own[0]] else ())
-    return tensors
+    return {f"{prefix}{name}": ("BF16", shape) for name, shape in authors_tensors(named_architectures()[model]).items()}
 
 
 # Tensors alone do not tell these from the one behind them.
@@ -161,6 +152,9 @@ def test_every_model_is_told_by_its_tensors(model: str, tmp_path: Path) -> None:
     assert spec.source == MODELS[ALIKE.get(model, model)].source
     assert (spec.name, spec.own_components) == (str(file), ("transformer",))
     assert spec.num_frames == MODELS[ALIKE.get(model, model)].num_frames
+    assert bool(spec.note) == (
+        model in {"wan2.1-i2v-14b-480p", "wan2.1-14b", "hunyuan-video", "hunyuan-video-1.5", *ALIKE}
+    )
     if model in NAMED:
         file = file.rename(tmp_path / f"{NAMED[model]}.safetensors")
         assert find_model(str(file)).source == MODELS[model].source
@@ -333,3 +327,8 @@ def test_eight_bit_weights_on_any_device(wan_folder: Path, monkeypatch: pytest.M
     assert 1e-3 < (got - wanted).norm() / wanted.norm() < 0.05
     (video,) = radial.generate(make_request(model=str(wan_folder), precision="eight_bit_weights", **SMALL))
     assert video.receipt["request"]["precision"] == "eight_bit_weights"
+
+
+def test_the_page_of_formats_is_up_to_date() -> None:
+    page = Path(__file__).parents[2] / "docs" / "formats.md"
+    assert page.read_text(encoding="utf-8") == formats.page(), "run: python benchmarks/formats.py > docs/formats.md"

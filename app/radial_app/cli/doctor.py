@@ -18,7 +18,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from radial.errors import RadialError
 from radial.files import existing_folder
+from radial.loading.fits import check_fits
+from radial.loading.load import check_packages
+from radial.models.checkpoint import checkpoint_folder
+from radial.models.find import find_model
+from radial.models.hub.download import check_disk, download_size_of, find_local
+from radial.request import make_request
 from radial_app.cli.terminal.options import DataDir
 from radial_app.jobs.folder import data_folder
 
@@ -51,13 +58,49 @@ def examine(folder: Path | None = None) -> list[Finding]:
     return found
 
 
+def examine_model(name: str) -> list[Finding]:
+    """Look at what a model needs before it is fetched: packages, terms, room for its files, memory.
+
+    Raises:
+        RequestError: there is no such model.
+    """
+    spec = find_model(name)
+    found = [Finding("model", f"{spec.name}: {spec.summary}")]
+    try:
+        check_packages(spec)
+        found.append(Finding("packages", "all that it needs is installed"))
+    except RadialError as error:
+        found.append(Finding("packages", str(error), "problem"))
+    if spec.gated:
+        found.append(Finding("terms", f"accept them on the page of {spec.source}, then `hf auth login`", "note"))
+    if checkpoint_folder(spec) or find_local(spec.source, spec.own_components):
+        found.append(Finding("files", "here"))
+    else:
+        try:
+            planned = download_size_of(spec.source, spec.own_components)
+            check_disk(planned)
+            found.append(Finding("files", f"{planned.missing / 1e9:.1f} GB to download"))
+        except RadialError as error:
+            found.append(Finding("files", str(error), "note"))
+    images = (
+        {} if spec.text_pipeline else {"image": "a.png"} | ({"last_image": "b.png"} if spec.needs_last_image else {})
+    )
+    try:
+        check_fits(make_request(prompt="a", model=name, seed=0, **images).resolve())
+        found.append(Finding("memory", "a clip of its own size fits"))
+    except RadialError as error:
+        found.append(Finding("memory", str(error), "problem"))
+    return found
+
+
 def doctor(
+    model: Annotated[str | None, typer.Option(help="Look at what this model needs, before it is fetched.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Say what this machine has, which attention it will use and why, and what is in the way. Exit code 1 if anything
     is."""
-    found = examine(data_dir)
+    found = examine(data_dir) if model is None else examine_model(model)
     if as_json:
         print(json.dumps([finding.__dict__ for finding in found], indent=2))
     else:
