@@ -19,6 +19,7 @@ from radial.errors import ModelError, RequestError, first_line
 from radial.loading.memory import Profile, choose_profile, decode_in_tiles, place
 from radial.loading.quantize import narrow_linears
 from radial.loading.transformer_file import is_gguf, load_transformer_file
+from radial.models.architecture import check_whole
 from radial.models.checkpoint import check_checkpoint, checkpoint_folder, spec_in
 from radial.models.find import find_model, pipeline_of
 from radial.models.hub.download import OnProgress, cached_folder, download, find_local
@@ -108,6 +109,10 @@ def load(
     kind = pipeline_of(spec, with_image=request.starts_from_image)
     with quiet():
         import diffusers
+
+        for part in ("transformer", "transformer_2"):
+            if part not in spec.own_weights and (folder / part / "config.json").is_file():
+                check_whole(folder, part)
 
         try:
             # Wan's autoencoder stays in float32, as its authors run it: in bfloat16 it shows.

@@ -14,7 +14,7 @@ from radial.models.checkpoint import read_config
 from radial.models.original_names import Part, index_layers
 from radial.models.spec import ModelSpec
 from radial.models.table import MODELS
-from radial.models.weights import Weight, Weights, read_weights
+from radial.models.weights import Weight, Weights, read_weights, weights_in
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -77,6 +77,25 @@ def architecture_in(folder: Path, component: str = "transformer") -> Architectur
     if not isinstance(kind, str):
         raise ModelError(f"{folder / component / 'config.json'} names no class")
     return Architecture(kind, json.dumps({k: v for k, v in config.items() if not k.startswith("_")}, sort_keys=True))
+
+
+def check_whole(folder: Path, component: str) -> None:
+    """Make sure that a checkpoint holds every tensor of a transformer, in its shape: loaders fill in what is missing by
+    chance, or stop at it without a name.
+
+    Raises:
+        ModelError: it does not.
+    """
+    held = {weight.name: weight.shape for weight in weights_in(folder).components.get(component, ())}
+    shapes = architecture_in(folder, component).shapes
+    missing = [name for name in shapes if name not in held]
+    other = [
+        f"{name} {held[name]}, not {shapes[name]}" for name in shapes if held.get(name, shapes[name]) != shapes[name]
+    ]
+    for names, what in ((missing, "lacks"), (other, "has in other shapes")):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ModelError(f"the {component} of {folder} {what} {', '.join(names[:3])}{more}")
 
 
 def named_weights(spec: ModelSpec) -> Weights | None:

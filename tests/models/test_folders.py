@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from radial.errors import ModelError, RequestError
+from radial.loading.load import load
 from radial.models.architecture import named_architectures
 from radial.models.checkpoint import read_folder
 from radial.models.find import find_model
 from radial.models.table import MODELS
+from radial.request import make_request
 
 WAN_VAE = {"_class_name": "AutoencoderKLWan", "scale_factor_temporal": 4, "scale_factor_spatial": 8, "z_dim": 16}
 UNIPC = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": True}
@@ -115,3 +119,25 @@ def test_a_slip_finds_the_nearest_names(slip: str, meant: str) -> None:
     with pytest.raises(RequestError, match=rf"unknown model '{slip}'; do you mean .*{meant}") as caught:
         find_model(slip)
     assert str(caught.value).count(" or ") <= 4
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: state.pop("blocks.0.attn1.to_q.weight"), r"transformer of .* lacks blocks\.0\.attn1\.to_q"),
+        (lambda state: state.update({f"model.{k}": state.pop(k) for k in list(state)}), r"lacks scale_shift_table"),
+        (lambda state: state.update({"proj_out.weight": state["proj_out.weight"][:8]}),
+         r"has in other shapes proj_out\.weight \(8, 64\), not \(64, 64\)"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_with_tensors_missing_is_one_line(
+    change: Any, told: str, wan_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "torn"
+    shutil.copytree(wan_folder, folder)
+    (file,) = (folder / "transformer").glob("*.safetensors")
+    state = load_file(file)
+    change(state)
+    save_file({name: value.contiguous() for name, value in state.items()}, file)
+    with pytest.raises(ModelError, match=told):
+        load(make_request(prompt="a", model=str(folder)))

@@ -124,6 +124,23 @@ def test_gguf_beside_the_rest_of_the_model(wan_folder: Path, base: Path) -> None
     assert frames(file).frames.shape == (9, 64, 64, 3)
     with pytest.raises(RequestError, match="quantised already"):
         load(make_request(model=str(file), precision="eight_bit_weights", **SMALL))
+    # Beside packed weights a LoRA acts as beside others; what would be added to them is told.
+    name = "diffusion_model.blocks.0.self_attn.q"
+    parts = {f"{name}.lora_A.weight": torch.randn(4, 64) * 0.1, f"{name}.lora_B.weight": torch.randn(64, 4) * 0.1}
+    more = {
+        "diffusion_model.blocks.1.ffn.0.diff": torch.ones(64, 64),
+        "diffusion_model.blocks.0.norm3.diff_b": torch.ones(64),
+    }
+    save_file(parts | more, base / "lora.safetensors")
+    with_lora = load(make_request(model=str(file), **SMALL, loras=[{"path": str(base / "lora.safetensors")}]))
+    assert with_lora.notes == (
+        "LoRA lora.safetensors: 2 of its 3 layers act; left out: blocks.1.ffn.0: the model's weights are packed in a "
+        "GGUF file, to which only plain LoRA is applied",
+    )
+    x = torch.randn(2, 64)
+    plain, own = (one.pipe.transformer.blocks[0].attn1.to_q(x) for one in (model, with_lora))
+    expected = x @ parts[f"{name}.lora_A.weight"].T @ parts[f"{name}.lora_B.weight"].T
+    assert torch.allclose(own - plain, expected, atol=1e-4)
 
 
 def shapes_in(model: str, prefix: str = "") -> Tensors:
