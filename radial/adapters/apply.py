@@ -42,16 +42,18 @@ def load_loras(pipe: Any, loras: tuple[Lora, ...]) -> tuple[str, ...]:
         accounts = [(i, _account(files[i], transformer, number)) for i in own]
         notes += [note for _, account in accounts if (note := account.note()) is not None and note not in notes]
         planned.append(accounts)
+    for i, file in enumerate(files):
+        if not any(account.changes for accounts in planned for j, account in accounts if j == i):
+            raise ModelError(f"LoRA {file.path.name} does not fit this model: its keys are for another transformer")
     for transformer, accounts in zip(transformers, planned, strict=True):
         parameters = dict(transformer.named_parameters())
-        layers = dict(transformer.named_modules())
         for i, account in accounts:
             tensors = account.file.tensors()
             try:
                 for change in account.changes:
                     if change.kind != "low_rank":
                         _add(change, account, tensors, parameters, loras[i].weight)
-                _inject(transformer, layers, account, tensors, f"lora_{i}", loras[i].weight)
+                _inject(transformer, account, tensors, f"lora_{i}", loras[i].weight)
             except (RuntimeError, ValueError, TypeError) as error:
                 name = account.file.path.name
                 raise ModelError(f"LoRA {name} does not fit this model: {first_line(error)}") from error
@@ -73,10 +75,7 @@ def _account(file: AdapterFile, transformer: nn.Module, number: int) -> Account:
     return account_for(file, type(transformer).__name__, shapes, part=part, packed=packed, linear=linear)
 
 
-def _inject(
-    transformer: nn.Module, layers: Mapping[str, nn.Module], account: Account, tensors: Mapping[str, Tensor], name: str,
-    weight: float,
-) -> None:  # fmt: skip
+def _inject(transformer: nn.Module, account: Account, tensors: Mapping[str, Tensor], name: str, weight: float) -> None:
     """Put the low-rank changes of an adapter beside the weights of their layers, under a name of PEFT's."""
     from peft import LoraConfig, inject_adapter_in_model
 

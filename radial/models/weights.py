@@ -16,6 +16,7 @@ from radial.models.checkpoint import read_config
 
 _MAX_HEADER = 8 << 20  # bytes; that of the largest models takes a few hundred thousand
 _MAX_SIDE = 1 << 31
+_MAX_NAME = 512  # characters; what names mean is asked of patterns, which take longer for longer ones
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,11 @@ def _read(file: Path, changed: int) -> tuple[Weight, ...]:
     """The weights of a file that was last changed then."""
     if file.suffix == ".gguf":
         return tuple(
-            Weight(tensor.name, _shape(tensor.shape[::-1].tolist()), int(tensor.n_bytes))
+            Weight(_name(tensor.name), _shape(tensor.shape[::-1].tolist()), int(tensor.n_bytes))
             for tensor in open_gguf(file).tensors
         )
     return tuple(
-        Weight(name, _shape(entry["shape"]), dtype=str(entry["dtype"]))
+        Weight(_name(name), _shape(entry["shape"]), dtype=str(entry["dtype"]))
         for name, entry in read_header(file).items()
         if name != "__metadata__"
     )
@@ -132,6 +133,12 @@ def read_header(file: Path) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise ValueError("no object")
     return header
+
+
+def _name(name: str) -> str:
+    if len(name) > _MAX_NAME:
+        raise ValueError("no name")
+    return name
 
 
 def _shape(sizes: list[int]) -> tuple[int, ...]:

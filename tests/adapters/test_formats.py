@@ -400,6 +400,14 @@ def test_a_file_for_both_is_shared_out_by_its_keys(first: str, second: str, tmp_
     assert found == [1.0, 2.0]
 
 
+def test_keys_for_a_transformer_that_is_not_there_are_refused(tmp_path: Path) -> None:
+    pipe, _, _ = tiny("wan")
+    name = "transformer_2.blocks.0.attn1.to_q"
+    with pytest.raises(ModelError, match="does not fit this model: its keys are for another transformer"):
+        loaded(pipe, {f"{name}.lora_A.weight": torch.ones(2, 64), f"{name}.lora_B.weight": torch.ones(64, 2)},
+               tmp_path / "low.safetensors")  # fmt: skip
+
+
 def test_peft_files_say_their_alpha_beside_them(tmp_path: Path) -> None:
     file = tmp_path / "adapter_model.safetensors"
     save_file({"base_model.model.blocks.0.self_attn.q.lora_A.weight": torch.ones(4, 64)}, file)

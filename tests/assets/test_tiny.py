@@ -16,7 +16,7 @@ FOLDER = Path(str(files("radial_assets"))) / "tiny"
 
 def test_files_are_small_and_safe() -> None:
     paths = [path for path in FOLDER.rglob("*") if path.is_file()]
-    assert {path.suffix for path in paths} == {".json", ".safetensors"}
+    assert {path.suffix for path in paths} == {".json", ".safetensors", ".txt"}
     assert max(path.stat().st_size for path in paths) < 16_000_000
     assert sum(path.stat().st_size for path in paths) < 32_000_000
 
