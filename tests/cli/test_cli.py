@@ -186,7 +186,7 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "a word for a number": (["--height", "tall"], 2, "height"),
     "unknown option": (["--colour", "red"], 2, "No such option"),
     "unknown attention": (["--attention", "sparse"], 2, "attention"),
-    "unknown model": (["--model", "wan9"], 2, "give one of tiny"),
+    "unknown model": (["--model", "wan9"], 2, "give one of `radial models`"),
     "not a checkpoint": (["--model", "."], 1, "no model_index.json"),
     "no such device": (["--device", "cuda:7"], 2, "no device 'cuda:7' here"),
     "existing file": (["--output", "taken.mp4"], 2, "taken.mp4 exists; pass --overwrite"),
