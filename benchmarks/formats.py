@@ -129,7 +129,7 @@ def adapter_verdict(model: str, prefix: str, write: Callable[[Layers], Tensors],
     biases = [key for key in account.left_out if key.endswith("diff_b")]
     if len(biases) == len(account.left_out):
         return f"all {len(layers)}" + (" (no biases there)" if biases else "")
-    return str(account.note())
+    return f"LoRA {account.file.path.name}: {account.summary}"
 
 
 def file_verdict(tensors: Tensors, folder: Path, name: str = "some", metadata: dict[str, str] | None = None) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 
+from radial.errors import some
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.spec import ModelSpec
 from radial.request import GenerationRequest
-
-_MOST_WORDS = 8  # that are named
 
 
 def advise(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
@@ -68,8 +67,7 @@ def _on_words(request: GenerationRequest, spec: ModelSpec) -> list[str]:
     unknown = [word for word in words if word not in known]
     if not unknown:
         return []
-    more = f" and {len(unknown) - _MOST_WORDS} more" if len(unknown) > _MOST_WORDS else ""
     return [
-        f"{spec.name} draws moving shapes, and does not know: {', '.join(unknown[:_MOST_WORDS])}{more}; it knows words "
+        f"{spec.name} draws moving shapes, and does not know: {some(unknown, most=8)}; it knows words "
         'like "a large red star moves from left to right on a striped background"'
     ]

@@ -14,6 +14,7 @@ Each message is one line fit to be shown as it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ def first_line(error: Exception) -> str:
     """What another library's exception says, in one line."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first of names, and how many there are beside."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class RadialError(Exception):

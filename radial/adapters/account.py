@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from radial.adapters.file import AdapterFile, Entry
-from radial.errors import ModelError
+from radial.errors import ModelError, some
 from radial.models.original_names import Part, index_layers, plain_name
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -52,17 +52,19 @@ class Account:
         """The keys that act."""
         return frozenset(key for change in self.changes for key in change.keys.values())
 
-    def note(self) -> str | None:
-        """What a user should hear of what is left out."""
+    @property
+    def summary(self) -> str | None:
+        """How much of it acts, and what is left out for which reason; None where all of it acts."""
         if not self.left_out:
             return None
         by_reason: dict[str, set[str]] = defaultdict(set)
+        layer_of = _layers_by_key(self.file)
         for key, reason in self.left_out.items():
-            by_reason[reason].add(_layer_in(self.file, key))
+            by_reason[reason].add(layer_of.get(key, key))
         told = "; ".join(f"{_some(names)}: {reason}" for reason, names in by_reason.items())
         layers = {entry.layer for entry in self.file.entries}
         acting = len({change.layer for change in self.changes})
-        return f"LoRA {self.file.path.name}: {acting} of its {len(layers)} layers act; left out: {told}"
+        return f"{acting} of its {len(layers)} layers act; left out: {told}"
 
 
 def account_for(
@@ -93,7 +95,8 @@ def account_for(
             layers[entry.layer][entry.kind] = entry
     changes: list[Change] = []
     for layer, entries in layers.items():
-        for found in _changes_of(layer, entries):
+        changes_here = _changes_of(layer, entries)
+        for found in changes_here:
             parts = _find(index, found) or ()
             beside = linear is None or all(part.layer in linear for part in parts)
             kind = found.kind if beside or found.kind != "low_rank" else "low_rank_exact"
@@ -103,12 +106,13 @@ def account_for(
                 changes.append(placed)
             else:
                 left_out |= dict.fromkeys(found.keys.values(), reason)
-        used = {key for change in _changes_of(layer, entries) for key in change.keys.values()}
+        used = {key for change in changes_here for key in change.keys.values()}
         left_out |= {entry.key: "a part without its other half" for entry in entries.values() if entry.key not in used}
     account = Account(file, part, tuple(changes), left_out)
     if not changes and any(entry.part in ("", part) for entry in file.entries):
         reasons = sorted(set(left_out.values()), key=list(left_out.values()).count, reverse=True)
-        some = _some({_layer_in(file, key) for key in left_out})
+        layer_of = _layers_by_key(file)
+        some = _some({layer_of.get(key, key) for key in left_out})
         raise ModelError(f"LoRA {file.path.name} does not fit this model: {some}: {reasons[0]}")
     return account
 
@@ -153,7 +157,7 @@ def _find(index: Mapping[str, tuple[Part, ...]], change: Change) -> tuple[Part, 
 def _misfit(change: Change, entries: Mapping[str, Entry], shapes: Shapes, packed: Collection[str]) -> str | None:
     """Why a change cannot be applied to the layers that it is for; None where it can."""
     by_key = {entry.key: entry.shape for entry in entries.values()}
-    own = [parameter_of(part, change.parameter, shapes) for part in change.parts]
+    own = [part.parameter(change.parameter, shapes) for part in change.parts]
     if any(name not in shapes for name in own):
         return f"the model's layer has no {change.parameter or 'modulation'}"
     if change.kind != "low_rank" and any(name in packed for name in own):
@@ -189,13 +193,8 @@ def _shape_of(change: Change, shapes: Mapping[str, tuple[int, ...]]) -> tuple[in
     return None if "lokr_t2" in of else (first[0] * second[0], first[1] * second[1], *second[2:])
 
 
-def parameter_of(part: Part, parameter: str, parameters: Collection[str]) -> str:
-    """A part's parameter by its whole name; one that stands alone has no more than the layer's."""
-    return part.layer if part.layer in parameters else f"{part.layer}.{parameter}"
-
-
-def _layer_in(file: AdapterFile, key: str) -> str:
-    return next((entry.layer for entry in file.entries if entry.key == key), key)
+def _layers_by_key(file: AdapterFile) -> dict[str, str]:
+    return {entry.key: entry.layer for entry in file.entries}
 
 
 def _some(names: set[str]) -> str:
@@ -204,4 +203,4 @@ def _some(names: set[str]) -> str:
     for name in sorted(names):
         alike[re.sub(r"(?<=[._])\d+(?=[._]|$)", "*", name)].append(name)
     shown = [found[0] if len(found) == 1 else f"{pattern} ({len(found)})" for pattern, found in alike.items()]
-    return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
+    return some(shown, 4)

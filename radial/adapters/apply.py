@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from radial.adapters.account import Account, Change, account_for, parameter_of
+from radial.adapters.account import Account, Change, account_for
 from radial.adapters.expert import choose_experts, expert_notes
 from radial.adapters.file import AdapterFile, read_adapter
 from radial.attention.install import transformers_of
@@ -31,33 +31,36 @@ def load_loras(pipe: Any, loras: tuple[Lora, ...]) -> tuple[str, ...]:
     Raises:
         ModelError: an adapter is corrupt, or fits no layer.
     """
+    if not loras:
+        return ()
     files = [read_adapter(adapter_file(lora.path)) for lora in loras]
     transformers: list[nn.Module] = transformers_of(pipe)
     chosen = choose_experts(files, loras, len(transformers))
     notes: list[str] = list(expert_notes(files, chosen, len(transformers)))
-    planned: list[list[tuple[int, Account]]] = []
+    planned: list[list[tuple[int, Account]]] = [[] for _ in files]
     experts: tuple[Expert, ...] = ("high", "low")
     for number, transformer in enumerate(transformers):
         own = [i for i, expert in enumerate(chosen) if expert in (None, experts[number])]
-        accounts = [(i, _account(files[i], transformer, number)) for i in own]
-        notes += [note for _, account in accounts if (note := account.note()) is not None and note not in notes]
-        planned.append(accounts)
-    for i, file in enumerate(files):
-        if not any(account.changes for accounts in planned for j, account in accounts if j == i):
+        for i in own:
+            planned[i].append((number, _account(files[i], transformer, number)))
+    for file, accounts in zip(files, planned, strict=True):
+        if not any(account.changes for _, account in accounts):
             raise ModelError(f"LoRA {file.path.name} does not fit this model: its keys are for another transformer")
-    for transformer, accounts in zip(transformers, planned, strict=True):
-        parameters = dict(transformer.named_parameters())
-        for i, account in accounts:
-            tensors = account.file.tensors()
+        told = (f"LoRA {file.path.name}: {account.summary}" for _, account in accounts if account.summary)
+        notes += dict.fromkeys(told)
+    parameters = [dict(transformer.named_parameters()) for transformer in transformers]  # by their names before
+    for i, (file, accounts) in enumerate(zip(files, planned, strict=True)):
+        tensors = file.tensors()
+        for number, account in accounts:
             try:
                 for change in account.changes:
                     if change.kind != "low_rank":
-                        _add(change, account, tensors, parameters, loras[i].weight)
-                _inject(transformer, account, tensors, f"lora_{i}", loras[i].weight)
+                        _add(change, account, tensors, parameters[number], loras[i].weight)
+                _inject(transformers[number], account, tensors, f"lora_{i}", loras[i].weight)
             except (RuntimeError, ValueError, TypeError) as error:
-                name = account.file.path.name
-                raise ModelError(f"LoRA {name} does not fit this model: {first_line(error)}") from error
-        _activate(transformer, [f"lora_{i}" for i, _ in accounts])
+                raise ModelError(f"LoRA {file.path.name} does not fit this model: {first_line(error)}") from error
+    for transformer in transformers:
+        _activate(transformer, [f"lora_{i}" for i in range(len(files))])
     return tuple(notes)
 
 
@@ -95,7 +98,7 @@ def _inject(transformer: nn.Module, account: Account, tensors: Mapping[str, Tens
     transformer._hf_peft_config_loaded = True  # type: ignore[assignment]  # diffusers' own word for it
     for change, part in placed:
         layer: Any = transformer.get_submodule(part.layer)
-        down, up = tensors[change.keys["down"]], _rows(tensors[change.keys["up"]], part)
+        down, up = tensors[change.keys["down"]], part.of(tensors[change.keys["up"]])
         alpha = tensors[change.keys["alpha"]].item() if "alpha" in change.keys else None
         base = layer.get_base_layer().weight
         kind = base.dtype if base.is_floating_point() else getattr(transformer, "dtype", torch.float32)
@@ -124,7 +127,7 @@ def _add(
     weight: float,
 ) -> None:  # fmt: skip
     """Add a change to the weights that it is for."""
-    whole = [parameters[parameter_of(part, change.parameter, parameters)] for part in change.parts]
+    whole = [parameters[part.parameter(change.parameter, parameters)] for part in change.parts]
     given = {kind: tensors[key].float() for kind, key in change.keys.items()}
 
     def scale(rank: int) -> float:
@@ -142,16 +145,9 @@ def _add(
     else:
         difference = given["diff"]
     for own, part in zip(whole, change.parts, strict=True):
-        rows = _rows(difference.reshape(part.whole, -1) if difference.ndim else difference.reshape(1, 1), part)
+        rows = part.of(difference.reshape(part.whole, -1))
         with torch.no_grad():
             own.copy_((own.float() + weight * rows.reshape(own.shape).to(own.device)).to(own.dtype))
-
-
-def _rows(whole: Tensor, part: Part) -> Tensor:
-    """The rows of an authors' weight that make a part."""
-    if part.rows == ((0, part.whole),):
-        return whole
-    return torch.cat([whole[first:end] for first, end in part.rows])
 
 
 def _unordered(own: Tensor, part: Part) -> Tensor:

@@ -16,7 +16,7 @@ def told_expert(file: AdapterFile) -> Expert | None:
     """Which one a file is for, by what it says of itself, and by its name; None where neither says so."""
     settings = read_adapter_settings(file.path)
     if settings is not None and settings.expert is not None:
-        return "high" if settings.expert == "high" else "low"
+        return settings.expert
     parts = {entry.part for entry in file.entries} - {"text"}
     if parts == {"transformer_2"}:
         return "low"
@@ -63,7 +63,7 @@ def expert_notes(files: Sequence[AdapterFile], chosen: Sequence[Expert | None], 
         return []
     notes = []
     for file, expert in zip(files, chosen, strict=True):
-        both = {entry.part for entry in file.entries} >= {"transformer_2"}
+        both = any(entry.part == "transformer_2" for entry in file.entries)
         if expert is not None:
             notes.append(f"LoRA {file.path.name} acts on the {expert}-noise transformer")
         elif not both:

@@ -105,10 +105,9 @@ class AdapterFile:
         """What kinds of change it holds, the most frequent first."""
         forms = {"down": "LoRA", "dora": "DoRA", "magnitude": "DoRA", "mid": "Tucker", "diff": "weights added",
                  "diff_b": "biases added", "diff_m": "modulation added"}  # fmt: skip
-        names = (forms.get(e.kind) or ("LoHa" if e.kind.startswith("hada") else "") for e in self.entries)
-        found = Counter(name or "" for name in names)
-        found["LoKr"] = sum(entry.kind.startswith("lokr") for entry in self.entries)
-        return tuple(name for name, count in found.most_common() if name and count)
+        of_parts = {"hada": "LoHa", "lokr": "LoKr"}
+        names = (forms.get(entry.kind) or of_parts.get(entry.kind[:4]) for entry in self.entries)
+        return tuple(name for name, _ in Counter(name for name in names if name).most_common())
 
     @cached_property
     def ranks(self) -> tuple[int, ...]:
@@ -131,15 +130,19 @@ class AdapterFile:
 
     def peft_settings(self, part: str) -> dict[str, Any]:
         """What PEFT was told of the adapter, for one of a model's transformers; nothing where the file does not say."""
-        try:
-            said = json.loads(self.metadata.get("lora_adapter_metadata") or "{}")
-        except (ValueError, RecursionError, TypeError):
-            said = {}
-        if isinstance(said, dict) and said:
+        if said := self._told_settings:
             own = {key.removeprefix(f"{part}."): value for key, value in said.items() if key.startswith(f"{part}.")}
             return own or {key.removeprefix("transformer."): value for key, value in said.items()}
         beside = self.path.parent / "adapter_config.json"
         return self._beside if self.path.name.startswith("adapter_model") and beside.is_file() else {}
+
+    @cached_property
+    def _told_settings(self) -> dict[str, Any]:
+        try:
+            said = json.loads(self.metadata.get("lora_adapter_metadata") or "{}")
+        except (ValueError, RecursionError, TypeError):
+            return {}
+        return said if isinstance(said, dict) else {}
 
     @cached_property
     def _beside(self) -> dict[str, Any]:

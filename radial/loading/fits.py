@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from radial.errors import ModelError, RequestError
 from radial.models.architecture import named_weights
@@ -34,6 +34,20 @@ def find_weights(request: GenerationRequest, files: Sequence[str] | None = None)
     if known is not None or files is None:
         return spec, known
     return spec, weights_on_hub(spec.source, files, spec.own_weights)
+
+
+def check_all_fit(requests: Iterable[GenerationRequest]) -> None:
+    """As :func:`check_fits` of each, alike ones once.
+
+    Raises:
+        RequestError: one does not fit.
+    """
+    alike: dict[str, GenerationRequest] = {}
+    for request in requests:
+        own = {"prompt", "negative_prompt", "seed", "num_videos", "num_inference_steps", "fps"}
+        alike.setdefault(request.model_dump_json(exclude=own), request)
+    for request in alike.values():
+        check_fits(request)
 
 
 def check_fits(request: GenerationRequest, processes: int = 1) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,16 @@ def load_transformer_file(path: Path, folder: Path, component: str, dtype: torch
             model = kind.from_config(json.loads(architecture.config))
         linear = {f"{name}.weight" for name, module in model.named_modules()
                   if isinstance(module, nn.Linear) and not exact & set(name.split("."))}  # fmt: skip
-        read = _gguf_tensors(file) if is_gguf(path) else _safetensors(file)
-        state = {
-            name: value if name in linear and _is_packed(value) else _plain(value).to(own_dtype(name), copy=True)
-            for key, whole in read
-            for name, value in _parts_of(key, whole, found.sources)
-        }
-        state = {name: value.reshape(own.shape) if not _is_packed(value) else value
-                 for name, value in state.items() if (own := model.get_parameter(name)) is not None}  # fmt: skip
+        places: dict[str, list[tuple[str, Part]]] = defaultdict(list)
+        for name, (key, part) in found.sources.items():
+            places[key].append((name, part))
+        state: dict[str, Tensor] = {}
+        for key, whole in _gguf_tensors(file) if is_gguf(path) else _safetensors(file):
+            for name, part in places[key]:
+                value = part.of(whole)
+                if name not in linear or not _is_packed(value):
+                    value = _plain(value).to(own_dtype(name), copy=True).reshape(model.get_parameter(name).shape)
+                state[name] = value
         quantizer = _gguf_quantizer(model, state, dtype) if is_gguf(path) else None
         for name, value in state.items():
             module, _, leaf = name.rpartition(".")
@@ -64,14 +67,6 @@ def load_transformer_file(path: Path, folder: Path, component: str, dtype: torch
 def is_gguf(path: Path) -> bool:
     """Whether a file's weights are quantised as GGUF has it."""
     return path.suffix == ".gguf"
-
-
-def _parts_of(key: str, whole: Tensor, sources: dict[str, tuple[str, Part]]) -> Iterator[tuple[str, Tensor]]:
-    """The parameters that a tensor of the file makes."""
-    for name, (source, part) in sources.items():
-        if source == key:
-            rows = part.rows
-            yield name, whole if rows == ((0, part.whole),) else torch.cat([whole[first:end] for first, end in rows])
 
 
 def _safetensors(file: TransformerFile) -> Iterator[tuple[str, Tensor]]:

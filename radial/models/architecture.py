@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from radial.errors import ModelError
+from radial.errors import ModelError, some
 from radial.models.checkpoint import read_config
 from radial.models.original_names import Part, index_layers
 from radial.models.spec import ModelSpec
@@ -94,8 +94,7 @@ def check_whole(folder: Path, component: str) -> None:
     ]
     for names, what in ((missing, "lacks"), (other, "has in other shapes")):
         if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ModelError(f"the {component} of {folder} {what} {', '.join(names[:3])}{more}")
+            raise ModelError(f"the {component} of {folder} {what} {some(names)}")
 
 
 def named_weights(spec: ModelSpec) -> Weights | None:

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _WAN = (
     (r"^condition_embedder\.time_embedder\.linear_1", "time_embedding.0"),
@@ -204,6 +208,18 @@ class Part:
     layer: str
     rows: tuple[tuple[int, int], ...]
     whole: int
+
+    def parameter(self, name: str, parameters: Collection[str]) -> str:
+        """The whole name of one of its parameters; one that stands alone has no more than the layer's."""
+        return self.layer if self.layer in parameters else f"{self.layer}.{name}"
+
+    def of(self, whole: Tensor) -> Tensor:
+        """Its rows of the authors' weight."""
+        if self.rows == ((0, self.whole),):
+            return whole
+        import torch
+
+        return torch.cat([whole[first:end] for first, end in self.rows])
 
 
 def original_name(kind: str, layer: str) -> tuple[str, str]:

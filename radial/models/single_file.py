@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from radial.errors import ModelError
+from radial.errors import ModelError, some
 from radial.models.architecture import Architecture, architecture_in, named_architectures
 from radial.models.checkpoint import read_folder
 from radial.models.experts import expert_in, name_of_other
@@ -94,8 +94,7 @@ class Fit:
             (self.other_shape, "of other shapes are"),
         ):  # fmt: skip
             if names:
-                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                parts.append(f"{what} {', '.join(names[:3])}{more}")
+                parts.append(f"{what} {some(names)}")
         return "; ".join(parts)
 
 
@@ -170,7 +169,7 @@ def fit(file: TransformerFile, architecture: Architecture) -> Fit:
         layer, parameter = (layer, parameter) if dot and parameter in ("weight", "bias") else (name, "")
         layer = re.sub(r"\.(?:scale|gamma)$", "", layer) if not parameter else layer
         parts = index.get(plain_name(layer), ())
-        own = [part.layer if part.layer in shapes else f"{part.layer}.{parameter or 'weight'}" for part in parts]
+        own = [part.parameter(parameter or "weight", shapes) for part in parts]
         if not parts or any(parameter not in shapes for parameter in own):
             unknown.append(name)
             continue

@@ -132,9 +132,7 @@ def lora(
         table.add_row("models", "none with a name has its layers; --model NAME says why not")
     alike: dict[str, list[str]] = {}
     for name, account in report.accounts.items():
-        left_out = account.note()
-        told = "all of it acts" if left_out is None else left_out.partition(": ")[2]
-        alike.setdefault(told, []).append(name)
+        alike.setdefault(account.summary or "all of it acts", []).append(name)
     for told, names in alike.items():
         table.add_row("in", f"{', '.join(names)}:\n[bold]{escape(told)}[/]")
     Console().print(table)

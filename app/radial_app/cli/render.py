@@ -16,7 +16,7 @@ from rich.table import Table
 
 from radial.errors import OutputError, RequestError
 from radial.files import check_output, existing_folder, publish_text
-from radial.loading.fits import check_fits
+from radial.loading.fits import check_all_fit
 from radial.video.encoding import encoding_for
 from radial_app.cli.jobs import changes_of, clock, plain
 from radial_app.cli.terminal.batch import BatchView, show_batch, stderr
@@ -86,8 +86,7 @@ def render(
         if ray is None:
             check_devices(jobs, devices)
         if ray is None and not force:
-            for job in {(load_key(job.request), job.request.clip_frames): job for job in jobs}.values():
-                check_fits(job.request)
+            check_all_fit(job.request for job in jobs)
         ours, skipped = enqueue(store, jobs, resume=resume)
         if skipped:
             stderr.print(f"{len(skipped)} were made before", highlight=False)

@@ -17,12 +17,12 @@ from typing import Any
 from radial.advice import advise
 from radial.errors import OutputError, RequestError
 from radial.files import publish
-from radial.loading.fits import check_fits
+from radial.loading.fits import check_all_fit
 from radial.models.find import find_model
 from radial.request import GenerationRequest
 from radial_app.jobs.estimates import estimate
 from radial_app.jobs.folder import keep_private
-from radial_app.jobs.job import UNFINISHED, Job, Output, load_key
+from radial_app.jobs.job import UNFINISHED, Job, Output
 from radial_app.jobs.results import proxy_path
 from radial_app.jobs.store import JobStore
 from radial_app.server.accounts import Visitor
@@ -92,8 +92,7 @@ class Service:
         """
         requests = list(requests)
         self._check_room(len(requests))
-        for request in {load_key(request) + str(request.clip_frames): request for request in requests}.values():
-            check_fits(request)
+        check_all_fit(requests)
         folder = self._paths.outputs / self.visitor.name if self.visitor.name else self._paths.outputs
         output = (output or Output()).model_copy(update={"folder": str(folder)})
         jobs = [

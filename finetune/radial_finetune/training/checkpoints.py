@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from radial.errors import ModelError, OutputError, RequestError
-from radial.files import existing_folder, publish
+from radial.files import existing_folder, publish, sync
 from radial_finetune.training.processes import put, whole
 
 # What can change when a run goes on: none of it decides what a step computes.
@@ -68,6 +68,7 @@ def save_checkpoint(folder: Path, state: RunState, keep: int, *, write: bool = T
         for name, group in tensors.items():
             save_file({key: x.detach().cpu().contiguous() for key, x in group.items()}, part / f"{name}.safetensors")
         (part / "run.json").write_text(json.dumps({"step": state.step, "config": state.config}, indent=1))
+        sync(part)  # a checkpoint of this step that is there goes once the new one is on the disk
         shutil.rmtree(target, ignore_errors=True)
 
     publish(target, fill, overwrite=False)
