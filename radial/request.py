@@ -80,7 +80,7 @@ class GenerationRequest(BaseModel):
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
     guidance_scale_2: Annotated[float, Field(ge=0, le=100)] | None = None
     true_cfg_scale: Annotated[float, Field(ge=1, le=100)] | None = None
-    sampler: Literal["model", "euler", "unipc"] = "model"
+    sampler: Literal["model", "euler", "lcm", "unipc"] = "model"
     flow_shift: Annotated[float, Field(gt=0, le=100)] | None = None
     image: str | None = None
     last_image: str | None = None
@@ -173,13 +173,13 @@ class GenerationRequest(BaseModel):
             "num_frames": num_frames,
             "fps": spec.fps,
             "num_inference_steps": steps,
-            "guidance_scale": spec.guidance_scale,
+            "guidance_scale": spec.guidance_for(self.starts_from_image),
             "guidance_scale_2": spec.guidance_scale_2,
             "attention": "radial",
             "decay": pattern.decay,
             "dense_layers": schedule.dense_layers,
             "dense_steps": schedule.dense_steps,
-            "flow_shift": None if self._came_resolved else spec.shift_for(*picture),
+            "flow_shift": None if self._came_resolved else spec.shift_for(*picture, self.starts_from_image),
             "riflex": False,
             "dense_last_steps": schedule.dense_last_steps,
             "block_size": spec.block_size,

@@ -122,7 +122,9 @@ def _generate_one(
     with contextlib.ExitStack() as stack:
         stack.enter_context(
             replaced(
-                pipe, scheduler=scheduler_for(pipe, request.sampler, request.flow_shift), guider=_guider(pipe, request)
+                pipe,
+                scheduler=scheduler_for(pipe, request.sampler, request.flow_shift, generator),
+                guider=_guider(pipe, request),
             )
         )
         if request.riflex:
@@ -188,7 +190,7 @@ def _call_arguments(
 ) -> dict[str, Any]:
     """What this pipeline takes of what the request says; diffusers' pipelines name the same things alike."""
     offered = {
-        "prompt": request.prompt,
+        "prompt": model.spec.words_for(request.prompt),
         "negative_prompt": request.negative_prompt,
         "height": request.height,
         "width": request.width,
@@ -203,6 +205,7 @@ def _call_arguments(
         "callback_on_step_end": watch.after_step,
         "output_type": "np",
         **_images(request, before),
+        **dict(model.spec.pipeline_arguments),
     }
     if (window := model.spec.window_frames) is not None and request.clip_frames > window:
         # As the authors have it for long clips: frames that windows share, and a little noise on those that are there.

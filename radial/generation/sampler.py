@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 
 from radial.errors import RequestError
 
 
-def scheduler_for(pipe: Any, sampler: str, flow_shift: float | None) -> Any:
+def scheduler_for(pipe: Any, sampler: str, flow_shift: float | None, generator: torch.Generator | None = None) -> Any:
     """The scheduler of a request's sampler and shift; the model's own where it asks for neither.
+
+    Args:
+        generator: where ``lcm`` draws the noise that it adds after each step.
 
     Raises:
         RequestError: the model is no flow model, which alone these samplers and shifts are for.
@@ -30,7 +34,7 @@ def scheduler_for(pipe: Any, sampler: str, flow_shift: float | None) -> Any:
             "flow_shift"
         )
     euler, unipc = diffusers.FlowMatchEulerDiscreteScheduler, diffusers.UniPCMultistepScheduler
-    kind = {"euler": _flow_euler(), "unipc": unipc}.get(sampler, type(own))
+    kind = {"euler": _flow_euler(), "lcm": _flow_euler(), "unipc": unipc}.get(sampler, type(own))
     name = "shift" if issubclass(kind, euler) else "flow_shift"
     if flow_shift is None:
         changes = {name: own.config.get("flow_shift") or own.config.get("shift") or 1.0}
@@ -38,7 +42,11 @@ def scheduler_for(pipe: Any, sampler: str, flow_shift: float | None) -> Any:
         changes = {name: flow_shift, "use_dynamic_shifting": False}
     if kind is unipc:
         changes |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-    return kind.from_config(own.config, **changes)
+    if sampler != "lcm":
+        return kind.from_config(own.config, **changes)
+    scheduler = kind.from_config(own.config, **changes, stochastic_sampling=True)
+    scheduler.step = functools.wraps(scheduler.step)(functools.partial(scheduler.step, generator=generator))
+    return scheduler
 
 
 def is_flow(scheduler: Any) -> bool:

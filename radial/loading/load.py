@@ -99,7 +99,7 @@ def load(
         check_adapter_file(adapter_file(lora.path))
     spec = find_model(request.model)
     device = choose_device(request.device)
-    dtype = choose_dtype(request.dtype, device)
+    dtype = choose_dtype(request.dtype, device, spec.half_dtype)
     _check_precision(request, spec, device)
     folder = fetch(request, on_download)
     check_checkpoint(folder, spec.own_components)
@@ -124,6 +124,9 @@ def load(
         except Exception as error:  # diffusers and safetensors raise many kinds for files that are not right
             raise ModelError(f"cannot load {spec.name}: {first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
+    if spec.scheduler is not None:
+        authors = getattr(diffusers, spec.scheduler)
+        pipe.scheduler = authors.from_config(pipe.scheduler.config, timestep_spacing="trailing")
     with quiet():
         notes = (*((spec.note,) if spec.note else ()), *load_loras(pipe, request.loras))
         for transformer in transformers_of(pipe):
@@ -199,10 +202,10 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of that name; ``auto`` is bfloat16 on a GPU and float32 on the CPU, where it is faster."""
+def choose_dtype(name: str, device: torch.device, half: str = "bfloat16") -> torch.dtype:
+    """The dtype of that name; ``auto`` is ``half`` on a GPU and float32 on the CPU, where it is faster."""
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        name = half if device.type == "cuda" else "float32"
     chosen: torch.dtype = getattr(torch, name)
     return chosen
 

@@ -130,7 +130,8 @@ def read_folder(folder: Path, without: tuple[str, ...] = (), *, weights: bool = 
         names = ("height", "width", "num_inference_steps", "pattern", "schedule", "long_pattern", "block_size")
         changes = {name: getattr(tiny, name) for name in names}
         changes |= {"num_frames": 8 * like.stride[0] + like.first_frame, "max_sequence_length": 64}
-        changes |= {"flow_shift": None, "small_flow_shift": None, "negative_prompt": ""}
+        changes |= dict.fromkeys(("flow_shift", "small_flow_shift", "image_flow_shift", "image_guidance_scale"))
+        changes |= {"negative_prompt": "", "prompt_template": ""}
         if kind == "WanPipeline":
             changes |= {name: getattr(tiny, name) for name in ("native_frames", "guidance_scale", "riflex_period")}
     if kind == "WanImageToVideoPipeline":
@@ -138,6 +139,8 @@ def read_folder(folder: Path, without: tuple[str, ...] = (), *, weights: bool = 
         places = transformer.get("pos_embed_seq_len") is not None or transformer.get("image_dim") is None
         changes["takes_last_image"] = places
         changes["needs_last_image"] = transformer.get("pos_embed_seq_len") is not None
+    if kind.startswith("LTX2") and transformer.get("cross_attn_mod"):  # LTX-2.3 or later, as diffusers' defaults
+        changes |= {"pipeline_arguments": (), "num_inference_steps": changes.get("num_inference_steps", 30)}
     if kind == "HunyuanVideo15ImageToVideoPipeline" and type(side := transformer.get("target_size")) is int:
         changes["bucket_side"] = side
     changes |= _own_settings(folder, replace(like, flow_shift=changes.get("flow_shift", like.flow_shift)))
@@ -176,7 +179,7 @@ def _own_settings(folder: Path, like: ModelSpec) -> dict[str, Any]:
         shift = told.get("flow_shift", told.get("shift"))
         # 3 is what diffusers' scripts write for every Wan, and 1 is none.
         if like.flow_shift is not None and isinstance(shift, (int, float)) and shift not in (1, 3):
-            changes |= {"flow_shift": None, "small_flow_shift": None}
+            changes |= {"flow_shift": None, "small_flow_shift": None, "image_flow_shift": None}
     guider = folder / "guider" / "guider_config.json"
     if guider.is_file() and isinstance(scale := read_json(guider).get("guidance_scale"), (int, float)):
         changes["guidance_scale"] = float(scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -36,6 +37,12 @@ class ModelSpec:
         max_sequence_length: text tokens a prompt is padded or cut to.
         flow_shift: of the noise schedule; the checkpoint's own where it is None.
         small_flow_shift: the same at 480p and below, where the authors have another there.
+        image_flow_shift, image_guidance_scale: from an image, where the authors have others than from text.
+        few_step_sampler: how models distilled from it to few steps are sampled.
+        prompt_template: the authors' words around a prompt, which they write in small letters, at ``{}``.
+        pipeline_arguments: what the authors tell the pipeline beside what a request says.
+        scheduler: the class that the authors run it with, where the checkpoint may name another.
+        half_dtype: the 16-bit numbers it was made for.
         is_flow: whether it goes from noise to a clip in straight lines, as samplers other than its own and shifts want.
         exact_autoencoder: whether the autoencoder must compute in float32.
         decodes_in_tiles: whether it decodes in tiles alone.
@@ -78,6 +85,13 @@ class ModelSpec:
     negative_prompt: str = ""
     flow_shift: float | None = None
     small_flow_shift: float | None = None
+    image_flow_shift: float | None = None
+    image_guidance_scale: float | None = None
+    few_step_sampler: Literal["euler", "lcm"] = "euler"
+    prompt_template: str = ""
+    pipeline_arguments: tuple[tuple[str, object], ...] = ()
+    scheduler: str | None = None
+    half_dtype: Literal["bfloat16", "float16"] = "bfloat16"
     is_flow: bool = True
     exact_autoencoder: bool = False
     decodes_in_tiles: bool = False
@@ -109,10 +123,21 @@ class ModelSpec:
         """What the app can make a clip from: text, image; nothing where only Python drives the model."""
         return [word for word, found in (("text", self.text_pipeline), ("image", self.image_pipeline)) if found]
 
-    def shift_for(self, height: int, width: int) -> float | None:
-        """The authors' shift of the noise schedule for a size."""
+    def shift_for(self, height: int, width: int, from_image: bool) -> float | None:
+        """The authors' shift of the noise schedule for a size and what the clip starts from."""
+        if from_image and self.image_flow_shift is not None:
+            return self.image_flow_shift
         small = self.small_flow_shift is not None and height * width <= _SMALL
         return self.small_flow_shift if small else self.flow_shift
+
+    def guidance_for(self, from_image: bool) -> float:
+        """The authors' guidance for what the clip starts from."""
+        given = self.image_guidance_scale if from_image else None
+        return self.guidance_scale if given is None else given
+
+    def words_for(self, prompt: str) -> str:
+        """What the text encoder reads for a prompt."""
+        return self.prompt_template.format(prompt.lower().strip()) if self.prompt_template else prompt
 
     def preset(self, num_frames: int, num_inference_steps: int) -> tuple[RadialPattern, Schedule]:
         """Pattern and schedule for a length; dense steps keep their share when there are fewer steps."""

@@ -20,7 +20,7 @@ _NO_SINK = RadialPattern(decay=0.95, sink_frames=0)
 
 _WAN_21 = ModelSpec(
     name="", summary="", source="", riflex_period=51.0, flow_shift=5.0, negative_prompt=words.WAN,
-    exact_autoencoder=True,
+    exact_autoencoder=True, few_step_sampler="lcm",
     authors="Wan-Video/Wan2.1: generate.py, wan/configs",
 )  # fmt: skip
 _WAN_21_720P = replace(_WAN_21, height=720, width=1280, layers=40)
@@ -32,6 +32,7 @@ _WAN_21_IMAGE = replace(
 _WAN_22 = replace(
     _WAN_21_720P,
     num_inference_steps=40,
+    few_step_sampler="euler",
     pattern=RadialPattern(decay=0.8),
     schedule=Schedule(dense_layers=1, dense_steps=11),
     authors="Wan-Video/Wan2.2: generate.py, wan/configs",
@@ -44,32 +45,37 @@ _SKYREELS = replace(
 _HUNYUAN = replace(
     _WAN_21_720P, num_frames=129, native_frames=129, fps=24, guidance_scale=6.0, max_sequence_length=256, layers=60,
     text_pipeline="HunyuanVideoPipeline", pattern=_NO_SINK, schedule=Schedule(dense_steps=12),
-    long_pattern=RadialPattern(decay=1.0, sink_frames=0), riflex_period=50.3, flow_shift=None, negative_prompt="",
-    exact_autoencoder=False,
+    long_pattern=RadialPattern(decay=1.0, sink_frames=0), riflex_period=50.3, flow_shift=None,
+    negative_prompt=words.HUNYUAN, exact_autoencoder=False, few_step_sampler="euler",
     guidance_is_embedded=True, authors="Tencent-Hunyuan/HunyuanVideo: README; shift 7 is in the checkpoint",
 )  # fmt: skip
 _HUNYUAN_15 = replace(
     _HUNYUAN, height=480, width=848, num_frames=121, native_frames=121, stride=(4, 16, 16), layers=54,
+    max_sequence_length=1000, negative_prompt="",
     text_pipeline="HunyuanVideo15Pipeline", riflex_period=None, guidance_is_embedded=False,
     authors="diffusers: scripts/convert_hunyuan_video1_5_to_diffusers.py; shift 5 and guidance 6 are in the checkpoint",
 )  # fmt: skip
 _LTX = replace(
-    _WAN_21, text_pipeline="LTXPipeline", image_pipeline="LTXImageToVideoPipeline", stride=(8, 32, 32), height=512,
-    width=704, num_frames=161, native_frames=257, fps=25, guidance_scale=3.0, max_sequence_length=128, layers=28,
-    pattern=_OURS, riflex_period=None, flow_shift=None, negative_prompt=words.LTX, exact_autoencoder=False,
-    authors="diffusers: pipeline_ltx.py; the shift goes by the clip's tokens",
+    _WAN_21, text_pipeline="LTXPipeline", image_pipeline="LTXImageToVideoPipeline", stride=(8, 32, 32), height=480,
+    width=704, num_frames=121, native_frames=257, fps=25, num_inference_steps=40, guidance_scale=3.0,
+    max_sequence_length=128, layers=28, pattern=_OURS, schedule=Schedule(dense_layers=1, dense_steps=10),
+    riflex_period=None, flow_shift=None, negative_prompt=words.LTX, exact_autoencoder=False, few_step_sampler="euler",
+    pipeline_arguments=(("decode_timestep", 0.05), ("decode_noise_scale", 0.025)),
+    authors="Lightricks/LTX-Video: inference.py, without its spatiotemporal guidance, which diffusers has not; the "
+    "shift goes by the clip's tokens",
 )  # fmt: skip
 _COGVIDEOX = replace(
     _WAN_21, text_pipeline="CogVideoXPipeline", height=480, width=720, num_frames=49, native_frames=49, fps=8,
     guidance_scale=6.0, max_sequence_length=226, layers=42, pattern=_OURS, riflex_period=None, flow_shift=None,
-    negative_prompt="", is_flow=False, exact_autoencoder=False,
+    negative_prompt="", is_flow=False, exact_autoencoder=False, scheduler="CogVideoXDPMScheduler",
+    pipeline_arguments=(("use_dynamic_cfg", True),),
     authors="zai-org/CogVideo: inference/cli_demo.py",
 )  # fmt: skip
 _KANDINSKY = replace(
     _WAN_21, text_pipeline="Kandinsky5T2VPipeline", height=512, width=768, num_frames=121, native_frames=121, fps=24,
     layers=32, pattern=_OURS, riflex_period=None, flow_shift=None, negative_prompt=words.KANDINSKY,
-    exact_autoencoder=False,
-    packages=("torchvision",), authors="diffusers: pipeline_kandinsky.py",
+    exact_autoencoder=False, few_step_sampler="euler",
+    packages=("torchvision",), authors="diffusers: pipeline_kandinsky.py, which reads 512 words and its authors 256",
 )  # fmt: skip
 
 
@@ -167,7 +173,9 @@ MODELS: dict[str, ModelSpec] = {
             _SKYREELS, "skyreels-v2-df-1.3b", "SkyReels V2 diffusion forcing, 1.3 B, 540p",
             "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers", text_pipeline="SkyReelsV2DiffusionForcingPipeline",
             image_pipeline="SkyReelsV2DiffusionForcingImageToVideoPipeline", layers=30,
-            window_frames=97,
+            window_frames=97, few_step_sampler="euler", negative_prompt=words.WAN, image_flow_shift=5.0,
+            image_guidance_scale=5.0,
+            authors="SkyworkAI/SkyReels-V2: README, generate_video_df.py",
         ),
         _row(
             _HUNYUAN, "hunyuan-video", "HunyuanVideo text-to-video, 13 B, 720p",
@@ -189,24 +197,30 @@ MODELS: dict[str, ModelSpec] = {
         ),
         _row(
             _HUNYUAN, "framepack", "FramePack on HunyuanVideo: section by section, from an image; in Python only",
-            "lllyasviel/FramePackI2V_HY", fps=30, **_IMAGE_ONLY,
+            "lllyasviel/FramePackI2V_HY", height=480, width=832, fps=30, num_inference_steps=25, guidance_scale=10.0,
+            schedule=Schedule(dense_steps=6), max_sequence_length=512, negative_prompt="",
+            authors="lllyasviel/FramePack: demo_gradio.py", **_IMAGE_ONLY,
         ),
         _row(
             _WAN_21, "mochi", "Mochi 1 preview, 10 B, 480p", "genmo/mochi-1-preview", text_pipeline="MochiPipeline",
-            stride=(6, 16, 16), width=848, num_frames=85, native_frames=163, fps=30, num_inference_steps=64,
+            stride=(6, 16, 16), width=848, num_frames=163, native_frames=163, fps=30, num_inference_steps=64,
             guidance_scale=4.5, max_sequence_length=256, layers=48, pattern=_OURS,
             schedule=Schedule(dense_layers=1, dense_steps=15), riflex_period=None, flow_shift=None, negative_prompt="",
-            exact_autoencoder=False, authors="genmoai/mochi: README, demos/cli.py; its schedule is in the checkpoint",
+            exact_autoencoder=False, few_step_sampler="euler",
+            authors="genmoai/mochi: README, demos/cli.py; its schedule is in the checkpoint",
         ),
         _row(_LTX, "ltx-video", "LTX-Video text- and image-to-video, 2 B", "Lightricks/LTX-Video"),
         _row(
             _LTX, "ltx-2", "LTX-2 text- and image-to-video with sound, 19 B", "Lightricks/LTX-2",
             text_pipeline="LTX2Pipeline", image_pipeline="LTX2ImageToVideoPipeline", width=768, num_frames=121, fps=24,
-            num_inference_steps=30, schedule=Schedule(dense_layers=1, dense_steps=7), max_sequence_length=1024,
-            layers=48, negative_prompt=words.LTX_2, authors="diffusers: pipeline_ltx2.py",
+            height=512, max_sequence_length=1024, layers=48, negative_prompt=words.LTX_2,
+            pipeline_arguments=(("use_cross_timestep", False), ("spatio_temporal_guidance_blocks", (29,))),
+            authors="Lightricks/LTX-2: ltx-pipelines, constants; one stage; the shift goes by the clip's tokens as in "
+            "diffusers, in most of the authors' own pipelines by 4096",
         ),
         _row(
             _COGVIDEOX, "cogvideox-2b", "CogVideoX text-to-video, 2 B, 480p", "zai-org/CogVideoX-2b", layers=30,
+            scheduler="CogVideoXDDIMScheduler", pipeline_arguments=(), half_dtype="float16",
         ),
         _row(
             _COGVIDEOX, "cogvideox-5b", "CogVideoX text-to-video, 5 B, 480p", "zai-org/CogVideoX-5b",
@@ -220,23 +234,25 @@ MODELS: dict[str, ModelSpec] = {
             _WAN_21_720P, "allegro", "Allegro text-to-video, 3 B, 720p", "rhymes-ai/Allegro",
             text_pipeline="AllegroPipeline", first_frame=0, num_frames=88, native_frames=88, fps=15,
             num_inference_steps=100, guidance_scale=7.5, layers=32, pattern=_OURS,
-            schedule=Schedule(dense_layers=1, dense_steps=24), riflex_period=None, flow_shift=None, negative_prompt="",
-            is_flow=False, exact_autoencoder=True, decodes_in_tiles=True, authors="diffusers: pipeline_allegro.py",
+            schedule=Schedule(dense_layers=1, dense_steps=24), riflex_period=None, flow_shift=None,
+            negative_prompt=words.ALLEGRO, prompt_template=words.ALLEGRO_PROMPT, is_flow=False, exact_autoencoder=True,
+            decodes_in_tiles=True, authors="rhymes-ai/Allegro: README, single_inference.py",
         ),
         _row(
             _WAN_21, "easyanimate-v5.1-12b", "EasyAnimate 5.1 text-to-video, 12 B",
-            "alibaba-pai/EasyAnimateV5.1-12b-zh-diffusers", text_pipeline="EasyAnimatePipeline", height=512, width=512,
-            num_frames=49, native_frames=49, fps=8, layers=48, pattern=_OURS, riflex_period=None, flow_shift=None,
-            negative_prompt="", exact_autoencoder=False, authors="diffusers: pipeline_easyanimate.py",
+            "alibaba-pai/EasyAnimateV5.1-12b-zh-diffusers", text_pipeline="EasyAnimatePipeline", height=384, width=672,
+            num_frames=49, native_frames=49, fps=8, guidance_scale=6.0, max_sequence_length=256, layers=48,
+            pattern=_OURS, riflex_period=None, flow_shift=None, negative_prompt=words.EASYANIMATE,
+            exact_autoencoder=False, few_step_sampler="euler", authors="aigc-apps/EasyAnimate: predict_t2v.py",
         ),
         _row(
             _WAN_21_720P, "cosmos-1.0-7b", "Cosmos 1.0 text-to-world, 7 B, 720p",
             "nvidia/Cosmos-1.0-Diffusion-7B-Text2World", text_pipeline="CosmosTextToWorldPipeline", stride=(8, 16, 16),
-            height=704, num_frames=121, native_frames=121, fps=30, num_inference_steps=36, guidance_scale=7.0,
-            layers=28, pattern=_OURS, schedule=Schedule(dense_layers=1, dense_steps=9), riflex_period=None,
+            height=704, num_frames=121, native_frames=121, fps=24, num_inference_steps=35, guidance_scale=7.0,
+            layers=28, pattern=_OURS, schedule=Schedule(dense_layers=1, dense_steps=8), riflex_period=None,
             flow_shift=None, negative_prompt=words.COSMOS, is_flow=False, exact_autoencoder=False,
             packages=("torchvision", "cosmos_guardrail"), gated=True,
-            authors="diffusers: pipeline_cosmos_text2world.py",
+            authors="nvidia-cosmos/cosmos-predict1: inference_utils.py; diffusers: pipeline_cosmos_text2world.py",
         ),
         _row(
             _KANDINSKY, "kandinsky-5-lite", "Kandinsky 5 Lite text-to-video, 2 B",
@@ -246,24 +262,23 @@ MODELS: dict[str, ModelSpec] = {
 }  # fmt: skip
 
 
-# Settings that go together. Adapters distilled to few steps are trained without guidance, on a shifted schedule.
+# Settings that go together. Adapters distilled to few steps are trained without guidance, on a shifted schedule; by
+# distribution matching, as for Wan 2.1, on steps that lead to a clean clip and add noise anew (``lcm``).
 PRESETS: dict[str, dict[str, object]] = {
-    "4-step": {"num_inference_steps": 4, "guidance_scale": 1.0, "sampler": "euler", "flow_shift": 5.0},
-    "8-step": {"num_inference_steps": 8, "guidance_scale": 1.0, "sampler": "euler", "flow_shift": 5.0},
+    "4-step": {"num_inference_steps": 4, "guidance_scale": 1.0, "flow_shift": 5.0},
+    "8-step": {"num_inference_steps": 8, "guidance_scale": 1.0, "flow_shift": 5.0},
 }
 
 
-def find_preset(name: str | None) -> dict[str, object]:
-    """The request fields of a preset; none without a name.
+def find_preset(name: str, spec: ModelSpec) -> dict[str, object]:
+    """The request fields of a preset for a model.
 
     Raises:
         RequestError: there is no such preset.
     """
-    if name is None:
-        return {}
     if name not in PRESETS:
         raise RequestError(f"unknown preset {name!r}; there is {', '.join(PRESETS)}")
-    return PRESETS[name]
+    return PRESETS[name] | {"sampler": spec.few_step_sampler}
 
 
 def nearest(name: str) -> str:
@@ -271,6 +286,10 @@ def nearest(name: str) -> str:
     known = {key.lower(): spec.name for spec in MODELS.values() for key in (spec.name, spec.source)}
     found = list(dict.fromkeys(known[key] for key in difflib.get_close_matches(name.lower(), known, 6, 0.6)))[:3]
     return f"; do you mean {' or '.join(found)}?" if found else ""
+
+
+def _from_image(value: float | None) -> str:
+    return "" if value is None else f", {value:g} from an image"
 
 
 def models_page() -> str:
@@ -296,8 +315,8 @@ def models_page() -> str:
         cells = (
             f"`{spec.name}`", spec.summary, ", ".join(starts) or "Python only", f"{spec.width}x{spec.height}",
             f"{spec.num_frames} ({spec.native_frames})", spec.fps, spec.num_inference_steps,
-            f"{spec.guidance_scale:g}{second}", settings(spec.pattern, spec.schedule),
-            settings(spec.long_pattern, spec.long_schedule), f"`{spec.source}`",
+            f"{spec.guidance_scale:g}{second}{_from_image(spec.image_guidance_scale)}",
+            settings(spec.pattern, spec.schedule), settings(spec.long_pattern, spec.long_schedule), f"`{spec.source}`",
         )  # fmt: skip
         lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
     lines += [
@@ -305,19 +324,25 @@ def models_page() -> str:
         "## As their authors run them",
         "",
         "*Shift* is that of the noise schedule, *checkpoint* the one that the files bring; *negative* how the authors'",
-        "words to avoid begin, which a clip takes unless it says others; *autoencoder* the numbers it computes in.",
+        "words to avoid begin, which a clip takes unless it says others; *autoencoder* the numbers it computes in;",
+        "*few steps* the sampler of `--preset 4-step` and `8-step`; *beside* what else its authors run it with.",
         "",
-        "| name | shift | negative | autoencoder | needs | settings from |",
-        "|---|---|---|---|---|---|",
+        "| name | shift | negative | autoencoder | few steps | beside | needs | settings from |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for spec in MODELS.values():
         shift = "checkpoint" if spec.flow_shift is None else f"{spec.flow_shift:g}"
         shift += "" if spec.small_flow_shift is None else f", {spec.small_flow_shift:g} at 480p"
+        shift += _from_image(spec.image_flow_shift)
+        told = [] if spec.scheduler is None else [spec.scheduler]
+        told += [f"{name} {value}" for name, value in spec.pipeline_arguments]
+        told += ["words around the prompt"] if spec.prompt_template else []
+        few = spec.few_step_sampler if spec.is_flow else ""
         needs = [*spec.packages, *(["terms accepted on the hub"] if spec.gated else [])]
         row = (
-            f"`{spec.name}`", shift, f"{spec.negative_prompt[:24]}..." if spec.negative_prompt else "",
+            f"`{spec.name}`", shift, f"{spec.negative_prompt.strip()[:24]}..." if spec.negative_prompt else "",
             f"{'float32' if spec.exact_autoencoder else 'as asked'}{', in tiles' if spec.decodes_in_tiles else ''}",
-            ", ".join(needs), spec.authors,
+            few, ", ".join(told), ", ".join(needs), spec.authors,
         )  # fmt: skip
         lines.append(f"| {' | '.join(str(cell) for cell in row)} |")
     return "\n".join(lines) + "\n"

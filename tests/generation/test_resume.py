@@ -101,7 +101,7 @@ def wan_model(wan_folder: Path) -> LoadedModel:
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 9, "num_inference_steps": STEPS, "seed": 3}
 
 
-@pytest.mark.parametrize("sampler", ["euler", "unipc"])
+@pytest.mark.parametrize("sampler", ["euler", "lcm", "unipc"])
 def test_samplers_keep_their_memory(sampler: Any, wan_model: LoadedModel, wan_folder: Path, tmp_path: Path) -> None:
     request = make_request(prompt="a", model=str(wan_folder), **SMALL, sampler=sampler, flow_shift=2.0).resolve()
     whole = keep_all(request, wan_model, tmp_path)

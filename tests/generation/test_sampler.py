@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 import pytest
+import torch
 
 from radial import RequestError
 from radial.generation.sampler import scheduler_for
@@ -23,12 +25,27 @@ DISTILLED = {
 
 @pytest.mark.parametrize("own", [UNIPC, EULER])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_presets_step_where_distilled_models_were_trained(preset: str, own: Any) -> None:
+@pytest.mark.parametrize("sampler", ["euler", "lcm"])
+def test_presets_step_where_distilled_models_were_trained(preset: str, own: Any, sampler: str) -> None:
     fields = PRESETS[preset]
-    scheduler = scheduler_for(SimpleNamespace(scheduler=own), str(fields["sampler"]), float(str(fields["flow_shift"])))
+    scheduler = scheduler_for(SimpleNamespace(scheduler=own), sampler, float(str(fields["flow_shift"])))
     scheduler.set_timesteps(fields["num_inference_steps"])
     assert scheduler.timesteps.tolist() == pytest.approx(DISTILLED[preset], abs=0.1)
     assert scheduler.sigmas.tolist() == pytest.approx([t / 1000 for t in DISTILLED[preset]] + [0], abs=1e-4)
+
+
+def test_lcm_adds_noise_of_the_clip_s_own_generator_to_the_clean_clip() -> None:
+    generator, beside = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    scheduler = scheduler_for(SimpleNamespace(scheduler=UNIPC), "lcm", 5.0, generator)
+    scheduler.set_timesteps(4)
+    latents = torch.randn(1, 4, 2, 3, 3)
+    for index, (now, after) in enumerate(itertools.pairwise([1.0, 0.9375, 0.833333, 0.625, 0.0])):
+        velocity = torch.randn(latents.shape)
+        clean = latents - now * velocity
+        noise = torch.randn(latents.shape, generator=beside)
+        stepped = scheduler.step(velocity, scheduler.timesteps[index], latents, return_dict=False)[0]
+        torch.testing.assert_close(stepped, (1 - after) * clean + after * noise, atol=1e-5, rtol=1e-5)
+        latents = stepped
 
 
 @pytest.mark.parametrize(

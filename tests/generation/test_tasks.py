@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -158,15 +160,36 @@ def test_presets_follow_length_and_steps() -> None:
 
 
 def test_few_step_presets() -> None:
-    request = make_request(prompt="a", model="wan2.1-14b", **find_preset("4-step")).resolve()
-    assert (request.num_inference_steps, request.guidance_scale, request.sampler) == (4, 1.0, "euler")
+    for model, sampler in (("wan2.1-14b", "lcm"), ("wan2.2-a14b", "euler"), ("hunyuan-video", "euler")):
+        request = make_request(prompt="a", model=model, **find_preset("4-step", MODELS[model])).resolve()
+        assert (request.num_inference_steps, request.guidance_scale, request.sampler) == (4, 1.0, sampler)
     assert request.dense_steps == 1
-    assert find_preset(None) == {}
     with pytest.raises(RequestError, match=f"unknown preset 'fast'; there is {', '.join(PRESETS)}"):
-        find_preset("fast")
+        find_preset("fast", MODELS["tiny"])
 
 
-@pytest.mark.parametrize("sampler", ["euler", "unipc", "model"])
+@pytest.mark.parametrize("name", MODELS)
+def test_what_authors_tell_a_pipeline_is_taken_by_it(name: str) -> None:
+    spec = MODELS[name]
+    for kind in filter(None, (spec.text_pipeline, spec.image_pipeline)):
+        takes = inspect.signature(getattr(diffusers, kind).__call__).parameters
+        assert {argument for argument, _ in spec.pipeline_arguments} <= takes.keys(), kind
+    assert spec.scheduler is None or hasattr(diffusers, spec.scheduler)
+    assert spec.words_for("A Red {} circle ") == "A Red {} circle " or "a red {} circle" in spec.words_for(
+        "A Red {} circle "
+    )
+
+
+def test_from_an_image_a_model_may_want_other_settings(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"prompt": "a", "model": "skyreels-v2-df-1.3b"}
+    text = make_request(**fields).resolve()
+    image = make_request(**fields, image=str(tmp_path / "a.png")).resolve()
+    assert (text.guidance_scale, text.flow_shift) == (6, 8)
+    assert (image.guidance_scale, image.flow_shift) == (5, 5)
+    assert make_request(**fields, image="a.png", guidance_scale=3, flow_shift=2).resolve().flow_shift == 2
+
+
+@pytest.mark.parametrize("sampler", ["euler", "lcm", "unipc", "model"])
 def test_samplers_are_for_one_run(wan_folder: Path, sampler: str) -> None:
     base = {"prompt": "a", "model": str(wan_folder), **SMALL}
     model = load(make_request(**base))

@@ -78,7 +78,7 @@ def test_a_shift_of_its_own_is_kept(tmp_path: Path) -> None:
     folder = write(tmp_path / "mine", "wan2.1-14b", scheduler=UNIPC | {"flow_shift": 8.0})
     assert read_folder(folder, weights=False).flow_shift is None
     folder = write(tmp_path / "other", "wan2.1-14b", scheduler=EULER | {"shift": 6.5})
-    assert read_folder(folder, weights=False).shift_for(480, 832) is None
+    assert read_folder(folder, weights=False).shift_for(480, 832, False) is None
 
 
 def test_a_distilled_models_guidance_is_its_guiders(tmp_path: Path) -> None:

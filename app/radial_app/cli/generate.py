@@ -11,6 +11,7 @@ import typer
 from radial.errors import RequestError
 from radial.files import check_output
 from radial.loading.fits import check_fits
+from radial.models.find import find_model
 from radial.models.table import find_preset
 from radial.request import GenerationRequest, make_request, parse_lora
 from radial.video.encoding import encoding_for
@@ -51,7 +52,7 @@ def generate(
         float | None, typer.Option(help="Above 1, HunyuanVideo heeds the negative prompt, in twice the time.")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="Settings that go together, such as 4-step.")] = None,
-    sampler: Annotated[Literal["model", "euler", "unipc"], typer.Option(help="Another sampler.")] = "model",
+    sampler: Annotated[Literal["model", "euler", "lcm", "unipc"], typer.Option(help="Another sampler.")] = "model",
     flow_shift: Annotated[float | None, typer.Option(help="Another shift of the noise schedule.")] = None,
     image: Annotated[str | None, typer.Option(help="Image the clip starts from.", metavar="FILE")] = None,
     last_image: Annotated[str | None, typer.Option(help="Image it ends on.", metavar="FILE")] = None,
@@ -117,6 +118,7 @@ def generate(
         "sampler": None if sampler == "model" else sampler,
         "flow_shift": flow_shift,
     }
+    settings = find_preset(preset, find_model(model)) if preset else {}
     written = dict(
         prompt=prompt,
         negative_prompt=negative_prompt,
@@ -126,7 +128,7 @@ def generate(
         num_frames=num_frames,
         fps=fps,
         # What is given by name goes before the preset.
-        **(find_preset(preset) | {name: value for name, value in chosen.items() if value is not None}),
+        **(settings | {name: value for name, value in chosen.items() if value is not None}),
         image=image,
         last_image=last_image,
         extend=extend,

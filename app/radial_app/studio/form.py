@@ -13,7 +13,7 @@ import gradio as gr
 
 from radial.errors import RequestError
 from radial.models.spec import ModelSpec
-from radial.models.table import MODELS, PRESETS
+from radial.models.table import MODELS, PRESETS, find_preset
 from radial.request import MAX_SEED, GenerationRequest
 from radial_app.jobs.job import DEFAULT_NAME, Output, make_output
 
@@ -120,7 +120,7 @@ class Form:
             number("true_cfg_scale", "True guidance", whole=False)
             number("fps", "Frames a second")
         with gr.Row():
-            choice("sampler", "Sampler", ["model", "euler", "unipc"], "model")
+            choice("sampler", "Sampler", ["model", "euler", "lcm", "unipc"], "model")
             number("flow_shift", "Flow shift", whole=False)
             choice("image_fit", "Images of another shape", ["crop", "pad", "stretch"], "crop")
             choice("riflex", "RIFLEx", [("as tuned", ""), "on", "off"], "")
@@ -246,7 +246,7 @@ class Form:
         own = {"num_inference_steps": None, "guidance_scale": None, "sampler": "model", "flow_shift": None}
         if preset == DRAFT:
             return own | {"num_inference_steps": max(4, round(spec.num_inference_steps / 3))}
-        return own | PRESETS.get(preset, {})
+        return own | (find_preset(preset, spec) if preset in PRESETS else {})
 
 
 def frames_at(spec: ModelSpec, times: int) -> int:
