@@ -15,12 +15,12 @@ import torch
 from radial.adapters.apply import load_loras
 from radial.attention.families.find import find_family
 from radial.attention.install import transformers_of
-from radial.errors import ModelError, RequestError, first_line
+from radial.errors import ModelError, RequestError, first_line, some
 from radial.loading.memory import Profile, choose_profile, decode_in_tiles, place
 from radial.loading.quantize import narrow_linears
 from radial.loading.transformer_file import is_gguf, load_transformer_file
 from radial.models.architecture import check_whole
-from radial.models.checkpoint import check_checkpoint, checkpoint_folder, spec_in
+from radial.models.checkpoint import check_checkpoint, checkpoint_folder, components_of, spec_in
 from radial.models.find import find_model, pipeline_of
 from radial.models.hub.download import OnProgress, cached_folder, download, find_local
 from radial.models.lora_settings import adapter_file, check_adapter_file
@@ -110,14 +110,15 @@ def load(
     with quiet():
         import diffusers
 
-        for part in ("transformer", "transformer_2"):
-            if part not in spec.own_weights and (folder / part / "config.json").is_file():
+        for part, (library, kind_of_part) in components_of(folder).items():
+            ours = library == "diffusers" and part not in spec.own_weights and hasattr(diffusers, kind_of_part or "")
+            if ours and (folder / part / "config.json").is_file():
                 check_whole(folder, part)
-
         try:
             # Wan's autoencoder stays in float32, as its authors run it: in bfloat16 it shows.
             dtypes = {"default": dtype, "vae": torch.float32 if spec.exact_autoencoder else dtype}
             own = {name: load_transformer_file(file, folder, name, dtype) for name, file in spec.own_weights.items()}
+            own |= _load_encoders(folder, dtype)
             pipe = getattr(diffusers, kind).from_pretrained(folder, dtype=dtypes, use_safetensors=True, **own)
         except ModelError:
             raise
@@ -153,6 +154,25 @@ def load(
     for file in spec.transformer_files:
         whole = hashlib.sha256(f"{whole} {fingerprint(Path(file))}".encode()).hexdigest()[:16]
     return LoadedModel(spec, pipe, device, dtype, whole, loras, notes, revision, profile)
+
+
+def _load_encoders(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """The text and image encoders of a checkpoint, which transformers would fill up with chance where tensors lack."""
+    import transformers
+
+    encoders: dict[str, Any] = {}
+    for name, (library, kind) in components_of(folder).items():
+        made: Any = getattr(transformers, kind or "", None) if library == "transformers" else None
+        if not (isinstance(made, type) and issubclass(made, transformers.PreTrainedModel)):
+            continue
+        encoders[name], told = made.from_pretrained(
+            folder / name, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        # Heads that only writing needs are left out of some checkpoints.
+        missing = sorted(key for key in told["missing_keys"] if not key.startswith(("lm_head", "pooler")))
+        if missing:
+            raise ModelError(f"the {name} of {folder} lacks {some(missing)}")
+    return encoders
 
 
 _PROFILE_NOTES = {

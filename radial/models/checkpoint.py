@@ -45,7 +45,7 @@ def check_checkpoint(folder: Path, without: tuple[str, ...] = (), *, weights: bo
     if kind not in driven_pipelines():
         found = kind if isinstance(kind, str) else _shown(kind)
         raise ModelError(f"{folder} holds a {found}; radial drives {', '.join(driven_pipelines())}")
-    for component, (library, _) in _components(folder).items() if weights else ():
+    for component, (library, _) in components_of(folder).items() if weights else ():
         holds_weights = component.startswith(("transformer", "vae", "text_encoder", "image_encoder", "vocoder"))
         if library is None or not holds_weights or component in without:
             continue
@@ -144,7 +144,7 @@ def read_folder(folder: Path, without: tuple[str, ...] = (), *, weights: bool = 
     if kind == "HunyuanVideo15ImageToVideoPipeline" and type(side := transformer.get("target_size")) is int:
         changes["bucket_side"] = side
     changes |= _own_settings(folder, replace(like, flow_shift=changes.get("flow_shift", like.flow_shift)))
-    changes["has_two_transformers"] = "transformer_2" in _components(folder, present=True)
+    changes["has_two_transformers"] = "transformer_2" in components_of(folder, present=True)
     spec = replace(like, name=str(folder), summary="checkpoint folder", source=str(folder), **changes)
     return fit_spec(spec, folder)
 
@@ -186,7 +186,7 @@ def _own_settings(folder: Path, like: ModelSpec) -> dict[str, Any]:
     return changes
 
 
-def _components(folder: Path, *, present: bool = False) -> dict[str, tuple[str | None, str | None]]:
+def components_of(folder: Path, *, present: bool = False) -> dict[str, tuple[str | None, str | None]]:
     """What a checkpoint's index lists; those that it has alone where they are to be ``present``."""
     index = read_json(folder / "model_index.json")
     return {

@@ -122,20 +122,25 @@ def test_a_slip_finds_the_nearest_names(slip: str, meant: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("component", "change", "told"),
     [
-        (lambda state: state.pop("blocks.0.attn1.to_q.weight"), r"transformer of .* lacks blocks\.0\.attn1\.to_q"),
-        (lambda state: state.update({f"model.{k}": state.pop(k) for k in list(state)}), r"lacks scale_shift_table"),
-        (lambda state: state.update({"proj_out.weight": state["proj_out.weight"][:8]}),
+        ("transformer", lambda state: state.pop("blocks.0.attn1.to_q.weight"),
+         r"transformer of .* lacks blocks\.0\.attn1\.to_q"),
+        ("transformer", lambda state: state.update({f"model.{k}": state.pop(k) for k in list(state)}),
+         r"lacks scale_shift_table"),
+        ("transformer", lambda state: state.update({"proj_out.weight": state["proj_out.weight"][:8]}),
          r"has in other shapes proj_out\.weight \(8, 64\), not \(64, 64\)"),
+        ("vae", lambda state: state.pop("decoder.conv_in.weight"), r"vae of .* lacks decoder\.conv_in\.weight"),
+        ("text_encoder", lambda state: state.pop("encoder.block.0.layer.0.SelfAttention.q.weight"),
+         r"text_encoder of .* lacks encoder\.block\.0\.layer\.0\.SelfAttention\.q\.weight"),
     ],
 )  # fmt: skip
 def test_a_checkpoint_with_tensors_missing_is_one_line(
-    change: Any, told: str, wan_folder: Path, tmp_path: Path
+    component: str, change: Any, told: str, wan_folder: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "torn"
     shutil.copytree(wan_folder, folder)
-    (file,) = (folder / "transformer").glob("*.safetensors")
+    (file,) = (folder / component).glob("*.safetensors")
     state = load_file(file)
     change(state)
     save_file({name: value.contiguous() for name, value in state.items()}, file)
