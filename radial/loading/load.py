@@ -162,10 +162,10 @@ def _load_encoders(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
 
     encoders: dict[str, Any] = {}
     for name, (library, kind) in components_of(folder).items():
-        made: Any = getattr(transformers, kind or "", None) if library == "transformers" else None
+        made = getattr(transformers, kind or "", None) if library == "transformers" else None
         if not (isinstance(made, type) and issubclass(made, transformers.PreTrainedModel)):
             continue
-        encoders[name], told = made.from_pretrained(
+        encoders[name], told = getattr(transformers, str(kind)).from_pretrained(
             folder / name, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
         # Heads that only writing needs are left out of some checkpoints.
