@@ -37,6 +37,7 @@ from radial.plans.settings import (
 MAX_SEED = 2**53 - 1  # what JSON readers hold exactly
 MAX_FRAMES = 4097
 MAX_LORAS = 32
+_LATER = ("sink_frames", "variant", "skip_width", "true_cfg_scale", "image_ground")
 
 
 class Lora(BaseModel):
@@ -86,6 +87,7 @@ class GenerationRequest(BaseModel):
     last_image: str | None = None
     extend: str | None = None
     image_fit: Literal["crop", "pad", "stretch"] = "crop"
+    image_ground: Annotated[str, Field(max_length=40)] = "black"
     snap: bool = False
     riflex: bool | None = None
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] = -1
@@ -112,6 +114,18 @@ class GenerationRequest(BaseModel):
         if not prompt.strip():
             raise ValueError('must not be empty; say what the clip shows, for example "a red circle rises"')
         return prompt
+
+    @field_validator("image_ground")
+    @classmethod
+    def _ground_is_a_colour(cls, ground: str) -> str:
+        if ground != "black":
+            from PIL import ImageColor
+
+            try:
+                ImageColor.getrgb(ground)
+            except ValueError:
+                raise ValueError(f"must be a colour, such as white or #7f7f7f, not {ground!r}") from None
+        return ground
 
     @model_validator(mode="after")
     def _images_go_together(self) -> GenerationRequest:
@@ -207,6 +221,24 @@ class GenerationRequest(BaseModel):
         if resolved.riflex:
             resolved.riflex_period(spec)
         return resolved
+
+    def later_fields(self) -> set[str]:
+        """Fields that came with later versions and say nothing here: digests leave them out, so that what was begun
+        before is known again."""
+        return {name for name in _LATER if getattr(self, name) == type(self).model_fields[name].default}
+
+    def check_files(self) -> None:
+        """Make sure that the files it starts from and ends on are there, and of the kinds that it takes them for.
+
+        Raises:
+            RequestError: one is not.
+        """
+        from radial.video.images import check_clip, check_image
+
+        for path in filter(None, (self.image, self.last_image)):
+            check_image(Path(path))
+        if self.extend is not None:
+            check_clip(Path(self.extend))
 
     def singles(self) -> tuple[GenerationRequest, ...]:
         """A request for each video of a resolved one, whose receipt repeats that video alone."""

@@ -27,9 +27,9 @@ from radial.generation.snapshot import Part, Snapshot, describe_attention
 from radial.generation.unseen_words import unseen_words
 from radial.generation.watch import Event, OnEvent, Watch
 from radial.loading.load import LoadedModel, load, quiet
-from radial.request import GenerationRequest
+from radial.request import MAX_FRAMES, GenerationRequest
 from radial.video.clip import Video
-from radial.video.images import Frames, fit_image, read_clip, read_image
+from radial.video.images import Before, fit_image, read_clip, read_image
 from radial.video.sound import Sound
 
 
@@ -85,8 +85,7 @@ def generate(
 
 def describe_run(request: GenerationRequest, model: LoadedModel) -> str:
     """What a snapshot of this run depends on, as a digest: the request, the weights, the device's kind."""
-    elsewhere = {"device", "num_videos", "memory", "sink_frames", "variant", "skip_width"}
-    elsewhere |= {"true_cfg_scale"} if request.true_cfg_scale is None else set()  # so that older snapshots are known
+    elsewhere = {"device", "num_videos", "memory", "sink_frames", "variant", "skip_width"} | request.later_fields()
     parts = (
         request.model_dump_json(exclude=elsewhere), model.fingerprint, model.loras, model.device.type,
         str(model.dtype), type(model.pipe).__name__,
@@ -110,10 +109,14 @@ def _generate_one(
     size = (request.clip_height, request.clip_width)
     before = None
     if request.extend is not None:
-        before = read_clip(Path(request.extend), *size, request.image_fit)
+        most = max(0, MAX_FRAMES - request.clip_frames + 1)
+        before = read_clip(Path(request.extend), *size, request.image_fit, request.fps, request.image_ground, most)
     # On the CPU whatever the device, so that a seed means the same noise everywhere.
     generator = torch.Generator("cpu").manual_seed(request.seed)
-    arguments = _call_arguments(request, model, watch, before) | {"generator": generator}
+    images, notes = _images(request, before)
+    for note in notes:
+        on_event(Event("load", note=note))
+    arguments = _call_arguments(request, model, watch, images) | {"generator": generator}
     transformers = transformers_of(pipe)
     attention = request.attention_settings
     radial: RadialAttention | None = None
@@ -178,15 +181,15 @@ def _generate_one(
         raise GenerationError(f"the pipeline made {frames.shape[:3]} frames, height, width; the request differs")
     pixels = (frames * 255).round().clip(0, 255).astype("uint8")
     if before is not None:
-        pixels = np.concatenate([before, pixels[1:]])  # the new clip's first frame is the old one's last
-        sound = sound and sound.after((len(before) - 1) / request.fps)
+        pixels = np.concatenate([before.frames, pixels[1:]])  # the new clip's first frame is the old one's last
+        sound = before.sound if sound is None else sound.after((len(before.frames) - 1) / request.fps, before.sound)
     used = attention_used(request, model, radial, snapshot)
     receipt = make_receipt(request, model, used, watch.timings())
     return Video(pixels, request.fps, receipt | {"processes": ranks.size} if ranks else receipt, sound)
 
 
 def _call_arguments(
-    request: GenerationRequest, model: LoadedModel, watch: Watch, before: Frames | None
+    request: GenerationRequest, model: LoadedModel, watch: Watch, images: dict[str, Any]
 ) -> dict[str, Any]:
     """What this pipeline takes of what the request says; diffusers' pipelines name the same things alike."""
     offered = {
@@ -204,7 +207,7 @@ def _call_arguments(
         "max_sequence_length": model.spec.max_sequence_length,
         "callback_on_step_end": watch.after_step,
         "output_type": "np",
-        **_images(request, before),
+        **images,
         **dict(model.spec.pipeline_arguments),
     }
     if (window := model.spec.window_frames) is not None and request.clip_frames > window:
@@ -216,20 +219,22 @@ def _call_arguments(
     return {name: value for name, value in offered.items() if name in takes}
 
 
-def _images(request: GenerationRequest, before: Frames | None) -> dict[str, Any]:
-    """The start and end images, at the clip's size; a clip that goes on starts from the last frame ``before`` it."""
+def _images(request: GenerationRequest, before: Before | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The start and end images, at the clip's size, and what the user should hear of them; a clip that goes on starts
+    from the last frame ``before`` it."""
     from PIL import Image
 
-    size = (request.clip_height, request.clip_width)
-    given = {"image": request.image, "last_image": request.last_image}
-    images: dict[str, Any] = {
-        name: fit_image(read_image(Path(path)), *size, request.image_fit)
-        for name, path in given.items()
-        if path is not None
-    }
+    images: dict[str, Any] = {}
+    notes = () if before is None else before.notes
+    for name, path in (("image", request.image), ("last_image", request.last_image)):
+        if path is not None:
+            image, told = read_image(Path(path), request.image_ground)
+            size = (request.clip_height, request.clip_width)
+            images[name] = fit_image(image, *size, request.image_fit, request.image_ground)
+            notes = (*notes, *told)
     if before is not None:
-        images["image"] = Image.fromarray(before[-1])
-    return images
+        images["image"] = Image.fromarray(before.frames[-1])
+    return images, notes
 
 
 def _as_array(frames: Any) -> Any:

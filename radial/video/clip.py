@@ -11,7 +11,8 @@ import numpy as np
 
 from radial.errors import OutputError
 from radial.files import check_output, publish
-from radial.video.encoding import Encoding, Frames, decode_frames, encode, encoding_for, read_comment
+from radial.video.encoding import Encoding, Frames, encode, encoding_for
+from radial.video.reader import decode_frames, read_comment
 from radial.video.sound import Sound
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")  # of clips that users bring to tune on

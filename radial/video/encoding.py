@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from radial.errors import OutputError, RequestError
+from radial.video.colour import from_rgb, set_tags, tags_for
 from radial.video.sound import Sound, add_sound_stream, write_sound
 
 Frames = NDArray[np.uint8]
@@ -114,6 +114,8 @@ def _encode_stream(frames: Frames, fps: int, comment: str, path: Path, encoding:
     encoder, crf, options = _ENCODERS[codec]
     container_options = {"movflags": "+faststart"} if encoding.format == "mp4" else {}
     options = {"crf": str(crf if encoding.crf is None else encoding.crf), **options}
+    if codec == "h265" and len(frames) < 8:  # x265 makes up times for clips shorter than its reordering
+        options["x265-params"] += ":bframes=0"
     tag = options.pop("tag", None)
     with av.open(str(path), "w", format=encoding.format, options=container_options) as container:
         if comment:
@@ -123,16 +125,18 @@ def _encode_stream(frames: Frames, fps: int, comment: str, path: Path, encoding:
         _, height, width, _ = frames.shape
         if codec == "av1":  # its encoder takes even sides of 64 and more alone
             frames = _pad(frames, max(64, height + height % 2), max(64, width + width % 2))
-        elif not is_playable(codec, height, width):
-            stream.pix_fmt = "yuv444p"  # chroma at half size needs even sides: keep it whole rather than lose a row
         _, stream.height, stream.width, _ = frames.shape
-        if codec == "h265" and height % 2 == 0 and width % 2 == 0:
-            stream.pix_fmt = "yuv420p"
+        # Chroma at half size needs even sides: keep it whole rather than lose a row.
+        stream.pix_fmt = "yuv444p" if codec in ("h264", "h265") and (height % 2 or width % 2) else "yuv420p"
+        tags = tags_for(stream.height, stream.width)
+        set_tags(stream.codec_context, tags)
         if tag:
             stream.codec_context.codec_tag = tag
         stream.codec_context.thread_count = 1
-        for image in frames:
-            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
+        for index, image in enumerate(frames):
+            frame = from_rgb(image, stream.pix_fmt, tags)
+            frame.pts, frame.time_base = index, 1 / Fraction(fps)
+            for packet in stream.encode(frame):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
@@ -178,64 +182,3 @@ def _encode_pngs(frames: Frames, comment: str, path: Path) -> None:
         if comment and index == 0:
             info.add_itxt("comment", comment)
         Image.fromarray(frame).save(path / f"{index:05d}.png", pnginfo=info)
-
-
-def decode_frames(path: Path) -> Iterator[NDArray[np.uint8]]:
-    """The frames of a file one after the other, uint8 ``[H, W, 3]``.
-
-    Raises:
-        OutputError: the file is missing or is no video.
-    """
-    import av
-    from PIL import Image
-
-    if path.is_dir():
-        try:
-            for file in sorted(path.glob("*.png")):
-                yield np.asarray(Image.open(file).convert("RGB"))
-        except (OSError, ValueError, SyntaxError) as error:
-            raise OutputError(f"cannot read the frames in {path}: {error}") from error
-        return
-    with _open(path) as container:
-        try:
-            for frame in container.decode(video=0):
-                yield frame.to_ndarray(format="rgb24")
-        except (av.FFmpegError, ValueError, IndexError) as error:
-            raise OutputError(f"cannot read {path}: {error}") from error
-
-
-def read_comment(path: Path) -> str:
-    """What the file's comment says; empty where it has none.
-
-    Raises:
-        OutputError: the file is missing or no video.
-    """
-    from PIL import Image
-
-    if path.is_dir():
-        first = next(iter(sorted(path.glob("*.png"))), None)
-        if first is None:
-            raise OutputError(f"{path} is a folder without frames")
-        path = first
-    if path.suffix.lower() in (".png", ".gif"):
-        try:
-            with Image.open(path, formats=("PNG", "GIF")) as image:
-                comment = image.info.get("comment", "")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            if not path.is_file():
-                raise OutputError(f"no such file: {path}") from error
-            raise OutputError(f"{path} is not a video that can be read") from error
-        return comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment)
-    with _open(path) as container:
-        return next((text for name, text in container.metadata.items() if name.lower() == "comment"), "")
-
-
-def _open(path: Path) -> Any:
-    import av
-
-    if not path.is_file():
-        raise OutputError(f"no such file: {path}")
-    try:
-        return av.open(str(path))
-    except (av.FFmpegError, UnicodeDecodeError, ValueError) as error:
-        raise OutputError(f"{path} is not a video that can be read: {getattr(error, 'strerror', error)}") from error

@@ -21,17 +21,44 @@ class Sound:
     samples: NDArray[np.float32]
     rate: int
 
-    def after(self, seconds: float) -> Sound:
-        """The same sound behind so much silence."""
-        silence = np.zeros((len(self.samples), round(seconds * self.rate)), np.float32)
-        return Sound(np.concatenate([silence, self.samples], axis=1), self.rate)
+    def after(self, seconds: float, before: Sound | None = None) -> Sound:
+        """The same sound behind so many seconds, of silence or of the sound ``before``."""
+        count = round(seconds * self.rate)
+        first = np.zeros((len(self.samples), count), np.float32)
+        if before is not None:
+            played = before.resampled(self.rate, len(self.samples)).samples[:, :count]
+            first[:, : played.shape[1]] = played
+        return Sound(np.concatenate([first, self.samples], axis=1), self.rate)
+
+    def until(self, seconds: float) -> Sound:
+        """Its first seconds."""
+        return Sound(self.samples[:, : round(seconds * self.rate)], self.rate)
+
+    def resampled(self, rate: int, channels: int) -> Sound:
+        """The same sound at another rate, on one channel or two."""
+        import av
+
+        samples = self.samples
+        if rate != self.rate:
+            layout = _layout(len(samples))
+            resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=layout)
+            frame.sample_rate, frame.pts = self.rate, 0
+            pieces = [piece.to_ndarray() for piece in (*resampler.resample(frame), *resampler.resample(None))]
+            samples = np.concatenate(pieces, axis=1)
+        if channels != len(samples):
+            samples = samples.mean(axis=0, keepdims=True).repeat(channels, axis=0)
+        return Sound(samples, rate)
+
+
+def _layout(channels: int) -> str:
+    return "mono" if channels == 1 else "stereo"
 
 
 def add_sound_stream(container: Any, format: str, sound: Sound) -> Any:
     """A stream for a sound in a container that nothing is written to yet."""
     encoder, rate = _ENCODERS[format]
-    layout = "mono" if len(sound.samples) == 1 else "stereo"
-    return container.add_stream(encoder, rate=rate or sound.rate, layout=layout)
+    return container.add_stream(encoder, rate=rate or sound.rate, layout=_layout(len(sound.samples)))
 
 
 def write_sound(container: Any, stream: Any, sound: Sound) -> None:
@@ -63,8 +90,7 @@ def read_sound(path: Path) -> Sound | None:
             if not container.streams.audio:
                 return None
             stream = container.streams.audio[0]
-            layout = "mono" if stream.channels == 1 else "stereo"
-            resampler = av.AudioResampler(format="fltp", layout=layout, rate=stream.rate)
+            resampler = av.AudioResampler(format="fltp", layout=_layout(stream.channels), rate=stream.rate)
             pieces, count = [], 0
             for frame in container.decode(stream):
                 for piece in resampler.resample(frame):

@@ -52,49 +52,6 @@ def test_speed_stays_as_it_is_at_another_rate(tmp_path: Path) -> None:
     assert len(list(resample(source(tmp_path / "a.mp4"), 48))) == 48
 
 
-def test_turned_videos_are_seen_as_players_show_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Phones film on their side and say so: a file's frames come out upright."""
-    import av
-
-    frames = np.zeros((4, 32, 64, 3), np.uint8)
-    frames[:, :, :16, 0] = 255  # red at the left as filmed
-    write_video(tmp_path / "a.mp4", frames)
-    plain = next(resample(source(tmp_path / "a.mp4"), 16))
-    assert plain.shape == (32, 64, 3)
-    with av.open(str(tmp_path / "a.mp4")) as container:
-        assert next(container.decode(video=0)).rotation == 0
-
-    class Turned:
-        """A frame as a decoder gives it that read a display matrix of a quarter turn clockwise."""
-
-        def __init__(self, frame: Any) -> None:
-            self.frame, self.rotation, self.time = frame, -90, frame.time
-
-        def to_ndarray(self, format: str) -> Any:
-            return self.frame.to_ndarray(format=format)
-
-    opened = av.open
-
-    class Container:
-        def __init__(self, file: Any) -> None:
-            self.inner = opened(file)
-            self.streams = self.inner.streams
-
-        def __enter__(self) -> Any:
-            return self
-
-        def __exit__(self, *exception: Any) -> None:
-            self.inner.close()
-
-        def decode(self, video: int) -> Any:
-            return (Turned(frame) for frame in self.inner.decode(video=video))
-
-    monkeypatch.setattr(av, "open", Container)
-    upright = next(resample(source(tmp_path / "a.mp4"), 16))
-    assert upright.shape == (64, 32, 3)
-    assert upright[:12, :, 0].mean() > 200 > 60 > upright[24:, :, 0].mean()  # what was left is on top
-
-
 def test_scenes_are_cut_and_what_stands_still_is_left_out(tmp_path: Path) -> None:
     still = np.repeat(np.random.default_rng(0).integers(0, 255, (1, 48, 64, 3), dtype=np.uint8), 12, 0)
     write_video(tmp_path / "a.mp4", np.concatenate([moving(12, channel=0), moving(12, channel=2), still]))

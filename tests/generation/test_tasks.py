@@ -23,7 +23,6 @@ from radial.models.find import find_model
 from radial.models.table import MODELS, PRESETS, find_preset
 from radial.request import GenerationRequest, make_request
 from radial.video.clip import Video
-from radial.video.images import fit_image, read_image
 from radial.video.sound import read_sound
 
 SMALL = {"height": 32, "width": 48, "num_frames": 9, "num_inference_steps": 2, "seed": 3}
@@ -100,40 +99,6 @@ def test_a_clip_of_another_size_is_fitted(image_folder: Path, tmp_path: Path) ->
 def test_what_does_not_go_together_is_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         make_request(**{"prompt": "a", **fields}).resolve()
-
-
-def test_images_are_read_safely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RequestError, match="no image"):
-        read_image(tmp_path / "none.png")
-    (tmp_path / "text.png").write_text("hello")
-    with pytest.raises(RequestError, match="not an image that can be read"):
-        read_image(tmp_path / "text.png")
-    Image.new("RGB", (64, 64)).save(tmp_path / "whole.png")
-    half = (tmp_path / "whole.png").read_bytes()
-    (tmp_path / "half.png").write_bytes(half[: len(half) // 2])
-    with pytest.raises(RequestError, match="not an image that can be read"):
-        read_image(tmp_path / "half.png")
-    monkeypatch.setattr("radial.video.images.MAX_PIXELS", 1000)
-    with pytest.raises(RequestError, match="64x64 pixels"):
-        read_image(tmp_path / "whole.png")
-
-
-def test_images_are_turned_upright_and_lose_their_transparency(tmp_path: Path) -> None:
-    image = Image.new("RGBA", (20, 10), (255, 0, 0, 128))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    image.save(tmp_path / "turned.png", exif=exif)
-    read = read_image(tmp_path / "turned.png")
-    assert (read.size, read.mode) == ((10, 20), "RGB")
-
-
-@pytest.mark.parametrize(("fit", "corner", "edge"), [("crop", 255, 255), ("pad", 0, 0), ("stretch", 255, 255)])
-def test_images_of_another_shape(fit: Any, corner: int, edge: int) -> None:
-    fitted = np.asarray(fit_image(Image.new("RGB", (100, 20), "white"), 32, 48, fit))
-    assert fitted.shape == (32, 48, 3)
-    assert fitted[0, 0, 0] == corner
-    assert fitted[0, 24, 0] == edge
-    assert fitted[16, 24, 0] == 255
 
 
 def test_sizes_snap_when_asked_to() -> None:

@@ -60,6 +60,9 @@ def generate(
     image_fit: Annotated[
         Literal["crop", "pad", "stretch"], typer.Option(help="How images of another shape are fitted.")
     ] = "crop",
+    image_ground: Annotated[
+        str, typer.Option(help="Colour under see-through parts of images, and around padded ones.", metavar="COLOUR")
+    ] = "black",
     snap: Annotated[bool, typer.Option("--snap", help="Take the nearest size that the model can make.")] = False,
     riflex: Annotated[
         bool | None, typer.Option(help="Slow one temporal frequency, against repetition in longer clips.")
@@ -133,6 +136,7 @@ def generate(
         last_image=last_image,
         extend=extend,
         image_fit=image_fit,
+        image_ground=image_ground,
         snap=snap,
         riflex=riflex,
         seed=seed,
@@ -146,7 +150,9 @@ def generate(
         memory=memory,
     )
     try:
-        request = anchored(make_request(**written)).resolve()
+        request = anchored(make_request(**written))
+        request.check_files()
+        request = request.resolve()
         place = _output(output, video_format, codec, crf, metadata, overwrite, request)
     except RequestError as error:
         raise RequestError(_beside_flags(str(error), [*written, "format", "codec", "crf"])) from error

@@ -242,11 +242,7 @@ def changed_request(request: GenerationRequest, changes: dict[str, Any]) -> Gene
 def digest_of(request: GenerationRequest, output: Output, count: int = 0) -> str:
     """Tells a request that was written before: the ``count``-th of its kind in one file."""
     where = f"{output.encoding.model_dump_json()} {output.folder}"
-    # Fields that came later count where they are given: a file that was begun before is known again.
-    later = {
-        name for name in ("sink_frames", "variant", "skip_width", "true_cfg_scale") if getattr(request, name) is None
-    }
-    text = f"{request.model_dump_json(exclude={'device', *later})} {where} {count}"
+    text = f"{request.model_dump_json(exclude={'device', *request.later_fields()})} {where} {count}"
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 

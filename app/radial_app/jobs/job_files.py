@@ -330,10 +330,7 @@ def _make_job(values: dict[str, Any], folder: Path, output: Output, batch: str, 
         priority = int(priority)
     except (TypeError, ValueError):
         raise RequestError(f"priority must be a whole number, not {priority!r}") from None
-    for name in ("image", "last_image", "extend"):
-        given = getattr(written, name)
-        if given is not None and not Path(given).is_file():
-            raise RequestError(f"{name}: no such file: {given}")
+    written.check_files()
     for lora in written.loras:
         check_adapter_file(adapter_file(lora.path))
     request = written.resolve()

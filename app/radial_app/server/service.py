@@ -20,6 +20,7 @@ from radial.files import publish
 from radial.loading.fits import check_all_fit
 from radial.models.find import find_model
 from radial.request import GenerationRequest
+from radial.video.reader import decode_frames
 from radial_app.jobs.estimates import estimate
 from radial_app.jobs.folder import keep_private
 from radial_app.jobs.job import UNFINISHED, Job, Output
@@ -253,16 +254,15 @@ _PAST = {"pause": "paused", "resume": "resumed", "cancel": "cancelled", "retry":
 
 
 def _write_thumbnail(file: Path, partial: Path) -> None:
-    import av
     from PIL import Image
 
     if file.suffix in (".png", ".gif", ".webp"):
         image = Image.open(file).convert("RGB")
     else:
         try:
-            with av.open(str(file)) as container:
-                image = next(container.decode(video=0)).to_image()
-        except (av.FFmpegError, StopIteration) as error:
+            with contextlib.closing(decode_frames(file)) as frames:
+                image = Image.fromarray(next(frames))
+        except (OutputError, StopIteration) as error:
             raise Missing(f"{file.name} cannot be read") from error
     image.thumbnail((480, 480))
     image.save(partial, "WEBP", quality=80)

@@ -22,6 +22,7 @@ from radial.models.hub.download import cached_folder, is_whole
 from radial.models.lora_settings import BUNDLED_ADAPTER, check_adapter_file
 from radial.models.table import MODELS
 from radial.request import MAX_FRAMES, MAX_LORAS, GenerationRequest, make_request
+from radial.video.images import picture_suffix
 from radial_app.jobs.folder import keep_private
 from radial_app.jobs.store import JobStore
 from radial_app.server.accounts import Visitor
@@ -29,7 +30,8 @@ from radial_app.server.limits.media_probe import probe
 
 Kind = Literal["image", "clip"]
 CLIPS = (".mp4", ".webm")
-_ID = re.compile(r"[0-9a-f]{32}\.(png|jpg|webp|mp4|webm)")
+_IMAGES = (".png", ".jpg", ".webp", ".avif", ".heic")
+_ID = re.compile(r"[0-9a-f]{32}\.(png|jpg|webp|avif|heic|mp4|webm)")
 _VIDEO_ID = re.compile(r"video:([0-9a-f]{8,40})(?:/(\d{1,3}))?")
 _NAME = re.compile(r"[\w][\w .+-]{0,150}")
 MAX_KEPT = 4 << 30  # bytes of uploads of a visitor
@@ -72,7 +74,7 @@ class Inputs:
         head = content.read(32)
         suffix = suffix_of(head)
         if suffix is None:
-            raise RequestError("this is no PNG, JPEG, WebP, MP4 or WebM file")
+            raise RequestError("this is no PNG, JPEG, WebP, AVIF, HEIC, MP4 or WebM file")
         digest = hashlib.sha256(head)
         keep_private(self._folder / "inputs")
         keep_private(self._uploads)
@@ -154,7 +156,11 @@ class Inputs:
         found = dict(fields)
         for name in _OWN_FILES:
             if isinstance(found.get(name), str):
-                found[name] = str(self._file(found[name]))
+                file = self._file(found[name])
+                if (file.suffix in _IMAGES) == (name == "extend"):
+                    is_what = "an image, and no clip" if name == "extend" else "a clip, and no image"
+                    raise RequestError(f"{name} {found[name]} is {is_what}")
+                found[name] = str(file)
         if isinstance(found.get("model"), str):
             found["model"] = self._model(found["model"])
         if isinstance(found.get("loras"), (list, tuple)):
@@ -241,9 +247,6 @@ def take_adapter(folder: Path, name: str, source: Path) -> str:
     return target.name
 
 
-_PICTURES = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")  # of phones, in a clip's container
-
-
 def suffix_of(head: bytes) -> str | None:
     """The kind of a file by how it begins; formats that can name other files are not among them."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -252,8 +255,8 @@ def suffix_of(head: bytes) -> str | None:
         return ".jpg"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return ".webp"
-    if head[4:8] == b"ftyp" and head[8:12] not in _PICTURES:
-        return ".mp4"
+    if head[4:8] == b"ftyp":
+        return picture_suffix(head) or ".mp4"
     if head.startswith(b"\x1aE\xdf\xa3"):
         return ".webm"
     return None

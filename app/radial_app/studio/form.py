@@ -123,6 +123,7 @@ class Form:
             choice("sampler", "Sampler", ["model", "euler", "lcm", "unipc"], "model")
             number("flow_shift", "Flow shift", whole=False)
             choice("image_fit", "Images of another shape", ["crop", "pad", "stretch"], "crop")
+            choice("image_ground", "Under see-through images", ["black", "white", "grey"], "black")
             choice("riflex", "RIFLEx", [("as tuned", ""), "on", "off"], "")
         with gr.Row():
             choice("attention", "Attention", ["radial", "dense", ("as tuned", "")], "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import random
 from collections import Counter
@@ -13,7 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from radial.errors import ModelError
+from radial.errors import ModelError, OutputError
+from radial.video.reader import open_clip
 from radial_finetune.data.sources import Source
 
 Frames = NDArray[np.uint8]
@@ -88,31 +88,12 @@ def resample(source: Source, fps: float) -> Iterator[Frames]:
     Raises:
         ModelError: the file is corrupt or no video.
     """
-    import av
-
     try:
-        content = source.content() if callable(source.content) else None
-        with av.open(str(source.content) if content is None else io.BytesIO(content)) as container:
-            shown: Frames | None = None
-            instant = 0
-            start: float | None = None
-            end = 0.0
-            for frame in container.decode(video=0):
-                if frame.time is None:
-                    continue
-                start = frame.time if start is None else start
-                moment = frame.time - start
-                while shown is not None and instant / fps < moment - 1e-6:
-                    yield shown
-                    instant += 1
-                shown = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))  # as players show it
-                rate = container.streams.video[0].average_rate
-                end = moment + (1 / float(rate) if rate else 1 / fps)
-            while shown is not None and instant / fps < end - 1e-6:
-                yield shown
-                instant += 1
-    except (av.FFmpegError, OSError, IndexError, ValueError) as error:
-        raise ModelError(f"{source.name} cannot be read as a video: {error}") from error
+        content = source.content() if callable(source.content) else source.content
+        with open_clip(content, source.name) as clip:
+            yield from clip.at(fps)
+    except (OutputError, OSError) as error:
+        raise ModelError(str(error)) from error
 
 
 def _split(scene: list[Frames], lengths: list[int], cut: Cut, dropped: Counter[str]) -> Iterator[Frames]:

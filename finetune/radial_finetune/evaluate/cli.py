@@ -31,17 +31,23 @@ def clips(
 
     import numpy as np
 
-    from radial_finetune.data.clips import resample
-    from radial_finetune.data.sources import Source
+    from radial.video.reader import open_clip, rate_note
     from radial_finetune.evaluate.measures import TITLES, measure
 
+    rates = []
+    for file in files:
+        with open_clip(file) as clip:
+            rates.append(clip.fps or 24.0)
+    fps = min(rates)  # one for all, or their measures would not be of one kind
     found: dict[str, dict[str, Any]] = {}
     for file in files:
-        if not file.is_file():
-            raise RequestError(f"there is no file {file}")
-        fps = _frame_rate(file)
-        frames = np.stack(list(resample(Source(file.name, "", file), fps)))
-        found[_name(file, found)] = asdict(measure(frames, fps))
+        with open_clip(file, file.name) as clip:
+            frames = list(clip.at(fps))
+            for note in filter(None, (rate_note(clip, fps), *clip.notes)):
+                stderr.print(note, highlight=False)
+        if len(frames) < 2:
+            raise RequestError(f"{file} has one frame; what moves is measured from one to the next")
+        found[_name(file, found)] = asdict(measure(np.stack(frames), fps))
     names = [name for name in next(iter(found.values())) if name != "seconds"]
     _print_table("", {name: {key: f"{values[key]:.3g}" for key in names} for name, values in found.items()})
     if out is not None:
@@ -166,19 +172,6 @@ def _print_table(corner: str, columns: dict[str, dict[str, str]]) -> None:
 def _interval(values: tuple[float, float, float]) -> str:
     mean, low, high = (100 * value for value in values)
     return f"{mean:.1f} ({low:.0f}-{high:.0f})"
-
-
-def _frame_rate(file: Path) -> float:
-    import av
-
-    from radial.errors import ModelError
-
-    try:
-        with av.open(str(file)) as container:
-            rate = container.streams.video[0].average_rate
-    except (av.FFmpegError, IndexError) as error:
-        raise ModelError(f"{file} cannot be read as a video: {error}") from error
-    return float(rate) if rate else 24.0
 
 
 def _name(file: Path, taken: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ time, and ends when its answer is given.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import subprocess
@@ -81,12 +82,17 @@ def _limit(memory: int) -> None:
 
 
 def _look_at_image(path: Path) -> dict[str, Any]:
-    from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401
+    from PIL import AvifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401
 
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     Image.MAX_IMAGE_PIXELS = None  # counted here
     _limit(_MEMORY["image"])
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+        formats = tuple(name for name in ("PNG", "JPEG", "WEBP", "AVIF", "HEIF") if name in Image.ID)
+        with Image.open(path, formats=formats) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise RequestError(

@@ -8,15 +8,24 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
+from pydantic import BaseModel
 
 from radial.errors import OutputError, RequestError
 from radial.models.find import find_model
-from radial.video.encoding import decode_frames
 from radial.video.fidelity import fidelity
+from radial.video.reader import at_rate, decode_frames
 from radial_app.server.service import Missing, ServerPaths, Service
 
 MAX_COMPARED = 200 * 1280 * 720  # pixels of all frames that two clips may have to be compared here
 MAX_COMPARED_FRAME = 4096 * 2304  # pixels
+
+
+class Comparison(BaseModel):
+    """How near two videos are: PSNR in dB and SSIM, and what to know of how they were compared."""
+
+    psnr: float
+    ssim: float
+    note: str | None = None
 
 
 def make_router(paths: ServerPaths) -> APIRouter:
@@ -29,8 +38,8 @@ def make_router(paths: ServerPaths) -> APIRouter:
     def compare_videos(
         request: Request, a: str, b: str, index_a: Annotated[int, Query(ge=0)] = 0,
         index_b: Annotated[int, Query(ge=0)] = 0,
-    ) -> dict[str, float]:  # fmt: skip
-        """How near two videos of one size are: PSNR in dB and SSIM, means over frames."""
+    ) -> Comparison:  # fmt: skip
+        """How near two videos of one size are: PSNR in dB and SSIM, means over frames; of two rates, at the lower."""
         here = Service(paths, request.state.visitor)
         jobs = [here.get(a).request, here.get(b).request]
         if any(r.clip_frames * r.clip_height * r.clip_width > MAX_COMPARED for r in jobs):
@@ -38,15 +47,19 @@ def make_router(paths: ServerPaths) -> APIRouter:
         if any(r.clip_height * r.clip_width > MAX_COMPARED_FRAME for r in jobs):
             raise RequestError("these videos are too large to be compared here; `radial evaluate` compares them")
         files = [here.file(id_, index) for id_, index in ((a, index_a), (b, index_b))]
+        rates = [r.fps or 1 for r in jobs]
+        clips = (at_rate(decode_frames(file), own, min(rates)) for file, own in zip(files, rates, strict=True))
         with alone:
             try:
-                near, alike = fidelity(*map(decode_frames, files))
+                near, alike = fidelity(*clips)
             except ValueError as error:
                 sizes = " and ".join(f"{r.clip_frames} frames of {r.clip_width}x{r.clip_height}" for r in jobs)
                 raise RequestError(f"videos of one size can be compared, not {sizes}") from error
             except OutputError as error:
                 raise Missing("one of the videos cannot be read any more") from error
-        return {"psnr": round(near, 2), "ssim": round(alike, 4)}
+        rate = min(rates)
+        note = None if len({*rates}) == 1 else f"their rates differ: compared at {rate} frames a second"
+        return Comparison(psnr=round(near, 2), ssim=round(alike, 4), note=note)
 
     @router.get("/plan.png")
     def draw_attention(

@@ -26,7 +26,7 @@ export function compare(a, b, indexA = 0, indexB = 0) {
     measures, h("div", { className: "actions" }, play));
   under.play().catch(() => {});
   call("GET", `/v1/compare?a=${a.id}&b=${b.id}&index_a=${indexA}&index_b=${indexB}`)
-    .then(({ psnr, ssim }) => { measures.textContent = `PSNR ${psnr.toFixed(1)} dB, SSIM ${ssim.toFixed(3)}`; })
+    .then(({ psnr, ssim, note }) => { measures.textContent = `PSNR ${psnr.toFixed(1)} dB, SSIM ${ssim.toFixed(3)}${note ? ` (${note})` : ""}`; })
     .catch((error) => { measures.textContent = error.message; });
 }
 
