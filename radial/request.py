@@ -235,10 +235,12 @@ class GenerationRequest(BaseModel):
         """
         from radial.video.images import check_clip, check_image
 
-        for path in filter(None, (self.image, self.last_image)):
-            check_image(Path(path))
-        if self.extend is not None:
-            check_clip(Path(self.extend))
+        for name, check in (("image", check_image), ("last_image", check_image), ("extend", check_clip)):
+            if (path := getattr(self, name)) is not None:
+                try:
+                    check(Path(path))
+                except RequestError as error:
+                    raise RequestError(f"{name}: {error}") from error
 
     def singles(self) -> tuple[GenerationRequest, ...]:
         """A request for each video of a resolved one, whose receipt repeats that video alone."""

@@ -101,7 +101,7 @@ def _open(path: Path) -> Image:
     from PIL import Image
 
     if not os.path.isfile(path):  # False for names that no path can be
-        raise RequestError(f"no image {path}")
+        raise RequestError(f"no such file: {path}")
     _register_heif(path)
     Image.init()
     try:

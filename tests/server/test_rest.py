@@ -244,12 +244,24 @@ def test_uploads_are_judged_by_content(client: TestClient, paths: ServerPaths, t
     assert (kept["kind"], kept["width"], kept["height"]) == ("image", 40, 30)
     assert client.get(f"/v1/files/{kept['id']}").content == png()
     clip = Video(np.zeros((5, 32, 32, 3), np.uint8), 8).write(tmp_path / "clip.mp4")
-    assert send(clip.read_bytes()).json()["kind"] == "clip"
+    brought = send(clip.read_bytes()).json()
+    assert brought["kind"] == "clip"
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(picture, "AVIF")
+    phone = send(picture.getvalue(), "a.mp4").json()
+    assert (phone["kind"], phone["width"], phone["height"], phone["id"][-5:]) == ("image", 40, 30, ".avif")
+    for field, given, is_what in (
+        ("image", brought, "a clip, and no image"),
+        ("extend", phone, "an image, and no clip"),
+    ):
+        answer = client.post("/v1/videos", json={"prompt": "a", "model": "wan2.1-i2v-14b-480p", field: given["id"]})
+        assert answer.status_code == 422
+        assert error_of(answer) == f"{field} {given['id']} is {is_what}"
     bomb = io.BytesIO()
     Image.new("1", (11_000, 11_000)).save(bomb, "PNG")
     for content, says in (
         (b"#!/bin/sh\n", "no PNG"), (b"", "no PNG"), (png()[:60], "cannot be read"), (b"<svg/>", "no PNG"),
-        (b"\0\0\0\x18ftypheic" + b"x" * 500, "no PNG"),
+        (b"\0\0\0\x18ftypheic" + b"x" * 500, "cannot be read"),
         (b"#EXTM3U\nfile:///etc/passwd\n", "no PNG"), (b"\0\0\0\x18ftypmp42" + b"x" * 500, "cannot be read"),
         (bomb.getvalue(), "64 megapixels"),
     ):  # fmt: skip
@@ -257,7 +269,7 @@ def test_uploads_are_judged_by_content(client: TestClient, paths: ServerPaths, t
         assert answer.status_code == 422, content[:20]
         assert says in error_of(answer).replace("is not an image that can be read", "cannot be read")
     folder = paths.data / "inputs" / "local"
-    assert len(list(folder.iterdir())) == 2  # what was refused left nothing
+    assert len(list(folder.iterdir())) == 3  # what was refused left nothing
     for id_ in ("..%2f..%2fjobs.db", "jobs.db", "%2e%2e"):
         assert client.get(f"/v1/files/{id_}").status_code in (404, 422)
 

@@ -105,7 +105,7 @@ def write_raw(
     with av.open(str(path), "w") as container:
         if comment:
             container.metadata["comment"] = comment
-        quiet = {"x265-params": "log-level=error:lossless=1"} if encoder == "libx265" else {"qp": "0"}
+        quiet = {"x265-params": "log-level=error:lossless=1:bframes=0"} if encoder == "libx265" else {"qp": "0"}
         stream: Any = container.add_stream(encoder, rate=16, options=quiet)
         stream.pix_fmt = pix_fmt
         frame = av.VideoFrame.from_ndarray(planes, format=pix_fmt)

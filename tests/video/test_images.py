@@ -15,7 +15,7 @@ from radial.video.images import check_clip, check_image, fit_image, read_image
 
 
 def test_images_are_read_safely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RequestError, match="no image"):
+    with pytest.raises(RequestError, match="no such file"):
         read_image(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(RequestError, match="not an image that can be read"):
@@ -148,7 +148,7 @@ def test_kinds_are_told_by_content_before_the_render(tmp_path: Path) -> None:
         ({"image": "clip.mp4"}, r"clip\.mp4 is a clip, and no image: take it as the clip to extend"),
         ({"extend": "picture.mp4"}, r"picture\.mp4 is an image, and no clip: take it as image"),
         ({"image": "text.png"}, r"text\.png is not an image that can be read"),
-        ({"image": "picture.mp4", "last_image": "none.png"}, "no image"),
+        ({"image": "picture.mp4", "last_image": "none.png"}, "last_image: no such file"),
         ({"extend": "none.mp4"}, "no such file"),
     ):
         files = {name: str(tmp_path / file) for name, file in fields.items()}

@@ -20,8 +20,8 @@ from rich.table import Table
 
 from radial.errors import RadialError
 from radial.files import existing_folder
-from radial.loading.fits import check_fits
 from radial.loading.load import check_packages
+from radial.loading.memory_check import check_fits
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.find import find_model
 from radial.models.hub.download import check_disk, download_size_of, find_local

@@ -10,7 +10,7 @@ import typer
 
 from radial.errors import RequestError
 from radial.files import check_output
-from radial.loading.fits import check_fits
+from radial.loading.memory_check import check_fits
 from radial.models.find import find_model
 from radial.models.table import find_preset
 from radial.request import GenerationRequest, make_request, parse_lora

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from radial.errors import OutputError, RequestError
 from radial.files import check_output, existing_folder, publish_text
-from radial.loading.fits import check_all_fit
+from radial.loading.memory_check import check_all_fit
 from radial.video.encoding import encoding_for
 from radial_app.cli.jobs import changes_of, clock, plain
 from radial_app.cli.terminal.batch import BatchView, show_batch, stderr

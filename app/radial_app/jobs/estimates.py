@@ -46,9 +46,9 @@ def estimate(
     """
     import torch
 
-    from radial.loading.fits import find_weights
     from radial.loading.load import choose_dtype
     from radial.loading.memory import needs_of
+    from radial.loading.memory_check import find_weights
 
     needs, on_h100, density = None, None, _density(request)
     with contextlib.suppress(RadialError):

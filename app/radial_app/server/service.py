@@ -17,7 +17,7 @@ from typing import Any
 from radial.advice import advise
 from radial.errors import OutputError, RequestError
 from radial.files import publish
-from radial.loading.fits import check_all_fit
+from radial.loading.memory_check import check_all_fit
 from radial.models.find import find_model
 from radial.request import GenerationRequest
 from radial.video.reader import decode_frames

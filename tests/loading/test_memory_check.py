@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from radial.errors import RequestError
-from radial.loading.fits import check_all_fit, check_fits, find_weights
+from radial.loading.memory_check import check_all_fit, check_fits, find_weights
 from radial.models.architecture import named_architectures, named_weights
 from radial.models.table import MODELS
 from radial.request import make_request
@@ -66,7 +66,7 @@ def test_a_clip_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_of_several_each_that_differs_is_asked(larger: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("radial.loading.fits.check_fits", asked.append)
+    monkeypatch.setattr("radial.loading.memory_check.check_fits", asked.append)
     small = make_request(prompt="a", seed=1).resolve()
     other = make_request(prompt="a", seed=1, **larger).resolve()
     check_all_fit([small, other, make_request(prompt="b", seed=2).resolve()])
