@@ -35,7 +35,8 @@ MAY_IMPORT = {
 STATIONS = [
     "radial_kernels.triton_runtime", "radial_kernels.block_sparse", "radial_kernels.fused",
     "radial.version", "radial.errors", "radial.files", "radial.plans", "radial.video", "radial.attention",
-    "radial.models", "radial.request", "radial.advice", "radial.adapters", "radial.loading", "radial.generation",
+    "radial.models", "radial.request", "radial.shorthands", "radial.advice", "radial.adapters",
+    "radial.loading", "radial.generation",
     "radial_finetune.world", "radial_finetune.objective", "radial_finetune.data", "radial_finetune.training",
     "radial_finetune.merge", "radial_finetune.pretrain", "radial_finetune.evaluate", "radial_finetune.cli",
     "radial_app.client", "radial_app.jobs", "radial_app.tuning", "radial_app.worker", "radial_app.server",

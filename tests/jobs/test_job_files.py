@@ -120,7 +120,7 @@ PROBLEMS: dict[str, tuple[str, str, list[str]]] = {
     "values": ("a.csv", "prompt,seed\na,1,2\n", [":2: more values than columns"]),
     "number": ("a.csv", "prompt,seed\na,one\n", [":2: seed must be"]),
     "yaml": ("a.yaml", "jobs:\n  - [\n", [": no YAML"]),
-    "yaml defaults": ("a.yaml", "jobs: [a, b]\ndefaults: {sed: 1}\n", ["unknown field 'sed'; did you mean seed?"]),
+    "yaml defaults": ("a.yaml", "jobs: [a, b]\ndefaults: {sed: 1}\n", ["unknown field 'sed'; did you mean seed or"]),
     "grid": ("a.jsonl", '{"prompt": "a", "grid": [1]}', [":1: grid must be a mapping"]),
     "yaml grid": ("a.yaml", "jobs:\n  - {prompt: a, grid: 3}\n", [":2: grid must be a mapping"]),
     "yaml key": ("a.yaml", "job: []\n", ["unknown key 'job'"]),

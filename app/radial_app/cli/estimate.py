@@ -16,6 +16,7 @@ from radial.models.find import find_model
 from radial.models.hub.download import Download, cached_folder, download_size_of
 from radial.models.spec import ModelSpec
 from radial.request import make_request
+from radial.shorthands import spell_out
 from radial_app.cli.jobs import clock
 from radial_app.cli.terminal.options import (
     DataDir,
@@ -24,6 +25,9 @@ from radial_app.cli.terminal.options import (
     NumFrames,
     NumInferenceSteps,
     PrecisionChoice,
+    Preset,
+    Seconds,
+    Size,
     Width,
 )
 from radial_app.jobs.estimates import estimate as estimate_for
@@ -34,7 +38,10 @@ def estimate(
     model: ModelName = "tiny",
     height: Height = None,
     width: Width = None,
+    size: Size = None,
     num_frames: NumFrames = None,
+    seconds: Seconds = None,
+    preset: Preset = None,
     num_inference_steps: NumInferenceSteps = None,
     attention: Annotated[
         Literal["radial", "dense"] | None, typer.Option(help="Which self-attention to use; radial by default.")
@@ -48,10 +55,12 @@ def estimate(
     from radial.loading.load import choose_device
     from radial.loading.memory import PROFILES, fit_profile, free_memory
 
-    request = make_request(
-        prompt="estimate", model=model, height=height, width=width, num_frames=num_frames, attention=attention,
-        num_inference_steps=num_inference_steps, precision=precision, device=device, seed=0,
-    ).resolve()  # fmt: skip
+    written = {
+        "prompt": "estimate", "model": model, "height": height, "width": width, "size": size, "num_frames": num_frames,
+        "seconds": seconds, "preset": preset, "attention": attention, "num_inference_steps": num_inference_steps,
+        "precision": precision, "device": device, "seed": 0,
+    }  # fmt: skip
+    request = make_request(**spell_out(written)).resolve()
     spec, place = find_model(request.model), choose_device(request.device)
     gpu = place.type == "cuda"
     planned, problem = _plan_download(spec)

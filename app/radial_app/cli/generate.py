@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,9 +12,8 @@ import typer
 from radial.errors import RequestError
 from radial.files import check_output
 from radial.loading.memory_check import check_fits
-from radial.models.find import find_model
-from radial.models.table import find_preset
 from radial.request import GenerationRequest, make_request, parse_lora
+from radial.shorthands import spell_out
 from radial.video.encoding import encoding_for
 from radial_app.cli.terminal.options import (
     Codec,
@@ -28,6 +28,9 @@ from radial_app.cli.terminal.options import (
     NumInferenceSteps,
     Overwrite,
     PrecisionChoice,
+    Preset,
+    Seconds,
+    Size,
     Width,
     takes_attention,
 )
@@ -38,12 +41,14 @@ from radial_app.jobs.store import JobStore
 
 @takes_attention
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What the clip shows.", metavar="PROMPT")],
+    prompt: Annotated[str, typer.Argument(help="What the clip shows; - reads it from stdin.", metavar="PROMPT")],
     negative_prompt: Annotated[str | None, typer.Option(help="What the clip should not show.")] = None,
     model: ModelName = "tiny",
     height: Height = None,
     width: Width = None,
+    size: Size = None,
     num_frames: NumFrames = None,
+    seconds: Seconds = None,
     fps: Annotated[int | None, typer.Option(help="Frames a second of the file.")] = None,
     num_inference_steps: NumInferenceSteps = None,
     guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompt.")] = None,
@@ -51,8 +56,10 @@ def generate(
     true_cfg_scale: Annotated[
         float | None, typer.Option(help="Above 1, HunyuanVideo heeds the negative prompt, in twice the time.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Settings that go together, such as 4-step.")] = None,
-    sampler: Annotated[Literal["model", "euler", "lcm", "unipc"], typer.Option(help="Another sampler.")] = "model",
+    preset: Preset = None,
+    sampler: Annotated[
+        Literal["model", "euler", "lcm", "unipc"] | None, typer.Option(help="Another sampler than the model's.")
+    ] = None,
     flow_shift: Annotated[float | None, typer.Option(help="Another shift of the noise schedule.")] = None,
     image: Annotated[str | None, typer.Option(help="Image the clip starts from.", metavar="FILE")] = None,
     last_image: Annotated[str | None, typer.Option(help="Image it ends on.", metavar="FILE")] = None,
@@ -113,25 +120,22 @@ def generate(
     if quiet or as_json:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
-    chosen = {
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-        "guidance_scale_2": guidance_scale_2,
-        "true_cfg_scale": true_cfg_scale,
-        "sampler": None if sampler == "model" else sampler,
-        "flow_shift": flow_shift,
-    }
-    settings = find_preset(preset, find_model(model)) if preset else {}
     written = dict(
-        prompt=prompt,
+        prompt=sys.stdin.read().strip() if prompt == "-" else prompt,
         negative_prompt=negative_prompt,
         model=model,
         height=height,
         width=width,
+        size=size,
         num_frames=num_frames,
+        seconds=seconds,
         fps=fps,
-        # What is given by name goes before the preset.
-        **(settings | {name: value for name, value in chosen.items() if value is not None}),
+        preset=preset,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        guidance_scale_2=guidance_scale_2,
+        true_cfg_scale=true_cfg_scale,
+        flow_shift=flow_shift,
         image=image,
         last_image=last_image,
         extend=extend,
@@ -150,7 +154,8 @@ def generate(
         memory=memory,
     )
     try:
-        request = anchored(make_request(**written))
+        sampled = written if sampler is None else written | {"sampler": sampler}
+        request = anchored(make_request(**spell_out(sampled)))
         request.check_files()
         request = request.resolve()
         place = _output(output, video_format, codec, crf, metadata, overwrite, request)

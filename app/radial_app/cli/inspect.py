@@ -16,12 +16,15 @@ from radial.files import check_output
 from radial.models.find import find_model
 from radial.models.table import MODELS
 from radial.request import make_request
+from radial.shorthands import spell_out
 from radial_app.cli.terminal.options import (
     Height,
     ModelName,
     NumFrames,
     NumInferenceSteps,
     Overwrite,
+    Seconds,
+    Size,
     Width,
     takes_attention,
 )
@@ -37,7 +40,9 @@ def inspect(
     model: ModelName = "tiny",
     height: Height = None,
     width: Width = None,
+    size: Size = None,
     num_frames: NumFrames = None,
+    seconds: Seconds = None,
     num_inference_steps: NumInferenceSteps = None,
     output: Annotated[Path | None, typer.Option(help="PNG to write; by default one under outputs/.")] = None,
     overwrite: Overwrite = False,
@@ -48,16 +53,11 @@ def inspect(
     from radial.plans.drawing import draw_plan, write_png
     from radial.plans.sketch import PlanSketch
 
-    request = make_request(
-        prompt="inspect",
-        model=model,
-        height=height,
-        width=width,
-        num_frames=num_frames,
-        num_inference_steps=num_inference_steps,
-        seed=0,
-        **attention,
-    ).resolve()
+    written = {
+        "prompt": "inspect", "model": model, "height": height, "width": width, "size": size, "num_frames": num_frames,
+        "seconds": seconds, "num_inference_steps": num_inference_steps, "seed": 0,
+    }  # fmt: skip
+    request = make_request(**spell_out(written | attention)).resolve()
     spec = find_model(model)
     clip = f"{spec.name}, {request.clip_width}x{request.clip_height}, {request.clip_frames} frames"
     path = free_name(OUTPUT_FOLDER / f"plan-{slug(clip)}.png") if output is None else output

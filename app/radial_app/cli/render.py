@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,9 @@ from radial_app.jobs.results import free_name
 from radial_app.jobs.store import JobStore, new_id
 from radial_app.worker.pool import WorkerPool, own_devices
 
-JobFiles = Annotated[list[Path], typer.Argument(help="Files of jobs: .txt, .csv, .jsonl or .yaml.", metavar="JOBS...")]
+JobFiles = Annotated[
+    list[Path], typer.Argument(help="Files of jobs: .txt, .csv, .jsonl or .yaml; - for stdin.", metavar="JOBS...")
+]
 Template = Annotated[
     str | None,
     typer.Option("--output", help="Names of the videos, such as '{index:03}-{slug}-{seed}.mp4'.", metavar="TEMPLATE"),
@@ -71,7 +74,7 @@ def render(
 ) -> None:
     """Render all jobs of files. Exit codes: 0 all made, 1 some failed, 2 errors in a file, 130 Ctrl+C."""
     output = output_of(template, video_format, codec, crf, metadata)
-    batch = f"{files[0].stem}-{new_id()}"
+    batch = f"{'stdin' if str(files[0]) == '-' else files[0].stem}-{new_id()}"
     jobs = read_all(files, output, defaults, batch)
     with JobStore(data_dir) as store:
         store.recover()
@@ -155,11 +158,21 @@ def read_all(files: list[Path], output: Output, defaults: list[str] | None, batc
     jobs: list[Job] = []
     problems: list[str] = []
     counts: dict[str, int] = {}
+    warnings: list[str] = []
     for file in files:
+        text = None
+        if str(file) == "-":  # prompts a line, or objects
+            text = sys.stdin.read()
+            file = Path("stdin.jsonl" if text.lstrip().startswith('{"') else "stdin.txt")
         try:
-            jobs += read_jobs(file, output=output, defaults=changes_of(defaults), batch=batch, counts=counts)
+            jobs += read_jobs(
+                file, output=output, defaults=changes_of(defaults), batch=batch, counts=counts, warnings=warnings,
+                text=text,
+            )  # fmt: skip
         except JobFileError as error:
             problems += error.problems
+    for warning in warnings:
+        stderr.print(f"[yellow]note:[/] {escape(warning)}", highlight=False)
     if problems:
         raise JobFileError(problems)
     jobs = [replace(job, index=index) for index, job in enumerate(jobs, 1)]

@@ -18,6 +18,7 @@ from radial.errors import RadialError, RequestError
 from radial.models.find import find_model, transformer_files_in
 from radial.models.table import MODELS
 from radial.request import GenerationRequest, explain, make_request
+from radial.shorthands import spell_out
 from radial.video.encoding import Encoding
 
 State = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
@@ -214,7 +215,7 @@ def changed_request(request: GenerationRequest, changes: dict[str, Any]) -> Gene
     Raises:
         RequestError: a value breaks a rule.
     """
-    fields = json.loads(request.model_dump_json())
+    fields, changes = json.loads(request.model_dump_json()), spell_out(changes, request)
     try:
         spec = find_model(request.model)
     except RadialError as error:  # it was deleted or moved

@@ -12,7 +12,6 @@ import io
 import itertools
 import json
 import os
-import random
 import re
 import stat
 from collections.abc import Iterator
@@ -26,23 +25,24 @@ from pydantic import ValidationError
 from radial.errors import RadialError, RequestError
 from radial.models.lora_settings import adapter_file, check_adapter_file
 from radial.request import GenerationRequest, explain, parse_lora
+from radial.shorthands import SHORTHANDS, spell_out
 from radial_app.jobs.job import Job, Output, anchored, digest_of
+from radial_app.jobs.prompts import draw_words, expand_prompt, numbered_lines
+from radial_app.jobs.yaml_file import load_yaml
 
 MAX_BYTES = 20_000_000
 MAX_JOBS = 100_000
 KINDS = (".txt", ".csv", ".jsonl", ".yaml", ".yml")
 _OWN = ("lora", "output", "priority")  # what a row may say beside the fields of a request
-_FIELDS = (*GenerationRequest.model_fields, *_OWN)
-_WILDCARD = re.compile(r"__([A-Za-z0-9_-]+?)__")
+_FIELDS = (*GenerationRequest.model_fields, *SHORTHANDS, *_OWN)
 _Row = tuple[int, dict[str, Any]]  # a line, and the values of the job that it is about
-_CHOICE = re.compile(r"\{([^{}]*)\}")
 
 
 def check_fields(values: dict[str, Any], whose: str) -> None:
     """Raise RequestError for a field that jobs have not got."""
-    if unknown := next((name for name in values if name not in (*_FIELDS, "size")), None):
-        near = difflib.get_close_matches(unknown, _FIELDS, 1)
-        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(_FIELDS)}"
+    if unknown := next((name for name in values if name not in _FIELDS), None):
+        near = difflib.get_close_matches(unknown, _FIELDS, 3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else f"; known are {', '.join(_FIELDS)}"
         raise RequestError(f"{whose}: unknown field {unknown!r}{hint}")
 
 
@@ -57,12 +57,14 @@ class JobFileError(RequestError):
 
 def read_jobs(
     path: Path, *, output: Output, defaults: dict[str, Any] | None = None, batch: str = "",
-    counts: dict[str, int] | None = None,
+    counts: dict[str, int] | None = None, warnings: list[str] | None = None, text: str | None = None,
 ) -> list[Job]:  # fmt: skip
     """The jobs of a file, resolved and checked.
 
     Args:
         path: the file; its suffix tells its kind, and paths in it are relative to its folder.
+        warnings: takes what looks like a slip and is none for certain.
+        text: what it holds, where that was read already.
         output: where results go, unless a row has an ``output`` of its own.
         defaults: values of fields that a row leaves open.
         batch: name of the batch.
@@ -71,7 +73,8 @@ def read_jobs(
     Raises:
         JobFileError: with all problems.
     """
-    text = _read(path)
+    text = _read(path) if text is None else text
+    warnings = [] if warnings is None else warnings
     problems: list[str] = []
     rows, wildcards = _rows(path, text, problems)
     jobs: list[Job] = []
@@ -79,7 +82,8 @@ def read_jobs(
     for line, given in rows:
         source = f"{path.name}:{line}"
         try:
-            for values in _expand({**(defaults or {}), **given}, path.parent, wildcards):
+            slips: list[str] = []
+            for values in _expand({**(defaults or {}), **given}, path.parent, wildcards, slips):
                 if len(jobs) >= MAX_JOBS:
                     raise RequestError(f"more than {MAX_JOBS:,} jobs; split the file")
                 job = _make_job(values, path.parent, output, batch, source, len(jobs) + 1)
@@ -88,6 +92,7 @@ def read_jobs(
                     written = GenerationRequest.model_validate(_request_fields(values))
                     job = replace(job, digest=digest_of(anchored(written, path.parent), job.output, again))
                 jobs.append(job)
+            warnings += [f"{source}: {slip}" for slip in dict.fromkeys(slips)]
         except ValidationError as error:
             problems += [f"{source}: {explain(problem)}" for problem in error.errors()]
         except RadialError as error:
@@ -127,8 +132,7 @@ def _read(path: Path) -> str:
 def _rows(path: Path, text: str, problems: list[str]) -> tuple[list[_Row], dict[str, list[str]]]:
     kind = path.suffix.lower()
     if kind == ".txt":
-        lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
-        return [(number, {"prompt": line}) for number, line in lines if line and not line.startswith("#")], {}
+        return [(number, {"prompt": line}) for number, line in numbered_lines(text)], {}
     if kind == ".csv":
         return list(_csv_rows(path, text, problems)), {}
     if kind == ".jsonl":
@@ -175,11 +179,7 @@ def _json_rows(path: Path, text: str, problems: list[str]) -> Iterator[_Row]:
 def _yaml_rows(path: Path, text: str, problems: list[str]) -> tuple[list[_Row], dict[str, list[str]]]:
     """``defaults``, ``grid`` and ``wildcards`` for all, and a list of ``jobs``; or the list alone."""
     try:
-        for token in yaml.scan(text, Loader=yaml.SafeLoader):
-            if isinstance(token, yaml.AliasToken):
-                raise yaml.MarkedYAMLError(problem="aliases are not supported", problem_mark=token.start_mark)
-        content = yaml.safe_load(text)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        content, root = load_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -226,13 +226,15 @@ def _yaml_rows(path: Path, text: str, problems: list[str]) -> tuple[list[_Row], 
     wildcards: dict[str, list[str]] = {}
     for name, given in parts["wildcards"].items():
         options = given if isinstance(given, list) else [given]
-        wildcards[name] = [str(option) for option in options]
+        wildcards[name] = [str(option).lower() if isinstance(option, bool) else str(option) for option in options]
         if not options or not all(isinstance(option, (str, int, float)) for option in options):
             problems.append(f"{path.name}: the wildcard {name} must be a list of words")
     return rows, wildcards
 
 
-def _expand(values: dict[str, Any], folder: Path, wildcards: dict[str, list[str]]) -> Iterator[dict[str, Any]]:
+def _expand(
+    values: dict[str, Any], folder: Path, wildcards: dict[str, list[str]], warnings: list[str]
+) -> Iterator[dict[str, Any]]:
     """One row's jobs: the product of its grid, of the choices in its prompt, and of the files its image names."""
     grid = values.pop("grid", None) or {}
     if not isinstance(grid, dict) or not all(isinstance(name, str) for name in grid):
@@ -247,14 +249,12 @@ def _expand(values: dict[str, Any], folder: Path, wildcards: dict[str, list[str]
         axes.append(("image", found))
     for combination in itertools.product(*(options for _, options in axes)):
         chosen = values | dict(zip((name for name, _ in axes), combination, strict=True))
-        if "size" in chosen:
-            chosen |= _size(chosen.pop("size"))
         prompt = chosen.get("prompt")
         if not isinstance(prompt, str):
             yield chosen
             continue
-        for text in _prompts(prompt, wildcards):
-            yield chosen | {"prompt": _fill_wildcards(text, folder, wildcards, str(chosen.get("seed", "")))}
+        for text in expand_prompt(prompt, wildcards, warnings):
+            yield chosen | {"prompt": draw_words(text, wildcards, folder, str(chosen.get("seed", "")))}
 
 
 def _named(output: Output, name: Any) -> Output:
@@ -268,51 +268,8 @@ def _named(output: Output, name: Any) -> Output:
     return Output.model_validate(fields)
 
 
-def _size(size: Any) -> dict[str, int]:
-    """WIDTHxHEIGHT."""
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", str(size).strip())
-    if not match:
-        raise RequestError(f"size must be WIDTHxHEIGHT, such as 832x480, not {size!r}")
-    return {"width": int(match[1]), "height": int(match[2])}
-
-
-def _prompts(prompt: str, wildcards: dict[str, list[str]]) -> Iterator[str]:
-    """All prompts of a template: ``{a|b}`` and, for a wildcard, ``{name}`` stand for each of their words."""
-    parts: list[list[str]] = []
-    end = 0
-    for match in _CHOICE.finditer(prompt):
-        if "|" in match[1]:
-            options = [option.strip() for option in match[1].split("|")]
-        elif match[1] in wildcards:
-            options = wildcards[match[1]]
-        else:
-            continue
-        parts += [[prompt[end : match.start()]], options]
-        end = match.end()
-    parts.append([prompt[end:]])
-    yield from ("".join(words) for words in itertools.product(*parts))
-
-
-def _fill_wildcards(prompt: str, folder: Path, wildcards: dict[str, list[str]], salt: str) -> str:
-    """``__name__`` becomes one of the wildcard's words, or of the lines of ``name.txt`` beside the job file."""
-    dice = random.Random(f"0 {salt} {prompt}")  # the same choices every time
-
-    def pick(match: re.Match[str]) -> str:
-        name = match[1]
-        options = wildcards.get(name)
-        if options is None and (folder / f"{name}.txt").is_file():
-            lines = (folder / f"{name}.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-            options = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-        if not options:
-            known = f"; known are {', '.join(wildcards)}" if wildcards else ""
-            raise RequestError(f"no wildcard {name!r}, and no {name}.txt beside the job file{known}")
-        return dice.choice(options)
-
-    return _WILDCARD.sub(pick, prompt)
-
-
 def _request_fields(values: dict[str, Any]) -> dict[str, Any]:
-    fields = {name: value for name, value in values.items() if name not in _OWN}
+    fields = spell_out({name: value for name, value in values.items() if name not in _OWN})
     if "lora" in values:
         given = values["lora"] if isinstance(values["lora"], list) else [values["lora"]]
         fields["loras"] = [parse_lora(entry) if isinstance(entry, str) else entry for entry in given]

@@ -21,7 +21,8 @@ from radial.models.find import HUB_ID, SINGLE_FILES, find_model
 from radial.models.hub.download import cached_folder, is_whole
 from radial.models.lora_settings import BUNDLED_ADAPTER, check_adapter_file
 from radial.models.table import MODELS
-from radial.request import MAX_FRAMES, MAX_LORAS, GenerationRequest, make_request
+from radial.request import MAX_LORAS, GenerationRequest, make_request
+from radial.shorthands import SHORTHANDS, spell_out
 from radial.video.images import picture_suffix
 from radial_app.jobs.folder import keep_private
 from radial_app.jobs.store import JobStore
@@ -127,25 +128,14 @@ class Inputs:
     def request(self, fields: dict[str, Any]) -> GenerationRequest:
         """The request that a web user's fields make, with files in place of ids and names; still unresolved.
 
-        ``seconds`` may stand in place of ``num_frames``.
+        What :func:`spell_out` knows may stand in place of fields.
 
         Raises:
             RequestError: a field breaks a rule, or names what is not there.
         """
-        seconds = fields.get("seconds")
-        request = make_request(**{name: value for name, value in fields.items() if name != "seconds"})
+        request = make_request(**{name: value for name, value in fields.items() if name not in SHORTHANDS})
         found = self.translate(request.model_dump(include={*_OWN_FILES, "model", "loras"}))
-        if seconds is not None:
-            spec = find_model(found["model"])
-            fps = request.fps or spec.fps
-            frames = max(1, round(seconds * fps))
-            if frames > MAX_FRAMES:
-                raise RequestError(
-                    f"seconds must be at most {MAX_FRAMES / fps:.4g} at {fps} frames a second, not {seconds:g}: "
-                    f"a clip has {MAX_FRAMES:,} frames at most"
-                )
-            found["num_frames"] = spec.snap_size(spec.height, spec.width, frames)[2]
-        return request.with_values(**found)
+        return make_request(**spell_out(fields | found))
 
     def translate(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Fields with files in place of the ids and names of uploads, models and adapters.

@@ -24,30 +24,13 @@ _STATUS: dict[State, Status] = {
 
 
 class VideoRequest(GenerationRequest):
-    """A request as it comes over the web. Beside the fields of a request it may say ``size`` (WIDTHxHEIGHT) and
-    ``seconds``, as OpenAI's clients do. Images and clips are ids of uploads or ``video:ID`` of a finished video;
-    adapters and checkpoints are names."""
+    """A request as it comes over the web. Beside the fields of a request it may say ``size`` (WIDTHxHEIGHT),
+    ``seconds``, as OpenAI's clients do, and ``preset``. Images and clips are ids of uploads or
+    ``video:ID`` of a finished video; adapters and checkpoints are names."""
 
     size: str | None = Field(None, pattern=r"^\d{2,4}x\d{2,4}$")
     seconds: float | None = Field(None, gt=0, le=600)
-
-    def written(self) -> dict[str, Any]:
-        """The fields that were given, with size as height and width; ``seconds`` stay: what they are in frames, the
-        model says.
-
-        Raises:
-            RequestError: they say the same thing twice.
-        """
-        fields = self.model_dump(mode="json", exclude_unset=True, exclude={"size"})
-        if self.seconds is None:
-            fields.pop("seconds", None)
-        if self.size is not None:
-            if self.height is not None or self.width is not None:
-                raise RequestError("give size, or height and width")
-            fields["width"], fields["height"] = map(int, self.size.split("x"))
-        if self.seconds is not None and self.num_frames is not None:
-            raise RequestError("give seconds or num_frames")
-        return fields
+    preset: str | None = Field(None, max_length=40)
 
 
 def read_request(fields: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +40,7 @@ def read_request(fields: dict[str, Any]) -> dict[str, Any]:
         RequestError: a field breaks a rule.
     """
     try:
-        return VideoRequest.model_validate(fields).written()
+        return VideoRequest.model_validate(fields).model_dump(mode="json", exclude_unset=True)
     except ValidationError as error:
         raise RequestError("; ".join(explain(problem) for problem in error.errors())) from error
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from radial.models.table import PRESETS
+
 Format = Annotated[
     Literal["mp4", "webm", "gif", "png"] | None,
     typer.Option("--format", help="Kind of file; png is a folder of frames."),
@@ -32,6 +34,9 @@ ModelName = Annotated[
 ]
 Height = Annotated[int | None, typer.Option(help="Height in pixels.")]
 Width = Annotated[int | None, typer.Option(help="Width in pixels.")]
+Size = Annotated[str | None, typer.Option(help="Width and height in one, such as 832x480.", metavar="WIDTHxHEIGHT")]
+Seconds = Annotated[float | None, typer.Option(help="Length in seconds, in place of frames.")]
+Preset = Annotated[str | None, typer.Option(help=f"Settings that go together: {', '.join(PRESETS)}.", metavar="NAME")]
 NumFrames = Annotated[int | None, typer.Option(help="Length in frames.")]
 NumInferenceSteps = Annotated[int | None, typer.Option(help="Denoising steps.")]
 Force = Annotated[

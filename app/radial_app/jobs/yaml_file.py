@@ -1,0 +1,61 @@
+"""YAML as people mean it: words stay words, numbers are whole or refused, and no key is there twice."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+_TWO_WAYS = "!read-in-two-ways"
+
+
+class _Loader(yaml.SafeLoader):
+    """Types by YAML 1.2's core schema: ``no``, ``on``, ``1:30`` and dates are words."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        first: dict[Any, int] = {}
+        for key, _ in node.value:
+            if key.value in first:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value} is there twice, first in line {first[key.value]}", problem_mark=key.start_mark
+                )
+            first[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+    def refuse(self, node: Any) -> Any:
+        """A number that YAML's versions read in two ways."""
+        plain = re.sub(r"^([-+]?)0+(?=\d)", r"\1", node.value.replace("_", ""))
+        raise yaml.MarkedYAMLError(
+            problem=f"{node.value} is read in two ways by versions of YAML; write {plain}, or {node.value!r} for words",
+            problem_mark=node.start_mark,
+        )
+
+
+_Loader.yaml_implicit_resolvers = {}
+for tag, pattern, first in (
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    (_TWO_WAYS, r"[-+]?(?:0[0-9_]*[0-9]|[1-9][0-9]*_[0-9_]*|0[xob][0-9a-fA-F_]+)", list("-+0123456789")),
+    ("tag:yaml.org,2002:int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+    (
+        "tag:yaml.org,2002:float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+):
+    _Loader.add_implicit_resolver(tag, re.compile(rf"^(?:{pattern})$"), first)
+_Loader.add_constructor(_TWO_WAYS, _Loader.refuse)
+
+
+def load_yaml(text: str) -> tuple[Any, Any]:
+    """What YAML says, and the nodes that tell its lines.
+
+    Raises:
+        yaml.YAMLError: it is none, or can be read in two ways; ``problem_mark`` says where.
+        ValueError, RecursionError: it is none.
+    """
+    for token in yaml.scan(text, Loader=_Loader):
+        if isinstance(token, yaml.AliasToken):
+            raise yaml.MarkedYAMLError(problem="aliases are not supported", problem_mark=token.start_mark)
+    return yaml.load(text, Loader=_Loader), yaml.compose(text, Loader=_Loader)
