@@ -26,7 +26,7 @@ from radial.video.encoding import Encoding, encode
 from radial_app.cli.receipts import request_of
 from radial_app.cli.render import enqueue, output_of, read_all
 from radial_app.jobs.job import Output
-from radial_app.jobs.job_files import read_jobs
+from radial_app.jobs.lists.job_files import read_jobs
 from radial_app.jobs.store import JobStore
 from radial_app.worker.pool import WorkerPool
 

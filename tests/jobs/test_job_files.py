@@ -15,7 +15,7 @@ from PIL import Image
 from radial import RadialError
 from radial.request import GenerationRequest, make_request
 from radial_app.jobs.job import Job, Output
-from radial_app.jobs.job_files import KINDS, JobFileError, read_jobs
+from radial_app.jobs.lists.job_files import KINDS, JobFileError, read_jobs
 
 OUTPUT = Output(folder="/out")
 

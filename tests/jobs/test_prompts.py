@@ -15,8 +15,8 @@ from radial.shorthands import spell_out
 from radial_app.cli.main import main
 from radial_app.cli.render import read_all
 from radial_app.jobs.job import Output, changed_request
-from radial_app.jobs.job_files import JobFileError, read_jobs
-from radial_app.jobs.prompts import draw_words, expand_prompt
+from radial_app.jobs.lists.job_files import JobFileError, read_jobs
+from radial_app.jobs.lists.prompts import draw_words, expand_prompt
 
 WORDS = {"animal": ["fox", "owl"], "odd": ["a|b", "{c}", "#d"]}
 

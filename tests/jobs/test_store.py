@@ -6,12 +6,15 @@ import multiprocessing
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from radial import OutputError, RequestError
 from radial.request import make_request
@@ -78,6 +81,38 @@ def test_order_priority_and_moves(store: JobStore) -> None:
     assert prompts(store.find()) == ["2", "3", "4", "1", "0"]
     assert prompts([store.claim("w") for _ in range(5)]) == ["2", "3", "4", "1", "0"]  # type: ignore[misc]
     assert store.claim("w") is None
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["move", "pause", "resume", "prioritise", "add"]), st.integers(0, 5),
+                       st.integers(1, 7)), max_size=14)
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_a_moved_job_stays_where_it_was_put(steps: list[tuple[str, int, int]]) -> None:
+    """Among all jobs that are seen to wait, paused ones included, whatever happens to others."""
+    with tempfile.TemporaryDirectory() as folder, JobStore(Path(folder)) as store:
+        ids = [job.id for job in store.add(jobs(4))]
+        for what, which, place in steps:
+            id_ = ids[which % len(ids)]
+            before = [job.id for job in store.find()]
+            if what == "move":
+                store.move(id_, place)
+                rest = [one for one in before if one != id_]
+                rest.insert(min(place - 1, len(rest)), id_)
+                assert [job.id for job in store.find()] == rest
+            elif what == "prioritise":
+                store.prioritise([id_], place - 3)
+                kept = [one for one in before if one != id_]
+                assert [job.id for job in store.find() if job.id != id_] == kept
+            elif what == "add":
+                ids += [job.id for job in store.add(jobs(1))]
+                assert [job.id for job in store.find() if job.id != ids[-1]] == before
+            else:
+                (store.pause if what == "pause" else store.resume)([id_])
+                assert [job.id for job in store.find()] == before
+        waiting = [job.id for job in store.find(("queued",))]
+        claimed = [found.id for found in iter(lambda: store.claim("w"), None)]
+        assert claimed == waiting
 
 
 def test_pause_cancel_retry_edit_duplicate_remove(store: JobStore) -> None:

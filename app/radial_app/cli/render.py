@@ -152,7 +152,7 @@ def read_all(files: list[Path], output: Output, defaults: list[str] | None, batc
     Raises:
         JobFileError: with the problems of all files.
     """
-    from radial_app.jobs.job_files import JobFileError, check_fields, read_jobs
+    from radial_app.jobs.lists.job_files import JobFileError, check_fields, read_jobs
 
     check_fields(changes_of(defaults), "--set")
     jobs: list[Job] = []

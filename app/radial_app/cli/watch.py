@@ -36,7 +36,7 @@ def watch(
 ) -> None:
     """Render job files as they come. What is new in a file that changes is rendered; problems are told in
     NAME.errors.txt beside it."""
-    from radial_app.jobs.job_files import KINDS, JobFileError
+    from radial_app.jobs.lists.job_files import KINDS, JobFileError
 
     if not folder.is_dir():
         raise RequestError(f"{folder} is not a folder")

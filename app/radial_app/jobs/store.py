@@ -294,11 +294,11 @@ class JobStore:
             database.execute("UPDATE jobs SET priority = ?, position = ? WHERE id = ?", (priority, position, id_))
 
     def _waiting(self, owner: str | None = None) -> list[sqlite3.Row]:
-        """Jobs that wait, all of them or one owner's, in the order of the queue."""
+        """Jobs that wait or are paused, all of them or one owner's, in the order in which they are seen."""
         with explained():
             return list(self._database.execute(
-                "SELECT id, priority, position FROM jobs WHERE state = 'queued' AND owner = COALESCE(?, owner) "
-                "ORDER BY priority DESC, position", (owner,),
+                "SELECT id, priority, position FROM jobs WHERE state IN ('queued', 'paused') "
+                "AND owner = COALESCE(?, owner) ORDER BY priority DESC, position", (owner,),
             ))  # fmt: skip
 
     def _move_among_own(self, id_: str, place: int, owner: str) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from radial.errors import ModelError, RadialError, RequestError
+from radial.errors import ModelError, RequestError
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.hub.download import cached_folder
 from radial.models.spec import ModelSpec
@@ -206,27 +205,3 @@ def _folder_of(spec: ModelSpec) -> Path | None:
         return checkpoint_folder(spec) or cached_folder(spec.source)
     except ModelError:
         return None
-
-
-def command_of(job: Job) -> str:
-    """The command that renders a job again."""
-    given = job.request.model_dump(mode="json")
-    try:
-        plain = GenerationRequest(prompt=job.request.prompt, model=job.request.model).resolve()
-        defaults = plain.model_dump(mode="json") | {"seed": None}
-    except RadialError:  # its model is not here any more: nothing is known to follow from it
-        defaults = dict.fromkeys(given)
-    parts = ["radial", "generate", job.request.prompt]
-    for name, value in given.items():
-        flag = f"--{name.replace('_', '-')}"
-        if name == "loras":
-            if value != defaults["loras"]:
-                parts += [part for lora in job.request.loras for part in ("--lora", str(lora))]
-        elif name != "prompt" and value is not None and value != defaults[name]:
-            if isinstance(value, bool):
-                parts.append(flag if value else f"--no-{flag[2:]}")
-            else:
-                parts += [flag, str(value)]
-    if job.request.prompt.startswith("-"):
-        parts = [*parts[:2], *parts[3:], "--", job.request.prompt]
-    return shlex.join(parts)

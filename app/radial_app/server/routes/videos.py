@@ -11,10 +11,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from radial.errors import RequestError
+from radial_app.jobs.command import command_of
 from radial_app.jobs.job import FINISHED, UNFINISHED
 from radial_app.server.limits.streams import Look, Streams
 from radial_app.server.service import Conflict, Missing, ServerPaths, Service
-from radial_app.server.views import Change, Deleted, Video, VideoList, VideoRequest, command_of, read_request
+from radial_app.server.views import Change, Deleted, Video, VideoList, VideoRequest, read_request
 
 Index = Annotated[int, Query(ge=0, le=999, description="Which of a job's videos.")]
 Filter = Literal["all", "waiting", "finished", "done", "failed", "favourites"]

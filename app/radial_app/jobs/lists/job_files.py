@@ -27,8 +27,8 @@ from radial.models.lora_settings import adapter_file, check_adapter_file
 from radial.request import GenerationRequest, explain, parse_lora
 from radial.shorthands import SHORTHANDS, spell_out
 from radial_app.jobs.job import Job, Output, anchored, digest_of
-from radial_app.jobs.prompts import draw_words, expand_prompt, numbered_lines
-from radial_app.jobs.yaml_file import load_yaml
+from radial_app.jobs.lists.prompts import draw_words, expand_prompt, numbered_lines
+from radial_app.jobs.lists.yaml_file import load_yaml
 
 MAX_BYTES = 20_000_000
 MAX_JOBS = 100_000

@@ -1,0 +1,65 @@
+"""The command line that makes a job's clip again."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from radial.errors import RadialError
+from radial.request import GenerationRequest, make_request
+from radial.video.encoding import Encoding
+from radial_app.jobs.job import Job
+
+# What other fields follow from where they are left open: said first, so that the rest is held against what follows.
+_FIRST = (
+    "model", "image", "last_image", "extend", "loras", "long_adapter", "num_frames", "num_inference_steps", "height",
+    "width",
+)  # fmt: skip
+_ALREADY_DONE = {"prompt", "snap"}  # sizes of a resolved request are legal
+
+
+def command_of(job: Job) -> str:
+    """The ``radial generate`` command that makes a job's videos again: all that is unlike what the command would take.
+
+    Where a job was made by an earlier version and has what the command cannot say, such as no shift of the noise
+    schedule, that is left out.
+    """
+    request = job.request
+    written: dict[str, Any] = {"prompt": request.prompt}
+    for name in _FIRST:
+        if getattr(request, name) != _following(written, name):
+            written[name] = _value(request, name)
+    for name in GenerationRequest.model_fields:
+        if name not in written and name not in _ALREADY_DONE and getattr(request, name) != _following(written, name):
+            written[name] = _value(request, name)
+    parts = ["radial", "generate"]
+    for name, value in written.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name == "prompt" or value is None:
+            continue
+        if name == "loras":
+            parts += [part for lora in request.loras for part in ("--lora", str(lora))]
+        elif isinstance(value, bool):
+            parts.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            parts += [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
+    encoding, plain = job.output.encoding, Encoding()
+    for name in ("format", "codec", "crf"):
+        if getattr(encoding, name) != getattr(plain, name):
+            parts += [f"--{name}", str(getattr(encoding, name))]
+    if not encoding.metadata:
+        parts.append("--no-metadata")
+    dashes = request.prompt.startswith("-")
+    return shlex.join([*parts, "--", request.prompt] if dashes else [*parts[:2], request.prompt, *parts[2:]])
+
+
+def _value(request: GenerationRequest, name: str) -> Any:
+    return request.model_dump(mode="json")[name]
+
+
+def _following(written: dict[str, Any], name: str) -> Any:
+    """What a field is where only this is written."""
+    try:
+        return getattr(make_request(**{"seed": 0} | written).resolve(), name) if name != "seed" else None
+    except RadialError:  # the model is not here any more, or needs what is still to be said
+        return GenerationRequest.model_fields[name].default
