@@ -80,6 +80,28 @@ def publish(path: Path, write: Callable[[Path], object], *, overwrite: bool) -> 
         discard(partial)
 
 
+def decode_text(content: bytes) -> str:
+    """Text in UTF-8, with or without a byte order mark, or in UTF-16 or UTF-32 with theirs. Nothing is guessed.
+
+    Raises:
+        ValueError: it is in another encoding; says where, and what it might be.
+    """
+    for mark, encoding in ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"),
+                           (b"\xfe\xff", "utf-16")):  # fmt: skip
+        if content.startswith(mark):
+            try:
+                return content.decode(encoding)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"is torn: its mark says {encoding.upper()}, and it ends within a letter") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        near = content[max(0, error.start - 12) : error.start + 12].decode("cp1252", "replace")
+        raise ValueError(
+            f"is not UTF-8, at byte {error.start}; as Windows-1252 it would say {near!r} there: save it as UTF-8"
+        ) from error
+
+
 def sync(path: Path) -> None:
     """Wait until a file's content, or that of all files in a folder, is on the disk, so that its name never comes to
     it before."""

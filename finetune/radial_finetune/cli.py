@@ -44,16 +44,21 @@ def prepare(
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode; one a core by default.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    inside: Annotated[
+        bool, typer.Option("--inside", help="Refuse files that lie outside the folder, where somebody else filled it.")
+    ] = False,
 ) -> None:
     """Cut videos into clips and encode them, once. What is there already is kept."""
     from radial.loading.load import load
     from radial.request import make_request
+    from radial_finetune.data.pictures import check_plots
     from radial_finetune.data.prepare import prepare as prepare_cache
     from radial_finetune.data.sources import find_sources
 
     if bucket and (num_frames or height or width):
         raise RequestError("--bucket says all three sizes; leave out --num-frames, --height and --width")
-    sources = find_sources(data)
+    check_plots()
+    sources = find_sources(data, inside=inside)
     shapes = [parse_bucket(text) for text in bucket or []]
     largest = max(shapes, default=None)
     request = make_request(

@@ -137,7 +137,7 @@ class Tuning:
         if (folder / "run").exists():
             raise RequestError(f"run {preparation.name} has trained already: take another name")
         self._check_alone()
-        arguments = ["finetune", "prepare", str(dataset), "--out", str(folder / "cache"), "--model", model]
+        arguments = ["finetune", "prepare", str(dataset), "--inside", "--out", str(folder / "cache"), "--model", model]
         for frames in preparation.num_frames:
             arguments += ["--num-frames", str(frames)]
         for option in ("height", "width"):

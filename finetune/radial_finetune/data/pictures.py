@@ -19,6 +19,15 @@ _PAPER, _INK = (250, 249, 246), (34, 34, 40)
 _COLOURS = ("#2a60b2", "#c2571a", "#3f8f4f", "#8a4fa8", "#b23a48", "#5b6770", "#a88a1f")
 
 
+def check_plots() -> None:
+    """Make sure, before work is spent, that plots can be drawn.
+
+    Raises:
+        RequestError: what draws them is not installed.
+    """
+    _figure(1, 1, (1, 1))
+
+
 def contact_sheet(clips: Sequence[tuple[str, Frames]], columns: int = 2, count: int = 5) -> Image.Image:
     """One strip of frames a clip under its title."""
     size, band = 96, 22
@@ -103,7 +112,7 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, An
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise RequestError("plots need matplotlib: pip install 'radial-video[train]'") from error
+        raise RequestError("plots need matplotlib: pip install matplotlib") from error
     figure = Figure(figsize=size, layout="constrained", facecolor="#faf9f6")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
 import json
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from radial.errors import RequestError, first_line
+from radial.files import decode_text
 from radial.video.clip import VIDEO_SUFFIXES
 
 _CAPTION_COLUMNS = ("caption", "text", "txt", "prompt")
@@ -30,23 +34,33 @@ class Source:
     content: Path | Callable[[], bytes] = field(compare=False)
 
 
-def find_sources(data: Path) -> list[Source]:
+# What systems and editors leave beside one's files.
+_NOT_ONES_OWN = re.compile(r"\..+|~\$.+|#.+#|.+~|__MACOSX|@eaDir")
+
+
+def find_sources(data: Path, *, inside: bool = False) -> list[Source]:
     """The videos of a folder with sidecar ``.txt`` files or a ``metadata.jsonl`` or ``.csv``, of such a table itself,
-    of a dataset that the ``datasets`` library saved or reads (Parquet), or of WebDataset shards (``.tar``).
+    of a dataset that the ``datasets`` library saved or reads (Parquet), or of WebDataset shards (``.tar``). Links are
+    followed; hidden files and those of editors are left out.
+
+    Args:
+        inside: whether files outside the folder are refused, as for folders that somebody else filled.
 
     Raises:
         RequestError: there is nothing to train on, or a caption or file is missing; the first are named.
     """
     table = data if data.suffix in (".jsonl", ".csv") else next((p for p in _tables(data) if p.is_file()), None)
     if table is not None:
-        return _read_table(table)
+        return _read_table(table, inside)
     if not data.exists():
         raise RequestError(f"there is no folder {data}")
     if _is_dataset(data):
-        return _read_dataset(data)
+        return _read_dataset(data, inside)
     if not data.is_dir():
         raise RequestError(f"{data} is neither a folder, a .jsonl or .csv table, nor a .tar of WebDataset")
-    files = sorted(p for p in data.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+    files = sorted(p for p in _walk(data) if p.suffix.lower() in VIDEO_SUFFIXES)
+    if inside and (outside := next((p for p in files if not _lies_in(p, data)), None)) is not None:
+        raise RequestError(f"{outside.relative_to(data)} lies outside the folder")
     if not files:
         raise RequestError(
             f"{data} has no videos ({', '.join(VIDEO_SUFFIXES)}), no metadata.jsonl or metadata.csv, no saved dataset, "
@@ -60,38 +74,64 @@ def find_sources(data: Path) -> list[Source]:
 
 def _read_caption(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        caption = decode_text(file.read_bytes()).strip()
+    except OSError as error:
         raise RequestError(f"cannot read the caption {file}: {first_line(error)}") from error
+    except ValueError as error:
+        raise RequestError(f"the caption {file} {error}") from error
+    if not caption:
+        raise RequestError(f"the caption {file} is empty; say what the clip shows")
+    return caption
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files of a folder and of those in it, linked ones too, each folder once."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not _NOT_ONES_OWN.fullmatch(name)]
+        yield from (Path(place) / name for name in files if not _NOT_ONES_OWN.fullmatch(name))
+
+
+def _lies_in(file: Path, folder: Path) -> bool:
+    return file.resolve().is_relative_to(folder.resolve())
 
 
 def _tables(folder: Path) -> tuple[Path, Path]:
     return folder / "metadata.jsonl", folder / "metadata.csv"
 
 
-def _read_table(table: Path) -> list[Source]:
+def _read_table(table: Path, inside: bool) -> list[Source]:
     rows: list[dict[str, Any]] = []
     try:
-        with table.open(encoding="utf-8", newline="") as content:
-            if table.suffix == ".csv":
-                rows = list(csv.DictReader(content))
-            else:
-                for number, line in enumerate(content, 1):
-                    if line.strip():
-                        try:
-                            rows.append(json.loads(line))
-                        except ValueError as error:
-                            raise RequestError(f"{table}, line {number}, is not JSON: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
+        text = decode_text(table.read_bytes())
+        if table.suffix == ".csv":
+            rows = list(csv.DictReader(io.StringIO(text)))
+        else:
+            for number, line in enumerate(text.split("\n"), 1):
+                if line.strip():
+                    try:
+                        rows.append(json.loads(line))
+                    except ValueError as error:
+                        raise RequestError(f"{table}, line {number}, is not JSON: {error}") from error
+    except OSError as error:
         raise RequestError(f"cannot read {table}: {first_line(error)}") from error
+    except (ValueError, csv.Error) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(f"{table} {error}") from error
     sources = []
     for number, row in enumerate(rows, 1):
         name = row.get("file") or row.get("file_name") if isinstance(row, dict) else None
         caption = _caption(row) if isinstance(row, dict) else None
         if not isinstance(name, str) or caption is None:
             raise RequestError(f"{table}, row {number}, must have a file and a caption")
-        file = (table.parent / name).resolve()
-        if not file.is_relative_to(table.parent.resolve()):
+        file = table.parent / name
+        if inside and not _lies_in(file, table.parent):
             raise RequestError(f"{table}, row {number}: {name} lies outside the folder")
         if not file.is_file():
             raise RequestError(f"{table}, row {number}: no file {name}")
@@ -115,7 +155,7 @@ def _is_dataset(data: Path) -> bool:
     return any((data / name).is_file() for name in saved) or any(data.glob("*.tar")) or any(data.rglob("*.parquet"))
 
 
-def _read_dataset(data: Path) -> list[Source]:
+def _read_dataset(data: Path, inside: bool) -> list[Source]:
     """Videos in a dataset stay where they are until they are decoded: only captions are read here."""
     try:
         import datasets
@@ -138,7 +178,7 @@ def _read_dataset(data: Path) -> list[Source]:
         caption = _caption(row)
         if caption is None:
             raise RequestError(f"{data}, row {number}, has no caption in any of {', '.join(_CAPTION_COLUMNS)}")
-        content = functools.partial(_read_video, rows, number, column, data)
+        content = functools.partial(_read_video, rows, number, column, data, inside)
         sources.append(Source(str(row.get("__key__", f"row {number}")), caption, content))
     if not sources:
         raise RequestError(f"{data} has no rows")
@@ -161,14 +201,14 @@ def _holds_videos(datasets: Any, rows: Any, column: str) -> bool:
     return isinstance(feature, datasets.Video) or embedded
 
 
-def _read_video(rows: Any, number: int, column: str, folder: Path) -> bytes:
+def _read_video(rows: Any, number: int, column: str, folder: Path, inside: bool) -> bytes:
     """One video out of a dataset."""
     video = rows[number][column]
     if video is None:
         raise OSError("the row has no video")
     if video["bytes"] is not None:
         return bytes(video["bytes"])
-    file = (folder / video["path"]).resolve()
-    if not file.is_relative_to(folder.resolve()):
+    file = folder / video["path"]
+    if inside and not _lies_in(file, folder):
         raise OSError(f"{video['path']} lies outside {folder}")
     return file.read_bytes()

@@ -23,6 +23,7 @@ import yaml
 from pydantic import ValidationError
 
 from radial.errors import RadialError, RequestError
+from radial.files import decode_text
 from radial.models.lora_settings import adapter_file, check_adapter_file
 from radial.request import GenerationRequest, explain, parse_lora
 from radial.shorthands import SHORTHANDS, spell_out
@@ -122,11 +123,13 @@ def _read(path: Path) -> str:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise JobFileError([f"{path}: larger than {MAX_BYTES // 1_000_000} MB"])
-        return content.decode("utf-8-sig")
+        return decode_text(content)
     except OSError as error:
         raise JobFileError([f"{path}: cannot be read: {error.strerror or error}"]) from error
-    except UnicodeDecodeError as error:
-        raise JobFileError([f"{path}: not UTF-8 text, at byte {error.start}"]) from error
+    except JobFileError:
+        raise
+    except ValueError as error:
+        raise JobFileError([f"{path}: {error}"]) from error
 
 
 def _rows(path: Path, text: str, problems: list[str]) -> tuple[list[_Row], dict[str, list[str]]]:

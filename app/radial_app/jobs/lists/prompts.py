@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from radial.errors import RequestError
+from radial.files import decode_text
 
 _SIGNS = "{}|#_"
 _HIDDEN = {sign: chr(0xE000 + index) for index, sign in enumerate(_SIGNS)}  # while a prompt is worked on
@@ -76,7 +77,10 @@ def draw_words(prompt: str, wildcards: Mapping[str, list[str]], folder: Path, sa
         name = match[1]
         options = wildcards.get(name)
         if options is None and (folder / f"{name}.txt").is_file():
-            text = (folder / f"{name}.txt").read_bytes().decode("utf-8-sig", "replace")
+            try:
+                text = decode_text((folder / f"{name}.txt").read_bytes())
+            except ValueError as error:
+                raise RequestError(f"the wildcard {name}.txt {error}") from error
             options = [line for _, line in numbered_lines(text)]
         if not options:
             known = f"; known are {', '.join(wildcards)}" if wildcards else ""
