@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from radial.loading.quantize import narrow_linears
 from radial.loading.transformer_file import is_gguf, load_transformer_file
 from radial.models.architecture import check_whole
 from radial.models.checkpoint import check_checkpoint, checkpoint_folder, components_of, spec_in
-from radial.models.find import find_model, pipeline_of
+from radial.models.find import check_packages, find_model, pipeline_of
 from radial.models.hub.download import OnProgress, cached_folder, download, find_local
 from radial.models.lora_settings import adapter_file, check_adapter_file
 from radial.models.spec import ModelSpec
@@ -65,19 +64,6 @@ def fetch(request: GenerationRequest, on_download: OnProgress = lambda done, tot
         or find_local(spec.source, without)
         or download(spec.source, on_download, without=without)
     )
-
-
-def check_packages(spec: ModelSpec) -> None:
-    """Raise where a package that a model needs is not installed, before anything is downloaded for it.
-
-    Raises:
-        ModelError: it is not; the command that installs it is named.
-    """
-    missing = [name for name in spec.packages if importlib.util.find_spec(name) is None]
-    if any(file.suffix == ".gguf" for file in spec.own_weights.values()) and importlib.util.find_spec("gguf") is None:
-        missing.append("gguf")
-    if missing:
-        raise ModelError(f"{spec.name} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def load(

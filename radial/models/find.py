@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from dataclasses import replace
@@ -47,6 +48,19 @@ def find_model(name: str, *, online: bool = True) -> ModelSpec:
         f"unknown model {name[:200]!r}{meant}; a hub id like org/name, a checkpoint folder or a transformer's file is "
         "taken, too"
     )
+
+
+def check_packages(spec: ModelSpec) -> None:
+    """Raise where a package that a model needs is not installed, before anything is downloaded for it.
+
+    Raises:
+        ModelError: it is not; the command that installs it is named.
+    """
+    missing = [name for name in spec.packages if importlib.util.find_spec(name) is None]
+    if any(file.suffix == ".gguf" for file in spec.own_weights.values()) and importlib.util.find_spec("gguf") is None:
+        missing.append("gguf")
+    if missing:
+        raise ModelError(f"{spec.name} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def transformer_files_in(name: str) -> list[Path]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from radial.plans.pattern import RadialPattern, Variant
-from radial.plans.planner import Planner, StaticPlanner
 from radial.plans.policy import Schedule
+
+if TYPE_CHECKING:
+    from radial.plans.planner import Planner
 
 Kind = Literal["radial", "dense"]
 Decay = Annotated[float, Field(gt=0, le=16)]
@@ -48,6 +50,8 @@ class AttentionSettings(BaseModel):
     @property
     def planners(self) -> tuple[Planner, ...]:
         """What computes the layers that are not dense."""
+        from radial.plans.planner import StaticPlanner  # brings torch, which takes seconds
+
         return (StaticPlanner(self.pattern, self.block_size),)
 
     @property

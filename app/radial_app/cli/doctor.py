@@ -20,10 +20,9 @@ from rich.table import Table
 
 from radial.errors import RadialError
 from radial.files import existing_folder
-from radial.loading.load import check_packages
 from radial.loading.memory_check import check_fits
 from radial.models.checkpoint import checkpoint_folder
-from radial.models.find import find_model
+from radial.models.find import check_packages, find_model
 from radial.models.hub.download import check_disk, download_size_of, find_local
 from radial.request import make_request
 from radial_app.cli.terminal.options import DataDir
