@@ -137,7 +137,7 @@ def test_sizes_presets_and_positions(quick: Any, wan_folder: Path) -> None:
     assert code == 0, err
     request = read_receipt(Path("a.mp4"))["request"]
     assert (request["height"], request["num_inference_steps"], request["guidance_scale"]) == (32, 1, 1.0)
-    assert (request["sampler"], request["flow_shift"], request["riflex"]) == ("euler", 5.0, True)
+    assert (request["sampler"], request["flow_shift"], request["riflex"]) == ("lcm", 5.0, True)
 
 
 def test_notes_are_said_once_on_stderr(quick: Any, wan_folder: Path) -> None:
@@ -198,7 +198,8 @@ WRONG: dict[str, tuple[list[str], int, str]] = {
     "missing lora": (["--lora", "none.safetensors"], 1, "no LoRA file"),
     "pickled lora": (["--lora", "a.pt"], 1, "safetensors only"),
     "lora weight": (["--lora", "a.safetensors:strong"], 2, "FILE:WEIGHT"),
-    "no image": (["--image", "none.png"], 2, "does not start from an image"),
+    "no image": (["--image", "none.png"], 2, "image: no such file"),
+    "no model from images": (["--image", "there.png"], 2, "does not start from an image"),
     "unknown preset": (["--preset", "fast"], 2, "there is 4-step"),
     "unknown fit": (["--image-fit", "zoom"], 2, "image-fit"),
     "lora of another model": (["--lora", "wrong.safetensors"], 1, "does not fit this model"),
@@ -210,6 +211,7 @@ def test_wrong_use_is_one_line(quick: Any, name: str) -> None:
     arguments, expected, message = WRONG[name]
     Path("taken.mp4").write_text("kept")
     wrong_lora(Path("wrong.safetensors"))
+    Image.new("RGB", (48, 32)).save("there.png")
     code, out, err = quick(*arguments)
     assert code == expected, err
     assert message in err
@@ -217,7 +219,7 @@ def test_wrong_use_is_one_line(quick: Any, name: str) -> None:
     assert err.count("\n") == 1
     assert "Traceback" not in err
     assert Path("taken.mp4").read_text() == "kept"
-    assert sorted(os.listdir()) == ["taken.mp4", "wrong.safetensors"]
+    assert sorted(os.listdir()) == ["taken.mp4", "there.png", "wrong.safetensors"]
 
 
 def test_an_empty_prompt(in_empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -213,8 +213,8 @@ def hold(folder: Path, name: str, claimed: Any) -> None:
 def test_jobs_of_dead_workers_go_back(store: JobStore, data_folder: Path) -> None:
     (job,) = store.add(jobs(1))
     context = multiprocessing.get_context("spawn")
-    claimed: Any = context.Queue()
     for attempt in range(1, MAX_ATTEMPTS + 1):
+        claimed: Any = context.Queue()  # one each: a process that is killed may leave its lock behind
         process = context.Process(target=hold, args=(data_folder, f"w{attempt}", claimed))
         process.start()
         assert claimed.get(timeout=1800) == job.id
@@ -335,7 +335,9 @@ def test_names_from_templates() -> None:
     assert slug("A large red star, moving from left to right; on a striped background!") == (
         "a-large-red-star-moving-from-left-to-right-on-a-striped"
     )
-    assert slug("字") == "video"
+    assert slug("Ein größerer Kreis_für 字!") == "ein-größerer-kreis-für-字"
+    assert slug("e\u0301toile") == "\u00e9toile"
+    assert slug("!?") == "video"
 
 
 def test_ids_sort_by_time() -> None:

@@ -16,6 +16,7 @@ from radial.request import GenerationRequest, make_request, parse_lora
 from radial.shorthands import spell_out
 from radial.video.encoding import encoding_for
 from radial_app.cli.terminal.options import (
+    ATTENTION,
     Codec,
     Crf,
     DataDir,
@@ -32,13 +33,26 @@ from radial_app.cli.terminal.options import (
     Seconds,
     Size,
     Width,
+    in_groups,
     takes_attention,
 )
 from radial_app.cli.terminal.torchrun import is_other_rank
 from radial_app.jobs.job import DEFAULT_NAME, OUTPUT_FOLDER, Job, Output, anchored, make_output
 from radial_app.jobs.store import JobStore
 
+_GROUPS = {
+    "Clip": ("negative_prompt", "model", "height", "width", "size", "num_frames", "seconds", "fps", "seed",
+             "num_videos", "snap", "riflex"),
+    "Sampling": ("num_inference_steps", "guidance_scale", "guidance_scale_2", "true_cfg_scale", "preset", "sampler",
+                 "flow_shift"),
+    "Images and clips to start from": ("image", "last_image", "extend", "image_fit", "image_ground"),
+    "Adapters": ("lora", "long_adapter"),
+    "Attention": tuple(ATTENTION),
+    "Machine": ("device", "dtype", "precision", "memory", "force", "queue", "data_dir"),
+}  # fmt: skip
 
+
+@in_groups(_GROUPS)
 @takes_attention
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the clip shows; - reads it from stdin.", metavar="PROMPT")],
@@ -109,7 +123,10 @@ def generate(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the path.")] = False,
     **attention: Any,
 ) -> None:
-    """Generate a video from a prompt."""
+    """Generate a video from a prompt.
+
+    Example: radial generate "a red fox runs through snow" --model wan2.1-14b --size 832x480 --seconds 5 --seed 7
+    """
     from radial_app.cli.terminal.run_here import render_here
     from radial_app.worker.ranks import as_first_rank, take_orders
 

@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from radial.errors import RequestError
 from radial.files import check_output
 from radial.models.find import find_model
-from radial.models.table import MODELS
+from radial.models.spec import ModelSpec
+from radial.models.table import MODELS, PRESETS, nearest
 from radial.request import make_request
 from radial.shorthands import spell_out
 from radial_app.cli.terminal.options import (
@@ -46,6 +48,7 @@ def inspect(
     num_inference_steps: NumInferenceSteps = None,
     output: Annotated[Path | None, typer.Option(help="PNG to write; by default one under outputs/.")] = None,
     overwrite: Overwrite = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead of a table.")] = False,
     **attention: Any,
 ) -> None:
     """Draw which blocks of attention a clip computes, and what that should save."""
@@ -70,6 +73,14 @@ def inspect(
     dense = settings.policy.dense_share(spec.layers, request.num_inference_steps or 1)
     share = dense + (1 - dense) * plan.density
     grid = plan.grid
+    if as_json:
+        told = {
+            "model": spec.name, "tokens": grid.tokens, "grid": [grid.frames, grid.height, grid.width],
+            "block_size": plan.block_size, "blocks": plan.kept_blocks, "of": plan.rows**2, "density": plan.density,
+            "attention_computed": share, "drawn_in": str(path),
+        }  # fmt: skip
+        print(json.dumps(told, indent=2))
+        return
     table = Table(show_header=False, box=None)
     table.add_row("tokens", f"{grid.tokens:,} = {grid.frames} frames x {grid.height} x {grid.width}")
     table.add_row("blocks", f"{plan.kept_blocks:,} of {plan.rows**2:,} ({plan.block_size} tokens a block)")
@@ -88,19 +99,51 @@ def _expected_speed_up(plan: BlockPlan) -> str:
     return f"about {rate / plan.density:.1f}x over dense cuDNN on an H100 (at {rate:g} of its rate on kept blocks)"
 
 
-def models() -> None:
-    """List the models that have a name."""
-    table = Table()
-    table.add_column("name", no_wrap=True)
-    for column in ("what", "size", "frames", "starts from"):
-        table.add_column(column)
-    table.add_column("source", overflow="fold")
-    for spec in MODELS.values():
-        table.add_row(
-            spec.name, spec.summary, f"{spec.width}x{spec.height}", str(spec.num_frames),
-            " or ".join(spec.starts_from) or "Python only", spec.source,
+def models(
+    wanted: Annotated[str | None, typer.Argument(help="Only those that this word is said of.", metavar="WORD")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the models that have a name, and the presets; to another program a line each, parted by tabs."""
+    found = [spec for spec in MODELS.values() if wanted is None or _is_said(wanted, spec)]
+    if not found:
+        raise RequestError(f"no model with {wanted!r} in its name, source or description{nearest(str(wanted))}")
+    if as_json:
+        names = (
+            "name", "summary", "source", "starts_from", "width", "height", "num_frames", "native_frames", "fps",
+            "num_inference_steps", "guidance_scale", "guidance_scale_2", "flow_shift", "negative_prompt",
         )  # fmt: skip
-    Console().print(table)
+        told = [{name: getattr(spec, name) for name in names} for spec in found]
+        print(json.dumps({"data": told, "presets": PRESETS}, indent=2, ensure_ascii=False))
+        return
+    rows = [
+        (spec.name, spec.summary, f"{spec.width}x{spec.height}", str(spec.num_frames),
+         " or ".join(spec.starts_from) or "Python only", spec.source)
+        for spec in found
+    ]  # fmt: skip
+    console = Console()
+    if not console.is_terminal:
+        for row in rows:
+            print("\t".join(row))
+        return
+    if console.width < 110:  # too narrow for a table: what there is to choose by
+        for name, summary, size, frames, starts, source in rows:
+            console.print(f"[bold]{name}[/]  {summary}", highlight=False)
+            console.print(f"  {size}, {frames} frames, from {starts}\n  {source}", style="dim", highlight=False)
+    else:
+        table = Table(box=None)
+        for column in ("name", "what", "size", "frames", "starts from", "source"):
+            table.add_column(column, no_wrap=column in ("name", "size"), overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    told_presets = (
+        f"{name} ({', '.join(f'{key} {value:g}' for key, value in fields.items())})" for name, fields in PRESETS.items()
+    )
+    console.print(f"presets: {'; '.join(told_presets)}", highlight=False)
+
+
+def _is_said(word: str, spec: ModelSpec) -> bool:
+    return word.lower() in f"{spec.name} {spec.summary} {spec.source} {' '.join(spec.starts_from)}".lower()
 
 
 def lora(

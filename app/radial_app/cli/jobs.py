@@ -87,13 +87,13 @@ def show(job: Id) -> None:
 @app.command()
 def pause(jobs: Ids) -> None:
     """Hold jobs; running ones stop after their step and keep what they have."""
-    _change("paused", jobs, ("queued", "running"), lambda store, ids: store.pause(ids))
+    _change("paused", jobs, ("queued", "running"), ("paused",), lambda store, ids: store.pause(ids))
 
 
 @app.command()
 def resume(jobs: Ids) -> None:
     """Put paused jobs back into the queue."""
-    _change("resumed", jobs, ("paused",), lambda store, ids: store.resume(ids))
+    _change("resumed", jobs, ("paused",), ("queued", "running"), lambda store, ids: store.resume(ids))
 
 
 @app.command()
@@ -101,13 +101,19 @@ def cancel(
     jobs: Ids, keep: Annotated[bool, typer.Option("--keep/--discard", help="Decode what running jobs have.")] = False
 ) -> None:
     """Give jobs up."""
-    _change("cancelled", jobs, ("queued", "running", "paused"), lambda store, ids: store.cancel(ids, keep=keep))
+    _change(
+        "cancelled",
+        jobs,
+        ("queued", "running", "paused"),
+        ("cancelled",),
+        lambda store, ids: store.cancel(ids, keep=keep),
+    )
 
 
 @app.command()
 def retry(jobs: Ids) -> None:
     """Try failed or cancelled jobs again, from their last snapshot where there is one."""
-    _change("queued", jobs, ("failed",), lambda store, ids: store.retry(ids))
+    _change("queued", jobs, ("failed",), ("queued", "running"), lambda store, ids: store.retry(ids))
 
 
 @app.command()
@@ -142,7 +148,7 @@ def priority(jobs: Ids, value: Annotated[int, typer.Option(help="Higher goes fir
 @app.command()
 def remove(jobs: Ids) -> None:
     """Forget jobs that do not run; their videos stay."""
-    _change("removed", jobs, FINISHED, lambda store, ids: store.remove(ids))
+    _change("removed", jobs, FINISHED, (), lambda store, ids: store.remove(ids))
 
 
 @app.command()
@@ -267,9 +273,11 @@ def changes_of(given: list[str] | None) -> dict[str, Any]:
 
 
 def _change(
-    what: str, given: list[str], states: tuple[State, ...], act: Callable[[JobStore, list[str]], list[str]]
-) -> None:
-    """Do something to jobs and say which it was done to, and of the others how they stand."""
+    what: str, given: list[str], states: tuple[State, ...], wanted: tuple[State, ...],
+    act: Callable[[JobStore, list[str]], list[str]],
+) -> None:  # fmt: skip
+    """Do something to jobs and say which it was done to, and of the others how they stand; those that are as they were
+    ``wanted`` already are no error."""
     console = Console(stderr=True)
     with JobStore() as store:
         store.recover()
@@ -279,7 +287,8 @@ def _change(
     for id_ in changed:
         print(id_)
     for id_, state in others.items():
-        console.print(f"{id_} is {state}: not {what}", highlight=False)
+        told = f"{id_} is {state} already" if state in wanted else f"{id_} is {state}: not {what}"
+        console.print(told, highlight=False)
     console.print(f"{len(changed)} {what}", highlight=False)
-    if others:
+    if not set(others.values()) <= {*wanted}:
         raise typer.Exit(1)

@@ -43,7 +43,10 @@ def rerun(
         render_here(store, job)
 
 
-def verify(file: File) -> None:
+def verify(
+    file: File,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead of text.")] = False,
+) -> None:
     """Make a video again and compare the frames. Exit code 0: the same, 1: not."""
     from radial.generation.pipeline import generate
     from radial_app.cli.terminal.progress import Progress
@@ -63,10 +66,15 @@ def verify(file: File) -> None:
     if before.shape != after.shape:
         raise OutputError(f"{file} has other frames: {before.shape}, made again {after.shape}")
     error = np.abs(before.astype(np.int16) - after)
-    if not error.any():
+    same, noise = not error.any(), float(np.square(error.astype(np.float64)).mean())
+    if as_json:
+        differ = {what: {"then": then, "now": now} for what, then, now in differences(claimed, video.receipt)}
+        psnr = None if same else round(float(10 * np.log10(255**2 / noise)), 2)
+        print(json_text({"same": same, "psnr": psnr, "most": int(error.max()), "differences": differ}, indent=2))
+        raise typer.Exit(0 if same else 1)
+    if same:
         print("the same: every pixel of every frame")
         return
-    noise = float(np.square(error.astype(np.float64)).mean())
     print(f"not the same: {10 * np.log10(255**2 / noise):.1f} dB PSNR, off by {error.max()} of 255 at most")
     raise typer.Exit(1)
 

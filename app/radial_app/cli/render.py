@@ -45,6 +45,7 @@ Template = Annotated[
     str | None,
     typer.Option("--output", help="Names of the videos, such as '{index:03}-{slug}-{seed}.mp4'.", metavar="TEMPLATE"),
 ]
+_MOST_SHOWN = 50  # jobs of a dry run
 Defaults = Annotated[
     list[str] | None, typer.Option("--set", help="Value of a field that jobs leave open.", metavar="KEY=VALUE")
 ]
@@ -252,6 +253,8 @@ def _show_jobs(jobs: list[Job], store: JobStore, *, resume: bool) -> None:
         seconds = None if found.seconds is None else found.seconds * request.num_videos
         if not made:
             total, unknown = total + (seconds or 0), unknown + (seconds is None)
+        if job.index > _MOST_SHOWN:
+            continue
         name = job.output.path(job.name_values(request, 0))
         table.add_row(
             str(job.index), size, str(request.num_inference_steps),
@@ -263,6 +266,13 @@ def _show_jobs(jobs: list[Job], store: JobStore, *, resume: bool) -> None:
     console = Console()
     console.width = max(console.width, 120)
     console.print(table)
+    if len(jobs) > _MOST_SHOWN:
+        kinds = Counter(
+            (job.request.model, f"{job.request.width}x{job.request.height}, {job.request.num_frames}") for job in jobs
+        )
+        for (model, size), count in kinds.most_common(10):
+            stderr.print(f"{count} of {model} in {size}", highlight=False)
+        stderr.print(f"the first {_MOST_SHOWN} of {len(jobs)} are shown", highlight=False)
     told = f"about {clock(total)}" if unknown < len(jobs) else "nothing of the kind was made here before"
     more = f", and {unknown} of a kind not made here before" if 0 < unknown < len(jobs) else ""
     stderr.print(f"{len(jobs)} jobs into {jobs[0].output.folder}; {told}{more}", highlight=False)

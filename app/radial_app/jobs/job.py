@@ -248,8 +248,8 @@ def digest_of(request: GenerationRequest, output: Output, count: int = 0) -> str
 
 
 def slug(text: str, length: int = 60) -> str:
-    """A prompt as a file name: ASCII letters, digits and dashes, cut between words."""
-    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    """A prompt as a file name: letters of every script, digits and dashes, cut between words."""
+    words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", text).lower()).strip("-")
     if len(words) > length:
         words = words[: length + 1].rpartition("-")[0] or words[:length]
     return words or "video"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from typer.models import OptionInfo
 
 from radial.models.table import PRESETS
 
@@ -47,7 +49,7 @@ DataDir = Annotated[
     Path | None, typer.Option(help="Folder of the queue; else RADIAL_DATA_DIR, or the platform's.", metavar="FOLDER")
 ]
 # What a user may set of how attention is computed, by the names of a request.
-_ATTENTION: dict[str, tuple[Any, str]] = {
+ATTENTION: dict[str, tuple[Any, str]] = {
     "attention": (Literal["radial", "dense"], "Which self-attention to use; radial by default."),
     "decay": (float, "Window of radial attention; smaller is sparser."),
     "sink_frames": (int, "Leading latent frames that every token attends to."),
@@ -58,6 +60,27 @@ _ATTENTION: dict[str, tuple[Any, str]] = {
     "dense_last_steps": (int, "Trailing steps that stay dense."),
     "block_size": (int, "Tokens a block: 16, 32, 64, 128 or 256."),
 }
+
+
+def in_groups(groups: dict[str, tuple[str, ...]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Have a command's help show its options in groups, by their names; what is in none stands under "File"."""
+    group_of = {name: group for group, names in groups.items() for name in names}
+
+    def group(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        parameters = []
+        for one in signature.parameters.values():
+            kind, *told = get_args(one.annotation) if get_origin(one.annotation) is Annotated else (one.annotation,)
+            if told and isinstance(told[0], OptionInfo):
+                option = copy.copy(told[0])
+                option.rich_help_panel = group_of.get(one.name, "File")
+                one = one.replace(annotation=Annotated[kind, option])
+            parameters.append(one)
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        return command
+
+    return group
 
 
 def takes_attention(command: Callable[..., None]) -> Callable[..., None]:
@@ -74,7 +97,7 @@ def takes_attention(command: Callable[..., None]) -> Callable[..., None]:
             name, inspect.Parameter.KEYWORD_ONLY, default=None,
             annotation=Annotated[kind | None, typer.Option(help=says)],
         )
-        for name, (kind, says) in _ATTENTION.items()
+        for name, (kind, says) in ATTENTION.items()
     ]  # fmt: skip
     signature = plain.replace(parameters=[*own, *added])
     run.__signature__ = signature  # type: ignore[attr-defined]

@@ -22,7 +22,8 @@ _WORDS = {
 
 
 class Progress:
-    """A line per clip, moving through the stages; none when hidden or where stderr is no terminal."""
+    """A line per clip, moving through the stages; none when hidden or where stderr is no terminal. ``stage`` is the one
+    that the clip is in."""
 
     def __init__(self, console: Console, *, hidden: bool = False) -> None:
         self._bar = progress.Progress(
@@ -39,7 +40,7 @@ class Progress:
             redirect_stdout=False,  # paths printed meanwhile belong on stdout
         )
         self._task: progress.TaskID | None = None
-        self._stage = ""
+        self.stage = ""
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -52,7 +53,7 @@ class Progress:
         """Show a stage; without steps its bar pulses."""
         if self._task is not None:
             self._bar.remove_task(self._task)
-        self._stage = stage
+        self.stage = stage
         shown = f"0/{steps}" if steps else ""
         self._task = self._bar.add_task(_WORDS[stage], total=steps, steps=shown)
 
@@ -68,7 +69,7 @@ class Progress:
         if event.note:
             self._bar.console.print(f"[yellow]note:[/] {escape(event.note)}", highlight=False, soft_wrap=True)
             return
-        if event.step == 0 or event.stage != self._stage:
+        if event.step == 0 or event.stage != self.stage:
             self.begin(event.stage, event.steps or None)
         if event.step and self._task is not None:
             self._bar.update(self._task, completed=event.step, steps=f"{event.step}/{event.steps}")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -58,8 +62,15 @@ def render_here(
                          f"{_goes_on(store, worker.job)}", soft_wrap=True)  # fmt: skip
 
         try:
-            with last_words(say_what_is_kept) if ranks else contextlib.nullcontext():
+            with contextlib.ExitStack() as stack:
+                asked: list[bool] = []
+                if ranks:
+                    stack.enter_context(last_words(say_what_is_kept))
+                else:
+                    asked = stack.enter_context(_stopping(store, worker, progress, stderr))
                 job = worker.run_here(job)
+            if asked and job.state == "paused":
+                raise KeyboardInterrupt
         except KeyboardInterrupt:
             if not quiet:
                 stderr.print(_goes_on(store, worker.job), highlight=False)
@@ -73,6 +84,34 @@ def render_here(
     if isinstance(worker.error, Lost) or (kept and isinstance(worker.error, (GenerationError, OutputError))):
         raise type(worker.error)(f"{worker.error}; {_goes_on(store, job.id)}") from worker.error
     raise worker.error
+
+
+@contextlib.contextmanager
+def _stopping(store: JobStore, worker: Worker, progress: Progress, stderr: Console) -> Iterator[list[bool]]:
+    """While the context lasts, the first Ctrl+C lets the step end that is computed, so that it is kept; the second
+    stops at once. What is yielded is true once the first came."""
+    asked: list[bool] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def pause() -> None:
+        with JobStore(store.folder) as own:  # not that of the main thread, which may be in the middle of something
+            own.pause([worker.job])
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        if progress.stage != "denoise":
+            raise KeyboardInterrupt
+        asked.append(True)
+        stderr.print("stopping after this step; Ctrl+C again stops at once", highlight=False)
+        threading.Thread(target=pause, daemon=True).start()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _goes_on(store: JobStore, job: str) -> str:
