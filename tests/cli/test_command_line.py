@@ -18,7 +18,9 @@ from radial.models.table import MODELS
 from radial.request import make_request
 from radial.version import __version__
 from radial_app.cli import main as cli
-from radial_app.jobs.job import Job
+from radial_app.cli.generate import output_place
+from radial_app.cli.render import output_of
+from radial_app.jobs.job import DEFAULT_NAME, Job
 from radial_app.jobs.store import JobStore
 
 
@@ -99,3 +101,30 @@ def test_what_is_so_already_is_no_error(in_empty_folder: Path, capsys: Any) -> N
         with pytest.raises(SystemExit) as ended:
             cli.main(["jobs", command, job.id])
         assert (ended.value.code, words in capsys.readouterr().err) == (code, True), (command, words)
+
+
+@pytest.mark.parametrize(
+    ("given", "place", "name"),
+    [
+        (None, "outputs", DEFAULT_NAME), ("clips", "clips", DEFAULT_NAME), ("clips/deep", "clips/deep", DEFAULT_NAME),
+        ("there.now", "there.now", DEFAULT_NAME), ("a.mp4", ".", "a"), ("clips/a.webm", "clips", "a"),
+    ],
+)  # fmt: skip
+def test_outputs_by_one_rule(in_empty_folder: Path, given: str | None, place: str, name: str) -> None:
+    """A name with a suffix is a file, one without a folder, and so is a folder that is there."""
+    (in_empty_folder / "there.now").mkdir()
+    request = make_request(prompt="a", seed=1).resolve()
+    path = None if given is None else Path(given)
+    found = output_place(path, None, None, None, True, False, request)
+    assert (Path(found.folder), found.name) == ((in_empty_folder / place).resolve(), name)
+    if given not in ("a.mp4", "clips/a.webm", "there.now"):
+        rendered = output_of(given, None, None, None, True)
+        assert (Path(rendered.folder), rendered.name) == (in_empty_folder / place, name)
+
+
+def test_a_name_that_cannot_be_written_is_refused_before_the_render(in_empty_folder: Path, capsys: Any) -> None:
+    for name in (f"{'ü' * 120}.mp4", f"{'a' * 240}.mp4"):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["generate", "a", "--output", name])
+        assert ended.value.code == 2
+        assert "bytes; 200 are the most" in capsys.readouterr().err

@@ -107,7 +107,8 @@ def generate(
         typer.Option(help="How much of the model lies on the GPU at a time; auto takes the most that fits."),
     ] = "auto",
     output: Annotated[
-        Path | None, typer.Option(help="File to write, .mp4, .webm or .gif; by default one under outputs/.")
+        Path | None,
+        typer.Option(help="File to write, .mp4, .webm or .gif, or a folder for it; outputs/ by default."),
     ] = None,
     overwrite: Overwrite = False,
     video_format: Format = None,
@@ -175,7 +176,7 @@ def generate(
         request = anchored(make_request(**spell_out(sampled)))
         request.check_files()
         request = request.resolve()
-        place = _output(output, video_format, codec, crf, metadata, overwrite, request)
+        place = output_place(output, video_format, codec, crf, metadata, overwrite, request)
     except RequestError as error:
         raise RequestError(_beside_flags(str(error), [*written, "format", "codec", "crf"])) from error
     job = Job(id="", request=request, output=place)
@@ -200,18 +201,20 @@ def _beside_flags(message: str, names: list[str]) -> str:
     return "; ".join(parts)
 
 
-def _output(
+def output_place(
     path: Path | None, video_format: Any, codec: Any, crf: int | None, metadata: bool, overwrite: bool,
     request: GenerationRequest,
 ) -> Output:  # fmt: skip
-    """Where the videos of one command go, checked before work is spent."""
+    """Where the videos of one command go, checked before work is spent: a name with a suffix is a file, one without a
+    folder, but for frames, which are a folder of that name."""
+    folder = OUTPUT_FOLDER
+    if path is not None and (path.is_dir() or not path.suffix) and video_format != "png":
+        folder, path = path, None
     if path is not None and video_format is None:
         video_format = encoding_for(path).format
     encoding = {"format": video_format or "mp4", "codec": codec, "crf": crf, "metadata": metadata}
     if path is None:
-        output = make_output(
-            folder=str(OUTPUT_FOLDER.absolute()), name=DEFAULT_NAME, encoding=encoding, overwrite=overwrite
-        )
+        output = make_output(folder=str(folder.absolute()), name=DEFAULT_NAME, encoding=encoding, overwrite=overwrite)
     else:
         stem = path.name if video_format == "png" else path.stem
         name = stem.replace("{", "{{").replace("}", "}}") + ("" if request.num_videos == 1 else "-{video}")

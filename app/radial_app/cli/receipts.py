@@ -14,10 +14,11 @@ from rich.markup import escape
 from radial.errors import OutputError, RequestError
 from radial.request import GenerationRequest, make_request
 from radial.video.clip import read_frames, read_receipt
-from radial.video.encoding import Encoding
+from radial.video.encoding import Encoding, encoding_for
+from radial_app.cli.generate import output_place
 from radial_app.cli.terminal.options import DataDir
 from radial_app.cli.terminal.text import json_text, printable
-from radial_app.jobs.job import Job, anchored, make_output
+from radial_app.jobs.job import Job, anchored
 from radial_app.jobs.store import JobStore
 
 File = Annotated[Path, typer.Argument(help="A video made by radial, or a folder of frames.", metavar="FILE")]
@@ -30,15 +31,20 @@ def receipt(file: File) -> None:
 
 def rerun(
     file: File,
-    output: Annotated[Path | None, typer.Option(help="Folder of the result; by default outputs/.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write, or a folder for it; outputs/ by default.")] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Make a video again, as its receipt says."""
     from radial_app.cli.terminal.run_here import render_here
 
     request, encoding = request_of(file)
-    folder = (output or Path("outputs")).absolute()
-    job = Job(id="", request=request, output=make_output(folder=str(folder), encoding=encoding.model_dump()))
+    if output is not None and output.suffix and not output.is_dir():
+        wanted = encoding_for(output)
+        encoding = wanted if wanted.format != encoding.format else encoding
+    place = output_place(
+        output, encoding.format, encoding.codec, encoding.crf, encoding.metadata, overwrite=False, request=request
+    )
+    job = Job(id="", request=request, output=place)
     with JobStore(data_dir) as store:
         render_here(store, job)
 

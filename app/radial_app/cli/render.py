@@ -130,7 +130,10 @@ def render(
 def output_of(
     template: str | None, video_format: Any, codec: Any, crf: int | None, metadata: bool, folder: Path = OUTPUT_FOLDER
 ) -> Output:
-    """Where results go by a template: its leading folders are theirs, its suffix says the format."""
+    """Where results go by a template: its leading folders are theirs, its suffix says the format; without a suffix and
+    a brace it is a folder."""
+    if template is not None and "{" not in template and not Path(template).suffix and video_format != "png":
+        folder, template = Path(template), None
     name = template or DEFAULT_NAME
     suffix = Path(name).suffix
     if suffix and "{" not in suffix and video_format != "png":
