@@ -18,6 +18,7 @@ from serving import serving
 from radial.video.clip import Video
 from radial.video.encoding import Encoding
 from radial_app.cli.main import main
+from radial_app.cli.receipts import request_of
 from radial_app.jobs.job import ResultFile
 from radial_app.jobs.results import publish_once
 from radial_app.jobs.store import JobStore
@@ -272,6 +273,33 @@ def test_uploads_are_judged_by_content(client: TestClient, paths: ServerPaths, t
     assert len(list(folder.iterdir())) == 3  # what was refused left nothing
     for id_ in ("..%2f..%2fjobs.db", "jobs.db", "%2e%2e"):
         assert client.get(f"/v1/files/{id_}").status_code in (404, 422)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {}, {"num_frames": 65}, {"num_frames": 65, "long_adapter": False}, {"attention": "dense"}, {"preset": "4-step"},
+        {"seconds": 1, "size": "64x96", "sampler": "lcm", "flow_shift": 1.5, "riflex": False, "negative_prompt": "dark"},
+        {"loras": [{"path": "bundled:tiny-long", "weight": -1}], "num_videos": 2, "decay": 0.3, "dense_last_steps": 1},
+        {"precision": "eight_bit_weights", "memory": "low", "dtype": "float32", "image_ground": "white", "fps": 7},
+    ],
+)  # fmt: skip
+def test_settings_of_a_clip_give_the_same_request(
+    client: TestClient, paths: ServerPaths, fields: dict[str, Any]
+) -> None:
+    """Over REST, and by its receipt on the command line."""
+    id_ = client.post("/v1/videos", json={"prompt": "a red fox", "seed": 5} | fields).json()["id"]
+    made = client.get(f"/v1/videos/{id_}").json()["request"]
+    file = finish(paths, id_)
+    found = client.post("/v1/settings", files={"file": ("a.mp4", Path(file.path).read_bytes())}).json()
+    again = client.post("/v1/videos", json=found["request"]).json()["request"]
+    if fields.get("num_videos"):  # a file is one of them
+        made["num_videos"] = again["num_videos"] = 1
+    assert again == made
+    request, _ = request_of(Path(file.path))
+    assert request.model_dump(mode="json", exclude={"num_videos", "loras"}) == {
+        name: value for name, value in made.items() if name not in ("num_videos", "loras")
+    }
 
 
 def test_settings_come_back_out_of_a_video(client: TestClient, paths: ServerPaths) -> None:
