@@ -98,7 +98,9 @@ def test_calls_are_known_by_their_branch_of_guidance(wan: Any) -> None:
         assert installed.computed_share < 1  # which is of all runs
 
 
-@pytest.mark.parametrize(("dynamic", "graphs"), [(True, [2, 2, 2, 2]), (None, [2, 4, 4, 4])])
+@pytest.mark.parametrize(
+    ("dynamic", "graphs"), [(True, [2, 2, 2, 2]), pytest.param(None, [2, 4, 4, 4], marks=pytest.mark.slow)]
+)
 def test_another_length_or_step_compiles_nothing(wan: Any, dynamic: bool | None, graphs: list[int]) -> None:
     """Blocks compile once dense and once radial. Left to itself, torch.compile does so again at the second length, for
     all that come after it."""

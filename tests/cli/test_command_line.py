@@ -69,6 +69,7 @@ def test_completion_knows_the_commands() -> None:
     assert run.stdout.split() == ["generate"], run.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_step_that_is_computed(in_empty_folder: Path) -> None:
     """The first lets the step end, and the run goes on from there; nothing of it is called an error."""
     command = [sys.executable, "-u", "-m", "radial_app", "generate", "a red circle", "--num-inference-steps", "400"]

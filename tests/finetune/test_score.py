@@ -73,6 +73,7 @@ def looped(scene: Scene, native: int = 33, times: int = 4) -> np.ndarray:
     return np.concatenate([clip] + [clip[1:]] * (times - 1))
 
 
+@pytest.mark.slow
 def test_a_looped_clip_is_seen() -> None:
     """Over the whole clip a loop is no motion that was asked for, and repeats itself where the truth does not."""
     rng = random.Random(9)

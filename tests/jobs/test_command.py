@@ -43,7 +43,10 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-@pytest.mark.parametrize("encoding", [{}, {"format": "webm", "codec": "av1", "crf": 30, "metadata": False}])
+@pytest.mark.parametrize(
+    "encoding",
+    [{}, pytest.param({"format": "webm", "codec": "av1", "crf": 30, "metadata": False}, marks=pytest.mark.slow)],
+)
 def test_a_command_makes_the_same_request(
     name: str, encoding: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

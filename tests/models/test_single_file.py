@@ -346,6 +346,7 @@ def test_eight_bit_weights_on_any_device(wan_folder: Path, monkeypatch: pytest.M
     assert video.receipt["request"]["precision"] == "eight_bit_weights"
 
 
+@pytest.mark.slow
 def test_the_page_of_formats_is_up_to_date() -> None:
     page = Path(__file__).parents[2] / "docs" / "formats.md"
     assert page.read_text(encoding="utf-8") == formats.page(), "run: python benchmarks/formats.py > docs/formats.md"
