@@ -326,6 +326,7 @@ def models_page() -> str:
         "*Shift* is that of the noise schedule, *checkpoint* the one that the files bring; *negative* how the authors'",
         "words to avoid begin, which a clip takes unless it says others; *autoencoder* the numbers it computes in;",
         "*few steps* the sampler of `--preset 4-step` and `8-step`; *beside* what else its authors run it with.",
+        "Read in their code and in conversion scripts; what the hub's own files say was not compared.",
         "",
         "| name | shift | negative | autoencoder | few steps | beside | needs | settings from |",
         "|---|---|---|---|---|---|---|---|",
