@@ -39,11 +39,11 @@ def spell_out(written: Mapping[str, Any], like: GenerationRequest | None = None)
             settings = find_preset(str(given["preset"]), spec)
             fields |= {name: value for name, value in settings.items() if fields.get(name) is None}
         if "seconds" in given:
-            fps = fields.get("fps") or (like.fps if like else None) or spec.fps
-            frames = max(1, round(_number("seconds", given["seconds"]) * _number("fps", fps)))
+            fps = _number("fps", fields.get("fps") or (like.fps if like else None) or spec.fps)
+            frames = max(1, round(_number("seconds", given["seconds"]) * fps))
             if frames > MAX_FRAMES:
                 raise RequestError(
-                    f"seconds must be at most {MAX_FRAMES / _number('fps', fps):.4g} at {fps} frames a second, not "
+                    f"seconds must be at most {MAX_FRAMES / fps:.4g} at {fps:g} frames a second, not "
                     f"{given['seconds']}: a clip has {MAX_FRAMES:,} frames at most"
                 )
             fields["num_frames"] = spec.snap_size(spec.height, spec.width, frames)[2]

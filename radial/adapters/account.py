@@ -112,8 +112,8 @@ def account_for(
     if not changes and any(entry.part in ("", part) for entry in file.entries):
         reasons = sorted(set(left_out.values()), key=list(left_out.values()).count, reverse=True)
         layer_of = _layers_by_key(file)
-        some = _some({layer_of.get(key, key) for key in left_out})
-        raise ModelError(f"LoRA {file.path.name} does not fit this model: {some}: {reasons[0]}")
+        layers_out = _some({layer_of.get(key, key) for key in left_out})
+        raise ModelError(f"LoRA {file.path.name} does not fit this model: {layers_out}: {reasons[0]}")
     return account
 
 

@@ -42,6 +42,11 @@ class Clip:
         rate = stream.average_rate or stream.base_rate
         return float(rate) if rate else None
 
+    @property
+    def comment(self) -> str:
+        """What the file's comment says; empty where it has none."""
+        return next((text for name, text in self.container.metadata.items() if name.lower() == "comment"), "")
+
     def frames(self) -> Iterator[tuple[float, Frame]]:
         """All frames, each with the second that it is shown from, counted from the first.
 
@@ -54,8 +59,7 @@ class Clip:
             raise OutputError(f"{self.name} has no pictures")
         stream = self.container.streams.video[0]
         stream.thread_type = "AUTO"
-        comments = (text for key, text in self.container.metadata.items() if key.lower() == "comment")
-        ours = any(text.startswith("{") and '"radial"' in text for text in comments)
+        ours = self.comment.startswith("{") and '"radial"' in self.comment
         start: float | None = None
         try:
             for frame in self._whole_frames(stream):
@@ -197,7 +201,7 @@ def read_comment(path: Path) -> str:
             raise OutputError(f"{path} is not a video that can be read") from error
         return comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment)
     with open_clip(path) as clip:
-        return next((text for name, text in clip.container.metadata.items() if name.lower() == "comment"), "")
+        return clip.comment
 
 
 def at_rate(frames: Iterable[Frame], own: float, fps: float) -> Iterator[Frame]:

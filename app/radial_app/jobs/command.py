@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from typing import Any
 
 from radial.errors import RadialError
-from radial.request import GenerationRequest, make_request
+from radial.request import make_request
 from radial.video.encoding import Encoding
 from radial_app.jobs.job import Job
 
@@ -25,13 +26,14 @@ def command_of(job: Job) -> str:
     schedule, that is left out.
     """
     request = job.request
+    values = request.model_dump(mode="json")
     written: dict[str, Any] = {"prompt": request.prompt}
     for name in _FIRST:
-        if getattr(request, name) != _following(written, name):
-            written[name] = _value(request, name)
-    for name in GenerationRequest.model_fields:
-        if name not in written and name not in _ALREADY_DONE and getattr(request, name) != _following(written, name):
-            written[name] = _value(request, name)
+        if values[name] != _following(written)[name]:
+            written[name] = values[name]
+    following = _following(written) | {"seed": None}
+    rest = (name for name in values if name not in written and name not in _ALREADY_DONE)
+    written |= {name: values[name] for name in rest if values[name] != following[name]}
     parts = ["radial", "generate"]
     for name, value in written.items():
         flag = f"--{name.replace('_', '-')}"
@@ -53,13 +55,9 @@ def command_of(job: Job) -> str:
     return shlex.join([*parts, "--", request.prompt] if dashes else [*parts[:2], request.prompt, *parts[2:]])
 
 
-def _value(request: GenerationRequest, name: str) -> Any:
-    return request.model_dump(mode="json")[name]
-
-
-def _following(written: dict[str, Any], name: str) -> Any:
-    """What a field is where only this is written."""
-    try:
-        return getattr(make_request(**{"seed": 0} | written).resolve(), name) if name != "seed" else None
-    except RadialError:  # the model is not here any more, or needs what is still to be said
-        return GenerationRequest.model_fields[name].default
+def _following(written: dict[str, Any]) -> dict[str, Any]:
+    """What the fields are where only this is written."""
+    request = make_request(**{"seed": 0} | written)
+    with contextlib.suppress(RadialError):  # the model is not here any more, or needs what is still to be said
+        request = request.resolve()
+    return request.model_dump(mode="json")

@@ -106,24 +106,19 @@ def _tables(folder: Path) -> tuple[Path, Path]:
 
 
 def _read_table(table: Path, inside: bool) -> list[Source]:
-    rows: list[dict[str, Any]] = []
     try:
         text = decode_text(table.read_bytes())
-        if table.suffix == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text)))
-        else:
-            for number, line in enumerate(text.split("\n"), 1):
-                if line.strip():
-                    try:
-                        rows.append(json.loads(line))
-                    except ValueError as error:
-                        raise RequestError(f"{table}, line {number}, is not JSON: {error}") from error
+        rows: list[Any] = list(csv.DictReader(io.StringIO(text))) if table.suffix == ".csv" else []
     except OSError as error:
         raise RequestError(f"cannot read {table}: {first_line(error)}") from error
     except (ValueError, csv.Error) as error:
-        if isinstance(error, RequestError):
-            raise
         raise RequestError(f"{table} {error}") from error
+    for number, line in enumerate(text.split("\n") if table.suffix != ".csv" else (), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise RequestError(f"{table}, line {number}, is not JSON: {error}") from error
     sources = []
     for number, row in enumerate(rows, 1):
         name = row.get("file") or row.get("file_name") if isinstance(row, dict) else None

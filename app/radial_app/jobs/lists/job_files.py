@@ -123,11 +123,10 @@ def _read(path: Path) -> str:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise JobFileError([f"{path}: larger than {MAX_BYTES // 1_000_000} MB"])
-        return decode_text(content)
     except OSError as error:
         raise JobFileError([f"{path}: cannot be read: {error.strerror or error}"]) from error
-    except JobFileError:
-        raise
+    try:
+        return decode_text(content)
     except ValueError as error:
         raise JobFileError([f"{path}: {error}"]) from error
 

@@ -53,12 +53,12 @@ def expand_prompt(prompt: str, wildcards: Mapping[str, list[str]], warnings: lis
             alone.append(at)
         elif sign == "}":
             open_at.pop()
-    for at in (*open_at, *alone):
+    single = {*open_at, *alone}
+    for sign in dict.fromkeys(text[at] for at in sorted(single)):
         warnings.append(
-            f"{text[at]} without its other half is taken as it is in {prompt[:60]!r}; \\{text[at]} would say that it "
-            "is meant"
+            f"{sign} without its other half is taken as it is in {prompt[:60]!r}; \\{sign} would say that it is meant"
         )
-        text = text[:at] + _HIDDEN[text[at]] + text[at + 1 :]
+    text = "".join(_HIDDEN[sign] if at in single else sign for at, sign in enumerate(text))
     sequence, _ = _parse(re.findall(r"[{}|]|[^{}|]+", text), 0, wildcards, 0)
     if (count := _count(sequence)) > MAX_PROMPTS:
         raise RequestError(f"one prompt stands for {MAX_PROMPTS:,} at most, and this one for {count:,}")
