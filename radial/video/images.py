@@ -85,10 +85,10 @@ def check_clip(path: Path) -> None:
     if path.is_dir():
         return
     try:
-        with open_clip(path) as clip, path.open("rb") as content:
-            if clip.container.streams.video and picture_suffix(content.read(32)) is None:
+        with open_clip(path), path.open("rb") as content:
+            if picture_suffix(content.read(32)) is None:
                 return
-        problem = f"{path} has no pictures"
+        problem = f"{path} is no clip"
     except OutputError as error:
         problem = str(error)
     with contextlib.suppress(RequestError):
@@ -108,9 +108,8 @@ def _open(path: Path) -> Image:
         image: Image.Image = Image.open(path, formats=[name for name in _FORMATS if name in Image.ID])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         problem = f"{path} is not an image that can be read ({', '.join(_FORMATS)})"
-        with contextlib.suppress(OutputError), open_clip(path) as clip:
-            if clip.container.streams.video:
-                problem = f"{path} is a clip, and no image: take it as the clip to extend"
+        with contextlib.suppress(OutputError), open_clip(path):
+            problem = f"{path} is a clip, and no image: take it as the clip to extend"
         raise RequestError(problem) from error
     if image.width * image.height > MAX_PIXELS:
         raise RequestError(f"{path} has {image.width}x{image.height} pixels; 100 megapixels are the most")

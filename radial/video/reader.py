@@ -51,12 +51,10 @@ class Clip:
         """All frames, each with the second that it is shown from, counted from the first.
 
         Raises:
-            OutputError: the file is corrupt, or holds no pictures.
+            OutputError: the file is corrupt.
         """
         import av
 
-        if not self.container.streams.video:
-            raise OutputError(f"{self.name} has no pictures")
         stream = self.container.streams.video[0]
         stream.thread_type = "AUTO"
         ours = self.comment.startswith("{") and '"radial"' in self.comment
@@ -75,12 +73,12 @@ class Clip:
         file of that rate each once.
 
         Raises:
-            OutputError: the file is corrupt, or holds no pictures.
+            OutputError: the file is corrupt.
         """
         shown: Frame | None = None
         instant, moment, own = 0, 0.0, self.fps
         # Containers round times, those of Matroska to thousandths.
-        slack = 0.75 * float(self.container.streams.video[0].time_base or 0) if self.container.streams.video else 0
+        slack = 0.75 * float(self.container.streams.video[0].time_base or 0)
         pace = fps if own is None or abs(own / fps - 1) > _SAME_RATE else own
         for moment, frame in self.frames():
             while shown is not None and instant / pace < moment - slack - 1e-6:
@@ -143,7 +141,7 @@ def open_clip(file: Path | bytes, name: str | None = None) -> Iterator[Clip]:
         name: what to call it in messages.
 
     Raises:
-        OutputError: the file is missing or is no video.
+        OutputError: the file is missing, is no video, or holds no pictures.
     """
     import av
 
@@ -155,6 +153,8 @@ def open_clip(file: Path | bytes, name: str | None = None) -> Iterator[Clip]:
     except (av.FFmpegError, UnicodeDecodeError, ValueError, OSError) as error:
         raise OutputError(f"{name} is not a video that can be read: {getattr(error, 'strerror', error)}") from error
     with container:
+        if not container.streams.video:
+            raise OutputError(f"{name} has no pictures")
         yield Clip(name, container)
 
 

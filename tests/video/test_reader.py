@@ -158,6 +158,19 @@ def test_what_is_no_clip_or_too_long_is_named(tmp_path: Path) -> None:
         list(decode_frames(tmp_path / "none.mp4"))
 
 
+def test_sound_alone_is_no_clip(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream: Any = container.add_stream("aac", rate=48_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 48_000, 0
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    with pytest.raises(RequestError, match=r"a\.mp4 has no pictures"):
+        read_clip(tmp_path / "a.mp4", 64, 64, "crop", 16)
+    with pytest.raises(OutputError, match=r"a\.mp4 has no pictures"):
+        list(decode_frames(tmp_path / "a.mp4"))
+
+
 def test_a_list_of_other_files_is_no_clip(tmp_path: Path) -> None:
     """Playlists would have the reader open what they name."""
     Video(shades(4), 16).write(tmp_path / "secret.mp4")
