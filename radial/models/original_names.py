@@ -8,6 +8,7 @@ before left. ``|v`` behind a name says that the authors keep the layer as the pa
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping
@@ -222,6 +223,7 @@ class Part:
         return torch.cat([whole[first:end] for first, end in self.rows])
 
 
+@functools.lru_cache(1 << 16)
 def original_name(kind: str, layer: str) -> tuple[str, str]:
     """What the authors call a layer of diffusers' class ``kind``: the name, and the mark behind it."""
     for pattern, name in _RULES.get(kind, ()):
@@ -279,6 +281,7 @@ def _rows_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     return rows
 
 
+@functools.lru_cache(1 << 16)
 def plain_name(layer: str) -> str:
     """A layer's name as trainers write it that know no dots, and ComfyUI's as the authors'."""
     for pattern, name in _COMFY:

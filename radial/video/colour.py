@@ -86,6 +86,23 @@ def to_rgb(frame: Any, tags: Tags) -> Frame:
     return pixels if wide is None else _to_bt709((pixels >> 4).astype(np.uint16), wide, tags.transfer)
 
 
+def has_alpha(frame: Any) -> bool:
+    """Whether a decoded frame says how much of it is to be seen through."""
+    return any(component.is_alpha for component in frame.format.components)
+
+
+def on_ground(pixels: Frame, frame: Any, ground: str) -> tuple[Frame, bool]:
+    """The pixels of a frame with alpha over a plain colour, and whether any of it shows."""
+    from PIL import ImageColor
+
+    alpha = frame.reformat(format="rgba").to_ndarray()[..., 3:]
+    if alpha.min(initial=255) == 255:
+        return pixels, False
+    share = alpha.astype(np.float32) / 255
+    mixed = pixels * share + np.array(ImageColor.getrgb(ground)[:3], np.float32) * (1 - share)
+    return (mixed + 0.5).astype(np.uint8), True
+
+
 def _matrix(number: int) -> int:
     """swscale's number of a matrix: it has one for both kinds of BT.601."""
     return _BT470BG if number == _SMPTE170M else number

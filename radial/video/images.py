@@ -183,7 +183,7 @@ def read_clip(
 
     Args:
         fps: frames a second of what follows.
-        ground: the colour around frames of another shape that are padded.
+        ground: the colour around frames of another shape that are padded, and under see-through parts.
         most: frames that it may have.
 
     Raises:
@@ -196,7 +196,7 @@ def read_clip(
         if path.is_dir():
             frames = [_fit_frame(frame, height, width, fit, ground) for frame in decode_frames(path)]
         else:
-            with open_clip(path, path.name) as clip:
+            with open_clip(path, path.name, ground) as clip:
                 for frame in clip.at(fps):
                     if len(frames) == most:
                         raise RequestError(f"{path} has more than {most:,} frames at {fps:g} a second; cut it first")

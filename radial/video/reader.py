@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from radial.errors import OutputError
-from radial.video.colour import Frame, is_hdr, tags_of, to_rgb
+from radial.video.colour import Frame, has_alpha, is_hdr, on_ground, tags_of, to_rgb
 
 # Containers of clips; not those that name other files, which would be opened in turn.
 _SAFE = {
     "format_whitelist": "mov,matroska,avi,gif,apng,ogg,mpegts,mpeg,flv,asf,mpegvideo,h264,hevc,ivf",
     "protocol_whitelist": "file",
 }  # fmt: skip
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders of these leave alpha out
 _SAME_RATE = 0.005  # rates that differ by less are one
 
 
@@ -27,17 +28,18 @@ class Clip:
     """An open video file.
 
     Attributes:
-        fps: frames a second, on average; None where the file does not say.
+        ground: the colour under see-through parts.
         notes: what was done to show it, known once its first frame is read.
     """
 
     name: str
     container: Any = field(repr=False)
+    ground: str = "black"
     notes: list[str] = field(default_factory=list)
 
     @property
     def fps(self) -> float | None:
-        """Frames a second, on average."""
+        """Frames a second, on average; None where the file does not say."""
         stream = self.container.streams.video[0]
         rate = stream.average_rate or stream.base_rate
         return float(rate) if rate else None
@@ -95,7 +97,7 @@ class Clip:
         import av
 
         graph: Any = None
-        for frame in self.container.decode(stream):
+        for frame in self._decoded(stream):
             if graph is None and frame.interlaced_frame:
                 graph = av.filter.Graph()
                 ends = graph.add_buffer(template=stream), graph.add("bwdif", "send_frame"), graph.add("buffersink")
@@ -112,6 +114,18 @@ class Clip:
             graph.push(None)
             yield from _pulled(graph)
 
+    def _decoded(self, stream: Any) -> Iterator[Any]:
+        import av
+
+        name = stream.codec_context.name
+        if stream.metadata.get("alpha_mode") != "1" or name not in _WITH_ALPHA:
+            yield from self.container.decode(stream)
+            return
+        decoder = av.CodecContext.create(_WITH_ALPHA[name], "r")
+        decoder.extradata = stream.codec_context.extradata
+        for packet in self.container.demux(stream):
+            yield from decoder.decode(packet)
+
     def _shown(self, frame: Any, stream: Any, ours: bool) -> Frame:
         import cv2
 
@@ -119,6 +133,10 @@ class Clip:
         if is_hdr(tags):
             self._note("is HDR: its colours are brought to the range of plain screens")
         pixels = to_rgb(frame, tags)
+        if has_alpha(frame):
+            pixels, seen_through = on_ground(pixels, frame, self.ground)
+            if seen_through:
+                self._note(f"is see-through in parts: what lies under them is {self.ground}")
         aspect = stream.sample_aspect_ratio
         if aspect and aspect != 1:
             width = max(1, round(pixels.shape[1] * float(aspect)))
@@ -134,11 +152,12 @@ class Clip:
 
 
 @contextlib.contextmanager
-def open_clip(file: Path | bytes, name: str | None = None) -> Iterator[Clip]:
+def open_clip(file: Path | bytes, name: str | None = None, ground: str = "black") -> Iterator[Clip]:
     """A video file, or the content of one, open for reading.
 
     Args:
         name: what to call it in messages.
+        ground: the colour under its see-through parts.
 
     Raises:
         OutputError: the file is missing, is no video, or holds no pictures.
@@ -155,7 +174,7 @@ def open_clip(file: Path | bytes, name: str | None = None) -> Iterator[Clip]:
     with container:
         if not container.streams.video:
             raise OutputError(f"{name} has no pictures")
-        yield Clip(name, container)
+        yield Clip(name, container, ground)
 
 
 def decode_frames(path: Path) -> Generator[Frame, None, None]:

@@ -57,6 +57,30 @@ def test_a_clip_of_the_wanted_rate_is_read_frame_by_frame(tmp_path: Path, suffix
         assert which(clip.at(fps), frames) == list(range(40))
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec", "pix_fmt"),
+    [("mov", "prores_ks", "yuva444p10le"), ("webm", "libvpx-vp9", "yuva420p"), ("mov", "qtrle", "argb"),
+     ("mov", "png", "rgba")],
+)  # fmt: skip
+@pytest.mark.parametrize("ground", ["black", "white"])
+def test_what_is_seen_through_shows_the_ground(
+    tmp_path: Path, suffix: str, codec: str, pix_fmt: str, ground: str
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    pixels = np.zeros((64, 64, 4), np.uint8)
+    pixels[..., 0], pixels[:, 32:, 3] = 200, 255
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=8)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, pix_fmt
+        for frame in (av.VideoFrame.from_ndarray(pixels, format="rgba"), None):
+            for packet in stream.encode(frame):
+                container.mux(packet)
+    before = read_clip(path, 64, 64, "crop", 8, ground)
+    np.testing.assert_allclose(before.frames[0, 30, 8], 0 if ground == "black" else 255, atol=6)
+    np.testing.assert_allclose(before.frames[0, 30, 56], (200, 0, 0), atol=8)
+    assert before.notes == (f"a.{suffix} is see-through in parts: what lies under them is {ground}",)
+
+
 @pytest.mark.parametrize(("own", "wanted"), [(48, 16), (24, 16), (60, 25), (8, 16), (16, 24)])
 def test_at_another_rate_the_frame_of_each_instant(tmp_path: Path, own: int, wanted: int) -> None:
     frames = shades(24)
