@@ -140,8 +140,9 @@ def run(
 def info(file: Annotated[Path, typer.Argument(help="An adapter.", metavar="FILE")]) -> None:
     """Print what an adapter was made for, and its layers, as JSON."""
     from radial.adapters.file import read_adapter
-    from radial.models.lora_settings import read_adapter_settings
+    from radial.models.lora_settings import check_adapter_file, read_adapter_settings
 
+    check_adapter_file(file)
     settings = read_adapter_settings(file)
     layers = sorted({entry.layer for entry in read_adapter(file).entries})
     print(
@@ -161,10 +162,11 @@ def convert(
     """Write an adapter by the names that ComfyUI or diffusers knows."""
     from radial.adapters.file import read_adapter
     from radial.files import check_output
-    from radial.models.lora_settings import read_adapter_settings
+    from radial.models.lora_settings import check_adapter_file, read_adapter_settings
     from radial_finetune.training.adapter import convert_names, write_adapter
 
     check_output(output, ".safetensors", overwrite=overwrite)
+    check_adapter_file(file)
     settings = read_adapter_settings(file)
     if settings is None:
         raise ModelError(f"{file} says nothing of what it was made for; only adapters trained here are converted")

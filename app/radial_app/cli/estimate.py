@@ -29,6 +29,7 @@ from radial_app.cli.terminal.options import (
     Seconds,
     Size,
     Width,
+    told_as_options,
 )
 from radial_app.jobs.estimates import estimate as estimate_for
 from radial_app.jobs.store import JobStore
@@ -60,7 +61,8 @@ def estimate(
         "seconds": seconds, "preset": preset, "attention": attention, "num_inference_steps": num_inference_steps,
         "precision": precision, "device": device, "seed": 0,
     }  # fmt: skip
-    request = make_request(**spell_out(written)).resolve()
+    with told_as_options(written):
+        request = make_request(**spell_out(written)).resolve()
     spec, place = find_model(request.model), choose_device(request.device)
     gpu = place.type == "cuda"
     planned, problem = _plan_download(spec)

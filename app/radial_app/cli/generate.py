@@ -35,6 +35,7 @@ from radial_app.cli.terminal.options import (
     Width,
     in_groups,
     takes_attention,
+    told_as_options,
 )
 from radial_app.cli.terminal.torchrun import is_other_rank
 from radial_app.jobs.job import DEFAULT_NAME, OUTPUT_FOLDER, Job, Output, anchored, make_output
@@ -171,14 +172,12 @@ def generate(
         precision=precision,
         memory=memory,
     )
-    try:
+    with told_as_options([*written, "format", "codec", "crf"]):
         sampled = written if sampler is None else written | {"sampler": sampler}
         request = anchored(make_request(**spell_out(sampled)))
         request.check_files()
         request = request.resolve()
         place = output_place(output, video_format, codec, crf, metadata, overwrite, request)
-    except RequestError as error:
-        raise RequestError(_beside_flags(str(error), [*written, "format", "codec", "crf"])) from error
     job = Job(id="", request=request, output=place)
     if not force:
         check_fits(request)
@@ -189,16 +188,6 @@ def generate(
             return
         with as_first_rank(device) as ranks:
             render_here(store, job, ranks=ranks, quiet=quiet, as_json=as_json)
-
-
-def _beside_flags(message: str, names: list[str]) -> str:
-    """A complaint about fields as one about options."""
-    parts = message.split("; ")
-    for index, part in enumerate(parts):
-        name, space, rest = part.partition(" ")
-        if name in names and name != "prompt":
-            parts[index] = f"--{name.replace('_', '-')}{space}{rest}"
-    return "; ".join(parts)
 
 
 def output_place(

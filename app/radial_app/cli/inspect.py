@@ -29,6 +29,7 @@ from radial_app.cli.terminal.options import (
     Size,
     Width,
     takes_attention,
+    told_as_options,
 )
 from radial_app.jobs.job import OUTPUT_FOLDER, slug
 from radial_app.jobs.results import free_name
@@ -60,7 +61,8 @@ def inspect(
         "prompt": "inspect", "model": model, "height": height, "width": width, "size": size, "num_frames": num_frames,
         "seconds": seconds, "num_inference_steps": num_inference_steps, "seed": 0,
     }  # fmt: skip
-    request = make_request(**spell_out(written | attention)).resolve()
+    with told_as_options(written | attention):
+        request = make_request(**spell_out(written | attention)).resolve()
     spec = find_model(model)
     clip = f"{spec.name}, {request.clip_width}x{request.clip_height}, {request.clip_frames} frames"
     path = free_name(OUTPUT_FOLDER / f"plan-{slug(clip)}.png") if output is None else output

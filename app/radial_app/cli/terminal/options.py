@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from typer.models import OptionInfo
 
+from radial.errors import RequestError
 from radial.models.table import PRESETS
 
 Format = Annotated[
@@ -60,6 +62,24 @@ ATTENTION: dict[str, tuple[Any, str]] = {
     "dense_last_steps": (int, "Trailing steps that stay dense."),
     "block_size": (int, "Tokens a block: 16, 32, 64, 128 or 256."),
 }
+
+
+@contextlib.contextmanager
+def told_as_options(names: Iterable[str]) -> Iterator[None]:
+    """Have complaints about fields of a request name the options that a user typed.
+
+    Args:
+        names: fields that are options of the command.
+    """
+    known = set(names) - {"prompt"}
+    try:
+        yield
+    except RequestError as error:
+        parts = []
+        for part in str(error).split("; "):
+            name, space, rest = part.partition(" ")
+            parts.append(f"--{name.replace('_', '-')}{space}{rest}" if name in known else part)
+        raise RequestError("; ".join(parts)) from error
 
 
 def in_groups(groups: dict[str, tuple[str, ...]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
