@@ -1,15 +1,27 @@
-"""Every command that the documentation shows is one that there is, with options that it takes."""
+"""Every command that the documentation shows does what it says here, or says in one line what is missing."""
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import io
 import re
 import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
+from PIL import Image
 
+from radial import Video
+from radial_app.cli import accounts
 from radial_app.cli import main as cli
 
 ROOT = Path(__file__).parents[2]
@@ -52,3 +64,105 @@ def test_a_command_of_the_documentation_is_taken(page: str, line: str, root: Any
         command = command.commands[name]
     context = command.make_context(command.name, words)
     assert context.command is command
+
+
+# What makes a command take seconds, and is no other command for it.
+FOR_LESS = {
+    "generate": ["--num-frames", "5", "--num-inference-steps", "1"],
+    "render": ["--set", "num_frames=5", "--set", "num_inference_steps=1", "--jobs-per-device", "1"],
+    "evaluate attention": ["--num-frames", "9", "--num-inference-steps", "1"],
+    "evaluate shapes": ["--num-frames", "9", "--num-inference-steps", "1", "--prompts", "1"],
+}
+STAYING = {"studio": "http://", "serve": "http://", "watch": "watching", "work": ""}  # until they are stopped
+# What may be missing where nothing but the demo was made, in the words that say so.
+MISSING = re.compile(
+    r"the Hugging Face hub is not asked|pip install|no (?:such )?(?:LoRA )?file|there is no|No such file|"
+    r"no Ray cluster|has no videos|no caption"
+)
+# These lack nothing.
+WORKING = re.compile(
+    r"radial (?:generate (?!.*--(?:model|lora))|render jobs\.(?:txt|yaml)(?!.*--ray)|evaluate |receipt|rerun|verify|"
+    r"inspect|estimate|doctor|jobs |accounts add|studio(?!.*--listen)|serve|work|watch)"
+)
+
+
+@pytest.fixture(scope="module")
+def at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with files by the names that the pages give them, and a queue with a job of one's own."""
+    folder = tmp_path_factory.mktemp("home")
+    frames = np.repeat(np.linspace(20, 235, 17).astype(np.uint8)[:, None], 64 * 64 * 3, 1).reshape(17, 64, 64, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("RADIAL_DATA_DIR", str(folder / "queue"))
+        for name in ("outputs", "clips", "inbox"):
+            Path(name).mkdir()
+        for name in ("outputs/fox.mp4", "outputs/a.mp4", "outputs/b.mp4"):
+            Video(frames, 16).write(Path(name))
+        for name in ("fox.png", "field.png"):
+            Image.fromarray(frames[9]).save(name)
+        Path("jobs.txt").write_text("# jobs.txt\na {red|grey} circle rises\n")
+        Path("jobs.yaml").write_text("jobs:\n  - {prompt: a red circle rises}\n")
+        Path("jobs.csv").write_text("prompt,seed,num_frames,lora\na fox,1,5,\na fox,1,9,fox.safetensors:0.8\n")
+        made = ["generate", "a large red star moves from left to right", "--seed", "7", *FOR_LESS["generate"]]
+        code, said = run([*made, "--output", "outputs/a-large-red-star-moves-from-left-to-right-7.mp4"])
+        assert code == 0, said
+        shutil.copy("outputs/a-large-red-star-moves-from-left-to-right-7.mp4", "clip.mp4")
+        yield folder
+
+
+def run(words: list[str]) -> tuple[int, str]:
+    """One command in this process: its exit code, and what it said."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    return int(stop.value.code or 0), said.getvalue()
+
+
+def run_until_ready(words: list[str], folder: Path, sign: str) -> tuple[int, str]:
+    """One that goes on until Ctrl+C, which it gets when it has said that it is ready."""
+    command = [sys.executable, "-m", "radial_app", *words, *(["--no-browser"] if words[0] == "studio" else [])]
+    process = subprocess.Popen(
+        command if words[0] in ("work", "watch") else [*command, "--port", "0"], cwd=folder, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if sign in line:
+            process.send_signal(signal.SIGINT)
+            break
+    said += process.communicate(timeout=600)[0]
+    return process.returncode, said
+
+
+@pytest.mark.slow
+def test_every_command_of_the_documentation_runs(
+    at_home: Path, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
+) -> None:
+    """In the order of the pages, each once, where nothing but the demo was made and nothing can be downloaded."""
+    monkeypatch.chdir(at_home)
+    monkeypatch.setenv("RADIAL_DATA_DIR", str(at_home / "queue"))
+    monkeypatch.setattr(accounts, "_password", lambda **_: "a long password")
+    for line in dict.fromkeys(line for _, line in COMMANDS):
+        with subtests.test(line):
+            shown = line.replace("ID", job_of_ours()) if line.startswith("radial jobs") else line
+            words = shlex.split(shown, comments=True)[1:]
+            words = [found for word in words for found in (sorted(glob.glob(word)) or [word])]
+            words += next((more for name, more in FOR_LESS.items() if shown.startswith(f"radial {name}")), [])
+            sign = STAYING.get(words[0])
+            code, said = run(words) if sign is None else run_until_ready(words, at_home, sign)
+            assert "Traceback" not in said
+            assert "--debug shows more" not in said, "an error that nobody thought of"
+            if WORKING.match(line):
+                assert code in ((0,) if sign is None else (0, 130)), said
+            elif code and sign is None:
+                assert said.count("error:") == 1, said
+                assert MISSING.search(" ".join(said.split())), said
+
+
+def job_of_ours() -> str:
+    """A job that waits, as people who command the queue have one."""
+    code, said = run(["generate", "a red fox", *FOR_LESS["generate"], "--queue"])
+    assert code == 0
+    return said.split()[-1]
