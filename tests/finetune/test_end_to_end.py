@@ -11,25 +11,32 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from radial.video.clip import read_receipt
+from radial_app.cli import main as cli
 from radial_finetune.training.checkpoints import list_checkpoints
 from radial_finetune.world.__main__ import write_clips
 
 
-def radial(*arguments: str, folder: Path, code: int = 0) -> str:
-    """Run the command line: what it printed."""
-    command = [sys.executable, "-m", "radial_app", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == code, done.stderr
-    return done.stdout + done.stderr
+def test_from_clips_to_a_longer_video(
+    tmp_path: Path, wan_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
 
+    def radial(*arguments: str, code: int = 0) -> str:
+        """Run the command line: what it printed."""
+        with pytest.raises(SystemExit) as stop:
+            cli.main(list(arguments))
+        told = "".join(capsys.readouterr())
+        assert int(stop.value.code or 0) == code, told
+        return told
 
-def test_from_clips_to_a_longer_video(tmp_path: Path, wan_folder: Path) -> None:
     write_clips(tmp_path / "clips", 8, [13, 25], 48, 48, 16, 0.5, seed=3)
     (tmp_path / "clips" / "torn.mp4").write_bytes((tmp_path / "clips" / "00000.mp4").read_bytes()[:700])
     (tmp_path / "clips" / "torn.txt").write_text("a clip that was cut off")
     told = radial("finetune", "prepare", "clips", "--out", "cache", "--model", str(wan_folder), "--bucket", "13x32x32",
-                  "--bucket", "25x32x32", "--batch-size", "2", "--static-threshold", "0", folder=tmp_path)  # fmt: skip
+                  "--bucket", "25x32x32", "--batch-size", "2", "--static-threshold", "0")  # fmt: skip
     assert "torn.mp4" in told
     assert json.loads((tmp_path / "cache" / "report.json").read_text())["kept"] == 8
 
@@ -52,7 +59,7 @@ def test_from_clips_to_a_longer_video(tmp_path: Path, wan_folder: Path) -> None:
         num_frames = 25
         steps = 12
     """)
-    told = radial("finetune", "run", "run.toml", "--set", "rnak=4", folder=tmp_path, code=2)
+    told = radial("finetune", "run", "run.toml", "--set", "rnak=4", code=2)
     assert "unknown key 'rnak', did you mean 'rank'?" in told
     # Slowed down to be caught: one of the two cores is enough for a run this small.
     run = subprocess.Popen(
@@ -68,23 +75,23 @@ def test_from_clips_to_a_longer_video(tmp_path: Path, wan_folder: Path) -> None:
     run.communicate()
     assert list_checkpoints(tmp_path / "run")
     assert not (tmp_path / "run" / "adapter.safetensors").exists()
-    told = radial("finetune", "run", "run.toml", "--resume", folder=tmp_path)
+    told = radial("finetune", "run", "run.toml", "--resume")
     assert "held-out loss" in told
 
-    settings = json.loads(radial("finetune", "info", "run/adapter.safetensors", folder=tmp_path))["settings"]
+    settings = json.loads(radial("finetune", "info", "run/adapter.safetensors"))["settings"]
     assert (settings["target_frames"], settings["rank"]) == (25, 4)
-    radial("finetune", "convert", "run/adapter.safetensors", "--output", "comfy.safetensors", folder=tmp_path)
+    radial("finetune", "convert", "run/adapter.safetensors", "--output", "comfy.safetensors")
     common = ["a red circle rises", "--model", str(wan_folder), "--height", "32", "--width", "32", "--seed", "1",
               "--num-inference-steps", "2"]  # fmt: skip
     for name, adapter in (("own", "run/adapter.safetensors"), ("comfy", "comfy.safetensors")):
-        told = radial("generate", *common, "--lora", adapter, "--output", f"{name}.mp4", folder=tmp_path)
+        told = radial("generate", *common, "--lora", adapter, "--output", f"{name}.mp4")
         assert "as the adapter was tuned: 25 frames" in told
         assert read_receipt(tmp_path / f"{name}.mp4")["request"]["num_frames"] == 25
-    told = radial("evaluate", "clips", "own.mp4", "comfy.mp4", "--out", "measures", folder=tmp_path)
+    told = radial("evaluate", "clips", "own.mp4", "comfy.mp4", "--out", "measures")
     measured = json.loads((tmp_path / "measures" / "clips.json").read_text())
     assert measured["own.mp4"] == measured["comfy.mp4"]  # the same adapter by either names
     told = radial("finetune", "merge", "run/adapter.safetensors", "--model", str(wan_folder), "--output", "merged",
-                  "--dtype", "float32", folder=tmp_path)  # fmt: skip
-    radial("generate", *common[:1], "--model", "merged", *common[3:], "--num-frames", "25", "--output", "merged.mp4",
-           folder=tmp_path)  # fmt: skip
+                  "--dtype", "float32")  # fmt: skip
+    radial("generate", *common[:1], "--model", "merged", *common[3:], "--num-frames", "25",
+           "--output", "merged.mp4")  # fmt: skip
     assert (tmp_path / "merged.mp4").exists()
