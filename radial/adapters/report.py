@@ -31,6 +31,16 @@ class AdapterReport:
     facts: dict[str, str]
     accounts: dict[str, Account]
 
+    def rows(self) -> list[tuple[str, str]]:
+        """All of it by words, as people read it: what, and what of it."""
+        rows = list(self.facts.items())
+        if not self.accounts:
+            rows.append(("models", "none with a name has its layers; --model NAME says why not"))
+        alike: dict[str, list[str]] = {}
+        for name, account in self.accounts.items():
+            alike.setdefault(account.summary or "all of it acts", []).append(name)
+        return [*rows, *(("in", f"{', '.join(names)}:\n{told}") for told, names in alike.items())]
+
 
 def report_on(file: AdapterFile, model: str | None = None) -> AdapterReport:
     """What a file is, and what becomes of it in a model, or in each named model that it acts on.

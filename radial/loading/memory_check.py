@@ -57,6 +57,20 @@ def check_fits(request: GenerationRequest, processes: int = 1) -> None:
     Raises:
         RequestError: it cannot; what would fit is named.
     """
+    if (lack := find_lack(request, processes)) is not None:
+        raise RequestError(
+            f"this clip of {find_model(request.model).name} {lack}: take a smaller model, eight_bit_weights, or "
+            "another machine (--force tries it all the same)"
+        )
+
+
+def find_lack(request: GenerationRequest, processes: int = 1) -> str | None:
+    """What this machine, however empty, lacks for a resolved request, in words; None where it fits, where nobody knows,
+    and where ``RADIAL_FORCE`` is set.
+
+    Raises:
+        RequestError: a GPU lacks it.
+    """
     import psutil
     import torch
 
@@ -64,13 +78,13 @@ def check_fits(request: GenerationRequest, processes: int = 1) -> None:
     from radial.loading.memory import fit_profile, needs_of
 
     if os.environ.get("RADIAL_FORCE"):
-        return
+        return None
     try:
         spec, weights = find_weights(request)
     except ModelError:  # told where it is loaded
-        return
+        return None
     if weights is None:
-        return
+        return None
     device = choose_device(request.device)
     needs = needs_of(request, spec, weights, choose_dtype(request.dtype, device), processes)
     host = psutil.virtual_memory().total
@@ -81,9 +95,6 @@ def check_fits(request: GenerationRequest, processes: int = 1) -> None:
         most = max(torch.cuda.get_device_properties(index).total_memory for index in gpus)
         profile = fit_profile(request, spec, needs, most, str(device))
         wanted, what = needs.ram(profile), "the host's memory"
-    if wanted > host:
-        raise RequestError(
-            f"this clip of {spec.name} needs about {wanted / 1e9:.0f} GB of {what}, and this machine has "
-            f"{host / 1e9:.0f} GB: take a smaller model, eight_bit_weights, or another machine (--force tries it all "
-            "the same)"
-        )
+    if wanted <= host:
+        return None
+    return f"needs about {wanted / 1e9:.0f} GB of {what}, and this machine has {host / 1e9:.0f} GB"

@@ -345,7 +345,7 @@ def test_an_estimate_says_what_a_clip_takes(capsys: pytest.CaptureFixture[str], 
     code, out, _ = run(capsys, "estimate", "--model", "wan2.2-a14b", "--json")
     assert json.loads(out)["memory"]["full"]["gpu"] > 80e9 > json.loads(out)["memory"]["low"]["gpu"]
     code, _, err = run(capsys, "estimate", "--num-frames", "34")
-    assert (code, "num_frames must be a multiple of 4" in err) == (2, True)
+    assert (code, "--num-frames must be a multiple of 4" in err) == (2, True)
 
 
 def test_an_adapter_is_accounted_for_without_a_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

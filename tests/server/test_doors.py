@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import re
 import socket
 import sqlite3
 import subprocess
@@ -36,6 +37,7 @@ from radial_app.server.limits import media_probe
 from radial_app.server.limits.connections import MAX_HEAD, Connection
 from radial_app.server.limits.sweep import prepare_uploads
 from radial_app.server.service import ServerPaths, Service
+from radial_app.studio.gradio_door import API
 from radial_app.studio.mount import open_studio
 
 PASSWORD = "correct horse battery"
@@ -77,45 +79,47 @@ def message_of(answer: Any) -> str:
 
 
 def config_of(studio: TestClient) -> dict[str, Any]:
-    page = studio.get("/").text
-    found: dict[str, Any] = json.JSONDecoder().raw_decode(page, page.index("window.gradio_config = ") + 23)[0]
+    found: dict[str, Any] = studio.get(f"{API}/config").json()
     return found
+
+
+def app_of_gradio(app: Any) -> Any:
+    return next(route.app for route in app.routes if getattr(route, "path", None) == API)
 
 
 # Gradio
 
 
-def test_no_event_carries_a_file_in_or_out(studio: TestClient, paths: ServerPaths, tmp_path: Path) -> None:
-    """Every input of every event, and the text that Python takes apart; nothing is copied, nothing told."""
+def test_no_call_carries_a_file_in_or_out(studio: TestClient, paths: ServerPaths, tmp_path: Path) -> None:
+    """Every value of every call, and the text that Python takes apart; nothing is copied, nothing told."""
     secret = tmp_path / "secret.txt"
     secret.write_text(CANARY)
     file = hostile.file_of(str(secret))
-    told = json.dumps({"request": {"prompt": "x", "model": "tiny", "sampler": file, "loras": [file]}})
+    told = json.dumps({"sampler": file, "loras": [file], "image": str(secret)})
     events = config_of(studio)["dependencies"]
-    assert len(events) > 8
+    assert {event["api_name"] for event in events} == {"generate", "status"}
     for event in events:
         count = len(event["inputs"])
         for index, value in [(i, v) for i in range(count) for v in (file, [file], {"a": file}, told)]:
             data = [value if place_ == index else None for place_ in range(count)]
-            answer = studio.post("/gradio_api/run/predict", json={"fn_index": event["id"], "data": data})
-            assert answer.status_code in (200, 422), answer.text
-            assert CANARY not in answer.text
-            assert "uploads" not in answer.text
-            if value is not told:
-                assert answer.status_code == 422
+            for path in ("run/predict", f"run/{event['api_name']}"):
+                answer = studio.post(f"{API}/gradio_api/{path}", json={"fn_index": event["id"], "data": data})
+                assert answer.status_code in (200, 422), answer.text
+                assert CANARY not in answer.text
+                assert "uploads" not in answer.text
+                if value is not told:
+                    assert answer.status_code == 422
     assert [path for path in paths.data.rglob("*") if path.is_file() and path.name == "secret.txt"] == []
 
 
 def test_a_file_that_our_own_code_named_would_not_be_copied(paths: ServerPaths, tmp_path: Path) -> None:
-    """Gradio's own check, which mounted pages go without unless they count as launched."""
+    """Gradio's own check, which mounted applications go without unless they count as launched."""
     from gradio.context import LocalContext
     from gradio.processing_utils import move_files_to_cache
 
     secret = tmp_path / "secret.txt"
     secret.write_text(CANARY)
-    app = make_app(paths, open_page=open_studio)
-    mounted = next(route.app for route in app.routes if getattr(route, "path", None) == "")  # type: ignore[attr-defined]
-    blocks = mounted.get_blocks()
+    blocks = app_of_gradio(make_app(paths, open_page=open_studio)).get_blocks()
     token = LocalContext.blocks.set(blocks)
     try:
         with pytest.raises(Exception, match="Cannot move"):
@@ -125,44 +129,80 @@ def test_a_file_that_our_own_code_named_would_not_be_copied(paths: ServerPaths, 
 
 
 @pytest.mark.parametrize("accounts", [False, True])
-def test_of_gradio_only_the_page_is_open(paths: ServerPaths, accounts: bool) -> None:
+def test_of_gradio_only_the_calls_are_open(paths: ServerPaths, accounts: bool) -> None:
     headers = {}
     if accounts:
         with Accounts(paths.data) as made:
             made.add("ada", PASSWORD)
         headers = key_of(paths, "ada")
-    routes = set(hostile.gradio_paths())
-    allowed = {"/", "/login", "/login/", "/theme.css", "/favicon.ico", "/gradio_api/app_id", "/openapi.json"}
+    open_to = {
+        "GET": {"/config", "/gradio_api/info", "/gradio_api/app_id", "/gradio_api/queue/data"},
+        "POST": {"/gradio_api/run/{api_name}", "/gradio_api/queue/join"},
+    }
     with TestClient(make_app(paths, open_page=open_studio), base_url="http://127.0.0.1", headers=headers) as client:
-        for path in sorted(routes - allowed):
-            if path.startswith(("/static/", "/assets/")):
-                continue
+        for path in sorted(set(hostile.gradio_paths())):
             filled = path.replace("{path_or_url:path}", "/etc/passwd").replace("{path:path}", "/etc/passwd")
             for method in ("GET", "POST", "PUT", "HEAD"):
-                answer = client.request(method, filled.replace("{", "").replace("}", ""), follow_redirects=False)
-                open_ = method == "POST" and path in ("/gradio_api/run/{api_name}", "/logout")
-                assert answer.status_code in (404, 405) or open_, (method, path, answer.status_code)
-        for path in ("/static/../../../../etc/passwd", "/assets/..%2f..%2f..%2fetc/passwd", "/static//etc/passwd"):
+                if path in open_to.get(method.replace("HEAD", "GET"), ()):
+                    continue
+                answer = client.request(method, API + re.sub("[{}]", "", filled), follow_redirects=False)
+                assert answer.status_code in (404, 405), (method, path, answer.status_code)
+        for path in (
+            "/static/../../../etc/passwd",
+            "/assets/..%2f..%2fetc/passwd",
+            "/gradio_api/file=/etc/passwd",
+        ):
+            assert client.get(API + path).status_code in (403, 404)
             assert client.get(path).status_code in (403, 404)
         assert client.get("/").status_code == 200
-        assert client.post("/gradio_api/process_recording", files={"file": ("a", b"x")}).status_code == 404
+        assert client.get(f"{API}/config").status_code == 200
+        answer = client.post(f"{API}/gradio_api/process_recording", files={"file": ("a", b"x")})
+        assert answer.status_code == 404
+    if accounts:
+        with TestClient(make_app(paths, open_page=open_studio), base_url="http://127.0.0.1") as stranger:
+            assert stranger.get(f"{API}/config").status_code == 401
+            body = {"fn_index": 1, "data": ["x"]}
+            assert stranger.post(f"{API}/gradio_api/run/status", json=body).status_code == 401
 
 
-def test_events_of_gradio_leave_no_sessions(studio: TestClient) -> None:
-    event = next(one for one in config_of(studio)["dependencies"] if not one["inputs"] and one["backend_fn"])
-    body = {"data": [], "fn_index": event["id"]}
-    for number in range(3):
-        assert studio.post("/gradio_api/run/predict", json=body | {"session_hash": f"s{number}"}).status_code == 200
-    mounted = next(route.app for route in studio.app.routes if getattr(route, "path", None) == "")  # type: ignore[attr-defined]
-    assert len(mounted.state_holder.session_data) == 0
+def test_calls_leave_few_sessions(studio: TestClient) -> None:
+    for number in range(40):
+        body = {"data": ["0123456789"], "fn_index": 1, "session_hash": f"s{number}"}
+        assert studio.post(f"{API}/gradio_api/run/status", json=body).status_code == 422
+    assert len(app_of_gradio(studio.app).state_holder.session_data) <= 16
+
+
+def test_what_is_wrong_with_a_call_is_told_in_words(studio: TestClient) -> None:
+    def ask(*data: Any) -> str:
+        return str(studio.post(f"{API}/gradio_api/run/generate", json={"fn_index": 0, "data": data}).json()["error"])
+
+    assert "height must be a multiple of 16" in ask("a", "", "64x99", 0, 1, "")
+    assert "prompt must not be empty" in ask("", "", "", 0, 1, "")
+    assert "more must be a JSON object" in ask("a", "", "", 0, 1, "[")
+    assert "unknown field 'prompts'" in ask("a", "", "", 0, 1, '{"prompts": 1}')
+    assert "no such call" in ask("a")
 
 
 def test_the_page_is_not_for_other_pages(studio: TestClient) -> None:
-    for path in ("/", "/theme.css", "/gradio_api/app_id"):
+    for path in ("/", "/gallery", f"{API}/config"):
         answer = studio.get(path, headers={"origin": "http://localhost:9999"})
         assert answer.status_code == 403
         assert not [name for name in answer.headers if name.startswith("access-control")]
     assert not [name for name in studio.get("/").headers if name.startswith("access-control")]
+
+
+def test_errors_have_one_shape(studio: TestClient) -> None:
+    for path in ("/nothing", "/v1/nothing", "/gradio/nothing", "/ui/nothing.js", "/v1/videos/0123456789"):
+        error = studio.get(path).json()["error"]
+        assert (error["type"], error["code"]) == ("invalid_request_error", "not_found"), path
+    for body, param in (
+        ({"prompt": "a", "fps": 0}, "fps"), ({"prompt": "a", "height": 99}, "height"), ({"prompt": ""}, "prompt"),
+        ({"prompt": "a", "loras": [{"path": "x", "weight": 99}]}, "loras.0.weight"), ({"prompt": "a", "x": 1}, "x"),
+        ({"prompt": "a", "file": {"crf": 99}}, "file.crf"),
+    ):  # fmt: skip
+        answer = studio.post("/v1/videos", json=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_value")
+        assert answer.json()["error"]["param"] == param
 
 
 # Crowds
@@ -509,7 +549,8 @@ def test_bad_adapters_are_refused_shown_and_deleted(client: TestClient, paths: S
         (paths.data / "adapters" / f"{number}.safetensors").write_bytes(content)
     listed = {one["id"]: one["problem"] for one in client.get("/v1/adapters").json()}
     assert listed["x.safetensors"] == listed["1.safetensors"] == ""
-    assert sum(bool(problem) for problem in listed.values()) == len(listed) - 2
+    assert listed["bundled:tiny-long"] == ""
+    assert sum(bool(problem) for problem in listed.values()) == len(listed) - 3
     assert client.delete("/v1/adapters/0.safetensors").status_code == 200
     assert "0.safetensors" not in {one["id"] for one in client.get("/v1/adapters").json()}
     assert client.delete("/v1/adapters/..%2fjobs.db").status_code == 404

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -361,7 +362,60 @@ def test_models_adapters_plans(client: TestClient, paths: ServerPaths, tmp_path:
     )
     name = kept.json()["id"]
     assert (paths.data / "adapters" / name).is_file()
-    assert [one["id"] for one in client.get("/v1/adapters").json()] == [name]
+    own, bundled = client.get("/v1/adapters").json()
+    assert (own["id"], own["bundled"]) == (name, False)
+    assert (bundled["id"], bundled["bundled"], bundled["target_frames"]) == ("bundled:tiny-long", True, 129)
+    assert "LoRA" in " ".join(client.get("/v1/adapters/bundled:tiny-long").json()["lines"])
+    assert client.get("/v1/adapters/..%2fsecret").status_code == 404
+    fields = client.get("/v1/fields").json()
+    assert fields["num_inference_steps"] == {"type": "integer", "minimum": 1, "maximum": 1000}
+    assert fields["sampler"]["choices"] == ["model", "euler", "lcm", "unipc"]
+
+
+def test_lists_are_paged_by_their_last_id(client: TestClient, paths: ServerPaths) -> None:
+    """As OpenAI's clients page: they go on as long as there is more."""
+    ids = [client.post("/v1/videos", json={"prompt": f"n {n}", "seed": n}).json()["id"] for n in range(7)]
+    for id_ in ids[:4]:
+        finish(paths, id_)
+
+    def walk(**query: Any) -> list[str]:
+        seen: list[str] = []
+        while True:
+            after = {"after": seen[-1]} if seen else {}
+            page = client.get("/v1/videos", params={"limit": 2, **query, **after}).json()
+            seen += [one["id"] for one in page["data"]]
+            assert len(seen) <= len(ids)
+            if not page["has_more"]:
+                return seen
+
+    assert sorted(walk()) == sorted(ids)
+    assert walk(order="asc") == walk()[::-1]
+    assert walk(show="finished") == [*reversed(ids[:4])]
+    assert client.get("/v1/videos", params={"after": "0123456789"}).status_code == 404
+
+
+def test_videos_come_as_one_archive(client: TestClient, paths: ServerPaths, tmp_path: Path) -> None:
+    ids = [client.post("/v1/videos", json={"prompt": "the same", "seed": n}).json()["id"] for n in range(2)]
+    for id_ in ids:
+        finish(paths, id_)
+    answer = client.get("/v1/archive", params={"ids": ",".join(ids)})
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.testzip() is None
+        contents = {client.get(f"/v1/videos/{id_}/content").content for id_ in ids}
+        assert {archive.read(name) for name in archive.namelist()} == contents
+    for ids_ in ("", "0123456789", ",".join(f"{n:010d}" for n in range(400))):
+        assert client.get("/v1/archive", params={"ids": ids_}).status_code in (404, 422)
+
+
+def test_a_video_is_kept_as_the_kind_that_was_asked_for(client: TestClient, paths: ServerPaths) -> None:
+    file = {"format": "webm", "codec": "vp9", "crf": 40, "metadata": False, "name": "mine-{seed}"}
+    id_ = client.post("/v1/videos", json={"prompt": "a", "seed": 3, "file": file}).json()["id"]
+    with JobStore(paths.data) as store:
+        output = store.get(id_).output
+    assert output.name == "mine-{seed}"
+    assert (output.encoding.format, output.encoding.crf, output.encoding.metadata) == ("webm", 40, False)
+    for bad in ({"name": "../{seed}"}, {"format": "gif", "crf": 3}, {"format": "exe"}):
+        assert client.post("/v1/videos", json={"prompt": "a", "file": bad}).status_code == 422
 
 
 def test_streams_tell_until_the_end(client: TestClient, paths: ServerPaths) -> None:
@@ -394,7 +448,9 @@ def test_other_pages_and_other_names_are_refused(client: TestClient) -> None:
     assert own.status_code == 200
     answer = client.get("/v1/queue")
     assert "access-control-allow-origin" not in answer.headers
-    assert "connect-src 'self'" in answer.headers["content-security-policy"]
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert "unsafe" not in policy
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import time
+import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,127 +15,33 @@ from typing import Any
 import fake_hub
 import numpy as np
 import pytest
+from browser import (
+    CHROMIUM,
+    READY,
+    Studio,
+    estimate_says,
+    go,
+    new_page,
+    open_advanced,
+    pick_small,
+    press_generate,
+    queued,
+)
 from PIL import Image
 
 from radial import OutputError, RadialError, RequestError
-from radial.models.table import MODELS
 from radial.video.clip import Video, read_frames
 from radial_app.client import Client
 from radial_app.server.accounts import Accounts
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: the studio was not tried in a browser")
+# What a finger would miss, and fields that a phone would zoom in on.
+TOO_SMALL = """[...document.querySelectorAll('button, select, textarea, input, nav a')]
+    .filter((e) => e.offsetParent && !e.matches('.link, [type=checkbox], [type=range], [type=file]'))
+    .filter((e) => e.getBoundingClientRect().height < 43.5
+        || (e.matches('input, select, textarea') && parseFloat(getComputedStyle(e).fontSize) < 16))
+    .map((e) => `${e.tagName} ${e.className} ${e.textContent.slice(0, 30)}`)"""
 PROMPT = "a red circle <img src=x onerror=alert(1)> moves left"
-
-
-class Studio:
-    """A server with a studio in a folder, in a process of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[str] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "radial_app", "studio", "--no-browser", "--port", str(self.port), "--device",
-                   "cpu", "--snapshot-seconds", "0.5", "--data-dir", str(self.folder / "data")]  # fmt: skip
-        self.process = subprocess.Popen(command, cwd=self.folder, stderr=subprocess.PIPE, text=True)
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.url}/healthz", timeout=1800).read()
-                return
-            except OSError:
-                assert self.process.poll() is None, self.process.communicate()
-                time.sleep(0.1)
-
-    def stop(self, how: int = signal.SIGTERM) -> str:
-        assert self.process is not None
-        self.process.send_signal(how)
-        _, err = self.process.communicate(timeout=1800)
-        return err
-
-    def call(self, method: str, path: str, body: Any = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}{path}", data, {"content-type": "application/json"}, method=method)
-        return json.load(urllib.request.urlopen(request, timeout=1800))
-
-    def wait_for(self, id_: str, *states: str) -> Any:
-        for _ in range(1200):
-            video = self.call("GET", f"/v1/videos/{id_}")
-            if video["state"] in states:
-                return video
-            time.sleep(0.1)
-        raise AssertionError(f"{id_} is {video['state']}, not {states}: {video['note']}")
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory: pytest.TempPathFactory, wan_folder: Path) -> Iterator[Studio]:
-    folder = tmp_path_factory.mktemp("studio")
-    shutil.copytree(wan_folder, folder / "data" / "models" / "small")
-    running = Studio(folder)
-    running.start()
-    yield running
-    err = running.stop()
-    assert "Traceback" not in err, err
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(chromium: Any, studio: Studio) -> Iterator[Any]:
-    """A page that is ready, whose errors and requests to elsewhere fail the test."""
-    context = chromium.new_context(viewport={"width": 1360, "height": 900}, accept_downloads=True)
-    opened = watch(context.new_page(), studio)
-    opened.goto(studio.url)
-    opened.wait_for_selector("#estimate-line b")
-    yield opened
-    opened.screenshot(path=studio.folder / "last.png")
-    context.close()
-    assert opened.problems == []
-
-
-def watch(page: Any, studio: Studio) -> Any:
-    page.problems = []
-    page.set_default_timeout(1_800_000)  # a busy machine is slow, not wrong
-    page.on("pageerror", lambda error: page.problems.append(f"error {error}"))
-    page.on("dialog", lambda dialog: (page.problems.append(f"dialog {dialog.message}"), dialog.dismiss()))
-
-    def look(request: Any) -> None:
-        if not request.url.startswith((studio.url, "data:", "blob:")):
-            page.problems.append(f"outside {request.url}")
-
-    page.on("request", look)
-    return page
-
-
-def open_tab(page: Any, name: str) -> None:
-    page.click(f'#pages button[role="tab"]:has-text("{name}")')
-
-
-def pick_small(page: Any, steps: int) -> None:
-    """The tiny test checkpoint, in a few steps of few frames."""
-    page.click("#model input")
-    page.click('[role="option"]:has-text("small")')
-    page.wait_for_selector('#model:has-text("checkpoint folder")')
-    page.fill("#size input", "64x64")
-    page.press("#size input", "Enter")
-    page.fill("#num_frames input[type=number]", "9")
-    page.press("#num_frames input[type=number]", "Enter")
-    page.wait_for_function("document.querySelector('#estimate-line').innerText.includes('9 frames · 64x64')")
-    page.click("#advanced > button")
-    page.fill("#num_inference_steps input", str(steps))
-    page.press("#num_inference_steps input", "Tab")
 
 
 def text_of(page: Any, selector: str) -> str:
@@ -148,112 +49,98 @@ def text_of(page: Any, selector: str) -> str:
     return text
 
 
-def test_one_field_and_one_key_make_a_video(page: Any, studio: Studio, chromium: Any) -> None:
+def test_one_field_and_one_key_make_a_video(page: Any, studio: Studio) -> None:
     pick_small(page, 3)
-    page.fill("#prompt textarea", PROMPT)
-    page.press("#prompt textarea", "Control+Enter")
-    page.wait_for_selector(".radial-said")
-    id_ = page.get_attribute(".radial-said", "data-job")
+    page.fill("#prompt", PROMPT)
+    id_ = queued(page, lambda: page.press("#prompt", "Control+Enter"))
     page.goto("about:blank")  # whoever closes the page loses nothing
     studio.wait_for(id_, "done")
     page.goto(studio.url)
-    page.wait_for_selector(f'#live [data-job="{id_}"] video')
-    page.wait_for_function("document.querySelector('#live video').videoWidth === 64")
-    page.wait_for_function("document.querySelector('#live video').currentTime > 0")
-    assert PROMPT in text_of(page, "#live")  # as text
+    page.wait_for_selector(f'#now [data-job="{id_}"] video')
+    page.wait_for_function("document.querySelector('#now video').videoWidth === 64")
+    page.wait_for_function("document.querySelector('#now video').currentTime > 0")
+    assert PROMPT in text_of(page, "#now")  # as text
     video = studio.call("GET", f"/v1/videos/{id_}")
     assert (video["model"], video["steps"], video["request"]["num_inference_steps"]) == ("small", 3, 3)
 
 
-def test_the_form_changes_by_choices_alone(page: Any) -> None:
-    pick_small(page, 3)
-    steps = "#num_inference_steps input"
-    for name in ("model", "preset"):  # left as they were
-        page.click(f"#{name} input")
-        page.press(f"#{name} input", "Tab")
-    page.click("#times label:has-text('2x')")
-    page.wait_for_selector("#times input:checked", state="attached")
-    page.fill("#num_frames input[type=number]", "13")
-    page.press("#num_frames input[type=number]", "Enter")
-    page.wait_for_function("document.querySelector('#estimate-line').innerText.includes('13 frames · 64x64')")
-    page.wait_for_selector("#times input:checked", state="detached")
-    assert page.input_value(steps) == "3"
-    page.click("#preset input")
-    page.click('[role="option"]:has-text("draft")')
-    page.wait_for_function(f"document.querySelector('{steps}').value !== '3'")
-    page.fill(steps, "7")
-    page.fill("#model input", "tiny")  # by keys alone
-    page.press("#model input", "ArrowDown")
-    page.press("#model input", "Enter")
-    page.wait_for_function("document.querySelector('#estimate-line').innerText.includes('33 frames · 128x128')")
-    assert page.input_value(steps) == str(max(4, round(MODELS["tiny"].num_inference_steps / 3)))
-
-
-def make(studio: Studio, **fields: Any) -> str:
-    body = {"prompt": "made over REST", "model": "small", "height": 64, "width": 64, "num_frames": 9, "seed": 5,
-            "num_inference_steps": 2} | fields  # fmt: skip
-    id_: str = studio.call("POST", "/v1/videos", body)["id"]
-    return id_
-
-
 def test_a_clip_that_is_stopped_is_kept(page: Any, studio: Studio) -> None:
-    id_ = make(studio, num_inference_steps=400, prompt="long")
-    page.wait_for_selector(f'#live [data-job="{id_}"]')
-    page.wait_for_function("document.querySelector('#live .stage').innerText.includes('step')")
-    assert "left" in page.wait_for_selector("#live .eta:not(:empty)").inner_text()
-    page.click('#live button:has-text("Stop and keep")')
+    id_ = studio.make(num_inference_steps=400, prompt="long")
+    page.wait_for_selector(f'#now [data-job="{id_}"]')
+    page.wait_for_function("document.querySelector('#now .stage').innerText.includes('step')")
+    assert "left" in page.wait_for_selector("#now .eta:not(:empty)").inner_text()
+    page.click('#now button:has-text("Stop and keep")')
     video = studio.wait_for(id_, "cancelled")
     assert video["files"][0]["partial"]
-    page.wait_for_selector(f'#live [data-job="{id_}"] video')
+    page.wait_for_selector(f'#now [data-job="{id_}"] video')
+    go(page, "gallery")
+    page.wait_for_selector(f'#gallery [data-job="{id_}"] .stopped')
 
 
 def test_the_queue_is_handled(page: Any, studio: Studio) -> None:
-    block = make(studio, num_inference_steps=1000, num_frames=33, prompt="in front")
-    ids = [make(studio, prompt=f"waits {n}") for n in range(3)]
-    open_tab(page, "Queue")
+    block = studio.make(num_inference_steps=1000, num_frames=33, prompt="in front")
+    ids = [studio.make(prompt=f"waits {n}") for n in range(3)]
+    go(page, "queue")
+
+    def wait_for_order(*wanted: str) -> None:
+        page.wait_for_function(
+            "(ids) => [...document.querySelectorAll('#queue li')].map((row) => row.dataset.job).slice(1).join() == ids",
+            arg=",".join(wanted),
+        )
+
     # Places are counted among those that wait: the one in front must have begun.
     page.wait_for_selector(f'#queue [data-job="{block}"].running')
     page.wait_for_selector(f'#queue [data-job="{ids[2]}"]')
-    page.click(f'#queue [data-job="{ids[2]}"] button[aria-label="Move up"]')
-    page.wait_for_function(
-        "(ids) => [...document.querySelectorAll('#queue li')].map((row) => row.dataset.job).slice(1).join() === ids",
-        arg=",".join([ids[0], ids[2], ids[1]]),
-    )
+    assert text_of(page, '#pages [data-place="queue"] .count') == "4"
+    page.focus(f'#queue [data-job="{ids[2]}"] [data-act="up"]')
+    page.keyboard.press("Enter")
+    wait_for_order(ids[0], ids[2], ids[1])
+    # Whoever moves a row by keys stays on it.
+    focused = "document.activeElement.closest('[data-job]')?.dataset.job + document.activeElement.dataset.act"
+    page.wait_for_function(f"(wanted) => {focused} === wanted", arg=f"{ids[2]}up")
+    page.drag_and_drop(f'#queue [data-job="{ids[1]}"]', f'#queue [data-job="{ids[0]}"]')
+    wait_for_order(ids[1], ids[0], ids[2])
     page.click(f'#queue [data-job="{ids[0]}"] button:has-text("Hold")')
     page.wait_for_selector(f'#queue [data-job="{ids[0]}"].paused')
     page.click(f'#queue [data-job="{ids[1]}"] button:has-text("Edit")')
-    page.fill("dialog textarea", "")
+    page.fill("#edit-prompt", "")
     page.click('dialog button:has-text("Save")')
-    page.wait_for_selector('dialog [role="alert"]:has-text("prompt must not be empty")')
-    page.fill("dialog textarea", "edited")
+    page.wait_for_selector('dialog [role="alert"]:has-text("Prompt must not be empty")')
+    page.fill("#edit-prompt", "edited")
+    page.fill("#edit-num_inference_steps", "3")
     page.click('dialog button:has-text("Save")')
     page.wait_for_selector(f'#queue [data-job="{ids[1]}"] .prompt:has-text("edited")')
     page.click(f'#queue [data-job="{ids[2]}"] button:has-text("Cancel")')
     page.click(f'#queue [data-job="{block}"] button:has-text("Discard")')
     studio.wait_for(block, "cancelled")
-    studio.wait_for(ids[1], "done")
-    page.click(f'#queue [data-job="{ids[0]}"] button:has-text("Go on")')
+    assert studio.wait_for(ids[1], "done")["request"]["num_inference_steps"] == 3
+    page.click('#queue button:has-text("Go on with all")')
     studio.wait_for(ids[0], "done")
-    page.wait_for_selector("#queue .radial-empty")
+    page.wait_for_selector("#queue .empty")
 
 
 def test_the_gallery_compares_and_gives_settings_back(page: Any, studio: Studio) -> None:
-    ids = [make(studio, seed=seed, prompt=f"seed {seed}", guidance_scale=2.5, decay=0.5) for seed in (21, 22)]
+    ids = [studio.make(seed=seed, prompt=f"seed {seed}", guidance_scale=2.5, decay=0.5) for seed in (21, 22)]
     for id_ in ids:
         studio.wait_for(id_, "done")
-    open_tab(page, "Gallery")
+    go(page, "gallery")
     page.fill('#gallery input[type="search"]', "seed 2")
     page.wait_for_function("document.querySelectorAll('#gallery .tile').length === 2")
     page.wait_for_function("[...document.querySelectorAll('#gallery .tile img')].every((i) => i.naturalWidth > 0)")
-    page.click(f'#gallery [data-job="{ids[0]}"]')
+    page.click(f'#gallery [data-job="{ids[0]}"] a')
     page.wait_for_function("document.querySelector('dialog video')?.videoWidth === 64")
+    assert page.url.endswith(f"/gallery/{ids[0]}")
     page.click('dialog button:has-text("Favourite")')
-    page.click('dialog button:has-text("Compare with")')
+    page.click('dialog summary:has-text("Compare")')
+    page.click('dialog button:has-text("With another")')
     page.click(f'dialog .tile[data-job="{ids[1]}"]')
     page.wait_for_selector('.measures:has-text("PSNR")')
     page.wait_for_function("[...document.querySelectorAll('.compare video')].every((v) => v.videoWidth === 64)")
-    page.locator(".wipe").last.fill("80")
+    page.fill(".wipe", "80")
     assert page.evaluate("document.querySelector('.compare').style.getPropertyValue('--cut')") == "80%"
+    page.fill(".time", "500")
+    half = "(v) => Math.abs(v.currentTime / v.duration - 0.5) < 0.1"
+    page.wait_for_function(f"[...document.querySelectorAll('.compare video')].every({half})")
     page.keyboard.press("Escape")
     with page.expect_download() as download:
         page.click('dialog a:has-text("Download")')
@@ -261,80 +148,77 @@ def test_the_gallery_compares_and_gives_settings_back(page: Any, studio: Studio)
     download.value.save_as(saved)
     page.click('dialog button:has-text("Use these settings")')
     wait_for_form(page, "seed 21", 21)
-    assert page.input_value("#num_frames input[type=number]") == "9"
+    open_advanced(page)
+    assert page.input_value("input[name=num_frames]") == "9"
     # The same out of the file, on a fresh page.
-    page.goto(studio.url)
-    page.wait_for_selector("#estimate-line b")
-    open_tab(page, "Settings")
+    page.evaluate("localStorage.clear()")
+    page.goto(f"{studio.url}/settings")
+    page.wait_for_selector("#settings h1")
     page.set_input_files("#settings input[type=file]", saved)
     wait_for_form(page, "seed 21", 21)
-    page.click("#advanced > button")
-    assert page.input_value("#guidance_scale input") == "2.5"
-    assert page.input_value("#decay input") == "0.5"
-    page.click("#generate")
-    page.wait_for_selector(".radial-said")
-    again = studio.wait_for(page.get_attribute(".radial-said", "data-job"), "done")
+    open_advanced(page)
+    assert page.input_value("input[name=guidance_scale]") == "2.5"
+    assert page.input_value("input[name=decay]") == "0.5"
+    again = studio.wait_for(press_generate(page), "done")
     first = studio.call("GET", f"/v1/videos/{ids[0]}")
     assert again["request"] == first["request"]
     assert studio.call("GET", f"/v1/compare?a={ids[0]}&b={again['id']}")["psnr"] == 100.0
-    # Deleted to the trash.
-    open_tab(page, "Gallery")
-    page.click(f'#gallery [data-job="{again["id"]}"]')
-    page.click('dialog button:has-text("Delete")')
+    # Several at once, and deleted to the trash.
+    go(page, "gallery")
+    for id_ in (again["id"], ids[0]):
+        page.check(f'#gallery [data-job="{id_}"] .pick')
+    with page.expect_download() as download:
+        page.click('#gallery a:has-text("Download as zip")')
+    download.value.save_as(studio.folder / "several.zip")
+    with zipfile.ZipFile(studio.folder / "several.zip") as archive:
+        assert len(archive.namelist()) == 2
+        assert archive.testzip() is None
+    page.uncheck(f'#gallery [data-job="{ids[0]}"] .pick')
+    page.click('#gallery .picked button:has-text("Delete")')
+    page.click('dialog button:has-text("Move to the trash")')
     page.wait_for_selector(f'#gallery [data-job="{again["id"]}"]', state="detached")
     assert list((studio.folder / "outputs" / ".trash").iterdir())
 
 
 def wait_for_form(page: Any, prompt: str, seed: int) -> None:
     page.wait_for_function(
-        "([prompt, seed]) => document.querySelector('#prompt textarea').value === prompt "
-        "&& document.querySelector('#seed input').value === String(seed)",
+        "([prompt, seed]) => document.querySelector('#prompt').value === prompt "
+        "&& document.querySelector('input[name=seed]').value === String(seed)",
         arg=[prompt, seed],
     )
 
 
-def test_what_cannot_be_is_said_at_once(page: Any, studio: Studio) -> None:
-    before = studio.call("GET", "/v1/queue")["counts"]
-    page.fill("#size input", "100x99")
-    page.press("#size input", "Enter")
-    page.wait_for_selector('#estimate-line [role="alert"]:has-text("multiple of")')
-    page.fill("#prompt textarea", "a")
-    page.click("#generate")
-    page.wait_for_selector('#answer [role="alert"]:has-text("multiple of")')
-    assert studio.call("GET", "/v1/queue")["counts"] == before
-    page.set_input_files('#references input[type="file"] >> nth=0', {
-        "name": "evil.png", "mimeType": "image/png", "buffer": b"<script>alert(1)</script>",
-    })  # fmt: skip
-    page.wait_for_selector('#radial-toasts .problem:has-text("no PNG")')
-
-
 def test_it_goes_on_after_kill_9(page: Any, studio: Studio) -> None:
-    id_ = make(studio, num_inference_steps=60, prompt="through a crash")
-    page.wait_for_selector(f'#live [data-job="{id_}"]')
+    id_ = studio.make(num_inference_steps=60, prompt="through a crash")
+    page.wait_for_selector(f'#now [data-job="{id_}"]')
+    page.fill("#prompt", "what I was writing")
     studio.stop(signal.SIGKILL)
-    page.wait_for_selector("body.radial-offline")
+    page.wait_for_selector("#banner:not([hidden])")
+    assert text_of(page, "#status") == "no connection"
+    assert page.locator('[role="alert"]:visible').count() == 1
     studio.start()
-    page.wait_for_selector("body:not(.radial-offline)")
+    page.wait_for_selector("#banner", state="hidden")
+    assert page.input_value("#prompt") == "what I was writing"
     studio.wait_for(id_, "done")
-    page.wait_for_selector(f'#live [data-job="{id_}"] video')  # on the page that stayed open
+    page.wait_for_selector(f'#now [data-job="{id_}"] video')  # on the page that stayed open
 
 
 def test_a_phone_shows_all_of_it(chromium: Any, studio: Studio) -> None:
-    context = chromium.new_context(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True,
-                                   color_scheme="dark")  # fmt: skip
-    page = watch(context.new_page(), studio)
-    page.goto(studio.url)
-    page.wait_for_selector("#estimate-line b")
-    for tab in ("Create", "Queue", "Gallery", "Models", "Settings"):
-        open_tab(page, tab)
+    studio.wait_for(studio.make(prompt="for a phone"), "done")
+    page = new_page(chromium, studio, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True,
+                    color_scheme="dark")  # fmt: skip
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    for place in ("create", "queue", "gallery", "tune", "models", "settings"):
+        go(page, place)
         page.wait_for_timeout(600)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab
-    open_tab(page, "Gallery")
-    page.click("#gallery .tile >> nth=0")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, place
+        assert page.evaluate(TOO_SMALL) == [], place
+    go(page, "gallery")
+    page.click("#gallery .tile a >> nth=0")
     box = page.wait_for_selector("dialog").bounding_box()
     assert box["x"] >= 0
     assert box["width"] <= 390
-    context.close()
+    page.context.close()
     assert page.problems == []
 
 
@@ -347,7 +231,7 @@ def test_a_model_is_tuned_in_the_browser(page: Any, studio: Studio, tmp_path: Pa
             Video(frames, 16, None).write(tmp_path / f"{number}.mp4")
             archive.write(tmp_path / f"{number}.mp4", f"{number}.mp4")
             archive.writestr(f"{number}.txt", f"square <b>{number}</b>")
-    open_tab(page, "Tune")
+    go(page, "tune")
     page.wait_for_selector("#tune-frames")
     with page.expect_file_chooser() as chooser:
         page.click('#tune button:has-text("Bring a zip file")')
@@ -357,7 +241,13 @@ def test_a_model_is_tuned_in_the_browser(page: Any, studio: Studio, tmp_path: Pa
     page.fill("#tune-size", "64x64")
     page.fill("#tune-frames", "nine")
     page.click("#tune-prepare")
-    page.wait_for_selector('#radial-toasts .problem:has-text("say lengths in frames")')
+    page.wait_for_selector('#tune-new .fault:has-text("say lengths in frames")')
+    page.fill("#tune-frames", "30")
+    page.wait_for_selector('#tune-new .fault:has-text("small makes 29 or 33 frames, not 30")')
+    page.fill("#tune-frames", "9")
+    page.fill("#tune-name", "-no")
+    page.click("#tune-prepare")
+    page.wait_for_selector('#tune-new .fault:has-text("letters, digits")')
     page.fill("#tune-frames", "9")
     page.fill("#tune-name", "squares")
     page.click("#tune-prepare")
@@ -373,8 +263,6 @@ def test_a_model_is_tuned_in_the_browser(page: Any, studio: Studio, tmp_path: Pa
     page.click('.tune-run button:has-text("Start training")')
     page.wait_for_selector(".tune-run .state.training")
     page.reload()  # whoever looks again finds the run
-    page.wait_for_selector("#estimate-line b")
-    open_tab(page, "Tune")
     page.wait_for_selector(".plot polyline.held-out[points]")
     # More clips than a browser has connections: what is shown no more lets go of its own.
     page.wait_for_selector('.samples th:has-text("step 9")')
@@ -389,7 +277,7 @@ def test_a_model_is_tuned_in_the_browser(page: Any, studio: Studio, tmp_path: Pa
     page.wait_for_selector(".tune-run .state.done")
     page.click('.tune-run button:has-text("Use in Create")')
     page.wait_for_selector('#loras li:has-text("squares.safetensors")')
-    page.wait_for_function("document.querySelector('#estimate-line').innerText.includes('9 frames · 64x64')")
+    estimate_says(page, "9 frames", "64x64")
 
 
 def test_a_model_comes_from_the_hub(chromium: Any, tmp_path: Path, wan_folder: Path, monkeypatch: Any) -> None:
@@ -405,12 +293,9 @@ def test_a_model_comes_from_the_hub(chromium: Any, tmp_path: Path, wan_folder: P
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         running = Studio(tmp_path)
         running.start()
-        page = watch(chromium.new_context(viewport={"width": 1360, "height": 900}).new_page(), running)
-        page.goto(running.url)
-        page.wait_for_selector("#estimate-line b")
-        open_tab(page, "Models")
+        page = new_page(chromium, running, "/models")
         page.fill("#hub-id", name)
-        page.click('#models .head button:has-text("Download")')
+        page.click('#models form button:has-text("Download")')
         page.wait_for_selector(f'[data-model="{name}"] .eta:has-text("of 1")')
         page.click(f'[data-model="{name}"] button:has-text("Stop")')
         page.wait_for_selector(f'[data-model="{name}"] :text("was stopped")')
@@ -420,28 +305,40 @@ def test_a_model_comes_from_the_hub(chromium: Any, tmp_path: Path, wan_folder: P
         (done,) = running.call("GET", "/v1/downloads")
         assert (done["state"], done["done"] > 1e6) == ("done", True)
         page.fill("#hub-id", "someone/else")
-        page.click('#models .head button:has-text("Download")')
-        page.wait_for_selector('[data-model="someone/else"] .radial-problem:has-text("no such model")')
+        page.click('#models form button:has-text("Download")')
+        page.wait_for_selector('[data-model="someone/else"] .problem:has-text("no such model")')
         page.context.close()
         assert page.problems == []
         assert "Traceback" not in running.stop()
 
 
 def test_nothing_secret_is_served(studio: Studio) -> None:
-    """Gradio serves files of its working folder that handlers name; the guard stands before all of it."""
+    """Gradio serves files of its working folder that calls name; the guard stands before all of it."""
     (studio.folder / "secret.txt").write_text("secret")
     for path in (
-        f"/gradio_api/file={studio.folder}/secret.txt", "/gradio_api/file=/etc/passwd", "/ui/../../server.py",
-        f"/gradio_api/file={studio.folder}/data/jobs.db", "/ui/%2e%2e/app.py",
+        f"/gradio/gradio_api/file={studio.folder}/secret.txt", "/gradio/gradio_api/file=/etc/passwd",
+        f"/gradio_api/file={studio.folder}/data/jobs.db", "/ui/%2e%2e/app.py", "/ui/../../server.py",
     ):  # fmt: skip
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(studio.url + path)
         assert refused.value.code in (403, 404), path
 
 
-def test_settings_of_gradio_stay_at_home(studio: Studio) -> None:
-    page = urllib.request.urlopen(studio.url, timeout=1800).read().decode()
-    assert '"analytics_enabled":false' in page
+def test_gradios_clients_make_videos(studio: Studio) -> None:
+    import gradio_client
+    from gradio_client.exceptions import AppError
+
+    client = gradio_client.Client(f"{studio.url}/gradio/", verbose=False)
+    more = '{"num_frames": 9, "num_inference_steps": 2}'
+    made = client.predict("by a client of Gradio's", "small", "64x64", 0, 7, more, api_name="/generate")
+    studio.wait_for(made["id"], "done")
+    told = client.predict(made["id"], api_name="/status")
+    assert (told["status"], told["prompt"]) == ("completed", "by a client of Gradio's")
+    assert urllib.request.urlopen(studio.url + told["content"][0]).read(12)[4:8] == b"ftyp"
+    with pytest.raises(AppError, match="height must be a multiple of 16"):
+        client.predict("a", "small", "64x99", 0, 7, "", api_name="/generate")
+    config = urllib.request.urlopen(f"{studio.url}/gradio/config", timeout=1800).read().decode()
+    assert '"analytics_enabled":false' in config
     assert os.environ.get("GRADIO_ANALYTICS_ENABLED") is None  # only of the server's own process
 
 
@@ -539,8 +436,8 @@ def test_tools_know_whose_key_it_is(chromium: Any, tmp_path: Path, wan_folder: P
         page.fill("input[name=name]", "bob")
         page.fill("input[name=password]", "correct horse battery")
         page.click("button")
-        page.wait_for_selector("#estimate-line b")
-        page.wait_for_selector('#live .radial-card:has-text("made by bob")')
+        page.wait_for_selector(READY)
+        page.wait_for_selector('#now .card:has-text("made by bob")')
         page.close()
     finally:
         err = guarded.stop()

@@ -171,13 +171,6 @@ def lora(
         print(json.dumps({"file": path.name, **report.facts, "models": models}, indent=2))
         return
     table = Table(show_header=False, box=None)
-    for what, value in {"file": path.name, **report.facts}.items():
-        table.add_row(what, escape(value))
-    if not report.accounts:
-        table.add_row("models", "none with a name has its layers; --model NAME says why not")
-    alike: dict[str, list[str]] = {}
-    for name, account in report.accounts.items():
-        alike.setdefault(account.summary or "all of it acts", []).append(name)
-    for told, names in alike.items():
-        table.add_row("in", f"{', '.join(names)}:\n[bold]{escape(told)}[/]")
+    for what, told in [("file", path.name), *report.rows()]:
+        table.add_row(what, escape(told))
     Console().print(table)

@@ -28,6 +28,7 @@ from radial_app.jobs.recovery import MAX_ATTEMPTS, after_death, after_failure
 from radial_app.jobs.schema import ALIKE, dump_files, explained, files_of, open_database, to_job, to_row, transaction
 
 LONGEST_WAIT = 60.0  # seconds that a job is deferred
+_ORDER = ("finished IS NULL", "IFNULL(finished, 0)", "position")  # of pages: what has not ended is the latest
 _LEAST_FREE = 16 << 20  # bytes of disk, without which not even rows can be kept
 EventKind = Literal["state", "stage", "note", "error", "file"]
 
@@ -461,21 +462,24 @@ class JobStore:
     def page(
         self, states: Iterable[State], *, owner: str | None = None, favourites: bool = False,
         with_files: bool = False, text: str = "",
-        limit: int = 24, offset: int = 0,
+        limit: int = 24, offset: int = 0, after: str | None = None, oldest_first: bool = False,
     ) -> list[Job]:  # fmt: skip
         """Jobs the latest first, those that have not ended before the others.
 
-        A page of all, of one owner, of favourites, of those with videos, of those whose prompt has a ``text``.
+        A page of all, of one owner, of favourites, of those with videos, of those whose prompt has a ``text``; from
+        behind a job on, where one is named, whatever has ended meanwhile.
         """
         states = tuple(states)
+        place, direction, beyond = ", ".join(_ORDER), *(("ASC", ">") if oldest_first else ("DESC", "<"))
         pattern = "%" + text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
         with explained():
             rows = self._database.execute(
                 f"SELECT * FROM jobs WHERE state IN ({', '.join('?' for _ in states)}) AND owner = COALESCE(?, owner) "
                 "AND favourite >= ? AND json_array_length(files) >= ? "
                 "AND (? = '' OR json_extract(request, '$.prompt') LIKE ? ESCAPE '\\') "
-                "ORDER BY finished IS NULL DESC, finished DESC, position DESC LIMIT ? OFFSET ?",
-                (*states, owner, int(favourites), int(with_files), text, pattern, limit, offset),
+                f"AND (? IS NULL OR ({place}) {beyond} (SELECT {place} FROM jobs WHERE id = ?)) "
+                f"ORDER BY {', '.join(f'{part} {direction}' for part in _ORDER)} LIMIT ? OFFSET ?",
+                (*states, owner, int(favourites), int(with_files), text, pattern, after, after, limit, offset),
             )
             return [to_job(row) for row in rows]
 

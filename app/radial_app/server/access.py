@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -32,15 +33,15 @@ MAX_UPLOAD = 512 << 20
 _UPLOADS = ("/v1/files", "/v1/videos", "/v1/settings", "/v1/adapters", "/v1/datasets")
 _OPEN = ("/login", "/healthz", "/ui/login.css")
 _FORWARDED = (b"x-forwarded", b"forwarded", b"x-gradio", b"x-direct-url", b"x-original")
-_PAGES = ("/", "/login", "/docs")  # what a link on another page may lead to
+# What a link on another page may lead to.
+_PAGES = re.compile(r"/|/(login|docs|queue|gallery|tune|models|settings)|/gallery/[0-9a-f]{1,40}")
 _OF_OTHERS = b"access-control-"  # headers by which Gradio would let other pages read answers
 _BODY_SECONDS = 30.0  # in which some more of a body must come
-# Gradio's page needs inline code; nothing may be fetched from elsewhere.
+# The pages have no inline code, and nothing may be fetched from elsewhere.
 _HEADERS = {
     "content-security-policy": (
-        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-        "img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; connect-src 'self' blob: data:; "
-        "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+        "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; object-src 'none'; base-uri 'none'; "
+        "form-action 'self'; frame-ancestors 'none'"
     ),
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -191,7 +192,7 @@ def _from_another_page(connection: HTTPConnection, scope: Scope, host: str) -> b
         return False
     leads = connection.headers.get("sec-fetch-mode") == "navigate"
     whole = connection.headers.get("sec-fetch-dest") == "document"
-    return not (leads and whole and scope.get("method") == "GET" and scope["path"] in _PAGES)
+    return not (leads and whole and scope.get("method") == "GET" and _PAGES.fullmatch(scope["path"]))
 
 
 def admins_only(why: str) -> Callable[[Request], None]:

@@ -18,12 +18,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from starlette.exceptions import HTTPException
 
 from radial.errors import OutputError, RadialError
-from radial.request import explain
 from radial.version import __version__
 from radial_app.jobs.store import JobStore
 from radial_app.server import login
 from radial_app.server.access import Guard
-from radial_app.server.answers import problem
+from radial_app.server.answers import InvalidFields, field_of, problem
 from radial_app.server.limits.streams import Polls
 from radial_app.server.limits.turns import Turns
 from radial_app.server.mcp import AgentsDoor, make_tools
@@ -75,6 +74,7 @@ def make_app(
         title="Radial", version=__version__, description="Video generation with radial attention.", redoc_url=None,
         docs_url=None, lifespan=live,
     )  # fmt: skip
+    app.state.is_ending = bool  # whoever runs it says when it ends, which streams should not hold up
     page = None if open_page is None else open_page(paths)
     if page is not None:
         page.protect(app)
@@ -133,7 +133,8 @@ def _teller(paths: ServerPaths) -> Callable[[Request, Exception], Awaitable[JSON
             if error.errno == errno.EBUSY:  # it passes
                 return problem(message, 503, headers={"retry-after": "5"})
             return problem(message, 507)
-        return problem(message, 404 if isinstance(error, Missing) else 409 if isinstance(error, Conflict) else 422)
+        status = 404 if isinstance(error, Missing) else 409 if isinstance(error, Conflict) else 422
+        return problem(message, status, field_of(error))
 
     return tell
 
@@ -148,8 +149,8 @@ async def _tell_http(_request: Request, error: Exception) -> JSONResponse:
 async def _tell_invalid(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problems = [dict(one) | {"loc": one["loc"][1:] or one["loc"]} for one in error.errors()]
-    param = ".".join(map(str, problems[0]["loc"])) if problems else None
-    return problem("; ".join(explain(one) for one in problems[:10]), 422, param)
+    told = InvalidFields(problems)
+    return problem(str(told), 422, told.param)
 
 
 class _QueueCollector:

@@ -75,6 +75,7 @@ def run_server(
             proxy_headers=bool(proxies), forwarded_allow_ips=list(proxies),
         )  # fmt: skip
         server = uvicorn.Server(config)
+        app.state.is_ending = lambda: server.should_exit
         stderr = Console(stderr=True)
         stderr.print(f"listening on {address}", highlight=False)
         supervisor.start()

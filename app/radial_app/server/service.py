@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from radial.advice import advise
-from radial.errors import OutputError, RequestError
+from radial.errors import OutputError, RadialError, RequestError
 from radial.files import publish
-from radial.loading.memory_check import check_all_fit
+from radial.loading.memory_check import check_all_fit, find_lack
+from radial.models.checkpoint import checkpoint_folder
 from radial.models.find import find_model
+from radial.models.hub.download import cached_folder
 from radial.request import GenerationRequest
 from radial.video.reader import decode_frames
 from radial_app.jobs.estimates import estimate
@@ -222,10 +224,15 @@ class Service:
 
     def plan_of(self, request: GenerationRequest) -> dict[str, Any]:
         """A resolved request as its visitor writes it, what it will compute and take, and what to know of it."""
+        from radial.loading.load import choose_device
+
         spec = find_model(request.model)
         found = estimate(request, self.store)
+        lack, mend = _fit(request)
         return {
-            "request": self.inputs.fields(request),
+            "request": self.inputs.fields(request), "lack": lack, "mend": mend,
+            "on_disk": checkpoint_folder(spec) is not None or cached_folder(spec.source) is not None,
+            "on_gpu": choose_device(request.device).type != "cpu",
             "seconds": round(request.clip_frames / (request.fps or spec.fps), 2),
             "tokens": request.grid(spec).tokens, "native_frames": spec.native_frames,
             "stride": spec.stride[0], "first_frame": spec.first_frame,
@@ -240,6 +247,29 @@ class Service:
         counts = self.store.counts(self.visitor.scope)
         if sum(counts.get(state, 0) for state in UNFINISHED) + count > MAX_WAITING:
             raise RequestError(f"{MAX_WAITING} jobs wait already: wait for some, or cancel them")
+
+
+def _fit(request: GenerationRequest) -> tuple[str | None, dict[str, Any] | None]:
+    """What this machine lacks for a resolved request, and values with which it would fit, where some do."""
+    try:
+        lack = find_lack(request)
+    except RequestError as error:
+        lack = str(error)
+    if lack is None:
+        return None, None
+    spec = find_model(request.model)
+    native = min(request.clip_frames, spec.native_frames)
+    sizes = [
+        (request.clip_height * share, request.clip_width * share) for share in (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
+    ]
+    for height, width in [*sizes, (spec.height, spec.width)]:
+        height, width, frames = spec.snap_size(round(height), round(width), native)
+        changes = {"height": height, "width": width, "num_frames": frames}
+        for more in ({}, {"precision": "eight_bit_weights"}):
+            with contextlib.suppress(RadialError):
+                if find_lack(request.with_values(**changes, **more)) is None:
+                    return lack, changes | more
+    return lack, None
 
 
 class Missing(RequestError):

@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from radial.errors import ModelError, RequestError
+from radial.errors import ModelError
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.hub.download import cached_folder
 from radial.models.spec import ModelSpec
-from radial.request import GenerationRequest, explain
-from radial_app.jobs.job import Job, State
+from radial.request import GenerationRequest
+from radial.video.encoding import Encoding
+from radial_app.jobs.job import DEFAULT_NAME, Job, Output, State, make_output
+from radial_app.server.answers import InvalidFields
 from radial_app.server.uploads import Inputs
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
@@ -22,26 +24,52 @@ _STATUS: dict[State, Status] = {
 }  # fmt: skip
 
 
+class FileRequest(Encoding):
+    """What kind of file a video becomes, and the template of its name, without a suffix."""
+
+    name: str = Field(DEFAULT_NAME, max_length=500)
+
+
 class VideoRequest(GenerationRequest):
     """A request as it comes over the web. Beside the fields of a request it may say ``size`` (WIDTHxHEIGHT),
-    ``seconds``, as OpenAI's clients do, and ``preset``. Images and clips are ids of uploads or
-    ``video:ID`` of a finished video; adapters and checkpoints are names."""
+    ``seconds``, as OpenAI's clients do, ``preset``, and which ``file`` it becomes. Images and clips are ids of uploads
+    or ``video:ID`` of a finished video; adapters and checkpoints are names."""
 
-    size: str | None = Field(None, pattern=r"^\d{2,4}x\d{2,4}$")
+    size: str | None = Field(None, max_length=20)
     seconds: float | None = Field(None, gt=0, le=600)
     preset: str | None = Field(None, max_length=40)
+    file: FileRequest | None = None
 
 
-def read_request(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a request as it came over the web, checked.
+def read_request(fields: dict[str, Any]) -> tuple[dict[str, Any], Output]:
+    """The fields of a request as it came over the web, checked, and what its videos are kept as.
 
     Raises:
         RequestError: a field breaks a rule.
     """
     try:
-        return VideoRequest.model_validate(fields).model_dump(mode="json", exclude_unset=True)
+        request = VideoRequest.model_validate(fields)
     except ValidationError as error:
-        raise RequestError("; ".join(explain(problem) for problem in error.errors())) from error
+        raise InvalidFields(error.errors()) from error
+    written = request.model_dump(mode="json", exclude_unset=True, exclude={"file"})
+    kept = (request.file or FileRequest()).model_dump()  # type: ignore[call-arg]
+    name = kept.pop("name")
+    return written, make_output(name=name, encoding=kept)
+
+
+def describe_fields() -> dict[str, dict[str, Any]]:
+    """What each field of a request may be: least and most, or the choices, and what it is when left out."""
+    told = {}
+    for name, schema in VideoRequest.model_json_schema()["properties"].items():
+        kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
+        kind = kinds[0] if kinds else {}
+        found = {
+            "type": kind.get("type"), "minimum": kind.get("minimum", kind.get("exclusiveMinimum")),
+            "maximum": kind.get("maximum", kind.get("exclusiveMaximum")), "choices": kind.get("enum"),
+            "default": schema.get("default"),
+        }  # fmt: skip
+        told[name] = {key: value for key, value in found.items() if value is not None}
+    return told
 
 
 class Problem(BaseModel):
@@ -139,6 +167,11 @@ class Model(BaseModel):
     negative_prompt: str
     starts_from: list[str]
     takes_last_image: bool
+    needs_last_image: bool
+    has_two_transformers: bool
+    guidance_is_embedded: bool
+    is_flow: bool
+    knows_riflex: bool
     stride: tuple[int, int, int]
     first_frame: int
     on_disk: int
@@ -188,7 +221,10 @@ def model_of(name: str, spec: ModelSpec, *, own: bool = False) -> Model:
         id=name, summary=spec.summary, width=spec.width, height=spec.height, num_frames=spec.num_frames,
         native_frames=spec.native_frames, fps=spec.fps, num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale, negative_prompt=spec.negative_prompt, starts_from=list(spec.starts_from),
-        takes_last_image=spec.takes_last_image, stride=spec.stride, first_frame=spec.first_frame,
+        takes_last_image=spec.takes_last_image, needs_last_image=spec.needs_last_image,
+        has_two_transformers=spec.has_two_transformers, guidance_is_embedded=spec.guidance_is_embedded,
+        is_flow=spec.is_flow, knows_riflex=spec.riflex_period is not None, stride=spec.stride,
+        first_frame=spec.first_frame,
         on_disk=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder else 0,
         removable=folder is not None and folder.parent.name == "snapshots", own=own,
     )  # fmt: skip

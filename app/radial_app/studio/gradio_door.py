@@ -1,7 +1,7 @@
-"""What of Gradio is open: the page and the events of its form, which carry text, numbers and choices, and no files.
+"""What of Gradio is open: the calls of its clients, which carry text and numbers, and no files.
 
-Gradio copies whatever looks like a file in an event, of any path or address, into a folder that it serves. Nothing that
-looks like one gets in or out here, and the routes that the page does not use are closed.
+Gradio copies whatever looks like a file in a call, of any path or address, into a folder that it serves. Nothing that
+looks like one gets in or out here, and the routes that these calls do not need are closed.
 """
 
 from __future__ import annotations
@@ -19,29 +19,32 @@ from radial_app.server.limits.bodies import again, read_body
 
 log = logging.getLogger("radial.web")
 
-_OURS = re.compile(r"/(v1|ui|studio|mcp)/.*|/(healthz|metrics|login|mcp|docs|openapi\.json)")
-_OURS_TO_POST = ("/logout",)  # Gradio has one to read
-_READ = re.compile(r"/|/theme\.css|/favicon\.ico|/(assets|static)/[\w./@+-]+|/gradio_api/app_id")
-_EVENT = "/gradio_api/run/predict"
+API = "/gradio"
+_READ = {f"{API}{path}" for path in ("/config", "/gradio_api/info", "/gradio_api/app_id", "/gradio_api/queue/data")}
+_CALL = re.compile(rf"{API}/gradio_api/(?:run/\w{{1,40}}|queue/join)")
+_SESSION = re.compile(r"[\w-]{1,40}")
 _MAX_TEXT = 100_000  # bytes
-_STALE = "this page is of another version of radial: load it again"
+_STALE = "there is no such call, or it has other values: see /gradio/gradio_api/info"
 
 
 class GradioDoor:
     """ASGI middleware around Gradio's routes.
 
     Args:
-        events: of the page, by their numbers: how many values each carries.
+        events: by their numbers: how many values each carries.
     """
 
     def __init__(self, app: Any, events: Mapping[int, int]) -> None:
         self._app, self._events = app, events
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """Pass on what the page uses, refuse the rest."""
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] == _EVENT:
+        """Pass on what is ours and what clients call, refuse the rest."""
+        path = scope.get("path", "")
+        if scope["type"] == "lifespan" or not (path == API or path.startswith(f"{API}/")):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http" and scope["method"] == "POST" and _CALL.fullmatch(path):
             await self._event(scope, receive, send)
-        elif scope["type"] == "lifespan" or _is_open(scope):
+        elif scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and path in _READ:
             await self._app(scope, receive, send)
         else:
             await problem("there is no such page", 404)(scope, receive, send)
@@ -51,40 +54,33 @@ class GradioDoor:
         try:
             body = _cleaned(body, self._events)
         except ValueError as error:
-            await JSONResponse({"error": str(error)}, 422)(scope, receive, send)  # as Gradio's page reads it
+            await JSONResponse({"error": str(error)}, 422)(scope, receive, send)  # as Gradio's clients read it
             return
         # The body is another's now.
         headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
         scope = scope | {"headers": [*headers, (b"content-length", str(len(body)).encode())]}
-        failed = False
+        failed: bytes | None = None
 
         async def send_checked(message: dict[str, Any]) -> None:
-            """Gradio answers 500, with the error's text, for events that it does not have or that have other values."""
+            """Gradio answers 500 for whatever went wrong, with words where the call has said them."""
             nonlocal failed
             if message["type"] == "http.response.start" and message["status"] >= 500:
-                failed = True
-                return
-            if not failed:
+                failed = b""
+            elif failed is None:
                 await send(message)
+            else:
+                failed += message.get("body", b"")
 
         await self._app(scope, again(body, receive), send_checked)
-        if failed:
-            log.warning("an event of the page failed: %s", body[:1000])
-            await JSONResponse({"error": _STALE}, 422)(scope, receive, send)
-
-
-def _is_open(scope: dict[str, Any]) -> bool:
-    """Whether a request is for a route of ours, or for one of Gradio's that the page reads."""
-    if scope["type"] != "http":
-        return False
-    path, reads = scope["path"], scope["method"] in ("GET", "HEAD")
-    if _OURS.fullmatch(path) or (not reads and path in _OURS_TO_POST):
-        return True
-    return reads and _READ.fullmatch(path) is not None and ".." not in path
+        if failed is not None:
+            told = json.loads(failed or b"{}").get("error")
+            if told is None:
+                log.warning("a call failed: %s", body[:1000])
+            await JSONResponse({"error": told or _STALE}, 422)(scope, receive, send)
 
 
 def _cleaned(body: bytes, events: Mapping[int, int]) -> bytes:
-    """An event of our page, with nothing in it but what our page's events have.
+    """A call, with nothing in it but what our calls have.
 
     Raises:
         ValueError: it is none, or carries more than text, numbers and choices.
@@ -98,12 +94,10 @@ def _cleaned(body: bytes, events: Mapping[int, int]) -> bytes:
         raise ValueError(_STALE)
     for value in values:
         if isinstance(value, (dict, list)) or (isinstance(value, str) and not _is_text(value)):
-            raise ValueError("an event carries text, numbers and choices alone")
-    trigger = event.get("trigger_id")
-    # Without a session: Gradio would keep some 200 kB for each one that is named.
-    return json.dumps(
-        {"data": values, "fn_index": number, "trigger_id": trigger if type(trigger) is int else None}
-    ).encode()
+            raise ValueError("a call carries text and numbers alone")
+    session = event.get("session_hash")
+    named = isinstance(session, str) and _SESSION.fullmatch(session)
+    return json.dumps({"data": values, "fn_index": number} | ({"session_hash": session} if named else {})).encode()
 
 
 def _is_text(value: str) -> bool:

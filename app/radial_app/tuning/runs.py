@@ -17,7 +17,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from radial.errors import RequestError, first_line
 from radial.files import publish_text
@@ -26,12 +26,23 @@ from radial_app.tuning.datasets import NAME, dataset_path
 from radial_app.tuning.tasks import Task, read_json
 
 State = Literal["preparing", "prepared", "training", "stopping", "stopped", "failed", "done"]
-Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 Size = Annotated[int, Field(ge=16, le=8192)]
 PICTURES = ("report.png", "sheet.png")
 _POINTS = 400  # of a loss curve
 _SAMPLE = re.compile(r"(\d{6,})-(\d{2,})-(\d+)\.mp4")
 _OWN_KEYS = ("data", "output", "model")
+
+
+def _named(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            "must be up to 64 letters, digits, dots, dashes and underscores, a letter or digit first, not "
+            f"{name[:80]!r}"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_named)]
 
 
 class Preparation(BaseModel):

@@ -106,7 +106,7 @@ class Streams:
             elif now - quiet >= _QUIET:
                 yield ": still here\n\n"
                 quiet = now
-            if told is not None and told.last:
+            if (told is not None and told.last) or request.app.state.is_ending():
                 return
             if now - welcome >= _WELCOME_SECONDS:
                 if not await request.state.still_welcome():

@@ -12,7 +12,8 @@ from fastapi import APIRouter, File, Request, UploadFile
 from pydantic import BaseModel
 
 from radial.errors import RadialError, RequestError
-from radial.models.lora_settings import AdapterSettings, check_adapter_file, read_adapter_settings
+from radial.models.lora_settings import AdapterSettings, adapter_file, check_adapter_file, read_adapter_settings
+from radial.models.table import MODELS
 from radial_app.server.service import Missing, ServerPaths, Service, move_to_trash
 from radial_app.server.uploads import take_adapter
 from radial_app.server.views import Deleted
@@ -26,7 +27,15 @@ class Adapter(BaseModel):
     base_model: str | None = None
     target_frames: int | None = None
     trigger: str = ""
+    bundled: bool = False
     problem: str = ""
+
+
+class AdapterReport(BaseModel):
+    """What an adapter's file holds, and in which models it acts, line by line."""
+
+    id: str
+    lines: list[str]
 
 
 def make_router(paths: ServerPaths) -> APIRouter:
@@ -35,9 +44,25 @@ def make_router(paths: ServerPaths) -> APIRouter:
 
     @router.get("/adapters")
     def list_adapters(request: Request) -> list[Adapter]:
-        """The adapters in the data folder."""
+        """The adapters in the data folder, and those that come with the package."""
         found = Service(paths, request.state.visitor).inputs.adapters()
-        return [adapter_of(name, path) for name, path in found.items()]
+        bundled = dict.fromkeys(spec.long_adapter for spec in MODELS.values() if spec.long_adapter)
+        own = [adapter_of(name, path) for name, path in found.items()]
+        return [*own, *(adapter_of(name, adapter_file(name)).model_copy(update={"bundled": True}) for name in bundled)]
+
+    @router.get("/adapters/{name}")
+    def inspect_adapter(request: Request, name: str) -> AdapterReport:
+        """What an adapter holds, and in which models it acts, as ``radial lora`` tells it."""
+        found = Service(paths, request.state.visitor).inputs.adapters()
+        bundled = {spec.long_adapter for spec in MODELS.values()}
+        if name not in found and name not in bundled:
+            raise Missing(f"there is no adapter {name[:200]!r}")
+        from radial.adapters.file import read_adapter
+        from radial.adapters.report import report_on
+
+        path = found[name] if name in found else adapter_file(name)
+        check_adapter_file(path)
+        return AdapterReport(id=name, lines=[": ".join(row) for row in report_on(read_adapter(path)).rows()])
 
     @router.post("/adapters")
     def upload_adapter(request: Request, file: Annotated[UploadFile, File()]) -> Adapter:

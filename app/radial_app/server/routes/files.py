@@ -8,17 +8,20 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
-from fastapi import APIRouter, File, Request, UploadFile
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, File, Query, Request, UploadFile
+from fastapi.responses import FileResponse, StreamingResponse
 
 from radial.errors import RequestError
 from radial.models.find import HUB_ID
 from radial.models.table import MODELS
 from radial.request import GenerationRequest
 from radial.version import __version__
+from radial_app.server.archive import zip_files
 from radial_app.server.limits.media_probe import probe
 from radial_app.server.service import ServerPaths, Service
 from radial_app.server.uploads import CLIPS, Upload, suffix_of
+
+MAX_ARCHIVED = 100  # videos
 
 
 def make_router(paths: ServerPaths) -> APIRouter:
@@ -47,6 +50,19 @@ def make_router(paths: ServerPaths) -> APIRouter:
         visitor = request.state.visitor
         shown = {"outputs": str(paths.outputs), "data": str(paths.data)} if visitor.admin else {}
         return {"radial": __version__, "account": visitor.name, "admin": visitor.admin, **shown}
+
+    @router.get("/archive", response_class=StreamingResponse)
+    def download_videos(request: Request, ids: Annotated[str, Query(max_length=5000)]) -> StreamingResponse:
+        """Several videos as one zip file, named by their ids with commas between them."""
+        here = Service(paths, request.state.visitor)
+        jobs = [here.get(id) for id in dict.fromkeys(ids.split(",")) if id]
+        if not 0 < len(jobs) <= MAX_ARCHIVED:
+            raise RequestError(f"an archive holds from 1 to {MAX_ARCHIVED} videos, not {len(jobs)}")
+        files = [here.file(job.id, file) for job in jobs for file in range(len(job.files)) if job.files[file].done]
+        return StreamingResponse(
+            zip_files(files), media_type="application/zip",
+            headers={"content-disposition": 'attachment; filename="radial-videos.zip"'},
+        )  # fmt: skip
 
     return router
 

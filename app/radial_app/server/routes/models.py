@@ -13,7 +13,7 @@ from radial.errors import RadialError, RequestError, first_line
 from radial.models.find import find_model
 from radial.models.table import MODELS, PRESETS
 from radial_app.server.service import Missing, ServerPaths, Service, move_to_trash
-from radial_app.server.views import Deleted, Model, broken_model, model_of
+from radial_app.server.views import Deleted, Model, broken_model, describe_fields, model_of
 
 log = logging.getLogger("radial.server")
 
@@ -30,6 +30,11 @@ def make_router(paths: ServerPaths) -> APIRouter:
         named = [model_of(name, spec) for name, spec in MODELS.items() if name not in {one.id for one in own}]
         data = [*own, *named]
         return {"object": "list", "data": sorted(data, key=lambda one: bool(one.problem)), "presets": PRESETS}
+
+    @router.get("/fields")
+    def list_fields() -> dict[str, dict[str, Any]]:
+        """What each field of a request may be: least and most, or its choices, and what it is when left out."""
+        return describe_fields()
 
     @router.get("/models/{id:path}")
     def get_model(request: Request, id: str) -> Model:

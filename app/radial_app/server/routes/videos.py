@@ -55,7 +55,8 @@ def make_router(paths: ServerPaths) -> APIRouter:
             here = service(request)
             if upload is not None:
                 fields["image"] = here.inputs.take(upload.file).id
-            (job,) = here.add([here.check(read_request(fields))])
+            written, output = read_request(fields)
+            (job,) = here.add([here.check(written)], output)
             return here.view(job)
 
         return await run_in_threadpool(add)
@@ -64,7 +65,7 @@ def make_router(paths: ServerPaths) -> APIRouter:
     def check_video(request: Request, fields: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
         """What a request would become, compute and take; nothing is queued."""
         here = service(request)
-        return here.plan_of(here.check(read_request(fields)))
+        return here.plan_of(here.check(read_request(fields)[0]))
 
     @router.get("/videos")
     def list_videos(
@@ -73,13 +74,15 @@ def make_router(paths: ServerPaths) -> APIRouter:
         search: Annotated[str, Query(max_length=200)] = "",
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
+        after: Annotated[str | None, Query(max_length=40, description="The id of the page's last video.")] = None,
+        order: Literal["asc", "desc"] = "desc",
     ) -> VideoList:
-        """A page of videos, the latest first."""
+        """A page of videos, the latest first; ``after`` goes on where a page ended, as OpenAI's clients do."""
         here = service(request)
         jobs = here.store.page(
-            _STATES[show], owner=here.visitor.scope, favourites=show == "favourites",
-            with_files=show == "done", text=search, limit=limit + 1,
-            offset=offset,
+            _STATES[show], owner=here.visitor.scope, favourites=show == "favourites", with_files=show == "done",
+            text=search, limit=limit + 1, offset=offset, after=None if after is None else here.get(after).id,
+            oldest_first=order == "asc",
         )  # fmt: skip
         data = [here.view(job) for job in jobs[:limit]]
         first, last = (data[0].id, data[-1].id) if data else (None, None)
@@ -206,12 +209,18 @@ def make_router(paths: ServerPaths) -> APIRouter:
 
 def _board(service: Service) -> dict[str, Any]:
     """The queue of one visitor."""
-    shown = 200
+    shown, told = 200, []
     waiting = service.store.find(UNFINISHED, limit=shown, owner=service.visitor.scope)
     counts = service.store.counts(service.visitor.scope)
+    seconds: dict[str, float | None] = {}  # of jobs that are alike
+    for job in waiting:
+        own = {"prompt", "negative_prompt", "seed"}
+        if (alike := job.request.model_dump_json(exclude=own)) not in seconds:
+            known = service.store.seconds_of(job.request)
+            seconds[alike] = None if known is None else known * job.request.num_videos
+        told.append(service.view(job).model_dump(mode="json") | {"render_seconds": seconds[alike]})
     return {
-        "counts": counts, "workers": len(service.store.locks.living()),
-        "waiting": [service.view(job).model_dump(mode="json") for job in waiting],
+        "counts": counts, "workers": len(service.store.locks.living()), "waiting": told,
         "more": max(0, sum(counts.get(state, 0) for state in UNFINISHED) - len(waiting)),
     }  # fmt: skip
 

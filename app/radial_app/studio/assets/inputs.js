@@ -1,89 +1,76 @@
 // What a clip starts from and ends on, adapters with their weights, and settings out of a video.
-import { button, call, h, hidden, say } from "./dom.js";
+import { button, call, h, say } from "./dom.js";
+import { draft } from "./draft.js";
+import { fill, put } from "./form.js";
+import { openPlace } from "./router.js";
 
-const ZONES = { image: ["Start image", "image/*"], last_image: ["End image", "image/*"], extend: ["Clip to extend", "video/*"] };
-const references = hidden("references-value");
-const loras = hidden("loras-value");
+export const ZONES = { image: ["Start image", "image/*,.heic,.avif"], last_image: ["End image", "image/*,.heic,.avif"], extend: ["Clip to extend", "video/*"] };
 let adapters = [];
+let spec = null;
 
-const parsed = (text, empty) => { try { return JSON.parse(text) ?? empty; } catch { return empty; } };
-
-export function fillReferences() {
-  const place = document.getElementById("references");
-  if (!place) return;
-  const now = parsed(references.get(), {});
-  const key = JSON.stringify(now);
-  if (place.dataset.key === key) return;
-  place.dataset.key = key;
-  place.replaceChildren(...Object.entries(ZONES).map(([name, [label, accept]]) => zone(name, label, accept, now[name])));
+export function drawZones(now) {
+  spec = now;
+  const able = spec.starts_from.includes("image") ? Object.keys(ZONES).filter((name) => name !== "last_image" || spec.takes_last_image) : [];
+  document.getElementById("zones").replaceChildren(...able.map((name) => zone(name, ...ZONES[name], draft.request[name])));
 }
 
-function change(name, id) {
-  const now = parsed(references.get(), {});
-  if (id) now[name] = id;
-  else delete now[name];
-  if (id && name === "extend") { delete now.image; }
-  if (id && name === "image") { delete now.extend; }
-  references.set(JSON.stringify(now));
-  fillReferences();
+function choose(name, id) {
+  if (id && name === "extend") delete draft.request.image;
+  if (id && name === "image") delete draft.request.extend;
+  put(name, id);
+  drawZones(spec);
 }
 
 function zone(name, label, accept, id) {
   const file = h("input", { type: "file", accept, hidden: true, onchange: () => file.files[0] && bring(name, file.files[0]) });
-  const picture = id ? h("span", { className: "picked" }, look(id), h("span", {}, id.startsWith("video:") ? "a clip of the gallery" : "chosen")) : h("span", {}, label);
-  const box = h("button", { type: "button", className: `zone${id ? " full" : ""}`, dataset: { zone: name }, ariaLabel: label, onclick: () => file.click(),
+  const box = h("button", { type: "button", className: `zone${id ? " full" : ""}`, dataset: { zone: name }, ariaLabel: id ? `${label}: chosen; choose another` : label, onclick: () => file.click(),
     ondragover: (event) => { event.preventDefault(); box.classList.add("over"); },
     ondragleave: () => box.classList.remove("over"),
-    ondrop: (event) => { event.preventDefault(); box.classList.remove("over"); if (event.dataTransfer.files[0]) bring(name, event.dataTransfer.files[0]); } }, picture);
-  return h("div", { className: "zone-box" }, box, file, id ? button("Remove", () => change(name, null), { ariaLabel: `Remove ${label.toLowerCase()}` }) : "");
+    ondrop: (event) => { event.preventDefault(); box.classList.remove("over"); if (event.dataTransfer.files[0]) bring(name, event.dataTransfer.files[0]); } },
+  id ? look(id) : h("span", {}, label), id ? "" : h("span", { className: "quiet" }, "drop or choose"));
+  return h("div", { className: "zone-box" }, box, file, id ? button("Remove", () => choose(name, null), { ariaLabel: `Remove ${label.toLowerCase()}` }) : "");
 }
 
 function look(id) {
   const match = /^video:([0-9a-f]+)\/?(\d*)$/.exec(id);
   if (match) return h("img", { src: `/v1/videos/${match[1]}/content?variant=thumbnail&index=${match[2] || 0}`, alt: "" });
-  return /\.(mp4|webm)$/.test(id) ? h("video", { src: `/v1/files/${id}`, muted: true, preload: "metadata" }) : h("img", { src: `/v1/files/${id}`, alt: "" });
+  if (/\.(mp4|webm)$/.test(id)) return h("video", { src: `/v1/files/${id}`, muted: true, preload: "metadata" });
+  // What a browser cannot draw, as pictures of some phones, is used all the same.
+  const picture = h("img", { src: `/v1/files/${id}`, alt: "", onerror: () => picture.replaceWith(h("span", {}, "chosen; browsers cannot show it")) });
+  return picture;
 }
 
-async function bring(name, file) {
+export async function bring(name, file) {
   const form = new FormData();
   form.append("file", file);
   try {
     const { id, kind } = await call("POST", "/v1/files", form);
     if ((kind === "clip") !== (name === "extend")) throw new Error(name === "extend" ? "this is an image; a clip can be extended" : "this is a clip; an image goes here");
-    change(name, id);
+    choose(name, id);
   } catch (error) {
     say(error.message, true);
   }
 }
 
-export async function fillLoras() {
+export function drawLoras() {
   const place = document.getElementById("loras");
   if (!place) return;
-  const now = parsed(loras.get(), []);
-  const key = JSON.stringify([now, adapters]);
-  if (place.dataset.key === key) return;
-  place.dataset.key = key;
+  const now = draft.request.loras ?? [];
+  const change = (list) => { put("loras", list.length ? list : undefined); drawLoras(); };
   const rows = now.map((lora, index) => {
-    const weight = h("input", { type: "number", step: 0.05, min: -10, max: 10, value: lora.weight, ariaLabel: "Weight",
-      onchange: () => put(now.map((one, i) => (i === index ? { ...one, weight: Number(weight.value) } : one))) });
-    return h("li", {}, h("span", {}, lora.path), weight, button("Remove", () => put(now.filter((_, i) => i !== index))));
+    const weight = h("input", { type: "number", step: 0.05, min: -10, max: 10, value: lora.weight ?? 1, ariaLabel: `Weight of ${lora.path}`,
+      onchange: () => change(now.map((one, i) => (i === index ? { ...one, weight: Number(weight.value) } : one))) });
+    return h("li", {}, h("span", {}, lora.path), weight, button("Remove", () => change(now.filter((_, i) => i !== index)), { ariaLabel: `Remove ${lora.path}` }));
   });
   const names = adapters.map((adapter) => adapter.id).filter((id) => !now.some((lora) => lora.path === id));
-  const add = h("select", { ariaLabel: "Add an adapter", onchange: () => add.value && put([...now, { path: add.value, weight: 1 }]) },
-    h("option", { value: "" }, names.length || now.length ? "Add an adapter (LoRA) ..." : "No adapters yet: Models takes them"),
-    ...names.map((name) => h("option", { value: name }, name)));
-  place.replaceChildren(h("ul", {}, ...rows), add);
-}
-
-function put(list) {
-  loras.set(JSON.stringify(list));
-  fillLoras();
+  const add = h("select", { id: "add-lora", onchange: () => add.value && change([...now, { path: add.value, weight: 1 }]) },
+    h("option", { value: "" }, names.length ? "add one ..." : "none here: Models takes files"), ...names.map((name) => h("option", { value: name }, name)));
+  place.replaceChildren(now.length ? h("ul", { className: "loras" }, ...rows) : "", h("div", { className: "field" }, h("label", { htmlFor: "add-lora" }, "Adapters (LoRA)"), add));
 }
 
 export async function loadAdapters() {
-  const bundled = [{ id: "bundled:tiny-long" }];
-  adapters = [...bundled, ...(await call("GET", "/v1/adapters"))];
-  fillLoras();
+  adapters = await call("GET", "/v1/adapters");
+  drawLoras();
 }
 
 // A video dropped anywhere but on a zone: its settings.
@@ -103,7 +90,8 @@ export async function loadSettings(file) {
   form.append("file", file);
   try {
     const { request, notes } = await call("POST", "/v1/settings", form);
-    window.radial.use(request);
+    fill(request);
+    openPlace("create");
     say(notes.length ? `Settings loaded; ${notes.join("; ")}.` : "Settings loaded.");
   } catch (error) {
     say(error.message, true);

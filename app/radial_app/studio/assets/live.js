@@ -1,24 +1,41 @@
-// The live side of Create: what is rendered now, and the last video when nothing is.
-import { button, call, clock, content, h, openPage } from "./dom.js";
+// The live side of Create: what is rendered now, the last video when nothing is, examples when there is none, and what
+// was made lately.
+import { button, call, clock, content, h } from "./dom.js";
+import { fill } from "./form.js";
+import { canExtend, extend } from "./start_from.js";
 
-const STAGES = { load: "Loading the model", download: "Downloading the model", encode: "Reading the prompt", denoise: "Denoising", decode: "Decoding",
-  write: "Writing the file" };
+const STAGES = { load: "Loading the model", download: "Downloading the model", encode: "Reading the prompt", denoise: "Making the clip", decode: "Decoding the frames", write: "Writing the file" };
+const ASKED = { pause: " - pauses after this step", finish: " - ends after this step", cancel: " - ends" };
+export const EXAMPLES = ["a large red star moves from left to right on a striped background", "a purple triangle grows on a grey background",
+  "a small green square rises on a dotted background", "a white ring turns on a dark background"];
 let shown = "";
+let chosen = null; // a video of the filmstrip
 let preview = { id: "", url: "" };
 
+export function buildLive(place) {
+  place.append(h("div", { id: "now", className: "stack" }), h("nav", { className: "filmstrip", ariaLabel: "Made lately", hidden: true }),
+    h("details", { className: "card", ontoggle: (event) => event.target.open && dispatchEvent(new Event("radial-plan-wanted")) }, h("summary", {}, "What attention computes"), h("div", { id: "plan" })));
+}
+
 export async function showLive(queue) {
-  const place = document.getElementById("live");
+  const place = document.getElementById("now");
   if (!place) return;
   const running = queue.waiting.filter((video) => video.state === "running");
-  if (running.length) return drawRunning(place, running, queue);
-  await drawLast(place, queue);
+  await Promise.all([running.length && !chosen ? drawRunning(place, running, queue) : drawLast(place, queue), drawStrip(queue)]);
+}
+
+export function showQueued(queue) {
+  chosen = null;
+  if (queue) showLive(queue);
+  const place = document.getElementById("now");
+  if (place.getBoundingClientRect().top > innerHeight * 0.8) place.scrollIntoView({ block: "start" });
 }
 
 function drawRunning(place, running, queue) {
   const key = `running ${running.map((video) => video.id).join(" ")}`;
   if (shown !== key) {
     shown = key;
-    place.replaceChildren(...running.map(card), h("p", { className: "radial-quiet rest" }));
+    place.replaceChildren(...running.map(card), h("p", { className: "quiet rest" }));
   }
   for (const video of running) {
     const box = place.querySelector(`[data-job="${video.id}"]`);
@@ -26,11 +43,11 @@ function drawRunning(place, running, queue) {
     if (video.stage === "denoise" && video.steps) bar.value = video.progress;
     else if (video.stage === "download" && video.steps) bar.value = (100 * video.step) / video.steps;
     else bar.removeAttribute("value");
-    const asked = { pause: " - pauses after this step", finish: " - ends after this step", cancel: " - ends" };
     const step = !video.step ? "" : video.stage === "denoise" ? `, step ${video.step} of ${video.steps}` : video.stage === "download" ? `, ${(video.step / 1024).toFixed(1)} of ${(video.steps / 1024).toFixed(1)} GB` : "";
-    box.querySelector(".stage").textContent =
-      `${STAGES[video.stage] ?? video.stage}${step}${asked[video.control] ?? ""}`;
+    box.querySelector(".stage").textContent = `${STAGES[video.stage] ?? video.stage}${step}${ASKED[video.control] ?? ""}`;
     box.querySelector(".eta").textContent = video.eta ? `${clock(video.eta)} left` : "";
+    // What was asked for once cannot be asked for otherwise until the step has ended.
+    for (const one of box.querySelectorAll(".actions button")) one.disabled = Boolean(video.control);
     refreshPreview(box.querySelector("img"), video);
   }
   const waiting = queue.waiting.filter((video) => video.state === "queued").length + queue.more;
@@ -39,18 +56,16 @@ function drawRunning(place, running, queue) {
 
 function card(video) {
   const act = (action) => call("POST", `/v1/videos/${video.id}/${action}`);
-  return h("section", { className: "radial-card", dataset: { job: video.id } },
-    h("div", { className: "screen" }, h("img", { alt: "What the clip is becoming", hidden: true }),
-      h("p", { className: "radial-quiet wait" }, "A first look comes after some steps")),
+  return h("section", { className: "card", dataset: { job: video.id }, ariaLabel: "Being made" },
+    h("div", { className: "screen" }, h("img", { alt: "What the clip is becoming", hidden: true }), h("p", { className: "quiet wait" }, "A first look comes after some steps")),
     h("div", { className: "bar" }, h("progress", { max: 100, ariaLabel: "Progress" })),
     h("p", { className: "line" }, h("span", { className: "stage" }), h("span", { className: "eta" })),
-    h("p", { className: "prompt" }, video.prompt),
-    h("p", { className: "radial-quiet" }, `${video.size}, ${video.num_frames} frames, seed ${video.request.seed}, ${video.model}`),
-    h("div", { className: "actions" },
-      button("Pause", () => act("pause")),
-      button("Stop and keep", () => act("cancel?keep=true"), { title: "Decode what there is after this step" }),
-      button("Discard", () => act("cancel?keep=false"), { className: "danger" })));
+    h("p", { className: "prompt clamped" }, video.prompt), h("p", { className: "quiet" }, facts(video)),
+    h("div", { className: "actions" }, button("Pause", () => act("pause")),
+      button("Stop and keep", () => act("cancel?keep=true"), { title: "Ends after this step, with what there is" }), button("Discard", () => act("cancel?keep=false"), { className: "danger" })));
 }
+
+export const facts = (video) => `${Number(video.seconds).toFixed(1)} s, ${video.size}, seed ${video.request.seed}, ${video.model}`;
 
 function refreshPreview(image, video) {
   if (!video.preview) return;
@@ -68,47 +83,54 @@ function refreshPreview(image, video) {
 
 async function drawLast(place, queue) {
   const waiting = queue.waiting.filter((video) => video.state === "queued").length + queue.more;
-  const done = (queue.counts.done ?? 0) + (queue.counts.cancelled ?? 0) + (queue.counts.failed ?? 0);
-  const key = `last ${done} ${waiting} ${queue.workers}`;
+  const key = `last ${chosen?.id} ${JSON.stringify(queue.counts)} ${waiting} ${queue.workers}`;
   if (shown === key) return;
   shown = key;
-  const page = await call("GET", "/v1/videos?show=finished&limit=1");
+  const video = chosen ?? (await call("GET", "/v1/videos?show=finished&limit=1")).data[0];
   if (shown !== key) return;
-  const [video] = page.data;
-  const note = waiting
-    ? h("p", { className: "radial-quiet rest" }, queue.workers ? `${waiting} in the queue, about to begin`
-      : `${waiting} in the queue, and no worker renders: radial work starts one`)
-    : null;
-  if (!video) {
-    place.replaceChildren(h("section", { className: "radial-card empty" },
-      h("div", { className: "screen" }, h("p", { className: "radial-quiet" }, "Your clip will be shown here while it is made.")),
-      h("p", {}, "Write what it shows, and press Generate or Ctrl+Enter.")), ...(note ? [note] : []));
-    return;
-  }
-  if (video.status === "failed") {
-    place.replaceChildren(h("section", { className: "radial-card", dataset: { job: video.id } },
-      h("p", { className: "radial-problem", role: "alert" }, video.error?.message ?? video.state),
-      h("p", { className: "prompt" }, video.prompt),
-      h("div", { className: "actions" },
-        button("Try again", () => call("POST", `/v1/videos/${video.id}/retry`)),
-        button("Use these settings", () => window.radial.use(video.request)))), ...(note ? [note] : []));
-    return;
-  }
-  place.replaceChildren(h("section", { className: "radial-card", dataset: { job: video.id } },
-    h("div", { className: "screen" }, player(video)),
-    h("p", { className: "prompt" }, video.prompt),
-    h("p", { className: "radial-quiet" }, `${video.size}, ${video.num_frames} frames, seed ${video.request.seed}, ${video.model}`),
-    h("div", { className: "actions" },
-      button("Open in the gallery", async () => { openPage("gallery"); window.radial.openVideo(video.id); }),
-      button("Use these settings", () => window.radial.use(video.request)),
-      button("Extend this clip", () => window.radial.extend(video)),
-      h("a", { href: `${content(video, "video")}&download=true`, download: "" }, "Download"))),
-    ...(note ? [note] : []));
+  const note = waiting && !chosen ? h("p", { className: "quiet rest" }, queue.workers ? `${waiting} in the queue, about to begin` : `${waiting} in the queue, and nobody renders: radial work starts a worker`) : "";
+  if (!video) place.replaceChildren(empty(), note);
+  else if (video.status === "failed") place.replaceChildren(failed(video), note);
+  else place.replaceChildren(done(video), note);
 }
 
+const empty = () => h("section", { className: "card", ariaLabel: "Examples" }, h("h2", {}, "Your clip is shown here while it is made"),
+  h("p", { className: "quiet" }, "Write what it shows, or begin with one of these:"),
+  h("div", { className: "examples" }, ...EXAMPLES.map((prompt) => button(prompt, () => { fill({ prompt, model: "tiny" }, {}); document.getElementById("generate").focus(); }))));
+
+const failed = (video) => h("section", { className: "card", dataset: { job: video.id }, ariaLabel: "Failed" }, h("p", { className: "problem" }, video.error?.message ?? video.state), h("p", { className: "prompt clamped" }, video.prompt),
+  h("div", { className: "actions" }, button("Try again", () => call("POST", `/v1/videos/${video.id}/retry`)), button("Use these settings", () => fill(video.request))));
+
+const done = (video) => h("section", { className: "card", dataset: { job: video.id }, ariaLabel: "Made" }, h("div", { className: "screen" }, player(video)), h("p", { className: "prompt clamped" }, video.prompt), h("p", { className: "quiet" }, facts(video)),
+  h("div", { className: "actions" }, h("a", { className: "button", href: `/gallery/${video.id}` }, "Open"), button("Use these settings", () => fill(video.request)),
+    canExtend(video) ? button("Extend this clip", () => extend(video)) : "", h("a", { className: "button", href: `${content(video, "video")}&download=true`, download: "" }, "Download")));
+
 export function player(video, index = 0) {
-  if (!video.files.length) return h("p", { className: "radial-quiet" }, "no file");
+  if (!video.files.length) return h("p", { className: "quiet" }, "no file");
   if (/\.(gif|webp|png)$/.test(video.files[index]?.name ?? "")) return h("img", { src: content(video, "video", index), alt: video.prompt });
-  return h("video", { src: content(video, "playable", index), controls: true, loop: true, muted: true, playsInline: true,
-    autoplay: true, preload: "metadata" });
+  return h("video", { src: content(video, "playable", index), controls: true, loop: true, muted: true, playsInline: true, autoplay: true, preload: "metadata" });
 }
+
+let strip = "";
+async function drawStrip(queue) {
+  const place = document.querySelector("#create .filmstrip");
+  const key = `${queue.counts.done} ${queue.counts.cancelled}`;
+  if (strip === key) return mark(place);
+  strip = key;
+  const { data } = await call("GET", "/v1/videos?show=done&limit=12");
+  place.hidden = data.length < 2;
+  place.replaceChildren(...data.map((video) => h("a", { href: `/gallery/${video.id}`, title: video.prompt, dataset: { job: video.id }, onclick: (event) => {
+    event.preventDefault();
+    chosen = chosen?.id === video.id ? null : video;
+    dispatchEvent(new Event("radial-look"));
+  } }, h("img", { src: content(video, "thumbnail"), alt: video.prompt.slice(0, 100), loading: "lazy" }))));
+  mark(place);
+}
+
+function mark(place) {
+  for (const link of place.children) {
+    if (link.dataset.job === chosen?.id) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+  }
+}
+

@@ -1,130 +1,88 @@
-// The studio's own code: keeps every page's picture of the queue up to date, whichever tab or device looks at it.
-import { h, hidden, lengthOf, openPage, say } from "./dom.js";
-import { fillLoras, fillReferences, loadAdapters, takeDrops } from "./inputs.js";
-import { openVideo, showGallery } from "./gallery.js";
-import { showLive } from "./live.js";
-import { showPages } from "./pages.js";
+// The studio: one stream of the queue, from which every place of the page is drawn.
+import { call, h, say } from "./dom.js";
+import { planned } from "./estimate.js";
+import { buildForm, generate } from "./form.js";
+import { openAwaited, showGallery, showVideo } from "./gallery.js";
+import { loadAdapters, takeDrops } from "./inputs.js";
+import { buildLive, showLive, showQueued } from "./live.js";
+import { showModels } from "./models.js";
 import { showQueue } from "./queue.js";
-import { ask, planned } from "./estimate_line.js";
+import { here, onPlace, startRouter } from "./router.js";
+import { listenToKeys, showKeys, showSettings, tellDone } from "./settings.js";
+import { startStream } from "./stream.js";
 import { showTune } from "./tune.js";
 
 let queue = null;
-let stream = null;
 
 function show() {
-  showPages();
+  const { name } = here();
+  if (name === "models") showModels().catch((error) => say(error.message, true));
+  if (name === "settings") showSettings().catch((error) => say(error.message, true));
   showTune();
-  window.radial.showPlan();
   if (!queue) return;
-  showLive(queue).catch((error) => say(error.message, true));
+  if (name === "create") showLive(queue).catch((error) => say(error.message, true));
   showQueue(queue);
   showGallery(queue);
-  const running = queue.counts.running ?? 0;
-  const waiting = queue.counts.queued ?? 0;
+}
+
+function showStatus(lost) {
+  const running = queue?.counts.running ?? 0;
+  const waiting = queue?.counts.queued ?? 0;
   const status = document.getElementById("status");
-  if (status) status.textContent = running ? `rendering${waiting ? `, ${waiting} waiting` : ""}` : waiting ? `${waiting} waiting` : queue.workers ? "ready" : "no worker";
-  document.title = running ? `Radial - ${queue.waiting[0]?.progress ?? 0} %` : "Radial";
+  status.className = lost ? "off" : running ? "busy" : queue?.workers === 0 ? "off" : "";
+  status.querySelector(".words").textContent = lost ? "no connection" : running ? "rendering" : queue?.workers ? "ready" : queue ? "no worker" : "";
+  const count = document.querySelector('#pages [data-place="queue"] .count');
+  count.hidden = !(running + waiting);
+  count.textContent = running + waiting;
+  const banner = document.getElementById("banner");
+  if (banner.hidden === lost) {
+    banner.textContent = lost ? "The server does not answer. What you wrote is kept, and the page goes on by itself when it is back." : "";
+    banner.hidden = !lost;
+    if (!lost) dispatchEvent(new Event("radial-back"));
+  }
 }
 
-function connect() {
-  stream?.close();
-  stream = new EventSource("/v1/events");
-  stream.addEventListener("queue", (event) => {
-    queue = JSON.parse(event.data);
-    document.body.classList.remove("radial-offline");
-    show();
-  });
-  stream.onerror = () => {
-    document.body.classList.add("radial-offline");
-    const status = document.getElementById("status");
-    if (status) status.textContent = "the server does not answer";
-    // The browser tries again by itself, unless the server refused.
-    if (stream.readyState === EventSource.CLOSED) setTimeout(connect, 2000);
-  };
+function showPlan() {
+  const place = document.getElementById("plan");
+  const found = planned();
+  if (!place?.closest("details").open || !found.request) return;
+  const { model, height, width, num_frames, decay, attention } = found.request;
+  const query = new URLSearchParams({ model, height, width, num_frames, decay });
+  if (place.dataset.key === `${attention} ${query}`) return;
+  place.dataset.key = `${attention} ${query}`;
+  const share = found.computed_share === null ? "" : `${Math.round(100 * found.computed_share)} % of all attention is computed, dense layers and steps included`;
+  place.replaceChildren(attention === "dense" ? h("p", { className: "quiet" }, "Dense attention: every token sees every other.")
+    : found.tokens > 300000 ? h("p", { className: "quiet" }, `${found.tokens.toLocaleString()} tokens are too many to draw here.`)
+    : h("figure", {}, h("img", { src: `/v1/plan.png?${query}`, alt: "Which blocks of attention are computed" }), h("figcaption", { className: "quiet" }, share)));
 }
 
-window.radial = {
-  look: show,
-  // After Generate: on a phone the live side lies below the form.
-  watch: () => {
-    show();
-    const live = document.getElementById("live");
-    if (live && live.getBoundingClientRect().top > innerHeight * 0.8) live.scrollIntoView({ behavior: "smooth", block: "start" });
-  },
-  openVideo,
-  fill: (name) => (name === "references" ? fillReferences() : fillLoras()),
-  use: (request) => {
-    hidden("inbox").set(JSON.stringify({ request, at: Date.now() }));
-    openPage("create");
-  },
-  extend: (video, index = 0) => {
-    const request = { ...video.request, image: null, last_image: null, extend: `video:${video.id}/${index}`, seed: -1, num_videos: 1 };
-    window.radial.use(request);
-    say("The clip goes on from its last frame; say what happens next.");
-  },
-  framesAt: (times, frames) => {
-    const known = planned();
-    return times && known.stride ? lengthOf(known, known.stride, parseInt(times)) : frames;
-  },
-  theme: (name) => {
-    localStorage.setItem("radial-theme", name);
-    const url = new URL(location.href);
-    url.searchParams.set("__theme", name);
-    location.assign(url);
-  },
-  showPlan: () => {
-    const place = document.getElementById("plan");
-    if (!place) return; // its box is closed
-    const found = planned();
-    if (!found.request) return;
-    const { model, height, width, num_frames, decay, attention } = found.request;
-    const share = found.computed_share === null ? "" : `${Math.round(100 * found.computed_share)} % of all attention is computed, dense layers and steps included`;
-    const query = new URLSearchParams({ model, height, width, num_frames, decay });
-    const key = `${attention} ${query}`;
-    if (place.dataset.key === key) return;
-    place.dataset.key = key;
-    place.replaceChildren(attention === "dense" ? h("p", { className: "radial-quiet" }, "Dense attention: every token sees every other.")
-      : found.tokens > 300000 ? h("p", { className: "radial-quiet" }, `${found.tokens.toLocaleString()} tokens are too many to draw here.`)
-      : h("figure", {}, h("img", { src: `/v1/plan.png?${query}`, loading: "lazy", alt: "Which blocks of attention are computed" }), h("figcaption", { className: "radial-quiet" }, share)));
-  },
-};
-
-// Gradio may have drawn the form before this code came.
-function watchForm() {
-  const check = (values) => ask(values, window.radial.showPlan);
-  addEventListener("radial-form", (event) => check(event.detail));
-  if (window.radialForm) check(window.radialForm);
-}
-
-function keys() {
-  document.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
-      const generate = document.getElementById("generate");
-      if (!generate?.offsetParent) return;
-      event.preventDefault();
-      document.activeElement?.dispatchEvent(new Event("input", { bubbles: true }));
-      setTimeout(() => generate.click(), 60);
-    }
-  });
-}
-
-// Gradio draws its page when it is ready; panes that are not there yet are filled once they are.
 function begin() {
-  const theme = localStorage.getItem("radial-theme");
-  if (theme) document.body.classList.toggle("dark", theme === "dark");
-  connect();
-  watchForm();
-  keys();
+  const create = document.getElementById("create");
+  create.append(h("h1", { className: "visually-hidden" }, "Create"), h("div", { id: "form-place" }), h("div", { id: "live", className: "stack" }));
+  buildLive(document.getElementById("live"));
+  onPlace((name, id) => { show(); showVideo(name, id); });
+  startRouter();
+  buildForm(document.getElementById("form-place")).then(() => { loadAdapters().catch(() => {}); show(); if (here().name === "create") document.getElementById("prompt").focus({ preventScroll: true }); }).catch((error) => say(error.message, true));
+  startStream(({ queue: now, lost = false }) => {
+    if (now) queue = now;
+    showStatus(lost);
+    if (lost || !queue) return;
+    tellDone(queue);
+    openAwaited(queue);
+    show();
+  });
+  addEventListener("radial-plan", showPlan);
+  addEventListener("radial-plan-wanted", showPlan);
+  addEventListener("radial-look", show);
+  addEventListener("radial-queued", async () => { queue = await call("GET", "/v1/queue"); showStatus(false); showQueued(queue); });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey) || here().name !== "create" || document.querySelector("dialog")) return;
+    event.preventDefault();
+    generate();
+  });
+  document.getElementById("show-keys").addEventListener("click", showKeys);
+  listenToKeys();
   takeDrops();
-  loadAdapters().catch(() => {});
-  new MutationObserver(() => {
-    fillReferences();
-    fillLoras();
-  }).observe(document.body, { childList: true, subtree: true });
-  document.addEventListener("click", (event) => event.target.closest('button[role="tab"]') && setTimeout(show, 50));
-  setInterval(show, 1000);
-  // A browser keeps few connections to a server: pages that nobody sees give theirs back.
-  document.addEventListener("visibilitychange", () => (document.hidden ? stream.close() : connect()));
 }
 
 begin();

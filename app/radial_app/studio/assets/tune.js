@@ -1,6 +1,9 @@
 // Tune: datasets and fine-tuning runs. Built when the page is first seen, then kept up to date every two seconds.
-import { button, call, clock, h, lengthOf, openPage, say } from "./dom.js";
+import { ask, button, call, clock, h, lengthOf, many, say } from "./dom.js";
+import { choice, number, switches, text } from "./fields.js";
+import { fill } from "./form.js";
 import { loadAdapters } from "./inputs.js";
+import { openPlace } from "./router.js";
 
 const WORDS = { preparing: "encoding clips", prepared: "ready to train", training: "training", stopping: "stopping after its step",
   stopped: "stopped", failed: "failed", done: "done" };
@@ -10,34 +13,39 @@ let datasets = [];
 let looked = 0;
 const cards = new Map();
 
+let waiting = null;
+
+// Looks again every two seconds as long as a run is at work and somebody sees it.
 export function showTune() {
   const place = document.getElementById("tune");
-  if (!place?.offsetParent || Date.now() - looked < 2000) return;
+  if (place.hidden || Date.now() - looked < 1900) return;
   looked = Date.now();
-  look(place).catch((error) => (place.firstElementChild?.id === "tune-runs" || cards.size ? say(error.message, true) : refuse(place, error)));
+  clearTimeout(waiting);
+  look(place).then((busy) => { if (busy) waiting = setTimeout(showTune, 2000); }, (error) => (cards.size ? say(error.message, true) : refuse(place, error)));
 }
 
 function refuse(place, error) {
-  place.replaceChildren(h("div", { className: "radial-empty" }, h("p", {}, error.message)));
+  place.replaceChildren(h("h1", {}, "Tune"), h("div", { className: "empty" }, h("p", {}, error.message)));
 }
 
 async function look(place) {
   if (!place.querySelector("#tune-runs")) {
     await loadChoices();
-    place.replaceChildren(h("div", { className: "head" }, h("h2", {}, "Fine-tuning"), button("New run", () => fillNew(true))),
-      h("div", { id: "tune-new" }), h("div", { id: "tune-runs" }));
+    place.replaceChildren(h("div", { className: "head" }, h("h1", {}, "Tune"), button("New run", () => fillNew(true))),
+      h("div", { id: "tune-new" }), h("div", { id: "tune-runs", className: "stack" }));
     cards.clear();
   }
   const runs = await call("GET", "/v1/tuning");
   const list = place.querySelector("#tune-runs");
   for (const [name, card] of cards) if (!runs.some((run) => run.name === name)) { card.element.remove(); cards.delete(name); }
   for (const run of runs) {
-    if (!cards.has(run.name)) cards.set(run.name, { element: h("article", { className: "radial-card tune-run" }), key: "" });
+    if (!cards.has(run.name)) cards.set(run.name, { element: h("article", { className: "card tune-run" }), key: "" });
     update(cards.get(run.name), run);
   }
   const order = runs.map((run) => cards.get(run.name).element);
   if (order.some((element, i) => list.children[i] !== element)) list.replaceChildren(...order);
   if (!runs.length) fillNew(false);
+  return runs.some((run) => BUSY.includes(run.state));
 }
 
 async function loadChoices() {
@@ -47,48 +55,59 @@ async function loadChoices() {
 }
 
 const again = () => { looked = 0; showTune(); };
-const labelled = (label, field, hint) => h("label", { className: "field" }, h("span", {}, label), field, hint ? h("small", { className: "radial-quiet" }, hint) : "");
 
 function fillNew(wanted) {
   const place = document.getElementById("tune-new");
   if (!place || place.childElementCount) { if (wanted) place?.replaceChildren(); return; }
-  const dataset = h("select", { id: "tune-dataset" }, ...datasets.map((one) => h("option", { value: one.name }, `${one.name} (${one.clips} clips)`)));
-  const model = h("select", { id: "tune-model" }, ...models.map((one) => h("option", { value: one.id }, one.id)));
-  const name = h("input", { id: "tune-name", placeholder: "my-run", maxLength: 64 });
-  const size = h("input", { id: "tune-size", pattern: "\\d+x\\d+" });
-  const frames = h("input", { id: "tune-frames", inputMode: "numeric" });
-  const counts = () => frames.value.split(/[\s,]+/).filter(Boolean).map(Number);
-  const times = h("span", { className: "times" });
-  const drawLengths = () => {
-    const spec = models.find((one) => one.id === model.value);
-    const longer = (n) => lengthOf(spec, spec.stride[0], n);
-    frames.value = longer(2);
-    size.placeholder = `${spec.width}x${spec.height}`;
-    times.replaceChildren(...[1, 2, 3, 4].map((n) => button(`${n}x`, () => {
-      const now = counts();
-      frames.value = (now.includes(longer(n)) ? now.filter((one) => one !== longer(n)) : [...now, longer(n)]).sort((a, b) => a - b).join(", ");
-    })));
+  const blame = (one) => one.blame("");
+  const dataset = choice("dataset", "Dataset", datasets.length ? datasets.map((one) => [one.name, `${one.name} (${many(one.clips, "clip")})`]) : [["", "none yet: bring one"]], { change: () => blame(dataset) });
+  const model = choice("model", "Model", models.map((one) => [one.id, one.id]), { change: () => drawLengths() });
+  const frames = text("frames", "Frames of the clips", { hint: "several lengths are mixed: 81, 161", change: () => judge() });
+  const size = text("size", "Size", { hint: "the model's own when empty", maxLength: 11, change: () => judge() });
+  const name = text("name", "Name of the run", { placeholder: "named after its dataset and model", maxLength: 64, change: () => blame(name) });
+  Object.entries({ dataset, model, frames, size, name }).forEach(([id, one]) => { one.control.id = `tune-${id}`; one.element.querySelector("label").htmlFor = one.control.id; });
+  const spec = () => models.find((one) => one.id === model.get());
+  const counts = () => (frames.get() ?? "").split(/[\s,]+/).filter(Boolean).map(Number);
+  const longer = (n) => lengthOf(spec(), spec().stride[0], n);
+  const times = switches("Times the native length", [1, 2, 3, 4].map((n) => [n, `${n}x`]), (n) => {
+    const now = counts();
+    frames.set((now.includes(longer(n)) ? now.filter((one) => one !== longer(n)) : [...now, longer(n)]).sort((a, b) => a - b).join(", "));
+    judge();
+  });
+  // What cannot be is told beside its field, before anything is sent.
+  const judge = () => {
+    const [stride] = spec().stride;
+    const first = spec().first_frame;
+    const bad = counts().find((count) => !Number.isInteger(count) || count < 1 || (count - first) % stride);
+    const below = Math.max(0, Math.floor((bad - first) / stride)) * stride + first;
+    frames.blame(!counts().length ? "say lengths in frames, such as 81, 161" : bad === undefined ? "" : Number.isInteger(bad) ? `${model.get()} makes ${below} or ${below + stride} frames, not ${bad}` : "say lengths in frames, such as 81, 161");
+    const [, width, height] = /^\s*(\d+)\s*x\s*(\d+)\s*$/.exec(size.get() ?? "") ?? [];
+    size.blame(size.get() && !width ? "width x height, such as 832x480" : "");
+    for (const [n, one] of [...times.element.children].entries()) one.setAttribute("aria-pressed", String(counts().includes(longer(n + 1))));
+    return frames.control.getAttribute("aria-invalid") || size.control.getAttribute("aria-invalid") ? null : [width ? Number(width) : null, height ? Number(height) : null];
   };
-  model.addEventListener("change", drawLengths);
+  const drawLengths = () => { frames.set(String(longer(2))); size.control.placeholder = `${spec().width}x${spec().height}`; judge(); };
   drawLengths();
   const file = h("input", { type: "file", accept: ".zip", hidden: true, onchange: () => bring(file, place) });
   const prepare = button("Prepare its clips", async () => {
-    const num_frames = counts();
-    const [width, height] = size.value.trim() ? size.value.trim().split("x").map(Number) : [null, null];
-    if (!dataset.value) throw new Error("choose a dataset, or bring one");
-    if (!num_frames.length || num_frames.some(isNaN)) throw new Error("say lengths in frames, such as 81, 161");
-    if (width !== null && !(width > 0 && height > 0)) throw new Error("say the size as WIDTHxHEIGHT");
-    const run = { name: name.value.trim() || `${dataset.value}-${model.value}`.replace(/[^\w.-]/g, "-"), dataset: dataset.value, model: model.value, num_frames, width, height };
-    await call("POST", "/v1/tuning", run);
+    const sides = judge();
+    if (!sides) return frames.control.getAttribute("aria-invalid") ? frames.control.focus() : size.control.focus();
+    if (!dataset.get()) return dataset.blame("choose a dataset, or bring one");
+    const run = { name: name.get() || `${dataset.get()}-${model.get()}`.replace(/[^\w.-]/g, "-"), dataset: dataset.get(), model: model.get(), num_frames: counts(), width: sides[0], height: sides[1] };
+    try {
+      await call("POST", "/v1/tuning", run);
+    } catch (error) {
+      const one = { name, dataset, num_frames: frames, width: size, height: size }[error.param?.split(".")[0]];
+      if (!one) throw error;
+      return one.blame(error.message.replace(/ \(--[^)]*\)/g, ""));
+    }
     place.replaceChildren();
     again();
   }, { className: "primary", id: "tune-prepare" });
-  place.replaceChildren(h("section", { className: "radial-card" }, h("h3", {}, "A new run"),
-    h("p", { className: "radial-quiet" }, "An adapter that is tuned on longer clips makes a model keep its subject for two to four times its native length. A dataset is a folder of clips, each with its caption in a .txt file of the same name: bring a zip file, or put the folder into datasets of the data folder."),
-    h("div", { className: "fields" },
-      labelled("Dataset", h("span", { className: "actions" }, datasets.length ? dataset : h("span", { className: "radial-quiet" }, "none yet"), button("Bring a zip file", () => file.click()), file)),
-      labelled("Model", model), labelled("Frames", h("span", { className: "lengths" }, frames, times), "of the clips; several lengths are mixed"),
-      labelled("Size", size, "the model's own when empty"), labelled("Name", name)),
+  place.replaceChildren(h("section", { className: "card" }, h("h2", {}, "A new run"),
+    h("p", { className: "quiet" }, "An adapter that is tuned on longer clips makes a model keep its subject for two to four times its native length. A dataset is a folder of clips, each with its caption in a .txt file of the same name: bring a zip file, or put the folder into datasets of the data folder."),
+    h("div", { className: "fields wide" }, h("div", {}, dataset.element, h("div", { className: "actions" }, button("Bring a zip file", () => file.click()), file)), model.element,
+      h("div", { className: "stack" }, frames.element, times.element), size.element, name.element),
     h("div", { className: "actions" }, prepare)));
 }
 
@@ -126,7 +145,7 @@ function update(card, run) {
   const [done, all] = preparing ? [run.prepared.done ?? 0, run.prepared.files ?? 0] : [run.step, run.steps];
   if (bar) { bar.max = all || 1; bar.value = done; }
   told.textContent = preparing ? `${done} of ${all} files` : run.steps
-    ? `step ${done.toLocaleString()} of ${all.toLocaleString()}${run.loss === null ? "" : `, loss ${run.loss.toFixed(4)}`}${run.eta === null ? "" : `, ${clock(run.eta)} left`}` : "";
+    ? `step ${done.toLocaleString()} of ${all.toLocaleString()}${run.loss === null ? "" : `, loss ${run.loss.toFixed(4)}`}${run.state === "training" && done >= all ? ", writing the adapter and its samples" : run.eta === null ? "" : `, ${clock(run.eta)} left`}` : "";
   const points = `${run.losses.length} ${run.step}`;
   if (run.losses.length > 1 && plot.dataset.points !== points) {
     plot.dataset.points = points;
@@ -144,55 +163,55 @@ function draw(card, run) {
   const left = Object.entries(prepared.dropped ?? {}).map(([why, count]) => `${count} left out, ${why}`);
   const corrupt = prepared.corrupt?.length ? [`${prepared.corrupt.length} files cannot be read, such as ${prepared.corrupt[0]}`] : [];
   return [
-    h("div", { className: "head" }, h("h3", {}, run.name), h("span", { className: `state ${run.state}` }, WORDS[run.state])),
-    h("p", { className: "radial-quiet" }, `${preparation.dataset}, ${preparation.model}, ${preparation.num_frames.join(", ")} frames${training ? `, rank ${training.rank}, rate ${training.learning_rate}` : ""}`),
+    h("div", { className: "head" }, h("h2", {}, run.name), h("span", { className: `state ${run.state}` }, WORDS[run.state])),
+    h("p", { className: "quiet" }, `${preparation.dataset}, ${preparation.model}, ${preparation.num_frames.join(", ")} frames${training ? `, rank ${training.rank}, rate ${training.learning_rate}` : ""}`),
     busy || run.steps ? h("div", { className: "bar" }, card.parts.bar ?? "", card.parts.told) : "",
-    run.problem ? h("p", { className: "radial-problem", role: "alert" }, run.problem) : "",
+    run.problem ? h("p", { className: "problem", role: "alert" }, run.problem) : "",
     run.state === "done" ? h("div", { className: "actions" }, button("Use in Create", () => use(run), { className: "primary" })) : "",
     card.parts.plot,
     card.parts.samples,
     kept ? h("details", { open: run.state === "prepared" }, h("summary", {}, `Dataset report: ${kept}`),
-      h("ul", { className: "radial-quiet" }, ...Object.entries(prepared.buckets ?? {}).map(([size, count]) => h("li", {}, `${count} of ${size}`)), ...[...left, ...corrupt].map((text) => h("li", {}, text))),
+      h("ul", { className: "quiet" }, ...Object.entries(prepared.buckets ?? {}).map(([size, count]) => h("li", {}, `${count} of ${size}`)), ...[...left, ...corrupt].map((text) => h("li", {}, text))),
       h("div", { className: "pictures" }, ...run.pictures.map((picture) => h("a", { href: `${at}/files/${picture}`, target: "_blank" }, h("img", { src: `${at}/files/${picture}`, loading: "lazy", alt: picture === "sheet.png" ? "Frames of the first clips" : "Lengths and what was left out" }))))) : "",
     !busy && kept ? drawForm(run, at) : "",
     h("details", {}, h("summary", {}, "Log"), h("pre", {}, run.log.join("\n") || "nothing yet")),
     h("div", { className: "actions" },
       busy && run.state !== "stopping" ? act("Stop", "stop") : "",
       !busy && !kept ? button("Prepare again", async () => { await call("POST", "/v1/tuning", preparation); again(); }) : "",
-      !busy ? button("Delete", async () => { if (confirm(`Delete run ${run.name}, its cache and checkpoints?`)) { await call("DELETE", at); again(); } }, { className: "danger" }) : ""),
+      !busy ? button("Delete", async () => { if (await ask(`Delete run ${run.name}, its cache and checkpoints?`, "Delete")) { await call("DELETE", at); again(); } }, { className: "danger" }) : ""),
   ];
 }
 
 function drawForm(run, at) {
   const now = run.training ?? { steps: 1000, rank: 64, learning_rate: 1e-4, held_out: Math.min(8, Math.floor(run.prepared.kept / 8)), sample_every: 200, sample_prompts: [], trigger: "", more: "" };
-  const field = (name, properties = {}) => h("input", { name, value: now[name], ...properties });
-  const prompts = h("textarea", { name: "sample_prompts", rows: 2, placeholder: "one prompt a line" }, now.sample_prompts.join("\n"));
-  const more = h("textarea", { name: "more", rows: 2, placeholder: "offload_checkpoints = true" }, now.more);
-  const form = h("form", { onsubmit: (event) => event.preventDefault() },
-    h("div", { className: "fields" },
-      labelled("Steps", field("steps", { type: "number", min: 1 })), labelled("Rank", field("rank", { type: "number", min: 1, max: 1024 })),
-      labelled("Learning rate", field("learning_rate", { type: "number", step: "any", min: 0 })),
-      labelled("Clips held out", field("held_out", { type: "number", min: 0 }), "their loss says whether it learns"),
-      labelled("Samples every", field("sample_every", { type: "number", min: 0 }), "steps; 0 for none"),
-      labelled("Trigger word", field("trigger"), "may stay empty")),
-    labelled("Prompts of the samples", prompts), labelled("Other settings, as in docs/finetune.md", more));
-  const value = (name) => form.querySelector(`[name=${name}]`).value;
+  const whole = { type: "integer", maximum: 1e6 };
+  const numbers = [number("steps", "Steps", { ...whole, minimum: 1 }), number("rank", "Rank", { ...whole, minimum: 1, maximum: 1024 }), number("learning_rate", "Learning rate", { minimum: 0, maximum: 1 }),
+    number("held_out", "Clips held out", { ...whole, minimum: 0, hint: "their loss says whether it learns" }), number("sample_every", "Samples every", { ...whole, minimum: 0, hint: "steps; 0 for none" })];
+  const words = [text("trigger", "Trigger word", { hint: "may stay empty" }), text("sample_prompts", "Prompts of the samples", { rows: 2, whole: true, placeholder: "one prompt a line" }),
+    text("more", "Other settings, as in docs/finetune.md", { rows: 2, whole: true, placeholder: "offload_checkpoints = true" })];
+  for (const one of [...numbers, ...words]) one.set(one.name === "sample_prompts" ? now.sample_prompts.join("\n") : now[one.name]);
+  const [trigger, prompts, more] = words;
+  const estimate = /(\d[\d.]* (?:s|min|h)[^,;\n]*)/.exec(run.log.find((line) => /estimate|about/.test(line)) ?? "");
   const start = button(run.step && run.state !== "done" ? "Go on" : run.state === "done" ? "Train on" : "Start training", async () => {
-    const training = { sample_prompts: prompts.value.split("\n").map((line) => line.trim()).filter(Boolean), trigger: value("trigger"), more: more.value };
-    for (const name of ["steps", "rank", "learning_rate", "held_out", "sample_every"]) training[name] = Number(value(name));
+    for (const one of numbers) one.blame(one.fault() || (one.get() === undefined ? `${one.label}: a number` : ""));
+    const wrong = numbers.find((one) => one.control.getAttribute("aria-invalid"));
+    if (wrong) return wrong.control.focus();
+    const training = { sample_prompts: (prompts.get() ?? "").split("\n").map((line) => line.trim()).filter(Boolean), trigger: trigger.get() ?? "", more: more.get() ?? "" };
+    for (const one of numbers) training[one.name] = one.get();
     await call("POST", `${at}/train`, training);
     again();
   }, { className: run.state === "done" ? "" : "primary" });
-  return h("details", { open: run.state !== "done" }, h("summary", {}, "Training"), form, h("div", { className: "actions" }, start));
+  return h("details", { open: run.state !== "done" }, h("summary", {}, "Training"), h("div", { className: "fields" }, ...[...numbers, ...words].map((one) => one.element)),
+    h("div", { className: "actions" }, start, estimate ? h("span", { className: "quiet" }, estimate[1]) : ""));
 }
 
 async function use(run) {
   const adapter = await call("POST", `/v1/tuning/${encodeURIComponent(run.name)}/adapter`);
   await loadAdapters();
   const trigger = run.training?.trigger;
-  window.radial.use({ prompt: trigger ? `${trigger} ` : "", model: run.preparation.model, num_frames: Math.max(...run.preparation.num_frames),
+  fill({ prompt: trigger ? `${trigger} ` : "", model: run.preparation.model, num_frames: Math.max(...run.preparation.num_frames),
     height: run.preparation.height, width: run.preparation.width, loras: [{ path: adapter.id, weight: 1 }] });
-  openPage("create");
+  openPlace("create");
   say(`Adapter ${adapter.id} is in the form. Say what to make.`);
 }
 
@@ -219,7 +238,7 @@ function showSamples(card, place, run) {
   const rows = [...new Set(shown.map(rowOf))];
   const find = (row, step) => shown.find((one) => one.step === step && rowOf(one) === row);
   place.replaceChildren(h("summary", {}, "Samples, the same prompts and seeds at every stage"),
-    h("div", { className: "wide" }, h("table", { className: "facts samples" },
+    h("div", { className: "scroll" }, h("table", { className: "samples" },
       h("tr", {}, h("th", {}), ...steps.map((step) => h("th", {}, `step ${step.toLocaleString()}`))),
       ...rows.map((row) => h("tr", {}, h("th", {}, find(row, steps.at(-1))?.prompt ?? "", h("br"), h("small", {}, `${row.split("-")[1]} frames`)),
         ...steps.map((step) => h("td", {}, find(row, step) ? clip(find(row, step)) : "")))))));
@@ -248,5 +267,5 @@ function drawPlot(losses, heldOut) {
     text(high.toPrecision(3), left - 6, 16, "end"), text(low.toPrecision(3), left - 6, height - bottom, "end"),
     text(String(first), left, height - 5, "start"), text(last.toLocaleString(), width - 8, height - 5, "end"),
     line(losses, "loss"), line(heldOut, "held-out"), ...heldOut.map(([step, loss]) => svg("circle", { cx: x(step), cy: y(loss), r: 3, class: "held-out" })));
-  return [picture, h("figcaption", { className: "radial-quiet" }, h("i", { className: "loss" }), " loss", ...(heldOut.length ? [h("i", { className: "held-out" }), " of the clips held out"] : []))];
+  return [picture, h("figcaption", { className: "quiet" }, h("i", { className: "loss" }), " loss", ...(heldOut.length ? [h("i", { className: "held-out" }), " of the clips held out"] : []))];
 }

@@ -1,0 +1,275 @@
+// Create's form: its fields, what of them applies to a model, and what they make.
+import { button, call, dialog, h, icon, many, say } from "./dom.js";
+import { draft, keepDraft, keepPresets, ownPresets, prompts, remember } from "./draft.js";
+import { ask as askPlan, planned, showProblem } from "./estimate.js";
+import { check, choice, group, number, switches, text } from "./fields.js";
+import { drawLoras, drawZones, ZONES } from "./inputs.js";
+import { lengthOf } from "./dom.js";
+
+const DRAFT = "draft";
+const FILES = [["mp4,h264", "MP4 (H.264), plays everywhere"], ["mp4,h265", "MP4 (H.265), smaller"], ["mp4,av1", "MP4 (AV1), smallest"], ["webm,vp9", "WebM (VP9)"],
+  ["webm,av1", "WebM (AV1)"], ["gif,", "GIF"], ["png,", "PNG frames"]];
+const LABELS = { num_frames: "Length", height: "Height", width: "Width", num_inference_steps: "Steps", guidance_scale: "Guidance", num_videos: "Videos", image: "Start image",
+  last_image: "End image", extend: "Clip to extend", loras: "Adapters" };
+let models = [];
+let limits = {};
+let presets = {};
+const fields = {};
+let times, length, size, quality, model;
+
+export const modelNow = () => models.find((one) => one.id === draft.request.model) ?? models[0];
+export const modelsThat = (test) => models.filter(test);
+export const words = (message) => Object.entries({ ...Object.fromEntries(Object.values(fields).map((one) => [one.name, one.label])), ...LABELS })
+  .reduce((told, [name, label]) => told.replace(new RegExp(`(^|; )${name}(?=[ :])`, "g"), `$1${label}`), message).replace(/ \(--[^)]*\)/g, "");
+export const fieldOf = (name) => ({ height: size, width: size, size, num_frames: length, seconds: length })[name] ?? fields[name];
+
+// Put a value into the draft; undefined leaves the field open.
+export function put(name, value, place = draft.request) {
+  if (value === undefined || value === null || value === "") delete place[name];
+  else place[name] = value;
+  changed();
+}
+
+function changed() {
+  keepDraft();
+  for (const one of Object.values(fields)) one.blame("");
+  [size, length].forEach((one) => one.blame(""));
+  // Fields that the page itself can judge are told at once, beside them.
+  const wrong = Object.values(fields).filter((one) => one.fault());
+  for (const one of wrong) one.blame(one.fault());
+  if (!wrong.length) askPlan(draft, () => dispatchEvent(new CustomEvent("radial-plan", { detail: planned() })));
+  drawLength();
+}
+
+// The form shows a request, whoever made it.
+export function fill(request, file) {
+  draft.request = Object.fromEntries(Object.entries(request).filter(([, value]) => value !== null && value !== undefined && !(Array.isArray(value) && !value.length)));
+  draft.request.prompt ??= "";
+  draft.request.model ??= "tiny";
+  if (request.loras?.length === 1 && request.loras[0].path?.startsWith("bundled:") && request.long_adapter !== false) delete draft.request.loras;
+  if (file) draft.file = file;
+  draft.quality = "standard";
+  show();
+}
+
+export async function buildForm(place) {
+  const [{ data, presets: named }, told] = await Promise.all([call("GET", "/v1/models"), call("GET", "/v1/fields")]);
+  models = data.filter((one) => !one.problem && one.starts_from.length);
+  limits = told;
+  presets = named;
+  if (!models.some((one) => one.id === draft.request.model)) draft.request.model = models[0].id;
+  place.replaceChildren(...layout());
+  show();
+}
+
+function layout() {
+  const own = (name, label, more = {}) => (fields[name] = number(name, label, { ...limits[name], change: () => put(name, fields[name].get()), ...more })).element;
+  const pick = (name, label, options, more = {}) => (fields[name] = choice(name, label, options, { change: () => put(name, meant(name, fields[name].get())), ...more })).element;
+  const tick = (name, label, value, hint) => (fields[name] = check(name, label, { value, hint, change: () => put(name, fields[name].get()) })).element;
+
+  fields.prompt = text("prompt", "Prompt", { rows: 4, placeholder: "What the clip shows", change: () => put("prompt", fields.prompt.get() ?? "") });
+  fields.prompt.control.id = "prompt";
+  fields.prompt.element.querySelector("label").htmlFor = "prompt";
+  model = choice("model", "Model", [], { change: () => chooseModel(model.get()) });
+  quality = choice("quality", "Quality", [], { change: () => chooseQuality(quality.get()) });
+  length = sliderField();
+  times = switches("Times the native length", [1, 2, 3, 4].map((n) => [n, `${n}x`, `${n} times the length that the model was trained for`]), (n) => put("num_frames", lengthOf(modelNow(), modelNow().stride[0], Number(n))));
+  size = text("size", "Size", { maxLength: 11, list: "sizes", change: () => takeSize(size.get()) });
+  fields.num_videos = number("num_videos", "Videos", { ...limits.num_videos, placeholder: "1", change: () => put("num_videos", fields.num_videos.get()) });
+  fields.seed = number("seed", "Seed", { ...limits.seed, placeholder: "drawn anew", change: () => put("seed", fields.seed.get()) });
+  const dice = button([icon("dice"), h("span", { className: "visually-hidden" }, "Draw a seed")], () => { fields.seed.set(Math.floor(Math.random() * 2 ** 31)); put("seed", fields.seed.get()); }, { title: "Draw a seed" });
+  const seedLine = h("span", { className: "beside" });
+  fields.seed.control.replaceWith(seedLine);
+  seedLine.append(fields.seed.control, dice);
+  const keep = check("keep", "Keep this seed", { change: () => { draft.keep = Boolean(keep.get()); keepDraft(); } });
+  keep.set(draft.keep);
+  fields.keep = keep;
+  fields.negative_prompt = text("negative_prompt", "Words to avoid", { rows: 2, whole: true, change: () => put("negative_prompt", fields.negative_prompt.get()) });
+  const file = choice("file", "File", FILES, { change: () => { const [format, codec] = file.get().split(","); Object.assign(draft.file, { format, codec: codec || undefined }); if (!codec) delete draft.file.crf; changed(); show(); } });
+  fields.file = file;
+  file.set = ((plain) => () => plain(draft.file.format ? `${draft.file.format},${draft.file.codec ?? ""}` : FILES[0][0]))(file.set);
+  fields.crf = number("crf", "Quality of the file", { type: "integer", minimum: 0, maximum: 63, placeholder: "as good as needed", hint: "CRF: lower is better and larger", change: () => put("crf", fields.crf.get(), draft.file) });
+  fields.name = text("name", "Name of the file", { maxLength: 500, placeholder: "{slug}-{seed}", change: () => put("name", fields.name.get(), draft.file) });
+  fields.metadata = check("metadata", "Keep the settings in the file", { value: true, change: () => put("metadata", fields.metadata.get(), draft.file) });
+
+  return [
+    h("form", { id: "form", className: "card stack", ariaLabel: "What to make", onsubmit: (event) => { event.preventDefault(); generate(); } },
+      h("div", {}, fields.prompt.element,
+        h("div", { className: "actions" }, button("Earlier prompts", showHistory, { className: "link" }), button("Start over", () => fill({ prompt: "", model: draft.request.model }, {}), { className: "link", id: "start-over" }))),
+      h("div", { id: "estimate", ariaLive: "polite" }),
+      h("button", { type: "submit", id: "generate", className: "primary large" }, icon("play"), "Generate"),
+      h("div", { className: "fields wide" }, model.element, h("div", {}, quality.element, h("div", { className: "actions" }, button("Keep these settings by name", savePreset, { className: "link" })))),
+      h("div", { className: "field" }, length.element, times.element),
+      h("div", { className: "fields" }, size.element, fields.num_videos.element, fields.seed.element, keep.element),
+      h("datalist", { id: "sizes" }),
+      h("div", { id: "zones", className: "zones" }), h("div", { id: "loras", className: "stack" }),
+      h("details", { id: "advanced" }, h("summary", {}, "Advanced"), h("div", { className: "stack" },
+        group("Sampling", fields.negative_prompt.element, h("div", { className: "fields" }, own("num_inference_steps", "Steps"), own("guidance_scale", "Guidance"), own("guidance_scale_2", "Guidance, second expert"),
+          own("true_cfg_scale", "True guidance"), own("fps", "Frames a second"), own("num_frames", "Frames, exactly"), pick("sampler", "Sampler", [["", "the model's own"], ["euler", "Euler"], ["lcm", "LCM, for few steps"], ["unipc", "UniPC"]]), own("flow_shift", "Flow shift"))),
+        h("div", { id: "on-images" }, group("Images", h("div", { className: "fields" }, pick("image_fit", "Of another shape", [["", "cut"], ["pad", "framed"], ["stretch", "stretched"]]),
+          (fields.image_ground = text("image_ground", "Under see-through parts", { placeholder: "black", maxLength: 40, change: () => put("image_ground", fields.image_ground.get()) })).element))),
+        group("Attention", h("div", { className: "fields" }, pick("attention", "Attention", [["", "radial, or as tuned"], ["radial", "radial"], ["dense", "dense"]]), own("decay", "Window (decay)"),
+          own("dense_layers", "Dense layers"), own("dense_steps", "Dense first steps"), own("dense_last_steps", "Dense last steps"),
+          pick("block_size", "Block size", [["", "the model's own"], ...[16, 32, 64, 128, 256].map((n) => [n, n])]), pick("riflex", "RIFLEx", [["", "as tuned"], ["true", "on"], ["false", "off"]])), tick("long_adapter", "Use the model's own adapter for longer clips", true)),
+        group("Machine", h("div", { className: "fields" }, pick("memory", "On the GPU", [["", "as much as fits"], ["full", "all of it"], ["balanced", "balanced"], ["low", "little"], ["lowest", "the least"]]),
+          pick("precision", "Precision", [["", "full"], ["eight_bit", "8 bit, faster"], ["eight_bit_weights", "8-bit weights, half the memory"]]), pick("dtype", "Numbers", [["", "as the model wants"], ["float32", "float32"], ["bfloat16", "bfloat16"], ["float16", "float16"]]),
+          (fields.device = text("device", "Device", { placeholder: "auto", maxLength: 20, change: () => put("device", fields.device.get()) })).element), tick("snap", "Take the nearest size that can be made", false)),
+        group("File", h("div", { className: "fields wide" }, file.element, fields.crf.element, fields.name.element), fields.metadata.element)))),
+  ];
+}
+
+// Lists hold words alone.
+const meant = (name, value) => (value === undefined ? undefined : name === "riflex" ? value === "true" : name === "block_size" ? Number(value) : value);
+
+function sliderField() {
+  const control = h("input", { type: "range", name: "length", id: "length" });
+  const told = h("output", { className: "quiet", htmlFor: "length" });
+  const fault = h("span", { className: "fault", hidden: true });
+  control.addEventListener("input", () => put("num_frames", Number(control.value) * modelNow().stride[0] + modelNow().first_frame));
+  return { name: "num_frames", label: "Length", control, told, element: h("div", { className: "field" }, h("span", { className: "line" }, h("label", { htmlFor: "length" }, "Length"), told), control, fault),
+    blame: (text) => { fault.textContent = text ?? ""; fault.hidden = !text; if (text) control.setAttribute("aria-invalid", "true"); else control.removeAttribute("aria-invalid"); }, fault: () => "" };
+}
+
+function drawLength() {
+  const spec = modelNow();
+  const [stride] = spec.stride;
+  const frames = draft.request.num_frames ?? spec.num_frames;
+  const index = (count) => Math.round((count - spec.first_frame) / stride);
+  const { control, told } = length;
+  control.min = spec.first_frame ? 0 : 1;
+  control.max = Math.max(index(lengthOf(spec, stride, 4)), index(frames));
+  control.value = index(frames);
+  const seconds = (frames / (draft.request.fps ?? spec.fps)).toFixed(1);
+  told.textContent = `${seconds} s, ${many(frames, "frame")}`;
+  control.setAttribute("aria-valuetext", told.textContent);
+  times.show([1, 2, 3, 4].find((n) => lengthOf(spec, stride, n) === frames));
+  if (document.activeElement !== fields.num_frames.control) fields.num_frames.set(draft.request.num_frames);
+}
+
+function takeSize(written) {
+  const match = /^\s*(\d+)\s*[x×]\s*(\d+)\s*$/i.exec(written ?? "");
+  delete draft.request.width;
+  delete draft.request.height;
+  if (match) Object.assign(draft.request, { width: Number(match[1]), height: Number(match[2]) });
+  changed();
+  if (written && !match) size.blame("Size: width x height in pixels, such as 832x480");
+}
+
+// What of the form applies to the model, and what its fields hold.
+function show() {
+  const spec = modelNow();
+  const { request } = draft;
+  const here = models.filter((one) => one.on_disk || one.own);
+  const away = (from) => models.filter((one) => !here.includes(one) && (from === "text") === one.starts_from.includes("text"));
+  const options = (list) => list.map((one) => [one.id, one.id]);
+  model.fill([{ group: "On this machine", options: options(here) }, { group: "To download, from words", options: options(away("text")) }, { group: "To download, from an image", options: options(away("image")) }].filter((one) => one.options.length));
+  model.set(spec.id);
+  const from = spec.starts_from.length === 2 ? "from words or an image" : spec.starts_from[0] === "text" ? "from words" : spec.needs_last_image ? "from one image to another" : "from an image";
+  model.hint(`${spec.summary}; ${from}${spec.on_disk || spec.own ? "" : "; it is downloaded when it is first used"}`);
+  quality.fill([["standard", `standard, ${many(spec.num_inference_steps, "step")}`], [DRAFT, `draft, ${many(draftSteps(spec), "step")}`],
+    { group: "For few-step adapters", options: Object.keys(presets).map((name) => [name, name]) }, { group: "Your own", options: Object.keys(ownPresets()).map((name) => [`own:${name}`, name]) }].filter((one) => !one.group || one.options.length));
+  quality.set(draft.quality);
+  fields.negative_prompt.control.placeholder = spec.negative_prompt;
+  for (const name of ["num_inference_steps", "guidance_scale", "fps", "num_frames"]) fields[name].control.placeholder = spec[name];
+  document.getElementById("sizes").replaceChildren(...sizesOf(spec).map((one) => h("option", { value: one })));
+  size.control.placeholder = `${spec.width}x${spec.height}`;
+  if (document.activeElement !== size.control) size.set(request.width || request.height ? `${request.width ?? spec.width}x${request.height ?? spec.height}` : "");
+  const images = spec.starts_from.includes("image");
+  for (const name of Object.keys(ZONES)) if (!images || (name === "last_image" && !spec.takes_last_image)) delete request[name];
+  const applies = { guidance_scale_2: spec.has_two_transformers, true_cfg_scale: spec.guidance_is_embedded, sampler: spec.is_flow, flow_shift: spec.is_flow, riflex: spec.knows_riflex };
+  for (const [name, does] of Object.entries(applies)) { fields[name].element.hidden = !does; if (!does) delete request[name]; }
+  document.getElementById("on-images").hidden = !images;
+  for (const [name, one] of Object.entries(fields)) {
+    if (["file", "keep"].includes(name)) continue;
+    one.set(name === "riflex" ? request[name] : ["crf", "name", "metadata"].includes(name) ? draft.file[name] : request[name]);
+  }
+  fields.file.set();
+  fields.crf.element.hidden = ["gif", "png"].includes(draft.file.format);
+  drawZones(spec);
+  drawLoras();
+  changed();
+}
+
+export const redraw = show;
+const draftSteps = (spec) => Math.max(4, Math.round(spec.num_inference_steps / 3));
+
+function sizesOf(spec) {
+  const [, down, across] = spec.stride;
+  const side = Math.sqrt(spec.width * spec.height);
+  const round = (value, step) => Math.max(1, Math.round(value / step)) * step;
+  const shapes = [[spec.width, spec.height], [spec.height, spec.width], [side, side], [spec.width * 0.75, spec.height * 0.75], [spec.width / 2, spec.height / 2]];
+  return [...new Set(shapes.map(([width, height]) => `${round(width, across)}x${round(height, down)}`))];
+}
+
+// Another model begins with its own values; the words and what the clip starts from stay.
+function chooseModel(id) {
+  const { prompt, seed, num_videos, image, last_image, extend, loras } = draft.request;
+  draft.request = Object.fromEntries(Object.entries({ prompt, model: id, seed, num_videos, image, last_image, extend, loras }).filter(([, value]) => value !== undefined));
+  if (draft.quality.startsWith("own:")) draft.quality = "standard";
+  applyQuality();
+  show();
+}
+
+function chooseQuality(name) {
+  draft.quality = name;
+  for (const one of ["num_inference_steps", "guidance_scale", "guidance_scale_2", "sampler", "flow_shift", "preset"]) delete draft.request[one];
+  applyQuality();
+  show();
+}
+
+function applyQuality() {
+  if (draft.quality === DRAFT) draft.request.num_inference_steps = draftSteps(modelNow());
+  else if (draft.quality in presets) draft.request.preset = draft.quality;
+  else if (draft.quality.startsWith("own:")) Object.assign(draft.request, ownPresets()[draft.quality.slice(4)]);
+  if (!(draft.quality in presets)) delete draft.request.preset;
+}
+
+function savePreset() {
+  const name = h("input", { maxLength: 40, ariaLabel: "Name" });
+  const { prompt, seed, image, last_image, extend, model: of, ...settings } = draft.request;
+  const box = dialog("Keep these settings", h("p", {}, "All that differs from the model's own values, without the prompt, the seed and images. It stands under Quality."), name,
+    h("div", { className: "actions" }, button("Keep", () => {
+      const called = name.value.trim();
+      if (!called) throw new Error("give the settings a name");
+      keepPresets({ ...ownPresets(), [called]: settings });
+      draft.quality = `own:${called}`;
+      box.close();
+      show();
+    }, { className: "primary" }), ...Object.keys(ownPresets()).map((old) => button(`Forget "${old}"`, () => { const left = ownPresets(); delete left[old]; keepPresets(left); box.close(); show(); }))));
+}
+
+function showHistory() {
+  const box = dialog("Earlier prompts", prompts().length ? h("div", { className: "examples" }, ...prompts().map((one) => button(one, () => { fields.prompt.set(one); put("prompt", one); box.close(); }))) : h("p", { className: "quiet" }, "None yet: what you generate is listed here, in this browser alone."));
+}
+
+// A field that cannot be: shown, opened, and given the focus.
+export function reveal(one) {
+  const details = one.element.closest("details");
+  if (details) details.open = true;
+  one.control.focus();
+}
+
+export async function generate() {
+  const wrong = [...Object.values(fields)].find((one) => one.fault()) ?? (size.control.getAttribute("aria-invalid") === "true" ? size : null);
+  if (wrong) return reveal(wrong);
+  if (!draft.request.prompt.trim()) {
+    fields.prompt.blame("Prompt: say what the clip shows");
+    return reveal(fields.prompt);
+  }
+  const press = document.getElementById("generate");
+  press.disabled = true;
+  try {
+    const file = Object.keys(draft.file).length ? { file: draft.file } : {};
+    const video = await call("POST", "/v1/videos", { ...draft.request, ...file });
+    remember(draft.request.prompt);
+    if (draft.keep) { fields.seed.set(video.request.seed); put("seed", video.request.seed); }
+    say(`${many(video.request.num_videos, "video")} queued, seed ${video.request.seed}.`);
+    dispatchEvent(new CustomEvent("radial-queued", { detail: video }));
+  } catch (error) {
+    showProblem(words(error.message), error.param);
+    const one = fieldOf(error.param);
+    if (one && one.element.offsetParent === null) reveal(one);
+  } finally {
+    press.disabled = false;
+  }
+}

@@ -1,0 +1,42 @@
+"""One studio and one browser for the tests of a file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import CHROMIUM, Studio, new_page
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory, wan_folder: Path) -> Iterator[Studio]:
+    folder = tmp_path_factory.mktemp("studio")
+    shutil.copytree(wan_folder, folder / "data" / "models" / "small")
+    running = Studio(folder)
+    running.start()
+    yield running
+    err = running.stop()
+    assert "Traceback" not in err, err
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium: Any, studio: Studio) -> Iterator[Any]:
+    """A fresh page, whose errors and requests to elsewhere fail the test."""
+    opened = new_page(chromium, studio, accept_downloads=True)
+    yield opened
+    opened.screenshot(path=studio.folder / "last.png")
+    opened.context.close()
+    assert opened.problems == []

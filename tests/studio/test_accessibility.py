@@ -1,0 +1,113 @@
+"""Every place of the page in both colours, on a desktop and on a phone: axe finds nothing against WCAG 2.2 AA."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+import pytest
+from browser import CHROMIUM, READY, Studio, go, new_page, open_advanced
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: the studio was not tried in a browser")
+TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+
+
+def faults(page: Any) -> list[str]:
+    """What axe finds: the rule, and where."""
+    found = page.evaluate("(tags) => axe.run(document, { runOnly: tags, resultTypes: ['violations'] })", TAGS)
+    return [
+        f"{one['id']} ({one['impact']}): {node['target']} {node['html'][:120]} {node['failureSummary'][:200]}"
+        for one in found["violations"]
+        for node in one["nodes"]
+    ]
+
+
+@pytest.fixture(scope="module")
+def made(studio: Studio) -> list[str]:
+    """Videos in every state that the page shows."""
+    ids = [studio.make(prompt=f"a clip, number {n}") for n in range(3)]
+    for id_ in ids:
+        studio.wait_for(id_, "done")
+    ids.append(studio.make(prompt="fails", model="ltx-video", height=None, width=None, num_frames=None))
+    studio.wait_for(ids[-1], "failed")
+    return ids
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+@pytest.mark.parametrize("device", [{}, PHONE], ids=["desktop", "phone"])
+def test_axe_finds_nothing(
+    chromium: Any, studio: Studio, made: list[str], colours: str, device: dict[str, Any], subtests: pytest.Subtests
+) -> None:
+    page = new_page(chromium, studio, color_scheme=colours, reduced_motion="reduce", **device)
+    page.evaluate(files("axe_playwright_python").joinpath("axe.min.js").read_text())
+
+    def look(what: str) -> None:
+        page.wait_for_timeout(400)
+        with subtests.test(what):
+            assert faults(page) == []
+
+    open_advanced(page)
+    look("create")
+    page.fill("input[name=size]", "100x99")
+    page.wait_for_selector("#problem")
+    look("a size that cannot be")
+    page.fill("input[name=size]", "")
+    page.select_option("select[name=model]", "wan2.2-i2v-a14b")
+    page.wait_for_selector(".zone")
+    look("a model that starts from images")
+    page.select_option("select[name=model]", "tiny")
+    block = studio.make(num_inference_steps=1000, num_frames=33, prompt="in front")
+    waits = studio.make(prompt="waits")
+    page.wait_for_selector("#now .stage")
+    look("while a clip is made")
+    go(page, "queue")
+    page.wait_for_selector(f'[data-job="{waits}"]')
+    page.wait_for_selector("#queue .failed li")
+    look("queue")
+    page.click(f'#queue [data-job="{waits}"] button:has-text("Edit")')
+    look("edit")
+    page.keyboard.press("Escape")
+    for id_ in (waits, block):
+        studio.call("POST", f"/v1/videos/{id_}/cancel?keep=false", {})
+        studio.wait_for(id_, "cancelled")
+    look("the queue without any")
+    go(page, "gallery")
+    page.wait_for_selector(".tile img")
+    page.check(".tile .pick >> nth=0")
+    look("gallery")
+    page.click(f'.tile[data-job="{made[0]}"] a')
+    page.wait_for_selector("dialog video")
+    for summary in page.query_selector_all("dialog details:not([open]) summary"):
+        summary.click()
+    look("a video")
+    page.click('dialog button:has-text("With another")')
+    page.click(f'dialog .tile[data-job="{made[1]}"]')
+    page.wait_for_selector(".measures")
+    look("two compared")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="detached")
+    for place, there in (("tune", "#tune-new .card"), ("models", "#models table"), ("settings", "#settings h1")):
+        go(page, place)
+        page.wait_for_selector(there)
+        look(place)
+    page.keyboard.press("?")
+    page.wait_for_selector("dialog")
+    look("keys")
+    page.context.close()
+    assert page.problems == []
+
+
+def test_axe_would_find_something(chromium: Any, studio: Studio) -> None:
+    """The measure sees what it should: grey on grey, a picture without words, a field without a label."""
+    page = new_page(chromium, studio)
+    page.wait_for_selector(READY)
+    page.evaluate(files("axe_playwright_python").joinpath("axe.min.js").read_text())
+    page.evaluate(
+        "document.querySelector('main').insertAdjacentHTML('beforeend', "
+        '\'<p style="color:#999;background:#aaa">pale</p><img src="/ui/icon.svg"><input>\')'
+    )
+    found = " ".join(faults(page))
+    assert all(rule in found for rule in ("color-contrast", "image-alt", "label"))
+    page.context.close()
