@@ -329,19 +329,22 @@ def make_request(**fields: Any) -> GenerationRequest:
         raise RequestError("; ".join(explain(problem) for problem in error.errors()[:10])) from error
 
 
-def parse_lora(text: str) -> dict[str, Any]:
+def parse_lora(text: str, *, is_name: bool = False) -> dict[str, Any]:
     """FILE, FILE:WEIGHT, and either with @high or @low behind it, as fields of a :class:`Lora`.
+
+    Args:
+        is_name: whether FILE is a name from elsewhere: no file is looked for.
 
     Raises:
         RequestError: the weight is no number.
     """
-    if Path(text).exists():
+    if not is_name and Path(text).exists():
         return {"path": text}
     rest, at, expert = text.rpartition("@")
     fields: dict[str, Any] = {"expert": expert} if at and expert in ("high", "low") else {}
     rest = rest if fields else text
     path, colon, weight = rest.rpartition(":")
-    if not colon or Path(rest).exists() or path + colon == BUNDLED_ADAPTER:
+    if not colon or (not is_name and Path(rest).exists()) or path + colon == BUNDLED_ADAPTER:
         return {"path": rest} | fields
     try:
         return {"path": path, "weight": float(weight)} | fields

@@ -418,6 +418,50 @@ def test_a_video_is_kept_as_the_kind_that_was_asked_for(client: TestClient, path
         assert client.post("/v1/videos", json={"prompt": "a", "file": bad}).status_code == 422
 
 
+def test_lists_are_read_as_render_reads_them(client: TestClient) -> None:
+    told = client.post("/v1/lists", json={"text": "a {red|blue} circle\n# no\na {star", "dry_run": True}).json()
+    assert [one["prompt"] for one in told["data"]] == ["a red circle", "a blue circle", "a {star"]
+    assert told["ids"] == []
+    assert "{" in told["warnings"][0]
+    assert client.get("/v1/queue").json()["waiting"] == []
+    yaml = "wildcards: {animal: [fox]}\ngrid: {seed: [1, 2]}\njobs:\n  - {prompt: a __animal__, priority: 99}\n"
+    body = {"text": yaml, "kind": "yaml", "defaults": {"num_frames": 9, "size": "64x64"}, "file": {"format": "gif"}}
+    ids = client.post("/v1/lists", json=body).json()["ids"]
+    waiting = client.get("/v1/queue").json()["waiting"]
+    assert [one["id"] for one in waiting] == ids
+    assert [(one["prompt"], one["request"]["seed"], one["size"], one["num_frames"]) for one in waiting] == [
+        ("a fox", seed, "64x64", 9) for seed in (1, 2)
+    ]
+    bad = client.post("/v1/lists", json={"text": "prompt,seed\na,1\nb,x\n,3", "kind": "csv"})
+    assert bad.status_code == 422
+    assert "list.csv:3: seed must be" in bad.json()["error"]["message"]
+    assert "list.csv:4: prompt" in bad.json()["error"]["message"]
+    assert len(client.get("/v1/queue").json()["waiting"]) == 2  # all or none
+
+
+def test_lists_reach_no_file_of_the_server(client: TestClient, paths: ServerPaths, tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(png())
+    (tmp_path / "words.txt").write_text("CANARY")
+    for row in (
+        {"prompt": "a", "image": str(tmp_path / "secret.png")}, {"prompt": "a", "image": f"{tmp_path}/*.png"},
+        {"prompt": f"a __{tmp_path}/words__"}, {"prompt": "a __words__"}, {"prompt": "a __../words__"},
+        {"prompt": "a", "lora": str(tmp_path / "secret.png")}, {"prompt": "a", "model": str(tmp_path)},
+        {"prompt": "a", "output": "../../x"}, {"prompt": "a", "extend": "/etc/passwd"},
+    ):  # fmt: skip
+        told = client.post("/v1/lists", json={"text": json.dumps(row), "kind": "jsonl", "dry_run": True})
+        assert "CANARY" not in told.text
+        if "/words" not in row["prompt"]:  # which names no wildcard
+            assert told.status_code == 422, row
+    # Whether a file is there is not told, either.
+    there, not_there = (
+        client.post("/v1/lists", json={"text": f"prompt,lora\na,{name}:0.5", "kind": "csv"}).text
+        for name in (tmp_path / "words.txt", tmp_path / "nothing.txt")
+    )
+    assert there.replace("words.txt", "") == not_there.replace("nothing.txt", "")
+    many = client.post("/v1/lists", json={"text": "a {1|2|3|4|5|6|7|8|9|0} {1|2|3|4|5|6|7|8|9|0} {1|2|3|4|5|6|7|8}"})
+    assert "more than 500 jobs" in many.json()["error"]["message"]
+
+
 def test_streams_tell_until_the_end(client: TestClient, paths: ServerPaths) -> None:
     id_ = client.post("/v1/videos", json={"prompt": "a", "seed": 1}).json()["id"]
     finish(paths, id_)

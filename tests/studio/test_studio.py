@@ -119,6 +119,30 @@ def test_the_queue_is_handled(page: Any, studio: Studio) -> None:
     page.wait_for_selector("#queue .empty")
 
 
+def test_a_list_is_seen_before_it_is_queued(page: Any, studio: Studio) -> None:
+    pick_small(page, 1)
+    go(page, "queue")
+    page.click('#queue button:has-text("Add many")')
+    page.fill("dialog textarea", "a {red|blue} circle\nsquare <b>1</b>")
+    page.click('dialog button:has-text("See what it makes")')
+    page.wait_for_selector("dialog tbody tr")
+    rows = page.locator("dialog tbody tr").all_inner_texts()
+    assert [row.split("\t")[1:4] for row in rows] == [
+        [prompt, "small", "64x64"] for prompt in ("a red circle", "a blue circle", "square <b>1</b>")
+    ]
+    page.select_option("dialog select", "csv")
+    page.fill("dialog textarea", "prompt,steps\na,1")
+    page.click('dialog button:has-text("See what it makes")')
+    page.wait_for_selector("dialog [role=alert]:has-text(\"list.csv:1: unknown column 'steps'\")")
+    page.set_input_files("dialog input[type=file]", {
+        "name": "mine.jsonl", "mimeType": "text/plain", "buffer": b'{"prompt": "one of many", "seed": 3}',
+    })  # fmt: skip
+    page.click('dialog button:has-text("Queue 1 video")')
+    page.wait_for_selector("dialog", state="detached")
+    (video,) = studio.call("GET", "/v1/videos?search=one+of+many")["data"]
+    assert studio.wait_for(video["id"], "done")["request"]["num_frames"] == 9
+
+
 def test_the_gallery_compares_and_gives_settings_back(page: Any, studio: Studio) -> None:
     ids = [studio.make(seed=seed, prompt=f"seed {seed}", guidance_scale=2.5, decay=0.5) for seed in (21, 22)]
     for id_ in ids:

@@ -26,13 +26,15 @@ from radial.video.reader import decode_frames
 from radial_app.jobs.estimates import estimate
 from radial_app.jobs.folder import keep_private
 from radial_app.jobs.job import UNFINISHED, Job, Output
+from radial_app.jobs.lists.job_files import JobFileError, read_jobs
 from radial_app.jobs.results import proxy_path
 from radial_app.jobs.store import JobStore
 from radial_app.server.accounts import Visitor
 from radial_app.server.uploads import Inputs
-from radial_app.server.views import Video, video_of
+from radial_app.server.views import ListedVideo, Video, video_of
 
 MAX_WAITING = 10_000  # jobs of one visitor
+MAX_LISTED = 500  # jobs of one list that comes over the web
 _PATIENCE = 5.0  # seconds that a visitor waits for a database that another program has locked
 
 
@@ -96,14 +98,72 @@ class Service:
         requests = list(requests)
         self._check_room(len(requests))
         check_all_fit(requests)
-        folder = self._paths.outputs / self.visitor.name if self.visitor.name else self._paths.outputs
-        output = (output or Output()).model_copy(update={"folder": str(folder)})
-        jobs = [
-            Job(id="", request=request, output=output, source="web", owner=self.visitor.name) for request in requests
-        ]
+        jobs = [Job(id="", request=request, output=output or Output()) for request in requests]
+        return self.store.add([self._own(job) for job in jobs])
+
+    def read_list(
+        self, text: str, kind: str, defaults: dict[str, Any], output: Output, warnings: list[str]
+    ) -> list[Job]:
+        """The jobs of a list: prompts, a table, JSON lines or YAML, with choices, grids and wildcards of its own.
+
+        Args:
+            kind: ``txt``, ``csv``, ``jsonl`` or ``yaml``.
+            defaults: values of fields that a row leaves open.
+            warnings: takes what looks like a slip and is none for certain.
+
+        Raises:
+            RequestError: with all of its problems, line by line.
+        """
+        try:
+            jobs = read_jobs(
+                Path(f"list.{kind}"), output=output, defaults=defaults, warnings=warnings, text=text,
+                translate=self.inputs.translate, most=MAX_LISTED,
+            )  # fmt: skip
+        except JobFileError as error:
+            raise RequestError("\n".join(error.problems[:20])) from error
+        return [replace(job, priority=0) for job in jobs]
+
+    def seconds_of(self, jobs: Iterable[Job]) -> list[float | None]:
+        """How long each job should take, by what was made here."""
+        known: dict[str, float | None] = {}  # of jobs that are alike
+        times = []
         for job in jobs:
-            output.path(job.name_values(job.request, 0))
-        return self.store.add(jobs)
+            alike = job.request.model_dump_json(exclude={"prompt", "negative_prompt", "seed"})
+            if alike not in known:
+                one = self.store.seconds_of(job.request)
+                known[alike] = None if one is None else one * job.request.num_videos
+            times.append(known[alike])
+        return times
+
+    def tell_listed(self, jobs: list[Job]) -> list[ListedVideo]:
+        """The jobs of a list as the visitor sees them before they are queued."""
+        return [
+            ListedVideo(
+                source=job.source.partition(":")[2], prompt=job.request.prompt,
+                model=self.inputs.fields(job.request)["model"],
+                size=f"{job.request.clip_width}x{job.request.clip_height}",
+                seconds=round(job.request.clip_frames / (job.request.fps or 1), 2),
+                num_inference_steps=job.request.num_inference_steps, seed=job.request.seed, render_seconds=seconds,
+            )
+            for job, seconds in zip(jobs, self.seconds_of(jobs), strict=True)
+        ]  # fmt: skip
+
+    def add_list(self, jobs: list[Job]) -> list[Job]:
+        """Put the jobs of a list into the queue, all of them or none.
+
+        Raises:
+            RequestError: too many jobs wait already, or this machine has not the memory for one.
+        """
+        self._check_room(len(jobs))
+        check_all_fit(job.request for job in jobs)
+        return self.store.add([self._own(job) for job in jobs])
+
+    def _own(self, job: Job) -> Job:
+        """A job as one of the visitor's, whose videos go into the visitor's folder."""
+        folder = self._paths.outputs / self.visitor.name if self.visitor.name else self._paths.outputs
+        output = job.output.model_copy(update={"folder": str(folder)})
+        output.path(job.name_values(job.request, 0))
+        return replace(job, output=output, source="web", owner=self.visitor.name)
 
     def get(self, id_: str) -> Job:
         """A job of the visitor's.

@@ -51,10 +51,17 @@ def read_request(fields: dict[str, Any]) -> tuple[dict[str, Any], Output]:
         request = VideoRequest.model_validate(fields)
     except ValidationError as error:
         raise InvalidFields(error.errors()) from error
-    written = request.model_dump(mode="json", exclude_unset=True, exclude={"file"})
-    kept = (request.file or FileRequest()).model_dump()  # type: ignore[call-arg]
-    name = kept.pop("name")
-    return written, make_output(name=name, encoding=kept)
+    return request.model_dump(mode="json", exclude_unset=True, exclude={"file"}), output_of(request.file)
+
+
+def output_of(file: FileRequest | None) -> Output:
+    """What videos are kept as.
+
+    Raises:
+        RequestError: the name is no template.
+    """
+    kept = (file or FileRequest()).model_dump()  # type: ignore[call-arg]
+    return make_output(name=kept.pop("name"), encoding=kept)
 
 
 def describe_fields() -> dict[str, dict[str, Any]]:
@@ -70,6 +77,40 @@ def describe_fields() -> dict[str, dict[str, Any]]:
         }  # fmt: skip
         told[name] = {key: value for key, value in found.items() if value is not None}
     return told
+
+
+class ListRequest(BaseModel):
+    """A list of videos: prompts a line, a table, JSON lines or YAML, as ``radial render`` takes them; what its rows
+    leave open is as ``defaults`` say. With ``dry_run`` nothing is queued."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str
+    kind: Literal["txt", "csv", "jsonl", "yaml"] = "txt"
+    defaults: dict[str, Any] = Field(default_factory=dict)
+    file: FileRequest | None = None
+    dry_run: bool = False
+
+
+class ListedVideo(BaseModel):
+    """A video of a list."""
+
+    source: str
+    prompt: str
+    model: str
+    size: str
+    seconds: float
+    num_inference_steps: int | None
+    seed: int
+    render_seconds: float | None
+
+
+class ListedVideos(BaseModel):
+    """The videos of a list, the ids that they have in the queue, and what in it looks like a slip."""
+
+    data: list[ListedVideo]
+    ids: list[str]
+    warnings: list[str]
 
 
 class Problem(BaseModel):

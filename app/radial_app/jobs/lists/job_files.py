@@ -14,7 +14,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from radial_app.jobs.lists.yaml_file import load_yaml
 
 MAX_BYTES = 20_000_000
 MAX_JOBS = 100_000
+Translate = Callable[[dict[str, Any]], dict[str, Any]]
 KINDS = (".txt", ".csv", ".jsonl", ".yaml", ".yml")
 _OWN = ("lora", "output", "priority")  # what a row may say beside the fields of a request
 _FIELDS = (*GenerationRequest.model_fields, *SHORTHANDS, *_OWN)
@@ -59,6 +60,7 @@ class JobFileError(RequestError):
 def read_jobs(
     path: Path, *, output: Output, defaults: dict[str, Any] | None = None, batch: str = "",
     counts: dict[str, int] | None = None, warnings: list[str] | None = None, text: str | None = None,
+    translate: Translate | None = None, most: int = MAX_JOBS,
 ) -> list[Job]:  # fmt: skip
     """The jobs of a file, resolved and checked.
 
@@ -70,10 +72,14 @@ def read_jobs(
         defaults: values of fields that a row leaves open.
         batch: name of the batch.
         counts: how often a digest came before, in other files.
+        translate: of lists from elsewhere, puts files in place of the ids and names that fields hold; nothing that lies
+            beside the list is looked at then.
+        most: jobs that it may have.
 
     Raises:
         JobFileError: with all problems.
     """
+    folder = path.parent if translate is None else None
     text = _read(path) if text is None else text
     warnings = [] if warnings is None else warnings
     problems: list[str] = []
@@ -84,14 +90,13 @@ def read_jobs(
         source = f"{path.name}:{line}"
         try:
             slips: list[str] = []
-            for values in _expand({**(defaults or {}), **given}, path.parent, wildcards, slips):
-                if len(jobs) >= MAX_JOBS:
-                    raise RequestError(f"more than {MAX_JOBS:,} jobs; split the file")
-                job = _make_job(values, path.parent, output, batch, source, len(jobs) + 1)
+            for values in _expand({**(defaults or {}), **given}, folder, wildcards, slips):
+                if len(jobs) >= most:
+                    raise RequestError(f"more than {most:,} jobs; split the file")
+                job = _make_job(values, path.parent, output, batch, source, len(jobs) + 1, translate)
                 again = counts[job.digest] = counts.get(job.digest, -1) + 1
                 if again:
-                    written = GenerationRequest.model_validate(_request_fields(values))
-                    job = replace(job, digest=digest_of(anchored(written, path.parent), job.output, again))
+                    job = replace(job, digest=digest_of(_written(values, path.parent, translate), job.output, again))
                 jobs.append(job)
             warnings += [f"{source}: {slip}" for slip in dict.fromkeys(slips)]
         except ValidationError as error:
@@ -235,16 +240,17 @@ def _yaml_rows(path: Path, text: str, problems: list[str]) -> tuple[list[_Row], 
 
 
 def _expand(
-    values: dict[str, Any], folder: Path, wildcards: dict[str, list[str]], warnings: list[str]
+    values: dict[str, Any], folder: Path | None, wildcards: dict[str, list[str]], warnings: list[str]
 ) -> Iterator[dict[str, Any]]:
-    """One row's jobs: the product of its grid, of the choices in its prompt, and of the files its image names."""
+    """One row's jobs: the product of its grid, of the choices in its prompt, and of the files its image names in a
+    folder."""
     grid = values.pop("grid", None) or {}
     if not isinstance(grid, dict) or not all(isinstance(name, str) for name in grid):
         raise RequestError(f"grid must be a mapping of fields to lists, not {grid!r}")
     check_fields(values | grid, "the job")
     axes = [(name, options if isinstance(options, list) else [options]) for name, options in grid.items()]
     images = values.get("image")
-    if isinstance(images, str) and glob.has_magic(images) and not (folder / images).exists():
+    if folder is not None and isinstance(images, str) and glob.has_magic(images) and not (folder / images).exists():
         found = sorted(glob.glob(images, root_dir=folder, recursive=True))
         if not found:
             raise RequestError(f"no image matches {images!r} in {folder}")
@@ -270,18 +276,25 @@ def _named(output: Output, name: Any) -> Output:
     return Output.model_validate(fields)
 
 
-def _request_fields(values: dict[str, Any]) -> dict[str, Any]:
+def _written(values: dict[str, Any], folder: Path, translate: Translate | None) -> GenerationRequest:
+    """The request of one job as it is written."""
     fields = spell_out({name: value for name, value in values.items() if name not in _OWN})
     if "lora" in values:
         given = values["lora"] if isinstance(values["lora"], list) else [values["lora"]]
-        fields["loras"] = [parse_lora(entry) if isinstance(entry, str) else entry for entry in given]
-    return fields
+        is_name = translate is not None
+        fields["loras"] = [parse_lora(one, is_name=is_name) if isinstance(one, str) else one for one in given]
+    if translate is not None:
+        return GenerationRequest.model_validate(translate(fields))
+    return anchored(GenerationRequest.model_validate(fields), folder)
 
 
-def _make_job(values: dict[str, Any], folder: Path, output: Output, batch: str, source: str, index: int) -> Job:
+def _make_job(
+    values: dict[str, Any], folder: Path, output: Output, batch: str, source: str, index: int,
+    translate: Translate | None,
+) -> Job:  # fmt: skip
     if "prompt" not in values:
         raise RequestError('prompt is missing; say what the clip shows, for example "a red circle rises"')
-    written = anchored(GenerationRequest.model_validate(_request_fields(values)), folder)
+    written = _written(values, folder, translate)
     if "output" in values:
         output = _named(output, values["output"])
     priority = values.get("priority", 0)

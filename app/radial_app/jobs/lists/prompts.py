@@ -65,8 +65,9 @@ def expand_prompt(prompt: str, wildcards: Mapping[str, list[str]], warnings: lis
     yield from _words(sequence)
 
 
-def draw_words(prompt: str, wildcards: Mapping[str, list[str]], folder: Path, salt: str) -> str:
-    """``__name__`` as one of the wildcard's words, or of the lines of ``name.txt`` in a folder; the same every time.
+def draw_words(prompt: str, wildcards: Mapping[str, list[str]], folder: Path | None, salt: str) -> str:
+    """``__name__`` as one of the wildcard's words, or of the lines of ``name.txt`` in a folder, where there is one; the
+    same every time.
 
     Raises:
         RequestError: there is no such wildcard.
@@ -76,7 +77,7 @@ def draw_words(prompt: str, wildcards: Mapping[str, list[str]], folder: Path, sa
     def pick(match: re.Match[str]) -> str:
         name = match[1]
         options = wildcards.get(name)
-        if options is None and (folder / f"{name}.txt").is_file():
+        if options is None and folder is not None and (folder / f"{name}.txt").is_file():
             try:
                 text = decode_text((folder / f"{name}.txt").read_bytes())
             except ValueError as error:
@@ -84,9 +85,8 @@ def draw_words(prompt: str, wildcards: Mapping[str, list[str]], folder: Path, sa
             options = [line for _, line in numbered_lines(text)]
         if not options:
             known = f"; known are {', '.join(wildcards)}" if wildcards else ""
-            raise RequestError(
-                f"no wildcard {name!r}, and no {name}.txt beside the job file{known}; write \\_ for a plain _"
-            )
+            beside = "" if folder is None else f", and no {name}.txt beside the job file"
+            raise RequestError(f"no wildcard {name!r}{beside}{known}; write \\_ for a plain _")
         return dice.choice(options)
 
     return _show(_WILDCARD.sub(pick, prompt))

@@ -15,7 +15,17 @@ from radial_app.jobs.command import command_of
 from radial_app.jobs.job import FINISHED, UNFINISHED
 from radial_app.server.limits.streams import Look, Streams
 from radial_app.server.service import Conflict, Missing, ServerPaths, Service
-from radial_app.server.views import Change, Deleted, Video, VideoList, VideoRequest, read_request
+from radial_app.server.views import (
+    Change,
+    Deleted,
+    ListedVideos,
+    ListRequest,
+    Video,
+    VideoList,
+    VideoRequest,
+    output_of,
+    read_request,
+)
 
 Index = Annotated[int, Query(ge=0, le=999, description="Which of a job's videos.")]
 Filter = Literal["all", "waiting", "finished", "done", "failed", "favourites"]
@@ -66,6 +76,14 @@ def make_router(paths: ServerPaths) -> APIRouter:
         """What a request would become, compute and take; nothing is queued."""
         here = service(request)
         return here.plan_of(here.check(read_request(fields)[0]))
+
+    @router.post("/lists")
+    def queue_list(request: Request, wanted: ListRequest) -> ListedVideos:
+        """Put the videos of a list into the queue, all or none; or say what it would make."""
+        here, warnings = service(request), list[str]()
+        jobs = here.read_list(wanted.text, wanted.kind, wanted.defaults, output_of(wanted.file), warnings)
+        queued = [] if wanted.dry_run else here.add_list(jobs)
+        return ListedVideos(data=here.tell_listed(jobs), ids=[job.id for job in queued], warnings=warnings)
 
     @router.get("/videos")
     def list_videos(
@@ -209,16 +227,12 @@ def make_router(paths: ServerPaths) -> APIRouter:
 
 def _board(service: Service) -> dict[str, Any]:
     """The queue of one visitor."""
-    shown, told = 200, []
+    shown = 200
     waiting = service.store.find(UNFINISHED, limit=shown, owner=service.visitor.scope)
     counts = service.store.counts(service.visitor.scope)
-    seconds: dict[str, float | None] = {}  # of jobs that are alike
-    for job in waiting:
-        own = {"prompt", "negative_prompt", "seed"}
-        if (alike := job.request.model_dump_json(exclude=own)) not in seconds:
-            known = service.store.seconds_of(job.request)
-            seconds[alike] = None if known is None else known * job.request.num_videos
-        told.append(service.view(job).model_dump(mode="json") | {"render_seconds": seconds[alike]})
+    times = service.seconds_of(waiting)
+    told = [service.view(job).model_dump(mode="json") | {"render_seconds": time}
+            for job, time in zip(waiting, times, strict=True)]  # fmt: skip
     return {
         "counts": counts, "workers": len(service.store.locks.living()), "waiting": told,
         "more": max(0, sum(counts.get(state, 0) for state in UNFINISHED) - len(waiting)),

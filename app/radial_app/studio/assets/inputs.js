@@ -2,6 +2,7 @@
 import { button, call, h, say } from "./dom.js";
 import { draft } from "./draft.js";
 import { fill, put } from "./form.js";
+import { addMany } from "./list.js";
 import { openPlace } from "./router.js";
 
 export const ZONES = { image: ["Start image", "image/*,.heic,.avif"], last_image: ["End image", "image/*,.heic,.avif"], extend: ["Clip to extend", "video/*"] };
@@ -73,7 +74,7 @@ export async function loadAdapters() {
   drawLoras();
 }
 
-// A video dropped anywhere but on a zone: its settings.
+// A video dropped anywhere but on a zone: its settings; a list: what it would make.
 export function takeDrops() {
   const wanted = (event) => event.dataTransfer?.types?.includes("Files") && !event.target.closest?.(".zone, .drop");
   document.addEventListener("dragover", (event) => wanted(event) && event.preventDefault());
@@ -81,7 +82,8 @@ export function takeDrops() {
     if (!wanted(event)) return;
     event.preventDefault();
     const [file] = event.dataTransfer.files;
-    if (file) await loadSettings(file);
+    if (/\.(txt|csv|jsonl|ya?ml)$/i.test(file?.name ?? "")) await addMany(file);
+    else if (file) await loadSettings(file);
   });
 }
 

@@ -1,6 +1,7 @@
 // The queue: order, edit, pause, cancel, and what failed.
 import { ask, button, call, clock, content, dialog, h, icon, many, say } from "./dom.js";
 import { fill, words } from "./form.js";
+import { addMany } from "./list.js";
 import { facts } from "./live.js";
 import { openPlace } from "./router.js";
 
@@ -38,7 +39,7 @@ function draw(place, queue) {
   const all = async (action, states) => { for (const id of ids(states)) await call("POST", `/v1/videos/${id}/${action}`).catch(() => {}); };
   place.replaceChildren(
     h("div", { className: "head" }, h("h1", {}, "Queue"), h("span", { className: "quiet" }, told(queue)),
-      rows.length ? h("span", { className: "actions" },
+      button("Add many", () => addMany()), rows.length ? h("span", { className: "actions" },
         ids(["queued", "running"]).length ? button("Pause all", () => all("pause", ["queued", "running"])) : "",
         ids(["paused"]).length ? button("Go on with all", () => all("resume", ["paused"])) : "",
         button("Clear all", async () => (await ask(`Give up ${many(rows.length, "video")}?`, "Give up")) && all("cancel?keep=false", ["queued", "paused", "running"]), { className: "danger" })) : ""),
