@@ -82,7 +82,7 @@ def run_ours(options: argparse.Namespace, ranks: Any) -> dict[str, float]:
     """Nothing where another process leads."""
     import radial
     from radial.loading.load import choose_device, choose_dtype
-    from radial.loading.memory import needs_of
+    from radial.loading.needs import needs_of
     from radial.models.checkpoint import read_folder
     from radial.models.weights import weights_in
     from radial.request import make_request
@@ -94,7 +94,8 @@ def run_ours(options: argparse.Namespace, ranks: Any) -> dict[str, float]:
         device=ranks.device if ranks else "cuda",
     ).resolve()  # fmt: skip
     device = choose_device(request.device)
-    needs = needs_of(request, read_folder(options.folder), weights_in(options.folder), choose_dtype("auto", device),
+    number = choose_dtype("auto", device).itemsize
+    needs = needs_of(request, read_folder(options.folder), weights_in(options.folder), number,
                      processes=ranks.size if ranks else 1)  # fmt: skip
     marks: list[float] = []
 

@@ -22,11 +22,10 @@ from radial.models.find import find_model, pipeline_of
 from radial.models.lora_settings import BUNDLED_ADAPTER, AdapterSettings, adapter_file, read_adapter_settings
 from radial.models.spec import ModelSpec
 from radial.models.table import MODELS
-from radial.plans.layout import TokenGrid
+from radial.plans.layout import BlockSize, TokenGrid
 from radial.plans.pattern import Variant
 from radial.plans.settings import (
     AttentionSettings,
-    BlockSize,
     Decay,
     DenseCount,
     Kind,

@@ -15,7 +15,9 @@ from radial.adapters.apply import load_loras
 from radial.attention.families.find import find_family
 from radial.attention.install import transformers_of
 from radial.errors import ModelError, RequestError, first_line, some
-from radial.loading.memory import Profile, choose_profile, decode_in_tiles, place
+from radial.loading.devices import find_device
+from radial.loading.memory import choose_profile, decode_in_tiles, place
+from radial.loading.needs import Profile
 from radial.loading.quantize import narrow_linears
 from radial.loading.transformer_file import is_gguf, load_transformer_file
 from radial.models.architecture import check_whole
@@ -200,12 +202,7 @@ def choose_device(name: str) -> torch.device:
     Raises:
         RequestError: there is no such device here.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    if name not in available and not (name == "cuda" and torch.cuda.is_available()):
-        raise RequestError(f"no device {name!r} here; there is {', '.join(available)}")
-    return torch.device(name)
+    return torch.device(find_device(name))
 
 
 def choose_dtype(name: str, device: torch.device, half: str = "bfloat16") -> torch.dtype:

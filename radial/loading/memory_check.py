@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable, Sequence
 
 from radial.errors import ModelError, RequestError
+from radial.loading.devices import find_device, gpu_memory, number_bytes
+from radial.loading.needs import fit_profile, needs_of
 from radial.models.architecture import named_weights
 from radial.models.checkpoint import checkpoint_folder, spec_in
 from radial.models.find import find_model
@@ -72,10 +74,6 @@ def find_lack(request: GenerationRequest, processes: int = 1) -> str | None:
         RequestError: a GPU lacks it.
     """
     import psutil
-    import torch
-
-    from radial.loading.load import choose_device, choose_dtype
-    from radial.loading.memory import fit_profile, needs_of
 
     if os.environ.get("RADIAL_FORCE"):
         return None
@@ -85,15 +83,15 @@ def find_lack(request: GenerationRequest, processes: int = 1) -> str | None:
         return None
     if weights is None:
         return None
-    device = choose_device(request.device)
-    needs = needs_of(request, spec, weights, choose_dtype(request.dtype, device), processes)
+    device = find_device(request.device)
+    needs = needs_of(request, spec, weights, number_bytes(request.dtype, device), processes)
     host = psutil.virtual_memory().total
-    if device.type == "cpu":
+    if device == "cpu":
         wanted, what = needs.cpu, "memory"
     else:
-        gpus = range(torch.cuda.device_count()) if device.index is None else [device.index]
-        most = max(torch.cuda.get_device_properties(index).total_memory for index in gpus)
-        profile = fit_profile(request, spec, needs, most, str(device))
+        _, _, index = device.partition(":")
+        most = gpu_memory()[int(index)] if index else max(gpu_memory())
+        profile = fit_profile(request, spec, needs, most, device)
         wanted, what = needs.ram(profile), "the host's memory"
     if wanted <= host:
         return None

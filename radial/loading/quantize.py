@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from radial.loading.needs import SMALLEST
 from radial_kernels.fused import EightBitLinear, EightBitWeights
-
-SMALLEST = 1 << 20  # weights from which it is worth it
 
 
 def narrow_linears(

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from radial.errors import ModelError, first_line
 from radial.models.spec import ModelSpec
-from radial.plans.settings import BlockSize, Decay, DenseCount, Kind, SinkFrames
+from radial.plans.layout import BlockSize
+from radial.plans.settings import Decay, DenseCount, Kind, SinkFrames
 
 METADATA_KEY = "radial"
 BUNDLED_ADAPTER = "bundled:"

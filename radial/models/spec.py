@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 
 from radial.errors import RequestError
+from radial.plans.layout import BlockSize
 from radial.plans.pattern import RadialPattern
 from radial.plans.policy import Schedule
-from radial.plans.settings import BlockSize
 
 _SMALL = 832 * 480  # pixels of what the authors of Wan call 480p
 

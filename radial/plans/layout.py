@@ -8,6 +8,7 @@ from typing import Literal
 from radial.errors import RequestError
 
 Kind = Literal["clip", "text", "history", "memory", "sound"]
+BlockSize = Literal[16, 32, 64, 128, 256]  # tokens, that the kernels have
 
 
 @dataclass(frozen=True)

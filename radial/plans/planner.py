@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from radial.plans.block_plan import BlockPlan
+from radial.plans.block_runs import check_block_size
 from radial.plans.layout import Layout
 from radial.plans.pattern import RadialPattern
 from radial_kernels.block_sparse import BlockLists
@@ -57,7 +58,7 @@ class StaticPlanner:
     reads_content: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        BlockPlan.check_block_size(self.block_size)
+        check_block_size(self.block_size)
 
     def lists(self, site: Site, q_BSHD: Tensor | None = None, k_BSHD: Tensor | None = None) -> BlockPlan:
         """The plan of a site's layout."""

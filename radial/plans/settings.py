@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from radial.plans.layout import BlockSize
 from radial.plans.pattern import RadialPattern, Variant
 from radial.plans.policy import Schedule
 
@@ -17,7 +18,6 @@ Decay = Annotated[float, Field(gt=0, le=16)]
 SinkFrames = Annotated[int, Field(ge=0, le=4097)]
 SkipWidth = Annotated[int, Field(ge=1, le=1 << 20)]
 DenseCount = Annotated[int, Field(ge=0, le=1000)]
-BlockSize = Literal[16, 32, 64, 128, 256]
 
 
 class AttentionSettings(BaseModel):

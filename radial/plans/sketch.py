@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from radial.plans.block_plan import BlockPlan, count_blocks, kept_columns
+from radial.plans.block_runs import check_block_size, count_blocks, kept_columns
 from radial.plans.layout import Layout, TokenGrid, as_layout
 from radial.plans.pattern import RadialPattern
 
@@ -39,7 +39,7 @@ class PlanSketch:
         Raises:
             RequestError: ``block_size`` is none that the kernels have, or leaves too many blocks.
         """
-        BlockPlan.check_block_size(block_size)
+        check_block_size(block_size)
         layout = as_layout(clip)
         blocks = count_blocks(layout, block_size)
         bins = min(blocks, _BINS)

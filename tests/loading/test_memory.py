@@ -13,7 +13,8 @@ import radial
 from radial.errors import ModelError, RequestError
 from radial.generation.decoding import decode_with_fallback
 from radial.loading.load import load, profile_of
-from radial.loading.memory import PROFILES, Needs, Profile, choose_profile, fit_profile, needs_of, place
+from radial.loading.memory import choose_profile, place
+from radial.loading.needs import PROFILES, Needs, Profile, fit_profile, needs_of
 from radial.loading.quantize import narrow_linears
 from radial.models.checkpoint import read_folder
 from radial.models.table import MODELS
@@ -32,16 +33,16 @@ def request(folder: Path, **changes: Any) -> GenerationRequest:
 def test_needs_are_read_from_the_files(wan_folder: Path) -> None:
     asked = request(wan_folder)
     spec = read_folder(wan_folder)
-    needs = needs_of(asked, spec, weights_in(wan_folder), torch.bfloat16)
+    needs = needs_of(asked, spec, weights_in(wan_folder), 2)
     model = load(asked)
     for name, size in (("transformer", 2), ("text_encoder", 2), ("vae", 4)):  # the autoencoder stays exact
         assert needs.weights[name] == size * sum(p.numel() for p in getattr(model.pipe, name).parameters())
     blocks = [sum(p.numel() for p in block.parameters()) for block in model.pipe.transformer.blocks]
     assert needs.block == 2 * max(blocks)
-    longer = needs_of(request(wan_folder, num_frames=33), spec, weights_in(wan_folder), torch.bfloat16)
+    longer = needs_of(request(wan_folder, num_frames=33), spec, weights_in(wan_folder), 2)
     assert longer.clip > needs.clip
     assert longer.frames > needs.frames
-    narrow = needs_of(request(wan_folder, precision="eight_bit"), spec, weights_in(wan_folder), torch.bfloat16)
+    narrow = needs_of(request(wan_folder, precision="eight_bit"), spec, weights_in(wan_folder), 2)
     # Layers as small as these are not narrowed.
     assert narrow.weights["transformer"] == needs.weights["transformer"]
     assert sorted(map(needs.vram, PROFILES), reverse=True) == [needs.vram(profile) for profile in PROFILES]
@@ -68,7 +69,7 @@ def test_what_8_bit_takes_is_told_as_it_is(kind: str, precision: str) -> None:
     tensors = tuple(Weight(n, tuple(p.shape)) for n, p in model.named_parameters())
     weights = Weights({name: tensors}, {"num_attention_heads": 24, "attention_head_dim": 128})
     asked = make_request(prompt="x", model="wan2.1-14b", precision=precision).resolve()
-    needs = needs_of(asked, MODELS["wan2.1-14b"], weights, torch.bfloat16)
+    needs = needs_of(asked, MODELS["wan2.1-14b"], weights, 2)
     if not encoder or precision == "eight_bit_weights":
         assert narrow_linears(model, kind=EightBitWeights) > 12
     real = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -54,7 +54,8 @@ def estimate(
 ) -> None:
     """Say what a clip will take: GPU and host memory for every memory profile, disk and download, time."""
     from radial.loading.load import choose_device
-    from radial.loading.memory import PROFILES, fit_profile, free_memory
+    from radial.loading.memory import free_memory
+    from radial.loading.needs import PROFILES, fit_profile
 
     written = {
         "prompt": "estimate", "model": model, "height": height, "width": width, "size": size, "num_frames": num_frames,

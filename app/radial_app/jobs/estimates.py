@@ -14,7 +14,7 @@ from radial_app.jobs.rates import seconds_on_h100
 from radial_app.jobs.store import JobStore
 
 if TYPE_CHECKING:
-    from radial.loading.memory import Needs
+    from radial.loading.needs import Needs
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,15 @@ def estimate(
         files: of the model on the hub; their headers are looked at where the model is not here and has no name. Without
             them, memory is not known then.
     """
-    import torch
-
-    from radial.loading.load import choose_dtype
-    from radial.loading.memory import needs_of
+    from radial.loading.devices import number_bytes
     from radial.loading.memory_check import find_weights
+    from radial.loading.needs import needs_of
 
     needs, on_h100, density = None, None, _density(request)
     with contextlib.suppress(RadialError):
         spec, weights = find_weights(request, files)
         if weights is not None:
-            dtype = choose_dtype(request.dtype, torch.device("cuda" if gpu else "cpu"))
-            needs = needs_of(request, spec, weights, dtype)
+            needs = needs_of(request, spec, weights, number_bytes(request.dtype, "cuda" if gpu else "cpu"))
             if density is not None:
                 on_h100 = seconds_on_h100(request, spec, weights, density)
     return Estimate(store.seconds_of(request), on_h100, needs, density)

@@ -17,6 +17,7 @@ from typing import Any
 from radial.advice import advise
 from radial.errors import OutputError, RadialError, RequestError
 from radial.files import publish
+from radial.loading.devices import find_device
 from radial.loading.memory_check import check_all_fit, find_lack
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.find import find_model
@@ -284,15 +285,13 @@ class Service:
 
     def plan_of(self, request: GenerationRequest) -> dict[str, Any]:
         """A resolved request as its visitor writes it, what it will compute and take, and what to know of it."""
-        from radial.loading.load import choose_device
-
         spec = find_model(request.model)
         found = estimate(request, self.store)
         lack, mend = _fit(request)
         return {
             "request": self.inputs.fields(request), "lack": lack, "mend": mend,
             "on_disk": checkpoint_folder(spec) is not None or cached_folder(spec.source) is not None,
-            "on_gpu": choose_device(request.device).type != "cpu",
+            "on_gpu": find_device(request.device) != "cpu",
             "seconds": round(request.clip_frames / (request.fps or spec.fps), 2),
             "tokens": request.grid(spec).tokens, "native_frames": spec.native_frames,
             "stride": spec.stride[0], "first_frame": spec.first_frame,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from radial.errors import OutputError
+from radial.loading.devices import gpu_memory
 from radial_app.jobs.store import JobStore
 
 _LONG = 30.0  # seconds that a worker lives which did not die of how it was started
@@ -21,10 +22,7 @@ _PAUSE = 60.0  # seconds between two attempts then
 
 def own_devices() -> list[str]:
     """The devices of this machine that a worker each is for."""
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return [f"cuda:{index}" for index in range(count)] or ["cpu"]
+    return [f"cuda:{index}" for index in range(len(gpu_memory()))] or ["cpu"]
 
 
 class WorkerPool:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from radial.errors import RequestError
-from radial.plans.settings import BlockSize, Decay, Kind
+from radial.plans.layout import BlockSize
+from radial.plans.settings import Decay, Kind
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
