@@ -418,6 +418,36 @@ def test_a_video_is_kept_as_the_kind_that_was_asked_for(client: TestClient, path
         assert client.post("/v1/videos", json={"prompt": "a", "file": bad}).status_code == 422
 
 
+def test_a_deleted_video_is_had_again(client: TestClient, paths: ServerPaths) -> None:
+    ids = [client.post("/v1/videos", json={"prompt": f"n {n}", "seed": n}).json()["id"] for n in range(2)]
+    for id_ in ids:
+        finish(paths, id_)
+    before = client.get(f"/v1/videos/{ids[0]}").json()
+    content = client.get(f"/v1/videos/{ids[0]}/content").content
+    receipt = client.get(f"/v1/videos/{ids[0]}/receipt").json()
+    for id_ in ids:
+        client.delete(f"/v1/videos/{id_}").raise_for_status()
+    assert client.get(f"/v1/videos/{ids[0]}").status_code == 404
+    assert [(one["id"], one["prompt"], one["bytes"] > 0) for one in client.get("/v1/trash").json()] == [
+        (id_, f"n {n}", True) for n, id_ in [*enumerate(ids)][::-1]
+    ]
+    assert client.post(f"/v1/trash/{ids[0]}/restore").json() == before
+    assert client.get(f"/v1/videos/{ids[0]}/content").content == content
+    assert client.get(f"/v1/videos/{ids[0]}/receipt").json() == receipt
+    assert client.get("/v1/videos").json()["data"][0]["id"] == ids[0]
+    assert client.post(f"/v1/trash/{ids[0]}/restore").status_code == 422
+    assert client.post("/v1/trash/..%2f..%2fjobs/restore").status_code in (404, 422)
+    client.delete(f"/v1/videos/{ids[0]}").raise_for_status()  # and once more
+    # Another's video that took the place is not written over.
+    file = Path(before["files"][0]["name"])
+    (paths.outputs / file).write_bytes(b"another's")
+    assert client.post(f"/v1/trash/{ids[0]}/restore").status_code == 422
+    assert (paths.outputs / file).read_bytes() == b"another's"
+    assert client.delete("/v1/trash").json() == {"videos": 2}
+    assert client.get("/v1/trash").json() == []
+    assert not [path for path in (paths.outputs / ".trash").iterdir() if path.suffix == ".mp4"]
+
+
 def test_lists_are_read_as_render_reads_them(client: TestClient) -> None:
     told = client.post("/v1/lists", json={"text": "a {red|blue} circle\n# no\na {star", "dry_run": True}).json()
     assert [one["prompt"] for one in told["data"]] == ["a red circle", "a blue circle", "a {star"]

@@ -68,6 +68,12 @@ def test_axe_finds_nothing(
     page.click(f'#queue [data-job="{waits}"] button:has-text("Edit")')
     look("edit")
     page.keyboard.press("Escape")
+    page.click('#queue button:has-text("Add many")')
+    page.fill("dialog textarea", "a {red|blue} circle")
+    page.click('dialog button:has-text("See what it makes")')
+    page.wait_for_selector("dialog tbody tr")
+    look("a list")
+    page.keyboard.press("Escape")
     for id_ in (waits, block):
         studio.call("POST", f"/v1/videos/{id_}/cancel?keep=false", {})
         studio.wait_for(id_, "cancelled")
@@ -76,6 +82,10 @@ def test_axe_finds_nothing(
     page.wait_for_selector(".tile img")
     page.check(".tile .pick >> nth=0")
     look("gallery")
+    page.click('#gallery button:has-text("Trash")')
+    page.wait_for_selector("dialog")
+    look("trash")
+    page.keyboard.press("Escape")
     page.click(f'.tile[data-job="{made[0]}"] a')
     page.wait_for_selector("dialog video")
     for summary in page.query_selector_all("dialog details:not([open]) summary"):

@@ -202,6 +202,11 @@ def test_the_gallery_compares_and_gives_settings_back(page: Any, studio: Studio)
     page.click('dialog button:has-text("Move to the trash")')
     page.wait_for_selector(f'#gallery [data-job="{again["id"]}"]', state="detached")
     assert list((studio.folder / "outputs" / ".trash").iterdir())
+    page.click('#gallery button:has-text("Trash")')
+    page.click(f'dialog [data-job="{again["id"]}"] button:has-text("Bring it back")')
+    page.wait_for_selector(f'dialog [data-job="{again["id"]}"]', state="detached")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(f'#gallery [data-job="{again["id"]}"]')
 
 
 def wait_for_form(page: Any, prompt: str, seed: int) -> None:

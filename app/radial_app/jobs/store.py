@@ -341,6 +341,35 @@ class JobStore:
             self.forget_run(id_)
         return removed
 
+    def rows_of(self, id_: str) -> dict[str, Any]:
+        """What is kept of a job, but for its log, with which :meth:`put_back` has it again."""
+        with explained():
+            job = self._database.execute("SELECT * FROM jobs WHERE id = ?", (id_,)).fetchone()
+        return {"job": dict(job), "receipts": self.receipts(id_)}
+
+    def put_back(self, rows: Mapping[str, Any]) -> None:
+        """Have a job again that was removed, as it was.
+
+        Raises:
+            RequestError: there is one of its id, or the row is of another version.
+        """
+        try:
+            row = rows["job"]
+            with self._transaction() as database:
+                names = ", ".join(row)
+                marks = ", ".join(f":{name}" for name in row)
+                database.execute(f"INSERT INTO jobs ({names}) VALUES ({marks})", dict(row))
+                database.executemany(
+                    "INSERT OR IGNORE INTO results (job, video, path) VALUES (?, ?, ?)",
+                    [(row["id"], number, file.path) for number, file in enumerate(files_of(row["files"])) if file.path],
+                )
+                database.executemany(
+                    "INSERT INTO receipts (job, video, receipt) VALUES (?, ?, ?)",
+                    [(row["id"], number, json.dumps(one)) for number, one in enumerate(rows["receipts"])],
+                )
+        except OutputError as error:
+            raise RequestError(f"this video cannot be brought back: {error}") from error
+
     def _control(self, ids: Iterable[str], control: Control, waiting: tuple[State, ...], state: State) -> list[str]:
         """Ask running jobs, and settle those that wait at once."""
         asked = []

@@ -31,6 +31,7 @@ from radial_app.jobs.lists.job_files import JobFileError, read_jobs
 from radial_app.jobs.results import proxy_path
 from radial_app.jobs.store import JobStore
 from radial_app.server.accounts import Visitor
+from radial_app.server.trash import Trash
 from radial_app.server.uploads import Inputs
 from radial_app.server.views import ListedVideo, Video, video_of
 
@@ -272,16 +273,25 @@ class Service:
         paths = {file.path for file in job.files}
         if (waiting := self.store.goes_on_from(paths)) is not None:
             raise Conflict(f"video {waiting} waits to go on from this one: cancel it first")
+        rows = self.store.rows_of(job.id)
         if not self.store.remove([job.id]):
             raise Conflict(f"video {job.id} is running: cancel it first")
+        moved = []
         for index, file in enumerate(job.files):
             path = Path(file.path)
             if self.store.job_of_file(file.path) is not None:  # another job's by now, which replaced it
                 continue
             for one in (path, proxy_path(path)):
                 if file.done and one.exists():
-                    move_to_trash(one, f"{job.id}-{index}-{one.name}")
+                    moved.append((str(one), str(move_to_trash(one, f"{job.id}-{index}-{one.name}"))))
             (self._paths.data / "thumbnails" / f"{job.id}-{index}.webp").unlink(missing_ok=True)
+
+        self.trash.keep(rows, moved)
+
+    @property
+    def trash(self) -> Trash:
+        """Videos that were deleted, and can be had again."""
+        return Trash(self._paths.data / "trash", self.store, self.visitor)
 
     def plan_of(self, request: GenerationRequest) -> dict[str, Any]:
         """A resolved request as its visitor writes it, what it will compute and take, and what to know of it."""
@@ -357,8 +367,8 @@ def _write_thumbnail(file: Path, partial: Path) -> None:
     image.save(partial, "WEBP", quality=80)
 
 
-def move_to_trash(path: Path, name: str) -> None:
-    """Put a file or folder into the folder ``.trash`` beside it.
+def move_to_trash(path: Path, name: str) -> Path:
+    """Put a file or folder into the folder ``.trash`` beside it: where it lies now.
 
     Raises:
         OutputError: it cannot be moved.
@@ -367,5 +377,6 @@ def move_to_trash(path: Path, name: str) -> None:
     try:
         trash.mkdir(exist_ok=True)
         path.rename(trash / name)
+        return trash / name
     except OSError as error:
         raise OutputError(f"cannot move {path.name} to the trash: {error.strerror}") from error

@@ -49,12 +49,12 @@ export async function call(method, path, body) {
   return told;
 }
 
-export function say(message, problem = false) {
+export function say(message, problem = false, action = null) {
   let place = document.getElementById("toasts");
   if (!place) document.body.append((place = h("div", { id: "toasts", role: "status" })));
-  const toast = h("p", { className: problem ? "problem" : "" }, message);
+  const toast = h("p", { className: problem ? "problem" : "" }, message, action ? button(action[0], async () => { await action[1](); toast.remove(); }, { className: "link" }) : "");
   place.append(toast);
-  setTimeout(() => toast.remove(), problem ? 8000 : 4000);
+  setTimeout(() => toast.remove(), problem || action ? 8000 : 4000);
 }
 
 // Runs what a button does: once at a time, problems told. It is not disabled meanwhile, which would lose the focus.

@@ -1,5 +1,5 @@
 // The gallery: finished videos page by page, many of them at once, and one in detail at an address of its own.
-import { ask, button, call, clock, content, dialog, h, icon, many, say } from "./dom.js";
+import { ask, button, bytes, call, clock, content, dialog, h, icon, many, say } from "./dom.js";
 import { chooseOther, compare } from "./compare.js";
 import { fill } from "./form.js";
 import { facts, player } from "./live.js";
@@ -30,7 +30,7 @@ function build(place) {
   } });
   const list = (label, options, name) => { const one = h("select", { ariaLabel: label, onchange: () => { state[name] = one.value; again(); } }, ...options.map(([value, words]) => h("option", { value }, words))); return one; };
   place.replaceChildren(h("div", { className: "head" }, h("h1", {}, "Gallery"), h("div", { className: "beside" }, search,
-    list("Which videos", [["done", "All videos"], ["favourites", "Favourites"], ["finished", "Failed ones, too"]], "show"), list("Order", [["desc", "Latest first"], ["asc", "Oldest first"]], "order"))),
+    button("Trash", openTrash), list("Which videos", [["done", "All videos"], ["favourites", "Favourites"], ["finished", "Failed ones, too"]], "show"), list("Order", [["desc", "Latest first"], ["asc", "Oldest first"]], "order"))),
   h("div", { className: "actions picked", role: "region", ariaLabel: "Chosen videos", hidden: true }), h("div", { className: "tiles" }), h("div", { className: "foot" }));
 }
 
@@ -155,7 +155,7 @@ function drawVideo(video) {
         await call("DELETE", `/v1/videos/${id}`);
         refresh();
         box.close();
-        say("Moved to the trash, in the folder .trash beside it.");
+        say("Moved to the trash.", false, ["Undo", () => restore(id)]);
       }, { className: "danger" })),
     h("details", { open: true }, h("summary", {}, "Go on from it"), h("div", { className: "actions" },
       button("Extend this clip", leave(() => extend(video, index)), { disabled: Boolean(why), title: why }), why ? h("span", { className: "quiet" }, why) : "",
@@ -175,6 +175,24 @@ function drawVideo(video) {
     act();
   });
   return box;
+}
+
+async function restore(id) {
+  await call("POST", `/v1/trash/${id}/restore`);
+  refresh();
+}
+
+async function openTrash() {
+  const deleted = await call("GET", "/v1/trash");
+  const box = dialog("Trash", deleted.length ? h("ol", { className: "rows" }, ...deleted.map((video) => {
+    const row = h("li", { dataset: { job: video.id } }, h("span", { className: "picture" }, bytes(video.bytes)), h("div", { className: "what" }, h("p", { className: "prompt clamped" }, video.prompt),
+      h("p", { className: "quiet" }, `${video.model}, deleted ${new Date(video.deleted_at * 1000).toLocaleString()}`)), button("Bring it back", async () => { await restore(video.id); row.remove(); }));
+    return row;
+  })) : h("p", { className: "quiet" }, "Nothing is in the trash."), deleted.length ? h("div", { className: "actions" }, button("Delete all for good", async () => {
+    if (!(await ask(`Delete ${many(deleted.length, "video")} for good?`, "Delete for good"))) return;
+    await call("DELETE", "/v1/trash");
+    box.close();
+  }, { className: "danger" })) : "");
 }
 
 async function copy(text) {
