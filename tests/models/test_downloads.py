@@ -195,5 +195,5 @@ def test_a_model_of_the_hub_is_known_by_its_own_files(tmp_path: Path) -> None:
         assert code == 0, err  # 88 frames are none that a Wan makes
         code, _, err = home.run("inspect", "--model", "someone/their-allegro", "--num-frames", "81", *size)
         assert code == 2
-        assert "num_frames must be a multiple of 4 for someone/their-allegro" in err
+        assert "--num-frames must be a multiple of 4 for someone/their-allegro" in err
         assert not [name for name in hub.sent if name.endswith(".safetensors")]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from radial.errors import ModelError
+from radial.errors import ModelError, RadialError
+from radial.loading.needs import Needs, needs_of
+from radial.models.architecture import named_weights
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.hub.download import cached_folder
 from radial.models.spec import ModelSpec
-from radial.request import GenerationRequest
+from radial.models.table import MODELS
+from radial.request import GenerationRequest, make_request
 from radial.video.encoding import Encoding
 from radial_app.jobs.job import DEFAULT_NAME, Job, Output, State, make_output
 from radial_app.server.answers import InvalidFields
@@ -193,7 +197,9 @@ class Change(BaseModel):
 
 
 class Model(BaseModel):
-    """A model and what it makes when a request leaves it open."""
+    """A model and what it makes when a request leaves it open. ``download`` is about what comes where it is not here
+    yet, and ``memory`` what a GPU needs for a clip of its own size, whole and at the least, in bytes of 16-bit numbers;
+    None where nobody knows."""
 
     id: str
     object: Literal["model"] = "model"
@@ -216,6 +222,9 @@ class Model(BaseModel):
     stride: tuple[int, int, int]
     first_frame: int
     on_disk: int
+    download: int | None
+    memory: int | None
+    least_memory: int | None
     removable: bool
     own: bool = False
     problem: str = ""
@@ -258,7 +267,10 @@ def model_of(name: str, spec: ModelSpec, *, own: bool = False) -> Model:
     """A model as the web sees it: ``on_disk`` are the bytes of its files here; it is ``removable`` where it came from
     the hub, and one's ``own`` goes into the trash."""
     folder = _folder_of(spec)
+    needs = _needs_of(name) if MODELS.get(name) == spec else None
     return Model(
+        download=None if needs is None else needs.model, memory=None if needs is None else needs.vram("full"),
+        least_memory=None if needs is None else needs.vram("lowest"),
         id=name, summary=spec.summary, width=spec.width, height=spec.height, num_frames=spec.num_frames,
         native_frames=spec.native_frames, fps=spec.fps, num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale, negative_prompt=spec.negative_prompt, starts_from=list(spec.starts_from),
@@ -275,6 +287,20 @@ def broken_model(name: str, problem: str) -> Model:
     """A model of one's own that cannot be used, and why."""
     nothing = ModelSpec(name=name, summary="cannot be used", source="", text_pipeline=None)
     return model_of(name, nothing, own=True).model_copy(update={"problem": problem})
+
+
+@functools.cache
+def _needs_of(name: str) -> Needs | None:
+    """What a named model needs for a clip of its own size."""
+    spec = MODELS[name]
+    weights = named_weights(spec)
+    if weights is None:
+        return None
+    images = {} if spec.text_pipeline else {"image": "x", "last_image": "x" if spec.needs_last_image else None}
+    try:
+        return needs_of(make_request(prompt="x", model=name, seed=0, **images).resolve(), spec, weights, 2)
+    except RadialError:  # one that only Python drives
+        return None
 
 
 def _folder_of(spec: ModelSpec) -> Path | None:

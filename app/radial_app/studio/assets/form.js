@@ -1,10 +1,9 @@
 // Create's form: its fields, what of them applies to a model, and what they make.
-import { button, call, dialog, h, icon, many, say } from "./dom.js";
+import { button, bytes, call, dialog, h, icon, lengthOf, many, say } from "./dom.js";
 import { draft, keepDraft, keepPresets, ownPresets, prompts, remember } from "./draft.js";
 import { ask as askPlan, planned, showProblem } from "./estimate.js";
 import { check, choice, group, number, switches, text } from "./fields.js";
 import { drawLoras, drawZones, ZONES } from "./inputs.js";
-import { lengthOf } from "./dom.js";
 
 const DRAFT = "draft";
 const FILES = [["mp4,h264", "MP4 (H.264), plays everywhere"], ["mp4,h265", "MP4 (H.265), smaller"], ["mp4,av1", "MP4 (AV1), smallest"], ["webm,vp9", "WebM (VP9)"],
@@ -165,7 +164,7 @@ function show() {
   model.fill([{ group: "On this machine", options: options(here) }, { group: "To download, from words", options: options(away("text")) }, { group: "To download, from an image", options: options(away("image")) }].filter((one) => one.options.length));
   model.set(spec.id);
   const from = spec.starts_from.length === 2 ? "from words or an image" : spec.starts_from[0] === "text" ? "from words" : spec.needs_last_image ? "from one image to another" : "from an image";
-  model.hint(`${spec.summary}; ${from}${spec.on_disk || spec.own ? "" : "; it is downloaded when it is first used"}`);
+  model.hint(`${spec.summary}; ${from}${spec.on_disk || spec.own ? "" : `; ${spec.download ? `about ${bytes(spec.download)} ` : ""}to download when it is first used`}`);
   quality.fill([["standard", `standard, ${many(spec.num_inference_steps, "step")}`], [DRAFT, `draft, ${many(draftSteps(spec), "step")}`],
     { group: "For few-step adapters", options: Object.keys(presets).map((name) => [name, name]) }, { group: "Your own", options: Object.keys(ownPresets()).map((name) => [`own:${name}`, name]) }].filter((one) => !one.group || one.options.length));
   quality.set(draft.quality);

@@ -61,8 +61,8 @@ function card(model, downloads) {
   const local = model.own || (model.on_disk && !model.removable);
   return h("article", { className: "card", dataset: { model: id } }, h("h3", {}, id), h("p", {}, model.summary),
     h("p", { className: "quiet" }, `${model.width}x${model.height}, ${(model.native_frames / model.fps).toFixed(1)} s at ${model.fps} frames a second; from ${model.starts_from.join(" or ") || "Python alone"}`),
-    h("p", { className: "quiet" }, [model.on_disk ? `${bytes(model.on_disk)} on disk` : model.weights ? `${bytes(model.weights)} to download` : "not on disk yet",
-      model.memory ? `takes ${bytes(model.memory)} of GPU memory, ${bytes(model.least_memory)} at the least` : ""].filter(Boolean).join("; ")),
+    h("p", { className: "quiet" }, [model.on_disk ? `${bytes(model.on_disk)} on disk` : model.download ? `about ${bytes(model.download)} to download` : "not on disk yet",
+      model.memory ? `takes about ${bytes(model.memory)} of a GPU's memory, ${bytes(model.least_memory)} at the least` : ""].filter(Boolean).join("; ")),
     h("div", { className: "download" }),
     h("div", { className: "actions" }, local || !downloads ? "" : button(model.on_disk ? "Fetch what is missing" : "Download", () => fetchModel(id), { ariaLabel: `${model.on_disk ? "Fetch what is missing of" : "Download"} ${id}` }),
       model.own && downloads ? button("Delete", () => remove("models", id), { className: "danger" }) : "",
