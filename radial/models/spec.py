@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-
-import numpy as np
 
 from radial.errors import RequestError
 from radial.plans.layout import BlockSize
@@ -172,15 +171,14 @@ class ModelSpec:
             )
 
     def bucket(self, height: int, width: int) -> tuple[int, int]:
-        """The size that the image pipeline makes of an image of this shape."""
+        """The size that the image pipeline makes of an image of this shape, as diffusers' HunyuanVideo 1.5 chooses it:
+        of sizes of the square's area, the one of the nearest shape that is no longer than the image."""
         if self.bucket_side is None:
             return height, width
-        from diffusers.pipelines.hunyuan_video1_5.image_processor import generate_crop_size_list, get_closest_ratio
-
-        sizes = generate_crop_size_list(self.bucket_side, self.stride[1])
-        ratios = np.array([round(h / w, 5) for h, w in sizes])  # as the pipeline has them
-        (found_height, found_width), _ = get_closest_ratio(height, width, ratios, sizes)
-        return int(found_height), int(found_width)
+        wanted = height / width
+        shapes = [(round(h / w, 5), (h, w)) for h, w in _sizes_of_area(self.bucket_side, self.stride[1])]
+        within = [one for one in shapes if (one[0] <= wanted if wanted >= 1 else one[0] >= wanted)]
+        return min(within, key=lambda one: abs(one[0] - wanted))[1]
 
     def snap_size(self, height: int, width: int, num_frames: int) -> tuple[int, int, int]:
         """The nearest size that the autoencoder can make."""
@@ -191,6 +189,22 @@ class ModelSpec:
             max(1, round(width / across)) * across,
             frames * self.stride[0] + self.first_frame,
         )
+
+
+@functools.cache
+def _sizes_of_area(side: int, patch: int) -> tuple[tuple[int, int], ...]:
+    """Sizes of whole patches with about the area of a square, from high to wide, none four times as long as the other
+    side."""
+    most = round((side / patch) ** 2)
+    sizes, high, wide = [], most, 1
+    while high:
+        if max(high, wide) <= 4 * min(high, wide):
+            sizes.append((high * patch, wide * patch))
+        if (wide + 1) * high <= most:
+            wide += 1
+        else:
+            high -= 1
+    return tuple(sizes)
 
 
 def _nearest(quotient: float, lowest: int = 1) -> list[int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +148,16 @@ def test_a_checkpoint_with_tensors_missing_is_one_line(
     save_file({name: value.contiguous() for name, value in state.items()}, file)
     with pytest.raises(ModelError, match=told):
         load(make_request(prompt="a", model=str(folder)))
+
+
+def test_images_are_brought_to_the_sizes_that_diffusers_chooses() -> None:
+    import numpy as np
+    from diffusers.pipelines.hunyuan_video1_5.image_processor import generate_crop_size_list, get_closest_ratio
+
+    for side in (480, 640, 720, 960):
+        spec = replace(MODELS["hunyuan-video-1.5-i2v"], bucket_side=side)
+        sizes = generate_crop_size_list(side, spec.stride[1])
+        ratios = np.array([round(h / w, 5) for h, w in sizes])
+        for height, width in itertools.product(range(64, 2000, 97), range(64, 2000, 89)):
+            wanted, _ = get_closest_ratio(height, width, ratios, sizes)
+            assert spec.bucket(height, width) == wanted, (side, height, width)
