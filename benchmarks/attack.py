@@ -44,7 +44,7 @@ from radial_app.server.accounts import Accounts
 MEMORY = 500 << 20
 PASSWORD = "correct horse battery"
 CANARY = "canary-7d0c1f"  # what no answer may hold
-OPEN = {"/login", "/healthz", "/ui/login.css"}
+OPEN = {"/login", "/healthz"}
 
 
 @dataclass

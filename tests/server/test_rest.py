@@ -368,7 +368,10 @@ def test_models_adapters_plans(client: TestClient, paths: ServerPaths, tmp_path:
     assert "LoRA" in " ".join(client.get("/v1/adapters/bundled:tiny-long").json()["lines"])
     assert client.get("/v1/adapters/..%2fsecret").status_code == 404
     fields = client.get("/v1/fields").json()
-    assert fields["num_inference_steps"] == {"type": "integer", "minimum": 1, "maximum": 1000}
+    assert fields["num_inference_steps"] == {
+        "type": "integer", "minimum": 1, "maximum": 1000, "description": "denoising steps",
+    }  # fmt: skip
+    assert not [name for name, field in fields.items() if "description" not in field]
     assert fields["sampler"]["choices"] == ["model", "euler", "lcm", "unipc"]
 
 

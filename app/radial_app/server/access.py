@@ -31,7 +31,7 @@ COOKIE = "radial_session"
 MAX_BODY = 1 << 20
 MAX_UPLOAD = 512 << 20
 _UPLOADS = ("/v1/files", "/v1/videos", "/v1/settings", "/v1/adapters", "/v1/datasets")
-_OPEN = ("/login", "/healthz", "/ui/login.css")
+_OPEN = ("/login", "/healthz", *(f"/ui/{file}" for file in ("login.css", "tokens.css", "theme.js", "icon.svg")))
 _FORWARDED = (b"x-forwarded", b"forwarded", b"x-gradio", b"x-direct-url", b"x-original")
 # What a link on another page may lead to.
 _PAGES = re.compile(r"/|/(login|docs|queue|gallery|tune|models|settings)|/gallery/[0-9a-f]{1,40}")

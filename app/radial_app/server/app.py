@@ -32,7 +32,8 @@ from radial_app.server.service import Conflict, Missing, ServerPaths
 _THREADS = 128  # for requests: those of several visitors who each have their most
 _DOCS = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Radial - REST interface</title><link rel="stylesheet" href="/ui/docs.css">
+<title>REST interface - Radial</title><link rel="icon" href="/ui/icon.svg"><script src="/ui/theme.js"></script>
+<link rel="stylesheet" href="/ui/tokens.css"><link rel="stylesheet" href="/ui/docs.css">
 <script type="module" src="/ui/docs.js"></script></head><body><main>Loading...</main></body></html>"""
 
 

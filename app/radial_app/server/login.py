@@ -17,12 +17,13 @@ from radial_app.server.accounts import SESSION_SECONDS, Accounts, Throttle
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Radial - log in</title><link rel="stylesheet" href="/ui/login.css"></head>
-<body><form method="post" action="/login"><h1>Radial</h1>{problem}
+<title>Log in - Radial</title><link rel="icon" href="/ui/icon.svg"><script src="/ui/theme.js"></script>
+<link rel="stylesheet" href="/ui/tokens.css"><link rel="stylesheet" href="/ui/login.css"></head>
+<body><main><form method="post" action="/login"><h1>Radial</h1>{problem}
 <input type="hidden" name="next" value="{next}">
 <label>Name <input name="name" autocomplete="username" required autofocus></label>
 <label>Password <input name="password" type="password" autocomplete="current-password" required></label>
-<button>Log in</button></form></body></html>"""
+<button>Log in</button></form></main></body></html>"""
 
 
 _HASHES = 2  # at a time: each takes 64 MB and a core

@@ -28,8 +28,51 @@ _STATUS: dict[State, Status] = {
 }  # fmt: skip
 
 
+# What each field of a request means, for people.
+_SAYS = {
+    "prompt": "what the clip shows", "negative_prompt": "words to avoid; the model's own when left out",
+    "model": "a model's name, one of your own, or a hub id", "height": "in pixels", "width": "in pixels",
+    "num_frames": "length in frames", "fps": "frames a second of the file", "num_inference_steps": "denoising steps",
+    "guidance_scale": "how strictly to follow the prompt", "guidance_scale_2": "the same for the second transformer",
+    "true_cfg_scale": "above 1, HunyuanVideo heeds the words to avoid, in twice the time",
+    "sampler": "another sampler than the model's", "flow_shift": "another shift of the noise schedule",
+    "image": "the image it starts from: an upload's id, or video:ID/0", "last_image": "the image it ends on",
+    "extend": "the clip that it goes on from", "image_fit": "how images of another shape are fitted",
+    "image_ground": "the colour under see-through parts, and around framed images",
+    "snap": "take the nearest size that can be made",
+    "riflex": "slow one frequency, against repetition in longer clips",
+    "seed": "the same seed gives the same clip; -1 draws one", "num_videos": "how many, their seeds counting up",
+    "attention": "radial, or dense: every token sees every other",
+    "decay": "the window of radial attention; less is sparser",
+    "dense_layers": "leading layers that stay dense", "dense_steps": "leading steps that stay dense",
+    "dense_last_steps": "trailing steps that stay dense", "block_size": "tokens a block of attention",
+    "loras": "adapters: path is a name from /v1/adapters, weight how strongly it acts",
+    "long_adapter": "beyond the native length, take the model's own adapter for that",
+    "device": "auto, cpu, cuda or cuda:N", "dtype": "the numbers it computes with",
+    "precision": "eight_bit is faster on newer GPUs; eight_bit_weights takes half the memory",
+    "memory": "how much of the model lies on the GPU at a time",
+    "sink_frames": "leading frames that every token attends to",
+    "variant": "the rule of the authors' code, or of the paper",
+    "skip_width": "the window under which far frames are thinned",
+    "size": "WIDTHxHEIGHT, in place of both", "seconds": "length, in place of num_frames",
+    "preset": "settings that go together, such as 4-step", "file": "what it is kept as",
+    "format": "kind of file; png is a folder of frames", "codec": "of mp4 and webm",
+    "crf": "quality of mp4 and webm; lower is better and larger", "metadata": "keep the settings in the file",
+    "name": "a template, such as {slug}-{seed}",
+}  # fmt: skip
+
+
+def _add_words(schema: dict[str, Any]) -> None:
+    """Put what fields mean into a description for machines."""
+    for name, field in schema.get("properties", {}).items():
+        if name in _SAYS:
+            field["description"] = _SAYS[name]
+
+
 class FileRequest(Encoding):
     """What kind of file a video becomes, and the template of its name, without a suffix."""
+
+    model_config = ConfigDict(json_schema_extra=_add_words)
 
     name: str = Field(DEFAULT_NAME, max_length=500)
 
@@ -38,6 +81,8 @@ class VideoRequest(GenerationRequest):
     """A request as it comes over the web. Beside the fields of a request it may say ``size`` (WIDTHxHEIGHT),
     ``seconds``, as OpenAI's clients do, ``preset``, and which ``file`` it becomes. Images and clips are ids of uploads
     or ``video:ID`` of a finished video; adapters and checkpoints are names."""
+
+    model_config = ConfigDict(json_schema_extra=_add_words)
 
     size: str | None = Field(None, max_length=20)
     seconds: float | None = Field(None, gt=0, le=600)
@@ -69,7 +114,7 @@ def output_of(file: FileRequest | None) -> Output:
 
 
 def describe_fields() -> dict[str, dict[str, Any]]:
-    """What each field of a request may be: least and most, or the choices, and what it is when left out."""
+    """What each field of a request means and may be: least and most, or the choices, and what it is when left out."""
     told = {}
     for name, schema in VideoRequest.model_json_schema()["properties"].items():
         kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
@@ -77,7 +122,7 @@ def describe_fields() -> dict[str, dict[str, Any]]:
         found = {
             "type": kind.get("type"), "minimum": kind.get("minimum", kind.get("exclusiveMinimum")),
             "maximum": kind.get("maximum", kind.get("exclusiveMaximum")), "choices": kind.get("enum"),
-            "default": schema.get("default"),
+            "default": schema.get("default"), "description": schema.get("description"),
         }  # fmt: skip
         told[name] = {key: value for key, value in found.items() if value is not None}
     return told

@@ -34,6 +34,16 @@ _STATES = {
     "failed": ("failed",), "favourites": FINISHED,
 }  # fmt: skip
 
+# What a body of fields is, for machines: it is read as it comes, and judged by its own rules.
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": VideoRequest.model_json_schema(ref_template="#/components/schemas/{model}")}
+        },
+    }
+}
+
 
 def make_router(paths: ServerPaths) -> APIRouter:
     """The routes of a server that keeps its things in ``paths``."""
@@ -43,19 +53,7 @@ def make_router(paths: ServerPaths) -> APIRouter:
     def service(request: Request) -> Service:
         return Service(paths, request.state.visitor)
 
-    @router.post(
-        "/videos",
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/json": {
-                        "schema": VideoRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-                    },
-                },
-            }
-        },
-    )
+    @router.post("/videos", openapi_extra=_BODY)
     async def create_video(request: Request) -> Video:
         """Put a video into the queue. JSON; or a form as OpenAI's clients send it, with an ``input_reference`` to start
         from."""
@@ -71,7 +69,7 @@ def make_router(paths: ServerPaths) -> APIRouter:
 
         return await run_in_threadpool(add)
 
-    @router.post("/videos/check")
+    @router.post("/videos/check", openapi_extra=_BODY)
     def check_video(request: Request, fields: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
         """What a request would become, compute and take; nothing is queued."""
         here = service(request)
@@ -108,8 +106,7 @@ def make_router(paths: ServerPaths) -> APIRouter:
 
     @router.get("/videos/{id}")
     def get_video(request: Request, id: str) -> Video:
-        """How a video stands. :class:`~radial_app.server.limits.streams.Polls` answers before this where there
-        is such a video."""
+        """How a video stands."""  # Polls answers before this, where there is such a video
         here = service(request)
         return here.view(here.get(id))
 

@@ -58,6 +58,7 @@ export async function buildForm(place) {
   presets = named;
   if (!models.some((one) => one.id === draft.request.model)) draft.request.model = models[0].id;
   place.replaceChildren(...layout());
+  for (const [name, one] of Object.entries(fields)) one.control.title = limits[name]?.description ?? "";
   show();
 }
 
