@@ -144,7 +144,12 @@ def test_every_command_of_the_documentation_runs(
     monkeypatch.chdir(at_home)
     monkeypatch.setenv("RADIAL_DATA_DIR", str(at_home / "queue"))
     monkeypatch.setattr(accounts, "_password", lambda **_: "a long password")
+    started: set[str] = set()
     for line in dict.fromkeys(line for _, line in COMMANDS):
+        word = line.split()[1]
+        if word in STAYING and not ("--listen" in line or word not in started):
+            continue  # a server with another option: each takes seconds to start, and that it takes it is tried above
+        started.add(word)
         with subtests.test(line):
             shown = line.replace("ID", job_of_ours()) if line.startswith("radial jobs") else line
             words = shlex.split(shown, comments=True)[1:]

@@ -1,4 +1,5 @@
-"""One studio and one browser for the tests of a file."""
+"""One studio for the tests of a process, and one browser for those of a file: its driver keeps a loop that others
+would trip over."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import pytest
 from browser import CHROMIUM, Studio, new_page
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def studio(tmp_path_factory: pytest.TempPathFactory, wan_folder: Path) -> Iterator[Studio]:
     folder = tmp_path_factory.mktemp("studio")
     shutil.copytree(wan_folder, folder / "data" / "models" / "small")
