@@ -26,7 +26,8 @@ function build(place) {
   const search = h("input", { type: "search", placeholder: "Search prompts", ariaLabel: "Search prompts", maxLength: 200, oninput: () => {
     state.search = search.value;
     clearTimeout(build.timer);
-    build.timer = setTimeout(again, 120);
+    build.timer = setTimeout(again, Date.now() - (build.typed ?? 0) < 300 ? 80 : 0); // at once, unless somebody is typing on
+    build.typed = Date.now();
   } });
   const list = (label, options, name) => { const one = h("select", { ariaLabel: label, onchange: () => { state[name] = one.value; again(); } }, ...options.map(([value, words]) => h("option", { value }, words))); return one; };
   place.replaceChildren(h("div", { className: "head" }, h("h1", {}, "Gallery"), h("div", { className: "beside" }, search,
