@@ -467,6 +467,10 @@ def test_tools_know_whose_key_it_is(chromium: Any, tmp_path: Path, wan_folder: P
         page.click("button")
         page.wait_for_selector(READY)
         page.wait_for_selector('#now .card:has-text("made by bob")')
+        go(page, "settings")
+        told = page.wait_for_selector("#settings table").inner_text()
+        assert "bob" in told
+        assert "Videos go to" not in told  # where the server keeps things is its admins' to know
         page.close()
     finally:
         err = guarded.stop()
