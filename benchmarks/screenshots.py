@@ -109,7 +109,9 @@ def _pages(page: Any, client: Client, made: list[Any], path: Any) -> None:
     page.fill("#prompt", PROMPTS[0])
     running = client.create(PROMPTS[0], num_frames=65, seed=11)
     waiting = [client.create(prompt, seed=12) for prompt in PROMPTS[1:4]]
-    page.wait_for_function("document.querySelector('#now .screen img:not([hidden])')?.naturalWidth > 0", timeout=120_000)
+    page.wait_for_function(
+        "document.querySelector('#now .screen img:not([hidden])')?.naturalWidth > 0", timeout=120_000
+    )
     time.sleep(1)
     page.screenshot(path=path("create"))
     _place(page, "queue", path)

@@ -97,11 +97,7 @@ class Service:
         Raises:
             RequestError: too many jobs wait already, or this machine has not the memory for one.
         """
-        requests = list(requests)
-        self._check_room(len(requests))
-        check_all_fit(requests)
-        jobs = [Job(id="", request=request, output=output or Output()) for request in requests]
-        return self.store.add([self._own(job) for job in jobs])
+        return self.add_jobs([Job(id="", request=request, output=output or Output()) for request in requests])
 
     def read_list(
         self, text: str, kind: str, defaults: dict[str, Any], output: Output, warnings: list[str]
@@ -150,8 +146,8 @@ class Service:
             for job, seconds in zip(jobs, self.seconds_of(jobs), strict=True)
         ]  # fmt: skip
 
-    def add_list(self, jobs: list[Job]) -> list[Job]:
-        """Put the jobs of a list into the queue, all of them or none.
+    def add_jobs(self, jobs: list[Job]) -> list[Job]:
+        """Put resolved jobs into the queue, all of them or none.
 
         Raises:
             RequestError: too many jobs wait already, or this machine has not the memory for one.

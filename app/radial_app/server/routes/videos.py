@@ -80,7 +80,7 @@ def make_router(paths: ServerPaths) -> APIRouter:
         """Put the videos of a list into the queue, all or none; or say what it would make."""
         here, warnings = service(request), list[str]()
         jobs = here.read_list(wanted.text, wanted.kind, wanted.defaults, output_of(wanted.file), warnings)
-        queued = [] if wanted.dry_run else here.add_list(jobs)
+        queued = [] if wanted.dry_run else here.add_jobs(jobs)
         return ListedVideos(data=here.tell_listed(jobs), ids=[job.id for job in queued], warnings=warnings)
 
     @router.get("/videos")

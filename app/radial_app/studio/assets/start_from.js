@@ -4,8 +4,7 @@ import { fill, modelNow, modelsThat } from "./form.js";
 import { button, dialog, h, say } from "./dom.js";
 import { openPlace } from "./router.js";
 
-const able = (video) => modelsThat((one) => one.id === video.model && one.starts_from.includes("image")).length > 0;
-export const canExtend = able;
+export const canExtend = (video) => modelsThat((one) => one.id === video.model && one.starts_from.includes("image")).length > 0;
 
 export function extend(video, index = 0) {
   fill({ ...video.request, image: null, last_image: null, extend: `video:${video.id}/${index}`, seed: null, num_videos: null });
