@@ -59,6 +59,10 @@ class Studio:
         id_: str = self.call("POST", "/v1/videos", body)["id"]
         return id_
 
+    def make_long(self, **fields: Any) -> str:
+        """A video that takes minutes: it is still being made, however long the browser takes to look."""
+        return self.make(**{"num_inference_steps": 1000, "num_frames": 129, "height": 160, "width": 160} | fields)
+
     def wait_for(self, id_: str, *states: str) -> Any:
         for _ in range(12_000):
             video = self.call("GET", f"/v1/videos/{id_}")
@@ -80,7 +84,7 @@ def new_page(browser: Any, studio: Studio, path: str = "/", **context: Any) -> A
 
 def watch(page: Any, studio: Studio) -> Any:
     page.problems = []
-    page.set_default_timeout(1_800_000)  # a busy machine is slow, not wrong
+    page.set_default_timeout(600_000)  # a busy machine is slow, not wrong
     page.on("pageerror", lambda error: page.problems.append(f"error {error}"))
     page.on("dialog", lambda dialog: (page.problems.append(f"dialog {dialog.message}"), dialog.dismiss()))
 

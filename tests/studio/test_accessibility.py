@@ -58,7 +58,7 @@ def test_axe_finds_nothing(
     page.wait_for_selector(".zone")
     look("a model that starts from images")
     page.select_option("select[name=model]", "tiny")
-    block = studio.make(num_inference_steps=1000, num_frames=33, prompt="in front")
+    block = studio.make_long(prompt="in front")
     waits = studio.make(prompt="waits")
     page.wait_for_selector("#now .stage")
     look("while a clip is made")

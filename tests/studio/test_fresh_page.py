@@ -194,7 +194,7 @@ def test_twenty_tabs_are_all_alive(chromium: Any, studio: Studio) -> None:
         tabs.append(tab)
     id_ = studio.make(prompt="for all tabs", num_inference_steps=60)
     for tab in tabs:
-        tab.set_default_timeout(1_800_000)
+        tab.set_default_timeout(600_000)
         tab.wait_for_selector(f'#now [data-job="{id_}"]', state="attached")
     tabs[0].close()  # the one that read the stream, perhaps
     studio.wait_for(id_, "done")

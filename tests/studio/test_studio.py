@@ -65,7 +65,7 @@ def test_one_field_and_one_key_make_a_video(page: Any, studio: Studio) -> None:
 
 
 def test_a_clip_that_is_stopped_is_kept(page: Any, studio: Studio) -> None:
-    id_ = studio.make(num_inference_steps=400, prompt="long")
+    id_ = studio.make_long(num_frames=65, height=128, width=128, prompt="long")
     page.wait_for_selector(f'#now [data-job="{id_}"]')
     page.wait_for_function("document.querySelector('#now .stage').innerText.includes('step')")
     assert "left" in page.wait_for_selector("#now .eta:not(:empty)").inner_text()
@@ -78,7 +78,7 @@ def test_a_clip_that_is_stopped_is_kept(page: Any, studio: Studio) -> None:
 
 
 def test_the_queue_is_handled(page: Any, studio: Studio) -> None:
-    block = studio.make(num_inference_steps=1000, num_frames=33, prompt="in front")
+    block = studio.make_long(prompt="in front")
     ids = [studio.make(prompt=f"waits {n}") for n in range(3)]
     go(page, "queue")
 

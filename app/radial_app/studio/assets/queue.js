@@ -48,7 +48,7 @@ function draw(place, queue) {
     queue.more ? h("p", { className: "quiet" }, `and ${queue.more} more`) : "", failed);
   if (focused[0]) {
     const row = place.querySelector(`[data-job="${focused[0]}"]`);
-    (row?.querySelector(`[data-act="${focused[1]}"]:not(:disabled)`) ?? row?.querySelector("button"))?.focus();
+    (row?.querySelector(`[data-act="${focused[1]}"]:not(:disabled)`) ?? row?.querySelector("button:not(:disabled)"))?.focus();
   }
 }
 
