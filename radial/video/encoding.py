@@ -88,7 +88,12 @@ def encoding_for(path: Path) -> Encoding:
 
 
 def encode(
-    frames: Frames, fps: int, receipt: dict[str, Any], path: Path, encoding: Encoding, sound: Sound | None = None
+    frames: Frames,
+    fps: int | Fraction,
+    receipt: dict[str, Any],
+    path: Path,
+    encoding: Encoding,
+    sound: Sound | None = None,
 ) -> None:
     """Write frames, uint8 ``[T, H, W, 3]``, to a file, or to a folder for ``png``; sound goes into mp4 and webm.
 
@@ -104,7 +109,9 @@ def encode(
         _encode_stream(frames, fps, comment, path, encoding, sound)
 
 
-def _encode_stream(frames: Frames, fps: int, comment: str, path: Path, encoding: Encoding, sound: Sound | None) -> None:
+def _encode_stream(
+    frames: Frames, fps: int | Fraction, comment: str, path: Path, encoding: Encoding, sound: Sound | None
+) -> None:  # fmt: skip
     import av
 
     os.environ.setdefault("SVT_LOG", "1")  # errors alone
@@ -162,7 +169,7 @@ def _pad(frames: Frames, height: int, width: int) -> Frames:
     return np.pad(frames, ((0, 0), (0, below), (0, beside), (0, 0)), mode="edge")
 
 
-def _encode_gif(frames: Frames, fps: int, comment: str, path: Path) -> None:
+def _encode_gif(frames: Frames, fps: int | Fraction, comment: str, path: Path) -> None:
     from PIL import Image
 
     images = [Image.fromarray(frame).quantize(256, method=Image.Quantize.FASTOCTREE) for frame in frames]

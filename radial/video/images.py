@@ -194,13 +194,13 @@ def read_clip(
     sound = None
     try:
         if path.is_dir():
-            frames = [_fit_frame(frame, height, width, fit, ground) for frame in decode_frames(path)]
+            frames = [fit_frame(frame, height, width, fit, ground) for frame in decode_frames(path)]
         else:
             with open_clip(path, path.name, ground) as clip:
                 for frame in clip.at(fps):
                     if len(frames) == most:
                         raise RequestError(f"{path} has more than {most:,} frames at {fps:g} a second; cut it first")
-                    frames.append(_fit_frame(frame, height, width, fit, ground))
+                    frames.append(fit_frame(frame, height, width, fit, ground))
                 notes = tuple(filter(None, (rate_note(clip, fps), *clip.notes)))
             sound = read_sound(path)
             sound = sound and sound.until(len(frames) / fps)
@@ -223,7 +223,7 @@ def fit_image(image: Image, height: int, width: int, fit: Fit, ground: str = "bl
     return image.resize(size, filter_)
 
 
-def _fit_frame(frame: NDArray[np.uint8], height: int, width: int, fit: Fit, ground: str) -> NDArray[np.uint8]:
+def fit_frame(frame: NDArray[np.uint8], height: int, width: int, fit: Fit, ground: str) -> NDArray[np.uint8]:
     """A frame at another clip's size; one of that size already as it is."""
     from PIL import Image
 

@@ -29,13 +29,17 @@ from radial_app.cli.terminal.options import (
     Seconds,
     Size,
     Width,
+    left_open,
     told_as_options,
 )
 from radial_app.jobs.estimates import estimate as estimate_for
+from radial_app.jobs.folder import data_folder
+from radial_app.jobs.presets import Presets
 from radial_app.jobs.store import JobStore
 
 
 def estimate(
+    context: typer.Context,
     model: ModelName = "tiny",
     height: Height = None,
     width: Width = None,
@@ -63,6 +67,7 @@ def estimate(
         "precision": precision, "device": device, "seed": 0,
     }  # fmt: skip
     with told_as_options(written):
+        written = Presets(data_folder(data_dir)).apply(written, left_open(context))
         request = make_request(**spell_out(written)).resolve()
     spec, place = find_model(request.model), choose_device(request.device)
     gpu = place.type == "cuda"

@@ -34,11 +34,14 @@ from radial_app.cli.terminal.options import (
     Size,
     Width,
     in_groups,
+    left_open,
     takes_attention,
     told_as_options,
 )
 from radial_app.cli.terminal.torchrun import is_other_rank
+from radial_app.jobs.folder import data_folder
 from radial_app.jobs.job import DEFAULT_NAME, OUTPUT_FOLDER, Job, Output, anchored, make_output
+from radial_app.jobs.presets import Presets
 from radial_app.jobs.store import JobStore
 
 _GROUPS = {
@@ -56,6 +59,7 @@ _GROUPS = {
 @in_groups(_GROUPS)
 @takes_attention
 def generate(
+    context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="What the clip shows; - reads it from stdin.", metavar="PROMPT")],
     negative_prompt: Annotated[str | None, typer.Option(help="What the clip should not show.")] = None,
     model: ModelName = "tiny",
@@ -174,6 +178,7 @@ def generate(
     )
     with told_as_options([*written, "format", "codec", "crf"]):
         sampled = written if sampler is None else written | {"sampler": sampler}
+        sampled = Presets(data_folder(data_dir)).apply(sampled, left_open(context) | ({"loras"} if not lora else set()))
         request = anchored(make_request(**spell_out(sampled)))
         request.check_files()
         request = request.resolve()

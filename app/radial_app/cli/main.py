@@ -24,6 +24,7 @@ from radial_app.cli import (
     generate,
     inspect,
     jobs,
+    presets,
     receipts,
     render,
     serve,
@@ -136,6 +137,7 @@ def _root(
 app.command()(generate.generate)
 app.add_typer(jobs.app)
 app.add_typer(accounts.app)
+app.add_typer(presets.app)
 for command in (
     render.render, watch.watch, jobs.work, receipts.receipt, receipts.rerun, receipts.verify,
     serve.serve, serve.studio, doctor.doctor,

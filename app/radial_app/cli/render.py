@@ -33,7 +33,9 @@ from radial_app.cli.terminal.options import (
     SnapshotSeconds,
 )
 from radial_app.jobs.estimates import Estimate, estimate
+from radial_app.jobs.folder import data_folder
 from radial_app.jobs.job import DEFAULT_NAME, OUTPUT_FOLDER, Job, Output, load_key, make_output
+from radial_app.jobs.presets import Presets
 from radial_app.jobs.results import free_name
 from radial_app.jobs.store import JobStore, new_id
 from radial_app.worker.pool import WorkerPool, own_devices
@@ -76,7 +78,7 @@ def render(
     """Render all jobs of files. Exit codes: 0 all made, 1 some failed, 2 errors in a file, 130 Ctrl+C."""
     output = output_of(template, video_format, codec, crf, metadata)
     batch = f"{'stdin' if str(files[0]) == '-' else files[0].stem}-{new_id()}"
-    jobs = read_all(files, output, defaults, batch)
+    jobs = read_all(files, output, defaults, batch, Presets(data_folder(data_dir)))
     with JobStore(data_dir) as store:
         store.recover()
         if dry_run:
@@ -150,8 +152,11 @@ def output_of(
     return make_output(folder=str(place.absolute()), name=str(Path(*parts[fixed:])), encoding=encoding)
 
 
-def read_all(files: list[Path], output: Output, defaults: list[str] | None, batch: str) -> list[Job]:
-    """The jobs of several files, those that need the same model and adapters after each other.
+def read_all(
+    files: list[Path], output: Output, defaults: list[str] | None, batch: str, presets: Presets | None = None
+) -> list[Job]:  # fmt: skip
+    """The jobs of several files, those that need the same model and adapters after each other; ``presets`` are settings
+    that they may name.
 
     Raises:
         JobFileError: with the problems of all files.
@@ -171,7 +176,7 @@ def read_all(files: list[Path], output: Output, defaults: list[str] | None, batc
         try:
             jobs += read_jobs(
                 file, output=output, defaults=changes_of(defaults), batch=batch, counts=counts, warnings=warnings,
-                text=text,
+                text=text, presets=presets,
             )  # fmt: skip
         except JobFileError as error:
             problems += error.problems

@@ -16,6 +16,8 @@ from radial_app.cli.render import Defaults, Template, check_devices, check_place
 from radial_app.cli.terminal.batch import stderr, stop_pool
 from radial_app.cli.terminal.options import Codec, Crf, DataDir, Device, Format, Metadata, PerDevice, SnapshotSeconds
 from radial_app.cli.terminal.text import printable
+from radial_app.jobs.folder import data_folder
+from radial_app.jobs.presets import Presets
 from radial_app.jobs.store import JobStore
 from radial_app.worker.pool import WorkerPool, own_devices
 
@@ -75,7 +77,7 @@ def watch(
                             raise RequestError(
                                 f"{path.name}: links, pipes and devices are not read here; copy the file"
                             )
-                        jobs = read_all([path], output, defaults, "watch")
+                        jobs = read_all([path], output, defaults, "watch", Presets(data_folder(data_dir)))
                         for job in jobs:
                             check_place(job)
                         check_devices(jobs, device or own_devices())

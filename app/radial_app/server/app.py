@@ -26,7 +26,18 @@ from radial_app.server.answers import InvalidFields, field_of, problem
 from radial_app.server.limits.streams import Polls
 from radial_app.server.limits.turns import Turns
 from radial_app.server.mcp import AgentsDoor, make_tools
-from radial_app.server.routes import adapters, downloads, files, models, pictures, trash, tuning, videos
+from radial_app.server.routes import (
+    adapters,
+    downloads,
+    files,
+    keys,
+    models,
+    pictures,
+    presets,
+    trash,
+    tuning,
+    videos,
+)
 from radial_app.server.service import Conflict, Missing, ServerPaths
 
 _THREADS = 128  # for requests: those of several visitors who each have their most
@@ -84,7 +95,7 @@ def make_app(
     app.add_middleware(Guard, folder=paths.data, accounts=accounts, hosts=tuple(hosts))
     registry = CollectorRegistry()
     registry.register(_QueueCollector(paths.data))
-    for room in (videos, files, models, adapters, pictures, downloads, trash, tuning):
+    for room in (videos, files, models, presets, adapters, pictures, downloads, trash, tuning, keys):
         app.include_router(room.make_router(paths))
     app.include_router(login.make_router(paths.data))
     app.mount("/mcp", AgentsDoor(agents))

@@ -115,7 +115,7 @@ class Service:
         try:
             jobs = read_jobs(
                 Path(f"list.{kind}"), output=output, defaults=defaults, warnings=warnings, text=text,
-                translate=self.inputs.translate, most=MAX_LISTED,
+                translate=self.inputs.translate, most=MAX_LISTED, presets=self.inputs.presets,
             )  # fmt: skip
         except JobFileError as error:
             raise RequestError("\n".join(error.problems[:20])) from error

@@ -25,6 +25,7 @@ from radial.request import MAX_LORAS, GenerationRequest, make_request
 from radial.shorthands import SHORTHANDS, spell_out
 from radial.video.images import picture_suffix
 from radial_app.jobs.folder import keep_private
+from radial_app.jobs.presets import Presets
 from radial_app.jobs.store import JobStore
 from radial_app.server.accounts import Visitor
 from radial_app.server.limits.media_probe import probe
@@ -134,8 +135,8 @@ class Inputs:
             RequestError: a field breaks a rule, or names what is not there.
         """
         request = make_request(**{name: value for name, value in fields.items() if name not in SHORTHANDS})
-        found = self.translate(request.model_dump(include={*_OWN_FILES, "model", "loras"}))
-        return make_request(**spell_out(fields | found))
+        given = request.model_dump(include={*_OWN_FILES, "model", "loras"}, exclude_unset=True)
+        return make_request(**spell_out(self.presets.apply(fields | self.translate({"model": request.model} | given))))
 
     def translate(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Fields with files in place of the ids and names of uploads, models and adapters.
@@ -163,6 +164,11 @@ class Inputs:
             ]
         return found
 
+    @property
+    def presets(self) -> Presets:
+        """The visitor's own settings by name, files in them by where they lie."""
+        return Presets(self._folder, self._visitor.name)
+
     def fields(self, request: GenerationRequest) -> dict[str, Any]:
         """A request as a web user writes it; files that are not this visitor's are left out."""
         fields: dict[str, Any] = request.model_dump(mode="json")
@@ -171,9 +177,7 @@ class Inputs:
                 fields[name] = Path(path).name if Path(path).parent == self._uploads else self._video_id(path)
         if Path(fields["model"]).parent == self._folder / "models":
             fields["model"] = Path(fields["model"]).name
-        for lora in fields["loras"]:
-            lora["path"] = lora["path"] if lora["path"].startswith(BUNDLED_ADAPTER) else Path(lora["path"]).name
-        return fields
+        return fields | {"loras": name_adapters(fields["loras"])}
 
     def adapters(self) -> dict[str, Path]:
         """Adapter files by name."""
@@ -212,6 +216,13 @@ class Inputs:
             here = ", ".join(one for one in (*self.checkpoints(), *MODELS) if one not in MODELS or is_here(one))
             raise RequestError(f"model {name} is not on this server, and only admins download models; there is {here}")
         return name
+
+
+def name_adapters(loras: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Adapters by names in place of paths."""
+    return [
+        lora if lora["path"].startswith(BUNDLED_ADAPTER) else lora | {"path": Path(lora["path"]).name} for lora in loras
+    ]
 
 
 def _adapter(name: str, adapters: dict[str, Path]) -> str:

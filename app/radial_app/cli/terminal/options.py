@@ -40,7 +40,12 @@ Height = Annotated[int | None, typer.Option(help="Height in pixels.")]
 Width = Annotated[int | None, typer.Option(help="Width in pixels.")]
 Size = Annotated[str | None, typer.Option(help="Width and height in one, such as 832x480.", metavar="WIDTHxHEIGHT")]
 Seconds = Annotated[float | None, typer.Option(help="Length in seconds, in place of frames.")]
-Preset = Annotated[str | None, typer.Option(help=f"Settings that go together: {', '.join(PRESETS)}.", metavar="NAME")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Settings that go together: {', '.join(PRESETS)}, or your own (`radial presets`).", metavar="NAME"
+    ),
+]
 NumFrames = Annotated[int | None, typer.Option(help="Length in frames.")]
 NumInferenceSteps = Annotated[int | None, typer.Option(help="Denoising steps.")]
 Force = Annotated[
@@ -80,6 +85,12 @@ def told_as_options(names: Iterable[str]) -> Iterator[None]:
             name, space, rest = part.partition(" ")
             parts.append(f"--{name.replace('_', '-')}{space}{rest}" if name in known else part)
         raise RequestError("; ".join(parts)) from error
+
+
+def left_open(context: typer.Context) -> set[str]:
+    """The options of a running command that nobody has given."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "DEFAULT"}
 
 
 def in_groups(groups: dict[str, tuple[str, ...]]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -27,9 +27,11 @@ from radial.files import decode_text
 from radial.models.lora_settings import adapter_file, check_adapter_file
 from radial.request import GenerationRequest, explain, parse_lora
 from radial.shorthands import SHORTHANDS, spell_out
+from radial_app.jobs.folder import data_folder
 from radial_app.jobs.job import Job, Output, anchored, digest_of
 from radial_app.jobs.lists.prompts import draw_words, expand_prompt, numbered_lines
 from radial_app.jobs.lists.yaml_file import load_yaml
+from radial_app.jobs.presets import Presets
 
 MAX_BYTES = 20_000_000
 MAX_JOBS = 100_000
@@ -60,7 +62,7 @@ class JobFileError(RequestError):
 def read_jobs(
     path: Path, *, output: Output, defaults: dict[str, Any] | None = None, batch: str = "",
     counts: dict[str, int] | None = None, warnings: list[str] | None = None, text: str | None = None,
-    translate: Translate | None = None, most: int = MAX_JOBS,
+    translate: Translate | None = None, most: int = MAX_JOBS, presets: Presets | None = None,
 ) -> list[Job]:  # fmt: skip
     """The jobs of a file, resolved and checked.
 
@@ -75,11 +77,13 @@ def read_jobs(
         translate: of lists from elsewhere, puts files in place of the ids and names that fields hold; nothing that lies
             beside the list is looked at then.
         most: jobs that it may have.
+        presets: settings by name that its rows may take; those of this machine's user when left out.
 
     Raises:
         JobFileError: with all problems.
     """
     folder = path.parent if translate is None else None
+    presets = presets or Presets(data_folder())
     text = _read(path) if text is None else text
     warnings = [] if warnings is None else warnings
     problems: list[str] = []
@@ -93,10 +97,11 @@ def read_jobs(
             for values in _expand({**(defaults or {}), **given}, folder, wildcards, slips):
                 if len(jobs) >= most:
                     raise RequestError(f"more than {most:,} jobs; split the file")
-                job = _make_job(values, path.parent, output, batch, source, len(jobs) + 1, translate)
+                written = _written(values, path.parent, presets, translate)
+                job = _make_job(values, written, output, batch, source, len(jobs) + 1)
                 again = counts[job.digest] = counts.get(job.digest, -1) + 1
                 if again:
-                    job = replace(job, digest=digest_of(_written(values, path.parent, translate), job.output, again))
+                    job = replace(job, digest=digest_of(written, job.output, again))
                 jobs.append(job)
             warnings += [f"{source}: {slip}" for slip in dict.fromkeys(slips)]
         except ValidationError as error:
@@ -276,25 +281,25 @@ def _named(output: Output, name: Any) -> Output:
     return Output.model_validate(fields)
 
 
-def _written(values: dict[str, Any], folder: Path, translate: Translate | None) -> GenerationRequest:
+def _written(
+    values: dict[str, Any], folder: Path, presets: Presets, translate: Translate | None
+) -> GenerationRequest:  # fmt: skip
     """The request of one job as it is written."""
-    fields = spell_out({name: value for name, value in values.items() if name not in _OWN})
+    if "prompt" not in values:
+        raise RequestError('prompt is missing; say what the clip shows, for example "a red circle rises"')
+    fields = {name: value for name, value in values.items() if name not in _OWN}
     if "lora" in values:
         given = values["lora"] if isinstance(values["lora"], list) else [values["lora"]]
         is_name = translate is not None
         fields["loras"] = [parse_lora(one, is_name=is_name) if isinstance(one, str) else one for one in given]
     if translate is not None:
-        return GenerationRequest.model_validate(translate(fields))
-    return anchored(GenerationRequest.model_validate(fields), folder)
+        return GenerationRequest.model_validate(spell_out(presets.apply(translate(fields))))
+    return anchored(GenerationRequest.model_validate(spell_out(presets.apply(fields))), folder)
 
 
 def _make_job(
-    values: dict[str, Any], folder: Path, output: Output, batch: str, source: str, index: int,
-    translate: Translate | None,
+    values: dict[str, Any], written: GenerationRequest, output: Output, batch: str, source: str, index: int
 ) -> Job:  # fmt: skip
-    if "prompt" not in values:
-        raise RequestError('prompt is missing; say what the clip shows, for example "a red circle rises"')
-    written = _written(values, folder, translate)
     if "output" in values:
         output = _named(output, values["output"])
     priority = values.get("priority", 0)

@@ -5,23 +5,30 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, File, Query, Request, UploadFile
 from fastapi.responses import FileResponse, StreamingResponse
+from starlette.background import BackgroundTask
 
 from radial.errors import RequestError
 from radial.models.find import HUB_ID
 from radial.models.table import MODELS
 from radial.request import GenerationRequest
 from radial.version import __version__
+from radial.video.cut import join, trim
 from radial_app.server.archive import zip_files
 from radial_app.server.limits.media_probe import probe
 from radial_app.server.service import ServerPaths, Service
 from radial_app.server.uploads import CLIPS, Upload, suffix_of
 
 MAX_ARCHIVED = 100  # videos
+MAX_JOINED = 50
+_MAX_FRAMES = 1 << 30  # bytes, where they are encoded again
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def make_router(paths: ServerPaths) -> APIRouter:
@@ -64,7 +71,42 @@ def make_router(paths: ServerPaths) -> APIRouter:
             headers={"content-disposition": 'attachment; filename="radial-videos.zip"'},
         )  # fmt: skip
 
+    @router.get("/join", response_class=FileResponse)
+    def join_videos(request: Request, ids: Annotated[str, Query(max_length=5000)]) -> FileResponse:
+        """Several videos one after the other as one file; as they are where they are of one kind, else fitted to the
+        first."""
+        here = Service(paths, request.state.visitor)
+        names = [id for id in ids.split(",") if id]
+        if not 2 <= len(names) <= MAX_JOINED:
+            raise RequestError(f"from 2 to {MAX_JOINED} videos are joined, not {len(names)}")
+        files = [here.file(id) for id in names]
+        output = f"joined{files[0].suffix if files[0].suffix in CLIPS else '.mp4'}"
+        return _made(output, lambda path: join(files, path, max_bytes=_MAX_FRAMES))
+
+    @router.get("/videos/{id}/part", response_class=FileResponse)
+    def get_part(
+        request: Request, id: str, index: Annotated[int, Query(ge=0, le=100_000)] = 0,
+        start: Annotated[float, Query(ge=0, le=1e6)] = 0.0, end: Annotated[float | None, Query(gt=0, le=1e6)] = None,
+    ) -> FileResponse:  # fmt: skip
+        """The part of a video from one second to before another."""
+        file = Service(paths, request.state.visitor).file(id, index)
+        output = f"{file.stem}-part{file.suffix if file.suffix in CLIPS else '.mp4'}"
+        return _made(output, lambda path: trim(file, path, start, end, max_bytes=_MAX_FRAMES))
+
     return router
+
+
+def _made(name: str, make: Callable[[Path], object]) -> FileResponse:
+    """A file that is made for whoever asks, and not kept."""
+    folder = Path(tempfile.mkdtemp(prefix="radial-"))
+    gone = BackgroundTask(shutil.rmtree, folder, ignore_errors=True)
+    try:
+        with _ONE_AT_A_TIME:
+            make(folder / name)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return FileResponse(folder / name, filename=name, background=gone, headers={"cache-control": "no-store"})
 
 
 def settings_in(service: Service, content: BinaryIO) -> dict[str, Any]:
