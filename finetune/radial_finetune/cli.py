@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -134,6 +135,24 @@ def run(
         note = (lambda text: stderr.print(text, highlight=False)) if os.environ.get("RANK", "0") == "0" else None
         print(finetune(settings, resume=resume, on_step=tell, on_note=note or (lambda text: None)))
     end_process_groups()
+
+
+@app.command()
+def estimate(
+    config: Annotated[Path, typer.Argument(help="TOML file with the settings of the run.")],
+    change: Annotated[list[str] | None, typer.Option("--set", help="Another value.", metavar="KEY=VALUE")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead of text.")] = False,
+) -> None:
+    """Say what a run will need: time, memory and disk, before anything is loaded."""
+    from radial_finetune.training.config import read_config
+    from radial_finetune.training.preflight import forecast
+
+    settings = read_config(config, change)
+    needed = forecast(settings)
+    if as_json:
+        print(json.dumps(asdict(needed) | {"steps": settings.steps}))
+    else:
+        print(f"{needed}, {settings.steps * needed.seconds / 60:.3g} min in all")
 
 
 @app.command()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -166,11 +165,22 @@ class MochiObjective(Objective):
         )[0]  # fmt: skip
 
 
-_OBJECTIVES: dict[str, Callable[[Any, ModelSpec], Objective]] = {
+_OBJECTIVES: dict[str, type[Objective]] = {
     "WanTransformer3DModel": WanObjective,
     "HunyuanVideoTransformer3DModel": HunyuanVideoObjective,
     "MochiTransformer3DModel": MochiObjective,
 }
+
+
+def objective_of(kind: str) -> type[Objective]:
+    """How transformers of a class are trained.
+
+    Raises:
+        ModelError: that is not known here.
+    """
+    if kind not in _OBJECTIVES:
+        raise ModelError(f"fine-tuning knows the objectives of {', '.join(_OBJECTIVES)}, not of {kind}")
+    return _OBJECTIVES[kind]
 
 
 def find_objective(pipe: Any, spec: ModelSpec) -> Objective:
@@ -179,13 +189,11 @@ def find_objective(pipe: Any, spec: ModelSpec) -> Objective:
     Raises:
         ModelError: its conventions are not known here, or it starts from an image.
     """
-    kind = type(pipe.transformer).__name__
-    if kind not in _OBJECTIVES:
-        raise ModelError(f"fine-tuning knows the objectives of {', '.join(_OBJECTIVES)}, not of {kind}")
+    objective = objective_of(type(pipe.transformer).__name__)
     latents = getattr(pipe.vae.config, "z_dim", None) or pipe.vae.config.latent_channels
     if pipe.transformer.config.in_channels != latents:
         raise ModelError(f"{spec.name} starts from an image; fine-tuning trains models that start from text alone")
-    return _OBJECTIVES[kind](pipe, spec)
+    return objective(pipe, spec)
 
 
 def velocity_loss(

@@ -21,8 +21,8 @@ import typer
 from PIL import Image
 
 from radial import Video
-from radial_app.cli import accounts
 from radial_app.cli import main as cli
+from radial_app.cli.serving import accounts
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

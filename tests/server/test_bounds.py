@@ -30,7 +30,7 @@ from radial_app.jobs.job import Job, Output, ResultFile, changed_request, make_o
 from radial_app.jobs.results import proxy_path, settle
 from radial_app.jobs.store import LONGEST_WAIT, JobStore
 from radial_app.server.limits.sweep import prepare_uploads
-from radial_app.tuning.runs import Training
+from radial_app.tuning.settings import Training
 from radial_app.worker.overdue import Overdue
 from radial_app.worker.worker import Worker
 
@@ -421,7 +421,8 @@ def test_settings_of_a_tuning_run_that_are_none(more: str, says: str) -> None:
 
 
 def test_a_run_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
-    from radial_app.tuning.runs import Preparation, Tuning
+    from radial_app.tuning.runs import Tuning
+    from radial_app.tuning.settings import Preparation
 
     told = {"preparation": Preparation(name="good", dataset="d", model="tiny", num_frames=(9,)).model_dump()}
     for name, content in (("good", json.dumps(told)), ("deep", "[" * 50_000), ("list", "[]"),

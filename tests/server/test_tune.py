@@ -23,7 +23,8 @@ from radial_app.server.accounts import Accounts
 from radial_app.server.app import make_app
 from radial_app.server.service import ServerPaths
 from radial_app.tuning.datasets import MAX_FILES, list_datasets, take_archive
-from radial_app.tuning.runs import Preparation, Training, Tuning
+from radial_app.tuning.runs import Tuning
+from radial_app.tuning.settings import Preparation, Training
 from radial_app.tuning.tasks import Task
 from radial_app.worker.worker import Worker
 
@@ -246,13 +247,13 @@ def test_a_task_lives_as_long_as_its_process(paths: ServerPaths) -> None:
 def test_settings_reach_the_trainer_as_they_were_said() -> None:
     import tomllib
 
-    from radial_app.tuning.runs import _as_toml
+    from radial_app.tuning.settings import as_toml
 
     training = Training(
         sample_prompts=('a "fox"\n\\ ü',), more="riflex = true\n[[curriculum]]\nnum_frames = 9\nsteps = 2"
     )
     values = training.values()
-    written = "".join(f"{key} = {_as_toml(value)}\n" for key, value in values.items())
+    written = "".join(f"{key} = {as_toml(value)}\n" for key, value in values.items())
     assert tomllib.loads(written) == values | {"sample_prompts": list(training.sample_prompts)}
     assert Training().values()["sample_every"] == 0
     with pytest.raises(RequestError, match="key = value"):

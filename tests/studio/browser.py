@@ -14,7 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NEEDS_BROWSER = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium on PATH: the studio was not tried in a browser"
+)
 READY = "#estimate b"  # there once the form stands and the server has said what it makes
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import CHROMIUM, READY, Studio, go, new_page, open_advanced
+from browser import NEEDS_BROWSER, READY, Studio, go, new_page, open_advanced
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: the studio was not tried in a browser")
+from radial_app.server.accounts import Accounts
+
+pytestmark = NEEDS_BROWSER
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 
@@ -63,12 +66,18 @@ def test_axe_finds_nothing(
     page.wait_for_selector("#now .stage")
     look("while a clip is made")
     go(page, "queue")
-    page.wait_for_selector(f'[data-job="{waits}"]')
+    page.wait_for_selector(f'#queue [data-job="{waits}"]')
     page.wait_for_selector("#queue .failed li")
     look("queue")
     page.click(f'#queue [data-job="{waits}"] button:has-text("Edit")')
     look("edit")
-    page.keyboard.press("Escape")
+    page.click('dialog button:has-text("Edit all of it in the form")')
+    page.wait_for_selector('#generate:has-text("Save it")')
+    look("a job in the form")
+    page.click('button:has-text("Leave it as it was")')
+    go(page, "queue")
+    page.check("#queue .pick >> nth=0")
+    look("some of the queue chosen")
     page.click('#queue button:has-text("Add many")')
     page.fill("dialog textarea", "a {red|blue} circle")
     page.click('dialog button:has-text("See what it makes")')
@@ -108,6 +117,47 @@ def test_axe_finds_nothing(
     look("keys")
     page.context.close()
     assert page.problems == []
+
+
+@pytest.mark.parametrize("device", [{}, PHONE], ids=["desktop", "phone"])
+def test_axe_finds_nothing_at_the_doors(
+    chromium: Any, tmp_path: Path, device: dict[str, Any], subtests: pytest.Subtests
+) -> None:
+    """The login, and the page of the REST interface."""
+    with Accounts(tmp_path / "data") as accounts:
+        accounts.add("ada", "correct horse battery")
+    guarded = Studio(tmp_path)
+    guarded.start()
+    try:
+        page = chromium.new_context(**{"bypass_csp": True, "reduced_motion": "reduce"} | device).new_page()
+
+        def look(what: str) -> None:
+            page.evaluate(files("axe_playwright_python").joinpath("axe.min.js").read_text())
+            for colours in ("light", "dark"):
+                page.evaluate("(name) => { document.documentElement.dataset.theme = name; }", colours)
+                page.wait_for_timeout(300)
+                with subtests.test(f"{what}, {colours}"):
+                    assert faults(page) == []
+
+        page.goto(guarded.url)
+        page.wait_for_selector("input[name=password]")
+        look("login")
+        page.fill("input[name=name]", "ada")
+        page.fill("input[name=password]", "wrong")
+        page.click("button")
+        page.wait_for_selector('[role="alert"], .problem')
+        look("a wrong password")
+        page.fill("input[name=name]", "ada")
+        page.fill("input[name=password]", "correct horse battery")
+        page.click("button")
+        page.wait_for_selector("#estimate b", state="attached")
+        page.goto(f"{guarded.url}/docs")
+        page.wait_for_selector("main details")
+        page.click("main details summary >> nth=0")
+        look("docs")
+        page.context.close()
+    finally:
+        guarded.stop()
 
 
 def test_axe_would_find_something(chromium: Any, studio: Studio) -> None:

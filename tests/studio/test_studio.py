@@ -16,7 +16,7 @@ import fake_hub
 import numpy as np
 import pytest
 from browser import (
-    CHROMIUM,
+    NEEDS_BROWSER,
     READY,
     Studio,
     estimate_says,
@@ -34,7 +34,7 @@ from radial.video.clip import Video, read_frames
 from radial_app.client import Client
 from radial_app.server.accounts import Accounts
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: the studio was not tried in a browser")
+pytestmark = NEEDS_BROWSER
 # What a finger would miss, and fields that a phone would zoom in on.
 TOO_SMALL = """[...document.querySelectorAll('button, select, textarea, input, nav a')]
     .filter((e) => e.offsetParent && !e.matches('.link, [type=checkbox], [type=range], [type=file]'))

@@ -17,7 +17,6 @@ from radial.errors import RadialError, RequestError
 from radial.models.hub.download import set_offline
 from radial.version import __version__
 from radial_app.cli import (
-    accounts,
     doctor,
     download,
     estimate,
@@ -27,9 +26,9 @@ from radial_app.cli import (
     presets,
     receipts,
     render,
-    serve,
     watch,
 )
+from radial_app.cli.serving import accounts, serve
 from radial_app.cli.terminal.text import printable
 from radial_app.cli.terminal.torchrun import refuse_several
 

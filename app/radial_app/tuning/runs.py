@@ -7,88 +7,27 @@ It is told to ``radial finetune``, and read back from the files that it writes.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
-import math
 import re
 import shutil
 import statistics
-import tomllib
+import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 
 from radial.errors import RequestError, first_line
 from radial.files import publish_text
 from radial.video.clip import VIDEO_SUFFIXES
 from radial_app.tuning.datasets import NAME, dataset_path
-from radial_app.tuning.tasks import Task, read_json
+from radial_app.tuning.settings import Preparation, Training, as_toml
+from radial_app.tuning.tasks import Task, read_json, run_command
 
 State = Literal["preparing", "prepared", "training", "stopping", "stopped", "failed", "done"]
-Size = Annotated[int, Field(ge=16, le=8192)]
 PICTURES = ("report.png", "sheet.png")
 _POINTS = 400  # of a loss curve
 _SAMPLE = re.compile(r"(\d{6,})-(\d{2,})-(\d+)\.mp4")
-_OWN_KEYS = ("data", "output", "model")
-
-
-def _named(name: str) -> str:
-    if not NAME.fullmatch(name):
-        raise ValueError(
-            "must be up to 64 letters, digits, dots, dashes and underscores, a letter or digit first, not "
-            f"{name[:80]!r}"
-        )
-    return name
-
-
-Name = Annotated[str, AfterValidator(_named)]
-
-
-class Preparation(BaseModel):
-    """What clips a run is of: a dataset, cut to these lengths and one size, the model's own where they are left out."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Name
-    dataset: Name
-    model: str = Field("tiny", max_length=200)
-    num_frames: Annotated[tuple[Annotated[int, Field(ge=1, le=4097)], ...], Field(min_length=1, max_length=8)]
-    height: Size | None = None
-    width: Size | None = None
-
-
-class Training(BaseModel):
-    """How a run trains. ``more`` are other settings of ``radial finetune run``, as lines of TOML."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
-    rank: Annotated[int, Field(ge=1, le=1024)] = 64
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
-    held_out: Annotated[int, Field(ge=0, le=10_000)] = 8
-    sample_every: Annotated[int, Field(ge=0)] = 200
-    sample_prompts: tuple[Annotated[str, Field(min_length=1, max_length=2000)], ...] = Field((), max_length=16)
-    trigger: Annotated[str, Field(max_length=200)] = ""
-    more: Annotated[str, Field(max_length=10_000)] = ""
-
-    def values(self) -> dict[str, Any]:
-        """The keys of the configuration.
-
-        Raises:
-            RequestError: ``more`` is no TOML, or says where the run lies.
-        """
-        try:
-            more = tomllib.loads(self.more)
-            _as_toml(more)  # nothing that cannot be told on
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
-            raise RequestError(f"the other settings are not lines of key = value: {first_line(error)}") from error
-        if taken := [key for key in _OWN_KEYS if key in more]:
-            raise RequestError(f"{taken[0]} is the run's own and cannot be among the other settings")
-        values = self.model_dump(exclude={"more"})
-        if not self.sample_prompts:
-            values["sample_every"] = 0
-        return values | more
 
 
 class Sample(BaseModel):
@@ -126,6 +65,15 @@ class TuningRun(BaseModel):
     adapter: bool
     problem: str
     log: list[str]
+
+
+class Forecast(BaseModel):
+    """What training takes: seconds a step at the most, bytes on the device and on disk."""
+
+    steps: int
+    seconds: float
+    device: float
+    disk: float
 
 
 class Tuning:
@@ -177,13 +125,32 @@ class Tuning:
         told = Task(folder).told
         values |= {"data": str(folder / "cache"), "output": str(folder / "run"), "model": told["model"]}
         (folder / "run" / "adapter.safetensors").unlink(missing_ok=True)
-        publish_text(folder / "run.toml", "".join(f"{key} = {_as_toml(value)}\n" for key, value in values.items()))
+        publish_text(folder / "run.toml", "".join(f"{key} = {as_toml(value)}\n" for key, value in values.items()))
         run = {"preparation": preparation.model_dump(mode="json"), "training": training.model_dump(mode="json")}
         publish_text(folder / "run.json", json.dumps(run))
         resume = ["--resume"] if any((folder / "run").glob("step-*")) else []
         arguments = ["finetune", "run", str(folder / "run.toml"), *resume]
         Task(folder).start(arguments, phase="train", model=told["model"])
         return self.get(name)
+
+    def forecast(self, name: str, training: Training) -> Forecast:
+        """What training a run so would take.
+
+        Raises:
+            RequestError: its clips are not prepared, or a setting breaks a rule.
+        """
+        folder = self._path(name)
+        if not (folder / "cache" / "report.json").is_file():
+            raise RequestError(f"the clips of run {name} are not prepared yet")
+        values = training.values() | {
+            "data": str(folder / "cache"), "output": str(folder / "run"), "model": Task(folder).told["model"],
+        }  # fmt: skip
+        with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+            file.write("".join(f"{key} = {as_toml(value)}\n" for key, value in values.items()))
+            file.flush()
+            told = run_command(["finetune", "estimate", file.name, "--json"])
+        needed = json.loads(told)
+        return Forecast(**{key: needed[key] for key in ("seconds", "device", "disk")}, steps=training.steps)
 
     def stop(self, name: str) -> TuningRun:
         """Have a run stop after its step; it can go on later.
@@ -367,16 +334,3 @@ def _samples(folder: Path, training: Training | None) -> list[Sample]:
             prompt = prompts[number] if number < len(prompts) else ""
             found.append(Sample(file=path.name, step=step, prompt=prompt, num_frames=frames))
     return found
-
-
-def _as_toml(value: Any) -> str:
-    """A value as TOML writes it: strings, numbers, truth values and lists of them as JSON does."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(str(key))} = {_as_toml(one)}" for key, one in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_as_toml, value)) + "]"
-    if isinstance(value, (datetime.date, datetime.time)):
-        raise RequestError(f"{value.isoformat()} is a date or a time, which no setting is: put a text into quotes")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise RequestError(f"{value} is no number that a setting can have")
-    return json.dumps(value)

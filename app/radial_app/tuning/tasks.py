@@ -134,3 +134,20 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def run_command(arguments: Sequence[str]) -> str:
+    """What a short command of ours prints.
+
+    Raises:
+        RequestError: it fails, in its own words.
+    """
+    environment = os.environ | {"COLUMNS": "2000", "NO_COLOR": "1"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "radial_app", *arguments], env=environment, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        raise RequestError(last.removeprefix("error: "))
+    return done.stdout

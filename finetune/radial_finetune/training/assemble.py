@@ -17,12 +17,13 @@ from radial.errors import RequestError
 from radial.generation.sampler import replaced, scheduler_for
 from radial.loading.load import LoadedModel, load
 from radial.models.lora_settings import AdapterSettings
+from radial.models.spec import ModelSpec
 from radial.plans.pattern import RadialPattern
 from radial.plans.policy import Schedule
 from radial.request import make_request
 from radial_finetune.data.cache import CacheIndex
 from radial_finetune.data.clips import Bucket
-from radial_finetune.objective import Objective, find_objective, noise_shift
+from radial_finetune.objective import Objective, find_objective
 from radial_finetune.training.activations import offloaded_checkpoint
 from radial_finetune.training.adapter import add_adapter
 from radial_finetune.training.config import FinetuneConfig
@@ -100,9 +101,10 @@ def alpha_of(config: FinetuneConfig) -> float:
     return config.alpha if config.alpha is not None else float(config.rank)
 
 
-def adapter_settings(config: FinetuneConfig, objective: Objective, buckets: Iterable[Bucket]) -> AdapterSettings:
-    """What generation is to do with the adapter: as it was tuned, for its longest clips."""
-    spec = objective.spec
+def adapter_settings(
+    config: FinetuneConfig, spec: ModelSpec, buckets: Iterable[Bucket], flow_shift: float | None = None
+) -> AdapterSettings:
+    """What generation is to do with the adapter: as it was tuned, for its longest clips, on that shift."""
     frames = max(bucket.num_frames for bucket in buckets)
     pattern, schedule = spec.preset(frames, spec.num_inference_steps)
     return AdapterSettings(
@@ -120,12 +122,12 @@ def adapter_settings(config: FinetuneConfig, objective: Objective, buckets: Iter
         dense_steps=schedule.dense_steps,
         block_size=config.block_size or spec.block_size,
         riflex=config.riflex,
-        flow_shift=noise_shift(objective, None, frames, by_length=True) if config.shift_by_length else None,
+        flow_shift=flow_shift,
     )
 
 
-def pattern_of(model: LoadedModel, settings: AdapterSettings) -> RadialPattern:
-    preset, _ = model.spec.preset(settings.target_frames or 1, model.spec.num_inference_steps)
+def pattern_of(spec: ModelSpec, settings: AdapterSettings) -> RadialPattern:
+    preset, _ = spec.preset(settings.target_frames or 1, spec.num_inference_steps)
     sinks = preset.sink_frames if settings.sink_frames is None else settings.sink_frames
     return replace(preset, decay=settings.decay or preset.decay, sink_frames=sinks)
 
@@ -148,8 +150,8 @@ def attention(
             steps = model.spec.dense_share(settings.dense_steps or 0, taken) if pipe is not None else 0
             stack.enter_context(
                 radial.apply(
-                    target, pattern=pattern_of(model, settings), schedule=Schedule(settings.dense_layers or 0, steps),
-                    block_size=settings.block_size or 128, parallel=parallel,
+                    target, pattern=pattern_of(model.spec, settings), block_size=settings.block_size or 128,
+                    schedule=Schedule(settings.dense_layers or 0, steps), parallel=parallel,
                 )
             )  # fmt: skip
         if pipe is not None and settings.flow_shift is not None:
@@ -157,6 +159,6 @@ def attention(
         yield
 
 
-def grid_of(objective: Objective, bucket: Bucket) -> radial.TokenGrid:
-    frames, height, width = objective.spec.stride
+def grid_of(spec: ModelSpec, bucket: Bucket) -> radial.TokenGrid:
+    frames, height, width = spec.stride
     return radial.TokenGrid((bucket.num_frames - 1) // frames + 1, bucket.height // height, bucket.width // width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
@@ -9,14 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import psutil
 import torch
 
 from radial.errors import RequestError
 from radial.files import existing_folder
+from radial.loading.load import choose_device, choose_dtype
+from radial.models.architecture import architecture_in
+from radial.models.checkpoint import checkpoint_folder
+from radial.models.find import find_model
+from radial.models.hub.download import cached_folder
 from radial.plans.block_plan import BlockPlan
 from radial.plans.layout import TokenGrid
 from radial.plans.pattern import RadialPattern
+from radial_finetune.data.cache import read_index
+from radial_finetune.objective import objective_of
+from radial_finetune.training.adapter import add_adapter
+from radial_finetune.training.assemble import adapter_settings, grid_of, pattern_of
 from radial_finetune.training.config import FinetuneConfig
 
 # Tensors of a token's width, and of its feed-forward layer's, that one block holds at the height of its backward pass;
@@ -77,6 +88,35 @@ def estimate(
     return TrainingNeeds(
         tokens, _device_bytes(config, model, tokens), _host_bytes(config, model, tokens),
         (config.keep_checkpoints + 1) * kept + 4 * model.adapter, flops / rate,
+    )  # fmt: skip
+
+
+def forecast(config: FinetuneConfig) -> TrainingNeeds:
+    """What a run will need, told without loading the model: from its configuration, on the clips of the cache.
+
+    Raises:
+        RequestError: there is no such cache or model.
+        ModelError: the model is of a kind that is not trained here.
+    """
+    index = read_index(Path(config.data))
+    spec = find_model(config.model)
+    folder = checkpoint_folder(spec) or cached_folder(spec.source)
+    if folder is None:
+        raise RequestError(f"{config.model} is not on this machine")
+    device = choose_device(config.device)
+    architecture = architecture_in(folder, "transformer_2" if config.expert == "low" else "transformer")
+    objective = objective_of(architecture.kind)
+    with torch.device("meta"):
+        transformer = getattr(diffusers, architecture.kind).from_config(json.loads(architecture.config))
+        transformer = transformer.to(choose_dtype(config.dtype, device, spec.half_dtype))
+        add_adapter(transformer, objective, config.rank, float(config.rank), config.layers, norms=config.norms)
+    lengths = {stage.num_frames for stage in config.curriculum}
+    buckets = [bucket for bucket in index.buckets if not lengths or bucket.num_frames in lengths]
+    settings = adapter_settings(config, spec, buckets)
+    grids = [grid_of(spec, bucket) for bucket in buckets]
+    return estimate(
+        config, transformer, grids, pattern_of(spec, settings), device, settings.dense_layers or 0,
+        settings.block_size or 128,
     )  # fmt: skip
 
 

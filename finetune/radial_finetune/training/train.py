@@ -26,7 +26,7 @@ from radial.loading.load import LoadedModel
 from radial.models.lora_settings import AdapterSettings
 from radial_finetune.data.cache import read_index
 from radial_finetune.data.clips import Bucket
-from radial_finetune.objective import Objective, expert_span, velocity_loss
+from radial_finetune.objective import Objective, expert_span, noise_shift, velocity_loss
 from radial_finetune.training.adapter import export_state, write_adapter
 from radial_finetune.training.assemble import (
     adapter_settings,
@@ -100,13 +100,15 @@ def finetune(
     model, objective = load_model(config, index, processes.device)
     name, _ = expert_span(model.pipe, config.expert)
     batches = Batches(config, index, objective, *processes.place)
-    settings = adapter_settings(config, objective, batches.buckets)
+    longest = max(bucket.num_frames for bucket in batches.buckets)
+    shift = noise_shift(objective, None, longest, by_length=True) if config.shift_by_length else None
+    settings = adapter_settings(config, model.spec, batches.buckets, shift)
     samples = encode_samples(objective, config.sample_prompts) if config.sample_every else None
     vae = keep_only(model.pipe, name)
     transformer, parameters, before = prepare_transformer(config, model, objective, processes)
-    grids = [grid_of(objective, bucket) for bucket in batches.buckets]
+    grids = [grid_of(model.spec, bucket) for bucket in batches.buckets]
     needed = estimate(
-        config, transformer, grids, pattern_of(model, settings), processes.device, settings.dense_layers or 0,
+        config, transformer, grids, pattern_of(model.spec, settings), processes.device, settings.dense_layers or 0,
         settings.block_size or 128,
     )  # fmt: skip
     on_note(f"{len(batches.train)} clips, {len(batches.held_out)} held out; {needed}")

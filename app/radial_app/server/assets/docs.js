@@ -28,7 +28,7 @@ const words = (text = "") => text.split(/(``[^`]+``|`[^`]+`)/).map((part) => (/^
 function fields(of) {
   const wanted = of.required ?? [];
   const rows = Object.entries(of.properties ?? {});
-  return rows.length ? h("div", { className: "scroll" }, h("table", {}, ...rows.map(([key, value]) =>
+  return rows.length ? h("div", { className: "scroll", tabIndex: 0, role: "group", ariaLabel: "A wide table" }, h("table", {}, ...rows.map(([key, value]) =>
     h("tr", {}, h("th", { scope: "row" }, key, wanted.includes(key) ? " (needed)" : ""), h("td", {}, type(value)), h("td", {}, limits(value)), h("td", {}, ...words(value.description)))))) : "";
 }
 

@@ -94,6 +94,12 @@ export function ask(question, yes) {
   });
 }
 
+// A moment, as its reader writes times.
+export const when = (seconds) => {
+  const hours = localStorage.getItem("radial-time");
+  return new Date(seconds * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short", ...(hours ? { hour12: hours === "12" } : {}) });
+};
+
 export function clock(seconds) {
   if (seconds === null || seconds === undefined) return "";
   const whole = Math.max(0, Math.round(seconds));

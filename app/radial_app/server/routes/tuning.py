@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
@@ -13,7 +14,8 @@ from radial_app.server.service import Conflict, ServerPaths, Service, store_in
 from radial_app.server.uploads import take_adapter
 from radial_app.server.views import Deleted
 from radial_app.tuning.datasets import Dataset, list_datasets, take_archive
-from radial_app.tuning.runs import Preparation, Training, Tuning, TuningRun
+from radial_app.tuning.runs import Forecast, Tuning, TuningRun
+from radial_app.tuning.settings import Preparation, Training
 from radial_app.worker.pool import own_devices
 
 
@@ -23,6 +25,7 @@ def make_router(paths: ServerPaths) -> APIRouter:
     only_admins = Depends(admins_only("only admins tune models"))
     router = APIRouter(prefix="/v1", tags=["tuning"], dependencies=[only_admins])
     tuning = Tuning(paths.data)
+    one_forecast = threading.Lock()  # at a time: each is a process of its own
 
     def check_free() -> None:
         """A model that renders and one that trains seldom fit on a GPU together."""
@@ -62,6 +65,12 @@ def make_router(paths: ServerPaths) -> APIRouter:
         """Train a prepared run, or go on with one that stopped."""
         check_free()
         return tuning.train(name, training)
+
+    @router.post("/tuning/{name}/estimate")
+    def estimate_run(name: str, training: Training) -> Forecast:
+        """What training a prepared run so would take."""
+        with one_forecast:
+            return tuning.forecast(name, training)
 
     @router.post("/tuning/{name}/stop")
     def stop_run(name: str) -> TuningRun:

@@ -6,7 +6,7 @@ const read = (key, empty) => { try { return JSON.parse(localStorage.getItem(key)
 const write = (key, value) => { try { localStorage.setItem(key, JSON.stringify(value)); } catch { /* full, or forbidden: the form works all the same */ } };
 
 // `request`: fields by name, those that are open left out; `file`: what it is kept as; `keep`: whether the seed stays.
-export const draft = { request: { prompt: "", model: "tiny" }, file: {}, quality: "standard", keep: false, ...read(KEY, {}) };
+export const draft = { request: { prompt: "", model: "tiny", ...read("radial-defaults", {}).request }, file: read("radial-defaults", {}).file ?? {}, quality: "standard", keep: false, ...read(KEY, {}) };
 
 export const keepDraft = () => write(KEY, draft);
 
@@ -16,5 +16,11 @@ export function remember(prompt) {
   write(HISTORY, [prompt, ...prompts().filter((one) => one !== prompt)].slice(0, 40));
 }
 
-export const ownPresets = () => read("radial-presets", {});
-export const keepPresets = (presets) => write("radial-presets", presets);
+// How many steps the clip had whose quick variations these are, to make the best of them in full.
+export const stepsInFull = (id) => read("radial-variations", {})[id] ?? null;
+export const rememberFull = (id, steps) => write("radial-variations", Object.fromEntries([...Object.entries(read("radial-variations", {})).slice(-200), [id, steps]]));
+
+// What a fresh form begins with.
+export const defaults = () => read("radial-defaults", {});
+export const keepDefaults = (values) => write("radial-defaults", values);
+

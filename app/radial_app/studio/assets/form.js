@@ -1,6 +1,6 @@
 // Create's form: its fields, what of them applies to a model, and what they make.
 import { button, bytes, call, dialog, h, icon, lengthOf, many, say } from "./dom.js";
-import { draft, keepDraft, keepPresets, ownPresets, prompts, remember } from "./draft.js";
+import { defaults, draft, keepDraft, prompts, remember } from "./draft.js";
 import { ask as askPlan, planned, showProblem } from "./estimate.js";
 import { check, choice, group, number, switches, text } from "./fields.js";
 import { drawLoras, drawZones, ZONES } from "./inputs.js";
@@ -13,8 +13,9 @@ const LABELS = { num_frames: "Length", height: "Height", width: "Width", num_inf
 let models = [];
 let limits = {};
 let presets = {};
+let own = {}; // settings by names of one's own
 const fields = {};
-let times, length, size, quality, model;
+let times, length, size, quality, model, onDisk;
 
 export const modelNow = () => models.find((one) => one.id === draft.request.model) ?? models[0];
 export const modelsThat = (test) => models.filter(test);
@@ -36,6 +37,7 @@ function changed() {
   // Fields that the page itself can judge are told at once, beside them.
   const wrong = Object.values(fields).filter((one) => one.fault());
   for (const one of wrong) one.blame(one.fault());
+  showLines();
   if (!wrong.length) askPlan(draft, () => dispatchEvent(new CustomEvent("radial-plan", { detail: planned() })));
   drawLength();
 }
@@ -52,7 +54,7 @@ export function fill(request, file) {
 }
 
 export async function buildForm(place) {
-  const [{ data, presets: named }, told] = await Promise.all([call("GET", "/v1/models"), call("GET", "/v1/fields")]);
+  const [{ data, presets: named }, told] = await Promise.all([call("GET", "/v1/models"), call("GET", "/v1/fields"), loadPresets()]);
   models = data.filter((one) => !one.problem && one.starts_from.length);
   limits = told;
   presets = named;
@@ -60,10 +62,15 @@ export async function buildForm(place) {
   place.replaceChildren(...layout());
   for (const [name, one] of Object.entries(fields)) one.control.title = limits[name]?.description ?? "";
   show();
+  showEditing();
+}
+
+async function loadPresets() {
+  own = Object.fromEntries((await call("GET", "/v1/presets")).map((one) => [one.name, one.fields]));
 }
 
 function layout() {
-  const own = (name, label, more = {}) => (fields[name] = number(name, label, { ...limits[name], change: () => put(name, fields[name].get()), ...more })).element;
+  const plain = (name, label, more = {}) => (fields[name] = number(name, label, { ...limits[name], change: () => put(name, fields[name].get()), ...more })).element;
   const pick = (name, label, options, more = {}) => (fields[name] = choice(name, label, options, { change: () => put(name, meant(name, fields[name].get())), ...more })).element;
   const tick = (name, label, value, hint) => (fields[name] = check(name, label, { value, hint, change: () => put(name, fields[name].get()) })).element;
 
@@ -71,6 +78,7 @@ function layout() {
   fields.prompt.control.id = "prompt";
   fields.prompt.element.querySelector("label").htmlFor = "prompt";
   model = choice("model", "Model", [], { change: () => chooseModel(model.get()) });
+  onDisk = h("div");
   quality = choice("quality", "Quality", [], { change: () => chooseQuality(quality.get()) });
   length = sliderField();
   times = switches("Times the native length", [1, 2, 3, 4].map((n) => [n, `${n}x`, `${n} times the length that the model was trained for`]), (n) => put("num_frames", lengthOf(modelNow(), modelNow().stride[0], Number(n))));
@@ -95,21 +103,22 @@ function layout() {
   return [
     h("form", { id: "form", className: "card stack", ariaLabel: "What to make", onsubmit: (event) => { event.preventDefault(); generate(); } },
       h("div", {}, fields.prompt.element,
-        h("div", { className: "actions" }, button("Earlier prompts", showHistory, { className: "link" }), button("Start over", () => fill({ prompt: "", model: draft.request.model }, {}), { className: "link", id: "start-over" }))),
+        h("div", { className: "actions" }, button("Earlier prompts", showHistory, { className: "link" }), button("Start over", () => fill({ prompt: "", model: draft.request.model, ...defaults().request }, defaults().file ?? {}), { className: "link", id: "start-over" }))),
       h("div", { id: "estimate", ariaLive: "polite" }),
-      h("button", { type: "submit", id: "generate", className: "primary large" }, icon("play"), "Generate"),
-      h("div", { className: "fields wide" }, model.element, h("div", {}, quality.element, h("div", { className: "actions" }, button("Keep these settings by name", savePreset, { className: "link" })))),
+      h("div", { id: "editing", className: "actions", role: "status", hidden: true }),
+      h("div", { className: "beside" }, h("button", { type: "submit", id: "generate", className: "primary large" }, icon("play"), h("span", {}, "Generate")), button("", generateLines, { id: "one-a-line", hidden: true })),
+      h("div", { className: "fields wide" }, h("div", { className: "stack tight" }, model.element, onDisk), h("div", {}, quality.element, h("div", { className: "actions" }, button("Keep these settings by name", savePreset, { className: "link" })))),
       h("div", { className: "field" }, length.element, times.element),
       h("div", { className: "fields" }, size.element, fields.num_videos.element, fields.seed.element, keep.element),
       h("datalist", { id: "sizes" }),
       h("div", { id: "zones", className: "zones" }), h("div", { id: "loras", className: "stack" }),
       h("details", { id: "advanced" }, h("summary", {}, "Advanced"), h("div", { className: "stack" },
-        group("Sampling", fields.negative_prompt.element, h("div", { className: "fields" }, own("num_inference_steps", "Steps"), own("guidance_scale", "Guidance"), own("guidance_scale_2", "Guidance, second expert"),
-          own("true_cfg_scale", "True guidance"), own("fps", "Frames a second"), own("num_frames", "Frames, exactly"), pick("sampler", "Sampler", [["", "the model's own"], ["euler", "Euler"], ["lcm", "LCM, for few steps"], ["unipc", "UniPC"]]), own("flow_shift", "Flow shift"))),
+        group("Sampling", fields.negative_prompt.element, h("div", { className: "fields" }, plain("num_inference_steps", "Steps"), plain("guidance_scale", "Guidance"), plain("guidance_scale_2", "Guidance, second expert"),
+          plain("true_cfg_scale", "True guidance"), plain("fps", "Frames a second"), plain("num_frames", "Frames, exactly"), pick("sampler", "Sampler", [["", "the model's own"], ["euler", "Euler"], ["lcm", "LCM, for few steps"], ["unipc", "UniPC"]]), plain("flow_shift", "Flow shift"))),
         h("div", { id: "on-images" }, group("Images", h("div", { className: "fields" }, pick("image_fit", "Of another shape", [["", "cut"], ["pad", "framed"], ["stretch", "stretched"]]),
           (fields.image_ground = text("image_ground", "Under see-through parts", { placeholder: "black", maxLength: 40, change: () => put("image_ground", fields.image_ground.get()) })).element))),
-        group("Attention", h("div", { className: "fields" }, pick("attention", "Attention", [["", "radial, or as tuned"], ["radial", "radial"], ["dense", "dense"]]), own("decay", "Window (decay)"),
-          own("dense_layers", "Dense layers"), own("dense_steps", "Dense first steps"), own("dense_last_steps", "Dense last steps"),
+        group("Attention", h("div", { className: "fields" }, pick("attention", "Attention", [["", "radial, or as tuned"], ["radial", "radial"], ["dense", "dense"]]), plain("decay", "Window (decay)"),
+          plain("dense_layers", "Dense layers"), plain("dense_steps", "Dense first steps"), plain("dense_last_steps", "Dense last steps"),
           pick("block_size", "Block size", [["", "the model's own"], ...[16, 32, 64, 128, 256].map((n) => [n, n])]), pick("riflex", "RIFLEx", [["", "as tuned"], ["true", "on"], ["false", "off"]])), tick("long_adapter", "Use the model's own adapter for longer clips", true)),
         group("Machine", h("div", { className: "fields" }, pick("memory", "On the GPU", [["", "as much as fits"], ["full", "all of it"], ["balanced", "balanced"], ["low", "little"], ["lowest", "the least"]]),
           pick("precision", "Precision", [["", "full"], ["eight_bit", "8 bit, faster"], ["eight_bit_weights", "8-bit weights, half the memory"]]), pick("dtype", "Numbers", [["", "as the model wants"], ["float32", "float32"], ["bfloat16", "bfloat16"], ["float16", "float16"]]),
@@ -137,7 +146,7 @@ function drawLength() {
   const index = (count) => Math.round((count - spec.first_frame) / stride);
   const { control, told } = length;
   control.min = spec.first_frame ? 0 : 1;
-  control.max = Math.max(index(lengthOf(spec, stride, 4)), index(frames));
+  control.max = Math.max(index(lengthOf(spec, stride, 4)), Math.ceil((10 * (draft.request.fps ?? spec.fps)) / stride), index(frames));
   control.value = index(frames);
   const seconds = (frames / (draft.request.fps ?? spec.fps)).toFixed(1);
   told.textContent = `${seconds} s, ${many(frames, "frame")}`;
@@ -164,10 +173,13 @@ function show() {
   const options = (list) => list.map((one) => [one.id, one.id]);
   model.fill([{ group: "On this machine", options: options(here) }, { group: "To download, from words", options: options(away("text")) }, { group: "To download, from an image", options: options(away("image")) }].filter((one) => one.options.length));
   model.set(spec.id);
+  const few = switches("Models on this machine", here.map((one) => [one.id, one.id]), (id) => chooseModel(id));
+  few.show(spec.id);
+  onDisk.replaceChildren(here.length > 1 && here.length < 6 ? few.element : "");
   const from = spec.starts_from.length === 2 ? "from words or an image" : spec.starts_from[0] === "text" ? "from words" : spec.needs_last_image ? "from one image to another" : "from an image";
   model.hint(`${spec.summary}; ${from}${spec.on_disk || spec.own ? "" : `; ${spec.download ? `about ${bytes(spec.download)} ` : ""}to download when it is first used`}`);
   quality.fill([["standard", `standard, ${many(spec.num_inference_steps, "step")}`], [DRAFT, `draft, ${many(draftSteps(spec), "step")}`],
-    { group: "For few-step adapters", options: Object.keys(presets).map((name) => [name, name]) }, { group: "Your own", options: Object.keys(ownPresets()).map((name) => [`own:${name}`, name]) }].filter((one) => !one.group || one.options.length));
+    { group: "For few-step adapters", options: Object.keys(presets).map((name) => [name, name]) }, { group: "Your own", options: Object.keys(own).map((name) => [`own:${name}`, name]) }].filter((one) => !one.group || one.options.length));
   quality.set(draft.quality);
   fields.negative_prompt.control.placeholder = spec.negative_prompt;
   for (const name of ["num_inference_steps", "guidance_scale", "fps", "num_frames"]) fields[name].control.placeholder = spec[name];
@@ -202,7 +214,7 @@ function sizesOf(spec) {
 }
 
 // Another model begins with its own values; the words and what the clip starts from stay.
-function chooseModel(id) {
+export function chooseModel(id) {
   const { prompt, seed, num_videos, image, last_image, extend, loras } = draft.request;
   draft.request = Object.fromEntries(Object.entries({ prompt, model: id, seed, num_videos, image, last_image, extend, loras }).filter(([, value]) => value !== undefined));
   if (draft.quality.startsWith("own:")) draft.quality = "standard";
@@ -220,22 +232,23 @@ function chooseQuality(name) {
 function applyQuality() {
   if (draft.quality === DRAFT) draft.request.num_inference_steps = draftSteps(modelNow());
   else if (draft.quality in presets) draft.request.preset = draft.quality;
-  else if (draft.quality.startsWith("own:")) Object.assign(draft.request, ownPresets()[draft.quality.slice(4)]);
+  else if (draft.quality.startsWith("own:")) Object.assign(draft.request, own[draft.quality.slice(4)]);
   if (!(draft.quality in presets)) delete draft.request.preset;
 }
 
 function savePreset() {
   const name = h("input", { maxLength: 40, ariaLabel: "Name" });
   const { prompt, seed, image, last_image, extend, model: of, ...settings } = draft.request;
-  const box = dialog("Keep these settings", h("p", {}, "All that differs from the model's own values, without the prompt, the seed and images. It stands under Quality."), name,
-    h("div", { className: "actions" }, button("Keep", () => {
+  const box = dialog("Keep these settings", h("p", {}, "All that differs from the model's own values, without the prompt, the seed and images. It stands under Quality, and radial generate --preset takes it by its name."), name,
+    h("div", { className: "actions" }, button("Keep", async () => {
       const called = name.value.trim();
       if (!called) throw new Error("give the settings a name");
-      keepPresets({ ...ownPresets(), [called]: settings });
+      await call("PUT", `/v1/presets/${encodeURIComponent(called)}`, settings);
+      await loadPresets();
       draft.quality = `own:${called}`;
       box.close();
       show();
-    }, { className: "primary" }), ...Object.keys(ownPresets()).map((old) => button(`Forget "${old}"`, () => { const left = ownPresets(); delete left[old]; keepPresets(left); box.close(); show(); }))));
+    }, { className: "primary" }), ...Object.keys(own).map((old) => button(`Forget "${old}"`, async () => { await call("DELETE", `/v1/presets/${encodeURIComponent(old)}`); await loadPresets(); box.close(); show(); }))));
 }
 
 function showHistory() {
@@ -256,6 +269,7 @@ export async function generate() {
     fields.prompt.blame("Prompt: say what the clip shows");
     return reveal(fields.prompt);
   }
+  if (draft.editing) return saveJob();
   const press = document.getElementById("generate");
   press.disabled = true;
   try {
@@ -271,5 +285,68 @@ export async function generate() {
     if (one && one.element.offsetParent === null) reveal(one);
   } finally {
     press.disabled = false;
+  }
+}
+
+// A prompt of several lines may be meant as one clip, or as one a line.
+const linesOf = () => (draft.request.prompt ?? "").split("\n").map((line) => line.trim()).filter((line) => line && !line.startsWith("#"));
+
+function showLines() {
+  const press = document.getElementById("one-a-line");
+  if (!press) return;
+  press.hidden = linesOf().length < 2 || Boolean(draft.editing);
+  press.textContent = `One clip a line: ${linesOf().length}`;
+}
+
+async function generateLines() {
+  const { prompt, seed, num_videos, ...defaults } = draft.request;
+  const { ids } = await call("POST", "/v1/lists", { text: prompt, kind: "txt", defaults, ...(Object.keys(draft.file).length ? { file: draft.file } : {}) });
+  remember(prompt);
+  say(`${many(ids.length, "video")} queued.`);
+  dispatchEvent(new CustomEvent("radial-queued"));
+}
+
+// A job that waits, in the form: it is held meanwhile, keeps its place, and what was in the form comes back after.
+export async function editJob(video) {
+  const before = draft.editing?.before ?? structuredClone({ request: draft.request, file: draft.file, quality: draft.quality });
+  if (draft.editing) await endEditing();
+  const held = video.state === "queued";
+  if (held) await call("POST", `/v1/videos/${video.id}/pause`);
+  draft.editing = { id: video.id, held, request: video.request, before };
+  fill(video.request);
+  showEditing();
+}
+
+function showEditing() {
+  const place = document.getElementById("editing");
+  place.hidden = !draft.editing;
+  place.replaceChildren(...(draft.editing ? [h("strong", {}, "This one waits in the queue."), button("Leave it as it was", () => endEditing())] : []));
+  document.querySelector("#generate span").textContent = draft.editing ? "Save it" : "Generate";
+  showLines();
+}
+
+async function endEditing() {
+  const { id, held, before } = draft.editing;
+  delete draft.editing;
+  Object.assign(draft, before);
+  showEditing();
+  show();
+  if (held) await call("POST", `/v1/videos/${id}/resume`);
+}
+
+async function saveJob() {
+  const { id, request } = draft.editing;
+  const changes = {};
+  for (const name of new Set([...Object.keys(request), ...Object.keys(draft.request)])) {
+    const [was, now] = [request[name] ?? null, draft.request[name] ?? null];
+    const none = (value) => value === null || (Array.isArray(value) && !value.length);
+    if (!(none(was) && none(now)) && JSON.stringify(was) !== JSON.stringify(now)) changes[name] = now ?? (Array.isArray(was) ? [] : null);
+  }
+  try {
+    if (Object.keys(changes).length) await call("PATCH", `/v1/videos/${id}`, { request: changes });
+    await endEditing();
+    say("Saved; it keeps its place in the queue.");
+  } catch (error) {
+    showProblem(words(error.message), error.param);
   }
 }

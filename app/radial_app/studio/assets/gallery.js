@@ -1,11 +1,12 @@
 // The gallery: finished videos page by page, many of them at once, and one in detail at an address of its own.
-import { ask, button, bytes, call, clock, content, dialog, h, icon, many, say } from "./dom.js";
+import { ask, button, bytes, call, clock, content, dialog, h, icon, many, say, when } from "./dom.js";
 import { chooseOther, compare } from "./compare.js";
 import { fill } from "./form.js";
-import { facts, player } from "./live.js";
+import { player } from "./live.js";
 import { log } from "./queue.js";
 import { go, here, openPlace, title } from "./router.js";
-import { canExtend, extend, frameOf, startFrom } from "./start_from.js";
+import { extend, frameOf, isDraft, promote, startFrom, variations } from "./start_from.js";
+import { facts } from "./waiting.js";
 
 const PAGE = 24;
 const state = { show: "done", search: "", order: "desc", count: "", videos: [], more: false, picked: new Set() };
@@ -68,7 +69,7 @@ export function tile(video, full = false) {
   const picture = h("span", { className: "picture" }, video.files.length ? h("img", { src: content(video, "thumbnail"), loading: "lazy", alt: "" }) : h("span", {}, video.state),
     video.favourite ? h("span", { className: "mark star", title: "favourite" }, "★") : "", video.files[0]?.partial ? h("span", { className: "mark stopped" }, "stopped early") : "",
     h("span", { className: "mark length" }, `${Number(video.seconds).toFixed(1)} s${video.files.length > 1 ? ` × ${video.files.length}` : ""}`));
-  const made = video.completed_at ? new Date(video.completed_at * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }) : "";
+  const made = video.completed_at ? when(video.completed_at) : "";
   const link = h("a", { href: `/gallery/${video.id}`, title: video.prompt }, picture, h("span", { className: "words" }, h("span", { className: "prompt clamped" }, video.prompt), h("span", { className: "quiet" }, `${video.model}${made ? `, ${made}` : ""}`)));
   let moving = null;
   const stop = () => { moving?.remove(); moving = null; };
@@ -96,7 +97,7 @@ function drawPicked(place) {
   const all = async (act) => { for (const id of ids) await act(id); state.picked.clear(); refresh(); };
   const two = ids.map((id) => state.videos.find((video) => video.id === id));
   bar.replaceChildren(h("strong", {}, `${many(ids.length, "video")} chosen`), h("a", { className: "button", href: `/v1/archive?ids=${ids.join(",")}`, download: "" }, "Download as zip"),
-    button("Favourite", () => all((id) => call("PATCH", `/v1/videos/${id}`, { favourite: true }))), ids.length === 2 ? button("Compare", () => compare(...two)) : "",
+    button("Favourite", () => all((id) => call("PATCH", `/v1/videos/${id}`, { favourite: true }))), ids.length > 1 ? h("a", { className: "button", href: `/v1/join?ids=${ids.join(",")}`, download: "", title: "One after the other, in the order in which they were chosen" }, "Join") : "", ids.length === 2 ? button("Compare", () => compare(...two)) : "",
     button("Delete", async () => { if (await ask(`Move ${many(ids.length, "video")} to the trash?`, "Move to the trash")) await all((id) => call("DELETE", `/v1/videos/${id}`)); }, { className: "danger" }),
     button("Choose none", () => { state.picked.clear(); for (const box of place.querySelectorAll(".pick")) { box.checked = false; box.closest(".tile").classList.remove("chosen"); } drawPicked(place); }, { className: "link" }));
 }
@@ -143,13 +144,13 @@ function drawVideo(video) {
   const frame = (by) => { const now = shown(); now.pause?.(); now.currentTime = Math.max(0, Math.min(now.duration || 0, now.currentTime + by / video.fps)); };
   const moving = shown().tagName === "VIDEO";
   const rows = Object.entries(request).filter(([name, value]) => name !== "prompt" && value !== null && value !== "" && !(Array.isArray(value) && !value.length));
-  const why = canExtend(video) ? "" : `${video.model} starts from words alone: choose a model that starts from an image, and give it a frame`;
   const box = dialog("Video", screen, several,
     h("div", { className: "actions" },
       button([icon("before"), "Previous"], () => before?.(), { disabled: !before }), button(["Next", icon("after")], () => after?.(), { disabled: !after }),
       moving ? h("span", { className: "choices", role: "group", ariaLabel: "Frame by frame" }, button("◂ frame", () => frame(-1), { title: "One frame back (,)", ariaLabel: "One frame back" }), button("frame ▸", () => frame(1), { title: "One frame on (.)", ariaLabel: "One frame on" })) : ""),
     h("p", { className: "prompt" }, video.prompt), h("p", { className: "quiet" }, facts(video)), video.note ? h("p", { className: "quiet" }, video.note) : "",
-    h("div", { className: "actions" }, button("Use these settings", leave(() => { fill(request); openPlace("create"); }), { className: "primary" }), star,
+    h("div", { className: "actions" }, button("Use these settings", leave(() => { fill(request); openPlace("create"); }), { className: "primary" }),
+      isDraft(video) ? button("Make it in full", leave(() => promote(video, index)), { title: "The same seed, in all of its steps" }) : "", star,
       video.files.length ? h("a", { className: "button", href: `${content(video, "video", index)}&download=true`, download: "", onclick: (event) => { event.currentTarget.href = `${content(video, "video", index)}&download=true`; } }, "Download") : "",
       button("Delete", async () => {
         if (!(await ask("Move this video to the trash?", "Move to the trash"))) return;
@@ -159,14 +160,14 @@ function drawVideo(video) {
         say("Moved to the trash.", false, ["Undo", () => restore(id)]);
       }, { className: "danger" })),
     h("details", { open: true }, h("summary", {}, "Go on from it"), h("div", { className: "actions" },
-      button("Extend this clip", leave(() => extend(video, index)), { disabled: Boolean(why), title: why }), why ? h("span", { className: "quiet" }, why) : "",
-      button("Start from this frame", leave(() => startFrom(shown()))),
+      button("Extend this clip", () => extend(video, index)), button("Start from this frame", () => startFrom(shown(), video)),
       button("Save this frame", async () => { const file = await frameOf(shown()); const link = h("a", { href: URL.createObjectURL(file), download: `${id}.png` }); link.click(); URL.revokeObjectURL(link.href); }))),
+    moving ? h("details", {}, h("summary", {}, "Cut a part out"), cutter(video, shown, () => index)) : "",
     h("details", {}, h("summary", {}, "Compare"), h("div", { className: "actions" }, button("With another", () => chooseOther(video, index, tile)),
       request.attention === "radial" ? button("With dense attention", () => beside(video, { attention: "dense" }), { title: "The same seed with dense attention, then both side by side" }) : "",
       request.loras.length ? button("Adapter weights", () => weights(video)) : "", button("Small variations", () => variations(video), { title: "Four other seeds, quick and small; the best is made in full" }))),
     h("details", {}, h("summary", {}, "Settings and log"), h("div", { className: "actions" }, button("Copy as command", async () => copy((await call("GET", `/v1/videos/${id}/command`)).command)), button("Log", () => log(video))),
-      h("div", { className: "scroll" }, h("table", {}, ...rows.map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name.replaceAll("_", " ")), h("td", {}, typeof value === "object" ? JSON.stringify(value) : String(value)))))),
+      h("div", { className: "scroll", tabIndex: 0, role: "group", ariaLabel: "A wide table" }, h("table", {}, ...rows.map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name.replaceAll("_", " ")), h("td", {}, typeof value === "object" ? JSON.stringify(value) : String(value)))))),
       h("p", { className: "quiet" }, video.files.map((file) => `rendered in ${clock(file.render_seconds)}`).join(", "))));
   box.addEventListener("keydown", (event) => {
     if (event.target.matches("input, textarea, select") || event.ctrlKey || event.metaKey) return;
@@ -187,7 +188,7 @@ async function openTrash() {
   const deleted = await call("GET", "/v1/trash");
   const box = dialog("Trash", deleted.length ? h("ol", { className: "rows" }, ...deleted.map((video) => {
     const row = h("li", { dataset: { job: video.id } }, h("span", { className: "picture" }, bytes(video.bytes)), h("div", { className: "what" }, h("p", { className: "prompt clamped" }, video.prompt),
-      h("p", { className: "quiet" }, `${video.model}, deleted ${new Date(video.deleted_at * 1000).toLocaleString()}`)), button("Bring it back", async () => { await restore(video.id); row.remove(); }));
+      h("p", { className: "quiet" }, `${video.model}, deleted ${when(video.deleted_at)}`)), button("Bring it back", async () => { await restore(video.id); row.remove(); }));
     return row;
   })) : h("p", { className: "quiet" }, "Nothing is in the trash."), deleted.length ? h("div", { className: "actions" }, button("Delete all for good", async () => {
     if (!(await ask(`Delete ${many(deleted.length, "video")} for good?`, "Delete for good"))) return;
@@ -226,12 +227,20 @@ export async function openAwaited(queue) {
   }
 }
 
-async function variations(video) {
-  const { request } = video;
-  const steps = Math.max(4, Math.round(request.num_inference_steps / 3));
-  const first = Math.floor(Math.random() * 2 ** 31);
-  await call("POST", `/v1/videos/${video.id}/duplicate`, { seed: first, num_videos: 4, num_inference_steps: steps, dense_steps: Math.min(request.dense_steps ?? 0, steps) });
-  say("Four quick variations are queued. Use the settings of the one you like, with Quality standard, to make it in full.");
+// From one frame to another, of the file as it is.
+function cutter(video, shown, index) {
+  const marks = { start: 0, end: null };
+  const told = h("span", { className: "quiet", role: "status" });
+  const link = h("a", { className: "button", download: "" }, "Download the part");
+  const show = () => {
+    const wrong = marks.end !== null && marks.end <= marks.start;
+    told.textContent = wrong ? "It ends before it begins" : `from ${marks.start.toFixed(2)} s to ${marks.end === null ? "the end" : `${marks.end.toFixed(2)} s`}`;
+    if (wrong) link.removeAttribute("href");
+    else link.href = `/v1/videos/${video.id}/part?index=${index()}&start=${marks.start}${marks.end === null ? "" : `&end=${marks.end}`}`;
+  };
+  const frame = () => Math.floor(shown().currentTime * video.fps + 1e-3) / video.fps;
+  show();
+  return h("div", { className: "actions" }, button("Begins at this frame", () => { marks.start = frame(); show(); }), button("Ends with this frame", () => { marks.end = frame() + 1 / video.fps; show(); }), told, link);
 }
 
 function weights(video) {

@@ -1,9 +1,10 @@
 // What a clip starts from and ends on, adapters with their weights, and settings out of a video.
 import { button, call, h, say } from "./dom.js";
 import { draft } from "./draft.js";
-import { fill, put } from "./form.js";
+import { fill, put as putField } from "./form.js";
 import { addMany } from "./list.js";
 import { openPlace } from "./router.js";
+import { withImages } from "./start_from.js";
 
 export const ZONES = { image: ["Start image", "image/*,.heic,.avif"], last_image: ["End image", "image/*,.heic,.avif"], extend: ["Clip to extend", "video/*"] };
 let adapters = [];
@@ -11,14 +12,14 @@ let spec = null;
 
 export function drawZones(now) {
   spec = now;
-  const able = spec.starts_from.includes("image") ? Object.keys(ZONES).filter((name) => name !== "last_image" || spec.takes_last_image) : [];
+  const able = Object.keys(ZONES).filter((name) => name !== "last_image" || spec.takes_last_image);
   document.getElementById("zones").replaceChildren(...able.map((name) => zone(name, ...ZONES[name], draft.request[name])));
 }
 
-function choose(name, id) {
+export function put(name, id) {
   if (id && name === "extend") delete draft.request.image;
   if (id && name === "image") delete draft.request.extend;
-  put(name, id);
+  putField(name, id);
   drawZones(spec);
 }
 
@@ -28,8 +29,8 @@ function zone(name, label, accept, id) {
     ondragover: (event) => { event.preventDefault(); box.classList.add("over"); },
     ondragleave: () => box.classList.remove("over"),
     ondrop: (event) => { event.preventDefault(); box.classList.remove("over"); if (event.dataTransfer.files[0]) bring(name, event.dataTransfer.files[0]); } },
-  id ? look(id) : h("span", {}, label), id ? "" : h("span", { className: "quiet" }, "drop or choose"));
-  return h("div", { className: "zone-box" }, box, file, id ? button("Remove", () => choose(name, null), { ariaLabel: `Remove ${label.toLowerCase()}` }) : "");
+  id ? look(id) : h("span", {}, label), id ? "" : h("span", { className: "quiet" }, spec.starts_from.includes("image") ? "drop or choose" : "takes another model"));
+  return h("div", { className: "zone-box" }, box, file, id ? button("Remove", () => put(name, null), { ariaLabel: `Remove ${label.toLowerCase()}` }) : "");
 }
 
 function look(id) {
@@ -41,13 +42,14 @@ function look(id) {
   return picture;
 }
 
-export async function bring(name, file) {
+// `wanted` is the model to take where the form's own starts from words alone.
+export async function bring(name, file, wanted = null) {
   const form = new FormData();
   form.append("file", file);
   try {
     const { id, kind } = await call("POST", "/v1/files", form);
     if ((kind === "clip") !== (name === "extend")) throw new Error(name === "extend" ? "this is an image; a clip can be extended" : "this is a clip; an image goes here");
-    choose(name, id);
+    await withImages(wanted, () => put(name, id));
   } catch (error) {
     say(error.message, true);
   }
@@ -57,7 +59,7 @@ export function drawLoras() {
   const place = document.getElementById("loras");
   if (!place) return;
   const now = draft.request.loras ?? [];
-  const change = (list) => { put("loras", list.length ? list : undefined); drawLoras(); };
+  const change = (list) => { putField("loras", list.length ? list : undefined); drawLoras(); };
   const rows = now.map((lora, index) => {
     const weight = h("input", { type: "number", step: 0.05, min: -10, max: 10, value: lora.weight ?? 1, ariaLabel: `Weight of ${lora.path}`,
       onchange: () => change(now.map((one, i) => (i === index ? { ...one, weight: Number(weight.value) } : one))) });
@@ -83,6 +85,7 @@ export function takeDrops() {
     event.preventDefault();
     const [file] = event.dataTransfer.files;
     if (/\.(txt|csv|jsonl|ya?ml)$/i.test(file?.name ?? "")) await addMany(file);
+    else if (/^image\/|\.(heic|heif|avif)$/i.test(file?.type || file?.name || "")) { openPlace("create"); await bring("image", file); }
     else if (file) await loadSettings(file);
   });
 }

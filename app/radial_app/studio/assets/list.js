@@ -40,7 +40,7 @@ export async function addMany(file) {
     if (!told) return;
     const seconds = told.data.every((one) => one.render_seconds) ? told.data.reduce((sum, one) => sum + one.render_seconds, 0) : null;
     found.replaceChildren(...told.warnings.map((warning) => h("p", { className: "warn" }, warning)),
-      h("div", { className: "scroll" }, h("table", { className: "wide" }, h("thead", {}, h("tr", {}, ...["Line", "Prompt", "Model", "Size", "Length", "Steps", "Seed"].map((name) => h("th", { scope: "col" }, name)))),
+      h("div", { className: "scroll", tabIndex: 0, role: "group", ariaLabel: "A wide table" }, h("table", { className: "wide" }, h("thead", {}, h("tr", {}, ...["Line", "Prompt", "Model", "Size", "Length", "Steps", "Seed"].map((name) => h("th", { scope: "col" }, name)))),
         h("tbody", {}, ...told.data.slice(0, 100).map((one) => h("tr", {}, ...[one.source, one.prompt, one.model, one.size, `${one.seconds.toFixed(1)} s`, one.num_inference_steps, one.seed].map((value) => h("td", {}, String(value)))))))),
       told.data.length > 100 ? h("p", { className: "quiet" }, `and ${told.data.length - 100} more`) : "",
       h("div", { className: "actions" }, button(`Queue ${many(told.data.length, "video")}`, async () => {

@@ -2,7 +2,8 @@
 // was made lately.
 import { button, call, clock, content, h } from "./dom.js";
 import { fill } from "./form.js";
-import { canExtend, extend } from "./start_from.js";
+import { extend, isDraft, promote, startFrom } from "./start_from.js";
+import { facts, row } from "./waiting.js";
 
 const STAGES = { load: "Loading the model", download: "Downloading the model", encode: "Reading the prompt", denoise: "Making the clip", decode: "Decoding the frames", write: "Writing the file" };
 const ASKED = { pause: " - pauses after this step", finish: " - ends after this step", cancel: " - ends" };
@@ -35,7 +36,7 @@ function drawRunning(place, running, queue) {
   const key = `running ${running.map((video) => video.id).join(" ")}`;
   if (shown !== key) {
     shown = key;
-    place.replaceChildren(...running.map(card), h("p", { className: "quiet rest" }));
+    place.replaceChildren(...running.map(card), h("div", { className: "next" }));
   }
   for (const video of running) {
     const box = place.querySelector(`[data-job="${video.id}"]`);
@@ -50,8 +51,19 @@ function drawRunning(place, running, queue) {
     for (const one of box.querySelectorAll(".actions button")) one.disabled = Boolean(video.control);
     refreshPreview(box.querySelector("img"), video);
   }
-  const waiting = queue.waiting.filter((video) => video.state === "queued").length + queue.more;
-  place.querySelector(".rest").textContent = waiting ? `${waiting} more in the queue` : "";
+  drawNext(place.querySelector(".next"), queue);
+}
+
+// The next ones that wait, handled here as in the queue.
+function drawNext(place, queue) {
+  const waiting = queue.waiting.filter((video) => video.state !== "running");
+  const key = JSON.stringify(waiting.slice(0, 4).map((video) => [video.id, video.state, video.prompt, video.note])) + waiting.length;
+  if (place.dataset.key === key) return;
+  place.dataset.key = key;
+  const queued = waiting.filter((video) => video.state === "queued");
+  const more = waiting.length + queue.more - 3;
+  place.replaceChildren(...(waiting.length ? [h("h2", {}, "Next"), h("ol", { className: "rows" }, ...waiting.slice(0, 3).map((video) => row(video, queued.indexOf(video), queued.length))),
+    more > 0 ? h("a", { className: "quiet rest", href: "/queue" }, `${more} more in the queue`) : ""] : []));
 }
 
 function card(video) {
@@ -64,8 +76,6 @@ function card(video) {
     h("div", { className: "actions" }, button("Pause", () => act("pause")),
       button("Stop and keep", () => act("cancel?keep=true"), { title: "Ends after this step, with what there is" }), button("Discard", () => act("cancel?keep=false"), { className: "danger" })));
 }
-
-export const facts = (video) => `${Number(video.seconds).toFixed(1)} s, ${video.size}, seed ${video.request.seed}, ${video.model}`;
 
 function refreshPreview(image, video) {
   if (!video.preview) return;
@@ -103,7 +113,8 @@ const failed = (video) => h("section", { className: "card", dataset: { job: vide
 
 const done = (video) => h("section", { className: "card", dataset: { job: video.id }, ariaLabel: "Made" }, h("div", { className: "screen" }, player(video)), h("p", { className: "prompt clamped" }, video.prompt), h("p", { className: "quiet" }, facts(video)),
   h("div", { className: "actions" }, h("a", { className: "button", href: `/gallery/${video.id}` }, "Open"), button("Use these settings", () => fill(video.request)),
-    canExtend(video) ? button("Extend this clip", () => extend(video)) : "", h("a", { className: "button", href: `${content(video, "video")}&download=true`, download: "" }, "Download")));
+    isDraft(video) ? button("Make it in full", () => promote(video), { title: "The same seed, in the model's own number of steps" }) : "",
+    button("Extend this clip", () => extend(video)), button("Start from this frame", (event) => startFrom(event.currentTarget.closest("section").querySelector("video, img"), video)), h("a", { className: "button", href: `${content(video, "video")}&download=true`, download: "" }, "Download")));
 
 export function player(video, index = 0) {
   if (!video.files.length) return h("p", { className: "quiet" }, "no file");

@@ -1,12 +1,13 @@
 // The queue: order, edit, pause, cancel, and what failed.
-import { ask, button, call, clock, content, dialog, h, icon, many, say } from "./dom.js";
-import { fill, words } from "./form.js";
+import { ask, button, call, clock, dialog, h, many, say, when } from "./dom.js";
+import { fill } from "./form.js";
 import { addMany } from "./list.js";
-import { facts } from "./live.js";
 import { openPlace } from "./router.js";
+import { row } from "./waiting.js";
 
 let shown = "";
 let failedShown = "";
+const picked = new Set();
 
 export function showQueue(queue) {
   const place = document.getElementById("queue");
@@ -33,16 +34,23 @@ function draw(place, queue) {
   const waiting = queue.waiting.filter((video) => video.state === "queued");
   // Whoever moves a row by keys stays on it.
   const focused = place.contains(document.activeElement) ? [document.activeElement.closest("[data-job]")?.dataset.job, document.activeElement.dataset.act] : [];
-  const rows = queue.waiting.map((video) => row(video, waiting.indexOf(video), waiting.length));
+  for (const id of picked) if (!queue.waiting.some((video) => video.id === id && video.state !== "running")) picked.delete(id);
+  const pick = (video) => { const box = h("input", { type: "checkbox", className: "pick", dataset: { act: "pick" }, ariaLabel: `Choose: ${video.prompt.slice(0, 80)}`, checked: picked.has(video.id), onchange: () => {
+    picked[box.checked ? "add" : "delete"](video.id);
+    draw(place, queue);
+  } }); return box; };
+  const rows = queue.waiting.map((video) => row(video, waiting.indexOf(video), waiting.length, video.state !== "running" && queue.waiting.length > 1 ? pick(video) : ""));
   const failed = place.querySelector(".failed") ?? h("section", { className: "failed stack" });
   const ids = (states) => queue.waiting.filter((video) => states.includes(video.state)).map((video) => video.id);
-  const all = async (action, states) => { for (const id of ids(states)) await call("POST", `/v1/videos/${id}/${action}`).catch(() => {}); };
+  const each = async (of, action) => { for (const id of of) await call("POST", `/v1/videos/${id}/${action}`).catch(() => {}); };
+  const all = (action, states) => each(ids(states), action);
   place.replaceChildren(
     h("div", { className: "head" }, h("h1", {}, "Queue"), h("span", { className: "quiet" }, told(queue)),
       button("Add many", () => addMany()), rows.length ? h("span", { className: "actions" },
         ids(["queued", "running"]).length ? button("Pause all", () => all("pause", ["queued", "running"])) : "",
         ids(["paused"]).length ? button("Go on with all", () => all("resume", ["paused"])) : "",
         button("Clear all", async () => (await ask(`Give up ${many(rows.length, "video")}?`, "Give up")) && all("cancel?keep=false", ["queued", "paused", "running"]), { className: "danger" })) : ""),
+    picked.size ? chosenBar(place, queue, each) : "",
     rows.length ? h("ol", { className: "rows" }, ...rows) : queue.counts.failed ? "" : h("div", { className: "empty" }, h("h2", {}, "The queue is empty"),
       h("p", {}, "What you generate lines up here. It goes on when this page is closed, and after a restart."), h("a", { className: "button", href: "/" }, "Make a clip")),
     queue.more ? h("p", { className: "quiet" }, `and ${queue.more} more`) : "", failed);
@@ -52,78 +60,25 @@ function draw(place, queue) {
   }
 }
 
+// What is done with several that wait at once; they keep their order among each other.
+function chosenBar(place, queue, each) {
+  const of = (...states) => queue.waiting.filter((video) => picked.has(video.id) && states.includes(video.state)).map((video) => video.id);
+  const none = () => { picked.clear(); draw(place, queue); };
+  return h("div", { className: "actions picked", role: "region", ariaLabel: "Chosen videos" }, h("strong", {}, `${many(picked.size, "video")} chosen`),
+    of("queued").length ? button("To the front", async () => { for (const [at, id] of of("queued").entries()) await call("PATCH", `/v1/videos/${id}`, { place: at + 1 }); }) : "",
+    of("queued").length ? button("Hold them", () => each(of("queued"), "pause")) : "", of("paused").length ? button("Go on with them", () => each(of("paused"), "resume")) : "",
+    button("Cancel them", async () => {
+      const ids = of("queued", "paused");
+      if (await ask(`Give up ${many(ids.length, "video")}?`, "Give up")) await each(ids, "cancel");
+    }, { className: "danger" }), button("Choose none", none, { className: "link" }));
+}
+
 function told(queue) {
   const left = queue.waiting.filter((video) => video.state !== "paused");
   const known = left.every((video) => video.eta ?? video.render_seconds);
   const seconds = left.reduce((sum, video) => sum + (video.eta ?? video.render_seconds ?? 0), 0) / Math.max(1, queue.workers);
   const workers = queue.workers ? `${many(queue.workers, "worker")} at work` : "no worker is running: radial work starts one";
   return `${workers}${left.length && known && queue.workers ? `, about ${clock(seconds)} in all` : ""}`;
-}
-
-function row(video, place, count) {
-  const act = (action) => call("POST", `/v1/videos/${video.id}/${action}`);
-  const move = (step) => call("PATCH", `/v1/videos/${video.id}`, { step });
-  const running = video.state === "running";
-  const named = (words) => h("span", { className: "visually-hidden" }, words);
-  const actions = running
-    ? [button("Pause", () => act("pause"), { disabled: Boolean(video.control) }), button("Stop and keep", () => act("cancel?keep=true"), { disabled: Boolean(video.control) }),
-      button("Discard", () => act("cancel?keep=false"), { className: "danger", disabled: Boolean(video.control) })]
-    : [video.state === "queued" && button([icon("up"), named("Move up")], () => move("up"), { className: "bare", dataset: { act: "up" }, disabled: place === 0 }),
-      video.state === "queued" && button([icon("down"), named("Move down")], () => move("down"), { className: "bare", dataset: { act: "down" }, disabled: place === count - 1 }),
-      button("Edit", () => edit(video), { dataset: { act: "edit" } }),
-      video.state === "paused" ? button("Go on", () => act("resume")) : button("Hold", () => act("pause")),
-      button("Cancel", () => act("cancel"), { className: "danger" })];
-  const from = video.request.extend?.startsWith("video:") ? `/v1/videos/${video.request.extend.slice(6).split("/")[0]}/content?variant=thumbnail` : video.request.image ? `/v1/files/${video.request.image}` : "";
-  const picture = running && video.preview ? h("img", { className: "picture", src: `${content(video, "preview")}&at=${video.preview}`, alt: "" })
-    : from ? h("img", { className: "picture", src: from, alt: "" }) : h("span", { className: "picture" }, video.size);
-  const line = h("li", { dataset: { job: video.id }, className: video.state, draggable: video.state === "queued",
-    ondragstart: (event) => event.dataTransfer.setData("text/radial", video.id),
-    ondragover: (event) => { if (video.state === "queued") { event.preventDefault(); line.classList.add("over"); } },
-    ondragleave: () => line.classList.remove("over"),
-    ondrop: async (event) => {
-      line.classList.remove("over");
-      const id = event.dataTransfer.getData("text/radial");
-      event.preventDefault();
-      if (id && id !== video.id) await call("PATCH", `/v1/videos/${id}`, { place: place + 1 }).catch((error) => say(error.message, true));
-    } },
-  picture, h("div", { className: "what" }, h("p", { className: "prompt clamped" }, video.prompt),
-    h("p", { className: "quiet" }, `${STATES[video.state]}${video.control ? `, to ${video.control}` : ""}${video.render_seconds ? `, about ${clock(video.render_seconds)}` : ""} · ${facts(video)}${video.note ? ` · ${video.note}` : ""}`),
-    running ? h("div", { className: "bar" }, h("progress", { max: 100, ariaLabel: "Progress" }), h("span", { className: "eta quiet" })) : ""),
-  h("div", { className: "actions" }, ...actions));
-  return line;
-}
-
-const STATES = { running: "rendering", queued: "waits", paused: "on hold" };
-const OPEN_FOR = { prompt: "Prompt", negative_prompt: "Words to avoid", seed: "Seed", num_videos: "Videos", num_frames: "Frames", height: "Height", width: "Width", fps: "Frames a second", num_inference_steps: "Steps", guidance_scale: "Guidance" };
-
-function edit(video) {
-  const long = ["prompt", "negative_prompt"];
-  const fields = Object.fromEntries(Object.keys(OPEN_FOR).map((name) => [name, long.includes(name) ? h("textarea", { rows: name === "prompt" ? 4 : 2, value: video.request[name] ?? "", maxLength: 20000 })
-    : h("input", { type: "number", step: "any", value: video.request[name] ?? "" })]));
-  const problem = h("p", { className: "problem", role: "alert", hidden: true });
-  const box = dialog("Edit", h("div", { className: "fields" }, ...Object.entries(fields).map(([name, field]) => {
-    field.id = `edit-${name}`;
-    return h("div", { className: `field${long.includes(name) ? " whole" : ""}` }, h("label", { htmlFor: field.id }, OPEN_FOR[name]), field);
-  })), problem, h("div", { className: "actions" }, button("Save", async () => {
-    const changes = {};
-    for (const [name, field] of Object.entries(fields)) {
-      const value = long.includes(name) ? field.value : field.value === "" ? null : Number(field.value);
-      if (value !== (video.request[name] ?? (long.includes(name) ? "" : null))) changes[name] = value;
-    }
-    try {
-      if (Object.keys(changes).length) await call("PATCH", `/v1/videos/${video.id}`, { request: changes });
-      box.close();
-    } catch (error) {
-      problem.textContent = words(error.message);
-      problem.hidden = false;
-    }
-  }, { className: "primary" }), button("Edit all of it in the form", async () => {
-    await call("POST", `/v1/videos/${video.id}/cancel`);
-    fill(video.request);
-    box.close();
-    openPlace("create");
-    say("It is out of the queue, and all of its settings are in the form.");
-  })));
 }
 
 async function drawFailed(place) {
@@ -141,5 +96,5 @@ async function drawFailed(place) {
 
 export async function log(video) {
   const lines = await call("GET", `/v1/videos/${video.id}/log`);
-  dialog("What happened", h("ul", { className: "log" }, ...lines.map((line) => h("li", {}, h("time", {}, new Date(line.time * 1000).toLocaleString()), " ", h("span", {}, line.text)))));
+  dialog("What happened", h("ul", { className: "log" }, ...lines.map((line) => h("li", {}, h("time", {}, when(line.time)), " ", h("span", {}, line.text)))));
 }

@@ -1,6 +1,7 @@
 // Settings: colours, what tells that a clip is done, settings out of a video, and the keys.
-import { button, call, dialog, h, say } from "./dom.js";
-import { switches } from "./fields.js";
+import { ask, button, call, dialog, h, say } from "./dom.js";
+import { defaults, draft, keepDefaults } from "./draft.js";
+import { switches, text } from "./fields.js";
 import { loadSettings } from "./inputs.js";
 import { openPlace } from "./router.js";
 
@@ -23,6 +24,17 @@ export async function showSettings() {
     theme.show(name);
   };
   theme.show(stored("theme") ?? "");
+  const hours = switches("Times of day", [["", "as the system"], ["24", "24 hours"], ["12", "12 hours"]], (name) => { localStorage.setItem("radial-time", name); hours.show(name); });
+  hours.show(stored("time") ?? "");
+  const begins = h("p", { className: "quiet", role: "status" });
+  const tellDefaults = () => {
+    const { request = {}, file = {} } = defaults();
+    const told = [...Object.entries(request), ...Object.entries(file)].map(([name, value]) => `${name.replaceAll("_", " ")} ${typeof value === "object" ? JSON.stringify(value) : value}`);
+    begins.textContent = told.length ? `${told.join(", ")}.` : "The bundled model, with its own values.";
+  };
+  tellDefaults();
+  const keys = h("section", { className: "card", id: "keys" });
+  if (about.account) await drawKeys(keys);
   const tell = (name, words, ready) => {
     const box = h("input", { type: "checkbox", id: `tell-${name}`, checked: stored(name) === "on", onchange: async () => {
       if (box.checked && ready && !(await ready())) box.checked = false;
@@ -34,10 +46,32 @@ export async function showSettings() {
   const fact = (name, value) => (value ? h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, value)) : "");
   place.replaceChildren(h("h1", {}, "Settings"),
     h("section", { className: "card" }, h("h2", {}, "Colours"), theme.element),
+    h("section", { className: "card" }, h("h2", {}, "Times of day"), hours.element),
+    h("section", { className: "card" }, h("h2", {}, "What a new form begins with"), begins, h("div", { className: "actions" },
+      button("What Create holds now", () => {
+        const { prompt, seed, image, last_image, extend, ...request } = draft.request;
+        keepDefaults({ request, file: draft.file });
+        tellDefaults();
+      }), button("The model's own values", () => { keepDefaults({}); tellDefaults(); }))),
+    about.account ? keys : "",
     h("section", { className: "card" }, h("h2", {}, "When a clip is done"), tell("notify", "Show a notification of the browser", "Notification" in window ? allowed : async () => false), tell("sound", "Play a sound")),
     h("section", { className: "card" }, h("h2", {}, "Settings of a video"), h("p", { className: "quiet" }, "A video that was made here carries how it was made. Drop it anywhere on the page, or choose it."), h("div", { className: "actions" }, button("Choose a video", () => file.click()), file)),
     h("section", { className: "card" }, h("h2", {}, "This server"), h("table", {}, fact("Version", about.radial), fact("Account", about.account ? `${about.account}${about.admin ? ", admin" : ""}` : "this machine alone"), fact("Videos go to", about.outputs), fact("Data", about.data)),
       h("div", { className: "actions" }, h("a", { className: "button", href: "/docs", target: "_blank" }, "REST interface"), button("Keys", showKeys), about.account ? h("form", { method: "post", action: "/logout" }, h("button", {}, "Log out")) : "")));
+}
+
+// Keys by which programs of an account come in.
+async function drawKeys(place) {
+  const found = await call("GET", "/v1/keys");
+  const label = text("label", "What a new key is for", { maxLength: 100, placeholder: "today's date" });
+  place.replaceChildren(h("h2", {}, "Keys for programs"), h("p", { className: "quiet" }, "A program sends one as Authorization: Bearer KEY, and has what you have."),
+    found.length ? h("ul", { className: "loras" }, ...found.map((key) => h("li", {}, h("code", {}, `${key.id}...`), h("span", {}, key.label),
+      button("Take it back", async () => { if (await ask(`Take back ${key.id}...? Programs that use it are locked out.`, "Take it back")) { await call("DELETE", `/v1/keys/${key.id}`); await drawKeys(place); } }, { className: "danger" })))) : "",
+    h("div", { className: "beside" }, label.element, button("Make a key", async () => {
+      const made = await call("POST", "/v1/keys", { label: label.get() ?? "" });
+      dialog("A new key", h("p", {}, "It is shown this once:"), h("pre", {}, made.key));
+      await drawKeys(place);
+    })));
 }
 
 export function showKeys() {

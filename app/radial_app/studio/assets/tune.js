@@ -1,5 +1,5 @@
 // Tune: datasets and fine-tuning runs. Built when the page is first seen, then kept up to date every two seconds.
-import { ask, button, call, clock, h, lengthOf, many, say } from "./dom.js";
+import { ask, button, bytes, call, clock, h, lengthOf, many, say } from "./dom.js";
 import { choice, number, switches, text } from "./fields.js";
 import { fill } from "./form.js";
 import { loadAdapters } from "./inputs.js";
@@ -191,18 +191,38 @@ function drawForm(run, at) {
     text("more", "Other settings, as in docs/finetune.md", { rows: 2, whole: true, placeholder: "offload_checkpoints = true" })];
   for (const one of [...numbers, ...words]) one.set(one.name === "sample_prompts" ? now.sample_prompts.join("\n") : now[one.name]);
   const [trigger, prompts, more] = words;
-  const estimate = /(\d[\d.]* (?:s|min|h)[^,;\n]*)/.exec(run.log.find((line) => /estimate|about/.test(line)) ?? "");
+  const told = h("span", { className: "quiet", role: "status" });
+  const written = () => {
+    const training = { sample_prompts: (prompts.get() ?? "").split("\n").map((line) => line.trim()).filter(Boolean), trigger: trigger.get() ?? "", more: more.get() ?? "" };
+    for (const one of numbers) training[one.name] = one.get();
+    return training;
+  };
+  // Time and memory, asked for when the form is seen and once its user has stopped changing it.
+  let later = null;
+  const forecast = () => {
+    clearTimeout(later);
+    later = setTimeout(async () => {
+      if (!told.isConnected || !told.offsetParent || numbers.some((one) => one.fault() || one.get() === undefined)) return;
+      told.textContent = "working out how long it takes ...";
+      try {
+        const { steps, seconds, device, disk } = await call("POST", `${at}/estimate`, written());
+        told.textContent = `at most ${clock(steps * seconds)} (${seconds.toPrecision(2)} s a step), about ${bytes(device)} of memory, ${bytes(disk)} of disk`;
+      } catch (error) {
+        told.textContent = error.message;
+      }
+    }, 700);
+  };
+  for (const one of [...numbers, more]) one.control.addEventListener("input", forecast);
   const start = button(run.step && run.state !== "done" ? "Go on" : run.state === "done" ? "Train on" : "Start training", async () => {
     for (const one of numbers) one.blame(one.fault() || (one.get() === undefined ? `${one.label}: a number` : ""));
     const wrong = numbers.find((one) => one.control.getAttribute("aria-invalid"));
     if (wrong) return wrong.control.focus();
-    const training = { sample_prompts: (prompts.get() ?? "").split("\n").map((line) => line.trim()).filter(Boolean), trigger: trigger.get() ?? "", more: more.get() ?? "" };
-    for (const one of numbers) training[one.name] = one.get();
-    await call("POST", `${at}/train`, training);
+    await call("POST", `${at}/train`, written());
     again();
   }, { className: run.state === "done" ? "" : "primary" });
-  return h("details", { open: run.state !== "done" }, h("summary", {}, "Training"), h("div", { className: "fields" }, ...[...numbers, ...words].map((one) => one.element)),
-    h("div", { className: "actions" }, start, estimate ? h("span", { className: "quiet" }, estimate[1]) : ""));
+  setTimeout(forecast);
+  return h("details", { open: run.state !== "done", ontoggle: forecast }, h("summary", {}, "Training"), h("div", { className: "fields" }, ...[...numbers, ...words].map((one) => one.element)),
+    h("div", { className: "actions" }, start, told));
 }
 
 async function use(run) {
@@ -238,7 +258,7 @@ function showSamples(card, place, run) {
   const rows = [...new Set(shown.map(rowOf))];
   const find = (row, step) => shown.find((one) => one.step === step && rowOf(one) === row);
   place.replaceChildren(h("summary", {}, "Samples, the same prompts and seeds at every stage"),
-    h("div", { className: "scroll" }, h("table", { className: "samples" },
+    h("div", { className: "scroll", tabIndex: 0, role: "group", ariaLabel: "A wide table" }, h("table", { className: "samples" },
       h("tr", {}, h("th", {}), ...steps.map((step) => h("th", {}, `step ${step.toLocaleString()}`))),
       ...rows.map((row) => h("tr", {}, h("th", {}, find(row, steps.at(-1))?.prompt ?? "", h("br"), h("small", {}, `${row.split("-")[1]} frames`)),
         ...steps.map((step) => h("td", {}, find(row, step) ? clip(find(row, step)) : "")))))));

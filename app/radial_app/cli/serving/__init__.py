@@ -1,0 +1,1 @@
+"""Servers and who may use them, from the command line."""
