@@ -82,7 +82,7 @@ MISSING = re.compile(
 # These lack nothing.
 WORKING = re.compile(
     r"radial (?:generate (?!.*--(?:model|lora))|render jobs\.(?:txt|yaml)(?!.*--ray)|evaluate |receipt|rerun|verify|"
-    r"inspect|estimate|doctor|jobs |accounts add|studio(?!.*--listen)|serve|work|watch)"
+    r"inspect|estimate|doctor|jobs |presets |accounts add|studio(?!.*--listen)|serve|work|watch)"
 )
 
 
