@@ -33,10 +33,11 @@ from radial.plans.settings import (
     SkipWidth,
 )
 
+Positions = Literal["model", "riflex", "interpolate", "ntk", "yarn"]
 MAX_SEED = 2**53 - 1  # what JSON readers hold exactly
 MAX_FRAMES = 4097
 MAX_LORAS = 32
-_LATER = ("sink_frames", "variant", "skip_width", "true_cfg_scale", "image_ground")
+_LATER = ("sink_frames", "variant", "skip_width", "true_cfg_scale", "image_ground", "positions")
 
 
 class Lora(BaseModel):
@@ -89,6 +90,7 @@ class GenerationRequest(BaseModel):
     image_ground: Annotated[str, Field(max_length=40)] = "black"
     snap: bool = False
     riflex: bool | None = None
+    positions: Positions | None = None
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] = -1
     num_videos: Annotated[int, Field(ge=1, le=1000)] = 1
     attention: Kind | None = None
@@ -132,6 +134,12 @@ class GenerationRequest(BaseModel):
             raise ValueError("image and extend exclude each other: a clip starts from one of them")
         if self.last_image is not None and not self.starts_from_image:
             raise ValueError("last_image needs image or extend: a clip that ends on an image starts from one too")
+        return self
+
+    @model_validator(mode="after")
+    def _positions_are_of_one_kind(self) -> GenerationRequest:
+        if self.riflex and self.positions not in (None, "riflex"):
+            raise ValueError(f"riflex and positions {self.positions} exclude each other: give one of them")
         return self
 
     @model_validator(mode="after")
@@ -217,7 +225,7 @@ class GenerationRequest(BaseModel):
                 f"{spec.name} makes clips from images in certain sizes alone; the nearest to {resolved.clip_width}x"
                 f"{resolved.clip_height} is {bucket[1]}x{bucket[0]} (--snap takes it)"
             )
-        if resolved.riflex:
+        if resolved.stretched_positions is not None:
             resolved.riflex_period(spec)
         return resolved
 
@@ -261,6 +269,13 @@ class GenerationRequest(BaseModel):
         """Whether the clip starts from an image, or from another clip's last frame."""
         return self.image is not None or self.extend is not None
 
+    @property
+    def stretched_positions(self) -> Literal["riflex", "interpolate", "ntk", "yarn"] | None:
+        """What is done to positions along time; None where they are the model's own."""
+        if self.positions is None:
+            return "riflex" if self.riflex else None
+        return None if self.positions == "model" else self.positions
+
     def riflex_period(self, spec: ModelSpec) -> float:
         """Latent frames after which the model repeats itself.
 
@@ -269,6 +284,8 @@ class GenerationRequest(BaseModel):
         """
         if spec.riflex_period is None:
             able = ", ".join(other.name for other in MODELS.values() if other.riflex_period is not None)
+            if self.positions not in (None, "model", "riflex"):
+                raise RequestError(f"positions {self.positions} is not known for {spec.name}; models with it: {able}")
             raise RequestError(f"riflex has no constant for {spec.name}; models with one: {able}")
         return spec.riflex_period
 
@@ -298,7 +315,7 @@ class GenerationRequest(BaseModel):
     @property
     def is_resolved(self) -> bool:
         """Whether no field is open: only what a model may not have is still None."""
-        optional = {"guidance_scale_2", "true_cfg_scale", "flow_shift", "image", "last_image", "extend"}
+        optional = {"guidance_scale_2", "true_cfg_scale", "flow_shift", "image", "last_image", "extend", "positions"}
         return self.seed >= 0 and all(value is not None for name, value in self if name not in optional)
 
     @property

@@ -15,7 +15,7 @@ import torch
 
 from radial.advice import advise
 from radial.attention.install import RadialAttention, apply, transformers_of
-from radial.attention.positions import riflex
+from radial.attention.positions import stretched
 from radial.errors import DeviceLost, GenerationError, first_line
 from radial.generation.decoding import decode_with_fallback
 from radial.generation.ranks import Ranks
@@ -130,8 +130,9 @@ def _generate_one(
                 guider=_guider(pipe, request),
             )
         )
-        if request.riflex:
-            stack.enter_context(riflex(transformers, request.riflex_period(model.spec)))
+        if (kind := request.stretched_positions) is not None:
+            period = request.riflex_period(model.spec)
+            stack.enter_context(stretched(transformers, kind, model.spec.native_latents, period))
         if attention.kind == "radial" or parallel is not None:
             installed = stack.enter_context(
                 apply(

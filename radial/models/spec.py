@@ -107,6 +107,11 @@ class ModelSpec:
     guidance_is_embedded: bool = False
 
     @property
+    def native_latents(self) -> int:
+        """Latent frames of a clip of the native length."""
+        return (self.native_frames - self.first_frame) // self.stride[0] + self.first_frame
+
+    @property
     def own_weights(self) -> dict[str, Path]:
         """Files of the components whose weights are not the source's."""
         names = ("transformer", "transformer_2")

@@ -9,13 +9,11 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from tiny_pipelines import CASES
 
-from radial import GenerationError, ModelError, RequestError
+from radial import GenerationError, RequestError
 from radial.advice import advise
-from radial.attention.positions import riflex, slowed_index
 from radial.generation.pipeline import generate
 from radial.generation.watch import Event
 from radial.loading.load import load
@@ -179,47 +177,6 @@ def test_longer_than_trained_is_said(wan_folder: Path) -> None:
     assert advise(request.model_copy(update={"num_frames": 33}), find_model(str(wan_folder))) == ()
 
 
-def test_riflex_slows_the_frequency_the_paper_names() -> None:
-    assert slowed_index(44, 1e4, MODELS["wan2.1-14b"].riflex_period or 0) == 6 - 1
-    assert slowed_index(16, 256.0, MODELS["hunyuan-video"].riflex_period or 0) == 4 - 1
-    assert slowed_index(16, 1e4, MODELS["cogvideox-5b"].riflex_period or 0) == 2 - 1
-
-
-@pytest.mark.parametrize("name", ["wan", "hunyuan-video"])
-def test_riflex_keeps_the_clip_within_one_turn(name: str) -> None:
-    """One pair of columns changes: by frame, from no turn to nine tenths of one; all else stays."""
-    transformer = CASES[name].build().transformer
-    latents = torch.zeros(1, transformer.config.in_channels, 20, 4, 4)
-    before = transformer.rope(latents)
-    with riflex([transformer], period=20.0):
-        cos, sin = (x.reshape(20, 4, -1) for x in transformer.rope(latents))
-    after = transformer.rope(latents)
-    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
-    changed = (cos - before[0].reshape(20, 4, -1)).abs().amax((0, 1)) > 1e-6
-    assert changed.sum() == 2
-    column = int(changed.nonzero()[0])
-    angles = torch.atan2(sin[:, 0, column], cos[:, 0, column]) % (2 * torch.pi)
-    assert torch.allclose(angles, torch.arange(20) * (0.9 * 2 * torch.pi / 20), atol=1e-5)
-    assert torch.equal(cos[..., column], cos[..., column + 1])
-
-
-def test_riflex_on_positions_that_the_pipeline_makes() -> None:
-    case = CASES["cogvideox15"]
-    pipe = case.build()
-    seen: list[Any] = []
-    pipe.transformer.transformer_blocks[0].register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["image_rotary_emb"]), with_kwargs=True
-    )
-    with torch.inference_mode():
-        pipe(**case.call(pipe))
-        with riflex([pipe.transformer], period=20.0):
-            pipe(**case.call(pipe))
-    plain, slowed = seen[0], seen[-1]
-    changed = (plain[0] - slowed[0]).abs().amax(0) > 1e-6
-    assert changed.sum() == 2
-    assert changed.nonzero().max() < plain[0].shape[1] // 4
-
-
 def test_a_hub_id_of_its_own_takes_its_pipeline(wan_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it is shows when its folder is there."""
     monkeypatch.setattr("radial.models.find.config_folder", lambda source, online: wan_folder)
@@ -227,18 +184,6 @@ def test_a_hub_id_of_its_own_takes_its_pipeline(wan_folder: Path, monkeypatch: p
     model = load(make_request(prompt="a", model="someone/else", **SMALL))
     assert (model.spec.name, model.spec.source) == ("someone/else", "someone/else")
     assert (model.spec.block_size, type(model.pipe).__name__) == (16, "WanPipeline")
-
-
-def test_riflex_acts_and_leaves_no_trace(wan_folder: Path) -> None:
-    base = {"prompt": "a", "model": str(wan_folder), **SMALL}
-    model = load(make_request(**base))
-    (plain,) = generate(make_request(**base), model=model)
-    (stretched,) = generate(make_request(**base, riflex=True), model=model)
-    (again,) = generate(make_request(**base), model=model)
-    assert not np.array_equal(plain.frames, stretched.frames)
-    assert np.array_equal(plain.frames, again.frames)
-    with pytest.raises(ModelError, match="does not know the positions of Linear"), riflex([torch.nn.Linear(1, 1)], 9.0):
-        pass
 
 
 def test_the_last_good_latents_survive(wan_folder: Path) -> None:

@@ -46,7 +46,7 @@ from radial_app.jobs.store import JobStore
 
 _GROUPS = {
     "Clip": ("negative_prompt", "model", "height", "width", "size", "num_frames", "seconds", "fps", "seed",
-             "num_videos", "snap", "riflex"),
+             "num_videos", "snap", "riflex", "positions"),
     "Sampling": ("num_inference_steps", "guidance_scale", "guidance_scale_2", "true_cfg_scale", "preset", "sampler",
                  "flow_shift"),
     "Images and clips to start from": ("image", "last_image", "extend", "image_fit", "image_ground"),
@@ -92,6 +92,10 @@ def generate(
     snap: Annotated[bool, typer.Option("--snap", help="Take the nearest size that the model can make.")] = False,
     riflex: Annotated[
         bool | None, typer.Option(help="Slow one temporal frequency, against repetition in longer clips.")
+    ] = None,
+    positions: Annotated[
+        Literal["model", "riflex", "interpolate", "ntk", "yarn"] | None,
+        typer.Option(help="Positions along time beyond the native length, without any tuning."),
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same clip; -1 draws one and records it.")] = -1,
     num_videos: Annotated[int, typer.Option(help="How many clips, their seeds counting up.")] = 1,
@@ -166,6 +170,7 @@ def generate(
         image_ground=image_ground,
         snap=snap,
         riflex=riflex,
+        positions=positions,
         seed=seed,
         num_videos=num_videos,
         **attention,

@@ -104,7 +104,7 @@ def make_app(
         assets.all_directories.append(page.assets)
     app.mount("/ui", assets)
     app.add_exception_handler(RadialError, _teller(paths))
-    app.add_exception_handler(RequestValidationError, _tell_invalid)
+    app.add_exception_handler(RequestValidationError, _teller_of_invalid(paths))
     app.add_exception_handler(HTTPException, _tell_http)
 
     @app.get("/healthz", tags=["server"])
@@ -158,11 +158,13 @@ async def _tell_http(_request: Request, error: Exception) -> JSONResponse:
     return answer
 
 
-async def _tell_invalid(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    problems = [dict(one) | {"loc": one["loc"][1:] or one["loc"]} for one in error.errors()]
-    told = InvalidFields(problems)
-    return problem(str(told), 422, told.param)
+def _teller_of_invalid(paths: ServerPaths) -> Callable[[Request, Exception], Awaitable[JSONResponse]]:
+    async def tell(_request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        told = InvalidFields([dict(one) | {"loc": one["loc"][1:] or one["loc"]} for one in error.errors()])
+        return problem(paths.without_paths(str(told)), 422, told.param)
+
+    return tell
 
 
 class _QueueCollector:

@@ -41,6 +41,7 @@ _SAYS = {
     "image_ground": "the colour under see-through parts, and around framed images",
     "snap": "take the nearest size that can be made",
     "riflex": "slow one frequency, against repetition in longer clips",
+    "positions": "positions along time beyond the native length: the model's own, or a way to stretch them",
     "seed": "the same seed gives the same clip; -1 draws one", "num_videos": "how many, their seeds counting up",
     "attention": "radial, or dense: every token sees every other",
     "decay": "the window of radial attention; less is sparser",

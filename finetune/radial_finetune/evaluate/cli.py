@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -108,6 +108,10 @@ def shapes(
     long_adapter: Annotated[bool, typer.Option(help="Use the model's own adapter for longer clips.")] = True,
     attention: Annotated[list[str] | None, typer.Option(help="radial, dense or, repeated, both.")] = None,
     riflex: Annotated[bool | None, typer.Option(help="Slow one temporal frequency.")] = None,
+    positions: Annotated[
+        Literal["model", "riflex", "interpolate", "ntk", "yarn"] | None,
+        typer.Option(help="Positions along time beyond the native length."),
+    ] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts with one figure, and as many with two.")] = 64,
     seeds: Annotated[int, typer.Option(min=1, help="Clips of each prompt.")] = 1,
     guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompt.")] = None,
@@ -129,9 +133,9 @@ def shapes(
     if unknown := [kind for kind in kinds if kind not in ("dense", "radial")]:
         raise RequestError(f"attention must be radial or dense, not {unknown[0]!r}")
     request = make_request(
-        prompt="evaluation", model=model, num_frames=num_frames, riflex=riflex, guidance_scale=guidance_scale,
-        num_inference_steps=num_inference_steps, loras=[{"path": path} for path in lora or []],
-        long_adapter=long_adapter, device=device, dtype=dtype, seed=0,
+        prompt="evaluation", model=model, num_frames=num_frames, riflex=riflex, positions=positions,
+        guidance_scale=guidance_scale, num_inference_steps=num_inference_steps,
+        loras=[{"path": path} for path in lora or []], long_adapter=long_adapter, device=device, dtype=dtype, seed=0,
     ).resolve()  # fmt: skip
     loaded = load(request)
     results: dict[str, world.Result] = {}

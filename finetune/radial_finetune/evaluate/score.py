@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -23,7 +24,7 @@ from radial_finetune.world.scene import COLOURS, MOTIONS, SHAPES, SPEEDS, Figure
 _CHROMA = 70  # of 255; ground is grey, figures are vivid
 _TEMPLATE = 48  # pixels a side
 _TEMPLATE_AREA = 520.0  # pixels that every outline is scaled to
-_SYMMETRY = {"circle": 0, "ring": 0, "square": 4, "triangle": 3, "star": 5, "cross": 4}
+SYMMETRY = {"circle": 0, "ring": 0, "square": 4, "triangle": 3, "star": 5, "cross": 4}
 _ANGLES = 24  # templates over one symmetry turn
 
 
@@ -60,7 +61,7 @@ class FigureScore:
 
 
 @dataclass(frozen=True)
-class _Sighting:
+class Sighting:
     """One figure over the frames it was found in: centre, area, outline, colour."""
 
     frames: NDArray[np.int64]
@@ -84,8 +85,8 @@ def use_one_thread() -> None:
 
 def score_clip(frames_THWC: NDArray[np.uint8], scene: Scene) -> tuple[FigureScore, ...]:
     """Score every figure of a scene; where two could be either, the better assignment counts."""
-    halves = _split(frames_THWC, scene)
-    sightings = [_find(frames_THWC, half) for half in halves]
+    halves = split_frame(frames_THWC, scene.figures)
+    sightings = [find_figure(frames_THWC, half) for half in halves]
     best: tuple[FigureScore, ...] = ()
     for order in itertools.permutations(range(len(sightings))):
         scores = tuple(
@@ -101,18 +102,18 @@ def _rank(scores: tuple[FigureScore, ...]) -> tuple[int, int]:
     return sum(s.all for s in scores), sum(s.colour + s.shape + s.motion for s in scores)
 
 
-def _split(frames_THWC: NDArray[np.uint8], scene: Scene) -> list[tuple[slice, slice]]:
+def split_frame(frames_THWC: NDArray[np.uint8], figures: Sequence[Figure]) -> list[tuple[slice, slice]]:
     """The part of the frame of each figure, as slices over rows and columns."""
     _, height, width, _ = frames_THWC.shape
     parts = []
-    for figure in scene.figures:
+    for figure in figures:
         left, top, right, bottom = figure.region
         parts.append((slice(int(top * height), int(bottom * height)), slice(int(left * width), int(right * width))))
     return parts
 
 
-def _find(frames_THWC: NDArray[np.uint8], part: tuple[slice, slice]) -> _Sighting | None:
-    """The largest coloured patch of every frame in one part; None when it is missing from a fifth of the frames."""
+def find_figure(frames_THWC: NDArray[np.uint8], part: tuple[slice, slice], share: float = 0.8) -> Sighting | None:
+    """The largest coloured patch of every frame in one part; None when it is in less than a ``share`` of the frames."""
     side = min(frames_THWC.shape[1:3])
     found, centres, radii, outlines, colours, alone = [], [], [], [], [], []
     for index, frame in enumerate(frames_THWC):
@@ -136,9 +137,9 @@ def _find(frames_THWC: NDArray[np.uint8], part: tuple[slice, slice]) -> _Sightin
         core = cv2.erode(patch, np.ones((3, 3), np.uint8))
         colours.append(image[(core if core.any() else patch) > 0].mean(0))
         alone.append(int((stats[1:, cv2.CC_STAT_AREA] >= 20).sum()) == 1)
-    if len(found) < 0.8 * len(frames_THWC):
+    if not found or len(found) < share * len(frames_THWC):
         return None
-    return _Sighting(np.array(found), np.array(centres), np.array(radii), outlines, np.array(colours), np.array(alone))
+    return Sighting(np.array(found), np.array(centres), np.array(radii), outlines, np.array(colours), np.array(alone))
 
 
 def _normalize(mask: NDArray[np.uint8], x: float, y: float, area: float) -> NDArray[np.float32]:
@@ -150,13 +151,13 @@ def _normalize(mask: NDArray[np.uint8], x: float, y: float, area: float) -> NDAr
 
 
 @functools.cache
-def _templates() -> tuple[list[tuple[str, float]], NDArray[np.float32]]:
+def templates() -> tuple[list[tuple[str, float]], NDArray[np.float32]]:
     """Every shape at every angle of its symmetry, as (shape, angle) and flat masks ``[N, side * side]``."""
     axis = (torch.arange(4 * _TEMPLATE) - 2 * _TEMPLATE + 0.5) / _TEMPLATE  # a large canvas, then normalised
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     names, masks = [], []
     for shape in SHAPES:
-        order = _SYMMETRY[shape]
+        order = SYMMETRY[shape]
         for step in range(_ANGLES if order else 1):
             angle = 2 * np.pi / max(order, 1) * step / _ANGLES
             cos, sin = np.cos(angle), np.sin(angle)
@@ -169,34 +170,27 @@ def _templates() -> tuple[list[tuple[str, float]], NDArray[np.float32]]:
     return names, np.stack(masks)
 
 
-def _fit(outlines: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+def fit_templates(outlines: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     """Overlap (intersection over union) of every outline with every template, ``[T, N]``."""
-    _, templates = _templates()
+    _, masks = templates()
     flat = np.stack([outline.ravel() for outline in outlines])
-    both = flat @ templates.T
-    return both / (flat.sum(1)[:, None] + templates.sum(1)[None] - both)
+    both = flat @ masks.T
+    return both / (flat.sum(1)[:, None] + masks.sum(1)[None] - both)
 
 
 def _judge(
-    sighting: _Sighting | None, figure: Figure, region: tuple[float, float, float, float], size: tuple[int, ...]
+    sighting: Sighting | None, figure: Figure, region: tuple[float, float, float, float], size: tuple[int, ...]
 ) -> FigureScore:
     if sighting is None:
         return FigureScore(False, False, False, ("nothing", "nothing", "nothing"))
-    colour = _nearest_colour(sighting.colour)
+    colour = nearest_colour(sighting.colour)
 
-    names, _ = _templates()
-    overlap = _fit(sighting.outlines)
-    # The larger a figure, the more its outline says.
-    weight = sighting.radii**2
-    by_shape = {
-        shape: float(weight @ overlap[:, [i for i, (name, _) in enumerate(names) if name == shape]].max(1))
-        for shape in SHAPES
-    }
-    shape = max(by_shape, key=by_shape.__getitem__)
-    costs = _motion_costs(sighting, figure, region, shape, overlap, size)
+    overlap = fit_templates(sighting.outlines)
+    shape = shape_of(sighting, overlap)
+    costs = motion_costs(sighting, figure, region, shape, overlap, size)
     motion = min(costs, key=costs.__getitem__)
     right = [
-        one and _nearest_colour(c) == figure.colour for one, c in zip(sighting.alone, sighting.colours, strict=True)
+        one and nearest_colour(c) == figure.colour for one, c in zip(sighting.alone, sighting.colours, strict=True)
     ]
     return FigureScore(
         colour == figure.colour, shape == figure.shape, motion == figure.motion, (colour, shape, motion),
@@ -205,12 +199,23 @@ def _judge(
     )  # fmt: skip
 
 
-def _nearest_colour(colour: NDArray[np.float64]) -> str:
+def shape_of(sighting: Sighting, overlap: NDArray[np.float32]) -> str:
+    """The shape whose template a figure's outlines fit best; the larger it is, the more its outline says."""
+    names, _ = templates()
+    weight = sighting.radii**2
+    by_shape = {
+        shape: float(weight @ overlap[:, [i for i, (name, _) in enumerate(names) if name == shape]].max(1))
+        for shape in SHAPES
+    }
+    return max(by_shape, key=by_shape.__getitem__)
+
+
+def nearest_colour(colour: NDArray[np.float64]) -> str:
     distances = {name: np.linalg.norm(colour - np.array(rgb)) for name, rgb in COLOURS.items()}
     return min(distances, key=distances.__getitem__)
 
 
-def _repeated(sighting: _Sighting, figure: Figure, size: tuple[int, ...]) -> float:
+def _repeated(sighting: Sighting, figure: Figure, size: tuple[int, ...]) -> float:
     """How much more a figure's path and growth repeat themselves than the truth's do."""
     num_frames, height, width, _ = size
     seen = np.column_stack([sighting.centres, 2 * sighting.radii / min(height, width)])
@@ -237,8 +242,8 @@ def repetition(signal_TD: NDArray[np.float64], shortest: int) -> float:
     return float(np.clip(back.max(), 0.0, 1.0))
 
 
-def _motion_costs(
-    sighting: _Sighting,
+def motion_costs(
+    sighting: Sighting,
     figure: Figure,
     region: tuple[float, float, float, float],
     shape: str,
@@ -249,8 +254,8 @@ def _motion_costs(
     num_frames, height, width, _ = size
     times = sighting.frames / max(num_frames - 1, 1)
     side = min(height, width)
-    order = _SYMMETRY[shape]
-    names, _ = _templates()
+    order = SYMMETRY[shape]
+    names, _ = templates()
     own = [i for i, (name, _) in enumerate(names) if name == shape]
     angles = np.array([names[own[k]][1] for k in overlap[:, own].argmax(1)])
     path = sighting.centres - sighting.centres.mean(0)

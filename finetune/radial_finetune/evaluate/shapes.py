@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from radial.attention.install import apply, transformers_of
-from radial.attention.positions import riflex
+from radial.attention.positions import stretched
 from radial.errors import GenerationError
 from radial.generation.sampler import replaced, scheduler_for
 from radial.loading.load import LoadedModel
@@ -105,8 +105,9 @@ def generate_clips(
             stack.enter_context(replaced(model.pipe, scheduler=scheduler))
             if attention.kind == "radial":
                 stack.enter_context(apply(model.pipe, planners=attention.planners, policy=attention.policy))
-            if request.riflex:
-                stack.enter_context(riflex(transformers_of(model.pipe), request.riflex_period(model.spec)))
+            if (kind := request.stretched_positions) is not None:
+                period = request.riflex_period(model.spec)
+                stack.enter_context(stretched(transformers_of(model.pipe), kind, model.spec.native_latents, period))
             stack.enter_context(torch.inference_mode())
             frames = model.pipe(
                 prompt=part,

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from radial_finetune.world.caption import Caption, describe
 from radial_finetune.world.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, SPEEDS, Scene, draw_scene
 
-TEXT_LENGTH = 64  # tokens a prompt is padded to, in training and at generation
+TEXT_LENGTH = 128  # tokens a prompt is padded to, in training and at generation
 _QUESTIONS: dict[str, tuple[str, ...]] = {
     "shape": SHAPES,
     "colour": tuple(COLOURS),

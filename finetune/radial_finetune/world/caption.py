@@ -26,8 +26,8 @@ _SIZE_WORDS = {
     "medium": ("", "", "medium-sized"),
     "large": ("large", "big", "huge"),
 }
-_SPEED_WORDS = {"slow": ("slowly", "gently"), "normal": ("",), "fast": ("quickly", "fast")}
-_MOTION_WORDS = {
+SPEED_WORDS = {"slow": ("slowly", "gently"), "normal": ("",), "fast": ("quickly", "fast")}
+MOTION_WORDS = {
     "right": ("moves from left to right", "travels to the right", "slides right"),
     "left": ("moves from right to left", "travels to the left", "slides left"),
     "rise": ("rises", "moves up", "floats upwards"),
@@ -41,7 +41,7 @@ _MOTION_WORDS = {
     "shrink": ("shrinks", "gets smaller", "contracts"),
     "rest": ("stays still", "rests", "does not move"),
 }
-_GROUND_WORDS = {
+GROUND_WORDS = {
     "black": ("on a black background", "on black"),
     "grey": ("on a grey background", "on grey"),
     "white": ("on a white background", "on white"),
@@ -49,7 +49,7 @@ _GROUND_WORDS = {
     "checkered": ("on a checkered background", "over a checkerboard"),
     "speckled": ("on a speckled background", "over a cloudy texture"),
 }
-_JOINS = (" and ", " while ", ", and ")
+JOINS = (" and ", " while ", ", and ")
 
 
 @dataclass(frozen=True)
@@ -63,22 +63,27 @@ class Caption:
 def describe(scene: Scene, rng: random.Random) -> Caption:
     """Describe a scene in random words. Every attribute is named, a medium size and normal speed by silence."""
     text, spans = "", []
-    join = rng.choice(_JOINS)
+    join = rng.choice(JOINS)
     for index, figure in enumerate(scene.figures):
         text += join if index else ""
         words = _words(figure, rng)
         spans.append((len(text), len(text) + len(words)))
         text += words
-    return Caption(f"{text} {rng.choice(_GROUND_WORDS[scene.background])}", tuple(spans))
+    return Caption(f"{text} {rng.choice(GROUND_WORDS[scene.background])}", tuple(spans))
 
 
 def _words(figure: Figure, rng: random.Random) -> str:
+    subject = name_figure(figure, rng)
+    speed = "" if figure.motion == "rest" else rng.choice(SPEED_WORDS[figure.speed])
+    return " ".join(word for word in (subject, rng.choice(MOTION_WORDS[figure.motion]), speed) if word)
+
+
+def name_figure(figure: Figure, rng: random.Random) -> str:
+    """A figure's size, colour and shape, with its article."""
     noun = (
         rng.choice(_SIZE_WORDS[figure.size]),
         rng.choice(_COLOUR_WORDS[figure.colour]),
         rng.choice(_SHAPE_WORDS[figure.shape]),
     )
     subject = " ".join(word for word in noun if word)
-    article = "an" if subject[0] in "aeiou" else "a"
-    speed = "" if figure.motion == "rest" else rng.choice(_SPEED_WORDS[figure.speed])
-    return " ".join(word for word in (article, subject, rng.choice(_MOTION_WORDS[figure.motion]), speed) if word)
+    return f"{'an' if subject[0] in 'aeiou' else 'a'} {subject}"

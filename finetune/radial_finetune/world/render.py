@@ -48,20 +48,29 @@ def render(
     """Draw scenes as clips ``[B, 3, T, H, W]``, float32 in -1..1."""
     ground_B1HW = torch.stack([_ground(scene, height, width) for scene in scenes]).to(device)[:, None]
     clips_BCTHW = ground_B1HW[:, :, None].expand(-1, 3, num_frames, -1, -1).clone()
+    truths = [tracks(scene, num_frames, height, width) for scene in scenes]
+    paint(clips_BCTHW, [[(f.shape, f.colour, t) for f, t in zip(s.figures, truth, strict=True)]
+                        for s, truth in zip(scenes, truths, strict=True)])  # fmt: skip
+    return clips_BCTHW
+
+
+def paint(clips_BCTHW: Tensor, figures: Sequence[Sequence[tuple[str, str, Track]]]) -> None:
+    """Draw figures, each a shape, a colour and its track, onto the clips that they are of, the first at the bottom."""
+    _, _, num_frames, height, width = clips_BCTHW.shape
+    device = clips_BCTHW.device
     rows = torch.arange(height, device=device, dtype=torch.float32)[:, None] + 0.5
     columns = torch.arange(width, device=device, dtype=torch.float32)[None, :] + 0.5
     jobs: dict[tuple[int, str], list[int]] = {}
-    for index, scene in enumerate(scenes):
-        for layer, figure in enumerate(scene.figures):
-            jobs.setdefault((layer, figure.shape), []).append(index)
-    truths = [tracks(scene, num_frames, height, width) for scene in scenes]
+    for index, clip in enumerate(figures):
+        for layer, (shape, _, _) in enumerate(clip):
+            jobs.setdefault((layer, shape), []).append(index)
     for (layer, shape), members in sorted(jobs.items(), key=lambda job: (job[0][0], SHAPES.index(job[0][1]))):
-        truth = torch.tensor(
-            [[truths[i][layer].x, truths[i][layer].y, truths[i][layer].radius, truths[i][layer].angle] for i in members]
-        ).to(device)
+        drawn = [figures[index][layer] for index in members]
+        truth = torch.tensor([[track.x, track.y, track.radius, track.angle] for _, _, track in drawn]).to(device)
         x, y, radius, angle = (truth[:, k, :, None, None] for k in range(4))
-        colour = torch.tensor([COLOURS[scenes[i].figures[layer].colour] for i in members]).to(device)
-        colour_BC111 = (colour / 127.5 - 1)[:, :, None, None, None]
+        colour_BC111 = (torch.tensor([COLOURS[colour] for _, colour, _ in drawn]).to(device) / 127.5 - 1)[
+            :, :, None, None, None
+        ]
         dx, dy = (columns - x) / radius, (rows - y) / radius
         cos, sin = torch.cos(angle), torch.sin(angle)
         distance = signed_distance(shape, cos * dx + sin * dy, cos * dy - sin * dx) * radius
@@ -70,7 +79,6 @@ def render(
         clips_BCTHW[where] = torch.lerp(
             clips_BCTHW[where], colour_BC111.expand(-1, 3, num_frames, height, width), cover_B1THW
         )
-    return clips_BCTHW
 
 
 def signed_distance(shape: str, x: Tensor, y: Tensor) -> Tensor:
@@ -110,17 +118,21 @@ def _star(x: Tensor, y: Tensor, points: int, outer: float, inner: float) -> Tens
 
 
 def _ground(scene: Scene, height: int, width: int) -> Tensor:
-    """A grey ground ``[H, W]`` in -1..1, still for the whole clip."""
+    return ground(scene.background, scene.texture_seed, height, width)
+
+
+def ground(background: str, texture_seed: int, height: int, width: int, moved: tuple[float, float] = (0, 0)) -> Tensor:
+    """A grey ground ``[H, W]`` in -1..1, moved by so many pixels to the right and down."""
     plain = {"black": -0.92, "grey": -0.15, "white": 0.85}
-    if scene.background in plain:
-        return torch.full((height, width), plain[scene.background])
+    if background in plain:
+        return torch.full((height, width), plain[background])
     side = min(height, width)
-    generator = torch.Generator().manual_seed(scene.texture_seed)
+    generator = torch.Generator().manual_seed(texture_seed)
     shift = torch.rand(2, generator=generator) * side
-    rows = torch.arange(height)[:, None] + shift[0]
-    columns = torch.arange(width)[None, :] + shift[1]
+    rows = torch.arange(height)[:, None] + shift[0] - moved[1]
+    columns = torch.arange(width)[None, :] + shift[1] - moved[0]
     cell = side / 8
-    match scene.background:
+    match background:
         case "striped":
             wave = torch.sin((rows + 0 * columns) * (2 * math.pi / (2 * cell)))
             return -0.45 + 0.25 * (3 * wave).clamp(-1, 1)
@@ -130,5 +142,23 @@ def _ground(scene: Scene, height: int, width: int) -> Tensor:
         case "speckled":
             coarse = torch.rand(1, 1, 10, 10, generator=generator)
             smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
-            return -0.7 + 0.5 * smooth[0, 0].clamp(0, 1)
-    raise ValueError(f"unknown background {scene.background!r}")
+            cloud = -0.7 + 0.5 * smooth[0, 0].clamp(0, 1)
+            return cloud if moved == (0, 0) else _moved(cloud, moved)
+    raise ValueError(f"unknown background {background!r}")
+
+
+def _moved(cloud_HW: Tensor, moved: tuple[float, float]) -> Tensor:
+    """A texture moved by fractions of pixels; what leaves on one side comes in, mirrored, on the other."""
+    height, width = cloud_HW.shape
+
+    def taps(count: int, by: float) -> tuple[Tensor, Tensor, Tensor]:
+        place = torch.remainder(torch.arange(count) - by, 2 * count)
+        low = place.floor()
+        one, two = (torch.remainder(low + k, 2 * count).long() for k in (0, 1))
+        one, two = (torch.where(index < count, index, 2 * count - 1 - index) for index in (one, two))
+        return one, two, place - low
+
+    top, bottom, down = taps(height, moved[1])
+    left, right, across = taps(width, moved[0])
+    rows = torch.lerp(cloud_HW[top], cloud_HW[bottom], down[:, None])
+    return torch.lerp(rows[:, left], rows[:, right], across)

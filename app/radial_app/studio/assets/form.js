@@ -119,7 +119,7 @@ function layout() {
           (fields.image_ground = text("image_ground", "Under see-through parts", { placeholder: "black", maxLength: 40, change: () => put("image_ground", fields.image_ground.get()) })).element))),
         group("Attention", h("div", { className: "fields" }, pick("attention", "Attention", [["", "radial, or as tuned"], ["radial", "radial"], ["dense", "dense"]]), plain("decay", "Window (decay)"),
           plain("dense_layers", "Dense layers"), plain("dense_steps", "Dense first steps"), plain("dense_last_steps", "Dense last steps"),
-          pick("block_size", "Block size", [["", "the model's own"], ...[16, 32, 64, 128, 256].map((n) => [n, n])]), pick("riflex", "RIFLEx", [["", "as tuned"], ["true", "on"], ["false", "off"]])), tick("long_adapter", "Use the model's own adapter for longer clips", true)),
+          pick("block_size", "Block size", [["", "the model's own"], ...[16, 32, 64, 128, 256].map((n) => [n, n])]), pick("riflex", "RIFLEx", [["", "as tuned"], ["true", "on"], ["false", "off"]]), pick("positions", "Positions in longer clips", [["", "the model's own"], ["interpolate", "interpolated"], ["ntk", "NTK-aware"], ["yarn", "YaRN"], ["riflex", "RIFLEx"]])), tick("long_adapter", "Use the model's own adapter for longer clips", true)),
         group("Machine", h("div", { className: "fields" }, pick("memory", "On the GPU", [["", "as much as fits"], ["full", "all of it"], ["balanced", "balanced"], ["low", "little"], ["lowest", "the least"]]),
           pick("precision", "Precision", [["", "full"], ["eight_bit", "8 bit, faster"], ["eight_bit_weights", "8-bit weights, half the memory"]]), pick("dtype", "Numbers", [["", "as the model wants"], ["float32", "float32"], ["bfloat16", "bfloat16"], ["float16", "float16"]]),
           (fields.device = text("device", "Device", { placeholder: "auto", maxLength: 20, change: () => put("device", fields.device.get()) })).element), tick("snap", "Take the nearest size that can be made", false)),
@@ -188,7 +188,7 @@ function show() {
   if (document.activeElement !== size.control) size.set(request.width || request.height ? `${request.width ?? spec.width}x${request.height ?? spec.height}` : "");
   const images = spec.starts_from.includes("image");
   for (const name of Object.keys(ZONES)) if (!images || (name === "last_image" && !spec.takes_last_image)) delete request[name];
-  const applies = { guidance_scale_2: spec.has_two_transformers, true_cfg_scale: spec.guidance_is_embedded, sampler: spec.is_flow, flow_shift: spec.is_flow, riflex: spec.knows_riflex };
+  const applies = { guidance_scale_2: spec.has_two_transformers, true_cfg_scale: spec.guidance_is_embedded, sampler: spec.is_flow, flow_shift: spec.is_flow, riflex: spec.knows_riflex, positions: spec.knows_riflex };
   for (const [name, does] of Object.entries(applies)) { fields[name].element.hidden = !does; if (!does) delete request[name]; }
   document.getElementById("on-images").hidden = !images;
   for (const [name, one] of Object.entries(fields)) {

@@ -1,0 +1,57 @@
+"""Puts a story into words: what each figure does, one thing then the next, and what moves besides."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from radial_finetune.world.caption import GROUND_WORDS, JOINS, MOTION_WORDS, SPEED_WORDS, name_figure
+from radial_finetune.world.story import COMING, LEAVING, Actor, Event, Story
+
+_LEAVE = {"leave-left": "leaves to the left", "leave-right": "leaves to the right"}
+_COME = {"come-left": "comes from the left", "come-right": "comes from the right"}
+
+
+@dataclass(frozen=True)
+class StoryCaption:
+    """A caption, and the character spans ``(actor, event, start, end)`` of the words of each event; those that name a
+    figure belong to its first."""
+
+    text: str
+    spans: tuple[tuple[int, int, int, int], ...]
+
+
+def describe_story(story: Story, rng: random.Random) -> StoryCaption:
+    """Describe a story in random words; many events are told in short ones."""
+    short = sum(len(actor.events) for actor in story.actors) > 6
+    text, spans = "", []
+    join = rng.choice(JOINS)
+    for number, actor in enumerate(story.actors):
+        # Whoever comes later is told of after what was before, and others at the same time.
+        text += "" if not number else ", then " if actor.enters else join
+        for index, event in enumerate(actor.events):
+            text += ", then " if index else ""
+            start = len(text)
+            text += _words(actor, event, rng, short, named=index == 0)
+            spans.append((number, index, start, len(text)))
+    text += f" {_pick(GROUND_WORDS[story.background], rng, short)}"
+    if story.drift != (0.0, 0.0):
+        x, y = story.drift
+        verb = "move" if text.endswith("s") else "moves"
+        text += f" that {verb} {'up' if y < 0 else 'down' if y > 0 else 'to the left' if x < 0 else 'to the right'}"
+    if story.camera != (0.0, 0.0):
+        text += ", the camera moves"
+    return StoryCaption(text, tuple(spans))
+
+
+def _words(actor: Actor, event: Event, rng: random.Random, short: bool, *, named: bool) -> str:
+    if event.motion in LEAVING + COMING:
+        does, speed = (_LEAVE | _COME)[event.motion], ""
+    else:
+        does = _pick(MOTION_WORDS[event.motion], rng, short)
+        speed = "" if event.motion == "rest" else _pick(SPEED_WORDS[event.speed], rng, short)
+    return " ".join(word for word in (name_figure(actor.figure, rng) if named else "", does, speed) if word)
+
+
+def _pick(words: tuple[str, ...], rng: random.Random, short: bool) -> str:
+    return min(words, key=len) if short else rng.choice(words)
