@@ -27,6 +27,11 @@ def _on_length(request: GenerationRequest, spec: ModelSpec) -> list[str]:
         notes.append(
             f"as {whose} was tuned: {request.clip_frames} frames, {how}{', riflex' if request.riflex else ''}{shift}"
         )
+    lengths = () if tuned is None else tuned.lengths
+    within = bool(lengths) and spec.native_frames < request.clip_frames <= max(lengths)
+    if within and tuned is not None and not tuned.covers(request.clip_frames):
+        told = f"{min(lengths)} to {max(lengths)}" if len(lengths) > 1 else f"{lengths[0]}"
+        notes.append(f"{request.clip_frames} frames are not among the {told} that the adapter was tuned for")
     longest = max(spec.native_frames, (tuned and tuned.target_frames) or 0)
     if request.clip_frames > longest and (tuned is not None or not request.loras):
         who = "the adapter was tuned for" if longest > spec.native_frames else f"{spec.name} was trained on"

@@ -159,8 +159,8 @@ class GenerationRequest(BaseModel):
     def resolve(self) -> GenerationRequest:
         """The same request with every open field filled in: the model's defaults, and a drawn seed for -1.
 
-        A clip beyond the native length takes the model's own adapter for that, where there is one, unless
-        ``long_adapter`` is off.
+        A clip beyond the native length takes the model's own adapter for that, where there is one that was tuned for
+        such lengths, unless ``long_adapter`` is off.
 
         Raises:
             RequestError: the model is unknown, or cannot make this size.
@@ -261,8 +261,11 @@ class GenerationRequest(BaseModel):
         return next((settings for settings in found if settings is not None), None)
 
     def _wants_long_adapter(self, spec: ModelSpec) -> bool:
-        beyond = (self.num_frames or spec.num_frames) > spec.native_frames
-        return self.long_adapter and spec.long_adapter is not None and beyond and not self.loras
+        frames = self.num_frames or spec.num_frames
+        if not self.long_adapter or spec.long_adapter is None or self.loras or frames <= spec.native_frames:
+            return False
+        tuned = read_adapter_settings(adapter_file(spec.long_adapter))
+        return tuned is not None and tuned.covers(frames)
 
     @property
     def starts_from_image(self) -> bool:

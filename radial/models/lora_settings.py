@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from radial.errors import ModelError, first_line
 from radial.models.spec import ModelSpec
 from radial.plans.layout import BlockSize
-from radial.plans.settings import Decay, DenseCount, Kind, SinkFrames
+from radial.plans.settings import Decay, DenseCount, Kind, SinkFrames, SkipWidth
 
 METADATA_KEY = "radial"
 BUNDLED_ADAPTER = "bundled:"
@@ -24,7 +24,8 @@ _Frames = Annotated[int, Field(ge=1, le=4097)]
 class AdapterSettings(BaseModel):
     """Attributes: what the adapter was tuned on and for; None where its file does not say.
 
-    ``target_frames`` is the longest clip it was tuned for, ``native_frames`` the model's own; ``expert`` which of a
+    ``target_frames`` is the longest clip it was tuned for, ``tuned_frames`` all of their lengths, ``native_frames`` the
+    model's own; ``expert`` which of a
     model's two transformers it belongs to, ``high`` or ``low`` noise; ``flow_shift`` the schedule it was tuned on.
     """
 
@@ -35,10 +36,12 @@ class AdapterSettings(BaseModel):
     alpha: Annotated[float, Field(gt=0, le=1e6)] | None = None
     native_frames: _Frames | None = None
     target_frames: _Frames | None = None
+    tuned_frames: Annotated[tuple[_Frames, ...], Field(max_length=64, strict=False)] = ()
     trigger: _Text = ""
     expert: Literal["high", "low"] | None = None
     attention: Kind | None = None
     decay: Decay | None = None
+    skip_width: SkipWidth | None = None
     sink_frames: SinkFrames | None = None
     dense_layers: DenseCount | None = None
     dense_steps: DenseCount | None = None
@@ -46,11 +49,22 @@ class AdapterSettings(BaseModel):
     riflex: bool = False
     flow_shift: Annotated[float, Field(gt=0, le=100)] | None = None
 
+    def covers(self, num_frames: int) -> bool:
+        """Whether clips of this length lie between those that it was tuned on; of a file that names one length, whether
+        it is that."""
+        return bool(self.lengths) and min(self.lengths) <= num_frames <= max(self.lengths)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths it was tuned on, in frames."""
+        return self.tuned_frames or ((self.target_frames,) if self.target_frames else ())
+
     def take_over(self, spec: ModelSpec, num_inference_steps: int) -> dict[str, Any]:
         """What a request for a model takes over of this where it leaves it open, by the request's names."""
         taken = {
             "num_frames": self.target_frames, "attention": self.attention, "decay": self.decay,
-            "sink_frames": self.sink_frames, "dense_layers": self.dense_layers, "block_size": self.block_size,
+            "sink_frames": self.sink_frames, "skip_width": self.skip_width, "dense_layers": self.dense_layers,
+            "block_size": self.block_size,
             "riflex": self.riflex, "flow_shift": self.flow_shift,
             "dense_steps": self.dense_steps and spec.dense_share(self.dense_steps, num_inference_steps),
         }  # fmt: skip

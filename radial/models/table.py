@@ -99,7 +99,7 @@ MODELS: dict[str, ModelSpec] = {
             num_inference_steps=20,
             guidance_scale=3.0,
             native_frames=33,
-            max_sequence_length=64,
+            max_sequence_length=128,
             # 64 tokens a frame: blocks of 16 and a skip rule to their measure, or nothing far would be left.
             pattern=RadialPattern(decay=1.0, skip_width=16),
             schedule=Schedule(dense_layers=1, dense_steps=2),

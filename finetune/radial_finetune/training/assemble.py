@@ -105,6 +105,7 @@ def adapter_settings(
     config: FinetuneConfig, spec: ModelSpec, buckets: Iterable[Bucket], flow_shift: float | None = None
 ) -> AdapterSettings:
     """What generation is to do with the adapter: as it was tuned, for its longest clips, on that shift."""
+    buckets = list(buckets)
     frames = max(bucket.num_frames for bucket in buckets)
     pattern, schedule = spec.preset(frames, spec.num_inference_steps)
     return AdapterSettings(
@@ -116,7 +117,9 @@ def adapter_settings(
         trigger=config.trigger,
         expert=config.expert,
         attention=config.attention,
+        tuned_frames=tuple(sorted({bucket.num_frames for bucket in buckets})),
         decay=config.decay or pattern.decay,
+        skip_width=config.skip_width or pattern.skip_width,
         sink_frames=pattern.sink_frames,
         dense_layers=schedule.dense_layers if config.dense_layers is None else config.dense_layers,
         dense_steps=schedule.dense_steps,
@@ -129,7 +132,10 @@ def adapter_settings(
 def pattern_of(spec: ModelSpec, settings: AdapterSettings) -> RadialPattern:
     preset, _ = spec.preset(settings.target_frames or 1, spec.num_inference_steps)
     sinks = preset.sink_frames if settings.sink_frames is None else settings.sink_frames
-    return replace(preset, decay=settings.decay or preset.decay, sink_frames=sinks)
+    return replace(
+        preset, decay=settings.decay or preset.decay, sink_frames=sinks,
+        skip_width=settings.skip_width or preset.skip_width,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -83,7 +83,9 @@ class Batches:
         """This process's part of a batch."""
         config = self._config
         bucket = self._buckets[self._which[number]]
-        whole = config.batch_size * self._ranks
+        frames, height, width = self._objective.spec.stride
+        tokens = ((bucket.num_frames - 1) // frames + 1) * (bucket.height // height) * (bucket.width // width)
+        whole = config.clips_in_batch(tokens) * self._ranks
         members = self._by_bucket[bucket]
         clips = []
         for position in range(self._place[number] * whole, (self._place[number] + 1) * whole):

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from radial.errors import RequestError
 from radial.plans.layout import BlockSize
-from radial.plans.settings import Decay, Kind
+from radial.plans.settings import Decay, Kind, SkipWidth
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -33,15 +33,19 @@ class FinetuneConfig(BaseModel):
         output: folder for checkpoints and the adapter; a run in a folder that has checkpoints must resume them.
         expert: which of two transformers is tuned, at the noise levels it is for: ``high`` or ``low`` (Wan 2.2 A14B).
         rank, alpha: of the adapter; alpha is the rank when left out.
+        ema_decay: of the average of the weights, which is validated, sampled and exported; it warms up.
         layers: ``self`` tunes self-attention, ``all`` the text's part of attention too.
         norms: whether the norms of queries and keys are tuned along.
+        batch_tokens: in place of ``batch_size``, a batch holds as many clips of its length as have so many tokens
+            together, one at least: short clips leave no room unused.
         optimizer: ``adamw8bit`` keeps its moments in 8 bit (torchao).
         shift: of the noise levels, sigma = shift u / (1 + (shift - 1) u); the scheduler's own when left out.
         shift_by_length: whether the shift grows with the square root of the length beyond the native one.
         caption_dropout: share of clips trained without their caption, so that guidance keeps working.
         curriculum: lengths one after the other, such as the native one, 2x and 4x; all lengths mixed when left out.
         replay: share of batches, in the stages after the first, that are of the first stage's length.
-        attention, decay, dense_layers, block_size: as in generation; open ones take the model's preset for the length.
+        attention, decay, skip_width, dense_layers, block_size: as in generation; open ones take the model's preset for
+            the length.
         gradient_checkpointing, offload_checkpoints: keep what enters each block, on the device or in the host's memory,
             and compute the rest again.
         base_precision: ``float8`` keeps the frozen weights in 8 bit, and widens each layer's as it is used. Not with
@@ -68,6 +72,7 @@ class FinetuneConfig(BaseModel):
     norms: bool = False
     steps: Positive = 1000
     batch_size: Positive = 1
+    batch_tokens: Positive | None = None
     gradient_accumulation_steps: Positive = 1
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
@@ -84,6 +89,7 @@ class FinetuneConfig(BaseModel):
     replay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     attention: Kind = "radial"
     decay: Decay | None = None
+    skip_width: SkipWidth | None = None
     dense_layers: Count | None = None
     block_size: BlockSize | None = None
     riflex: bool = False
@@ -109,6 +115,8 @@ class FinetuneConfig(BaseModel):
 
     @model_validator(mode="after")
     def _goes_together(self) -> FinetuneConfig:
+        if self.batch_tokens is not None and self.batch_size != 1:
+            raise ValueError("batch_tokens and batch_size say the same: give one of them")
         if self.replay and len(self.curriculum) < 2:
             raise ValueError("replay needs a curriculum of two stages or more: it repeats the first one's length")
         if self.offload_checkpoints and not self.gradient_checkpointing:
@@ -121,6 +129,10 @@ class FinetuneConfig(BaseModel):
         if self.sample_every and not self.sample_prompts:
             raise ValueError("sample_every needs sample_prompts")
         return self
+
+    def clips_in_batch(self, tokens: int) -> int:
+        """How many clips of so many tokens a process takes at a time."""
+        return self.batch_size if self.batch_tokens is None else max(1, self.batch_tokens // tokens)
 
 
 def read_config(path: Path, changes: list[str] | None = None) -> FinetuneConfig:

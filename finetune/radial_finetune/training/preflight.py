@@ -198,7 +198,7 @@ def _measure(transformer: Any, config: FinetuneConfig) -> _Model:
 
 
 def _device_bytes(config: FinetuneConfig, model: _Model, tokens: int) -> float:
-    tokens = -(-tokens // config.ulysses_degree) * config.batch_size
+    tokens = -(-tokens // config.ulysses_degree) * config.clips_in_batch(tokens)
     weights = model.weight_bytes
     if config.base_precision == "float8":
         weights += model.weights - model.linear_bytes
@@ -218,7 +218,7 @@ def _device_bytes(config: FinetuneConfig, model: _Model, tokens: int) -> float:
 def _host_bytes(config: FinetuneConfig, model: _Model, tokens: int) -> float:
     if not config.offload_checkpoints:
         return 0.0
-    block = -(-tokens // config.ulysses_degree) * config.batch_size * model.width * model.itemsize
+    block = -(-tokens // config.ulysses_degree) * config.clips_in_batch(tokens) * model.width * model.itemsize
     return float(model.blocks * (1 << max(0, math.ceil(math.log2(max(1, block))))))  # pinned memory comes in such sizes
 
 
@@ -228,7 +228,12 @@ def _step_flops(config: FinetuneConfig, model: _Model, grid: TokenGrid, density:
     layers = dense_layers + (model.blocks - dense_layers) * density
     products = 2 * grid.tokens * model.weights * (again + 1)
     attention = 4 * grid.tokens**2 * model.width * layers * (again + 2.5)
-    return (products + attention) * config.batch_size * config.gradient_accumulation_steps / config.ulysses_degree
+    return (
+        (products + attention)
+        * config.clips_in_batch(grid.tokens)
+        * config.gradient_accumulation_steps
+        / config.ulysses_degree
+    )
 
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -154,7 +154,7 @@ def finetune(
                 else:
                     bad_steps += 1
                 optimizer.zero_grad(set_to_none=True)
-                _update_average(state, config.ema_decay)
+                _update_average(state, min(config.ema_decay, (1 + state.step) / (10 + state.step)))
                 state.step += 1
                 if bad_steps >= config.max_bad_steps:
                     raise GenerationError(
@@ -163,7 +163,8 @@ def finetune(
                     )
                 validation = None
                 if batches.held_out and _is_time(config.validate_every, state.step):
-                    validation = validate(objective, transformer, batches, processes.device)
+                    with _averaged(state):
+                        validation = validate(objective, transformer, batches, processes.device)
                 seconds = time.monotonic() - started
                 memory = torch.cuda.max_memory_allocated() if processes.device.type == "cuda" else 0
                 progress = Progress(state.step, config.steps, loss, rate, seconds, memory, validation)
@@ -173,7 +174,7 @@ def finetune(
                 if samples is not None and _is_time(config.sample_every, state.step):
                     if processes.is_first or processes.sharded or processes.parallel is not None:
                         installed.close()
-                        with attention(config, model, settings, processes.parallel, model.pipe):
+                        with attention(config, model, settings, processes.parallel, model.pipe), _averaged(state):
                             make_samples(
                                 model, objective, vae, samples, _sample_lengths(config, settings),
                                 _sample_size(batches.buckets), _sample_steps(config, model), output / "samples",
@@ -282,6 +283,21 @@ def _update_average(state: RunState, decay: float) -> None:
     with torch.no_grad():
         for name, average in state.average.items():
             average.lerp_(state.parameters[name].detach(), 1 - decay)
+
+
+@contextlib.contextmanager
+def _averaged(state: RunState) -> Iterator[None]:
+    """The averaged weights, as they are exported, in place of those of the step; then these again, bit for bit."""
+    own = {name: state.parameters[name].detach().clone() for name in state.average}
+    with torch.no_grad():
+        for name, average in state.average.items():
+            state.parameters[name].copy_(average)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in own.items():
+                state.parameters[name].copy_(value)
 
 
 def _forget_later_steps(log: Path, step: int) -> None:

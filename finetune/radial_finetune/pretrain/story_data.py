@@ -1,0 +1,124 @@
+"""A cache of stories for fine-tuning the bundled model, encoded without files between: ``python -m
+radial_finetune.pretrain.story_data --out CACHE --clips 65=512 129=1024``."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import multiprocessing
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from radial.loading.load import LoadedModel, load
+from radial.request import make_request
+from radial_finetune.data.cache import (
+    CachedClip,
+    CacheIndex,
+    Shards,
+    empty_text_file,
+    write_index,
+    write_tensors,
+)
+from radial_finetune.data.clips import Bucket, Frames
+from radial_finetune.data.prepare import encode_texts
+from radial_finetune.evaluate.shapes import to_pixels
+from radial_finetune.objective import find_objective
+from radial_finetune.pretrain.autoencoder import encode_clip
+from radial_finetune.world import describe, draw_scene
+from radial_finetune.world.story import UNIT, draw_story, story_of
+from radial_finetune.world.story_caption import describe_story
+from radial_finetune.world.story_render import render_stories
+
+_SIDE, _FPS = 128, 16.0
+_TWO_FIGURES = 0.3  # of the native clips
+
+
+def write_story_cache(out: Path, model: LoadedModel, clips: dict[int, int], seed: int = 0, batch: int = 8) -> None:
+    """Write a cache that ``radial finetune run`` takes.
+
+    Args:
+        clips: how many of each length in frames; those of the native length are drawn as the model's own were.
+    """
+    objective = find_objective(model.pipe, model.spec)
+    vae = model.pipe.vae
+    shape = (1, -1, 1, 1, 1)
+    mean, std = (
+        torch.tensor(values, device=vae.device, dtype=torch.float32).view(shape)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    shards, cached = Shards(out), []
+    write_tensors(empty_text_file(out, model.fingerprint), encode_texts(objective, [""])[0], overwrite=True)
+    wanted = [(frames, number, seed) for frames, count in sorted(clips.items()) for number in range(count)]
+    for frames, members in _in_batches(wanted, batch):
+        texts = encode_texts(objective, [caption for _, _, caption in members])
+        pixels = torch.from_numpy(np.stack([clip for _, clip, _ in members])).to(vae.device)
+        with torch.inference_mode():
+            pixels = pixels.permute(0, 4, 1, 2, 3).to(vae.dtype) / 127.5 - 1
+            latents = ((encode_clip(vae, pixels)[0].float() - mean) / std).to(torch.float16)
+        for (key, _, caption), latent, text in zip(members, latents, texts, strict=True):
+            shards.add(key, latent, text)
+            bucket = Bucket(frames, _SIDE, _SIDE)
+            cached.append((key, bucket, caption))
+    shards.flush()
+    known = tuple(CachedClip(key, shards.found[key], bucket, caption, key, 0) for key, bucket, caption in cached)
+    write_index(out, CacheIndex(model.spec.name, model.fingerprint, _FPS, known))
+
+
+def _in_batches(
+    wanted: list[tuple[int, int, int]], size: int
+) -> Iterator[tuple[int, list[tuple[str, Frames, str]]]]:  # fmt: skip
+    """Clips of one length at a time, drawn by processes of their own."""
+    with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 16), initializer=_use_one_thread) as pool:
+        ready: list[tuple[str, Frames, str]] = []
+        length = 0
+        for (frames, _, _), made in zip(wanted, pool.imap(_draw, wanted, chunksize=4), strict=True):
+            if ready and (frames != length or len(ready) == size):
+                yield length, ready
+                ready = []
+            length = frames
+            ready.append(made)
+        if ready:
+            yield length, ready
+
+
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _draw(wanted: tuple[int, int, int]) -> tuple[str, Frames, str]:
+    """A clip's key, its frames and its caption."""
+    frames, number, seed = wanted
+    rng = random.Random(f"story {seed} {frames} {number}")
+    units = (frames - 1) // UNIT
+    if units == 1:
+        scene = draw_scene(rng, 2 if rng.random() < _TWO_FIGURES else 1)
+        story, caption = story_of(scene, 1), describe(scene, rng).text
+    else:
+        story = draw_story(rng, units)
+        caption = describe_story(story, rng).text
+    clip = to_pixels(render_stories([story], _SIDE, _SIDE)[0])
+    return hashlib.blake2b(f"{wanted}".encode(), digest_size=12).hexdigest(), clip, caption
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m radial_finetune.pretrain.story_data", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--clips", nargs="+", required=True, metavar="FRAMES=COUNT")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    clips = {int(frames): int(count) for frames, _, count in (one.partition("=") for one in options.clips)}
+    model = load(make_request(prompt="stories", model="tiny", device=options.device, dtype=options.dtype, seed=0))
+    write_story_cache(options.out, model, clips, options.seed)
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()
