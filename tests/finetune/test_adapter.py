@@ -98,7 +98,7 @@ def test_alpha_is_in_the_file(cache: Path, wan_folder: Path, tmp_path: Path) -> 
         learning_rate=1e-2, trackers=(),
     )  # fmt: skip
     written = load_file(finetune(config))
-    trained = load_file(tmp_path / "step-000002" / "adapter.safetensors")
+    trained = load_file(tmp_path / "step-000002" / "weights.safetensors")
     name = "blocks.1.attn1.to_q"
     assert torch.equal(written[f"transformer.{name}.lora_A.weight"], trained[f"{name}.lora_A.radial.weight"])
     assert torch.allclose(written[f"transformer.{name}.lora_B.weight"], trained[f"{name}.lora_B.radial.weight"] / 4)

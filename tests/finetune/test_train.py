@@ -31,6 +31,7 @@ from radial_finetune.training import checkpoints, train
 from radial_finetune.training.adapter import add_adapter
 from radial_finetune.training.batches import Batches
 from radial_finetune.training.config import FinetuneConfig, make_config, read_config
+from radial_finetune.training.exports import read_made
 from radial_finetune.training.processes import Processes
 from radial_finetune.training.train import finetune, learning_rate
 
@@ -149,7 +150,7 @@ def adapter_of(config: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def assert_same_run(one: Path, two: Path, name: str = "step-000006") -> None:
     """Weights, average and the optimizer's moments, bit for bit."""
-    for part in ("adapter", "average", "moments"):
+    for part in ("adapter", "weights", "average", "moments"):
         a, b = (load_file(folder / name / f"{part}.safetensors") for folder in (one, two))
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a)
@@ -372,6 +373,8 @@ def test_a_run_that_is_killed_or_interrupted_goes_on(config: dict[str, Any], tmp
     log = [json.loads(line)["step"] for line in (output / "log.jsonl").read_text().splitlines()]
     assert int(checkpoints.list_checkpoints(output)[-1].name[5:]) == log[-1]  # Ctrl+C lost no step
     assert not [p for p in output.iterdir() if p.name.endswith(".partial")]
+    left = (output / "adapter.safetensors", checkpoints.list_checkpoints(output)[-1] / "adapter.safetensors")
+    assert [read_made(file)["step"] for file in left] == [log[-1]] * 2
 
 
 @pytest.mark.parametrize("how", ["copies", "shards", "shared clips", "shards, shared clips"])

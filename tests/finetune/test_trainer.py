@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,29 @@ import torch
 from safetensors.torch import load_file
 
 from radial import RequestError
+from radial.generation.pipeline import generate
 from radial.loading.load import LoadedModel
 from radial.models.lora_settings import AdapterSettings, read_adapter_settings
+from radial.request import make_request
 from radial_finetune.data.cache import read_index
 from radial_finetune.objective import find_objective
 from radial_finetune.training import train
 from radial_finetune.training.assemble import pattern_of
 from radial_finetune.training.batches import Batches
 from radial_finetune.training.config import make_config
+from radial_finetune.training.exports import read_made
 from radial_finetune.training.train import finetune
 
 
 def lines_of(output: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(output) / "log.jsonl").read_text().splitlines()]
+
+
+def assert_same_adapter(one: Path, two: Path) -> None:
+    assert read_made(one) == read_made(two)
+    a, b = load_file(one), load_file(two)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_an_average_follows_a_short_run(config: dict[str, Any]) -> None:
@@ -91,3 +102,52 @@ def test_an_adapter_says_its_pattern_and_lengths(config: dict[str, Any], two_len
     assert settings.covers(9)
     assert not settings.covers(17)
     assert AdapterSettings(target_frames=129).lengths == (129,)  # a file from before the lengths were written
+
+
+def test_every_checkpoint_is_an_adapter_to_use(config: dict[str, Any], wan_folder: Path) -> None:
+    final = finetune(make_config(**config))
+    output = Path(config["output"])
+    older, last = (output / name / "adapter.safetensors" for name in ("step-000004", "step-000006"))
+    assert_same_adapter(last, final)
+    assert read_made(older)["step"] == 4
+    request = make_request(prompt="a", model=str(wan_folder), height=32, width=32, seed=1, num_inference_steps=2,
+                           loras=[{"path": str(older)}])  # fmt: skip
+    notes: list[str] = []
+    (clip,) = generate(request, on_event=lambda event: notes.append(event.note) if event.note else None)
+    assert len(clip.frames) == 9
+    assert notes == ["as the adapter was tuned: 9 frames, decay 1, 1 dense layers"]
+
+
+def test_the_best_adapter_is_kept(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The held-out loss is made to rise from the fourth step on: the best one is of a step before."""
+    plain, reached = train.validate, [0]
+
+    def rising(*args: Any) -> train.HeldOutLoss:
+        loss = plain(*args)
+        return replace(loss, all=loss.all + max(0, reached[0] - 2))
+
+    def count(progress: train.Progress) -> None:
+        reached[0] = progress.step
+
+    monkeypatch.setattr(train, "validate", rising)
+    wild = config | {"validate_every": 1}
+    finetune(make_config(**wild), on_step=count)
+    losses = {line["step"]: line["validation"] for line in lines_of(wild["output"])}
+    step = min(losses, key=lambda s: losses[s])
+    made = read_made(Path(wild["output"]) / "best" / "adapter.safetensors")
+    assert (made["step"], made["held_out_loss"]) == (step, losses[step])
+    assert step <= 3
+    # A run that is stopped and goes on ends with the same best one.
+    halved = make_config(**wild | {"output": str(tmp_path / "halved")})
+    reached[0] = 0
+
+    def stop(progress: train.Progress) -> None:
+        count(progress)
+        if progress.step == 3:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        finetune(halved, on_step=stop)
+    reached[0] = 2
+    finetune(halved, resume=True, on_step=count)
+    assert_same_adapter(*(Path(folder) / "best" / "adapter.safetensors" for folder in (wild["output"], halved.output)))

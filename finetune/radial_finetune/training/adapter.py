@@ -21,6 +21,7 @@ from radial.models.original_names import PARTS, original_name
 from radial_finetune.objective import Objective
 
 ADAPTER = "radial"
+RUN_KEY = "radial_run"  # in a file's metadata: the run that it came from
 Names = Literal["diffusers", "comfy"]
 
 
@@ -75,11 +76,17 @@ def export_state(parameters: dict[str, Tensor], before: dict[str, Tensor], scale
     return state
 
 
-def write_adapter(path: Path, state: dict[str, Tensor], metadata: dict[str, Any], *, overwrite: bool = False) -> Path:
-    """Write an adapter with what it was made for."""
+def write_adapter(
+    path: Path, state: dict[str, Tensor], metadata: dict[str, Any] | None, *, made: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:  # fmt: skip
+    """Write an adapter with what it was made for, and of which run it is."""
     from safetensors.torch import save_file
 
-    written = {"format": "pt", METADATA_KEY: json.dumps(metadata, sort_keys=True)}
+    written = {"format": "pt"}
+    for key, value in ((METADATA_KEY, metadata), (RUN_KEY, made)):
+        if value:
+            written[key] = json.dumps(value, sort_keys=True)
     whole = {name: tensor.contiguous() for name, tensor in state.items()}
     publish(path, lambda partial: save_file(whole, partial, metadata=written), overwrite=overwrite)
     return path

@@ -1,7 +1,7 @@
 """Checkpoints of a run: written whole or not at all, the last few kept, no pickle.
 
-A folder ``step-000200`` holds the adapter, its average, the optimizer's moments and what run it is of. Random numbers
-follow from the seed and the step, so there is no more to keep.
+A folder ``step-000200`` holds the weights, their average, the optimizer's moments and what run it is of; and the same
+as an adapter to use. Random numbers follow from the seed and the step, so there is no more to keep.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,14 @@ class RunState:
     config: dict[str, Any] | None = None
 
 
-def save_checkpoint(folder: Path, state: RunState, keep: int, *, write: bool = True) -> Path:
+def save_checkpoint(
+    folder: Path, state: RunState, keep: int, *, write: bool = True,
+    export: Callable[[Path, dict[str, Tensor], int], object] = lambda path, weights, step: None,
+) -> Path:  # fmt: skip
     """Write the state under a temporary name, rename it, then delete all but the last ``keep``.
+
+    ``weights``, ``average`` and ``moments`` are what a run goes on from; ``adapter`` is what generation takes, which
+    ``export`` writes of the averaged weights, or of the step's own where there is no average.
 
     Where weights are spread over processes, all must call this, and one of them ``write``.
 
@@ -53,11 +60,12 @@ def save_checkpoint(folder: Path, state: RunState, keep: int, *, write: bool = T
     target = folder / f"step-{state.step:06d}"
     tensors: dict[str, dict[str, Tensor]] = {
         name: {key: whole(x.detach()) for key, x in group.items()}
-        for name, group in (("adapter", state.parameters), ("average", state.average), ("moments", _moments(state)))
+        for name, group in (("weights", state.parameters), ("average", state.average), ("moments", _moments(state)))
     }
     if not write:
         return target
     needed = sum(x.nbytes for group in tensors.values() for x in group.values())
+    needed += sum(x.nbytes for x in tensors["weights"].values())  # the export
     if (free := shutil.disk_usage(existing_folder(folder)).free) < needed + (64 << 20):
         raise OutputError(f"a checkpoint needs {needed / 1e6:.0f} MB, and {folder} has {free / 1e6:.0f} MB free")
     for cut_off in folder.glob(".step-*.partial"):  # by a kill while it was written
@@ -67,6 +75,7 @@ def save_checkpoint(folder: Path, state: RunState, keep: int, *, write: bool = T
         part.mkdir()
         for name, group in tensors.items():
             save_file({key: x.detach().cpu().contiguous() for key, x in group.items()}, part / f"{name}.safetensors")
+        export(part / "adapter.safetensors", tensors["average"] or tensors["weights"], state.step)
         (part / "run.json").write_text(json.dumps({"step": state.step, "config": state.config}, indent=1))
         sync(part)  # a checkpoint of this step that is there goes once the new one is on the disk
         shutil.rmtree(target, ignore_errors=True)
@@ -118,12 +127,14 @@ def load_checkpoint(checkpoint: Path, state: RunState) -> None:
     if changed:
         told = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed[:3])
         raise RequestError(f"{checkpoint} is of another run: {told}; take another output, or the settings it had")
-    adapter, average, moments = (load_file(checkpoint / f"{n}.safetensors") for n in ("adapter", "average", "moments"))
-    if set(adapter) != set(state.parameters):
+    # In older checkpoints the weights have the name that the export has now.
+    first = "weights" if (checkpoint / "weights.safetensors").is_file() else "adapter"
+    weights, average, moments = (load_file(checkpoint / f"{n}.safetensors") for n in (first, "average", "moments"))
+    if set(weights) != set(state.parameters):
         raise RequestError(f"{checkpoint} holds other layers than this run tunes")
     with torch.no_grad():
         for name, parameter in state.parameters.items():
-            put(adapter[name], parameter)
+            put(weights[name], parameter)
         for name, value in state.average.items():
             put(average[name], value)
     _set_moments(state, moments)

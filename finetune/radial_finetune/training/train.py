@@ -27,7 +27,6 @@ from radial.models.lora_settings import AdapterSettings
 from radial_finetune.data.cache import read_index
 from radial_finetune.data.clips import Bucket
 from radial_finetune.objective import Objective, expert_span, noise_shift, velocity_loss
-from radial_finetune.training.adapter import export_state, write_adapter
 from radial_finetune.training.assemble import (
     adapter_settings,
     alpha_of,
@@ -42,6 +41,7 @@ from radial_finetune.training.assemble import (
 from radial_finetune.training.batches import Batch, Batches
 from radial_finetune.training.checkpoints import RunState, list_checkpoints, load_last_checkpoint, save_checkpoint
 from radial_finetune.training.config import FinetuneConfig
+from radial_finetune.training.exports import Exports, exported_weights
 from radial_finetune.training.preflight import check, estimate
 from radial_finetune.training.processes import Processes, whole
 from radial_finetune.training.samples import encode_samples, make_samples
@@ -90,7 +90,7 @@ def finetune(
         RequestError: data, model or output do not fit together, or the run does not fit the device; raised before the
             first step.
         GenerationError: losses or gradients stopped being numbers for too long, or memory ran out.
-        KeyboardInterrupt: after a checkpoint was saved.
+        KeyboardInterrupt: after a checkpoint and the adapter as it is were written.
     """
     output = Path(config.output)
     if list_checkpoints(output) and not resume:
@@ -125,8 +125,20 @@ def finetune(
     parts = config.gradient_accumulation_steps
     tracked = trackers(config, output) if processes.is_first else contextlib.nullcontext(lambda line: None)
 
+    made = {"learning_rate": config.learning_rate, "data": index.digest, "base": index.fingerprint}
+    exports = Exports(output, before, alpha_of(config) / config.rank, settings, made)
+    if state.step == 0 and processes.is_first:
+        exports.best.unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
+    path = output / "adapter.safetensors"
+
     def save() -> None:
-        save_checkpoint(output, state, config.keep_checkpoints, write=processes.is_first)
+        save_checkpoint(output, state, config.keep_checkpoints, write=processes.is_first, export=exports.write)
+        processes.wait()
+
+    def export() -> None:
+        weights = exported_weights(state)
+        if processes.is_first:
+            exports.write(path, weights, state.step)
         processes.wait()
 
     with contextlib.ExitStack() as installed, tracked as log, _interrupts() as interrupted:
@@ -165,6 +177,7 @@ def finetune(
                 if batches.held_out and _is_time(config.validate_every, state.step):
                     with _averaged(state):
                         validation = validate(objective, transformer, batches, processes.device)
+                    exports.keep_best(state, validation.all, write=processes.is_first)
                 seconds = time.monotonic() - started
                 memory = torch.cuda.max_memory_allocated() if processes.device.type == "cuda" else 0
                 progress = Progress(state.step, config.steps, loss, rate, seconds, memory, validation)
@@ -186,6 +199,8 @@ def finetune(
                     save()
         except KeyboardInterrupt:
             save()
+            export()
+            on_note(f"stopped at step {state.step} of {config.steps}; its adapter is {path}, --resume goes on")
             raise
         except torch.OutOfMemoryError as error:
             raise GenerationError(
@@ -194,13 +209,7 @@ def finetune(
         finally:
             upcoming.close()
     save()
-    final = {n: whole(p.detach()) for n, p in (state.average or parameters).items()}
-    path = output / "adapter.safetensors"
-    if processes.is_first:
-        write_adapter(
-            path, export_state(final, before, alpha_of(config) / config.rank), settings.model_dump(), overwrite=True
-        )
-    processes.wait()
+    export()
     return path
 
 
