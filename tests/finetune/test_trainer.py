@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from radial import RequestError
+from radial import ModelError, RequestError
 from radial.generation.pipeline import generate
 from radial.loading.load import LoadedModel
 from radial.models.lora_settings import AdapterSettings, read_adapter_settings
@@ -22,7 +22,7 @@ from radial_finetune.training import train
 from radial_finetune.training.assemble import pattern_of
 from radial_finetune.training.batches import Batches
 from radial_finetune.training.config import make_config
-from radial_finetune.training.exports import read_made
+from radial_finetune.training.exports import digest_of, read_made
 from radial_finetune.training.train import finetune
 
 
@@ -151,3 +151,34 @@ def test_the_best_adapter_is_kept(config: dict[str, Any], tmp_path: Path, monkey
     reached[0] = 2
     finetune(halved, resume=True, on_step=count)
     assert_same_adapter(*(Path(folder) / "best" / "adapter.safetensors" for folder in (wild["output"], halved.output)))
+
+
+def test_a_run_begins_from_an_adapter(config: dict[str, Any], tmp_path: Path) -> None:
+    """With steps too small to move anything, it ends where it began: norms, alpha and all."""
+    first = config | {"norms": True, "alpha": 2.0, "weight_decay": 0.0}
+    given = finetune(make_config(**first))
+    again = first | {"output": str(tmp_path / "again"), "init_adapter": str(given), "learning_rate": 1e-12, "steps": 1}
+    begun = load_file(finetune(make_config(**again)))
+    assert all(torch.allclose(value, begun[name], atol=1e-6) for name, value in load_file(given).items())
+    made = read_made(tmp_path / "again" / "adapter.safetensors")
+    assert made["init_adapter"] == digest_of(given)
+    # The same file elsewhere is the same run; another is none.
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(given.read_bytes())
+    finetune(make_config(**again | {"init_adapter": str(moved)}), resume=True)
+    other = tmp_path / "run" / "step-000004" / "adapter.safetensors"
+    with pytest.raises(RequestError, match="is of another run: init_adapter was"):
+        finetune(make_config(**again | {"init_adapter": str(other)}), resume=True)
+
+
+def test_an_adapter_to_begin_from_must_fit(config: dict[str, Any], tmp_path: Path) -> None:
+    given = str(finetune(make_config(**config | {"steps": 1})))
+    again = config | {"output": str(tmp_path / "again"), "init_adapter": given}
+    with pytest.raises(RequestError, match="has rank 4 and this run rank 8; set rank = 4"):
+        finetune(make_config(**again | {"rank": 8}))
+    with pytest.raises(
+        RequestError, match=r"tunes 24 layers and this run 12; only one of them has transformer\.blocks"
+    ):
+        finetune(make_config(**again | {"layers": "self"}))
+    with pytest.raises(ModelError, match="no LoRA file"):
+        finetune(make_config(**again | {"init_adapter": "missing.safetensors"}))

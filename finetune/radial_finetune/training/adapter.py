@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from radial.adapters.file import AdapterFile
 from radial.errors import ModelError
 from radial.files import publish
 from radial.models.lora_settings import METADATA_KEY
@@ -69,11 +70,17 @@ def export_state(parameters: dict[str, Tensor], before: dict[str, Tensor], scale
     for name, value in parameters.items():
         tensor = value.detach().float().cpu()
         if ".lora_" in name:
-            layer, part = name.replace(f".{ADAPTER}.", ".").split(".lora_")
-            state[f"transformer.{layer}.lora_{part}"] = (tensor * scale if part.startswith("B") else tensor).clone()
+            state[exported_name(name)] = (tensor * scale if ".lora_B" in name else tensor).clone()
         else:
-            state[f"transformer.{name.removesuffix('.weight')}.diff"] = tensor - before[name].float().cpu()
+            state[exported_name(name)] = tensor - before[name].float().cpu()
     return state
+
+
+def exported_name(name: str) -> str:
+    """A parameter's name in files."""
+    if ".lora_" in name:
+        return f"transformer.{name.replace(f'.{ADAPTER}.', '.')}"
+    return f"transformer.{name.removesuffix('.weight')}.diff"
 
 
 def write_adapter(
@@ -90,6 +97,41 @@ def write_adapter(
     whole = {name: tensor.contiguous() for name, tensor in state.items()}
     publish(path, lambda partial: save_file(whole, partial, metadata=written), overwrite=overwrite)
     return path
+
+
+def plain_tensors(file: AdapterFile) -> dict[str, Tensor]:
+    """An adapter's low-rank changes and differences with alpha multiplied in, their layers named with dots: by
+    diffusers' names under ``transformer.``, by the authors' under ``diffusion_model.``
+
+    Raises:
+        ModelError: it changes layers in another way, or layers that are no attention's.
+    """
+    tensors, state = file.tensors(), {}
+    alphas = {e.layer: float(tensors[e.key]) for e in file.entries if e.kind == "alpha"}
+    for entry in file.entries:
+        if entry.kind == "alpha":
+            continue
+        if entry.kind not in ("down", "up", "diff"):
+            raise ModelError(f"{file.path.name} changes {entry.layer} by {entry.kind}; only LoRA is converted")
+        value, layer = tensors[entry.key], _dotted(entry.layer)
+        if entry.kind == "up":
+            scale = file.scale_of(entry.layer, entry.part, value.shape[1], alphas.get(entry.layer))
+            value = value if scale == 1 else (value.float() * scale).to(value.dtype)
+        part = {"down": "lora_A.weight", "up": "lora_B.weight", "diff": "diff"}[entry.kind]
+        prefix = "transformer." if _first_block(layer)[0] in _ORIGINAL else "diffusion_model."
+        state[f"{prefix}{layer}.{part}"] = value
+    return state
+
+
+def _dotted(layer: str) -> str:
+    """A layer's name with its dots, which kohya's files write as underscores."""
+    known = {name: name for name in (*_ORIGINAL, *(original for original, _ in _ORIGINAL.values()))}
+    if _first_block(layer)[0] in known:
+        return layer
+    flat = {name.replace(".", "_"): name for name in known}
+    found = re.search(r"(?<=_)\d+(?=_)", layer)
+    first = f"{layer[: found.start()]}0{layer[found.end() :]}" if found else layer
+    return _BLOCK.sub(found[0], flat[first], count=1) if found and first in flat else layer
 
 
 def convert_names(state: dict[str, Tensor], form: Names) -> dict[str, Tensor]:

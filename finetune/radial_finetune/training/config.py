@@ -34,6 +34,7 @@ class FinetuneConfig(BaseModel):
         expert: which of two transformers is tuned, at the noise levels it is for: ``high`` or ``low`` (Wan 2.2 A14B).
         rank, alpha: of the adapter; alpha is the rank when left out.
         ema_decay: of the average of the weights, which is validated, sampled and exported; it warms up.
+        init_adapter: an adapter of the same layers and rank whose weights the run begins from.
         layers: ``self`` tunes self-attention, ``all`` the text's part of attention too.
         norms: whether the norms of queries and keys are tuned along.
         batch_tokens: in place of ``batch_size``, a batch holds as many clips of its length as have so many tokens
@@ -68,6 +69,7 @@ class FinetuneConfig(BaseModel):
     expert: Literal["high", "low"] | None = None
     rank: Annotated[int, Field(ge=1, le=1024)] = 128
     alpha: Annotated[float, Field(gt=0)] | None = None
+    init_adapter: str | None = None
     layers: Literal["self", "all"] = "all"
     norms: bool = False
     steps: Positive = 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from dataclasses import dataclass
@@ -9,13 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Parameter
 
-from radial.models.lora_settings import AdapterSettings
+from radial.adapters.file import read_adapter
+from radial.errors import RequestError
+from radial.models.lora_settings import AdapterSettings, check_adapter_file
 from radial.models.weights import read_header
 from radial.version import __version__
-from radial_finetune.training.adapter import RUN_KEY, export_state, write_adapter
+from radial_finetune.training.adapter import (
+    RUN_KEY,
+    convert_names,
+    export_state,
+    exported_name,
+    plain_tensors,
+    write_adapter,
+)
 from radial_finetune.training.checkpoints import RunState
-from radial_finetune.training.processes import whole
+from radial_finetune.training.processes import put, whole
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,55 @@ def best_loss(file: Path) -> float:
     """The held-out loss that an adapter's file says; infinity where there is none."""
     loss = read_made(file).get("held_out_loss")
     return float(loss) if isinstance(loss, (int, float)) else float("inf")
+
+
+def digest_of(file: Path) -> str:
+    """Changes with an adapter's file.
+
+    Raises:
+        ModelError: there is none.
+    """
+    check_adapter_file(file)
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=12)).hexdigest()
+
+
+def begin_from(file: Path, parameters: dict[str, Parameter], before: dict[str, Tensor], scale: float) -> None:
+    """Give parameters the values that an adapter has, whose layers and rank must be those of the run.
+
+    Args:
+        before: of the norms that are tuned, what they were; files hold what is added to them.
+        scale: the run's alpha over its rank, which is multiplied into what files hold.
+
+    Raises:
+        ModelError: there is no such file, or it cannot be read.
+        RequestError: it has other layers or another rank than the run.
+    """
+    check_adapter_file(file)
+    given = convert_names(plain_tensors(read_adapter(file)), "diffusers")
+    wanted = {exported_name(name): name for name in parameters}
+    if given.keys() != wanted.keys():
+        layers = [len({key.partition(".lora_")[0] for key in keys}) for keys in (given, wanted)]
+        odd = min(given.keys() ^ wanted.keys())
+        raise RequestError(
+            f"init_adapter {file} tunes {layers[0]} layers and this run {layers[1]}; only one of them has {odd}: set "
+            "layers and norms as the adapter has them"
+        )
+    for key, name in wanted.items():
+        value, parameter = given[key].float(), parameters[name]
+        if value.shape != parameter.shape:
+            at = 0 if ".lora_A" in name else -1
+            if ".lora_" in name and value.shape[at] != parameter.shape[at]:
+                raise RequestError(
+                    f"init_adapter {file} has rank {value.shape[at]} and this run rank {parameter.shape[at]}; set "
+                    f"rank = {value.shape[at]}"
+                )
+            raise RequestError(f"init_adapter {file} was made for another model: {key} has another size there")
+        if ".lora_B" in name:
+            value = value / scale
+        elif ".lora_" not in name:
+            value = value + before[name].float().cpu()
+        put(value, parameter)
 
 
 def read_made(file: Path) -> dict[str, Any]:

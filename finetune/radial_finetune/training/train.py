@@ -41,7 +41,7 @@ from radial_finetune.training.assemble import (
 from radial_finetune.training.batches import Batch, Batches
 from radial_finetune.training.checkpoints import RunState, list_checkpoints, load_last_checkpoint, save_checkpoint
 from radial_finetune.training.config import FinetuneConfig
-from radial_finetune.training.exports import Exports, exported_weights
+from radial_finetune.training.exports import Exports, begin_from, digest_of, exported_weights
 from radial_finetune.training.preflight import check, estimate
 from radial_finetune.training.processes import Processes, whole
 from radial_finetune.training.samples import encode_samples, make_samples
@@ -113,9 +113,14 @@ def finetune(
     )  # fmt: skip
     on_note(f"{len(batches.train)} clips, {len(batches.held_out)} held out; {needed}")
     check(needed, config, transformer, grids, processes.device)
+    if config.init_adapter:
+        begin_from(Path(config.init_adapter), parameters, before, alpha_of(config) / config.rank)
     optimizer = make_optimizer(config, list(parameters.values()))
     average = {n: p.detach().clone() for n, p in parameters.items()} if config.ema_decay else {}
-    run = config.model_dump(mode="json") | {"cache": index.digest, "processes": processes.count}
+    begun = digest_of(Path(config.init_adapter)) if config.init_adapter else None
+    run = config.model_dump(mode="json") | {
+        "cache": index.digest, "processes": processes.count, "init_adapter": begun,
+    }  # fmt: skip
     state = RunState(parameters, optimizer, average, config=run)
     if resume:
         load_last_checkpoint(output, state)
@@ -125,7 +130,9 @@ def finetune(
     parts = config.gradient_accumulation_steps
     tracked = trackers(config, output) if processes.is_first else contextlib.nullcontext(lambda line: None)
 
-    made = {"learning_rate": config.learning_rate, "data": index.digest, "base": index.fingerprint}
+    made = {"learning_rate": config.learning_rate, "data": index.digest, "base": index.fingerprint} | (
+        {"init_adapter": begun} if begun else {}
+    )
     exports = Exports(output, before, alpha_of(config) / config.rank, settings, made)
     if state.step == 0 and processes.is_first:
         exports.best.unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
