@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,3 +183,20 @@ def test_an_adapter_to_begin_from_must_fit(config: dict[str, Any], tmp_path: Pat
         finetune(make_config(**again | {"layers": "self"}))
     with pytest.raises(ModelError, match="no LoRA file"):
         finetune(make_config(**again | {"init_adapter": "missing.safetensors"}))
+
+
+def test_steps_and_rate_may_change_and_the_cache_move(config: dict[str, Any], tmp_path: Path) -> None:
+    """Under a cosine to step 4, then on to step 6 at another rate, from a cache that lies elsewhere."""
+    finetune(make_config(**config | {"steps": 4}))
+    moved = shutil.copytree(config["data"], tmp_path / "moved")
+    notes: list[str] = []
+    longer = config | {"steps": 6, "learning_rate": 0.005, "data": str(moved)}
+    finetune(make_config(**longer), resume=True, on_note=notes.append)
+    assert notes[1:] == [
+        "from step 5 on the learning rate is 0.005, not 0.01",
+        "from step 5 on the rate falls to zero at step 6, not 4",
+    ]
+    rates = [line["learning_rate"] for line in lines_of(config["output"])]
+    assert rates[4:] == [train.learning_rate(step, make_config(**longer)) for step in (4, 5)]
+    finetune(make_config(**longer | {"steps": 3}), resume=True)  # past its end already: written as it is
+    assert read_made(Path(config["output"]) / "adapter.safetensors")["step"] == 6

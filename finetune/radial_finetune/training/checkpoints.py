@@ -22,10 +22,11 @@ from radial.errors import ModelError, OutputError, RequestError
 from radial.files import existing_folder, publish, sync
 from radial_finetune.training.processes import put, whole
 
-# What can change when a run goes on: none of it decides what a step computes.
+# What can change when a run goes on: where things are, which digests tell apart, what no step depends on, and what its
+# user may want otherwise from here on.
 _FREE = {
-    "steps", "output", "checkpoint_every", "keep_checkpoints", "validate_every", "sample_every", "sample_prompts",
-    "sample_frames", "sample_steps", "trackers", "device", "max_bad_steps", "trigger",
+    "steps", "learning_rate", "data", "output", "checkpoint_every", "keep_checkpoints", "validate_every",
+    "sample_every", "sample_prompts", "sample_frames", "sample_steps", "trackers", "device", "max_bad_steps", "trigger",
 }  # fmt: skip
 _NAME = re.compile(r"step-(\d{6,})")
 
@@ -92,8 +93,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
 
-def load_last_checkpoint(folder: Path, state: RunState) -> Path | None:
-    """Put the newest whole checkpoint's values into the state: which one it was, None where there is none.
+def load_last_checkpoint(folder: Path, state: RunState) -> dict[str, Any] | None:
+    """Put the newest whole checkpoint's values into the state: the settings it was made with, None where there is none.
 
     Raises:
         RequestError: it is of another run: settings that decide the outcome differ, and are named.
@@ -102,8 +103,7 @@ def load_last_checkpoint(folder: Path, state: RunState) -> Path | None:
     found = list_checkpoints(folder)
     for checkpoint in reversed(found):
         try:
-            load_checkpoint(checkpoint, state)
-            return checkpoint
+            return load_checkpoint(checkpoint, state)
         except (OSError, SafetensorError, json.JSONDecodeError, KeyError):
             continue  # torn by a disk that failed: the one before it may be whole
     if found:
@@ -111,8 +111,8 @@ def load_last_checkpoint(folder: Path, state: RunState) -> Path | None:
     return None
 
 
-def load_checkpoint(checkpoint: Path, state: RunState) -> None:
-    """Put a checkpoint's values into the state.
+def load_checkpoint(checkpoint: Path, state: RunState) -> dict[str, Any]:
+    """Put a checkpoint's values into the state: the settings it was made with.
 
     Raises:
         RequestError: it is of another run: settings that decide the outcome differ, and are named.
@@ -122,8 +122,7 @@ def load_checkpoint(checkpoint: Path, state: RunState) -> None:
 
     run = json.loads((checkpoint / "run.json").read_text())
     new, old = state.config or {}, run["config"] or {}
-    free = _FREE if new.get("lr_scheduler") == "constant" else _FREE - {"steps"}  # a rate that falls depends on them
-    changed = sorted(key for key in {*new, *old} - free if new.get(key) != old.get(key))
+    changed = sorted(key for key in {*new, *old} - _FREE if new.get(key) != old.get(key))
     if changed:
         told = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed[:3])
         raise RequestError(f"{checkpoint} is of another run: {told}; take another output, or the settings it had")
@@ -139,6 +138,7 @@ def load_checkpoint(checkpoint: Path, state: RunState) -> None:
             put(average[name], value)
     _set_moments(state, moments)
     state.step = run["step"]
+    return dict(old)
 
 
 def _moments(state: RunState) -> dict[str, Tensor]:

@@ -123,7 +123,8 @@ def finetune(
     }  # fmt: skip
     state = RunState(parameters, optimizer, average, config=run)
     if resume:
-        load_last_checkpoint(output, state)
+        for note in _changes(config, load_last_checkpoint(output, state), state.step):
+            on_note(note)
     if processes.is_first:
         _forget_later_steps(output / "log.jsonl", state.step)
     bad_steps = 0
@@ -230,6 +231,15 @@ def learning_rate(step: int, config: FinetuneConfig) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
+def _changes(config: FinetuneConfig, before: dict[str, Any] | None, step: int) -> Iterator[str]:
+    """What a run that goes on does otherwise from here on than it did before."""
+    before = before or {}
+    if (rate := before.get("learning_rate", config.learning_rate)) != config.learning_rate:
+        yield f"from step {step + 1} on the learning rate is {config.learning_rate:g}, not {rate:g}"
+    if (steps := before.get("steps", config.steps)) != config.steps and config.lr_scheduler == "cosine":
+        yield f"from step {step + 1} on the rate falls to zero at step {config.steps}, not {steps}"
+
+
 @torch.no_grad()
 def validate(objective: Objective, transformer: Any, batches: Batches, device: torch.device) -> HeldOutLoss:
     """Loss of the held-out clips at fixed noise levels, within and beyond the native length."""
@@ -250,7 +260,8 @@ def validate(objective: Objective, transformer: Any, batches: Batches, device: t
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Ctrl+C waits for the end of a step, so that what is saved is whole; a second one does not wait."""
+    """Ctrl+C waits for the end of a step, so that what is saved is whole; a second one does not wait. SIGTERM, by which
+    batch systems and containers stop a run, is the same."""
     asked = False
 
     def ask(number: int, frame: Any) -> None:
@@ -262,11 +273,12 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
