@@ -38,6 +38,7 @@ def test_from_clips_to_a_longer_video(
     told = radial("finetune", "prepare", "clips", "--out", "cache", "--model", str(wan_folder), "--bucket", "13x32x32",
                   "--bucket", "25x32x32", "--batch-size", "2", "--static-threshold", "0")  # fmt: skip
     assert "torn.mp4" in told
+    assert "file 1 of 9: 00000.mp4" in told  # no terminal shows a bar here
     assert json.loads((tmp_path / "cache" / "report.json").read_text())["kept"] == 8
 
     (tmp_path / "run.toml").write_text(f"""
@@ -77,6 +78,7 @@ def test_from_clips_to_a_longer_video(
     assert not (tmp_path / "run" / "adapter.safetensors").exists()
     told = radial("finetune", "run", "run.toml", "--resume")
     assert "held-out loss" in told
+    assert "step 20 of 20: loss 1." in told
 
     settings = json.loads(radial("finetune", "info", "run/adapter.safetensors"))["settings"]
     assert (settings["target_frames"], settings["rank"]) == (25, 4)
