@@ -200,3 +200,19 @@ def test_steps_and_rate_may_change_and_the_cache_move(config: dict[str, Any], tm
     assert rates[4:] == [train.learning_rate(step, make_config(**longer)) for step in (4, 5)]
     finetune(make_config(**longer | {"steps": 3}), resume=True)  # past its end already: written as it is
     assert read_made(Path(config["output"]) / "adapter.safetensors")["step"] == 6
+
+
+def test_a_file_stands_on_one_side(two_lengths: Path, model: LoadedModel) -> None:
+    index, objective = read_index(two_lengths), find_objective(model.pipe, model.spec)
+    sources = [clip.source for clip in index.clips]
+    assert max(map(sources.count, sources)) == 2
+    for count in (1, 3, 4):
+        config = make_config(data=str(two_lengths), output="", held_out=count)
+        batches = Batches(config, index, objective)
+        assert len(batches.held_out) == count
+        assert not {clip.source for clip in batches.train} & {clip.source for clip in batches.held_out}
+        assert batches.unused == len(index.clips) - len(batches.train) - count == count % 2
+    with pytest.raises(
+        RequestError, match=r"held_out is 15, and whole files are held out: none of the 8 .* 14 at most"
+    ):
+        Batches(make_config(data=str(two_lengths), output="", held_out=15), index, objective)

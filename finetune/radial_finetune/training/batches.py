@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,9 +46,8 @@ class Batches:
             raise RequestError(
                 f"held_out is {config.held_out}, and the cache has {len(clips)} clips: none would be left"
             )
-        chosen = {int((i + 0.5) * len(clips) / config.held_out) for i in range(config.held_out)}  # spread over all
-        self.train = tuple(clip for i, clip in enumerate(clips) if i not in chosen)
-        self.held_out = tuple(clips[i] for i in sorted(chosen))
+        self.train, self.held_out = hold_out(clips, config.held_out)
+        self._clips = len(clips)
         self._config, self._objective, self._rank, self._ranks = config, objective, rank, ranks
         self._cache = Path(config.data)
         self._empty_text = read_empty_text(self._cache, index.fingerprint)
@@ -59,6 +58,11 @@ class Batches:
         self._buckets = sorted(self._by_bucket)
         self._which = self._choose_buckets(config.steps * config.gradient_accumulation_steps)
         self._place = _count_earlier(self._which, len(self._buckets))
+
+    @property
+    def unused(self) -> int:
+        """Clips on neither side: those beyond ``held_out`` of the files that are held out."""
+        return self._clips - len(self.train) - len(self.held_out)
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:
@@ -141,6 +145,34 @@ class Batches:
             shares = counts[able].cumsum() / counts[able].sum()
             which = np.where(lengths == length, np.array(able)[np.searchsorted(shares, draws[:, 0], "right")], which)
         return which
+
+
+def hold_out(clips: Sequence[CachedClip], count: int) -> tuple[tuple[CachedClip, ...], tuple[CachedClip, ...]]:
+    """Clips to train on, and so many to validate with, of files spread over the cache. What one file shows never stands
+    on both sides: of a file that is held out, clips beyond the count are left out of both.
+
+    Raises:
+        RequestError: no file would be left to train on.
+    """
+    by_source: dict[str, list[int]] = {}
+    for number, clip in enumerate(clips):
+        by_source.setdefault(clip.source, []).append(number)
+    spread = [clips[int((i + 0.5) * len(clips) / count)].source for i in range(count)]
+    chosen: list[int] = []
+    taken: set[str] = set()
+    for source in dict.fromkeys([*spread, *by_source]):
+        if len(chosen) == count:
+            break
+        taken.add(source)
+        chosen += by_source[source][: count - len(chosen)]
+    train = tuple(clip for clip in clips if clip.source not in taken)
+    if clips and not train:
+        most = len(clips) - max(len(numbers) for numbers in by_source.values())
+        raise RequestError(
+            f"held_out is {count}, and whole files are held out: none of the {len(by_source)} would be left to train "
+            f"on; hold out {most} at most"
+        )
+    return train, tuple(clips[number] for number in sorted(chosen))
 
 
 def _count_earlier(which: NDArray[np.int64], kinds: int) -> NDArray[np.int64]:

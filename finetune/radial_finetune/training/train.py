@@ -111,7 +111,8 @@ def finetune(
         config, transformer, grids, pattern_of(model.spec, settings), processes.device, settings.dense_layers or 0,
         settings.block_size or 128,
     )  # fmt: skip
-    on_note(f"{len(batches.train)} clips, {len(batches.held_out)} held out; {needed}")
+    apart = f", {batches.unused} of the same files unused" if batches.unused else ""
+    on_note(f"{len(batches.train)} clips, {len(batches.held_out)} held out{apart}; {needed}")
     check(needed, config, transformer, grids, processes.device)
     if config.init_adapter:
         begin_from(Path(config.init_adapter), parameters, before, alpha_of(config) / config.rank)
