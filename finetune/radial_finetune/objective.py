@@ -22,6 +22,7 @@ from radial.models.spec import ModelSpec
 
 Text = dict[str, Tensor]  # what a transformer is told of captions, by the names of the pipeline
 Expert = Literal["high", "low"]
+Sampling = Literal["uniform", "logit_normal"]  # of noise levels, before they are shifted
 _JOINT = r"(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"  # of clip and text together
 
 
@@ -214,14 +215,21 @@ def add_noise(x_BCFHW: Tensor, noise_BCFHW: Tensor, sigma_B: Tensor) -> tuple[Te
 
 def draw_sigmas(
     count: int,
-    sampling: Literal["uniform", "logit_normal"],
+    sampling: Sampling,
     shift: float,
     generator: torch.Generator,
     span: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     """Noise levels, shifted towards noise, from the part of the distribution that lies in ``span``."""
+    return sigma_quantiles(torch.rand(count, generator=generator, dtype=torch.float64), sampling, shift, span)
+
+
+def sigma_quantiles(
+    quantiles: Tensor, sampling: Sampling, shift: float, span: tuple[float, float] = (0.0, 1.0)
+) -> Tensor:
+    """The noise levels at quantiles, from 0 to 1, of what :func:`draw_sigmas` draws."""
     low, high = (_place_of(sigma, sampling, shift) for sigma in span)
-    place = low + (high - low) * torch.rand(count, generator=generator, dtype=torch.float64)
+    place = low + (high - low) * quantiles.double()
     u = place if sampling == "uniform" else torch.special.ndtri(place).sigmoid()
     return shift_sigmas(u, shift).float()
 

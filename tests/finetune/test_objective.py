@@ -41,6 +41,14 @@ def test_an_experts_share_is_cut_out_of_the_same_distribution(sampling: Any) -> 
         assert torch.allclose(part.quantile(quantiles), own.quantile(quantiles), atol=0.01)
 
 
+@pytest.mark.parametrize("sampling", ["uniform", "logit_normal"])
+def test_quantiles_are_those_of_the_draws(sampling: Any) -> None:
+    nine = torch.linspace(0.1, 0.9, 9)
+    for span in ((0.0, 1.0), (0.875, 1.0), (0.0, 0.875)):
+        draws = objective.draw_sigmas(40_000, sampling, 5.0, torch.Generator().manual_seed(0), span)
+        assert torch.allclose(objective.sigma_quantiles(nine, sampling, 5.0, span), draws.quantile(nine), atol=0.01)
+
+
 def test_the_shift_grows_with_the_length() -> None:
     spec = MODELS["wan2.1-1.3b"]
     own = objective.WanObjective(SimpleNamespace(scheduler=SimpleNamespace(config={"flow_shift": 3.0})), spec)

@@ -216,3 +216,11 @@ def test_a_file_stands_on_one_side(two_lengths: Path, model: LoadedModel) -> Non
         RequestError, match=r"held_out is 15, and whole files are held out: none of the 8 .* 14 at most"
     ):
         Batches(make_config(data=str(two_lengths), output="", held_out=15), index, objective)
+
+
+def test_held_out_clips_are_measured_where_training_is(cache: Path, model: LoadedModel) -> None:
+    objective = find_objective(model.pipe, model.spec)
+    config = make_config(data=str(cache), output="", held_out=2, shift=5.0, timestep_sampling="uniform")
+    batches = Batches(config, read_index(cache), objective)
+    levels = [float(batch.sigma) for batch in batches.validation(train.VALIDATION_QUANTILES)]
+    assert levels == pytest.approx([5 * u / (1 + 4 * u) for u in train.VALIDATION_QUANTILES] * 2)

@@ -16,7 +16,7 @@ from torch import Tensor
 from radial.errors import RequestError
 from radial_finetune.data.cache import CachedClip, CacheIndex, read_clip, read_empty_text, stack_latents
 from radial_finetune.data.clips import Bucket
-from radial_finetune.objective import Objective, Text, draw_sigmas, expert_span, noise_shift
+from radial_finetune.objective import Objective, Text, draw_sigmas, expert_span, noise_shift, sigma_quantiles
 from radial_finetune.training.config import FinetuneConfig
 
 
@@ -110,16 +110,17 @@ class Batches:
             sigma[list(own)],
         )  # fmt: skip
 
-    def validation(self, sigmas: tuple[float, ...]) -> Iterator[Batch]:
-        """Every held-out clip at fixed noise levels, with the same noise every time."""
-        low, high = self._span
+    def validation(self, quantiles: tuple[float, ...]) -> Iterator[Batch]:
+        """Every held-out clip at quantiles of the noise levels that clips of its size are trained at, with the same
+        noise every time."""
+        config = self._config
         for number, clip in enumerate(self.held_out):
             latents, text = read_clip(self._cache, clip)
             noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(number))
-            for sigma in sigmas:
-                level = torch.tensor([low + (high - low) * sigma])
+            shift = noise_shift(self._objective, config.shift, clip.bucket.num_frames, by_length=config.shift_by_length)
+            for level in sigma_quantiles(torch.tensor(quantiles), config.timestep_sampling, shift, self._span):
                 yield Batch(
-                    clip.bucket, stack_latents([latents]), self._objective.stack_text([text]), noise[None], level
+                    clip.bucket, stack_latents([latents]), self._objective.stack_text([text]), noise[None], level[None]
                 )
 
     def _choose_buckets(self, batches: int) -> NDArray[np.int64]:

@@ -47,12 +47,13 @@ from radial_finetune.training.processes import Processes, whole
 from radial_finetune.training.samples import encode_samples, make_samples
 from radial_finetune.training.trackers import trackers
 
-VALIDATION_SIGMAS = (0.2, 0.5, 0.8)
+VALIDATION_QUANTILES = tuple(k / 10 for k in range(1, 10))
 
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """Of held-out clips at fixed noise levels: over all frames, and over those within and beyond the native length."""
+    """Of held-out clips at noise levels spread as in training: over all frames, and over those within and beyond the
+    native length."""
 
     all: float
     within: float
@@ -243,12 +244,13 @@ def _changes(config: FinetuneConfig, before: dict[str, Any] | None, step: int) -
 
 @torch.no_grad()
 def validate(objective: Objective, transformer: Any, batches: Batches, device: torch.device) -> HeldOutLoss:
-    """Loss of the held-out clips at fixed noise levels, within and beyond the native length."""
+    """Loss of the held-out clips over quantiles of the noise levels that are trained on, within and beyond the native
+    length."""
     native = (objective.spec.native_frames - 1) // objective.spec.stride[0] + 1
     within: list[Tensor] = []
     beyond: list[Tensor] = []
     batch: Batch
-    for batch in batches.validation(VALIDATION_SIGMAS):
+    for batch in batches.validation(VALIDATION_QUANTILES):
         losses_F = velocity_loss(objective, transformer, *batch.to(device))[0].cpu()
         within.append(losses_F[:native])
         beyond.append(losses_F[native:])
