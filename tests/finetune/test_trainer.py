@@ -18,9 +18,10 @@ from radial.loading.load import LoadedModel
 from radial.models.lora_settings import AdapterSettings, read_adapter_settings
 from radial.request import make_request
 from radial_finetune.data.cache import read_index
-from radial_finetune.objective import find_objective
+from radial_finetune.objective import WanObjective, find_objective
 from radial_finetune.training import train
-from radial_finetune.training.assemble import pattern_of
+from radial_finetune.training.adapter import add_adapter
+from radial_finetune.training.assemble import make_optimizer, pattern_of
 from radial_finetune.training.batches import Batches
 from radial_finetune.training.config import make_config
 from radial_finetune.training.exports import digest_of, read_made
@@ -224,3 +225,21 @@ def test_held_out_clips_are_measured_where_training_is(cache: Path, model: Loade
     batches = Batches(config, read_index(cache), objective)
     levels = [float(batch.sigma) for batch in batches.validation(train.VALIDATION_QUANTILES)]
     assert levels == pytest.approx([5 * u / (1 + 4 * u) for u in train.VALIDATION_QUANTILES] * 2)
+
+
+def test_weight_decay_leaves_norms_alone(wan: Any) -> None:
+    parameters = add_adapter(wan.transformer, WanObjective, rank=4, alpha=4, layers="all", norms=True)
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    optimizer = make_optimizer(make_config(data="", output="", weight_decay=0.5, learning_rate=0.1), parameters)
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in parameters.items():
+        assert torch.allclose(parameter, before[name] * (0.95 if ".lora_" in name else 1.0)), name
+
+
+def test_generation_takes_the_shift_that_was_chosen(config: dict[str, Any], two_lengths: Path) -> None:
+    by_length = config | {"data": str(two_lengths), "steps": 1, "shift": 7.0, "shift_by_length": True}
+    settings = read_adapter_settings(finetune(make_config(**by_length)))
+    assert settings is not None
+    assert settings.flow_shift == 7.0  # 13 frames are within the native 33

@@ -16,7 +16,7 @@ from torch import Tensor
 from radial.errors import RequestError
 from radial_finetune.data.cache import CachedClip, CacheIndex, read_clip, read_empty_text, stack_latents
 from radial_finetune.data.clips import Bucket
-from radial_finetune.objective import Objective, Text, draw_sigmas, expert_span, noise_shift, sigma_quantiles
+from radial_finetune.objective import Objective, Sampling, Text, draw_sigmas, expert_span, noise_shift, sigma_quantiles
 from radial_finetune.training.config import FinetuneConfig
 
 
@@ -70,6 +70,19 @@ class Batches:
         lengths = {stage.num_frames for stage in self._config.curriculum}
         return tuple(b for b in self._buckets if not lengths or b.num_frames in lengths)
 
+    @property
+    def sampling(self) -> Sampling:
+        """How noise levels are drawn: as chosen, else as the model's authors do."""
+        return self._config.timestep_sampling or self._objective.sampling
+
+    def shift_of(self, bucket: Bucket) -> float:
+        """How far the noise levels of clips of a size are shifted."""
+        config = self._config
+        return noise_shift(
+            self._objective, config.shift, bucket.num_frames, by_length=config.shift_by_length,
+            size=(bucket.height, bucket.width),
+        )  # fmt: skip
+
     def iterate(self, first: int) -> Generator[Batch]:
         """Batches from number ``first`` on; the next one is read while one is trained on."""
         with ThreadPoolExecutor(1) as pool:
@@ -97,8 +110,7 @@ class Batches:
             clips.append(members[_order(config.seed, epoch, len(members))[place]])
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
         dropped = torch.rand(whole, generator=generator) < config.caption_dropout
-        shift = noise_shift(self._objective, config.shift, bucket.num_frames, by_length=config.shift_by_length)
-        sigma = draw_sigmas(whole, config.timestep_sampling, shift, generator, self._span)
+        sigma = draw_sigmas(whole, self.sampling, self.shift_of(bucket), generator, self._span)
         own = range(self._rank, whole, self._ranks)
         latents, told = zip(*(read_clip(self._cache, clips[i]) for i in own), strict=True)
         texts = [self._empty_text if dropped[i] else text for i, text in zip(own, told, strict=True)]
@@ -113,12 +125,11 @@ class Batches:
     def validation(self, quantiles: tuple[float, ...]) -> Iterator[Batch]:
         """Every held-out clip at quantiles of the noise levels that clips of its size are trained at, with the same
         noise every time."""
-        config = self._config
         for number, clip in enumerate(self.held_out):
             latents, text = read_clip(self._cache, clip)
             noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(number))
-            shift = noise_shift(self._objective, config.shift, clip.bucket.num_frames, by_length=config.shift_by_length)
-            for level in sigma_quantiles(torch.tensor(quantiles), config.timestep_sampling, shift, self._span):
+            levels = sigma_quantiles(torch.tensor(quantiles), self.sampling, self.shift_of(clip.bucket), self._span)
+            for level in levels:
                 yield Batch(
                     clip.bucket, stack_latents([latents]), self._objective.stack_text([text]), noise[None], level[None]
                 )

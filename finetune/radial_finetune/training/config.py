@@ -40,8 +40,11 @@ class FinetuneConfig(BaseModel):
         batch_tokens: in place of ``batch_size``, a batch holds as many clips of its length as have so many tokens
             together, one at least: short clips leave no room unused.
         optimizer: ``adamw8bit`` keeps its moments in 8 bit (torchao).
-        shift: of the noise levels, sigma = shift u / (1 + (shift - 1) u); the scheduler's own when left out.
-        shift_by_length: whether the shift grows with the square root of the length beyond the native one.
+        timestep_sampling: how noise levels are drawn; as the model's authors do when left out.
+        shift: of the noise levels, sigma = shift u / (1 + (shift - 1) u); when left out the authors' for the clip's
+            size, else the checkpoint's.
+        shift_by_length: whether the shift, own or chosen, grows with the square root of the length beyond the native
+            one; generation then uses that of the longest clips.
         caption_dropout: share of clips trained without their caption, so that guidance keeps working.
         curriculum: lengths one after the other, such as the native one, 2x and 4x; all lengths mixed when left out.
         replay: share of batches, in the stages after the first, that are of the first stage's length.
@@ -83,7 +86,7 @@ class FinetuneConfig(BaseModel):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    timestep_sampling: Literal["uniform", "logit_normal"] = "logit_normal"
+    timestep_sampling: Literal["uniform", "logit_normal"] | None = None
     shift: Annotated[float, Field(gt=0, le=100)] | None = None
     shift_by_length: bool = False
     caption_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -26,7 +26,7 @@ from radial.loading.load import LoadedModel
 from radial.models.lora_settings import AdapterSettings
 from radial_finetune.data.cache import read_index
 from radial_finetune.data.clips import Bucket
-from radial_finetune.objective import Objective, expert_span, noise_shift, velocity_loss
+from radial_finetune.objective import Objective, expert_span, velocity_loss
 from radial_finetune.training.assemble import (
     adapter_settings,
     alpha_of,
@@ -101,8 +101,7 @@ def finetune(
     model, objective = load_model(config, index, processes.device)
     name, _ = expert_span(model.pipe, config.expert)
     batches = Batches(config, index, objective, *processes.place)
-    longest = max(bucket.num_frames for bucket in batches.buckets)
-    shift = noise_shift(objective, None, longest, by_length=True) if config.shift_by_length else None
+    shift = batches.shift_of(max(batches.buckets)) if config.shift_by_length else None
     settings = adapter_settings(config, model.spec, batches.buckets, shift)
     samples = encode_samples(objective, config.sample_prompts) if config.sample_every else None
     vae = keep_only(model.pipe, name)
@@ -117,11 +116,12 @@ def finetune(
     check(needed, config, transformer, grids, processes.device)
     if config.init_adapter:
         begin_from(Path(config.init_adapter), parameters, before, alpha_of(config) / config.rank)
-    optimizer = make_optimizer(config, list(parameters.values()))
+    optimizer = make_optimizer(config, parameters)
     average = {n: p.detach().clone() for n, p in parameters.items()} if config.ema_decay else {}
     begun = digest_of(Path(config.init_adapter)) if config.init_adapter else None
     run = config.model_dump(mode="json") | {
         "cache": index.digest, "processes": processes.count, "init_adapter": begun,
+        "timestep_sampling": batches.sampling,
     }  # fmt: skip
     state = RunState(parameters, optimizer, average, config=run)
     if resume:
