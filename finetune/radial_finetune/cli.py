@@ -15,7 +15,7 @@ from rich import progress
 from rich.console import Console
 from rich.table import Table
 
-from radial.errors import ModelError, RequestError
+from radial.errors import RequestError
 from radial_finetune.data.clips import Bucket, Cut
 
 app = typer.Typer(name="finetune", help="Tune an adapter, for longer clips or a style.", no_args_is_help=True)
@@ -187,23 +187,24 @@ def estimate(
 
 @app.command()
 def info(file: Annotated[Path, typer.Argument(help="An adapter.", metavar="FILE")]) -> None:
-    """Print what an adapter was made for, and its layers, as JSON."""
+    """Print what an adapter was made for, of which run it is, and its layers, as JSON."""
     from radial.adapters.file import read_adapter
     from radial.models.lora_settings import check_adapter_file, read_adapter_settings
+    from radial_finetune.training.exports import read_made
 
     check_adapter_file(file)
     settings = read_adapter_settings(file)
     layers = sorted({entry.layer for entry in read_adapter(file).entries})
-    print(
-        json.dumps(
-            {"settings": settings and settings.model_dump(), "layers": len(layers), "first": layers[:4]}, indent=2
-        )
-    )
+    told = {
+        "settings": settings and settings.model_dump(), "run": read_made(file), "layers": len(layers),
+        "first": layers[:4],
+    }  # fmt: skip
+    print(json.dumps(told, indent=2))
 
 
 @app.command()
 def convert(
-    file: Annotated[Path, typer.Argument(help="An adapter that was trained here.", metavar="FILE")],
+    file: Annotated[Path, typer.Argument(help="An adapter, of any trainer.", metavar="FILE")],
     output: Annotated[Path, typer.Option(help="File to write.")],
     names: Annotated[Literal["diffusers", "comfy"], typer.Option(help="How layers are to be named.")] = "comfy",
     overwrite: Overwrite = False,
@@ -212,18 +213,18 @@ def convert(
     from radial.adapters.file import read_adapter
     from radial.files import check_output
     from radial.models.lora_settings import check_adapter_file, read_adapter_settings
-    from radial_finetune.training.adapter import convert_names, write_adapter
+    from radial_finetune.training.adapter import convert_names, plain_tensors, write_adapter
+    from radial_finetune.training.exports import read_made
 
     check_output(output, ".safetensors", overwrite=overwrite)
     check_adapter_file(file)
-    settings = read_adapter_settings(file)
-    if settings is None:
-        raise ModelError(f"{file} says nothing of what it was made for; only adapters trained here are converted")
     if output.absolute() == file.absolute():
         raise RequestError(f"{output} is the file to convert; take another --output")
+    settings = read_adapter_settings(file)
+    named = convert_names(plain_tensors(read_adapter(file)), names)
     print(
         write_adapter(
-            output, convert_names(read_adapter(file).tensors(), names), settings.model_dump(), overwrite=overwrite
+            output, named, settings.model_dump() if settings else None, made=read_made(file), overwrite=overwrite
         )
     )
 

@@ -80,7 +80,9 @@ def test_from_clips_to_a_longer_video(
     assert "held-out loss" in told
     assert "step 20 of 20: loss 1." in told
 
-    settings = json.loads(radial("finetune", "info", "run/adapter.safetensors"))["settings"]
+    told_of = json.loads(radial("finetune", "info", "run/adapter.safetensors"))
+    assert (told_of["run"]["step"], told_of["run"]["learning_rate"]) == (20, 5e-3)
+    settings = told_of["settings"]
     assert (settings["target_frames"], settings["rank"]) == (25, 4)
     radial("finetune", "convert", "run/adapter.safetensors", "--output", "comfy.safetensors")
     common = ["a red circle rises", "--model", str(wan_folder), "--height", "32", "--width", "32", "--seed", "1",

@@ -19,6 +19,7 @@ from radial.errors import ModelError
 from radial.files import publish
 from radial.models.lora_settings import METADATA_KEY
 from radial.models.original_names import PARTS, original_name
+from radial_finetune.data.cache import save_tensors
 from radial_finetune.objective import Objective
 
 ADAPTER = "radial"
@@ -88,14 +89,12 @@ def write_adapter(
     overwrite: bool = False,
 ) -> Path:  # fmt: skip
     """Write an adapter with what it was made for, and of which run it is."""
-    from safetensors.torch import save_file
-
     written = {"format": "pt"}
     for key, value in ((METADATA_KEY, metadata), (RUN_KEY, made)):
         if value:
             written[key] = json.dumps(value, sort_keys=True)
     whole = {name: tensor.contiguous() for name, tensor in state.items()}
-    publish(path, lambda partial: save_file(whole, partial, metadata=written), overwrite=overwrite)
+    publish(path, lambda partial: save_tensors(whole, partial, written), overwrite=overwrite)
     return path
 
 
@@ -104,7 +103,7 @@ def plain_tensors(file: AdapterFile) -> dict[str, Tensor]:
     diffusers' names under ``transformer.``, by the authors' under ``diffusion_model.``
 
     Raises:
-        ModelError: it changes layers in another way, or layers that are no attention's.
+        ModelError: it changes layers in another way than LoRA does.
     """
     tensors, state = file.tensors(), {}
     alphas = {e.layer: float(tensors[e.key]) for e in file.entries if e.kind == "alpha"}
@@ -166,12 +165,17 @@ def convert_names(state: dict[str, Tensor], form: Names) -> dict[str, Tensor]:
 _OWN = ("to_q", "to_k", "to_v", "to_out.0", "norm_q", "norm_k")
 _BOTH = (*_OWN, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "norm_added_q", "norm_added_k")
 _SINGLE = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.norm_q", "attn.norm_k", "proj_out")
+_FEED_FORWARD = ("net.0.proj", "net.2")
 _ORIGINAL = {
     layer: original_name(kind, layer)
     for kind, layers in {
-        "WanTransformer3DModel": [f"blocks.0.attn{n}.{name}" for n in (1, 2) for name in _OWN],
+        "WanTransformer3DModel": [
+            *(f"blocks.0.attn{n}.{name}" for n in (1, 2) for name in _OWN),
+            *(f"blocks.0.ffn.{name}" for name in _FEED_FORWARD),
+        ],
         "HunyuanVideoTransformer3DModel": [
             *(f"transformer_blocks.0.attn.{name}" for name in _BOTH),
+            *(f"transformer_blocks.0.{ff}.{name}" for ff in ("ff", "ff_context") for name in _FEED_FORWARD),
             *(f"single_transformer_blocks.0.{name}" for name in _SINGLE),
         ],
         "MochiTransformer3DModel": [f"transformer_blocks.0.attn1.{name}" for name in _BOTH],
@@ -228,11 +232,13 @@ def _from_comfy(original: str, parts: dict[str, Tensor]) -> dict[str, dict[str, 
     first, number = _first_block(original)
     found = {_BLOCK.sub(number, layer, count=1): part for layer, (name, part) in _ORIGINAL.items() if name == first}
     if not found:
-        raise ModelError(f"diffusion_model.{original} is no layer of attention that is known here")
+        raise ModelError(f"diffusion_model.{original} is no layer that is known here")
     if len(found) == 1:
         return {next(iter(found)): parts}
     down, up = parts["lora_A.weight"], parts["lora_B.weight"]
     width = up.shape[0] // _widths(original)
+    if up[len(PARTS[:3]) * width :].any():
+        raise ModelError(f"{original} tunes the feed-forward layer within it too, which is not converted")
     result = {}
     for layer, part in found.items():
         block = up[PARTS.index(part) * width : (PARTS.index(part) + 1) * width]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from radial.errors import ModelError, OutputError, RequestError
 from radial.files import existing_folder, publish, sync
+from radial_finetune.data.cache import save_tensors
 from radial_finetune.training.processes import put, whole
 
 # What can change when a run goes on: where things are, which digests tell apart, what no step depends on, and what its
@@ -56,8 +57,6 @@ def save_checkpoint(
     Raises:
         OutputError: the disk is full or cannot be written; earlier checkpoints are untouched.
     """
-    from safetensors.torch import save_file
-
     target = folder / f"step-{state.step:06d}"
     tensors: dict[str, dict[str, Tensor]] = {
         name: {key: whole(x.detach()) for key, x in group.items()}
@@ -75,7 +74,7 @@ def save_checkpoint(
     def fill(part: Path) -> None:
         part.mkdir()
         for name, group in tensors.items():
-            save_file({key: x.detach().cpu().contiguous() for key, x in group.items()}, part / f"{name}.safetensors")
+            save_tensors({key: x.detach().cpu().contiguous() for key, x in group.items()}, part / f"{name}.safetensors")
         export(part / "adapter.safetensors", tensors["average"] or tensors["weights"], state.step)
         (part / "run.json").write_text(json.dumps({"step": state.step, "config": state.config}, indent=1))
         sync(part)  # a checkpoint of this step that is there goes once the new one is on the disk
