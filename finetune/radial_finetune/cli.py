@@ -24,6 +24,7 @@ stderr = Console(stderr=True)
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")]
 
 
+_NOTES = 10  # on files, that prepare prints; the report has all
 _PAUSE = 30.0  # seconds between two lines of a log at most
 
 
@@ -113,6 +114,8 @@ def prepare(
         table.add_row(f"pieces left out, {reason}", str(count))
     for name in report.corrupt:
         table.add_row("corrupt file", name)
+    for note in [note for fate in report.fates for note in fate.notes][:_NOTES]:
+        table.add_row("note", note)
     table.add_row("report", f"{out / 'report.png'}, {out / 'sheet.png'}")
     stderr.print(table)
     print(out)
