@@ -91,7 +91,7 @@ def finetune(
         RequestError: data, model or output do not fit together, or the run does not fit the device; raised before the
             first step.
         GenerationError: losses or gradients stopped being numbers for too long, or memory ran out.
-        KeyboardInterrupt: after a checkpoint and the adapter as it is were written.
+        KeyboardInterrupt: after a checkpoint was saved, with the adapter as it is.
     """
     output = Path(config.output)
     if list_checkpoints(output) and not resume:
@@ -141,9 +141,12 @@ def finetune(
         exports.best.unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
     path = output / "adapter.safetensors"
 
-    def save() -> None:
-        save_checkpoint(output, state, config.keep_checkpoints, write=processes.is_first, export=exports.write)
+    def save() -> Path:
+        written = save_checkpoint(
+            output, state, config.keep_checkpoints, write=processes.is_first, export=exports.write
+        )
         processes.wait()
+        return written
 
     def export() -> None:
         weights = exported_weights(state)
@@ -208,9 +211,9 @@ def finetune(
                 if _is_time(config.checkpoint_every, state.step) and bad_steps == 0:
                     save()
         except KeyboardInterrupt:
-            save()
-            export()
-            on_note(f"stopped at step {state.step} of {config.steps}; its adapter is {path}, --resume goes on")
+            # Not as ``path``: by that name others know that a run is done.
+            adapter = save() / "adapter.safetensors"
+            on_note(f"stopped at step {state.step} of {config.steps}: {adapter} is its adapter, --resume goes on")
             raise
         except torch.OutOfMemoryError as error:
             raise GenerationError(
