@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,13 +15,32 @@ from rich import progress
 from rich.console import Console
 from rich.table import Table
 
-from radial.errors import ModelError, RequestError
+from radial.errors import RequestError
 from radial_finetune.data.clips import Bucket, Cut
 
 app = typer.Typer(name="finetune", help="Tune an adapter, for longer clips or a style.", no_args_is_help=True)
 stderr = Console(stderr=True)
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")]
+
+
+_NOTES = 10  # on files, that prepare prints; the report has all
+_PAUSE = 30.0  # seconds between two lines of a log at most
+
+
+class _Pace:
+    """When a line is due where no bar is shown, as under nohup: at the first and last step, each tenth part of the way,
+    and whenever the last one is half a minute old."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._last, self._part = total, -math.inf, -1
+
+    def is_due(self, done: int) -> bool:
+        now, part = time.monotonic(), 10 * done // max(1, self._total)
+        if part == self._part and now - self._last < _PAUSE:
+            return False
+        self._last, self._part = now, part
+        return True
 
 
 @app.command()
@@ -54,7 +75,7 @@ def prepare(
     from radial.request import make_request
     from radial_finetune.data.pictures import check_plots
     from radial_finetune.data.prepare import prepare as prepare_cache
-    from radial_finetune.data.sources import find_sources
+    from radial_finetune.data.sources import Source, find_sources
 
     if bucket and (num_frames or height or width):
         raise RequestError("--bucket says all three sizes; leave out --num-frames, --height and --width")
@@ -74,10 +95,16 @@ def prepare(
     cut = Cut(tuple(shapes), fps or float(loaded.spec.fps), crop, static_threshold=static_threshold)
     with progress.Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
         task = bar.add_task("encoding", total=len(sources))
-        report = prepare_cache(
-            sources, out, loaded, cut, batch_size=batch_size, workers=workers,
-            on_file=lambda done, total, source: bar.update(task, completed=done, description=f"encoding {source.name}"),
-        )  # fmt: skip
+        pace = _Pace(len(sources))
+
+        def tell(done: int, total: int, source: Source) -> None:
+            bar.update(task, completed=done, description=f"encoding {source.name}")
+            if bar.disable and pace.is_due(done):
+                stderr.print(
+                    f"file {done + 1} of {total}: {source.name}", highlight=False, markup=False, soft_wrap=True
+                )
+
+        report = prepare_cache(sources, out, loaded, cut, batch_size=batch_size, workers=workers, on_file=tell)
     table = Table(show_header=False, box=None)
     table.add_row("files", str(report.files))
     table.add_row("clips kept", str(report.kept))
@@ -87,6 +114,8 @@ def prepare(
         table.add_row(f"pieces left out, {reason}", str(count))
     for name in report.corrupt:
         table.add_row("corrupt file", name)
+    for note in [note for fate in report.fates for note in fate.notes][:_NOTES]:
+        table.add_row("note", note)
     table.add_row("report", f"{out / 'report.png'}, {out / 'sheet.png'}")
     stderr.print(table)
     print(out)
@@ -120,7 +149,9 @@ def run(
         progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn(),
         progress.TextColumn("{task.fields[told]}"), progress.TimeRemainingColumn(),
     )  # fmt: skip
-    shown = stderr.is_terminal and os.environ.get("RANK", "0") == "0"
+    first = os.environ.get("RANK", "0") == "0"
+    shown = stderr.is_terminal and first
+    pace = _Pace(settings.steps)
     with progress.Progress(*columns, console=stderr, transient=True, disable=not shown) as bar:
         task = bar.add_task("training", total=settings.steps, told="")
 
@@ -128,11 +159,13 @@ def run(
             memory = f"  {step.memory / 1e9:.1f} GB" if step.memory else ""
             told = f"loss {step.loss:.4f}  lr {step.learning_rate:.1e}  {step.seconds:.2f} s{memory}"
             bar.update(task, completed=step.step, told=told)
-            if (held_out := step.validation) is not None:
+            if first and not shown and pace.is_due(step.step):
+                stderr.print(f"step {step.step} of {step.steps}: {told}", highlight=False, soft_wrap=True)
+            if (held_out := step.validation) is not None and first:
                 beyond = "" if held_out.beyond is None else f", {held_out.beyond:.4f} beyond the native length"
                 stderr.print(f"step {step.step}: held-out loss {held_out.all:.4f}{beyond}", highlight=False)
 
-        note = (lambda text: stderr.print(text, highlight=False)) if os.environ.get("RANK", "0") == "0" else None
+        note = (lambda text: stderr.print(text, highlight=False)) if first else None
         print(finetune(settings, resume=resume, on_step=tell, on_note=note or (lambda text: None)))
     end_process_groups()
 
@@ -157,23 +190,24 @@ def estimate(
 
 @app.command()
 def info(file: Annotated[Path, typer.Argument(help="An adapter.", metavar="FILE")]) -> None:
-    """Print what an adapter was made for, and its layers, as JSON."""
+    """Print what an adapter was made for, of which run it is, and its layers, as JSON."""
     from radial.adapters.file import read_adapter
     from radial.models.lora_settings import check_adapter_file, read_adapter_settings
+    from radial_finetune.training.exports import read_made
 
     check_adapter_file(file)
     settings = read_adapter_settings(file)
     layers = sorted({entry.layer for entry in read_adapter(file).entries})
-    print(
-        json.dumps(
-            {"settings": settings and settings.model_dump(), "layers": len(layers), "first": layers[:4]}, indent=2
-        )
-    )
+    told = {
+        "settings": settings and settings.model_dump(), "run": read_made(file), "layers": len(layers),
+        "first": layers[:4],
+    }  # fmt: skip
+    print(json.dumps(told, indent=2))
 
 
 @app.command()
 def convert(
-    file: Annotated[Path, typer.Argument(help="An adapter that was trained here.", metavar="FILE")],
+    file: Annotated[Path, typer.Argument(help="An adapter, of any trainer.", metavar="FILE")],
     output: Annotated[Path, typer.Option(help="File to write.")],
     names: Annotated[Literal["diffusers", "comfy"], typer.Option(help="How layers are to be named.")] = "comfy",
     overwrite: Overwrite = False,
@@ -182,18 +216,18 @@ def convert(
     from radial.adapters.file import read_adapter
     from radial.files import check_output
     from radial.models.lora_settings import check_adapter_file, read_adapter_settings
-    from radial_finetune.training.adapter import convert_names, write_adapter
+    from radial_finetune.training.adapter import convert_names, plain_tensors, write_adapter
+    from radial_finetune.training.exports import read_made
 
     check_output(output, ".safetensors", overwrite=overwrite)
     check_adapter_file(file)
-    settings = read_adapter_settings(file)
-    if settings is None:
-        raise ModelError(f"{file} says nothing of what it was made for; only adapters trained here are converted")
     if output.absolute() == file.absolute():
         raise RequestError(f"{output} is the file to convert; take another --output")
+    settings = read_adapter_settings(file)
+    named = convert_names(plain_tensors(read_adapter(file)), names)
     print(
         write_adapter(
-            output, convert_names(read_adapter(file).tensors(), names), settings.model_dump(), overwrite=overwrite
+            output, named, settings.model_dump() if settings else None, made=read_made(file), overwrite=overwrite
         )
     )
 

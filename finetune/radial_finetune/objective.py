@@ -22,6 +22,7 @@ from radial.models.spec import ModelSpec
 
 Text = dict[str, Tensor]  # what a transformer is told of captions, by the names of the pipeline
 Expert = Literal["high", "low"]
+Sampling = Literal["uniform", "logit_normal"]  # of noise levels, before they are shifted
 _JOINT = r"(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"  # of clip and text together
 
 
@@ -33,11 +34,13 @@ class Objective(ABC):
         layers: what of a transformer an adapter tunes, as patterns of module names: self-attention alone, or all
             attention; HunyuanVideo and Mochi have but one kind, which text shares with the clip.
         norms: the norms within them that can be tuned along.
+        sampling: how the authors draw noise levels, before they are shifted.
     """
 
     pipe: Any
     spec: ModelSpec
 
+    sampling: ClassVar[Sampling] = "logit_normal"
     layers: ClassVar[dict[str, str]] = {}
     norms: ClassVar[dict[str, str]] = {"self": r".*\.norm_[qk]", "all": r".*\.norm(_added)?_[qk]"}
 
@@ -140,6 +143,7 @@ class HunyuanVideoObjective(Objective):
 class MochiObjective(Objective):
     """Mochi, whose time runs from noise to clip, and whose velocity points that way too."""
 
+    sampling: ClassVar[Sampling] = "uniform"  # as genmo's own fine-tuning draws them
     layers: ClassVar = {
         "self": r"transformer_blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)",
         "all": rf"transformer_blocks\.\d+\.attn1\.{_JOINT}",
@@ -214,14 +218,21 @@ def add_noise(x_BCFHW: Tensor, noise_BCFHW: Tensor, sigma_B: Tensor) -> tuple[Te
 
 def draw_sigmas(
     count: int,
-    sampling: Literal["uniform", "logit_normal"],
+    sampling: Sampling,
     shift: float,
     generator: torch.Generator,
     span: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     """Noise levels, shifted towards noise, from the part of the distribution that lies in ``span``."""
+    return sigma_quantiles(torch.rand(count, generator=generator, dtype=torch.float64), sampling, shift, span)
+
+
+def sigma_quantiles(
+    quantiles: Tensor, sampling: Sampling, shift: float, span: tuple[float, float] = (0.0, 1.0)
+) -> Tensor:
+    """The noise levels at quantiles, from 0 to 1, of what :func:`draw_sigmas` draws."""
     low, high = (_place_of(sigma, sampling, shift) for sigma in span)
-    place = low + (high - low) * torch.rand(count, generator=generator, dtype=torch.float64)
+    place = low + (high - low) * quantiles.double()
     u = place if sampling == "uniform" else torch.special.ndtri(place).sigmoid()
     return shift_sigmas(u, shift).float()
 
@@ -240,14 +251,18 @@ def _place_of(sigma: float, sampling: str, shift: float) -> float:
     return 0.5 * (1 + math.erf(math.log(u / (1 - u)) / math.sqrt(2)))
 
 
-def noise_shift(objective: Objective, chosen: float | None, num_frames: int, *, by_length: bool) -> float:
-    """How far noise levels are shifted: as chosen, or as the model's own scheduler does.
+def noise_shift(
+    objective: Objective, chosen: float | None, num_frames: int, *, by_length: bool, size: tuple[int, int] = (0, 0)
+) -> float:
+    """How far noise levels are shifted: as chosen, else as the authors do for this height and width in pixels, else as
+    the checkpoint's scheduler does.
 
     By length, the shift grows with the square root of the latent frames beyond the native ones, as Open-Sora 2's does:
     a longer clip says more of itself at the same noise.
     """
     config = objective.pipe.scheduler.config
-    shift = chosen or float(config.get("flow_shift") or config.get("shift") or 1.0)
+    own = objective.spec.shift_for(*size, from_image=False)
+    shift = chosen or own or float(config.get("flow_shift") or config.get("shift") or 1.0)
     if not by_length:
         return shift
     stride = objective.spec.stride[0]

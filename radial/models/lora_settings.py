@@ -25,8 +25,8 @@ class AdapterSettings(BaseModel):
     """Attributes: what the adapter was tuned on and for; None where its file does not say.
 
     ``target_frames`` is the longest clip it was tuned for, ``tuned_frames`` all of their lengths, ``native_frames`` the
-    model's own; ``expert`` which of a
-    model's two transformers it belongs to, ``high`` or ``low`` noise; ``flow_shift`` the schedule it was tuned on.
+    model's own; ``expert`` which of a model's two transformers it belongs to, ``high`` or ``low`` noise; ``flow_shift``
+    the schedule it was tuned on.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)

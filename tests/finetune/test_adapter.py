@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_pipelines import CASES
 
 import radial
@@ -20,6 +20,7 @@ from radial.generation.pipeline import generate
 from radial.models.lora_settings import AdapterSettings, adapter_file, read_adapter_settings
 from radial.models.table import MODELS
 from radial.request import Lora, make_request, parse_lora
+from radial_app.cli import main as cli
 from radial_finetune.merge import merge
 from radial_finetune.objective import HunyuanVideoObjective, MochiObjective, WanObjective
 from radial_finetune.training.adapter import add_adapter, convert_names, export_state, write_adapter
@@ -88,7 +89,7 @@ def test_names_of_neither_kind_are_refused() -> None:
     with pytest.raises(ModelError, match="is named neither as diffusers nor as ComfyUI"):
         convert_names({"lora_unet_blocks_0.lora_A.weight": torch.zeros(1)}, "comfy")
     with pytest.raises(ModelError, match="has no name in ComfyUI that is known here"):
-        convert_names({"transformer.blocks.0.ffn.net.2.lora_A.weight": torch.zeros(1)}, "comfy")
+        convert_names({"transformer.blocks.0.odd.net.2.lora_A.weight": torch.zeros(1)}, "comfy")
 
 
 def test_alpha_is_in_the_file(cache: Path, wan_folder: Path, tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_alpha_is_in_the_file(cache: Path, wan_folder: Path, tmp_path: Path) -> 
         learning_rate=1e-2, trackers=(),
     )  # fmt: skip
     written = load_file(finetune(config))
-    trained = load_file(tmp_path / "step-000002" / "adapter.safetensors")
+    trained = load_file(tmp_path / "step-000002" / "weights.safetensors")
     name = "blocks.1.attn1.to_q"
     assert torch.equal(written[f"transformer.{name}.lora_A.weight"], trained[f"{name}.lora_A.radial.weight"])
     assert torch.allclose(written[f"transformer.{name}.lora_B.weight"], trained[f"{name}.lora_B.radial.weight"] / 4)
@@ -186,3 +187,43 @@ def test_merged_weights_do_what_the_adapter_did(wan_folder: Path, cache: Path, t
     with pytest.raises(RequestError, match="merged exists; take another --output"):
         merge(str(wan_folder), [lora], tmp_path / "merged", torch.float32)
     assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "WanPipeline"
+
+
+@pytest.mark.parametrize("family", ["wan", "hunyuan-video"])
+def test_another_trainers_adapter_is_converted(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As musubi-tuner writes it: the authors' names with underscores, alpha apart, nothing of what it was made for."""
+    _, state, _ = tuned(family)
+    kohya = {}
+    for key, value in convert_names(state, "comfy").items():
+        layer, _, part = key.removeprefix("diffusion_model.").partition(".lora_")
+        name = f"lora_unet_{layer.replace('.', '_')}"
+        kohya[f"{name}.{'lora_down' if part.startswith('A') else 'lora_up'}.weight"] = value
+        rank = value.shape[0] if part.startswith("A") else value.shape[1]
+        kohya[f"{name}.alpha"] = torch.tensor(float(rank) / 2)
+    given, output = tmp_path / "musubi.safetensors", tmp_path / "plain.safetensors"
+    save_file(kohya, given)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["finetune", "convert", str(given), "--output", str(output), "--names", "diffusers"])
+    assert not stop.value.code, capsys.readouterr()
+    plain = load_file(output)
+    assert plain.keys() == state.keys()
+    for key, value in state.items():
+        if "lora_B" in key:
+            down = key.replace("lora_B", "lora_A")
+            assert torch.allclose(plain[key] @ plain[down], value @ state[down] / 2, atol=1e-5), key
+
+
+def test_feed_forward_layers_are_converted() -> None:
+    state = {f"transformer.blocks.1.ffn.{name}.lora_A.weight": torch.ones(1) for name in ("net.0.proj", "net.2")}
+    comfy = convert_names(state, "comfy")
+    assert sorted(comfy) == [f"diffusion_model.blocks.1.ffn.{n}.lora_A.weight" for n in (0, 2)]
+    assert convert_names(comfy, "diffusers").keys() == state.keys()
+
+
+def test_a_file_is_for_whom_the_umask_says(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.touch()
+    file = write_adapter(
+        tmp_path / "x.safetensors", {"transformer.blocks.0.attn1.to_q.lora_A.weight": torch.zeros(1)}, {}
+    )
+    assert file.stat().st_mode == plain.stat().st_mode

@@ -38,6 +38,7 @@ def test_from_clips_to_a_longer_video(
     told = radial("finetune", "prepare", "clips", "--out", "cache", "--model", str(wan_folder), "--bucket", "13x32x32",
                   "--bucket", "25x32x32", "--batch-size", "2", "--static-threshold", "0")  # fmt: skip
     assert "torn.mp4" in told
+    assert "file 1 of 9: 00000.mp4" in told  # no terminal shows a bar here
     assert json.loads((tmp_path / "cache" / "report.json").read_text())["kept"] == 8
 
     (tmp_path / "run.toml").write_text(f"""
@@ -77,8 +78,11 @@ def test_from_clips_to_a_longer_video(
     assert not (tmp_path / "run" / "adapter.safetensors").exists()
     told = radial("finetune", "run", "run.toml", "--resume")
     assert "held-out loss" in told
+    assert "step 20 of 20: loss 1." in told
 
-    settings = json.loads(radial("finetune", "info", "run/adapter.safetensors"))["settings"]
+    told_of = json.loads(radial("finetune", "info", "run/adapter.safetensors"))
+    assert (told_of["run"]["step"], told_of["run"]["learning_rate"]) == (20, 5e-3)
+    settings = told_of["settings"]
     assert (settings["target_frames"], settings["rank"]) == (25, 4)
     radial("finetune", "convert", "run/adapter.safetensors", "--output", "comfy.safetensors")
     common = ["a red circle rises", "--model", str(wan_folder), "--height", "32", "--width", "32", "--seed", "1",

@@ -41,12 +41,35 @@ def test_an_experts_share_is_cut_out_of_the_same_distribution(sampling: Any) -> 
         assert torch.allclose(part.quantile(quantiles), own.quantile(quantiles), atol=0.01)
 
 
+@pytest.mark.parametrize("sampling", ["uniform", "logit_normal"])
+def test_quantiles_are_those_of_the_draws(sampling: Any) -> None:
+    nine = torch.linspace(0.1, 0.9, 9)
+    for span in ((0.0, 1.0), (0.875, 1.0), (0.0, 0.875)):
+        draws = objective.draw_sigmas(40_000, sampling, 5.0, torch.Generator().manual_seed(0), span)
+        assert torch.allclose(objective.sigma_quantiles(nine, sampling, 5.0, span), draws.quantile(nine), atol=0.01)
+
+
 def test_the_shift_grows_with_the_length() -> None:
-    spec = MODELS["wan2.1-1.3b"]
+    spec = replace(MODELS["wan2.1-1.3b"], flow_shift=None)
     own = objective.WanObjective(SimpleNamespace(scheduler=SimpleNamespace(config={"flow_shift": 3.0})), spec)
     assert objective.noise_shift(own, None, 321, by_length=False) == 3.0
     assert objective.noise_shift(own, None, 81, by_length=True) == 3.0
     assert objective.noise_shift(own, 5.0, 321, by_length=True) == pytest.approx(5 * math.sqrt(81 / 21))
+
+
+def test_the_authors_shift_goes_before_the_schedulers() -> None:
+    """Wan 2.2 A14B has a shift of 12, Wan 2.1 1.3B 8, HunyuanVideo the checkpoint's; the scheduler here says 3."""
+    pipe = SimpleNamespace(scheduler=SimpleNamespace(config={"flow_shift": 3.0}))
+    for name, size, shift in (
+        ("wan2.2-a14b", (720, 1280), 12.0), ("wan2.1-1.3b", (480, 832), 8.0), ("hunyuan-video", (720, 1280), 3.0),
+    ):  # fmt: skip
+        own = objective.WanObjective(pipe, MODELS[name])
+        assert objective.noise_shift(own, None, 33, by_length=False, size=size) == shift
+        assert objective.noise_shift(own, 2.0, 33, by_length=False, size=size) == 2.0
+    draws = objective.draw_sigmas(40_000, "logit_normal", 12.0, torch.Generator().manual_seed(0))
+    assert float((draws > 0.95).float().mean()) == pytest.approx(0.32, abs=0.02)
+    assert objective.MochiObjective.sampling == "uniform"
+    assert objective.HunyuanVideoObjective.sampling == objective.WanObjective.sampling == "logit_normal"
 
 
 def build(family: str) -> tuple[Any, objective.Objective]:

@@ -358,3 +358,53 @@ def test_caches_that_are_none_are_named(tmp_path: Path, cache: Path) -> None:
     clip = replace(read_index(cache).clips[0], shard="shard-99999.safetensors")
     with pytest.raises(RequestError, match="is missing or torn"):
         read_clip(cache, clip)
+
+
+def test_every_files_fate_is_told(model: LoadedModel, tmp_path: Path) -> None:
+    """Kept, of another rate, mostly repeated frames, torn: in the report, also when prepared again."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 255, (32, 6, 6, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, frames, fps in (("good", noise, 16), ("half", noise, 32), ("slow", noise[:10], 5)):
+        write_video(folder / f"{name}.mp4", frames, fps)
+    (folder / "torn.mp4").write_bytes((folder / "good.mp4").read_bytes()[:300])
+    for name in ("good", "half", "slow", "torn"):
+        (folder / f"{name}.txt").write_text("noise")
+    cut = Cut((Bucket(9, 32, 32),), fps=16, cut_threshold=999)
+    for _ in range(2):
+        prepare(find_sources(folder), tmp_path / "cache", model, cut)
+        report = json.loads((tmp_path / "cache" / "report.json").read_text())
+        fates = {fate["file"]: (fate["kept"], fate["left_out"]) for fate in report["fates"]}
+        assert fates["good.mp4"] == (3, {"too short": 1})
+        assert fates["slow.mp4"][0] == 0
+        assert fates["slow.mp4"][1]["mostly repeated frames"] == 3
+        assert fates["torn.mp4"] == (0, {"corrupt": 1})
+        notes = {fate["file"]: fate["notes"] for fate in report["fates"]}
+        assert notes["good.mp4"] == []
+        assert "32 frames a second and is read at 16" in notes["half.mp4"][0]
+
+
+def test_single_frames_are_taken_one_a_scene(model: LoadedModel, data: Path, tmp_path: Path) -> None:
+    report = prepare(find_sources(data), tmp_path, model, Cut((Bucket(1, 32, 32),), fps=16, cut_threshold=999))
+    assert (report.kept, report.buckets) == (8, {"1x32x32": 8})
+
+
+def test_a_gap_between_time_stamps_is_capped(tmp_path: Path) -> None:
+    """A frame that is shown for two hours counts for ten seconds."""
+    import av
+
+    file = tmp_path / "gap.mkv"
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("libx264", rate=16)
+        stream.height = stream.width = 32
+        stream.pix_fmt = "yuv420p"
+        for number in range(8):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 20 * number, np.uint8), format="rgb24")
+            frame.pts = number + (7200 * 16 if number > 3 else 0)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    notes: list[str] = []
+    frames = list(resample(Source("gap.mkv", "a", file), 16, notes))
+    assert 160 <= len(frames) <= 170
+    assert any("shows a frame for more than 10 s" in note for note in notes)

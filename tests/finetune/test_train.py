@@ -31,6 +31,7 @@ from radial_finetune.training import checkpoints, train
 from radial_finetune.training.adapter import add_adapter
 from radial_finetune.training.batches import Batches
 from radial_finetune.training.config import FinetuneConfig, make_config, read_config
+from radial_finetune.training.exports import read_made
 from radial_finetune.training.processes import Processes
 from radial_finetune.training.train import finetune, learning_rate
 
@@ -149,7 +150,7 @@ def adapter_of(config: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def assert_same_run(one: Path, two: Path, name: str = "step-000006") -> None:
     """Weights, average and the optimizer's moments, bit for bit."""
-    for part in ("adapter", "average", "moments"):
+    for part in ("adapter", "weights", "average", "moments"):
         a, b = (load_file(folder / name / f"{part}.safetensors") for folder in (one, two))
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a)
@@ -186,8 +187,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(config: dict[str, Any], tmp_path: Pat
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     assert_same_run(Path(config["output"]), Path(halved["output"]))
     assert len(checkpoints.list_checkpoints(Path(config["output"]))) == 2
-    with pytest.raises(RequestError, match=r"is of another run: learning_rate was 0\.01 and is 0\.1"):
-        finetune(make_config(**halved).model_copy(update={"learning_rate": 0.1}), resume=True)
+    with pytest.raises(RequestError, match=r"is of another run: max_grad_norm was 1\.0 and is 0\.5"):
+        finetune(make_config(**halved).model_copy(update={"max_grad_norm": 0.5}), resume=True)
 
 
 EVERYTHING = {
@@ -302,8 +303,8 @@ def test_a_run_killed_before_its_first_checkpoint_begins_its_log_anew(config: di
 
 def test_what_decides_a_run_cannot_change(config: dict[str, Any], data: Path, model: LoadedModel) -> None:
     finetune(make_config(**config | {"steps": 2}))
-    with pytest.raises(RequestError, match="steps was 2 and is 4"):  # a rate that falls depends on them
-        finetune(make_config(**config | {"steps": 4}), resume=True)
+    with pytest.raises(RequestError, match="seed was 0 and is 1"):
+        finetune(make_config(**config | {"steps": 2, "seed": 1}), resume=True)
     index = json.loads((Path(config["data"]) / "index.json").read_text())
     changed = json.dumps(index | {"clips": index["clips"][::-1]})
     whole = (Path(config["data"]) / "index.json").read_text()
@@ -356,7 +357,10 @@ def wait_for(process: subprocess.Popen[str], output: Path, step: int) -> None:
         time.sleep(0.02)
 
 
-def test_a_run_that_is_killed_or_interrupted_goes_on(config: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_killed_or_interrupted_goes_on(
+    config: dict[str, Any], tmp_path: Path, number: signal.Signals
+) -> None:
     file = write_settings(tmp_path / "run.toml", config | {"steps": 400, "validate_every": 0})
     output = Path(config["output"])
     killed = start(file)
@@ -366,12 +370,15 @@ def test_a_run_that_is_killed_or_interrupted_goes_on(config: dict[str, Any], tmp
     reached = int(checkpoints.list_checkpoints(output)[-1].name[5:])
     stopped = start(file, "--resume")
     wait_for(stopped, output, reached + 4)
-    stopped.send_signal(signal.SIGINT)
+    stopped.send_signal(number)
     _, err = stopped.communicate(timeout=1800)
     assert stopped.returncode == 130, err
     log = [json.loads(line)["step"] for line in (output / "log.jsonl").read_text().splitlines()]
-    assert int(checkpoints.list_checkpoints(output)[-1].name[5:]) == log[-1]  # Ctrl+C lost no step
+    assert int(checkpoints.list_checkpoints(output)[-1].name[5:]) == log[-1]  # no step is lost
     assert not [p for p in output.iterdir() if p.name.endswith(".partial")]
+    assert read_made(checkpoints.list_checkpoints(output)[-1] / "adapter.safetensors")["step"] == log[-1]
+    assert not (output / "adapter.safetensors").exists()  # which says that a run is done
+    assert "is its adapter, --resume goes on" in " ".join(err.split())
 
 
 @pytest.mark.parametrize("how", ["copies", "shards", "shared clips", "shards, shared clips"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -175,9 +176,17 @@ def content_key(frames: Frames, caption: str, fingerprint: str) -> str:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], *, overwrite: bool) -> None:
+    publish(path, lambda partial: save_tensors(tensors, partial), overwrite=overwrite)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file whose mode is as the umask says; the library by itself makes it its user's alone."""
     from safetensors.torch import save_file
 
-    publish(path, lambda partial: save_file(tensors, partial), overwrite=overwrite)
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(mode)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import Counter
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radial.errors import ModelError, OutputError
-from radial.video.reader import open_clip
+from radial.video.reader import open_clip, rate_note
 from radial_finetune.data.sources import Source
 
 Frames = NDArray[np.uint8]
@@ -41,7 +42,8 @@ class Cut:
         crop: which part of a frame of another shape is kept.
         cut_threshold: mean change of hue, saturation and value from one frame to the next, in 0..255, that can be a new
             scene. It must also be three times that of the frames before, so that fast motion is none.
-        static_threshold: mean change of a pixel in a second, in 0..255, below which nothing moves; 0 keeps all.
+        static_threshold: mean change of a pixel in a second, in 0..255, below which nothing moves; 0 keeps all, also
+            clips of a source whose rate is so low that most of their frames are shown again.
     """
 
     buckets: tuple[Bucket, ...]
@@ -51,8 +53,15 @@ class Cut:
     static_threshold: float = 1.0
 
 
-def read_clips(source: Source, cut: Cut, dropped: Counter[str]) -> Iterator[Frames]:
-    """Clips ``[T, H, W, 3]`` of one video; ``dropped`` counts what was left out and why.
+_LONGEST_STILL = 10.0  # seconds that a frame is shown at most: beyond lies a gap between time stamps
+_MOST_REPEATED = (
+    0.6  # of a clip's frames that a file of a low rate shows again, as one of 5 a second that is read at 16
+)
+
+
+def read_clips(source: Source, cut: Cut, dropped: Counter[str], notes: list[str] | None = None) -> Iterator[Frames]:
+    """Clips ``[T, H, W, 3]`` of one video; ``dropped`` counts what was left out and why, ``notes`` takes what was done
+    to read it. Of single frames, one comes of each scene.
 
     Raises:
         ModelError: the file is corrupt or no video.
@@ -60,19 +69,24 @@ def read_clips(source: Source, cut: Cut, dropped: Counter[str]) -> Iterator[Fram
     scene: list[Frames] = []
     scenes = Scenes(cut.cut_threshold)
     lengths: list[int] = []
+    last: Frames | None = None
     size, place, number = (0, 0), (0.5, 0.5), 0
-    for frame in resample(source, cut.fps):
+    for frame in resample(source, cut.fps, notes):
         if not lengths:
             size = _nearest_size(frame, cut.buckets)
             lengths = sorted({b.num_frames for b in cut.buckets if (b.height, b.width) == size}, reverse=True)
-        if scenes.is_new(frame):
+        fresh = scenes.is_new(frame)
+        if lengths == [1] and number and not fresh:
+            continue
+        if fresh:
             for clip in _split(scene, lengths, cut, dropped):
                 number += 1
                 yield clip
             scene = []
         if not scene:
             place = _place(source, number, cut.crop)
-        scene.append(_fit(frame, size, place))
+        scene.append(scene[-1] if scene and frame is last else _fit(frame, size, place))
+        last = frame
         if len(scene) == lengths[0]:
             for clip in _split(scene, lengths, cut, dropped):
                 number += 1
@@ -82,8 +96,9 @@ def read_clips(source: Source, cut: Cut, dropped: Counter[str]) -> Iterator[Fram
         yield clip
 
 
-def resample(source: Source, fps: float) -> Iterator[Frames]:
-    """Frames at a constant rate: at each instant the one that is shown then, so that speed stays as it is.
+def resample(source: Source, fps: float, notes: list[str] | None = None) -> Iterator[Frames]:
+    """Frames at a constant rate: at each instant the one that is shown then, so that speed stays as it is. ``notes``
+    takes what was done: fields made whole, HDR, pixels that are not square, another rate, gaps between time stamps.
 
     Raises:
         ModelError: the file is corrupt or no video.
@@ -91,7 +106,20 @@ def resample(source: Source, fps: float) -> Iterator[Frames]:
     try:
         content = source.content() if callable(source.content) else source.content
         with open_clip(content, source.name) as clip:
-            yield from clip.at(fps)
+            last, shown, gaps = None, 0, False
+            for frame in clip.at(fps):
+                shown = shown + 1 if frame is last else 1
+                last = frame
+                if shown <= _LONGEST_STILL * fps:
+                    yield frame
+                else:
+                    gaps = True
+            if notes is not None:
+                notes += [*clip.notes, *filter(None, [rate_note(clip, fps)])]
+                if gaps:
+                    notes.append(
+                        f"{clip.name} shows a frame for more than {_LONGEST_STILL:g} s: the rest of the gap is left out"
+                    )
     except (OutputError, OSError) as error:
         raise ModelError(str(error)) from error
 
@@ -100,9 +128,15 @@ def _split(scene: list[Frames], lengths: list[int], cut: Cut, dropped: Counter[s
     """A scene as clips, the longest first; what is left over is too short."""
     for length in lengths:
         while len(scene) >= length:
+            repeated = sum(one is two for one, two in itertools.pairwise(scene[:length])) / max(1, length - 1)
             clip, scene = np.stack(scene[:length]), scene[length:]
+            if length == 1:
+                yield clip
+                return  # the frames around it show the same
             if _motion(clip, cut.fps) < cut.static_threshold:
                 dropped["static"] += 1
+            elif cut.static_threshold and repeated > _MOST_REPEATED:
+                dropped["mostly repeated frames"] += 1
             else:
                 yield clip
     if scene:

@@ -42,15 +42,26 @@ _THUMBNAILS = 24
 _LARGE_CLIP = 32 << 20  # bytes from which each decoder keeps but one clip ready
 
 
+@dataclass(frozen=True)
+class Fate:
+    """What became of a file: clips kept, pieces left out by reason, and what was done to read it."""
+
+    file: str
+    kept: int
+    left_out: dict[str, int]
+    notes: tuple[str, ...] = ()
+
+
 @dataclass
 class Report:
-    """What became of the videos: clips kept, of which sizes, clips and files left out and why."""
+    """What became of the videos: clips kept, of which sizes, clips and files left out and why; and of every file."""
 
     files: int = 0
     kept: int = 0
     buckets: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     corrupt: list[str] = field(default_factory=list)
+    fates: list[Fate] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -121,9 +132,14 @@ def prepare(
                 clips.append(replace(clip, frames=_NO_FRAMES))
             if decoder.corrupt:
                 report.corrupt.append(decoder.source.name)
+                decoder.left_out["corrupt"] = 1
             elif not decoder.known:
-                seen.note(decoder.source, clips[first:], decoder.left_out)
-            dropped.update(decoder.left_out)
+                seen.note(decoder.source, clips[first:], decoder.left_out, decoder.notes)
+            report.fates.append(
+                Fate(decoder.source.name, len(clips) - first, dict(decoder.left_out), tuple(decoder.notes))
+            )
+            if not decoder.corrupt:
+                dropped.update(decoder.left_out)
         for batch in waiting.values():
             _encode(objective, batch, shards)
     report.kept, report.dropped = len(clips), dict(dropped)
@@ -155,14 +171,14 @@ class _Decoder:
 
     def __init__(self, source: Source, cut: Cut, fingerprint: str, stop: threading.Event) -> None:
         self.source, self.left_out, self.corrupt = source, Counter[str](), False
-        self.known = False
+        self.known, self.notes = False, list[str]()
         self._cut, self._fingerprint, self._stop = cut, fingerprint, stop
         largest = 3 * max(b.num_frames * b.height * b.width for b in cut.buckets)
         self._ready: queue.Queue[_Clip | None] = queue.Queue(maxsize=4 if largest < _LARGE_CLIP else 1)
 
     def run(self) -> None:
         try:
-            for number, frames in enumerate(read_clips(self.source, self._cut, self.left_out)):
+            for number, frames in enumerate(read_clips(self.source, self._cut, self.left_out, self.notes)):
                 key = content_key(frames, self.source.caption, self._fingerprint)
                 if not self._put(_Clip(key, Bucket(*frames.shape[:3]), frames, self.source, number)):
                     return
@@ -188,7 +204,8 @@ class _Decoder:
 class _KnownSource(_Decoder):
     """A file whose clips were found and encoded by an earlier call: nothing is decoded."""
 
-    def __init__(self, source: Source, found: list[_Clip], left_out: Counter[str]) -> None:
+    def __init__(self, source: Source, found: list[_Clip], left_out: Counter[str], notes: list[str]) -> None:
+        self.notes = notes
         self.source, self.left_out, self.corrupt, self.known = source, left_out, False, True
         self._found = found
 
@@ -220,13 +237,13 @@ class _Seen:
             _Clip(clip["key"], Bucket(*clip["bucket"]), _NO_FRAMES, source, number)
             for number, clip in enumerate(entry["clips"])
         ]
-        return _KnownSource(source, clips, Counter(entry["left_out"]))
+        return _KnownSource(source, clips, Counter(entry["left_out"]), entry.get("notes", []))
 
-    def note(self, source: Source, clips: list[_Clip], left_out: Counter[str]) -> None:
+    def note(self, source: Source, clips: list[_Clip], left_out: Counter[str], notes: list[str]) -> None:
         if (digest := self._digest(source)) is None:
             return
         found = [{"key": c.key, "bucket": [c.bucket.num_frames, c.bucket.height, c.bucket.width]} for c in clips]
-        line = json.dumps({"file": digest, "clips": found, "left_out": left_out})
+        line = json.dumps({"file": digest, "clips": found, "left_out": left_out, "notes": notes})
         with self._path.open("a", encoding="utf-8") as lines:
             lines.write(f"{line}\n")
 

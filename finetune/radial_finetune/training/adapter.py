@@ -14,13 +14,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from radial.adapters.file import AdapterFile
 from radial.errors import ModelError
 from radial.files import publish
 from radial.models.lora_settings import METADATA_KEY
 from radial.models.original_names import PARTS, original_name
+from radial_finetune.data.cache import save_tensors
 from radial_finetune.objective import Objective
 
 ADAPTER = "radial"
+RUN_KEY = "radial_run"  # in a file's metadata: the run that it came from
 Names = Literal["diffusers", "comfy"]
 
 
@@ -68,21 +71,66 @@ def export_state(parameters: dict[str, Tensor], before: dict[str, Tensor], scale
     for name, value in parameters.items():
         tensor = value.detach().float().cpu()
         if ".lora_" in name:
-            layer, part = name.replace(f".{ADAPTER}.", ".").split(".lora_")
-            state[f"transformer.{layer}.lora_{part}"] = (tensor * scale if part.startswith("B") else tensor).clone()
+            state[exported_name(name)] = (tensor * scale if ".lora_B" in name else tensor).clone()
         else:
-            state[f"transformer.{name.removesuffix('.weight')}.diff"] = tensor - before[name].float().cpu()
+            state[exported_name(name)] = tensor - before[name].float().cpu()
     return state
 
 
-def write_adapter(path: Path, state: dict[str, Tensor], metadata: dict[str, Any], *, overwrite: bool = False) -> Path:
-    """Write an adapter with what it was made for."""
-    from safetensors.torch import save_file
+def exported_name(name: str) -> str:
+    """A parameter's name in files."""
+    if ".lora_" in name:
+        return f"transformer.{name.replace(f'.{ADAPTER}.', '.')}"
+    return f"transformer.{name.removesuffix('.weight')}.diff"
 
-    written = {"format": "pt", METADATA_KEY: json.dumps(metadata, sort_keys=True)}
+
+def write_adapter(
+    path: Path, state: dict[str, Tensor], metadata: dict[str, Any] | None, *, made: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:  # fmt: skip
+    """Write an adapter with what it was made for, and of which run it is."""
+    written = {"format": "pt"}
+    for key, value in ((METADATA_KEY, metadata), (RUN_KEY, made)):
+        if value:
+            written[key] = json.dumps(value, sort_keys=True)
     whole = {name: tensor.contiguous() for name, tensor in state.items()}
-    publish(path, lambda partial: save_file(whole, partial, metadata=written), overwrite=overwrite)
+    publish(path, lambda partial: save_tensors(whole, partial, written), overwrite=overwrite)
     return path
+
+
+def plain_tensors(file: AdapterFile) -> dict[str, Tensor]:
+    """An adapter's low-rank changes and differences with alpha multiplied in, their layers named with dots: by
+    diffusers' names under ``transformer.``, by the authors' under ``diffusion_model.``
+
+    Raises:
+        ModelError: it changes layers in another way than LoRA does.
+    """
+    tensors, state = file.tensors(), {}
+    alphas = {e.layer: float(tensors[e.key]) for e in file.entries if e.kind == "alpha"}
+    for entry in file.entries:
+        if entry.kind == "alpha":
+            continue
+        if entry.kind not in ("down", "up", "diff"):
+            raise ModelError(f"{file.path.name} changes {entry.layer} by {entry.kind}; only LoRA is converted")
+        value, layer = tensors[entry.key], _dotted(entry.layer)
+        if entry.kind == "up":
+            scale = file.scale_of(entry.layer, entry.part, value.shape[1], alphas.get(entry.layer))
+            value = value if scale == 1 else (value.float() * scale).to(value.dtype)
+        part = {"down": "lora_A.weight", "up": "lora_B.weight", "diff": "diff"}[entry.kind]
+        prefix = "transformer." if _first_block(layer)[0] in _ORIGINAL else "diffusion_model."
+        state[f"{prefix}{layer}.{part}"] = value
+    return state
+
+
+def _dotted(layer: str) -> str:
+    """A layer's name with its dots, which kohya's files write as underscores."""
+    known = {name: name for name in (*_ORIGINAL, *(original for original, _ in _ORIGINAL.values()))}
+    if _first_block(layer)[0] in known:
+        return layer
+    flat = {name.replace(".", "_"): name for name in known}
+    found = re.search(r"(?<=_)\d+(?=_)", layer)
+    first = f"{layer[: found.start()]}0{layer[found.end() :]}" if found else layer
+    return _BLOCK.sub(found[0], flat[first], count=1) if found and first in flat else layer
 
 
 def convert_names(state: dict[str, Tensor], form: Names) -> dict[str, Tensor]:
@@ -117,12 +165,17 @@ def convert_names(state: dict[str, Tensor], form: Names) -> dict[str, Tensor]:
 _OWN = ("to_q", "to_k", "to_v", "to_out.0", "norm_q", "norm_k")
 _BOTH = (*_OWN, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "norm_added_q", "norm_added_k")
 _SINGLE = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.norm_q", "attn.norm_k", "proj_out")
+_FEED_FORWARD = ("net.0.proj", "net.2")
 _ORIGINAL = {
     layer: original_name(kind, layer)
     for kind, layers in {
-        "WanTransformer3DModel": [f"blocks.0.attn{n}.{name}" for n in (1, 2) for name in _OWN],
+        "WanTransformer3DModel": [
+            *(f"blocks.0.attn{n}.{name}" for n in (1, 2) for name in _OWN),
+            *(f"blocks.0.ffn.{name}" for name in _FEED_FORWARD),
+        ],
         "HunyuanVideoTransformer3DModel": [
             *(f"transformer_blocks.0.attn.{name}" for name in _BOTH),
+            *(f"transformer_blocks.0.{ff}.{name}" for ff in ("ff", "ff_context") for name in _FEED_FORWARD),
             *(f"single_transformer_blocks.0.{name}" for name in _SINGLE),
         ],
         "MochiTransformer3DModel": [f"transformer_blocks.0.attn1.{name}" for name in _BOTH],
@@ -179,11 +232,13 @@ def _from_comfy(original: str, parts: dict[str, Tensor]) -> dict[str, dict[str, 
     first, number = _first_block(original)
     found = {_BLOCK.sub(number, layer, count=1): part for layer, (name, part) in _ORIGINAL.items() if name == first}
     if not found:
-        raise ModelError(f"diffusion_model.{original} is no layer of attention that is known here")
+        raise ModelError(f"diffusion_model.{original} is no layer that is known here")
     if len(found) == 1:
         return {next(iter(found)): parts}
     down, up = parts["lora_A.weight"], parts["lora_B.weight"]
     width = up.shape[0] // _widths(original)
+    if up[len(PARTS[:3]) * width :].any():
+        raise ModelError(f"{original} tunes the feed-forward layer within it too, which is not converted")
     result = {}
     for layer, part in found.items():
         block = up[PARTS.index(part) * width : (PARTS.index(part) + 1) * width]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -86,14 +86,20 @@ def prepare_transformer(
     return transformer, parameters, before
 
 
-def make_optimizer(config: FinetuneConfig, parameters: list[Tensor]) -> torch.optim.Optimizer:
+def make_optimizer(config: FinetuneConfig, parameters: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+    """The optimizer of parameters by name. Weights of norms, whose rest is one and not zero, do not decay."""
+    matrices = [p for name, p in parameters.items() if ".lora_" in name]
+    norms = [p for name, p in parameters.items() if ".lora_" not in name]
+    groups: list[dict[str, Any]] = [{"params": matrices}]
+    if norms:
+        groups.append({"params": norms, "weight_decay": 0.0})
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
     try:
         from torchao.optim import AdamW8bit
     except ImportError as error:
         raise RequestError("adamw8bit needs torchao: pip install 'radial-video[eight-bit]'") from error
-    optimizer: torch.optim.Optimizer = AdamW8bit(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
     return optimizer
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 from radial.errors import RequestError
 from radial_finetune.data.cache import CachedClip, CacheIndex, read_clip, read_empty_text, stack_latents
 from radial_finetune.data.clips import Bucket
-from radial_finetune.objective import Objective, Text, draw_sigmas, expert_span, noise_shift
+from radial_finetune.objective import Objective, Sampling, Text, draw_sigmas, expert_span, noise_shift, sigma_quantiles
 from radial_finetune.training.config import FinetuneConfig
 
 
@@ -46,9 +46,8 @@ class Batches:
             raise RequestError(
                 f"held_out is {config.held_out}, and the cache has {len(clips)} clips: none would be left"
             )
-        chosen = {int((i + 0.5) * len(clips) / config.held_out) for i in range(config.held_out)}  # spread over all
-        self.train = tuple(clip for i, clip in enumerate(clips) if i not in chosen)
-        self.held_out = tuple(clips[i] for i in sorted(chosen))
+        self.train, self.held_out = hold_out(clips, config.held_out)
+        self._clips = len(clips)
         self._config, self._objective, self._rank, self._ranks = config, objective, rank, ranks
         self._cache = Path(config.data)
         self._empty_text = read_empty_text(self._cache, index.fingerprint)
@@ -61,10 +60,28 @@ class Batches:
         self._place = _count_earlier(self._which, len(self._buckets))
 
     @property
+    def unused(self) -> int:
+        """Clips on neither side: those beyond ``held_out`` of the files that are held out."""
+        return self._clips - len(self.train) - len(self.held_out)
+
+    @property
     def buckets(self) -> tuple[Bucket, ...]:
         """The sizes that the run trains on, however few steps of it are asked for."""
         lengths = {stage.num_frames for stage in self._config.curriculum}
         return tuple(b for b in self._buckets if not lengths or b.num_frames in lengths)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How noise levels are drawn: as chosen, else as the model's authors do."""
+        return self._config.timestep_sampling or self._objective.sampling
+
+    def shift_of(self, bucket: Bucket) -> float:
+        """How far the noise levels of clips of a size are shifted."""
+        config = self._config
+        return noise_shift(
+            self._objective, config.shift, bucket.num_frames, by_length=config.shift_by_length,
+            size=(bucket.height, bucket.width),
+        )  # fmt: skip
 
     def iterate(self, first: int) -> Generator[Batch]:
         """Batches from number ``first`` on; the next one is read while one is trained on."""
@@ -93,8 +110,7 @@ class Batches:
             clips.append(members[_order(config.seed, epoch, len(members))[place]])
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
         dropped = torch.rand(whole, generator=generator) < config.caption_dropout
-        shift = noise_shift(self._objective, config.shift, bucket.num_frames, by_length=config.shift_by_length)
-        sigma = draw_sigmas(whole, config.timestep_sampling, shift, generator, self._span)
+        sigma = draw_sigmas(whole, self.sampling, self.shift_of(bucket), generator, self._span)
         own = range(self._rank, whole, self._ranks)
         latents, told = zip(*(read_clip(self._cache, clips[i]) for i in own), strict=True)
         texts = [self._empty_text if dropped[i] else text for i, text in zip(own, told, strict=True)]
@@ -106,16 +122,16 @@ class Batches:
             sigma[list(own)],
         )  # fmt: skip
 
-    def validation(self, sigmas: tuple[float, ...]) -> Iterator[Batch]:
-        """Every held-out clip at fixed noise levels, with the same noise every time."""
-        low, high = self._span
+    def validation(self, quantiles: tuple[float, ...]) -> Iterator[Batch]:
+        """Every held-out clip at quantiles of the noise levels that clips of its size are trained at, with the same
+        noise every time."""
         for number, clip in enumerate(self.held_out):
             latents, text = read_clip(self._cache, clip)
             noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(number))
-            for sigma in sigmas:
-                level = torch.tensor([low + (high - low) * sigma])
+            levels = sigma_quantiles(torch.tensor(quantiles), self.sampling, self.shift_of(clip.bucket), self._span)
+            for level in levels:
                 yield Batch(
-                    clip.bucket, stack_latents([latents]), self._objective.stack_text([text]), noise[None], level
+                    clip.bucket, stack_latents([latents]), self._objective.stack_text([text]), noise[None], level[None]
                 )
 
     def _choose_buckets(self, batches: int) -> NDArray[np.int64]:
@@ -141,6 +157,34 @@ class Batches:
             shares = counts[able].cumsum() / counts[able].sum()
             which = np.where(lengths == length, np.array(able)[np.searchsorted(shares, draws[:, 0], "right")], which)
         return which
+
+
+def hold_out(clips: Sequence[CachedClip], count: int) -> tuple[tuple[CachedClip, ...], tuple[CachedClip, ...]]:
+    """Clips to train on, and so many to validate with, of files spread over the cache. What one file shows never stands
+    on both sides: of a file that is held out, clips beyond the count are left out of both.
+
+    Raises:
+        RequestError: no file would be left to train on.
+    """
+    by_source: dict[str, list[int]] = {}
+    for number, clip in enumerate(clips):
+        by_source.setdefault(clip.source, []).append(number)
+    spread = [clips[int((i + 0.5) * len(clips) / count)].source for i in range(count)]
+    chosen: list[int] = []
+    taken: set[str] = set()
+    for source in dict.fromkeys([*spread, *by_source]):
+        if len(chosen) == count:
+            break
+        taken.add(source)
+        chosen += by_source[source][: count - len(chosen)]
+    train = tuple(clip for clip in clips if clip.source not in taken)
+    if clips and not train:
+        most = len(clips) - max(len(numbers) for numbers in by_source.values())
+        raise RequestError(
+            f"held_out is {count}, and whole files are held out: none of the {len(by_source)} would be left to train "
+            f"on; hold out {most} at most"
+        )
+    return train, tuple(clips[number] for number in sorted(chosen))
 
 
 def _count_earlier(which: NDArray[np.int64], kinds: int) -> NDArray[np.int64]:

@@ -34,13 +34,17 @@ class FinetuneConfig(BaseModel):
         expert: which of two transformers is tuned, at the noise levels it is for: ``high`` or ``low`` (Wan 2.2 A14B).
         rank, alpha: of the adapter; alpha is the rank when left out.
         ema_decay: of the average of the weights, which is validated, sampled and exported; it warms up.
+        init_adapter: an adapter of the same layers and rank whose weights the run begins from.
         layers: ``self`` tunes self-attention, ``all`` the text's part of attention too.
         norms: whether the norms of queries and keys are tuned along.
         batch_tokens: in place of ``batch_size``, a batch holds as many clips of its length as have so many tokens
             together, one at least: short clips leave no room unused.
         optimizer: ``adamw8bit`` keeps its moments in 8 bit (torchao).
-        shift: of the noise levels, sigma = shift u / (1 + (shift - 1) u); the scheduler's own when left out.
-        shift_by_length: whether the shift grows with the square root of the length beyond the native one.
+        timestep_sampling: how noise levels are drawn; as the model's authors do when left out.
+        shift: of the noise levels, sigma = shift u / (1 + (shift - 1) u); when left out the authors' for the clip's
+            size, else the checkpoint's.
+        shift_by_length: whether the shift, own or chosen, grows with the square root of the length beyond the native
+            one; generation then uses that of the longest clips.
         caption_dropout: share of clips trained without their caption, so that guidance keeps working.
         curriculum: lengths one after the other, such as the native one, 2x and 4x; all lengths mixed when left out.
         replay: share of batches, in the stages after the first, that are of the first stage's length.
@@ -68,6 +72,7 @@ class FinetuneConfig(BaseModel):
     expert: Literal["high", "low"] | None = None
     rank: Annotated[int, Field(ge=1, le=1024)] = 128
     alpha: Annotated[float, Field(gt=0)] | None = None
+    init_adapter: str | None = None
     layers: Literal["self", "all"] = "all"
     norms: bool = False
     steps: Positive = 1000
@@ -81,7 +86,7 @@ class FinetuneConfig(BaseModel):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    timestep_sampling: Literal["uniform", "logit_normal"] = "logit_normal"
+    timestep_sampling: Literal["uniform", "logit_normal"] | None = None
     shift: Annotated[float, Field(gt=0, le=100)] | None = None
     shift_by_length: bool = False
     caption_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -87,7 +87,8 @@ def estimate(
     rate = _matmul_rate(device, transformer.dtype) * _SHARE_OF_RATE
     return TrainingNeeds(
         tokens, _device_bytes(config, model, tokens), _host_bytes(config, model, tokens),
-        (config.keep_checkpoints + 1) * kept + 4 * model.adapter, flops / rate,
+        # A checkpoint holds the adapter to use too; beside them are the best one and the last.
+        (config.keep_checkpoints + 1) * (kept + 4 * model.adapter) + 8 * model.adapter, flops / rate,
     )  # fmt: skip
 
 

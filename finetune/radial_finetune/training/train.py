@@ -26,8 +26,7 @@ from radial.loading.load import LoadedModel
 from radial.models.lora_settings import AdapterSettings
 from radial_finetune.data.cache import read_index
 from radial_finetune.data.clips import Bucket
-from radial_finetune.objective import Objective, expert_span, noise_shift, velocity_loss
-from radial_finetune.training.adapter import export_state, write_adapter
+from radial_finetune.objective import Objective, expert_span, velocity_loss
 from radial_finetune.training.assemble import (
     adapter_settings,
     alpha_of,
@@ -42,17 +41,19 @@ from radial_finetune.training.assemble import (
 from radial_finetune.training.batches import Batch, Batches
 from radial_finetune.training.checkpoints import RunState, list_checkpoints, load_last_checkpoint, save_checkpoint
 from radial_finetune.training.config import FinetuneConfig
+from radial_finetune.training.exports import Exports, begin_from, digest_of, exported_weights
 from radial_finetune.training.preflight import check, estimate
 from radial_finetune.training.processes import Processes, whole
 from radial_finetune.training.samples import encode_samples, make_samples
 from radial_finetune.training.trackers import trackers
 
-VALIDATION_SIGMAS = (0.2, 0.5, 0.8)
+VALIDATION_QUANTILES = tuple(k / 10 for k in range(1, 10))
 
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """Of held-out clips at fixed noise levels: over all frames, and over those within and beyond the native length."""
+    """Of held-out clips at noise levels spread as in training: over all frames, and over those within and beyond the
+    native length."""
 
     all: float
     within: float
@@ -90,7 +91,7 @@ def finetune(
         RequestError: data, model or output do not fit together, or the run does not fit the device; raised before the
             first step.
         GenerationError: losses or gradients stopped being numbers for too long, or memory ran out.
-        KeyboardInterrupt: after a checkpoint was saved.
+        KeyboardInterrupt: after a checkpoint was saved, with the adapter as it is.
     """
     output = Path(config.output)
     if list_checkpoints(output) and not resume:
@@ -100,8 +101,7 @@ def finetune(
     model, objective = load_model(config, index, processes.device)
     name, _ = expert_span(model.pipe, config.expert)
     batches = Batches(config, index, objective, *processes.place)
-    longest = max(bucket.num_frames for bucket in batches.buckets)
-    shift = noise_shift(objective, None, longest, by_length=True) if config.shift_by_length else None
+    shift = batches.shift_of(max(batches.buckets)) if config.shift_by_length else None
     settings = adapter_settings(config, model.spec, batches.buckets, shift)
     samples = encode_samples(objective, config.sample_prompts) if config.sample_every else None
     vae = keep_only(model.pipe, name)
@@ -111,22 +111,47 @@ def finetune(
         config, transformer, grids, pattern_of(model.spec, settings), processes.device, settings.dense_layers or 0,
         settings.block_size or 128,
     )  # fmt: skip
-    on_note(f"{len(batches.train)} clips, {len(batches.held_out)} held out; {needed}")
+    apart = f", {batches.unused} of the same files unused" if batches.unused else ""
+    on_note(f"{len(batches.train)} clips, {len(batches.held_out)} held out{apart}; {needed}")
     check(needed, config, transformer, grids, processes.device)
-    optimizer = make_optimizer(config, list(parameters.values()))
+    if config.init_adapter:
+        begin_from(Path(config.init_adapter), parameters, before, alpha_of(config) / config.rank)
+    optimizer = make_optimizer(config, parameters)
     average = {n: p.detach().clone() for n, p in parameters.items()} if config.ema_decay else {}
-    run = config.model_dump(mode="json") | {"cache": index.digest, "processes": processes.count}
+    begun = digest_of(Path(config.init_adapter)) if config.init_adapter else None
+    run = config.model_dump(mode="json") | {
+        "cache": index.digest, "processes": processes.count, "init_adapter": begun,
+        "timestep_sampling": batches.sampling,
+    }  # fmt: skip
     state = RunState(parameters, optimizer, average, config=run)
     if resume:
-        load_last_checkpoint(output, state)
+        for note in _changes(config, load_last_checkpoint(output, state), state.step):
+            on_note(note)
     if processes.is_first:
         _forget_later_steps(output / "log.jsonl", state.step)
     bad_steps = 0
     parts = config.gradient_accumulation_steps
     tracked = trackers(config, output) if processes.is_first else contextlib.nullcontext(lambda line: None)
 
-    def save() -> None:
-        save_checkpoint(output, state, config.keep_checkpoints, write=processes.is_first)
+    made = {"learning_rate": config.learning_rate, "data": index.digest, "base": index.fingerprint} | (
+        {"init_adapter": begun} if begun else {}
+    )
+    exports = Exports(output, before, alpha_of(config) / config.rank, settings, made)
+    if state.step == 0 and processes.is_first:
+        exports.best.unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
+    path = output / "adapter.safetensors"
+
+    def save() -> Path:
+        written = save_checkpoint(
+            output, state, config.keep_checkpoints, write=processes.is_first, export=exports.write
+        )
+        processes.wait()
+        return written
+
+    def export() -> None:
+        weights = exported_weights(state)
+        if processes.is_first:
+            exports.write(path, weights, state.step)
         processes.wait()
 
     with contextlib.ExitStack() as installed, tracked as log, _interrupts() as interrupted:
@@ -165,6 +190,7 @@ def finetune(
                 if batches.held_out and _is_time(config.validate_every, state.step):
                     with _averaged(state):
                         validation = validate(objective, transformer, batches, processes.device)
+                    exports.keep_best(state, validation.all, write=processes.is_first)
                 seconds = time.monotonic() - started
                 memory = torch.cuda.max_memory_allocated() if processes.device.type == "cuda" else 0
                 progress = Progress(state.step, config.steps, loss, rate, seconds, memory, validation)
@@ -185,7 +211,9 @@ def finetune(
                 if _is_time(config.checkpoint_every, state.step) and bad_steps == 0:
                     save()
         except KeyboardInterrupt:
-            save()
+            # Not as ``path``: by that name others know that a run is done.
+            adapter = save() / "adapter.safetensors"
+            on_note(f"stopped at step {state.step} of {config.steps}: {adapter} is its adapter, --resume goes on")
             raise
         except torch.OutOfMemoryError as error:
             raise GenerationError(
@@ -194,13 +222,7 @@ def finetune(
         finally:
             upcoming.close()
     save()
-    final = {n: whole(p.detach()) for n, p in (state.average or parameters).items()}
-    path = output / "adapter.safetensors"
-    if processes.is_first:
-        write_adapter(
-            path, export_state(final, before, alpha_of(config) / config.rank), settings.model_dump(), overwrite=True
-        )
-    processes.wait()
+    export()
     return path
 
 
@@ -214,14 +236,24 @@ def learning_rate(step: int, config: FinetuneConfig) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
+def _changes(config: FinetuneConfig, before: dict[str, Any] | None, step: int) -> Iterator[str]:
+    """What a run that goes on does otherwise from here on than it did before."""
+    before = before or {}
+    if (rate := before.get("learning_rate", config.learning_rate)) != config.learning_rate:
+        yield f"from step {step + 1} on the learning rate is {config.learning_rate:g}, not {rate:g}"
+    if (steps := before.get("steps", config.steps)) != config.steps and config.lr_scheduler == "cosine":
+        yield f"from step {step + 1} on the rate falls to zero at step {config.steps}, not {steps}"
+
+
 @torch.no_grad()
 def validate(objective: Objective, transformer: Any, batches: Batches, device: torch.device) -> HeldOutLoss:
-    """Loss of the held-out clips at fixed noise levels, within and beyond the native length."""
+    """Loss of the held-out clips over quantiles of the noise levels that are trained on, within and beyond the native
+    length."""
     native = (objective.spec.native_frames - 1) // objective.spec.stride[0] + 1
     within: list[Tensor] = []
     beyond: list[Tensor] = []
     batch: Batch
-    for batch in batches.validation(VALIDATION_SIGMAS):
+    for batch in batches.validation(VALIDATION_QUANTILES):
         losses_F = velocity_loss(objective, transformer, *batch.to(device))[0].cpu()
         within.append(losses_F[:native])
         beyond.append(losses_F[native:])
@@ -234,7 +266,8 @@ def validate(objective: Objective, transformer: Any, batches: Batches, device: t
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Ctrl+C waits for the end of a step, so that what is saved is whole; a second one does not wait."""
+    """Ctrl+C waits for the end of a step, so that what is saved is whole; a second one does not wait. SIGTERM, by which
+    batch systems and containers stop a run, is the same."""
     asked = False
 
     def ask(number: int, frame: Any) -> None:
@@ -246,11 +279,12 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
