@@ -26,7 +26,7 @@ def clips(
     files: Annotated[list[Path], typer.Argument(help="Videos.", metavar="FILE...")],
     out: Out = None,
 ) -> None:
-    """Motion, flicker, drift, repetition and cuts of videos, per second and in all."""
+    """Motion, steadiness, drift, freezes, repetition and cuts of videos, per second and in all."""
     from dataclasses import asdict
 
     import numpy as np
@@ -41,18 +41,16 @@ def clips(
     fps = min(rates)  # one for all, or their measures would not be of one kind
     found: dict[str, dict[str, Any]] = {}
     for file in files:
-        with open_clip(file, file.name) as clip:
-            frames = list(clip.at(fps))
+        with open_clip(file, file.name) as clip, stderr.status(f"{file.name}: measured"):
+            found[_name(file, found)] = asdict(measure(clip.at(fps), fps))
             for note in filter(None, (rate_note(clip, fps), *clip.notes)):
                 stderr.print(note, highlight=False)
-        if len(frames) < 2:
-            raise RequestError(f"{file} has one frame; what moves is measured from one to the next")
-        found[_name(file, found)] = asdict(measure(np.stack(frames), fps))
     names = [name for name in next(iter(found.values())) if name != "seconds"]
-    _print_table("", {name: {key: f"{values[key]:.3g}" for key in names} for name, values in found.items()})
+    _print_table("", {name: {key: _number(values[key]) for key in names} for name, values in found.items()})
     if out is not None:
         curves = {
-            name: [(np.arange(len(v["seconds"][key])), np.array(v["seconds"][key])) for key in TITLES]
+            # What is not judged is None in the file, and a gap in the plot.
+            name: [(np.arange(len(v["seconds"][key])), np.array(v["seconds"][key], float)) for key in TITLES]
             for name, v in found.items()
         }
         _write(out, "clips", found)
@@ -167,6 +165,10 @@ def _print_table(corner: str, columns: dict[str, dict[str, str]]) -> None:
     for measure in next(iter(columns.values())):
         table.add_row(measure.replace("_", " "), *(column[measure] for column in columns.values()))
     Console().print(table)
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3g}"
 
 
 def _interval(values: tuple[float, float, float]) -> str:
