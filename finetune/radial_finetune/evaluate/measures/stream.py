@@ -67,7 +67,7 @@ def read(frames: Iterable[Frame]) -> Stream:
     last: flow.Pair | None = None
     for frame in frames:
         if now is None:
-            found.size = _scaled(frame, _SIDE, _LEAST_SIDE)
+            found.size = working_size(frame)
         following = small(frame, found.size)
         _look(found, frame, following)
         if now is not None:
@@ -92,6 +92,11 @@ def small(frame: Frame, size: tuple[int, int]) -> Frame:
         return np.ascontiguousarray(frame)
     method = cv2.INTER_AREA if height < frame.shape[0] else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(frame, (width, height), interpolation=method), np.uint8)
+
+
+def working_size(frame: Frame) -> tuple[int, int]:
+    """Height and width, in pixels, that motion is found in."""
+    return _scaled(frame, _SIDE, _LEAST_SIDE)
 
 
 def _scaled(frame: Frame, most: int, least: int = 1) -> tuple[int, int]:
