@@ -6,6 +6,8 @@ told apart by where the differences go away: all over the frame, or in one place
 
 from __future__ import annotations
 
+import functools
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,13 @@ def still() -> Matrix:
     return np.eye(2, 3)
 
 
+@functools.lru_cache(maxsize=4)
+def grid(height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Across and down of every pixel; not to be written to."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    return x, y
+
+
 def chain(one: Matrix, two: Matrix) -> Matrix:
     """First ``one``, then ``two``."""
     whole: Matrix = np.vstack([two, [0, 0, 1]]) @ np.vstack([one, [0, 0, 1]])
@@ -35,9 +44,12 @@ def inverse(matrix: Matrix) -> Matrix:
 
 def field(matrix: Matrix, height: int, width: int) -> NDArray[np.float32]:
     """A camera's motion as a flow ``[H, W, 2]`` in pixels."""
-    y, x = np.mgrid[:height, :width].astype(np.float64)
-    moved = np.stack([matrix[row, 0] * x + matrix[row, 1] * y + matrix[row, 2] for row in (0, 1)], axis=-1)
-    return (moved - np.stack([x, y], axis=-1)).astype(np.float32)
+    x, y = grid(height, width)
+    turn = matrix - still()
+    flow = np.empty((height, width, 2), np.float32)
+    for row in (0, 1):
+        flow[..., row] = turn[row, 0] * x + turn[row, 1] * y + turn[row, 2]
+    return flow
 
 
 def follow(image: NDArray[np.uint8], matrix: Matrix, height: int, width: int) -> NDArray[np.uint8]:
@@ -50,7 +62,7 @@ def follow(image: NDArray[np.uint8], matrix: Matrix, height: int, width: int) ->
 def covered(matrix: Matrix, height: int, width: int) -> NDArray[np.bool_]:
     """Where this frame's points lie within the next."""
     flow = field(matrix, height, width)
-    y, x = np.mgrid[:height, :width]
+    x, y = grid(height, width)
     x, y = x + flow[..., 0], y + flow[..., 1]
     return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
 
@@ -89,9 +101,9 @@ def refined(now: Grey, following: Grey, flow: NDArray[np.float32], first: Matrix
 
 
 def _details(grey: Grey) -> NDArray[np.float32]:
-    """A frame without its light and its noise: what is finer than an eighth of its side, and no single pixel."""
+    """A frame without its light and its noise: what is finer than half of its side, and no single pixel."""
     image = cv2.GaussianBlur(grey.astype(np.float32), (0, 0), 1.0)
-    return image - cv2.GaussianBlur(image, (0, 0), max(1.5, min(grey.shape) / 16))
+    return image - cv2.GaussianBlur(image, (0, 0), max(1.5, min(grey.shape) / 4))
 
 
 def _better(one: NDArray[np.float32], two: NDArray[np.float32], before: Matrix, after: Matrix) -> bool:

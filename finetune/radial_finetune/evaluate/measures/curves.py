@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 Curve = NDArray[np.float64]
 _FLASH = 10.0  # of 255
-_MOVES = 0.01  # pixels a frame, of the mean over pixels: below it nothing moves that could be uneven
+_MOVES = 0.02  # pixels a frame, of the mean over pixels: below it nothing moves that could be uneven
 
 
 def find_flashes(luminance: Curve, fps: float) -> NDArray[np.bool_]:

@@ -66,7 +66,7 @@ class Flows:
 def bring(image: Image, flow: Flow) -> Image:
     """The frame that a flow leads to, moved back along it."""
     height, width = flow.shape[:2]
-    y, x = np.mgrid[:height, :width].astype(np.float32)
+    x, y = camera.grid(height, width)
     moved = cv2.remap(image, x + flow[..., 0], y + flow[..., 1], cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(moved, np.uint8)
 
@@ -74,7 +74,7 @@ def bring(image: Image, flow: Flow) -> Image:
 def visible(onward: Flow, back: Flow) -> NDArray[np.bool_]:
     """Where the way there and back leads to the same point, within the frame (Sundaram et al. 2010)."""
     height, width = onward.shape[:2]
-    y, x = np.mgrid[:height, :width].astype(np.float32)
+    x, y = camera.grid(height, width)
     x, y = x + onward[..., 0], y + onward[..., 1]
     returned = cv2.remap(back, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     apart = ((onward + returned) ** 2).sum(-1)
