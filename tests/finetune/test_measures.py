@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from radial.errors import RequestError
 from radial_finetune.evaluate.measures import measure
+from radial_finetune.evaluate.measures.recurrence import recurrence
 
 FPS, COUNT, SIDE = 16, 48, 64
 TIME = np.arange(COUNT)
@@ -370,3 +371,12 @@ def test_clips_of_any_size_and_length() -> None:
         assert all(value is None or np.isfinite(value) for value in values.values())
     with pytest.raises(RequestError, match="one frame"):
         measured(scene()[:1])
+
+
+def test_a_long_clip_comes_back_as_a_short_one_does() -> None:
+    small = [cv2.resize(frame.clip(0, 255).astype(np.uint8), (48, 48)) for frame in scene()]
+    count = 1100
+    nowhere, none = np.zeros((count, 2)), np.zeros(count, np.bool_)
+    assert recurrence([small[i % COUNT] for i in range(count)], nowhere, none) > 0.99
+    slow = [small[i * COUNT // count] for i in range(count)]
+    assert recurrence(slow, nowhere, none) < 0.1

@@ -13,6 +13,7 @@ from radial_finetune.evaluate.score import repetition
 
 _SIDE = 16
 _LEAST = 3.0  # of 255, deviation over time of the pixel that changes most; less is what sways leave
+_LONG, _DIRECTIONS = 1024, 64
 _FARTHEST = 3.0  # times the middle distance from the mean
 
 
@@ -32,6 +33,9 @@ def recurrence(thumbnails: Sequence[NDArray[np.uint8]], sway: NDArray[np.float64
     signal *= np.minimum(1.0, far / np.maximum(lengths, 1e-9))[:, None]
     if signal.std(0).max() < _LEAST:
         return 0.0
+    if len(signal) > _LONG:  # every frame is held against every other: by what most of them differ in
+        _, directions = np.linalg.eigh(signal.T @ signal)
+        signal = signal @ directions[:, -_DIRECTIONS:]
     return repetition(signal / 255, max(4, len(signal) // 8))
 
 
