@@ -338,6 +338,17 @@ def test_judder_is_uneven_motion() -> None:
     assert measured(np.repeat(scene()[:1], COUNT, 0))["judder"] is None
 
 
+def test_a_codec_hides_no_frame_that_is_shown_again() -> None:
+    """Codecs change blocks of a frame that stays; motion that only becomes slow is none of it."""
+    rng = np.random.default_rng(3)
+    blocks = rng.normal(scale=0.7, size=(COUNT, SIDE // 8, SIDE // 8, 1)).repeat(8, 1).repeat(8, 2)
+    for every in (2, 4):
+        values = measured(again(every) + blocks)
+        assert values["duplicates"] == pytest.approx(measured(again(every))["duplicates"], abs=0.05)
+    slower = np.minimum(0.8 * TIME, 0.8 * 24 + 0.25 * (TIME - 24))
+    assert measured(scene(np.stack([12 + slower, np.full(COUNT, 32.0)], axis=-1)) + blocks)["duplicates"] == 0
+
+
 def test_what_stands_still_is_all_zero() -> None:
     values = measured(np.repeat(scene()[:1], COUNT, 0))
     assert values.pop("duplicates") == 1

@@ -96,7 +96,8 @@ def measure(frames: Iterable[Frame], fps: float) -> ClipMeasures:
     found = read(frames)
     count, side = len(found.thumbnails), min(found.size)
     flashes = curves.find_flashes(np.array(found.luminance), fps)
-    same = np.array(found.same)
+    steps = np.stack([camera.centre_shift(matrix, *found.size) for matrix in found.cameras])
+    same = curves.shown_again(np.array(found.same), np.array(found.change), np.array(found.subject), steps, fps)
     # Steps that lead nowhere: to a flash and from it, across a cut.
     apart = flashes[1:] | flashes[:-1]
     cuts = find_cuts(found.thumbnails, _led_over(found, apart, same), min(found.size), flashes)

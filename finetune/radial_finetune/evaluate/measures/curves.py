@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 Curve = NDArray[np.float64]
 _FLASH = 10.0  # of 255
+_CODEC = 12.0  # of 255, at most, in the place that it changes most
 _MOVES = 0.02  # pixels a frame, of the mean over pixels: below it nothing moves that could be uneven
 
 
@@ -28,6 +29,21 @@ def _around(curve: Curve, reach: int) -> Curve:
     """The entries around each, mirrored at the ends, ``[T, 2 * reach + 1]``."""
     padded = np.pad(curve, reach, mode="reflect" if len(curve) > reach else "edge")
     return np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+
+
+def shown_again(same: NDArray[np.bool_], change: Curve, subject: Curve, shifts: Curve, fps: float) -> NDArray[np.bool_]:
+    """Steps that show a frame again: exactly, or as a codec leaves it, which makes changes of its own.
+
+    Of those, what changes is far less than in the steps around, half a second to each side, and nothing moves.
+    """
+    reach = max(2, round(fps / 2))
+
+    def usual(curve: Curve) -> Curve:
+        return np.asarray(np.quantile(_around(curve, reach), 0.8, axis=1))
+
+    moved = np.linalg.norm(shifts, axis=1)
+    still = (subject <= 0.08 * usual(subject)) & (moved <= 0.04 * usual(moved))
+    return np.asarray(same | (still & (change < _CODEC) & (change < 0.3 * usual(change))))
 
 
 def count_runs(marks: NDArray[np.bool_]) -> int:

@@ -136,6 +136,13 @@ def flicker(before: Image, now: Image, following: Image, last: Pair, pair: Pair)
     return float(best[share].mean() if share.any() else best.mean())
 
 
+def change(now: Image, following: Image) -> float:
+    """How much the place that changes most does, in 0..255, where noise is evened out."""
+    apart = cv2.GaussianBlur(following.astype(np.float32) - now, (0, 0), 1.5)
+    size = max(1, now.shape[1] // _BLOCK), max(1, now.shape[0] // _BLOCK)
+    return float(np.abs(cv2.resize(apart, size, interpolation=cv2.INTER_AREA)).max())
+
+
 def is_same(now: Image, following: Image) -> bool:
     """Whether a frame is shown again: no place of it changes by as much as one of 255."""
     apart = cv2.absdiff(now, following).max(-1).astype(np.float32)

@@ -37,7 +37,8 @@ class Stream:
         subject: mean flow beyond the camera's of each step, in pixels.
         warping: what flow leaves unexplained of each step, in 0..255.
         flicker: of all frames but the first and the last, in 0..255.
-        same: whether a step shows the frame before it again.
+        same: whether a step shows exactly the frame before it again.
+        change: of each step, in the place that changes most, in 0..255.
     """
 
     size: tuple[int, int] = (0, 0)
@@ -52,6 +53,7 @@ class Stream:
     warping: list[float] = field(default_factory=list)
     flicker: list[float] = field(default_factory=list)
     same: list[bool] = field(default_factory=list)
+    change: list[float] = field(default_factory=list)
 
 
 def read(frames: Iterable[Frame]) -> Stream:
@@ -76,6 +78,7 @@ def read(frames: Iterable[Frame]) -> Stream:
             found.subject.append(flow.subject_motion(now, following, pair))
             found.warping.append(flow.warping_error(now, following, pair))
             found.same.append(flow.is_same(now, following))
+            found.change.append(flow.change(now, following))
             if before is not None and last is not None:
                 found.flicker.append(flow.flicker(before, now, following, last, pair))
             last = pair
