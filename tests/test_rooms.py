@@ -129,7 +129,7 @@ def declared(*extras: str) -> set[str]:
     ("package", "extras"),
     [
         ("radial_kernels", ("flash",)), ("radial", ("gguf",)), ("radial_app", ("server", "studio", "cluster")),
-        ("radial_finetune", ("train", "eight-bit")),
+        ("radial_finetune", ("train", "eight-bit", "measure")),
     ],
 )  # fmt: skip
 def test_every_import_is_declared(package: str, extras: tuple[str, ...]) -> None:

@@ -38,7 +38,7 @@ def clip() -> Any:
 def test_each_fault_is_seen_by_its_measure(clip: Any) -> None:
     plain = asdict(measure(clip, FPS))
     assert len(plain["seconds"]["motion"]) == 5
-    assert abs(plain["subject_drift"]) < 0.1
+    assert plain["subject_drift"] < 2
     assert plain["cuts"] == 0
     assert plain["repetition"] < 0.05
 
@@ -55,7 +55,7 @@ def test_each_fault_is_seen_by_its_measure(clip: Any) -> None:
         "blurred": (np.stack([cv2.GaussianBlur(f, (0, 0), 0.1 + i / 20) for i, f in enumerate(clip)]),
                     "sharpness_drift", -0.3),
         "looped": (np.concatenate([clip[:20]] * 4 + [clip[:1]]), "repetition", 0.5),
-        "another": (swapped, "subject_drift", 0.5),
+        "another": (swapped, "subject_drift", 20.0),
         "cut": (np.concatenate([clip[:40], 255 - clip[40:]]), "cuts", 0.5),
     }  # fmt: skip
     for fault, (frames, name, least) in faults.items():

@@ -29,8 +29,8 @@ from radial_app.cli.terminal.options import DataDir
 from radial_app.jobs.folder import data_folder
 
 _EXTRAS = {
-    "server": "fastapi", "studio": "gradio", "train": "datasets", "eight-bit": "torchao", "cluster": "ray",
-    "flash": "flash_attn",
+    "server": "fastapi", "studio": "gradio", "train": "datasets", "eight-bit": "torchao",
+    "measure": "torchmetrics", "cluster": "ray", "flash": "flash_attn",
 }  # fmt: skip
 _PACKAGES = ("torch", "triton", "diffusers", "transformers", "accelerate", "peft", "av", "safetensors")
 _LEAST_DISK = 5e9

@@ -1,5 +1,6 @@
 """What a model made, in numbers that need no downloaded weights.
 
-``measures`` reads any clip: motion, flicker, drift, repetition, cuts. ``compare`` sets two clips of one seed against
-each other. ``shapes`` asks for scenes of the shapes world and holds the clips against its ground truth.
+``measures`` reads any clip: motion, steadiness, drift, freezes, repetition, cuts. ``pairs`` holds clips against others.
+``compare`` sets radial against dense attention at one seed. ``shapes`` asks for scenes of the shapes world and holds
+the clips against its ground truth.
 """

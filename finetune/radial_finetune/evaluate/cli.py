@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,39 +25,56 @@ Loras = Annotated[list[str] | None, typer.Option(help="Adapter, repeatable.", me
 @app.command()
 def clips(
     files: Annotated[list[Path], typer.Argument(help="Videos.", metavar="FILE...")],
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="A video to hold them against, or, repeated, one for each.", metavar="FILE"),
+    ] = None,
     out: Out = None,
 ) -> None:
-    """Motion, flicker, drift, repetition and cuts of videos, per second and in all."""
+    """Motion, steadiness, drift, freezes, repetition and cuts of videos, per second and in all."""
     from dataclasses import asdict
 
-    import numpy as np
-
     from radial.video.reader import open_clip, rate_note
+    from radial_finetune.evaluate import pairs
     from radial_finetune.evaluate.measures import TITLES, measure
 
+    beside = pairs.pair_up(files, against) if against else []
+    if beside:
+        pairs.multiscale()  # what is missing is told before clips are read
+    every = list(dict.fromkeys([*files, *(against or [])]))
     rates = []
-    for file in files:
+    for file in every:
         with open_clip(file) as clip:
             rates.append(clip.fps or 24.0)
     fps = min(rates)  # one for all, or their measures would not be of one kind
     found: dict[str, dict[str, Any]] = {}
-    for file in files:
-        with open_clip(file, file.name) as clip:
-            frames = list(clip.at(fps))
+    names: dict[Path, str] = {}
+    for file in every:
+        with open_clip(file, file.name) as clip, stderr.status(f"{file.name}: measured"):
+            names[file] = _name(file, found)
+            found[names[file]] = asdict(measure(clip.at(fps), fps))
             for note in filter(None, (rate_note(clip, fps), *clip.notes)):
                 stderr.print(note, highlight=False)
-        if len(frames) < 2:
-            raise RequestError(f"{file} has one frame; what moves is measured from one to the next")
-        found[_name(file, found)] = asdict(measure(np.stack(frames), fps))
-    names = [name for name in next(iter(found.values())) if name != "seconds"]
-    _print_table("", {name: {key: f"{values[key]:.3g}" for key in names} for name, values in found.items()})
+    measures = [name for name in next(iter(found.values())) if name != "seconds"]
+    _print_table("", {name: {key: _number(values[key]) for key in measures} for name, values in found.items()})
+    if beside:
+        held = {}
+        for file, other in beside:
+            with open_clip(file) as one, open_clip(other) as two, stderr.status(f"{file.name}: compared"):
+                title = f"{names[file]} against {names[other]}"
+                held[title] = asdict(pairs.hold_against(one.at(fps), two.at(fps), fps))
+        _print_table("", {title: {key: _number(value) for key, value in v.items()} for title, v in held.items()})
+        apart = {}
+        if len(beside) > 1:
+            apart = pairs.differences([(found[names[one]], found[names[two]]) for one, two in beside])
+            told = {key: f"{mean:.3g} ({low:.3g} to {high:.3g})" for key, (mean, low, high) in apart.items()}
+            _print_table("", {f"difference, {len(beside)} pairs (95 % interval)": told})
+        if out is not None:
+            _write(out, "against", {"pairs": held, "differences": apart})
     if out is not None:
-        curves = {
-            name: [(np.arange(len(v["seconds"][key])), np.array(v["seconds"][key])) for key in TITLES]
-            for name, v in found.items()
-        }
         _write(out, "clips", found)
-        _plot(out / "clips.png", curves, list(TITLES.values()), "second")
+        _plot(out / "clips.png", {name: _lines(v["seconds"], TITLES) for name, v in found.items()},
+              list(TITLES.values()), "second")  # fmt: skip
 
 
 @app.command()
@@ -173,9 +191,20 @@ def _print_table(corner: str, columns: dict[str, dict[str, str]]) -> None:
     Console().print(table)
 
 
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3g}"
+
+
 def _interval(values: tuple[float, float, float]) -> str:
     mean, low, high = (100 * value for value in values)
     return f"{mean:.1f} ({low:.0f}-{high:.0f})"
+
+
+def _lines(seconds: dict[str, Any], names: Iterable[str]) -> list[tuple[Any, Any]]:
+    """Curves for a plot; what is not judged is a gap."""
+    import numpy as np
+
+    return [(np.arange(len(seconds[name])), np.array(seconds[name], float)) for name in names]
 
 
 def _name(file: Path, taken: dict[str, Any]) -> str:
