@@ -21,8 +21,8 @@ from radial_app.cli.main import main
 from radial_finetune.evaluate import shapes
 from radial_finetune.evaluate.compare import compare
 from radial_finetune.evaluate.measures import measure
-from radial_finetune.evaluate.shapes import to_pixels
 from radial_finetune.world import draw_scene, render
+from radial_finetune.world.render import to_pixels
 
 FPS = 16
 

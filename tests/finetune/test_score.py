@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from radial_finetune.evaluate.score import STRAYED_LIMIT, repetition, score_clip
-from radial_finetune.evaluate.shapes import to_pixels
 from radial_finetune.world import Scene, draw_scene, render
+from radial_finetune.world.render import to_pixels
 from radial_finetune.world.scene import COLOURS, MOTIONS, SHAPES
 
 

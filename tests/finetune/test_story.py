@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from radial_finetune.evaluate.shapes import to_pixels
 from radial_finetune.evaluate.story_score import StoryScore, score_story
+from radial_finetune.world.render import to_pixels
 from radial_finetune.world.scene import Figure, draw_scene, pose
 from radial_finetune.world.story import UNIT, Actor, Event, Story, draw_story, permuted, state_at, story_of
 from radial_finetune.world.story_caption import describe_story

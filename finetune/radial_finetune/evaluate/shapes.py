@@ -26,6 +26,7 @@ from radial.request import GenerationRequest
 from radial_finetune.data.clips import Frames
 from radial_finetune.evaluate.score import FigureScore, score_clip, use_one_thread
 from radial_finetune.world import Scene, describe, draw_scene, render
+from radial_finetune.world.render import to_pixels
 
 # Training draws its scenes from small seeds. These clips are new to it; what a lone figure is and does may have
 # occurred in training, since there are but 30,000 such combinations.
@@ -125,12 +126,6 @@ def generate_clips(
             raise GenerationError("the decoded frames are not all numbers; try --dtype float32")
         clips += [(clip * 255).round().clip(0, 255).astype(np.uint8) for clip in frames]
     return clips
-
-
-def to_pixels(clip_CTHW: torch.Tensor) -> Frames:
-    """A rendered clip as uint8 ``[T, H, W, 3]``."""
-    pixels: Frames = ((clip_CTHW + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).numpy()
-    return pixels
 
 
 def summarise(scores: Sequence[list[tuple[FigureScore, ...]]]) -> Result:

@@ -26,10 +26,10 @@ from radial_finetune.data.cache import (
 )
 from radial_finetune.data.clips import Bucket, Frames
 from radial_finetune.data.prepare import encode_texts
-from radial_finetune.evaluate.shapes import to_pixels
 from radial_finetune.objective import find_objective
 from radial_finetune.pretrain.autoencoder import encode_clip
 from radial_finetune.world import describe, draw_scene
+from radial_finetune.world.render import to_pixels
 from radial_finetune.world.story import UNIT, draw_story, story_of
 from radial_finetune.world.story_caption import describe_story
 from radial_finetune.world.story_render import render_stories

@@ -9,7 +9,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from radial_finetune.world.scene import COLOURS, SHAPES, Scene, pose
@@ -52,6 +54,12 @@ def render(
     paint(clips_BCTHW, [[(f.shape, f.colour, t) for f, t in zip(s.figures, truth, strict=True)]
                         for s, truth in zip(scenes, truths, strict=True)])  # fmt: skip
     return clips_BCTHW
+
+
+def to_pixels(clip_CTHW: Tensor) -> NDArray[np.uint8]:
+    """A rendered clip as uint8 ``[T, H, W, 3]``."""
+    pixels: NDArray[np.uint8] = ((clip_CTHW + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).numpy()
+    return pixels
 
 
 def paint(clips_BCTHW: Tensor, figures: Sequence[Sequence[tuple[str, str, Track]]]) -> None:
