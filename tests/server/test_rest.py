@@ -362,9 +362,11 @@ def test_models_adapters_plans(client: TestClient, paths: ServerPaths, tmp_path:
     )
     name = kept.json()["id"]
     assert (paths.data / "adapters" / name).is_file()
-    own, bundled = client.get("/v1/adapters").json()
+    own, *bundled = client.get("/v1/adapters").json()
     assert (own["id"], own["bundled"]) == (name, False)
-    assert (bundled["id"], bundled["bundled"], bundled["target_frames"]) == ("bundled:tiny-long", True, 129)
+    assert [(one["id"], one["bundled"], one["target_frames"]) for one in bundled] == [
+        ("bundled:tiny-long", True, 129), ("bundled:tiny-stories", True, 257),
+    ]  # fmt: skip
     assert "LoRA" in " ".join(client.get("/v1/adapters/bundled:tiny-long").json()["lines"])
     assert client.get("/v1/adapters/..%2fsecret").status_code == 404
     fields = client.get("/v1/fields").json()

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from radial_finetune.data.clips import Frames
 from radial_finetune.evaluate.score import use_one_thread
-from radial_finetune.evaluate.shapes import HELD_OUT_SEED, to_pixels
+from radial_finetune.evaluate.shapes import HELD_OUT_SEED
 from radial_finetune.evaluate.story_score import StoryScore, score_story
 from radial_finetune.world.caption import describe
+from radial_finetune.world.render import to_pixels
 from radial_finetune.world.scene import MOTIONS, Scene
 from radial_finetune.world.story import Story, draw_story, scene_of, story_of
 from radial_finetune.world.story_caption import describe_story
