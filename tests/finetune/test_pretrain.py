@@ -14,7 +14,7 @@ from torch import nn
 from radial_finetune.pretrain import __main__ as pretrain
 from radial_finetune.pretrain import autoencoder, denoiser
 from radial_finetune.pretrain.muon import Muon, orthogonalize
-from radial_finetune.pretrain.text import encode_text, train_text_encoder, train_tokenizer
+from radial_finetune.pretrain.text import TEXT_LENGTH, encode_text, train_text_encoder, train_tokenizer
 from radial_finetune.world import draw_scene, render
 
 CPU = torch.device("cpu")
@@ -60,7 +60,9 @@ def test_text_is_embedded_as_the_pipeline_embeds_it() -> None:
     pipe = WanPipeline(
         tokenizer=tokenizer, text_encoder=encoder, vae=None, scheduler=None, transformer=None, transformer_2=None
     )
-    theirs, _ = pipe.encode_prompt(texts, do_classifier_free_guidance=False, max_sequence_length=64, device=CPU)
+    theirs, _ = pipe.encode_prompt(
+        texts, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH, device=CPU
+    )
     assert torch.allclose(ours, theirs, atol=1e-6)
 
 
