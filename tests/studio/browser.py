@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +69,14 @@ class Studio:
     def make_long(self, **fields: Any) -> str:
         """A video that takes minutes: it is still being made, however long the browser takes to look."""
         return self.make(**{"num_inference_steps": 1000, "num_frames": 129, "height": 160, "width": 160} | fields)
+
+    def give_up(self, *ids: str) -> None:
+        """Cancel videos, and wait until nobody is at work on them."""
+        for id_ in ids:
+            with contextlib.suppress(urllib.error.HTTPError):  # it has ended
+                self.call("POST", f"/v1/videos/{id_}/cancel?keep=false", {})
+        for id_ in ids:
+            self.wait_for(id_, "cancelled", "done", "failed")
 
     def wait_for(self, id_: str, *states: str) -> Any:
         for _ in range(12_000):

@@ -84,9 +84,7 @@ def test_axe_finds_nothing(
     page.wait_for_selector("dialog tbody tr")
     look("a list")
     page.keyboard.press("Escape")
-    for id_ in (waits, block):
-        studio.call("POST", f"/v1/videos/{id_}/cancel?keep=false", {})
-        studio.wait_for(id_, "cancelled")
+    studio.give_up(waits, block)
     look("the queue without any")
     go(page, "gallery")
     page.wait_for_selector(".tile img")

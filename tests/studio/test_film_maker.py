@@ -51,8 +51,7 @@ def test_a_job_that_waits_is_edited_in_the_form(page: Any, studio: Studio) -> No
     waiting = studio.call("GET", "/v1/queue")["waiting"]
     assert [(one["id"], one["state"]) for one in waiting[1:]] == [(id_, "queued") for id_ in ids]
     assert [one["request"]["decay"] for one in waiting[1:]] == [0.25, 0.5]
-    for id_ in (*ids, block):
-        studio.call("POST", f"/v1/videos/{id_}/cancel?keep=false", {})
+    studio.give_up(*ids, block)
 
 
 def test_several_that_wait_are_handled_at_once(page: Any, studio: Studio) -> None:
@@ -74,8 +73,7 @@ def test_several_that_wait_are_handled_at_once(page: Any, studio: Studio) -> Non
     studio.wait_for(ids[1], "cancelled")
     studio.wait_for(ids[3], "cancelled")
     page.wait_for_selector("#queue .picked", state="detached")
-    for id_ in (ids[0], ids[2], block):
-        studio.call("POST", f"/v1/videos/{id_}/cancel?keep=false", {})
+    studio.give_up(ids[0], ids[2], block)
 
 
 def test_the_best_of_four_is_made_in_full(page: Any, studio: Studio) -> None:
@@ -190,7 +188,7 @@ def test_settings_by_name_are_those_of_the_command_line(page: Any, studio: Studi
     page.wait_for_selector("dialog", state="detached")
     assert not (studio.folder / "data" / "presets" / "soft.yaml").exists()
     (studio.folder / "data" / "presets" / "by hand.yaml").unlink()
-    studio.call("POST", f"/v1/videos/{made['id']}/cancel?keep=false", {})
+    studio.give_up(made["id"])
 
 
 def test_stop_and_keep_is_not_taken_back_by_pause(page: Any, studio: Studio) -> None:
