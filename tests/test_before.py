@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from radial_app.jobs.job import changed_request, digest_of, make_output
 from radial_app.jobs.store import JobStore
 
 BEFORE = Path(__file__).parent / "before"
+WEIGHTS = "f464c04ee73509f7"  # of the bundled model then
 RECEIPT = json.loads((BEFORE / "receipt.json").read_text())
 
 
@@ -54,15 +56,18 @@ def test_a_queue(data_folder: Path, request_before: GenerationRequest) -> None:
 
 
 def test_a_snapshot(request_before: GenerationRequest, tiny: LoadedModel) -> None:
-    snapshot = read_snapshot(BEFORE / "snapshot.safetensors", describe_run(request_before.resolve(), tiny))
+    file, resolved = BEFORE / "snapshot.safetensors", request_before.resolve()
+    assert read_snapshot(file, describe_run(resolved, tiny)) is None  # the text encoder is another since: begun anew
+    then = replace(tiny, fingerprint=WEIGHTS)
+    snapshot = read_snapshot(file, describe_run(resolved, then))
     assert snapshot is not None
     assert (snapshot.step, snapshot.steps) == (2, 4)
     told: list[Event] = []
-    (resumed,) = generate(request_before, model=tiny, snapshot=snapshot, on_event=told.append)
+    (resumed,) = generate(request_before, model=then, snapshot=snapshot, on_event=told.append)
     assert [event.step for event in told if event.stage == "denoise" and event.step] == [2, 3, 4]
     (whole,) = generate(request_before, model=tiny)
-    # Its two steps were computed on another machine, perhaps.
-    assert np.abs(resumed.frames.astype(int) - whole.frames).mean() < 1
+    # Its two steps were computed on another machine, perhaps, and with words told a little otherwise.
+    assert np.abs(resumed.frames.astype(int) - whole.frames).mean() < 6
     assert resumed.receipt["attention"] == whole.receipt["attention"] == RECEIPT["attention"]
 
 

@@ -83,6 +83,14 @@ def adapter_file(path: str) -> Path:
     return Path(str(files("radial_assets"))) / "adapters" / f"{name}.safetensors"
 
 
+def bundled_adapters() -> list[str]:
+    """The names of the adapters that come with the package."""
+    from importlib.resources import files
+
+    folder = Path(str(files("radial_assets"))) / "adapters"
+    return [f"{BUNDLED_ADAPTER}{path.stem}" for path in sorted(folder.glob("*.safetensors"))]
+
+
 def check_adapter_file(path: Path) -> None:
     """Make sure that there is an adapter's file, before a model is loaded for it.
 

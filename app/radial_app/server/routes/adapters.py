@@ -12,8 +12,13 @@ from fastapi import APIRouter, File, Request, UploadFile
 from pydantic import BaseModel
 
 from radial.errors import RadialError, RequestError
-from radial.models.lora_settings import AdapterSettings, adapter_file, check_adapter_file, read_adapter_settings
-from radial.models.table import MODELS
+from radial.models.lora_settings import (
+    AdapterSettings,
+    adapter_file,
+    bundled_adapters,
+    check_adapter_file,
+    read_adapter_settings,
+)
 from radial_app.server.service import Missing, ServerPaths, Service, move_to_trash
 from radial_app.server.uploads import take_adapter
 from radial_app.server.views import Deleted
@@ -46,16 +51,15 @@ def make_router(paths: ServerPaths) -> APIRouter:
     def list_adapters(request: Request) -> list[Adapter]:
         """The adapters in the data folder, and those that come with the package."""
         found = Service(paths, request.state.visitor).inputs.adapters()
-        bundled = dict.fromkeys(spec.long_adapter for spec in MODELS.values() if spec.long_adapter)
         own = [adapter_of(name, path) for name, path in found.items()]
-        return [*own, *(adapter_of(name, adapter_file(name)).model_copy(update={"bundled": True}) for name in bundled)]
+        bundled = (adapter_of(name, adapter_file(name)) for name in bundled_adapters())
+        return [*own, *(one.model_copy(update={"bundled": True}) for one in bundled)]
 
     @router.get("/adapters/{name}")
     def inspect_adapter(request: Request, name: str) -> AdapterReport:
         """What an adapter holds, and in which models it acts, as ``radial lora`` tells it."""
         found = Service(paths, request.state.visitor).inputs.adapters()
-        bundled = {spec.long_adapter for spec in MODELS.values()}
-        if name not in found and name not in bundled:
+        if name not in found and name not in bundled_adapters():
             raise Missing(f"there is no adapter {name[:200]!r}")
         from radial.adapters.file import read_adapter
         from radial.adapters.report import report_on
