@@ -206,9 +206,7 @@ def furnished(tmp_path_factory: pytest.TempPathFactory, wan_folder: Path) -> Ite
 
 def tidy(studio: Studio) -> None:
     """All but the last clip is given up and forgotten."""
-    for video in studio.call("GET", "/v1/queue")["waiting"]:
-        studio.call("POST", f"/v1/videos/{video['id']}/cancel?keep=false", {})
-        studio.wait_for(video["id"], "cancelled", "done", "failed")
+    studio.give_up(*(video["id"] for video in studio.call("GET", "/v1/queue")["waiting"]))
     for video in studio.call("GET", "/v1/videos?show=finished&limit=100")["data"]:
         if video["prompt"] != "the last clip":
             studio.call("DELETE", f"/v1/videos/{video['id']}")

@@ -67,7 +67,16 @@ function drawNext(place, queue) {
 }
 
 function card(video) {
-  const act = (action) => call("POST", `/v1/videos/${video.id}/${action}`);
+  const act = async (action) => {
+    const all = [...document.querySelectorAll(`#now [data-job="${video.id}"] .actions button`)];
+    for (const one of all) one.disabled = true; // at once: what is asked for first is what happens
+    try {
+      await call("POST", `/v1/videos/${video.id}/${action}`);
+    } catch (error) {
+      for (const one of all) one.disabled = false;
+      throw error;
+    }
+  };
   return h("section", { className: "card", dataset: { job: video.id }, ariaLabel: "Being made" },
     h("div", { className: "screen" }, h("img", { alt: "What the clip is becoming", hidden: true }), h("p", { className: "quiet wait" }, "A first look comes after some steps")),
     h("div", { className: "bar" }, h("progress", { max: 100, ariaLabel: "Progress" })),
