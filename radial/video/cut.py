@@ -92,6 +92,23 @@ def trim(
     return False
 
 
+class _Packets:
+    """The packets of a clip's frames, as they are decoded, each with its frame's place in the clip.
+
+    Attributes:
+        ticks: of the stream's clock, from one frame to the next.
+        first: when the first frame is shown, in ticks.
+    """
+
+    def __init__(self, container: Any) -> None:
+        self.stream: Any = container.streams.video[0]
+        self.rate = Fraction(self.stream.average_rate or self.stream.base_rate or 16).limit_denominator(1001)
+        self.ticks = 1 / (self.rate * self.stream.time_base)
+        packets = [packet for packet in container.demux(self.stream) if packet.size and packet.pts is not None]
+        self.first = min((packet.pts for packet in packets), default=0)
+        self.numbered = [(round((packet.pts - self.first) / self.ticks), packet) for packet in packets]
+
+
 class _Stream:
     """What decides whether the packets of a clip can be copied.
 
@@ -100,17 +117,14 @@ class _Stream:
     """
 
     def __init__(self, clip: Path, container: Any) -> None:
-        stream = container.streams.video[0]
-        context = stream.codec_context
+        packets = _Packets(container)
+        stream, context = packets.stream, packets.stream.codec_context
         self.suffix, self.has_sound = clip.suffix.lower(), bool(container.streams.audio)
-        self.rate = Fraction(stream.average_rate or stream.base_rate or 16).limit_denominator(1001)
+        self.rate = packets.rate
         self.kind = (context.name, stream.width, stream.height, context.pix_fmt, context.extradata, self.rate,
                      stream.time_base, self.suffix, self.has_sound)  # fmt: skip
-        ticks = 1 / (self.rate * stream.time_base)
-        packets = [packet for packet in container.demux(stream) if packet.size and packet.pts is not None]
-        first = min((packet.pts for packet in packets), default=0)
-        self.order = [(round((packet.pts - first) / ticks), packet.is_keyframe) for packet in packets]
-        self.frames = len(packets)
+        self.order = [(index, packet.is_keyframe) for index, packet in packets.numbered]
+        self.frames = len(packets.numbered)
         self.is_even = sorted(index for index, _ in self.order) == list(range(self.frames))
         container.seek(0)
         self.is_turned = any(frame.rotation for frame in itertools.islice(container.decode(stream), 1))
@@ -153,24 +167,19 @@ def _copy(clips: Sequence[Path], partial: Path, encoding: Encoding, first: int, 
         offset = Fraction(0)
         for clip in clips:
             with av.open(str(clip)) as source:
-                taken: Any = source.streams.video[0]
-                stream = stream or container.add_stream_from_template(taken)
-                rate = Fraction(taken.average_rate or taken.base_rate or 16).limit_denominator(1001)
-                ticks = 1 / (rate * taken.time_base)
-                packets = [packet for packet in source.demux(taken) if packet.size and packet.pts is not None]
-                start = min(packet.pts for packet in packets)
+                packets = _Packets(source)
+                stream = stream or container.add_stream_from_template(packets.stream)
                 count = 0
-                for packet in packets:
-                    index = round((packet.pts - start) / ticks)
+                for index, packet in packets.numbered:
                     if index < first or (last is not None and index >= last):
                         continue
-                    shift = round(offset) - start - round(first * ticks)
+                    shift = round(offset) - packets.first - round(first * packets.ticks)
                     packet.pts += shift
                     packet.dts = (packet.dts if packet.dts is not None else packet.pts - shift) + shift
                     packet.stream = stream
                     container.mux(packet)
                     count += 1
-                offset += count * ticks
+                offset += count * packets.ticks
 
 
 def _read(clip: Path, rate: Fraction, before: int, max_bytes: int) -> list[Frames]:

@@ -121,6 +121,14 @@ def open_advanced(page: Any) -> None:
         page.click("#advanced > summary")
 
 
+def keep_settings(page: Any, name: str) -> None:
+    """Keep what the form holds under a name."""
+    page.click('button:has-text("Keep these settings by name")')
+    page.fill('dialog input[aria-label="Name"]', name)
+    page.click('dialog button:text-is("Keep")')
+    page.wait_for_selector("dialog", state="detached")
+
+
 def estimate_says(page: Any, *parts: str) -> None:
     """Wait until the line about the clip says all of this."""
     told = "document.querySelector('#estimate').textContent"

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from browser import NEEDS_BROWSER, READY, Studio, go, open_advanced, pick_small, queued
+from browser import NEEDS_BROWSER, READY, Studio, go, keep_settings, open_advanced, pick_small, queued
 
 from radial.video.clip import read_frames
 from radial_app.server.accounts import Accounts
@@ -170,10 +170,7 @@ def test_a_new_form_begins_as_its_user_wants(page: Any, studio: Studio) -> None:
 def test_settings_by_name_are_those_of_the_command_line(page: Any, studio: Studio) -> None:
     open_advanced(page)
     page.fill("input[name=guidance_scale]", "2")
-    page.click('button:has-text("Keep these settings by name")')
-    page.fill('dialog input[aria-label="Name"]', "soft")
-    page.click('dialog button:text-is("Keep")')
-    page.wait_for_selector("dialog", state="detached")
+    keep_settings(page, "soft")
     assert (studio.folder / "data" / "presets" / "soft.yaml").read_text() == "guidance_scale: 2\n"
     (studio.folder / "data" / "presets" / "by hand.yaml").write_text("num_inference_steps: 3\ndecay: 0.5\n")
     page.reload()

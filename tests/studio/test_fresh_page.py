@@ -19,6 +19,7 @@ from browser import (
     Studio,
     estimate_says,
     go,
+    keep_settings,
     new_page,
     open_advanced,
     pick_small,
@@ -298,10 +299,7 @@ def test_a_batch_of_tabs_sees_one_prompt_history(page: Any, studio: Studio) -> N
 def test_settings_kept_by_name(page: Any) -> None:
     open_advanced(page)
     page.fill("input[name=guidance_scale]", "2")
-    page.click('button:has-text("Keep these settings by name")')
-    page.fill('dialog input[aria-label="Name"]', "soft")
-    page.click('dialog button:text-is("Keep")')
-    page.wait_for_selector("dialog", state="detached")
+    keep_settings(page, "soft")
     page.select_option("select[name=quality]", "standard")
     assert page.input_value("input[name=guidance_scale]") == ""
     page.reload()

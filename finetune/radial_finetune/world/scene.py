@@ -41,8 +41,9 @@ SPEEDS = ("slow", "normal", "fast")
 BACKGROUNDS = ("black", "grey", "white", "striped", "checkered", "speckled")
 
 # A turn of these shows nothing, so they never spin.
-_ROUND = ("circle", "ring")
-_SIDEWAYS = ("right", "left", "sway", "zigzag")
+ROUND = ("circle", "ring")
+SIDEWAYS = ("right", "left", "sway", "zigzag")
+SCALES = (0.65, 0.55, 0.45)  # that a figure grows from or shrinks to, by speed
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def draw_scene(rng: random.Random, figures: int = 1) -> Scene:
     else:
         while kinds[0][:2] == kinds[1][:2]:  # two red stars could not be told apart
             kinds[1] = _draw_kind(rng)
-        stacked = any(kind[3] in _SIDEWAYS for kind in kinds)
+        stacked = any(kind[3] in SIDEWAYS for kind in kinds)
         regions = (
             [(0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)] if stacked else [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)]
         )
@@ -114,7 +115,7 @@ def draw_scene(rng: random.Random, figures: int = 1) -> Scene:
 
 def _draw_kind(rng: random.Random) -> tuple[str, str, str, str, str]:
     motion = rng.choice(MOTIONS)
-    shape = rng.choice([s for s in SHAPES if motion != "spin" or s not in _ROUND])
+    shape = rng.choice([s for s in SHAPES if motion != "spin" or s not in ROUND])
     return shape, rng.choice(list(COLOURS)), rng.choice(list(SIZES)), motion, rng.choice(SPEEDS)
 
 
@@ -169,7 +170,7 @@ def pose(figure: Figure, time: float, aspect: float = 1.0) -> tuple[float, float
         case "spin":
             angle = figure.tilt + turn * 2 * math.pi * (0.5, 0.75, 1.0)[pace] * time
         case "grow" | "shrink":
-            start = (0.65, 0.55, 0.45)[pace]
+            start = SCALES[pace]
             progress = time if figure.motion == "grow" else 1 - time
             radius = full * (start + (1 - start) * progress)
     return x, y, radius, angle

@@ -11,15 +11,25 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from radial_finetune.world.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, SPEEDS, Figure, Scene, pose
+from radial_finetune.world.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    MOTIONS,
+    ROUND,
+    SCALES,
+    SHAPES,
+    SIDEWAYS,
+    SIZES,
+    SPEEDS,
+    Figure,
+    Scene,
+    pose,
+)
 
 UNIT = 32  # frame steps of an event
 GOING_ON = ("bounce", "sway", "orbit", "spin")  # these come back to where they began
 LEAVING, COMING = ("leave-left", "leave-right"), ("come-left", "come-right")
 TEXTURED = ("striped", "checkered", "speckled")
-_ROUND = ("circle", "ring")
-_SIDEWAYS = ("right", "left", "sway", "zigzag")
-_SCALES = (0.65, 0.55, 0.45)  # of grow and shrink, by speed, as in scene.pose
 _CAMERA = 0.08  # the most that the camera moves to either side
 
 
@@ -129,7 +139,7 @@ def _change(actor: Actor, event: Event, time: float, scale: float, aspect: float
     if event.motion == "grow":
         scale += (1 - scale) * time
     elif event.motion == "shrink":
-        scale += (_SCALES[SPEEDS.index(event.speed)] - scale) * time
+        scale += (SCALES[SPEEDS.index(event.speed)] - scale) * time
     return x - x0, y - y0, scale, angle - angle0
 
 
@@ -173,7 +183,7 @@ def _draw_figure(rng: random.Random, region: tuple[float, float, float, float], 
 
 def _draw_going_on(rng: random.Random, region: tuple[float, float, float, float], scale: float) -> Actor:
     figure = _draw_figure(rng, region, scale)
-    motion = rng.choice([motion for motion in GOING_ON if motion != "spin" or figure.shape not in _ROUND])
+    motion = rng.choice([motion for motion in GOING_ON if motion != "spin" or figure.shape not in ROUND])
     event = Event(motion, rng.choice(SPEEDS), rng.random() < 0.5)
     like = replace(figure, motion=motion, speed=event.speed, clockwise=event.clockwise,
                    offset=(rng.uniform(-1, 1), rng.uniform(-1, 1)))  # fmt: skip
@@ -190,7 +200,7 @@ def _draw_two(rng: random.Random, units: int) -> list[Actor | None]:
         second.figure.colour,
         second.figure.shape,
     )
-    sideways = first is not None and any(e.motion in _SIDEWAYS for e in (*first.events, *second.events))
+    sideways = first is not None and any(e.motion in SIDEWAYS for e in (*first.events, *second.events))
     return [None] if alike or (sideways and not stacked) else [first, second]
 
 
@@ -223,7 +233,7 @@ def _draw_actor(
     events = _draw_events(rng, figure, count)
     first = next((event for event in events if event.motion in ("grow", "shrink")), None)
     small = first is not None and first.motion == "grow"
-    begin = _SCALES[SPEEDS.index(first.speed)] if first is not None and small else 1.0
+    begin = SCALES[SPEEDS.index(first.speed)] if first is not None and small else 1.0
     actor = Actor(figure, events, (0.0, 0.0), begin)
     # Where it may begin, so that all of its way lies inside.
     ways = [state_at(actor, frame) for frame in range(0, UNIT * len(events) + 1, 2)]
@@ -245,7 +255,7 @@ def _draw_events(rng: random.Random, figure: Figure, count: int) -> tuple[Event,
     known = False
     for _ in range(count):
         able = [motion for motion in MOTIONS if not events or motion != events[-1].motion]
-        if figure.shape in _ROUND:
+        if figure.shape in ROUND:
             able = [motion for motion in able if motion != "spin"]
         if sum(event.motion == "rest" for event in events):
             able = [motion for motion in able if motion != "rest"]
