@@ -12,6 +12,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.pool import Pool
 
 import numpy as np
 import torch
@@ -66,11 +67,19 @@ def held_out(count: int, figures: Sequence[int] = (1, 2)) -> list[tuple[Scene, s
 
 
 @contextlib.contextmanager
+def scoring_processes(count: int | None = None) -> Iterator[Pool]:
+    """Processes that score clips beside each other, one a core and 16 at most when left out."""
+    # Fresh processes: a fork would share the GPU's state.
+    with multiprocessing.get_context("spawn").Pool(
+        count or min(os.cpu_count() or 1, 16), initializer=use_one_thread
+    ) as pool:
+        yield pool
+
+
+@contextlib.contextmanager
 def scoring(processes: int | None = None) -> Iterator[Scorer]:
     """Scores many clips at a time, in processes of their own."""
-    # Fresh processes: a fork would share the GPU's state.
-    count = processes or min(os.cpu_count() or 1, 16)
-    with multiprocessing.get_context("spawn").Pool(count, initializer=use_one_thread) as pool:
+    with scoring_processes(processes) as pool:
         yield lambda clips, scenes: pool.starmap(score_clip, list(zip(clips, scenes, strict=True)), chunksize=2)
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radial_finetune.data.clips import Frames
-from radial_finetune.evaluate.score import use_one_thread
-from radial_finetune.evaluate.shapes import HELD_OUT_SEED
+from radial_finetune.evaluate.shapes import HELD_OUT_SEED, scoring_processes
 from radial_finetune.evaluate.story_score import StoryScore, score_story
 from radial_finetune.world.caption import describe
 from radial_finetune.world.render import to_pixels
@@ -77,8 +74,7 @@ def _event(story: Story, unit: int, rng: random.Random) -> tuple[Scene | None, s
 @contextlib.contextmanager
 def scoring(processes: int | None = None) -> Iterator[Scorer]:
     """Scores many clips at a time, in processes of their own."""
-    count = processes or min(os.cpu_count() or 1, 16)
-    with multiprocessing.get_context("spawn").Pool(count, initializer=use_one_thread) as pool:
+    with scoring_processes(processes) as pool:
         yield lambda clips, stories: pool.starmap(_score, list(zip(clips, stories, strict=True)), chunksize=1)
 
 
