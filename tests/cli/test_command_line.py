@@ -32,7 +32,9 @@ def test_the_version_takes_no_time() -> None:
     assert out == f"radial {__version__}\n[]\n"
 
 
-@pytest.mark.parametrize("command", ["jobs", "render", "generate", "estimate", "serve", "watch", "doctor", "download"])
+@pytest.mark.parametrize(
+    "command", ["jobs", "render", "generate", "estimate", "serving.serve", "watch", "doctor", "download"]
+)
 def test_commands_start_without_torch(command: str) -> None:
     code = f"import sys, radial_app.cli.{command}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

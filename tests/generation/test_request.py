@@ -24,7 +24,15 @@ def test_open_fields_take_the_models_values() -> None:
     assert request.seed >= 0
     assert make_request(prompt="a", num_frames=17, seed=4).resolve().num_frames == 17
     left_open = {name for name, value in request.model_dump().items() if value is None}
-    assert left_open == {"guidance_scale_2", "true_cfg_scale", "flow_shift", "image", "last_image", "extend"}
+    assert left_open == {
+        "guidance_scale_2",
+        "true_cfg_scale",
+        "flow_shift",
+        "image",
+        "last_image",
+        "extend",
+        "positions",
+    }
 
 
 def test_a_drawn_seed_is_recorded_and_kept() -> None:

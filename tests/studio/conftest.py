@@ -23,6 +23,15 @@ def studio(tmp_path_factory: pytest.TempPathFactory, wan_folder: Path) -> Iterat
     assert "Traceback" not in err, err
 
 
+@pytest.fixture(autouse=True)
+def nothing_waits_after(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Files run in any order on one studio: what a test left in the queue would be in the next one's."""
+    yield
+    if "studio" in request.fixturenames:
+        studio: Studio = request.getfixturevalue("studio")
+        studio.give_up(*(video["id"] for video in studio.call("GET", "/v1/queue")["waiting"]))
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
