@@ -24,9 +24,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import radial
 from radial import RadialPattern, Schedule
 from radial.models.table import MODELS
+from radial_finetune.adapter.form import AdapterForm
+from radial_finetune.adapter.place import add_adapter
 from radial_finetune.objective import WanObjective, velocity_loss
 from radial_finetune.training.activations import offloaded_checkpoint
-from radial_finetune.training.adapter import add_adapter
 
 SIZES = {
     "1.3b": {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
@@ -88,7 +89,7 @@ def build(options: argparse.Namespace) -> Any:
     sizes = SIZES[options.model] | ({"num_layers": options.layers} if options.layers else {})
     with torch.device(options.device):
         transformer = WanTransformer3DModel(attention_head_dim=128, **sizes).to(torch.bfloat16)
-    add_adapter(transformer, OBJECTIVE, rank=128, alpha=128, layers="all")
+    add_adapter(transformer, OBJECTIVE, AdapterForm(128, 128))
     transformer.enable_gradient_checkpointing(*([offloaded_checkpoint] if options.offload else []))
     if options.compile:
         torch._dynamo.config.recompile_limit = 64  # every length is compiled for itself

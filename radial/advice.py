@@ -12,7 +12,10 @@ from radial.request import GenerationRequest
 
 def advise(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
     """Notes on a resolved request, the weightiest last."""
-    return (*_on_words(request, spec), *_without_effect(request, spec), *_on_length(request, spec))
+    return (
+        *_on_words(request, spec), *_on_events(request, spec), *_without_effect(request, spec),
+        *_on_length(request, spec),
+    )  # fmt: skip
 
 
 def _on_length(request: GenerationRequest, spec: ModelSpec) -> list[str]:
@@ -62,10 +65,33 @@ def _without_effect(request: GenerationRequest, spec: ModelSpec) -> list[str]:
     return notes
 
 
+def _on_events(request: GenerationRequest, spec: ModelSpec) -> list[str]:
+    """More events, one after the other, than a clip of moving shapes has time for: each takes the native length."""
+    if not _draws_shapes(spec):
+        return []
+    chains = re.split(r" (?:and|while) ", request.prompt.lower())
+    events = 1 + max(len(re.findall(r"\bthen\b", chain)) for chain in chains)
+    unit = spec.native_frames - spec.first_frame
+    room = max(1, (request.clip_frames - spec.first_frame) // unit)
+    if events <= room:
+        return []
+    needed = events * unit + spec.first_frame
+    return [
+        f"the prompt tells {events} events one after the other, and {request.clip_frames} frames hold {room}: each "
+        f"takes {spec.native_frames}; {needed} frames hold all"
+    ]
+
+
+def _draws_shapes(spec: ModelSpec) -> bool:
+    """Whether a model draws the moving shapes of the bundled one, whose words its checkpoint lists."""
+    folder = checkpoint_folder(spec)
+    return folder is not None and (folder / "words.txt").is_file()
+
+
 def _on_words(request: GenerationRequest, spec: ModelSpec) -> list[str]:
     """Words that a model does not know, where its checkpoint lists those that it knows."""
     folder = checkpoint_folder(spec)
-    if folder is None or not (folder / "words.txt").is_file():
+    if folder is None or not _draws_shapes(spec):
         return []
     known = set((folder / "words.txt").read_text(encoding="utf-8").split())
     words = dict.fromkeys(re.findall(r"[^\W\d_]+(?:[-'][^\W\d_]+)*", request.prompt.lower()))

@@ -37,8 +37,9 @@ STATIONS = [
     "radial.version", "radial.errors", "radial.files", "radial.plans", "radial.video", "radial.attention",
     "radial.models", "radial.request", "radial.shorthands", "radial.advice", "radial.adapters",
     "radial.loading", "radial.generation",
-    "radial_finetune.world", "radial_finetune.objective", "radial_finetune.data", "radial_finetune.training",
-    "radial_finetune.merge", "radial_finetune.pretrain", "radial_finetune.evaluate", "radial_finetune.cli",
+    "radial_finetune.world", "radial_finetune.noise", "radial_finetune.objective", "radial_finetune.data",
+    "radial_finetune.adapter", "radial_finetune.training", "radial_finetune.merge", "radial_finetune.pretrain",
+    "radial_finetune.evaluate", "radial_finetune.cli",
     "radial_app.client", "radial_app.jobs", "radial_app.tuning", "radial_app.worker", "radial_app.server",
     "radial_app.studio", "radial_app.cli", "radial_app.__main__",
 ]  # fmt: skip
@@ -129,7 +130,7 @@ def declared(*extras: str) -> set[str]:
     ("package", "extras"),
     [
         ("radial_kernels", ("flash",)), ("radial", ("gguf",)), ("radial_app", ("server", "studio", "cluster")),
-        ("radial_finetune", ("train", "eight-bit", "measure")),
+        ("radial_finetune", ("train", "eight-bit", "optimizers", "measure")),
     ],
 )  # fmt: skip
 def test_every_import_is_declared(package: str, extras: tuple[str, ...]) -> None:

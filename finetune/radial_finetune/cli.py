@@ -157,9 +157,10 @@ def run(
 
         def tell(step: Progress) -> None:
             memory = f"  {step.memory / 1e9:.1f} GB" if step.memory else ""
-            told = f"loss {step.loss:.4f}  lr {step.learning_rate:.1e}  {step.seconds:.2f} s{memory}"
-            bar.update(task, completed=step.step, told=told)
-            if first and not shown and pace.is_due(step.step):
+            told = f"loss {step.loss or 0:.4f}  lr {step.learning_rate:.1e}  {step.seconds:.2f} s{memory}"
+            if step.step:
+                bar.update(task, completed=step.step, told=told)
+            if step.step and first and not shown and pace.is_due(step.step):
                 stderr.print(f"step {step.step} of {step.steps}: {told}", highlight=False, soft_wrap=True)
             if (held_out := step.validation) is not None and first:
                 beyond = "" if held_out.beyond is None else f", {held_out.beyond:.4f} beyond the native length"
@@ -216,7 +217,8 @@ def convert(
     from radial.adapters.file import read_adapter
     from radial.files import check_output
     from radial.models.lora_settings import check_adapter_file, read_adapter_settings
-    from radial_finetune.training.adapter import convert_names, plain_tensors, write_adapter
+    from radial_finetune.adapter.file import plain_tensors, write_adapter
+    from radial_finetune.adapter.names import convert_names
     from radial_finetune.training.exports import read_made
 
     check_output(output, ".safetensors", overwrite=overwrite)

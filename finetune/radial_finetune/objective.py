@@ -8,7 +8,6 @@ Shapes: B batch, C channels, F latent frames, H, W latent height and width, L te
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -19,11 +18,12 @@ from torch.nn import functional as F
 
 from radial.errors import ModelError, RequestError
 from radial.models.spec import ModelSpec
+from radial_finetune.noise import Sampling
 
 Text = dict[str, Tensor]  # what a transformer is told of captions, by the names of the pipeline
 Expert = Literal["high", "low"]
-Sampling = Literal["uniform", "logit_normal"]  # of noise levels, before they are shifted
 _JOINT = r"(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"  # of clip and text together
+_FEED_FORWARD = r"net\.(0\.proj|2)"
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class Objective(ABC):
     """A family's conventions.
 
     Attributes:
-        layers: what of a transformer an adapter tunes, as patterns of module names: self-attention alone, or all
-            attention; HunyuanVideo and Mochi have but one kind, which text shares with the clip.
+        layers: what of a transformer an adapter tunes, as patterns of module names: self-attention alone, all
+            attention, or all products of the blocks, feed-forward layers among them; HunyuanVideo and Mochi have but
+            one kind of attention, which text shares with the clip.
         norms: the norms within them that can be tuned along.
         sampling: how the authors draw noise levels, before they are shifted.
     """
@@ -42,7 +43,9 @@ class Objective(ABC):
 
     sampling: ClassVar[Sampling] = "logit_normal"
     layers: ClassVar[dict[str, str]] = {}
-    norms: ClassVar[dict[str, str]] = {"self": r".*\.norm_[qk]", "all": r".*\.norm(_added)?_[qk]"}
+    norms: ClassVar[dict[str, str]] = {
+        "self": r".*\.norm_[qk]", "all": r".*\.norm(_added)?_[qk]", "blocks": r".*\.norm(_added)?_[qk]",
+    }  # fmt: skip
 
     @abstractmethod
     def encode_latents(self, pixels_BCFHW: Tensor) -> Tensor:
@@ -71,8 +74,11 @@ class WanObjective(Objective):
     layers: ClassVar = {
         "self": r"blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)",
         "all": r"blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)",
+        "blocks": rf"blocks\.\d+\.(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ffn\.{_FEED_FORWARD})",
     }
-    norms: ClassVar = {"self": r".*\.attn1\.norm_[qk]", "all": r".*\.attn[12]\.norm_[qk]"}
+    norms: ClassVar = {
+        "self": r".*\.attn1\.norm_[qk]", "all": r".*\.attn[12]\.norm_[qk]", "blocks": r".*\.attn[12]\.norm_[qk]",
+    }  # fmt: skip
 
     def encode_latents(self, pixels_BCFHW: Tensor) -> Tensor:
         return _normalised(self.pipe.vae, pixels_BCFHW)
@@ -113,6 +119,8 @@ class HunyuanVideoObjective(Objective):
         "self": r"(single_)?transformer_blocks\.\d+\.attn\.(to_q|to_k|to_v|to_out\.0)",
         "all": rf"(transformer_blocks\.\d+\.attn\.{_JOINT}"
         r"|single_transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v)|proj_out))",
+        "blocks": rf"(transformer_blocks\.\d+\.(attn\.{_JOINT}|ff(_context)?\.{_FEED_FORWARD})"
+        r"|single_transformer_blocks\.\d+\.(attn\.(to_q|to_k|to_v)|proj_mlp|proj_out))",
     }
 
     def encode_latents(self, pixels_BCFHW: Tensor) -> Tensor:
@@ -147,6 +155,7 @@ class MochiObjective(Objective):
     layers: ClassVar = {
         "self": r"transformer_blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)",
         "all": rf"transformer_blocks\.\d+\.attn1\.{_JOINT}",
+        "blocks": rf"transformer_blocks\.\d+\.(attn1\.{_JOINT}|ff(_context)?\.{_FEED_FORWARD})",
     }
 
     def encode_latents(self, pixels_BCFHW: Tensor) -> Tensor:
@@ -214,60 +223,6 @@ def add_noise(x_BCFHW: Tensor, noise_BCFHW: Tensor, sigma_B: Tensor) -> tuple[Te
     """Noisy latents, and the velocity from clip to noise."""
     sigma = sigma_B.view(-1, 1, 1, 1, 1).to(x_BCFHW.dtype)
     return (1 - sigma) * x_BCFHW + sigma * noise_BCFHW, noise_BCFHW - x_BCFHW
-
-
-def draw_sigmas(
-    count: int,
-    sampling: Sampling,
-    shift: float,
-    generator: torch.Generator,
-    span: tuple[float, float] = (0.0, 1.0),
-) -> Tensor:
-    """Noise levels, shifted towards noise, from the part of the distribution that lies in ``span``."""
-    return sigma_quantiles(torch.rand(count, generator=generator, dtype=torch.float64), sampling, shift, span)
-
-
-def sigma_quantiles(
-    quantiles: Tensor, sampling: Sampling, shift: float, span: tuple[float, float] = (0.0, 1.0)
-) -> Tensor:
-    """The noise levels at quantiles, from 0 to 1, of what :func:`draw_sigmas` draws."""
-    low, high = (_place_of(sigma, sampling, shift) for sigma in span)
-    place = low + (high - low) * quantiles.double()
-    u = place if sampling == "uniform" else torch.special.ndtri(place).sigmoid()
-    return shift_sigmas(u, shift).float()
-
-
-def shift_sigmas(u: Tensor, shift: float) -> Tensor:
-    """The map by which schedulers shift noise levels, u to shift u / (1 + (shift - 1) u). Their tables hold it already:
-    never apply it twice."""
-    return shift * u / (1 + (shift - 1) * u)
-
-
-def _place_of(sigma: float, sampling: str, shift: float) -> float:
-    """How much of the distribution of noise levels lies below ``sigma``."""
-    u = sigma / (shift - (shift - 1) * sigma)
-    if sampling == "uniform" or u in (0.0, 1.0):
-        return u
-    return 0.5 * (1 + math.erf(math.log(u / (1 - u)) / math.sqrt(2)))
-
-
-def noise_shift(
-    objective: Objective, chosen: float | None, num_frames: int, *, by_length: bool, size: tuple[int, int] = (0, 0)
-) -> float:
-    """How far noise levels are shifted: as chosen, else as the authors do for this height and width in pixels, else as
-    the checkpoint's scheduler does.
-
-    By length, the shift grows with the square root of the latent frames beyond the native ones, as Open-Sora 2's does:
-    a longer clip says more of itself at the same noise.
-    """
-    config = objective.pipe.scheduler.config
-    own = objective.spec.shift_for(*size, from_image=False)
-    shift = chosen or own or float(config.get("flow_shift") or config.get("shift") or 1.0)
-    if not by_length:
-        return shift
-    stride = objective.spec.stride[0]
-    latent, native = ((frames - 1) // stride + 1 for frames in (num_frames, objective.spec.native_frames))
-    return shift * math.sqrt(max(1.0, latent / native))
 
 
 def expert_span(pipe: Any, expert: Expert | None) -> tuple[str, tuple[float, float]]:

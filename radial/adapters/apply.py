@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -130,8 +130,9 @@ def _add(
     whole = [parameters[part.parameter(change.parameter, parameters)] for part in change.parts]
     given = {kind: tensors[key].float() for kind, key in change.keys.items()}
 
+    alpha = given["alpha"].item() if "alpha" in given else None
+
     def scale(rank: int) -> float:
-        alpha = given["alpha"].item() if "alpha" in given else None
         return account.file.scale_of(change.layer, account.part, rank, alpha)
 
     if change.kind == "low_rank_exact":
@@ -141,7 +142,8 @@ def _add(
     elif change.kind == "loha":
         difference = scale(len(given["hada_w1_b"])) * _loha(given)
     elif change.kind == "lokr":
-        difference = _lokr_scale(given, account, scale) * _lokr(given)
+        shapes = {kind: tuple(tensor.shape) for kind, tensor in given.items()}
+        difference = account.file.lokr_scale_of(change.layer, account.part, shapes, alpha) * _lokr(given)
     else:
         difference = given["diff"]
     for own, part in zip(whole, change.parts, strict=True):
@@ -192,15 +194,3 @@ def _lokr(given: Mapping[str, Tensor]) -> Tensor:
         for name in ("w1", "w2")
     )  # fmt: skip
     return torch.kron(first, second.flatten(1))
-
-
-def _lokr_scale(given: Mapping[str, Tensor], account: Account, scale: Callable[[int], float]) -> float:
-    """LyCORIS' alpha counts where a factor is of low rank; PEFT's always; that of a fork of musubi-tuner, which writes
-    ``lokr_factor``, also where both are whole."""
-    ranks = [len(given[f"lokr_{name}_b"]) for name in ("w2", "w1") if f"lokr_{name}_b" in given]
-    if ranks:
-        return scale(ranks[0])
-    if "lokr_factor" in account.file.unknown:
-        return scale(max(given["lokr_w2"].shape[:2]))
-    rank = account.file.peft_settings(account.part).get("r")
-    return scale(rank) if isinstance(rank, int) and rank > 0 and "alpha" not in given else 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -127,6 +128,20 @@ class AdapterFile:
         if not isinstance(found, (int, float)) or isinstance(found, bool):
             return 1.0
         return float(found) / (rank**0.5 if settings.get("use_rslora") else rank)
+
+    def lokr_scale_of(self, layer: str, part: str, shapes: Mapping[str, tuple[int, ...]], alpha: float | None) -> float:
+        """What LoKr's product is multiplied by, whose factors have these shapes by name: LyCORIS' alpha counts where a
+        factor is of low rank; PEFT's always; that of a fork of musubi-tuner, which writes ``lokr_factor``, also where
+        both are whole."""
+        ranks = [shapes[f"lokr_{name}_b"][0] for name in ("w2", "w1") if f"lokr_{name}_b" in shapes]
+        if ranks:
+            return self.scale_of(layer, part, ranks[0], alpha)
+        if "lokr_factor" in self.unknown:
+            return self.scale_of(layer, part, max(shapes["lokr_w2"][:2]), alpha)
+        rank = self.peft_settings(part).get("r")
+        if isinstance(rank, int) and rank > 0 and alpha is None:
+            return self.scale_of(layer, part, rank, None)
+        return 1.0
 
     def peft_settings(self, part: str) -> dict[str, Any]:
         """What PEFT was told of the adapter, for one of a model's transformers; nothing where the file does not say."""

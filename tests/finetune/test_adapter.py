@@ -21,24 +21,32 @@ from radial.models.lora_settings import AdapterSettings, adapter_file, read_adap
 from radial.models.table import MODELS
 from radial.request import Lora, make_request, parse_lora
 from radial_app.cli import main as cli
+from radial_finetune.adapter.file import export_state, write_adapter
+from radial_finetune.adapter.form import AdapterForm
+from radial_finetune.adapter.names import convert_names
+from radial_finetune.adapter.place import add_adapter
 from radial_finetune.merge import merge
 from radial_finetune.objective import HunyuanVideoObjective, MochiObjective, WanObjective
-from radial_finetune.training.adapter import add_adapter, convert_names, export_state, write_adapter
 from radial_finetune.training.config import make_config
 from radial_finetune.training.train import finetune
 
+PLAIN = AdapterForm(2, 2)
+FORMS = {
+    "lora": PLAIN, "blocks": AdapterForm(2, 3, "blocks"), "rslora": AdapterForm(4, 3, rslora=True),
+    "dora": AdapterForm(2, 3, "blocks", "dora"), "lokr": AdapterForm(2, 3, "blocks", "lokr", factor=4),
+}  # fmt: skip
 OBJECTIVES = {"wan": WanObjective, "hunyuan-video": HunyuanVideoObjective, "mochi": MochiObjective}
 
 
-def tuned(family: str, rank: int = 2) -> tuple[Any, dict[str, torch.Tensor], torch.Tensor]:
+def tuned(family: str, form: AdapterForm = PLAIN) -> tuple[Any, dict[str, torch.Tensor], torch.Tensor]:
     """A tiny pipeline, an adapter of random weights for it by diffusers' names, and what it makes with it."""
     pipe = CASES[family].build()
-    parameters = add_adapter(pipe.transformer, OBJECTIVES[family], rank, rank, "all")
+    parameters = add_adapter(pipe.transformer, OBJECTIVES[family], form)
     torch.manual_seed(1)
     with torch.no_grad():
-        for parameter in parameters.values():
-            parameter.normal_(std=0.3)
-    return pipe, export_state(parameters, {}, 1.0), latents(pipe, family)
+        for name, parameter in parameters.items():
+            parameter.mul_(1.3) if "magnitude" in name else parameter.normal_(std=0.3)
+    return pipe, export_state(parameters, {}, form.scale), latents(pipe, family)
 
 
 def latents(pipe: Any, family: str) -> torch.Tensor:
@@ -47,24 +55,56 @@ def latents(pipe: Any, family: str) -> torch.Tensor:
         return case.latents(pipe(**case.call(pipe), generator=torch.Generator().manual_seed(0)))
 
 
+@pytest.mark.parametrize("form", FORMS, ids=FORMS)
 @pytest.mark.parametrize("family", OBJECTIVES)
-def test_adapters_by_either_names_do_the_same(family: str, tmp_path: Path) -> None:
-    """What was trained, loaded into a fresh pipeline from diffusers' names, and once more from ComfyUI's and back."""
-    _, state, want = tuned(family)
+def test_adapters_by_either_names_do_the_same(family: str, form: str, tmp_path: Path) -> None:
+    """What was trained, loaded into a fresh pipeline from diffusers' names, from ComfyUI's, and from these and back."""
+    _, state, want = tuned(family, FORMS[form])
     plain = latents(CASES[family].build(), family)
     assert not torch.allclose(plain, want, atol=1e-3)
-    comfy = convert_names(state, "comfy")
-    assert all(key.startswith("diffusion_model.") for key in comfy)
-    forms = {"diffusers": state, "back": convert_names(comfy, "diffusers")}
-    if family == "wan":
-        forms["comfy"] = comfy  # diffusers reads these itself
-    for name, keys in forms.items():
+    files = {"diffusers": state}
+    if form != "lokr" or family == "wan":  # the others' authors have larger layers, of which LoKr is no part
+        files["comfy"] = convert_names(state, "comfy")
+        files["back"] = convert_names(files["comfy"], "diffusers")
+        assert all(key.startswith("diffusion_model.") for key in files["comfy"])
+        assert set(files["back"]) == set(state)
+        assert all(torch.equal(files["back"][key], state[key]) for key in state)
+    for name, keys in files.items():
         fresh = CASES[family].build()
         file = write_adapter(tmp_path / f"{name}.safetensors", keys, {})
         load_loras(fresh, (Lora(path=str(file)),))
         assert torch.allclose(latents(fresh, family), want, atol=1e-4), name
-    assert set(forms["back"]) == set(state)
-    assert all(torch.equal(forms["back"][key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("form", ["lora", "dora"])
+def test_diffusers_reads_the_file_itself(form: str, tmp_path: Path) -> None:
+    _, state, want = tuned("wan", FORMS[form])
+    fresh = CASES["wan"].build()
+    fresh.load_lora_weights(str(write_adapter(tmp_path / "x.safetensors", state, {})))
+    assert torch.allclose(latents(fresh, "wan"), want, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=FORMS)
+@pytest.mark.parametrize("family", OBJECTIVES)
+def test_an_adapter_changes_nothing_before_it_is_trained(family: str, form: str) -> None:
+    pipe = CASES[family].build()
+    parameters = add_adapter(pipe.transformer, OBJECTIVES[family], FORMS[form])
+    assert torch.allclose(latents(pipe, family), latents(CASES[family].build(), family), atol=1e-5)
+    kinds = {name.split(".net.")[0].split(".")[-1] for name in parameters if ".net." in name}
+    assert bool(kinds) == (FORMS[form].layers == "blocks")  # feed-forward layers
+
+
+def test_what_cannot_be_written_by_the_authors_names_is_refused() -> None:
+    """HunyuanVideo's single blocks have queries, keys, values and a feed-forward layer in one."""
+    half = AdapterForm(2, 2, "all", "dora")
+    with pytest.raises(ModelError, match=r"DoRA changes only a part of it.*layers = \"blocks\""):
+        convert_names(tuned("hunyuan-video", half)[1], "comfy")
+    for family in ("hunyuan-video", "mochi"):
+        with pytest.raises(ModelError, match="in which only LoRA and DoRA can be rewritten"):
+            convert_names(tuned(family, AdapterForm(2, 2, "all", "lokr"))[1], "comfy")
+    layer = "transformer.transformer_blocks.0.ff.net.2.lora_A.weight"
+    with pytest.raises(ModelError, match="may be of HunyuanVideoTransformer3DModel or of MochiTransformer3DModel"):
+        convert_names({layer: torch.zeros(1, 1)}, "comfy")
 
 
 def test_fused_projections_hold_three_adapters_side_by_side() -> None:

@@ -13,9 +13,10 @@ import torch
 
 import radial
 from radial import RadialPattern, Schedule
+from radial_finetune.adapter.form import AdapterForm
+from radial_finetune.adapter.place import add_adapter
 from radial_finetune.objective import WanObjective
 from radial_finetune.training.activations import offloaded_checkpoint
-from radial_finetune.training.adapter import add_adapter
 from radial_finetune.training.config import make_config
 from radial_finetune.training.train import finetune
 
@@ -32,7 +33,7 @@ def test_checkpoints_that_wait_in_host_memory() -> None:
         transformer = WanTransformer3DModel(
             num_attention_heads=4, attention_head_dim=64, text_dim=64, ffn_dim=512, num_layers=16
         ).to(torch.bfloat16)
-    add_adapter(transformer, WanObjective, 8, 8, "all")
+    add_adapter(transformer, WanObjective, AdapterForm(8, 8))
     transformer.train()
     inputs = [
         (torch.randn(1, 16, 9, 64, 64, device="cuda", dtype=torch.bfloat16),

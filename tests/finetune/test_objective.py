@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import diffusers
-import numpy as np
 import pytest
 import torch
 from tiny_pipelines import CASES, WORDS
@@ -16,60 +13,10 @@ from tiny_pipelines import CASES, WORDS
 from radial import ModelError, RequestError
 from radial.models.table import MODELS
 from radial_finetune import objective
+from radial_finetune.noise import NoiseLevels
 from radial_finetune.objective import find_objective, velocity_loss
 
 FAMILIES = {"wan": "wan2.1-1.3b", "wan22-ti2v": "wan2.2-ti2v-5b", "hunyuan-video": "hunyuan-video", "mochi": "mochi"}
-
-
-def test_noise_levels_are_shifted_once() -> None:
-    plain, shifted = (diffusers.FlowMatchEulerDiscreteScheduler(shift=s) for s in (1.0, 5.0))
-    assert torch.allclose(objective.shift_sigmas(plain.sigmas, 5.0), shifted.sigmas, atol=1e-6)
-    draws = objective.draw_sigmas(20_000, "uniform", 5.0, torch.Generator().manual_seed(0))
-    assert float((draws > 0.9).float().mean()) == pytest.approx(0.36, abs=0.015)
-    normal = objective.draw_sigmas(20_000, "logit_normal", 5.0, torch.Generator().manual_seed(0))
-    assert float((normal > 0.9).float().mean()) == pytest.approx(0.28, abs=0.015)
-
-
-@pytest.mark.parametrize("sampling", ["uniform", "logit_normal"])
-def test_an_experts_share_is_cut_out_of_the_same_distribution(sampling: Any) -> None:
-    whole = objective.draw_sigmas(40_000, sampling, 5.0, torch.Generator().manual_seed(0))
-    high = objective.draw_sigmas(20_000, sampling, 5.0, torch.Generator().manual_seed(1), (0.875, 1.0))
-    low = objective.draw_sigmas(20_000, sampling, 5.0, torch.Generator().manual_seed(2), (0.0, 0.875))
-    assert float(high.min()) >= 0.875 >= float(low.max())
-    for part, own in ((whole[whole > 0.875], high), (whole[whole < 0.875], low)):
-        quantiles = torch.linspace(0.1, 0.9, 9)
-        assert torch.allclose(part.quantile(quantiles), own.quantile(quantiles), atol=0.01)
-
-
-@pytest.mark.parametrize("sampling", ["uniform", "logit_normal"])
-def test_quantiles_are_those_of_the_draws(sampling: Any) -> None:
-    nine = torch.linspace(0.1, 0.9, 9)
-    for span in ((0.0, 1.0), (0.875, 1.0), (0.0, 0.875)):
-        draws = objective.draw_sigmas(40_000, sampling, 5.0, torch.Generator().manual_seed(0), span)
-        assert torch.allclose(objective.sigma_quantiles(nine, sampling, 5.0, span), draws.quantile(nine), atol=0.01)
-
-
-def test_the_shift_grows_with_the_length() -> None:
-    spec = replace(MODELS["wan2.1-1.3b"], flow_shift=None)
-    own = objective.WanObjective(SimpleNamespace(scheduler=SimpleNamespace(config={"flow_shift": 3.0})), spec)
-    assert objective.noise_shift(own, None, 321, by_length=False) == 3.0
-    assert objective.noise_shift(own, None, 81, by_length=True) == 3.0
-    assert objective.noise_shift(own, 5.0, 321, by_length=True) == pytest.approx(5 * math.sqrt(81 / 21))
-
-
-def test_the_authors_shift_goes_before_the_schedulers() -> None:
-    """Wan 2.2 A14B has a shift of 12, Wan 2.1 1.3B 8, HunyuanVideo the checkpoint's; the scheduler here says 3."""
-    pipe = SimpleNamespace(scheduler=SimpleNamespace(config={"flow_shift": 3.0}))
-    for name, size, shift in (
-        ("wan2.2-a14b", (720, 1280), 12.0), ("wan2.1-1.3b", (480, 832), 8.0), ("hunyuan-video", (720, 1280), 3.0),
-    ):  # fmt: skip
-        own = objective.WanObjective(pipe, MODELS[name])
-        assert objective.noise_shift(own, None, 33, by_length=False, size=size) == shift
-        assert objective.noise_shift(own, 2.0, 33, by_length=False, size=size) == 2.0
-    draws = objective.draw_sigmas(40_000, "logit_normal", 12.0, torch.Generator().manual_seed(0))
-    assert float((draws > 0.95).float().mean()) == pytest.approx(0.32, abs=0.02)
-    assert objective.MochiObjective.sampling == "uniform"
-    assert objective.HunyuanVideoObjective.sampling == objective.WanObjective.sampling == "logit_normal"
 
 
 def build(family: str) -> tuple[Any, objective.Objective]:
@@ -171,4 +118,5 @@ def test_experts_are_chosen_where_there_are_two(wan: Any, wan22: Any) -> None:
         objective.expert_span(wan22, None)
     with pytest.raises(RequestError, match="is for models with two transformers"):
         objective.expert_span(wan, "low")
-    assert np.isclose(objective._place_of(0.875, "uniform", 5.0), 1 - 0.417, atol=1e-3)
+    drawn = NoiseLevels("uniform", 5.0).draw(40_000, torch.Generator().manual_seed(0))
+    assert float((drawn < 0.875).float().mean()) == pytest.approx(1 - 0.417, abs=0.01)

@@ -22,13 +22,14 @@ from radial.generation.pipeline import generate
 from radial.loading.load import LoadedModel
 from radial.models.lora_settings import read_adapter_settings
 from radial.request import make_request
+from radial_finetune.adapter.form import AdapterForm
+from radial_finetune.adapter.place import add_adapter
 from radial_finetune.data.cache import read_index
 from radial_finetune.data.prepare import prepare
 from radial_finetune.data.sources import find_sources
 from radial_finetune.objective import WanObjective, find_objective
 from radial_finetune.training import assemble as setup
 from radial_finetune.training import checkpoints, train
-from radial_finetune.training.adapter import add_adapter
 from radial_finetune.training.batches import Batches
 from radial_finetune.training.config import FinetuneConfig, make_config, read_config
 from radial_finetune.training.exports import read_made
@@ -136,12 +137,12 @@ def test_an_untrained_adapter_changes_nothing(wan: Any) -> None:
         cast = {name: value.to(dtype) if name != "timestep" else value for name, value in inputs.items()}
         with torch.no_grad():
             before = wan.transformer(**cast, return_dict=False)[0]
-            parameters = add_adapter(wan.transformer, WanObjective, rank=8, alpha=8, layers="all", norms=True)
+            parameters = add_adapter(wan.transformer, WanObjective, AdapterForm(8, 8, norms=True))
             assert torch.equal(wan.transformer(**cast, return_dict=False)[0], before)
         assert len(parameters) == 2 * 3 * 2 * 4 + 2 * 3 * 2
         assert all(p.dtype == torch.float32 for p in parameters.values())
         wan.transformer.delete_adapters("radial")
-    assert len(add_adapter(wan.transformer, WanObjective, rank=8, alpha=8, layers="self")) == 2 * 3 * 4
+    assert len(add_adapter(wan.transformer, WanObjective, AdapterForm(8, 8, "self"))) == 2 * 3 * 4
 
 
 def adapter_of(config: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -169,8 +170,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(config: dict[str, Any], tmp_path: Pat
     finetune(make_config(**config))
     whole = adapter_of(config)
     log = [json.loads(line) for line in (Path(config["output"]) / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
-    assert [line["step"] for line in log if "validation" in line] == [3, 6]
+    assert [line["step"] for line in log] == [0, 1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in log if "validation" in line] == [0, 3, 6]
+    assert "loss" not in log[0]  # before the first step
 
     halved = config | {"output": str(tmp_path / "halved")}
     with pytest.raises(RuntimeError, match="power cut"):
@@ -181,7 +183,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(config: dict[str, Any], tmp_path: Pat
     finetune(make_config(**halved), resume=True, on_step=lambda progress: seen.append(progress.step))
     assert seen == [3, 4, 5, 6]
     log = [json.loads(line) for line in (Path(halved["output"]) / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]  # the third once, though it was done twice
+    assert [line["step"] for line in log] == [0, 1, 2, 3, 4, 5, 6]  # the third once, though it was done twice
     resumed = adapter_of(halved)
     assert set(resumed) == set(whole)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
@@ -223,7 +225,7 @@ def test_every_option_at_once_goes_on_bit_for_bit(
     norms = [key for key in state if key.endswith(".diff")]
     assert len(norms) == 6
     assert any(bool(state[key].any()) for key in norms)
-    from radial_finetune.training.adapter import write_adapter
+    from radial_finetune.adapter.file import write_adapter
 
     metadata = json.loads(json.dumps(settings.__dict__))
     other = write_adapter(tmp_path / "x.safetensors", {k: v for k, v in state.items() if k not in norms}, metadata)
@@ -252,7 +254,7 @@ def test_offloaded_checkpoints_leave_the_device(wan: Any) -> None:
     from radial_finetune.training.activations import offloaded_checkpoint
 
     transformer = wan.transformer
-    add_adapter(transformer, WanObjective, 4, 4, "all")
+    add_adapter(transformer, WanObjective, AdapterForm(4, 4))
     alive: dict[str, int] = {}
     for kind, function in (("kept", None), ("offloaded", offloaded_checkpoint)):
         transformer.enable_gradient_checkpointing(*([function] if function else []))
@@ -298,7 +300,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_its_log_anew(config: di
     (output / "log.jsonl").write_text('{"step": 1, "loss": 1}\n{"step": 2, "lo')
     finetune(make_config(**config), resume=True)
     log = [json.loads(line)["step"] for line in (output / "log.jsonl").read_text().splitlines()]
-    assert log == [1, 2, 3, 4, 5, 6]
+    assert log == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_what_decides_a_run_cannot_change(config: dict[str, Any], data: Path, model: LoadedModel) -> None:
@@ -318,12 +320,12 @@ def test_what_decides_a_run_cannot_change(config: dict[str, Any], data: Path, mo
 
 def test_a_base_of_8_bit_trains(config: dict[str, Any]) -> None:
     """Frozen weights in float8: the loss stays near that of the whole base, and the adapter learns."""
-    losses: dict[str, list[float]] = {}
+    losses: dict[str, list[Any]] = {}
     for precision in ("full", "float8"):
         output = f"{config['output']}-{precision}"
         settings = config | {"base_precision": precision, "dtype": "bfloat16", "output": output, "steps": 4}
         losses[precision] = []
-        finetune(make_config(**settings), on_step=lambda p, kept=losses[precision]: kept.append(p.loss))
+        finetune(make_config(**settings), on_step=lambda p, kept=losses[precision]: p.step and kept.append(p.loss))
         assert any(bool(v.any()) for k, v in load_file(f"{output}/adapter.safetensors").items() if "lora_B" in k)
     assert losses["float8"][0] == pytest.approx(losses["full"][0], rel=0.05)
 
@@ -414,9 +416,9 @@ def test_two_processes_train_as_one(config: dict[str, Any], tmp_path: Path, how:
 
 
 def test_training_lowers_the_loss_and_acts(config: dict[str, Any], wan_folder: Path) -> None:
-    losses: list[float] = []
+    losses: list[Any] = []
     longer = config | {"steps": 40, "checkpoint_every": 40, "validate_every": 20, "trigger": "shapes"}
-    adapter = finetune(make_config(**longer), on_step=lambda p: losses.append(p.loss))
+    adapter = finetune(make_config(**longer), on_step=lambda p: p.step and losses.append(p.loss))
     assert np.mean(losses[-10:]) < np.mean(losses[:10])
 
     settings = read_adapter_settings(adapter)
@@ -457,7 +459,8 @@ def test_held_out_losses_tell_what_lies_beyond(
     seen = []
     settings = config | {"data": str(two_lengths), "held_out": 4, "steps": 1, "validate_every": 1}
     finetune(make_config(**settings), on_step=lambda p: seen.append(p.validation))
-    (held_out,) = seen
+    untuned, held_out = seen
+    assert untuned is not None
     assert held_out is not None
     assert held_out.beyond is not None
     low, high = sorted((held_out.within, held_out.beyond))
@@ -490,9 +493,9 @@ def test_a_run_shows_clips_and_numbers_as_it_goes(config: dict[str, Any]) -> Non
     del settings["trackers"]  # TensorBoard, since it is installed
     finetune(make_config(**settings))
     samples = Path(config["output"]) / "samples"
-    assert len(list(samples.glob("*.mp4"))) == 2 * 2 * 2
+    assert len(list(samples.glob("*.mp4"))) == 3 * 2 * 2  # before the first step too
     page = (samples / "index.html").read_text()
-    assert page.count("<video src=") == 8
+    assert page.count("<video src=") == 12
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
     assert "step 3: " in page
@@ -503,7 +506,7 @@ def test_a_run_shows_clips_and_numbers_as_it_goes(config: dict[str, Any]) -> Non
     read = EventAccumulator(str(events[0].parent))
     read.Reload()
     assert [event.step for event in read.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
-    assert len(read.Scalars("validation")) == 2
+    assert [event.step for event in read.Scalars("validation")] == [0, 3, 6]
 
 
 def test_sampling_on_the_way_changes_nothing(config: dict[str, Any], tmp_path: Path) -> None:
@@ -559,7 +562,7 @@ def test_a_run_that_cannot_fit_is_told_what_would(config: dict[str, Any], monkey
     with torch.device("meta"):
         transformer = WanTransformer3DModel(num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30)
         transformer.to(torch.bfloat16)
-        add_adapter(transformer, WanObjective, 128, 128, "all")
+        add_adapter(transformer, WanObjective, AdapterForm(128, 128))
     settings = make_config(**config)
     grids = [TokenGrid(81, 30, 52)]
     monkeypatch.setattr(preflight, "_matmul_rate", lambda device, dtype: 1e15)
@@ -620,10 +623,11 @@ def test_every_family_from_clips_to_a_clip(family: str, data: Path, tmp_path: Pa
         "trackers": [], "held_out": 1, "validate_every": 2, "sample_every": 2, "sample_prompts": ["a circle"],
         "sample_frames": [13], "sample_steps": 2, "learning_rate": 1e-2, "norms": True,
     }  # fmt: skip
-    losses: list[float] = []
+    losses: list[Any] = []
     adapter = finetune(make_config(**settings), on_step=lambda p: losses.append(p.loss))
-    assert len(losses) == 2
-    assert all(np.isfinite(losses))
+    assert losses[0] is None  # before the first step
+    assert len(losses[1:]) == 2
+    assert all(np.isfinite(losses[1:]))
     assert (tmp_path / "r" / "samples" / "000002-00-13.mp4").exists()
     (plain,) = generate(make_request(**common))
     notes: list[str] = []

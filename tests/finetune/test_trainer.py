@@ -17,14 +17,16 @@ from radial.generation.pipeline import generate
 from radial.loading.load import LoadedModel
 from radial.models.lora_settings import AdapterSettings, read_adapter_settings
 from radial.request import make_request
+from radial_finetune.adapter.form import AdapterForm
+from radial_finetune.adapter.place import add_adapter
 from radial_finetune.data.cache import read_index
 from radial_finetune.objective import WanObjective, find_objective
 from radial_finetune.training import train
-from radial_finetune.training.adapter import add_adapter
-from radial_finetune.training.assemble import make_optimizer, pattern_of
+from radial_finetune.training.assemble import pattern_of
 from radial_finetune.training.batches import Batches
 from radial_finetune.training.config import make_config
 from radial_finetune.training.exports import digest_of, read_made
+from radial_finetune.training.optimizers import make_optimizer
 from radial_finetune.training.train import finetune
 
 
@@ -228,9 +230,9 @@ def test_held_out_clips_are_measured_where_training_is(cache: Path, model: Loade
 
 
 def test_weight_decay_leaves_norms_alone(wan: Any) -> None:
-    parameters = add_adapter(wan.transformer, WanObjective, rank=4, alpha=4, layers="all", norms=True)
+    parameters = add_adapter(wan.transformer, WanObjective, AdapterForm(4, 4, norms=True))
     before = {name: p.detach().clone() for name, p in parameters.items()}
-    optimizer = make_optimizer(make_config(data="", output="", weight_decay=0.5, learning_rate=0.1), parameters)
+    optimizer = make_optimizer("adamw", parameters, 0.1, 0.5)
     for parameter in parameters.values():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

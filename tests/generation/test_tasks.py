@@ -308,3 +308,13 @@ def test_true_guidance_heeds_what_a_clip_should_not_show(tmp_path: Path) -> None
     )
     assert np.array_equal(plain, without)
     assert not np.array_equal(plain, heeded)
+
+
+def test_more_events_than_a_clip_has_time_for_are_told() -> None:
+    told = "a red circle rises, then spins, then moves to the left while a blue square grows, then leaves to the right"
+    note = notes_of("tiny", prompt=told, num_frames=33)
+    assert note == (
+        "the prompt tells 3 events one after the other, and 33 frames hold 1: each takes 33; 97 frames hold all"
+    )
+    assert "events" not in notes_of("tiny", prompt=told, num_frames=97)
+    assert "events" not in notes_of("wan2.1-14b", prompt=told)

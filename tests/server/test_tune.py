@@ -109,7 +109,7 @@ def test_a_run_from_archive_to_adapter(client: TestClient, paths: ServerPaths, w
         time.sleep(0.1)
     assert run["eta"] > 0
     assert run["losses"][-1][0] >= 5
-    assert run["held_out"][0][0] == 2
+    assert [step for step, _ in run["held_out"]][:2] == [0, 2]
     assert "at work" in client.delete("/v1/tuning/first").text
     assert client.post("/v1/tuning/first/stop").json()["state"] in ("stopping", "stopped")
     run = wait_until_idle(client, "first")

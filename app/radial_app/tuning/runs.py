@@ -208,7 +208,8 @@ class Tuning:
         task, written = Task(folder), read_json(folder / "run.json")
         state = _state(folder, task)
         training = Training.model_validate(written["training"]) if "training" in written else None
-        lines = _read_log(folder / "run" / "log.jsonl")
+        log = _read_log(folder / "run" / "log.jsonl")
+        lines = [line for line in log if "loss" in line]  # before the first step only held-out clips were looked at
         step, steps = lines[-1]["step"] if lines else 0, training.steps if training else 0
         pace = statistics.median(line.get("seconds", 0.0) for line in lines[-20:]) if lines else None
         return TuningRun(
@@ -217,7 +218,7 @@ class Tuning:
             pictures=[picture for picture in PICTURES if (folder / "cache" / picture).is_file()], step=step,
             steps=steps, eta=pace * (steps - step) if pace is not None and state == "training" else None,
             loss=_mean_loss(lines[-20:]), losses=_curve(lines),
-            held_out=[(line["step"], line["validation"]) for line in lines if "validation" in line],
+            held_out=[(line["step"], line["validation"]) for line in log if "validation" in line],
             samples=_samples(folder / "run" / "samples", training), adapter=_adapter(folder).is_file(),
             problem=task.last_words() if state == "failed" else "", log=task.log()[-40:],
         )  # fmt: skip

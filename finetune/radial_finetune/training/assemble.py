@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,11 +21,12 @@ from radial.models.spec import ModelSpec
 from radial.plans.pattern import RadialPattern
 from radial.plans.policy import Schedule
 from radial.request import make_request
+from radial_finetune.adapter.file import is_norm
+from radial_finetune.adapter.place import add_adapter
 from radial_finetune.data.cache import CacheIndex
 from radial_finetune.data.clips import Bucket
 from radial_finetune.objective import Objective, find_objective
 from radial_finetune.training.activations import offloaded_checkpoint
-from radial_finetune.training.adapter import add_adapter
 from radial_finetune.training.config import FinetuneConfig
 from radial_finetune.training.processes import Processes, whole
 
@@ -74,7 +75,7 @@ def prepare_transformer(
         transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=model.dtype)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        add_adapter(transformer, objective, config.rank, alpha_of(config), config.layers, norms=config.norms)
+        add_adapter(transformer, objective, config.adapter_form)
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing(*([offloaded_checkpoint] if config.offload_checkpoints else []))
     transformer.train()
@@ -82,29 +83,8 @@ def prepare_transformer(
         transformer.compile_repeated_blocks(dynamic=False)
     model.pipe.transformer = transformer = processes.spread(transformer)
     parameters = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
-    before = {name: whole(p.detach()).clone() for name, p in parameters.items() if ".lora_" not in name}
+    before = {name: whole(p.detach()).clone() for name, p in parameters.items() if is_norm(name)}
     return transformer, parameters, before
-
-
-def make_optimizer(config: FinetuneConfig, parameters: Mapping[str, Tensor]) -> torch.optim.Optimizer:
-    """The optimizer of parameters by name. Weights of norms, whose rest is one and not zero, do not decay."""
-    matrices = [p for name, p in parameters.items() if ".lora_" in name]
-    norms = [p for name, p in parameters.items() if ".lora_" not in name]
-    groups: list[dict[str, Any]] = [{"params": matrices}]
-    if norms:
-        groups.append({"params": norms, "weight_decay": 0.0})
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
-    try:
-        from torchao.optim import AdamW8bit
-    except ImportError as error:
-        raise RequestError("adamw8bit needs torchao: pip install 'radial-video[eight-bit]'") from error
-    optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
-    return optimizer
-
-
-def alpha_of(config: FinetuneConfig) -> float:
-    return config.alpha if config.alpha is not None else float(config.rank)
 
 
 def adapter_settings(
@@ -117,7 +97,7 @@ def adapter_settings(
     return AdapterSettings(
         base_model=config.model,
         rank=config.rank,
-        alpha=alpha_of(config),
+        alpha=config.adapter_form.alpha,
         native_frames=spec.native_frames,
         target_frames=frames,
         trigger=config.trigger,

@@ -16,7 +16,8 @@ from torch import Tensor
 from radial.errors import RequestError
 from radial_finetune.data.cache import CachedClip, CacheIndex, read_clip, read_empty_text, stack_latents
 from radial_finetune.data.clips import Bucket
-from radial_finetune.objective import Objective, Sampling, Text, draw_sigmas, expert_span, noise_shift, sigma_quantiles
+from radial_finetune.noise import NoiseLevels, Sampling, noise_shift
+from radial_finetune.objective import Objective, Text, expert_span
 from radial_finetune.training.config import FinetuneConfig
 
 
@@ -51,7 +52,12 @@ class Batches:
         self._config, self._objective, self._rank, self._ranks = config, objective, rank, ranks
         self._cache = Path(config.data)
         self._empty_text = read_empty_text(self._cache, index.fingerprint)
-        _, self._span = expert_span(objective.pipe, config.expert)
+        self._span = config.sigmas_within(expert_span(objective.pipe, config.expert)[1])
+        if self.sampling == "uniform" and (config.logit_mean, config.logit_std) != (0, 1):
+            raise RequestError(
+                "logit_mean and logit_std are of logit_normal, and this model draws uniform: set timestep_sampling = "
+                '"logit_normal", or leave them out'
+            )
         self._by_bucket: dict[Bucket, list[CachedClip]] = {}
         for clip in self.train:
             self._by_bucket.setdefault(clip.bucket, []).append(clip)
@@ -79,9 +85,16 @@ class Batches:
         """How far the noise levels of clips of a size are shifted."""
         config = self._config
         return noise_shift(
-            self._objective, config.shift, bucket.num_frames, by_length=config.shift_by_length,
-            size=(bucket.height, bucket.width),
+            self._objective.pipe.scheduler.config, self._objective.spec, config.shift, bucket.num_frames,
+            by_length=config.shift_by_length, size=(bucket.height, bucket.width),
         )  # fmt: skip
+
+    def levels_of(self, bucket: Bucket) -> NoiseLevels:
+        """The noise levels at which clips of a size are trained."""
+        config = self._config
+        return NoiseLevels(
+            self.sampling, self.shift_of(bucket), self._span, logit_mean=config.logit_mean, logit_std=config.logit_std
+        )
 
     def iterate(self, first: int) -> Generator[Batch]:
         """Batches from number ``first`` on; the next one is read while one is trained on."""
@@ -110,7 +123,7 @@ class Batches:
             clips.append(members[_order(config.seed, epoch, len(members))[place]])
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
         dropped = torch.rand(whole, generator=generator) < config.caption_dropout
-        sigma = draw_sigmas(whole, self.sampling, self.shift_of(bucket), generator, self._span)
+        sigma = self.levels_of(bucket).draw(whole, generator)
         own = range(self._rank, whole, self._ranks)
         latents, told = zip(*(read_clip(self._cache, clips[i]) for i in own), strict=True)
         texts = [self._empty_text if dropped[i] else text for i, text in zip(own, told, strict=True)]
@@ -128,8 +141,7 @@ class Batches:
         for number, clip in enumerate(self.held_out):
             latents, text = read_clip(self._cache, clip)
             noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(number))
-            levels = sigma_quantiles(torch.tensor(quantiles), self.sampling, self.shift_of(clip.bucket), self._span)
-            for level in levels:
+            for level in self.levels_of(clip.bucket).quantiles(torch.tensor(quantiles)):
                 yield Batch(
                     clip.bucket, stack_latents([latents]), self._objective.stack_text([text]), noise[None], level[None]
                 )

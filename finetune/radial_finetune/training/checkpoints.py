@@ -21,6 +21,8 @@ from torch import Tensor
 from radial.errors import ModelError, OutputError, RequestError
 from radial.files import existing_folder, publish, sync
 from radial_finetune.data.cache import save_tensors
+from radial_finetune.training.config import make_config
+from radial_finetune.training.optimizers import moments_of, numbers_of, put_back
 from radial_finetune.training.processes import put, whole
 
 # What can change when a run goes on: where things are, which digests tell apart, what no step depends on, and what its
@@ -29,6 +31,7 @@ _FREE = {
     "steps", "learning_rate", "data", "output", "checkpoint_every", "keep_checkpoints", "validate_every",
     "sample_every", "sample_prompts", "sample_frames", "sample_steps", "trackers", "device", "max_bad_steps", "trigger",
 }  # fmt: skip
+_DEFAULTS = make_config(data="", output="").model_dump(mode="json")
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -60,8 +63,9 @@ def save_checkpoint(
     target = folder / f"step-{state.step:06d}"
     tensors: dict[str, dict[str, Tensor]] = {
         name: {key: whole(x.detach()) for key, x in group.items()}
-        for name, group in (("weights", state.parameters), ("average", state.average), ("moments", _moments(state)))
-    }
+        for name, group in (("weights", state.parameters), ("average", state.average))
+    } | {"moments": moments_of(state.optimizer, state.parameters)}
+    numbers = numbers_of(state.optimizer, state.parameters)
     if not write:
         return target
     needed = sum(x.nbytes for group in tensors.values() for x in group.values())
@@ -76,7 +80,8 @@ def save_checkpoint(
         for name, group in tensors.items():
             save_tensors({key: x.detach().cpu().contiguous() for key, x in group.items()}, part / f"{name}.safetensors")
         export(part / "adapter.safetensors", tensors["average"] or tensors["weights"], state.step)
-        (part / "run.json").write_text(json.dumps({"step": state.step, "config": state.config}, indent=1))
+        run = {"step": state.step, "config": state.config, "numbers": numbers}
+        (part / "run.json").write_text(json.dumps(run, indent=1))
         sync(part)  # a checkpoint of this step that is there goes once the new one is on the disk
         shutil.rmtree(target, ignore_errors=True)
 
@@ -121,9 +126,10 @@ def load_checkpoint(checkpoint: Path, state: RunState) -> dict[str, Any]:
 
     run = json.loads((checkpoint / "run.json").read_text())
     new, old = state.config or {}, run["config"] or {}
-    changed = sorted(key for key in {*new, *old} - _FREE if new.get(key) != old.get(key))
+    before = _DEFAULTS | old  # settings that there were not yet were as they are by default
+    changed = sorted(key for key in {*new, *before} - _FREE if new.get(key) != before.get(key, new.get(key)))
     if changed:
-        told = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed[:3])
+        told = ", ".join(f"{key} was {before.get(key)!r} and is {new.get(key)!r}" for key in changed[:3])
         raise RequestError(f"{checkpoint} is of another run: {told}; take another output, or the settings it had")
     # In older checkpoints the weights have the name that the export has now.
     first = "weights" if (checkpoint / "weights.safetensors").is_file() else "adapter"
@@ -135,38 +141,6 @@ def load_checkpoint(checkpoint: Path, state: RunState) -> dict[str, Any]:
             put(weights[name], parameter)
         for name, value in state.average.items():
             put(average[name], value)
-    _set_moments(state, moments)
+    put_back(state.optimizer, state.parameters, moments, run.get("numbers", {}))
     state.step = run["step"]
     return dict(old)
-
-
-def _moments(state: RunState) -> dict[str, Tensor]:
-    """The optimizer's state by parameter; moments of 8 bit in the tensors that they are made of."""
-    moments: dict[str, Tensor] = {}
-    for name, parameter in state.parameters.items():
-        for key, value in state.optimizer.state[parameter].items():
-            if hasattr(value, "qmap"):
-                moments |= {f"{name}/{key}/{part}": getattr(value, part) for part in ("codes", "scale", "qmap")}
-            else:
-                moments[f"{name}/{key}"] = value
-    return moments
-
-
-def _set_moments(state: RunState, moments: dict[str, Tensor]) -> None:
-    for name, parameter in state.parameters.items():
-        prefix = f"{name}/"
-        saved = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
-        entry: dict[str, Tensor] = {}
-        for key in sorted({key.split("/")[0] for key in saved}):
-            if f"{key}/codes" in saved:
-                from torchao.optim.subclass_8bit import OptimState8bit
-
-                parts = (saved[f"{key}/{part}"].to(parameter.device) for part in ("codes", "scale", "qmap"))
-                entry[key] = OptimState8bit(*parts, signed=key == "exp_avg", dtype=parameter.dtype)
-            elif key == "step":
-                entry[key] = saved[key]
-            else:
-                entry[key] = torch.zeros_like(parameter)
-                put(saved[key], entry[key])
-        if entry:
-            state.optimizer.state[parameter] = entry

@@ -6,11 +6,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from radial.errors import RequestError
 from radial.plans.layout import BlockSize
 from radial.plans.settings import Decay, Kind, SkipWidth
+from radial_finetune.adapter.form import AdapterForm, Layers
+from radial_finetune.adapter.form import Kind as AdapterKind
+from radial_finetune.data.sample_prompts import SamplePrompt, parse_sample_prompt, read_sample_prompts
+from radial_finetune.noise import Sampling, Weighting
+from radial_finetune.training.optimizers import LEARNING_RATES, Optimizer
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -32,15 +37,24 @@ class FinetuneConfig(BaseModel):
         data: folder that ``radial finetune prepare`` wrote.
         output: folder for checkpoints and the adapter; a run in a folder that has checkpoints must resume them.
         expert: which of two transformers is tuned, at the noise levels it is for: ``high`` or ``low`` (Wan 2.2 A14B).
+        adapter: ``lora``; ``dora``, which learns each row's magnitude too; ``lokr``, far smaller files of Kronecker
+            products, of which ``lokr_factor`` is the size of the smaller matrix.
         rank, alpha: of the adapter; alpha is the rank when left out.
+        rslora: alpha counts over the rank's root, not over the rank.
         ema_decay: of the average of the weights, which is validated, sampled and exported; it warms up.
         init_adapter: an adapter of the same layers and rank whose weights the run begins from.
-        layers: ``self`` tunes self-attention, ``all`` the text's part of attention too.
+        layers: ``self`` tunes self-attention, ``all`` the text's part of attention too, ``blocks`` also the
+            feed-forward layers.
         norms: whether the norms of queries and keys are tuned along.
         batch_tokens: in place of ``batch_size``, a batch holds as many clips of its length as have so many tokens
             together, one at least: short clips leave no room unused.
-        optimizer: ``adamw8bit`` keeps its moments in 8 bit (torchao).
+        optimizer: ``adamw8bit`` keeps its moments in 8 bit (torchao); ``adafactor`` and ``came`` factors of them;
+            ``prodigy`` finds the rate by itself.
+        learning_rate: the optimizer's usual one when left out; of Prodigy, a factor of the rate that it finds.
         timestep_sampling: how noise levels are drawn; as the model's authors do when left out.
+        logit_mean, logit_std: of the normal number whose sigmoid ``logit_normal`` draws.
+        min_sigma, max_sigma: noise levels to train at, from 0, the clip, to 1, noise.
+        weighting_scheme: how much the loss counts at each noise level, by diffusers' names.
         shift: of the noise levels, sigma = shift u / (1 + (shift - 1) u); when left out the authors' for the clip's
             size, else the checkpoint's.
         shift_by_length: whether the shift, own or chosen, grows with the square root of the length beyond the native
@@ -56,8 +70,9 @@ class FinetuneConfig(BaseModel):
             compile.
         compile: compile the transformer's blocks; pays off after some minutes of training.
         held_out: clips kept for validation, spread over the cache.
-        sample_prompts: prompts of the clips that are made every ``sample_every`` steps, at the native and at the target
-            length or at ``sample_frames``.
+        sample_prompts: prompts of the clips that are made before the first step and every ``sample_every`` steps, at
+            the native and at the target length or at ``sample_frames``; or the name of a file of them. Each may have a
+            seed, a size and a negative prompt of its own.
         trackers: where to log beside ``log.jsonl``; TensorBoard, where it is installed, when left out.
         ulysses_degree: how many processes share each clip: tokens and heads are split, and what a process holds of a
             long clip shrinks. Divides the number of processes.
@@ -70,23 +85,31 @@ class FinetuneConfig(BaseModel):
     output: str
     model: str = "tiny"
     expert: Literal["high", "low"] | None = None
+    adapter: AdapterKind = "lora"
     rank: Annotated[int, Field(ge=1, le=1024)] = 128
     alpha: Annotated[float, Field(gt=0)] | None = None
+    rslora: bool = False
+    lokr_factor: Annotated[int, Field(ge=2, le=1024)] | None = None
     init_adapter: str | None = None
-    layers: Literal["self", "all"] = "all"
+    layers: Layers = "all"
     norms: bool = False
     steps: Positive = 1000
     batch_size: Positive = 1
     batch_tokens: Positive | None = None
     gradient_accumulation_steps: Positive = 1
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    optimizer: Optimizer = "adamw"
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = LEARNING_RATES["adamw"]
     lr_scheduler: Literal["constant", "cosine"] = "constant"
     lr_warmup_steps: Count = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    timestep_sampling: Literal["uniform", "logit_normal"] | None = None
+    timestep_sampling: Sampling | None = None
+    logit_mean: Annotated[float, Field(ge=-10, le=10)] = 0.0
+    logit_std: Annotated[float, Field(gt=0, le=10)] = 1.0
+    min_sigma: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    max_sigma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    weighting_scheme: Weighting = "none"
     shift: Annotated[float, Field(gt=0, le=100)] | None = None
     shift_by_length: bool = False
     caption_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -111,12 +134,29 @@ class FinetuneConfig(BaseModel):
     validate_every: Count = 200
     held_out: Count = 0
     sample_every: Count = 0
-    sample_prompts: tuple[str, ...] = ()
+    sample_prompts: tuple[SamplePrompt, ...] = ()
     sample_frames: tuple[Positive, ...] = ()
     sample_steps: Positive | None = None
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] | None = None
     max_bad_steps: Positive = 10
     trigger: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_rate(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("optimizer") in LEARNING_RATES:
+            return {"learning_rate": LEARNING_RATES[values["optimizer"]]} | values
+        return values
+
+    @field_validator("sample_prompts", mode="before")
+    @classmethod
+    def _read_prompts(cls, value: Any) -> Any:
+        try:
+            if isinstance(value, str):
+                return read_sample_prompts(Path(value))
+            return tuple(parse_sample_prompt(one) if isinstance(one, str) else one for one in value)
+        except RequestError as error:
+            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _goes_together(self) -> FinetuneConfig:
@@ -131,9 +171,53 @@ class FinetuneConfig(BaseModel):
                 'compile does not go with base_precision = "float8": compiled blocks keep the narrow weights where '
                 "computing them again finds the wide ones; leave one out"
             )
+        if self.min_sigma >= self.max_sigma:
+            raise ValueError(f"min_sigma {self.min_sigma:g} must be below max_sigma {self.max_sigma:g}")
+        if self.timestep_sampling == "uniform" and (self.logit_mean, self.logit_std) != (0, 1):
+            raise ValueError("logit_mean and logit_std are of logit_normal: leave them out, or timestep_sampling")
+        if self.optimizer == "prodigy" and self.learning_rate < 0.1:
+            raise ValueError(
+                f"prodigy finds the rate by itself, and learning_rate is a factor of it: 0.1 to 10, not "
+                f"{self.learning_rate:g}; leave it out for 1"
+            )
+        if self.optimizer != "prodigy" and self.learning_rate > 1:
+            raise ValueError(f"learning_rate must be at most 1 with {self.optimizer}, not {self.learning_rate:g}")
+        if self.optimizer == "muon" and (self.norms or self.adapter == "dora"):
+            raise ValueError(
+                "muon is for matrices, and norms and DoRA's magnitudes are none: leave them out, or take adamw"
+            )
+        if self.lokr_factor is not None and self.adapter != "lokr":
+            raise ValueError('lokr_factor is of adapter = "lokr"')
+        if self.rslora and self.adapter == "lokr":
+            raise ValueError("rslora is of lora and dora: LoKr's scale is alpha over the rank")
+        if self.adapter == "dora" and self.base_precision == "float8":
+            raise ValueError("dora measures the frozen weights at every step, which float8 has rounded: take lora")
         if self.sample_every and not self.sample_prompts:
             raise ValueError("sample_every needs sample_prompts")
         return self
+
+    @property
+    def adapter_form(self) -> AdapterForm:
+        """The adapter that is tuned."""
+        alpha = float(self.rank) if self.alpha is None else self.alpha
+        return AdapterForm(
+            self.rank, alpha, self.layers, self.adapter, norms=self.norms, rslora=self.rslora,
+            factor=self.lokr_factor or -1,
+        )  # fmt: skip
+
+    def sigmas_within(self, span: tuple[float, float]) -> tuple[float, float]:
+        """The noise levels to train at, of those that an expert is for.
+
+        Raises:
+            RequestError: there are none.
+        """
+        low, high = max(span[0], self.min_sigma), min(span[1], self.max_sigma)
+        if low >= high:
+            raise RequestError(
+                f"no noise level lies between {self.min_sigma:g} and {self.max_sigma:g}, and this expert is for "
+                f"{span[0]:g} to {span[1]:g}"
+            )
+        return low, high
 
     def clips_in_batch(self, tokens: int) -> int:
         """How many clips of so many tokens a process takes at a time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,16 @@ from radial.errors import RequestError
 from radial.models.lora_settings import AdapterSettings, check_adapter_file
 from radial.models.weights import read_header
 from radial.version import __version__
-from radial_finetune.training.adapter import (
+from radial_finetune.adapter.file import (
     RUN_KEY,
-    convert_names,
     export_state,
     exported_name,
+    is_norm,
+    is_scaled,
     plain_tensors,
     write_adapter,
 )
+from radial_finetune.adapter.names import convert_names
 from radial_finetune.training.checkpoints import RunState
 from radial_finetune.training.processes import put, whole
 
@@ -35,7 +38,7 @@ class Exports:
 
     Attributes:
         before: of the norms that are tuned, what they were.
-        scale: alpha over rank.
+        scale: what the adapter's changes are multiplied by.
         made: what a file says of its run: the learning rate, the cache's digest, the adapter it began from.
     """
 
@@ -90,7 +93,7 @@ def begin_from(file: Path, parameters: dict[str, Parameter], before: dict[str, T
 
     Args:
         before: of the norms that are tuned, what they were; files hold what is added to them.
-        scale: the run's alpha over its rank, which is multiplied into what files hold.
+        scale: of the run's adapter, which is multiplied into what files hold.
 
     Raises:
         ModelError: there is no such file, or it cannot be read.
@@ -100,27 +103,40 @@ def begin_from(file: Path, parameters: dict[str, Parameter], before: dict[str, T
     given = convert_names(plain_tensors(read_adapter(file)), "diffusers")
     wanted = {exported_name(name): name for name in parameters}
     if given.keys() != wanted.keys():
-        layers = [len({key.partition(".lora_")[0] for key in keys}) for keys in (given, wanted)]
+        layers = [len({_layer_of(key) for key in keys}) for keys in (given, wanted)]
         odd = min(given.keys() ^ wanted.keys())
         raise RequestError(
             f"init_adapter {file} tunes {layers[0]} layers and this run {layers[1]}; only one of them has {odd}: set "
-            "layers and norms as the adapter has them"
+            "adapter, layers and norms as the adapter has them"
         )
     for key, name in wanted.items():
         value, parameter = given[key].float(), parameters[name]
         if value.shape != parameter.shape:
             at = 0 if ".lora_A" in name else -1
-            if ".lora_" in name and value.shape[at] != parameter.shape[at]:
+            if (".lora_A" in name or ".lora_B" in name) and value.shape[at] != parameter.shape[at]:
                 raise RequestError(
                     f"init_adapter {file} has rank {value.shape[at]} and this run rank {parameter.shape[at]}; set "
                     f"rank = {value.shape[at]}"
                 )
+            if ".lokr_" in name:
+                raise RequestError(
+                    f"init_adapter {file} has factors of other sizes: {key} is {_sized(value)} there and "
+                    f"{_sized(parameter)} in this run; set rank and lokr_factor as it was tuned"
+                )
             raise RequestError(f"init_adapter {file} was made for another model: {key} has another size there")
-        if ".lora_B" in name:
+        if is_scaled(key):
             value = value / scale
-        elif ".lora_" not in name:
+        elif is_norm(name):
             value = value + before[name].float().cpu()
         put(value, parameter)
+
+
+def _layer_of(key: str) -> str:
+    return re.split(r"\.(?:lora_|lokr_|diff)", key)[0]
+
+
+def _sized(tensor: Tensor) -> str:
+    return " x ".join(str(size) for size in tensor.shape)
 
 
 def read_made(file: Path) -> dict[str, Any]:

@@ -24,11 +24,12 @@ from radial.models.hub.download import cached_folder
 from radial.plans.block_plan import BlockPlan
 from radial.plans.layout import TokenGrid
 from radial.plans.pattern import RadialPattern
+from radial_finetune.adapter.place import add_adapter
 from radial_finetune.data.cache import read_index
 from radial_finetune.objective import objective_of
-from radial_finetune.training.adapter import add_adapter
 from radial_finetune.training.assemble import adapter_settings, grid_of, pattern_of
 from radial_finetune.training.config import FinetuneConfig
+from radial_finetune.training.optimizers import MOMENT_BYTES
 
 # Tensors of a token's width, and of its feed-forward layer's, that one block holds at the height of its backward pass;
 # read off Wan 1.3 B at 480p, 81 and 321 frames, on an H100 (benchmarks/training_h100_2026-11-24.md).
@@ -82,8 +83,7 @@ def estimate(
         _step_flops(config, model, grid, density, dense_layers) for grid, density in zip(grids, densities, strict=True)
     )
     tokens = max(grid.tokens for grid in grids)
-    moments = 2 if config.optimizer == "adamw8bit" else 8
-    kept = model.adapter * (4 + moments + (4 if config.ema_decay else 0))
+    kept = model.adapter * (4 + MOMENT_BYTES[config.optimizer] + (4 if config.ema_decay else 0))
     rate = _matmul_rate(device, transformer.dtype) * _SHARE_OF_RATE
     return TrainingNeeds(
         tokens, _device_bytes(config, model, tokens), _host_bytes(config, model, tokens),
@@ -110,7 +110,7 @@ def forecast(config: FinetuneConfig) -> TrainingNeeds:
     with torch.device("meta"):
         transformer = getattr(diffusers, architecture.kind).from_config(json.loads(architecture.config))
         transformer = transformer.to(choose_dtype(config.dtype, device, spec.half_dtype))
-        add_adapter(transformer, objective, config.rank, float(config.rank), config.layers, norms=config.norms)
+        add_adapter(transformer, objective, config.adapter_form)
     lengths = {stage.num_frames for stage in config.curriculum}
     buckets = [bucket for bucket in index.buckets if not lengths or bucket.num_frames in lengths]
     settings = adapter_settings(config, spec, buckets)
@@ -205,7 +205,7 @@ def _device_bytes(config: FinetuneConfig, model: _Model, tokens: int) -> float:
         weights += model.weights - model.linear_bytes
         if not config.gradient_checkpointing:  # the backward pass keeps every widened weight
             weights += model.weights * model.itemsize
-    adapter = model.adapter * (4 + 4 + (2 if config.optimizer == "adamw8bit" else 8) + (4 if config.ema_decay else 0))
+    adapter = model.adapter * (4 + 4 + MOMENT_BYTES[config.optimizer] + (4 if config.ema_decay else 0))
     block = tokens * (_WIDTHS * model.width + _FEED_FORWARD_WIDTHS * model.feed_forward) * model.itemsize
     if not config.gradient_checkpointing:
         kept = model.blocks * block * 0.6

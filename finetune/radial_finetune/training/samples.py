@@ -15,52 +15,68 @@ import torch
 
 from radial.files import publish_text
 from radial.loading.load import LoadedModel
+from radial.request import make_request
 from radial.video.clip import Video
 from radial_finetune.data.prepare import encode_texts
+from radial_finetune.data.sample_prompts import SamplePrompt
 from radial_finetune.objective import Objective, Text
 
 _NAME = re.compile(r"\d{6,}-\d{2,}-\d+\.mp4")
 
 
 @dataclass(frozen=True)
-class SampleTexts:
-    """Prompts, encoded while the text encoder was at hand, and the text of the negative prompt."""
+class Sample:
+    """A clip to make: its prompt, and the texts encoded while the text encoder was at hand."""
 
-    prompts: tuple[str, ...]
-    texts: tuple[Text, ...]
+    told: SamplePrompt
+    text: Text
     negative: Text
 
 
-def encode_samples(objective: Objective, prompts: Sequence[str]) -> SampleTexts:
-    """The texts of the clips to make."""
-    encoded = [
-        objective.stack_text([text]) for text in encode_texts(objective, [*prompts, objective.spec.negative_prompt])
-    ]
-    return SampleTexts(tuple(prompts), tuple(encoded[:-1]), encoded[-1])
+def encode_samples(objective: Objective, prompts: Sequence[SamplePrompt]) -> tuple[Sample, ...]:
+    """The clips to make, their texts encoded; without words to avoid of their own, they have the model's.
+
+    Raises:
+        RequestError: a prompt asks for a size, a length or steps that the model cannot do.
+    """
+    spec = objective.spec
+    for told in prompts:
+        asked = told.model_dump(exclude_none=True)
+        make_request(**asked, model=spec.name, long_adapter=False).resolve()
+    avoided = [spec.negative_prompt if one.negative_prompt is None else one.negative_prompt for one in prompts]
+    words = list(dict.fromkeys([*(one.prompt for one in prompts), *avoided]))
+    encoded = dict(zip(words, encode_texts(objective, words), strict=True))
+    return tuple(
+        Sample(told, objective.stack_text([encoded[told.prompt]]), objective.stack_text([encoded[negative]]))
+        for told, negative in zip(prompts, avoided, strict=True)
+    )
 
 
 def make_samples(
-    model: LoadedModel, objective: Objective, vae: Any, texts: SampleTexts, lengths: Sequence[int],
+    model: LoadedModel, objective: Objective, vae: Any, samples: Sequence[Sample], lengths: Sequence[int],
     size: tuple[int, int], steps: int, folder: Path, step: int, *, write: bool = True,
 ) -> None:  # fmt: skip
-    """Make every clip at every length with the transformer as it stands, and add them to the page."""
+    """Make every clip with the transformer as it stands, at every length unless it has one of its own, and add them to
+    the page."""
     pipe, spec = model.pipe, model.spec
     pipe.vae = vae.to(model.device)
     transformer = pipe.transformer
     was_training = transformer.training
     transformer.eval()
     try:
-        for number, text in enumerate(texts.texts):
+        for number, sample in enumerate(samples):
+            told = sample.told
             arguments = {
                 name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
-                for name, value in objective.prompt_arguments(text, texts.negative).items()
+                for name, value in objective.prompt_arguments(sample.text, sample.negative).items()
             }
-            for length in lengths:
+            for length in (told.num_frames,) if told.num_frames else lengths:
                 with torch.inference_mode():
                     frames = pipe(
-                        **arguments, height=size[0], width=size[1], num_frames=length, num_inference_steps=steps,
-                        guidance_scale=spec.guidance_scale, generator=torch.Generator().manual_seed(number),
-                        output_type="np",
+                        **arguments, height=told.height or size[0], width=told.width or size[1], num_frames=length,
+                        num_inference_steps=told.num_inference_steps or steps, output_type="np",
+                        guidance_scale=spec.guidance_scale if told.guidance_scale is None else told.guidance_scale,
+                        generator=torch.Generator().manual_seed(number if told.seed is None else told.seed),
                     ).frames[0]  # fmt: skip
                 if write:
                     pixels = (frames * 255).round().clip(0, 255).astype("uint8")
@@ -71,7 +87,7 @@ def make_samples(
         pipe.vae = None
         vae.to("cpu")
     if write:
-        write_page(folder, texts.prompts)
+        write_page(folder, [sample.told.prompt for sample in samples])
 
 
 def write_page(folder: Path, prompts: Sequence[str]) -> Path:

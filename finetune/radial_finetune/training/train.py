@@ -7,7 +7,6 @@ was stopped, goes on as if it had not been.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import signal
 import threading
@@ -21,20 +20,18 @@ import torch
 from torch import Tensor
 
 from radial.errors import GenerationError, RequestError
-from radial.files import publish_text
 from radial.loading.load import LoadedModel
 from radial.models.lora_settings import AdapterSettings
 from radial_finetune.data.cache import read_index
 from radial_finetune.data.clips import Bucket
+from radial_finetune.noise import loss_weights
 from radial_finetune.objective import Objective, expert_span, velocity_loss
 from radial_finetune.training.assemble import (
     adapter_settings,
-    alpha_of,
     attention,
     grid_of,
     keep_only,
     load_model,
-    make_optimizer,
     pattern_of,
     prepare_transformer,
 )
@@ -42,10 +39,11 @@ from radial_finetune.training.batches import Batch, Batches
 from radial_finetune.training.checkpoints import RunState, list_checkpoints, load_last_checkpoint, save_checkpoint
 from radial_finetune.training.config import FinetuneConfig
 from radial_finetune.training.exports import Exports, begin_from, digest_of, exported_weights
+from radial_finetune.training.optimizers import SPREADABLE, make_optimizer, rate_of, set_rate
 from radial_finetune.training.preflight import check, estimate
 from radial_finetune.training.processes import Processes, whole
 from radial_finetune.training.samples import encode_samples, make_samples
-from radial_finetune.training.trackers import trackers
+from radial_finetune.training.trackers import Line, run_log
 
 VALIDATION_QUANTILES = tuple(k / 10 for k in range(1, 10))
 
@@ -63,11 +61,11 @@ class HeldOutLoss:
 @dataclass(frozen=True)
 class Progress:
     """A step that ended: its mean loss, learning rate, seconds and peak memory in bytes, and the held-out loss where it
-    was measured."""
+    was measured. Step 0, before the first one, has no loss."""
 
     step: int
     steps: int
-    loss: float
+    loss: float | None
     learning_rate: float
     seconds: float
     memory: int = 0
@@ -114,29 +112,31 @@ def finetune(
     apart = f", {batches.unused} of the same files unused" if batches.unused else ""
     on_note(f"{len(batches.train)} clips, {len(batches.held_out)} held out{apart}; {needed}")
     check(needed, config, transformer, grids, processes.device)
+    if config.optimizer not in SPREADABLE and processes.sharded:
+        raise RequestError(f"{config.optimizer} needs whole matrices, and FSDP spreads them: take adamw or adamw8bit")
+    scale = config.adapter_form.scale
     if config.init_adapter:
-        begin_from(Path(config.init_adapter), parameters, before, alpha_of(config) / config.rank)
-    optimizer = make_optimizer(config, parameters)
+        begin_from(Path(config.init_adapter), parameters, before, scale)
+    optimizer = make_optimizer(config.optimizer, parameters, config.learning_rate, config.weight_decay)
     average = {n: p.detach().clone() for n, p in parameters.items()} if config.ema_decay else {}
     begun = digest_of(Path(config.init_adapter)) if config.init_adapter else None
     run = config.model_dump(mode="json") | {
         "cache": index.digest, "processes": processes.count, "init_adapter": begun,
         "timestep_sampling": batches.sampling,
+        "shifts": {str(bucket): batches.shift_of(bucket) for bucket in batches.buckets},
     }  # fmt: skip
     state = RunState(parameters, optimizer, average, config=run)
     if resume:
         for note in _changes(config, load_last_checkpoint(output, state), state.step):
             on_note(note)
-    if processes.is_first:
-        _forget_later_steps(output / "log.jsonl", state.step)
     bad_steps = 0
     parts = config.gradient_accumulation_steps
-    tracked = trackers(config, output) if processes.is_first else contextlib.nullcontext(lambda line: None)
+    logged = run_log(config, output, state.step) if processes.is_first else contextlib.nullcontext(lambda line: None)
 
     made = {"learning_rate": config.learning_rate, "data": index.digest, "base": index.fingerprint} | (
         {"init_adapter": begun} if begun else {}
     )
-    exports = Exports(output, before, alpha_of(config) / config.rank, settings, made)
+    exports = Exports(output, before, scale, settings, made)
     if state.step == 0 and processes.is_first:
         exports.best.unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
     path = output / "adapter.safetensors"
@@ -154,8 +154,38 @@ def finetune(
             exports.write(path, weights, state.step)
         processes.wait()
 
-    with contextlib.ExitStack() as installed, tracked as log, _interrupts() as interrupted:
+    def look() -> HeldOutLoss | None:
+        if not batches.held_out or not _is_time(config.validate_every, state.step):
+            return None
+        with _averaged(state):
+            found = validate(objective, transformer, batches, processes.device, config)
+        if state.step:
+            exports.keep_best(state, found.all, write=processes.is_first)
+        return found
+
+    def show() -> None:
+        if samples is None or not _is_time(config.sample_every, state.step):
+            return
+        if processes.is_first or processes.sharded or processes.parallel is not None:
+            installed.close()
+            with attention(config, model, settings, processes.parallel, model.pipe), _averaged(state):
+                make_samples(
+                    model, objective, vae, samples, _sample_lengths(config, settings), _sample_size(batches.buckets),
+                    _sample_steps(config, model), output / "samples", state.step, write=processes.is_first,
+                )  # fmt: skip
+            installed.enter_context(attention(config, model, settings, processes.parallel))
+        processes.wait()
+
+    def tell(progress: Progress, norm: float | None = None) -> None:
+        log(_numbers(progress, norm))
+        on_step(progress)
+
+    with contextlib.ExitStack() as installed, logged as log, _interrupts() as interrupted:
         installed.enter_context(attention(config, model, settings, processes.parallel))
+        if state.step == 0:  # what the model does untuned, to compare with
+            if (untuned := look()) is not None:
+                tell(Progress(0, config.steps, None, 0.0, 0.0, validation=untuned))
+            show()
         upcoming = batches.iterate(state.step * parts)
         try:
             while state.step < config.steps:
@@ -165,14 +195,14 @@ def finetune(
                 loss = 0.0
                 for _ in range(parts):
                     x, text, noise, sigma = next(upcoming).to(processes.device)
-                    part_loss = velocity_loss(objective, transformer, x, text, noise, sigma).mean() / parts
+                    losses_BF = velocity_loss(objective, transformer, x, text, noise, sigma)
+                    part_loss = (losses_BF * loss_weights(config.weighting_scheme, sigma)[:, None]).mean() / parts
                     part_loss.backward()
                     loss += float(part_loss.detach())
                 loss = processes.mean(loss)
                 processes.average_gradients(parameters.values())
                 norm = whole(torch.nn.utils.clip_grad_norm_(list(parameters.values()), config.max_grad_norm))
-                rate = learning_rate(state.step, config)
-                _set_rate(optimizer, rate)
+                set_rate(optimizer, learning_rate(state.step, config))
                 if math.isfinite(loss) and bool(norm.isfinite()):
                     optimizer.step()
                     bad_steps = 0
@@ -186,28 +216,12 @@ def finetune(
                         f"{bad_steps} steps in a row had no finite loss, up to step {state.step}; "
                         "try a lower learning_rate or float32"
                     )
-                validation = None
-                if batches.held_out and _is_time(config.validate_every, state.step):
-                    with _averaged(state):
-                        validation = validate(objective, transformer, batches, processes.device)
-                    exports.keep_best(state, validation.all, write=processes.is_first)
+                validation = look()
                 seconds = time.monotonic() - started
                 memory = torch.cuda.max_memory_allocated() if processes.device.type == "cuda" else 0
-                progress = Progress(state.step, config.steps, loss, rate, seconds, memory, validation)
-                if processes.is_first:
-                    _log(output, progress, float(norm), log)
-                on_step(progress)
-                if samples is not None and _is_time(config.sample_every, state.step):
-                    if processes.is_first or processes.sharded or processes.parallel is not None:
-                        installed.close()
-                        with attention(config, model, settings, processes.parallel, model.pipe), _averaged(state):
-                            make_samples(
-                                model, objective, vae, samples, _sample_lengths(config, settings),
-                                _sample_size(batches.buckets), _sample_steps(config, model), output / "samples",
-                                state.step, write=processes.is_first,
-                            )  # fmt: skip
-                        installed.enter_context(attention(config, model, settings, processes.parallel))
-                    processes.wait()
+                rate = rate_of(optimizer)
+                tell(Progress(state.step, config.steps, loss, rate, seconds, memory, validation), float(norm))
+                show()
                 if _is_time(config.checkpoint_every, state.step) and bad_steps == 0:
                     save()
         except KeyboardInterrupt:
@@ -238,7 +252,10 @@ def learning_rate(step: int, config: FinetuneConfig) -> float:
 
 def _changes(config: FinetuneConfig, before: dict[str, Any] | None, step: int) -> Iterator[str]:
     """What a run that goes on does otherwise from here on than it did before."""
-    before = before or {}
+    if before is None:
+        return
+    if "shifts" not in before and config.shift is None:
+        yield "this run began before its noise shift was written down: it goes on with the authors'; shift says another"
     if (rate := before.get("learning_rate", config.learning_rate)) != config.learning_rate:
         yield f"from step {step + 1} on the learning rate is {config.learning_rate:g}, not {rate:g}"
     if (steps := before.get("steps", config.steps)) != config.steps and config.lr_scheduler == "cosine":
@@ -246,15 +263,18 @@ def _changes(config: FinetuneConfig, before: dict[str, Any] | None, step: int) -
 
 
 @torch.no_grad()
-def validate(objective: Objective, transformer: Any, batches: Batches, device: torch.device) -> HeldOutLoss:
-    """Loss of the held-out clips over quantiles of the noise levels that are trained on, within and beyond the native
-    length."""
+def validate(
+    objective: Objective, transformer: Any, batches: Batches, device: torch.device, config: FinetuneConfig
+) -> HeldOutLoss:
+    """Loss of the held-out clips over quantiles of the noise levels that are trained on, weighed as in training, within
+    and beyond the native length."""
     native = (objective.spec.native_frames - 1) // objective.spec.stride[0] + 1
     within: list[Tensor] = []
     beyond: list[Tensor] = []
     batch: Batch
     for batch in batches.validation(VALIDATION_QUANTILES):
-        losses_F = velocity_loss(objective, transformer, *batch.to(device))[0].cpu()
+        weight = loss_weights(config.weighting_scheme, batch.sigma)
+        losses_F = velocity_loss(objective, transformer, *batch.to(device))[0].cpu() * weight
         within.append(losses_F[:native])
         beyond.append(losses_F[native:])
     inside, outside = torch.cat(within), torch.cat(beyond)
@@ -285,14 +305,6 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
 
 
 def _sample_lengths(config: FinetuneConfig, settings: AdapterSettings) -> tuple[int, ...]:
@@ -334,35 +346,18 @@ def _averaged(state: RunState) -> Iterator[None]:
                 state.parameters[name].copy_(value)
 
 
-def _forget_later_steps(log: Path, step: int) -> None:
-    """Take out of the log what a run that was cut off had done beyond its last checkpoint: it will be done again."""
-    if log.is_file():
-        lines = log.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if 0 < _step_of(line) <= step]
-        publish_text(log, "".join(f"{line}\n" for line in kept))
-
-
-def _step_of(line: str) -> int:
-    """The step of a line of the log; 0 for one that is torn."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return 0
-
-
-def _log(output: Path, progress: Progress, norm: float, also: Callable[[dict[str, Any]], None]) -> None:
-    """A line a step, to plot from, and the same to the trackers."""
-    output.mkdir(parents=True, exist_ok=True)
-    line: dict[str, Any] = {
-        "step": progress.step, "loss": progress.loss, "learning_rate": progress.learning_rate,
-        "gradient_norm": norm, "seconds": round(progress.seconds, 4),
-    }  # fmt: skip
+def _numbers(progress: Progress, norm: float | None) -> Line:
+    """What is logged of a step; before the first one, only what was measured."""
+    line: Line = {"step": progress.step}
+    if progress.loss is not None:
+        line |= {
+            "loss": progress.loss, "learning_rate": progress.learning_rate, "gradient_norm": norm,
+            "seconds": round(progress.seconds, 4),
+        }  # fmt: skip
     if progress.memory:
         line["memory"] = progress.memory
     if (held_out := progress.validation) is not None:
         line |= {"validation": held_out.all, "validation_within": held_out.within}
         if held_out.beyond is not None:
             line["validation_beyond"] = held_out.beyond
-    with (output / "log.jsonl").open("a", encoding="utf-8") as log:
-        log.write(json.dumps(line) + "\n")
-    also(line)
+    return line
