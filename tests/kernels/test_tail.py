@@ -372,6 +372,23 @@ def test_the_complement_is_what_lists_leave_out(plans: tuple[int, ...]) -> None:
     assert len(tail.word_indices) == int(words.sum())  # row 0 has none listed
 
 
+def test_made_while_sampling_it_serves_training() -> None:
+    inputs, _, _ = case((1, 40, 40, 1, 16, 16))
+    with torch.inference_mode():
+        mask = torch.eye(3, dtype=torch.bool, device=DEVICE)
+    lists = BlockLists.of_mask(mask.clone(), 16)
+    with torch.inference_mode():
+        tails = [
+            PooledLists.complement(lists, 40),
+            PooledLists.of_masks({1: ~mask}, 40, 16),
+            PooledLists.pyramid(lists, 40),
+        ]
+    for tail in tails:
+        ours = [x.clone().requires_grad_() for x in inputs]
+        attention(*ours, lists, tail=tail).sum().backward()
+        assert ours[0].grad is not None
+
+
 def test_keys_attended_to_twice_are_named() -> None:
     kept = torch.eye(4, dtype=torch.bool)
     lists = BlockLists.of_mask(kept, 16)
@@ -393,6 +410,8 @@ def test_wrong_far_fields_are_named() -> None:
         attention(q, k, v, lists, tail=per_head)
     with pytest.raises(ValueError, match=r"need a bool mask \[\.\.\., rows, 2\] for span 2"):
         PooledLists.of_masks({2: tail.mask()}, 40, 16)
+    with pytest.raises(ValueError, match="agree in all dimensions but the last"):
+        PooledLists.of_masks({1: tail.mask(), 2: tail.mask()[:2, :2]}, 40, 16)
     with pytest.raises(ValueError, match="must ascend from 1"):
         PooledLists.pyramid(lists, 40, spans=(2, 4))
     with pytest.raises(ValueError, match="as many blocks of queries as of keys, not 3 and 5"):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from radial_kernels.block_sparse.tail.lists import PooledLists, unpack
+from radial_kernels.block_sparse.tail.lists import PooledLists, by_head, unpack
 from radial_kernels.block_sparse.tail.means import block_sums, means_of, shares_of
 
 # Bounds the memory of one part: logits computed at one time.
@@ -20,7 +20,8 @@ _LOGITS = 1 << 24
 
 def pool(k_BTHD: Tensor, v_BTHD: Tensor, tail: PooledLists) -> tuple[Tensor, Tensor]:
     """Mean keys and values, ``[B, P, H, D]``, in the inputs' dtype."""
-    k, v = (means_of(block_sums(x, tail.block_size), tail.counts, tail.spans).to(x.dtype) for x in (k_BTHD, v_BTHD))
+    sums = (block_sums(x, tail.block_size) for x in (k_BTHD, v_BTHD))
+    k, v = (means_of(x, tail.counts, tail.spans).to(k_BTHD.dtype).contiguous() for x in sums)
     return k, v
 
 
@@ -83,7 +84,7 @@ def _logits(
     """Positions of some queries, and their logits ``[B, H, Q, P]``, minus infinity where they do not attend."""
     batch, length, heads, _ = q_BSHD.shape
     k_BHDP, bias_P = k_BPHD.to(wide).permute(0, 2, 3, 1), tail.counts.to(wide).log()
-    bits = tail.bits.unsqueeze(1) if tail.bits.ndim == 3 else tail.bits
+    bits = by_head(tail.bits)
     size = max(1, _LOGITS // (batch * heads * tail.block_size * len(bias_P)))
     for row in range(0, tail.rows, size):
         queries = slice(row * tail.block_size, min(length, (row + size) * tail.block_size))

@@ -51,6 +51,7 @@ class PooledLists:
     block_size: int = 128
 
     @staticmethod
+    @torch.inference_mode(False)  # shared, as BlockLists are: made while sampling, they must serve training too
     def complement(lists: BlockLists, key_length: int) -> PooledLists:
         """Every block of so many keys that a row's list leaves out, as a mean of its own; on the lists' device."""
         rows, blocks = lists.rows, -(-key_length // lists.block_size)
@@ -67,6 +68,7 @@ class PooledLists:
         return _of_bits(bits, key_length, (1,), lists.block_size)
 
     @staticmethod
+    @torch.inference_mode(False)
     def pyramid(
         lists: BlockLists, key_length: int, *, spans: tuple[int, ...] = (1, 2, 4, 8), reach: int = 2
     ) -> PooledLists:
@@ -90,12 +92,16 @@ class PooledLists:
         return _of_bits(bits, key_length, spans, lists.block_size)
 
     @staticmethod
+    @torch.inference_mode(False)
     def of_masks(masks: Mapping[int, Tensor], key_length: int, block_size: int = 128) -> PooledLists:
         """Pooled keys of your own choice: for each span a bool mask ``[..., R, ceil(C / span)]``, on its device.
 
         Raises:
-            ValueError: a mask is not of that shape.
+            ValueError: a mask is not of that shape, or they differ in rows or plans.
         """
+        if len({tuple(mask.shape[:-1]) for mask in masks.values()}) != 1:
+            shapes = [list(mask.shape) for mask in masks.values()]
+            raise ValueError(f"masks must agree in all dimensions but the last, and be at least one, not {shapes}")
         for span, mask in masks.items():
             groups = -(-key_length // (block_size * span)) if span > 0 else 0
             if span < 1 or mask.dtype != torch.bool or mask.ndim < 2 or mask.shape[-1] != groups:
@@ -114,7 +120,7 @@ class PooledLists:
         """Bool ``[..., R, P]``: who attends to what, spelled out."""
         return unpack(self.bits, len(self.counts))
 
-    @torch.inference_mode(False)  # shared, as BlockLists are
+    @torch.inference_mode(False)
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
         if self.bits.device == torch.device(device):
@@ -130,8 +136,8 @@ class PooledLists:
             ValueError: a row does; it is named, with the block of keys.
         """
         blocks = -(-self.key_length // self.block_size)
-        exact = ~PooledLists.complement(lists, self.key_length).mask()
-        times = exact.to(torch.int8) + _spread(self.mask(), self.spans, blocks).to(torch.int8)
+        exact = by_head(~PooledLists.complement(lists, self.key_length).mask())
+        times = exact.to(torch.int8) + by_head(_spread(self.mask(), self.spans, blocks)).to(torch.int8)
         if (times > 1).any():
             *_, row, block = (times > 1).nonzero()[0].tolist()
             raise ValueError(f"row {row} attends to block {block} of keys more than once")
@@ -151,6 +157,11 @@ def unpack(bits: Tensor, count: int) -> Tensor:
     octets = bits.contiguous().view(torch.uint8)
     place = torch.arange(8, dtype=torch.uint8, device=bits.device)
     return (octets[..., None] >> place & 1).bool().flatten(-2)[..., :count]
+
+
+def by_head(x: Tensor) -> Tensor:
+    """A matrix with its plans in front as one that spreads over ``[B, H]``."""
+    return x.unsqueeze(1) if x.ndim == 3 else x
 
 
 def _of_bits(bits: Tensor, key_length: int, spans: tuple[int, ...], block_size: int) -> PooledLists:

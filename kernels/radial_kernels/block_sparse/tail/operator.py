@@ -49,7 +49,7 @@ def attention(
     if chosen == "reference" and not eight_bit:
         by_rows = (row_offsets, column_indices, block_size)
         out, lse = reference.attention(q, k, v, *by_rows, scale, pooled_RP=tail.mask(), spans=tail.spans)
-        return out, lse, *gather.pool(k, v, tail)
+        return out, lse.contiguous(), *gather.pool(k, v, tail)
     if eight_bit:
         out, lse = torch.ops.radial.block_sparse_attention_eight_bit(
             q, k, v, row_offsets, column_indices, block_size, scale, backend, True
