@@ -209,14 +209,9 @@ if __name__ == "__main__":
     portable(90, "bf16", 64, ragged=False)
     portable(120, "bf16", 256, ragged=False)
     portable(90, "fp32", 256, ragged=True)
-    for capability in (80, 90, 100):
-        far_field(capability, "bf16", 128)
-    far_field(89, "fp16", 96)
-    far_field(90, "bf16", 64)
-    far_field(120, "bf16", 256)
-    far_field(90, "bf16", 256)
-    far_field(90, "fp32", 256)
-    far_field(89, "fp32", 128)
+    far_field(80, "bf16", 128)
+    far_field(90, "bf16", 128)
+    far_field(120, "fp16", 256)
     for capability in (80, 89, 90, 100):
         eight_bits(capability, 128)
     hopper_eight_bits(128)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from radial_kernels.block_sparse import BlockLists, PooledLists, attention, merge, reference
 from radial_kernels.block_sparse.backends import flash_attention_installed
+from radial_kernels.block_sparse.tail import gather
 from radial_kernels.block_sparse.tail.lists import pack, unpack
 
 SHAPES = [
@@ -120,6 +121,11 @@ def check(inputs: tuple[Tensor, ...], lists: BlockLists, tail: PooledLists, back
         assert other.grad is not None
         assert got.grad.dtype == dtype
         assert error(got.grad, other.grad) < GRADIENT_TOLERANCE[dtype]
+
+
+def test_gather_takes_rows_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch, nan_memory: None) -> None:
+    monkeypatch.setattr(gather, "_LOGITS", 2 * 2 * 16 * 6 * 2)  # two rows of the five
+    check(*case((2, 75, 90, 2, 32, 16)), "gather")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -298,7 +304,7 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda *x: formula(x, lists, tail), doubles, fast_mode=True)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["gather", "triton"])
 def test_operator_is_well_registered(backend: str) -> None:
     inputs, lists, tail = case((1, 40, 40, 1, 16, 32))
     arguments = (

@@ -30,16 +30,17 @@ def add_tail(
 ) -> None:
     """Go on with the softmax whose output and log-sum-exp are given, over the pooled keys; in place."""
     wide = lse_BHS.dtype
-    for rows, logits_BHQP in _logits(q_BSHD, k_BPHD, tail, scale, wide):
-        exact_BHQ = lse_BHS[..., rows]
+    v_BHPD = v_BPHD.to(wide).transpose(1, 2)
+    for part, logits_BHQP in _logits(q_BSHD, k_BPHD, tail, scale, wide):
+        exact_BHQ = lse_BHS[..., part]
         joint_BHQ = torch.logaddexp(exact_BHQ, logits_BHQP.logsumexp(-1))
         finite_BHQ = joint_BHQ.masked_fill(joint_BHQ.isneginf(), 0.0)
         weights_BHQP = (logits_BHQP - finite_BHQ[..., None]).exp()
         share_BHQ = (exact_BHQ - finite_BHQ).exp()
-        far_BHQD = weights_BHQP @ v_BPHD.to(wide).transpose(1, 2)
-        near_BHQD = out_BSHD[:, rows].to(wide).transpose(1, 2) * share_BHQ[..., None]
-        out_BSHD[:, rows] = (near_BHQD + far_BHQD).transpose(1, 2).to(out_BSHD.dtype)
-        lse_BHS[..., rows] = joint_BHQ
+        far_BHQD = weights_BHQP @ v_BHPD
+        near_BHQD = out_BSHD[:, part].to(wide).transpose(1, 2) * share_BHQ[..., None]
+        out_BSHD[:, part] = (near_BHQD + far_BHQD).transpose(1, 2).to(out_BSHD.dtype)
+        lse_BHS[..., part] = joint_BHQ
 
 
 def add_gradients(
@@ -60,21 +61,21 @@ def add_gradients(
     grad_k_BHPD, grad_v_BHPD = (
         torch.zeros(x.transpose(1, 2).shape, dtype=wide, device=x.device) for x in (k_BPHD, v_BPHD)
     )
-    for rows, logits_BHQP in _logits(q_BSHD, k_BPHD, tail, scale, wide):
-        q, grad, out = (x[:, rows].to(wide).transpose(1, 2) for x in (q_BSHD, grad_BSHD, out_BSHD))
-        k, v = (x.to(wide).transpose(1, 2) for x in (k_BPHD, v_BPHD))
-        lse_BHQ = lse_BHS[..., rows]
+    k, v = (x.to(wide).transpose(1, 2) for x in (k_BPHD, v_BPHD))
+    for part, logits_BHQP in _logits(q_BSHD, k_BPHD, tail, scale, wide):
+        q, grad, out = (x[:, part].to(wide).transpose(1, 2) for x in (q_BSHD, grad_BSHD, out_BSHD))
+        lse_BHQ = lse_BHS[..., part]
         weights = (logits_BHQP - lse_BHQ.masked_fill(lse_BHQ.isneginf(), 0.0)[..., None]).exp()
         delta = (out * grad).sum(-1, keepdim=True)
         if grad_lse_BHS is not None:
-            delta = delta - grad_lse_BHS[..., rows, None]
+            delta = delta - grad_lse_BHS[..., part, None]
         grad_logits = weights * (grad @ v.mT - delta) * scale
-        grad_q_BSHD[:, rows] += (grad_logits @ k).transpose(1, 2)
+        grad_q_BSHD[:, part] += (grad_logits @ k).transpose(1, 2)
         grad_k_BHPD += grad_logits.mT @ q
         grad_v_BHPD += weights.mT @ grad
-    for total_BTHD, part_BHPD in ((grad_k_BTHD, grad_k_BHPD), (grad_v_BTHD, grad_v_BHPD)):
+    for total_BTHD, means_BHPD in ((grad_k_BTHD, grad_k_BHPD), (grad_v_BTHD, grad_v_BHPD)):
         length = total_BTHD.shape[1]
-        shares_BCHD = shares_of(part_BHPD.transpose(1, 2), tail.counts, tail.spans, -(-length // tail.block_size))
+        shares_BCHD = shares_of(means_BHPD.transpose(1, 2), tail.counts, tail.spans, -(-length // tail.block_size))
         total_BTHD += shares_BCHD.repeat_interleave(tail.block_size, 1)[:, :length]
 
 
