@@ -98,12 +98,13 @@ def _tail_kernel(
         accumulated = tl.dot(weights.to(value.dtype), value, accumulated, input_precision=PRECISION)
         running_max = new_max
 
-    divisor = tl.where(running_sum > 0, running_sum, 1.0)
-    store_tile(
-        output_ptr, accumulated / divisor[:, None], first_query, query_length, output_stride,
-        QUERIES, HEAD_DIM, HEAD_BLOCK,
-    )  # fmt: skip
-    store_log_sum_exp(lse_ptr, running_max, divisor, first_query, query_length, QUERIES)
+    if start < stop:  # else all is as it was
+        divisor = tl.where(running_sum > 0, running_sum, 1.0)
+        store_tile(
+            output_ptr, accumulated / divisor[:, None], first_query, query_length, output_stride,
+            QUERIES, HEAD_DIM, HEAD_BLOCK,
+        )  # fmt: skip
+        store_log_sum_exp(lse_ptr, running_max, divisor, first_query, query_length, QUERIES)
 
 
 def add_tail(
