@@ -15,11 +15,16 @@ from radial_kernels.block_sparse.hopper import forward as hopper_forward
 from radial_kernels.block_sparse.hopper.descriptors import tile_layout
 from radial_kernels.block_sparse.portable import backward, eight_bit, forward, quantise
 from radial_kernels.block_sparse.portable.configurations import Tiles, tiles_for
+from radial_kernels.block_sparse.tail import backward as tail_backward
+from radial_kernels.block_sparse.tail import forward as tail_forward
+from radial_kernels.block_sparse.tail import pooling
+from radial_kernels.block_sparse.tail.lists import WORD
 from radial_kernels.fused import kernels
 
 BYTES = {"i8": 1, "fp8e4nv": 1, "fp16": 2, "bf16": 2, "fp32": 4}
 INDICES = {
     "row_offsets_ptr", "column_indices_ptr", "column_offsets_ptr", "row_indices_ptr", "column_order_ptr",
+    "word_indices_ptr",
 }  # fmt: skip
 SINGLES = {"lse_ptr", "grad_lse_ptr", "terms_ptr", "mean_ptr", "sums_ptr", "exponent_ptr"}
 FLOATS = {"scale", "scale_log2", "eps"}
@@ -94,6 +99,37 @@ def portable(capability: int, dtype: str, head_dim: int, *, ragged: bool) -> Non
     compile_kernel(backward._key_gradients_kernel, capability, dtype, shape | sizes(tiles), **options(tiles))
     swapped = {"QUERIES": tiles.keys, "KEYS": tiles.queries}
     compile_kernel(backward._query_gradient_kernel, capability, dtype, shape | swapped, **options(tiles))
+
+
+def far_field(capability: int, dtype: str, head_dim: int) -> None:
+    """The kernels of the far field with the tiles that the table gives them."""
+    shape = {"HEADS": 4, "BLOCK": 128, "HEAD_DIM": head_dim, "HEAD_BLOCK": triton.next_power_of_2(head_dim)}
+    sums = dict.fromkeys(("key_sums_ptr", "value_sums_ptr", "key_shares_ptr", "value_shares_ptr"), "fp32")
+    for kernel in (pooling._sums_kernel, pooling._shares_kernel):
+        compile_kernel(kernel, capability, dtype, shape | {"TOKENS": 32}, sums, num_warps=4)
+    shape |= {
+        "WORD_KEYS": WORD,
+        "USE_DESCRIPTORS": capability >= 90,
+        "PRECISION": "ieee" if dtype == "fp32" else "tf32",
+    }
+    types = {"bits_ptr": "i64", "bias_ptr": "fp32"}
+    architecture = (capability // 10, capability % 10)
+    for kind, kernel in (
+        ("tail", tail_forward._tail_kernel),
+        ("tail backward", tail_backward._mean_gradients_kernel),
+        ("tail backward", tail_backward._query_gradient_kernel),
+    ):
+        tiles = tiles_for(kind, architecture, BYTES[dtype], head_dim, 128)
+        queries, keys = tiles.queries, tiles.keys
+        if kernel is tail_backward._query_gradient_kernel:
+            queries, keys = keys, queries
+        own = types
+        if kernel is tail_backward._mean_gradients_kernel:
+            own = types | {"grad_key_ptr": "fp32", "grad_value_ptr": "fp32"}
+        compile_kernel(
+            kernel, capability, dtype, shape | {"QUERIES": queries, "KEYS": keys}, own,
+            num_warps=tiles.num_warps, num_stages=tiles.num_stages,
+        )  # fmt: skip
 
 
 def hopper(dtype: str, head_dim: int) -> None:
@@ -173,6 +209,9 @@ if __name__ == "__main__":
     portable(90, "bf16", 64, ragged=False)
     portable(120, "bf16", 256, ragged=False)
     portable(90, "fp32", 256, ragged=True)
+    far_field(80, "bf16", 128)
+    far_field(90, "bf16", 128)
+    far_field(120, "fp16", 256)
     for capability in (80, 89, 90, 100):
         eight_bits(capability, 128)
     hopper_eight_bits(128)

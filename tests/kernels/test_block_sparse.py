@@ -186,6 +186,23 @@ def test_merged_parts_equal_the_whole(backend: str) -> None:
     assert torch.allclose(lse.double(), wanted_lse, atol=2e-5)
 
 
+def test_merge_is_differentiable() -> None:
+    """In outputs and log-sum-exps, also where a part has no key, or none has."""
+    outs = [torch.randn(1, 4, 2, 8, dtype=torch.double, requires_grad=True) for _ in range(2)]
+    lses = [torch.randn(1, 2, 4, dtype=torch.double) for _ in range(2)]
+    assert torch.autograd.gradcheck(
+        lambda *x: merge(x[:2], x[2:]), (*outs, *(x.clone().requires_grad_() for x in lses)), fast_mode=True
+    )
+    lses[0][0, 0, 1] = lses[1][0, 1, 2] = lses[0][0, 0, 3] = lses[1][0, 0, 3] = float("-inf")
+    for lse in lses:
+        lse.requires_grad_()
+    out, lse = merge(outs, lses)
+    (out.sum() + lse.sin().nan_to_num().sum()).backward()
+    for x in (*outs, *lses):
+        assert x.grad is not None
+        assert x.grad.isfinite().all()
+
+
 def test_merge_names_what_does_not_fit() -> None:
     out, lse = torch.zeros(1, 4, 2, 8), torch.zeros(1, 2, 4)
     with pytest.raises(ValueError, match="one log-sum-exp for each output, not 1 for 2"):

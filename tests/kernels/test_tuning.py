@@ -68,7 +68,7 @@ def test_tuned_tiles_are_used(file: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert configurations.choose_tiles("forward", q, 128) == Tiles(32, 32, 4, 1)
     lists = tuning.band_lists(47, "cuda")
     assert attention(q, q, q, BlockLists(*lists), backend="triton").isfinite().all()
-    for kind in ("forward", "backward"):
+    for kind in tuning.KINDS:
         assert tuning.tune(kind, torch.bfloat16, 64, 1000, few[:1], heads=1)[1] == few[0]
 
 

@@ -4,5 +4,15 @@ from radial_kernels.block_sparse.api import BLOCK_SIZES, attention
 from radial_kernels.block_sparse.backends import BACKENDS, choose_backend, explain_backend
 from radial_kernels.block_sparse.lists import BlockLists
 from radial_kernels.block_sparse.merge import merge
+from radial_kernels.block_sparse.tail.lists import PooledLists
 
-__all__ = ["BACKENDS", "BLOCK_SIZES", "BlockLists", "attention", "choose_backend", "explain_backend", "merge"]
+__all__ = [
+    "BACKENDS",
+    "BLOCK_SIZES",
+    "BlockLists",
+    "PooledLists",
+    "attention",
+    "choose_backend",
+    "explain_backend",
+    "merge",
+]

@@ -4,7 +4,8 @@
                      ├─ gather               any device, differentiable
                      ├─ forward, backward    Triton
                      ├─ hopper               Gluon, sm90
-                     └─ flash                flash-attn-4, where it is installed
+                     ├─ flash                flash-attn-4, where it is installed
+                     └─ tail                 what the lists leave out, as means; after any of them
 
 Shapes: B batch, S query length, T key length, H heads, D head dim, R rows of query blocks.
 """
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from radial_kernels.block_sparse import operator  # noqa: F401  registers torch.ops.radial
 from radial_kernels.block_sparse.lists import BlockLists
+from radial_kernels.block_sparse.tail import operator as tail_operator  # noqa: F401  likewise
+from radial_kernels.block_sparse.tail.lists import PooledLists
 
 MAX_HEAD_DIM = 256
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -27,20 +30,20 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 @overload
 def attention(
     q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, *, scale: float | None = None, backend: str = "auto",
-    eight_bit: bool = False, return_lse: Literal[False] = False,
+    eight_bit: bool = False, tail: PooledLists | None = None, return_lse: Literal[False] = False,
 ) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def attention(
     q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, *, scale: float | None = None, backend: str = "auto",
-    eight_bit: bool = False, return_lse: Literal[True],
+    eight_bit: bool = False, tail: PooledLists | None = None, return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, *, scale: float | None = None, backend: str = "auto",
-    eight_bit: bool = False, return_lse: bool = False,
+    eight_bit: bool = False, tail: PooledLists | None = None, return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """Attention in which every block of queries sees only its own list of key blocks.
 
@@ -57,6 +60,10 @@ def attention(
         eight_bit: compute logits in int8 and weighted values in e4m3 (in 16 bits before compute capability 8.9), with
             ``triton`` or ``hopper``. On activations of the bundled model the output is off by 2.1 % (2.6 % at worst;
             normal random inputs: 4 %). No gradients. Pays at head dim 128.
+        tail: the far field: blocks that the lists leave out, attended in the same softmax as one mean key and one mean
+            value each, with the logarithm of the number of keys in the mean added to its logit; see
+            :meth:`PooledLists.complement`. With every backend; the kernels for it are Triton's where the backend is not
+            ``gather`` or ``reference``.
         return_lse: also return the log-sum-exp of the scaled logits, natural, float32 ``[B, H, S]``.
 
     Returns:
@@ -75,16 +82,23 @@ def attention(
     by_rows = (lists.row_offsets, lists.column_indices)
     if eight_bit:
         _check_eight_bit(lists.block_size, needs_grad)
+    if backend == "flash" and needs_grad:
+        raise ValueError("backend flash has no deterministic gradients; train with auto, hopper, triton or gather")
+    by_columns = (lists.column_offsets, lists.row_indices, lists.column_order)
+    if tail is not None:
+        _check_tail(q, k, lists, tail)
+        out, lse, _, _ = torch.ops.radial.block_sparse_attention_with_tail(
+            q, k, v, *by_rows, *by_columns, tail.bits, tail.row_offsets, tail.word_indices, tail.column_offsets,
+            tail.row_indices, tail.counts, tail.spans, lists.block_size, factor, backend, eight_bit,
+        )  # fmt: skip
+    elif eight_bit:
         out, lse = torch.ops.radial.block_sparse_attention_eight_bit(
             q, k, v, *by_rows, lists.block_size, factor, backend, return_lse
         )
-        return (out, lse) if return_lse else out
-    if backend == "flash" and needs_grad:
-        raise ValueError("backend flash has no deterministic gradients; train with auto, hopper, triton or gather")
-    out, lse = torch.ops.radial.block_sparse_attention(
-        q, k, v, *by_rows, lists.column_offsets, lists.row_indices, lists.column_order,
-        lists.block_size, factor, backend, return_lse or needs_grad,
-    )  # fmt: skip
+    else:
+        out, lse = torch.ops.radial.block_sparse_attention(
+            q, k, v, *by_rows, *by_columns, lists.block_size, factor, backend, return_lse or needs_grad
+        )
     return (out, lse) if return_lse else out
 
 
@@ -137,6 +151,20 @@ def _check_lists(q: Tensor, k: Tensor, lists: BlockLists) -> None:
                 f"{name} must be int32 {list(shape)} on {k.device}, "
                 f"not {tensor.dtype} {list(tensor.shape)} on {tensor.device}"
             )
+
+
+def _check_tail(q: Tensor, k: Tensor, lists: BlockLists, tail: PooledLists) -> None:
+    batch, _, heads, _ = q.shape
+    plans = tuple(tail.bits.shape[:-2])
+    shared = len(plans) < 3 and all(n in (1, want) for n, want in zip(plans, (batch, heads), strict=False))
+    if (tail.rows, tail.key_length, tail.block_size) != (lists.rows, k.shape[1], lists.block_size) or not shared:
+        raise ValueError(
+            f"the far field is of {tail.key_length} keys and {tail.rows} rows of queries in blocks of "
+            f"{tail.block_size}, with plans {list(plans)}; q, k and the lists need {k.shape[1]}, {lists.rows} and "
+            f"{lists.block_size}, and plans for all, for {batch} batch entries or for {heads} heads"
+        )
+    if tail.bits.device != q.device:
+        raise ValueError(f"all inputs must be on one device; q is on {q.device}, the far field on {tail.bits.device}")
 
 
 def _check_eight_bit(block_size: int, needs_grad: bool) -> None:

@@ -53,12 +53,17 @@ def gradients(
     q_BSHD: Tensor,
     k_BTHD: Tensor,
     v_BTHD: Tensor,
+    out_BSHD: Tensor,
+    lse_BHS: Tensor,
     row_offsets: Tensor,
     column_indices: Tensor,
     block_size: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, accumulated in at least single precision."""
+    """Gradients of q, k and v, accumulated in at least single precision.
+
+    As in the kernels, the output and its log-sum-exp may be those over more keys than the lists name.
+    """
     wide = torch.promote_types(q_BSHD.dtype, torch.float32)
     batch = len(q_BSHD)
     sums = [torch.zeros(x.shape, dtype=wide, device=x.device) for x in (q_BSHD, k_BTHD, v_BTHD)]
@@ -66,9 +71,9 @@ def gradients(
     for query_RQ, key_RN in _groups(row_offsets, column_indices, q_BSHD, k_BTHD, block_size):
         q, grad = _take(q_BSHD, query_RQ).to(wide), _take(grad_BSHD, query_RQ).to(wide)
         k, v = _take(k_BTHD, key_RN).to(wide), _take(v_BTHD, key_RN).to(wide)
-        weights = (q @ k.mT * scale).softmax(-1)
+        weights = (q @ k.mT * scale - _take(lse_BHS.mT.unsqueeze(-1), query_RQ)).exp()
         grad_weights = grad @ v.mT
-        delta = (weights * grad_weights).sum(-1, keepdim=True)
+        delta = (grad * _take(out_BSHD, query_RQ)).sum(-1, keepdim=True)
         if grad_lse_BHS is not None:
             delta = delta - _take(grad_lse_BHS.mT.unsqueeze(-1), query_RQ)
         grad_logits = weights * (grad_weights - delta) * scale

@@ -16,7 +16,8 @@ def merge(outputs_BSHD: Sequence[Tensor], lses_BHS: Sequence[Tensor]) -> tuple[T
         lses_BHS: the log-sum-exps that came with them.
 
     Returns:
-        The joint output and log-sum-exp; zeros and minus infinity where no part had a key.
+        The joint output and log-sum-exp; zeros and minus infinity where no part had a key. Differentiable in all that
+        is given.
 
     Raises:
         ValueError: no parts, or parts that do not belong together.
@@ -31,9 +32,11 @@ def merge(outputs_BSHD: Sequence[Tensor], lses_BHS: Sequence[Tensor]) -> tuple[T
                 f"log-sum-exp {tuple(lse.shape)} for {(batch, heads, length)}"
             )
     lse_PBHS = torch.stack(list(lses_BHS))
-    total_BHS = lse_PBHS.logsumexp(0)
-    share_PBHS = (lse_PBHS - total_BHS.masked_fill(total_BHS.isneginf(), 0.0)).exp()
+    # Where no part has a key there is nothing to divide by, in the gradient either.
+    empty_BHS = lse_PBHS.isneginf().all(0)
+    finite_BHS = lse_PBHS.masked_fill(empty_BHS, 0.0).logsumexp(0)
+    share_PBHS = (lse_PBHS - finite_BHS).exp()
     weights = share_PBHS.mT.unsqueeze(-1)  # [P, B, S, H, 1]
     merged = sum(out * weight for out, weight in zip(outputs_BSHD, weights, strict=True))
     assert isinstance(merged, Tensor)
-    return merged.to(outputs_BSHD[0].dtype), total_BHS
+    return merged.to(outputs_BSHD[0].dtype), finite_BHS.masked_fill(empty_BHS, float("-inf"))

@@ -37,7 +37,7 @@ def attention(
     plain = (block_size, scale)
     match choose_backend(q, backend, block_size=block_size, others=(k, v)):
         case "reference":
-            out, lse = _plan_by_plan(reference.attention, q, k, v, row_offsets, column_indices, *plain)
+            out, lse = reference.attention(q, k, v, row_offsets, column_indices, *plain)
             return out, lse if with_lse else lse.new_empty(0)
         case "gather":
             return _plan_by_plan(gather.attention, q, k, v, row_offsets, column_indices, *plain, with_lse=with_lse)
@@ -123,7 +123,9 @@ def gradients(
     """Gradients of q, k and v."""
     backend = choose_backend(q, backend, block_size=block_size, others=(k, v))
     if backend in ("reference", "gather"):
-        return _gradients_plan_by_plan(grad, grad_lse, q, k, v, row_offsets, column_indices, block_size, scale)
+        return _gradients_plan_by_plan(
+            grad, grad_lse, q, k, v, out, lse, row_offsets, column_indices, block_size, scale
+        )
     if column_offsets is None or row_indices is None:
         column_offsets, row_indices = transpose_lists(row_offsets, column_indices, -(-k.shape[1] // block_size))
     if grad.stride(-1) != 1 or 0 in grad.stride():  # an expanded gradient, as sum() makes
@@ -197,21 +199,22 @@ def _gradients_plan_by_plan(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    out: Tensor,
+    lse: Tensor,
     row_offsets: Tensor,
     column_indices: Tensor,
     block_size: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if row_offsets.ndim == 1:
-        return gather.gradients(grad, grad_lse, q, k, v, row_offsets, column_indices, block_size, scale)
+        return gather.gradients(grad, grad_lse, q, k, v, out, lse, row_offsets, column_indices, block_size, scale)
     sums = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
     for b, batch in enumerate(_heads_of_plans(row_offsets, len(q))):
         for heads, offsets, columns in _own_lists(batch, column_indices):
             here = (slice(b, b + 1), slice(None), heads)
             part_lse = None if grad_lse is None else grad_lse[b : b + 1, heads]
-            parts = gather.gradients(
-                grad[here], part_lse, q[here], k[here], v[here], offsets, columns, block_size, scale
-            )
+            inputs = (q[here], k[here], v[here], out[here], lse[b : b + 1, heads])
+            parts = gather.gradients(grad[here], part_lse, *inputs, offsets, columns, block_size, scale)
             for total, part in zip(sums, parts, strict=True):
                 total[here] = part
     grad_q, grad_k, grad_v = sums

@@ -1,7 +1,8 @@
 """Tile sizes, warps and pipeline stages for each kind of kernel, dtype, head dim and architecture.
 
 A shipped table, so that nothing is tuned at run time and a new clip length never compiles anything anew. The sm90
-rows were measured (see benchmarks/); the others follow from shared memory and registers. What :mod:`.tuning` has
+rows of forward and backward were measured (see benchmarks/); the others, and those of the far field, follow from shared
+memory and registers. What :mod:`.tuning` has
 measured on this machine comes before the table.
 """
 
@@ -39,6 +40,14 @@ _LARGE = {
     ("backward", 2, 256): Tiles(32, 64, 4, 1),
     ("backward", 4, 128): Tiles(32, 32, 8, 1),
     ("backward", 4, 256): Tiles(16, 32, 8, 1),
+    ("tail", 2, 128): Tiles(128, 64, 8, 2),
+    ("tail", 2, 256): Tiles(64, 64, 8, 1),
+    ("tail", 4, 128): Tiles(32, 32, 8, 1),
+    ("tail", 4, 256): Tiles(32, 16, 8, 1),
+    ("tail backward", 2, 128): Tiles(64, 64, 4, 2),
+    ("tail backward", 2, 256): Tiles(32, 64, 8, 1),
+    ("tail backward", 4, 128): Tiles(32, 32, 8, 1),
+    ("tail backward", 4, 256): Tiles(16, 32, 8, 1),
 }
 # 99 KB of shared memory (sm86, sm89, sm120) and more.
 _SMALL = {
@@ -52,22 +61,34 @@ _SMALL = {
     ("backward", 2, 256): Tiles(16, 32, 4, 1),
     ("backward", 4, 128): Tiles(16, 32, 8, 1),
     ("backward", 4, 256): Tiles(16, 16, 8, 1),
+    ("tail", 2, 128): Tiles(64, 32, 4, 2),
+    ("tail", 2, 256): Tiles(64, 32, 8, 1),
+    ("tail", 4, 128): Tiles(32, 32, 8, 1),
+    ("tail", 4, 256): Tiles(32, 16, 8, 1),
+    ("tail backward", 2, 128): Tiles(32, 64, 4, 1),
+    ("tail backward", 2, 256): Tiles(16, 32, 4, 1),
+    ("tail backward", 4, 128): Tiles(16, 32, 8, 1),
+    ("tail backward", 4, 256): Tiles(16, 16, 8, 1),
 }
 
 
 def choose_tiles(kind: str, q: Tensor, block_size: int) -> Tiles:
-    """Tiles of the portable kernels, ``forward`` or ``backward``; the gradient of q swaps queries and keys."""
+    """Tiles of the portable kernels, ``forward`` or ``backward``, or of the far field's, ``tail`` or ``tail backward``.
+
+    The gradient of q swaps queries and keys. Tiles of the far field, whose keys are no block's, are as in the table.
+    """
     tuned = read_tuned(tuned_file()).get(tuning_key(kind, q)) if q.is_cuda else None
     if tuned is not None:
-        return _cut(tuned, block_size)
+        return tuned if kind.startswith("tail") else _cut(tuned, block_size)
     return tiles_for(kind, _capability(q), q.element_size(), q.shape[-1], block_size)
 
 
 def tiles_for(kind: str, capability: tuple[int, int], element_size: int, head_dim: int, block_size: int) -> Tiles:
-    """Tiles of a kind of kernel on an architecture by the shipped table; never larger than a block."""
+    """Tiles of a kind of kernel on an architecture by the shipped table; the far field's may be larger than a block."""
     table = _LARGE if capability in ((9, 0), (10, 0), (10, 3)) else _SMALL
     wide = min(limit for name, size, limit in table if (name, size) == (kind, element_size) and head_dim <= limit)
-    return _cut(table[kind, element_size, wide], block_size)
+    tiles = table[kind, element_size, wide]
+    return tiles if kind.startswith("tail") else _cut(tiles, block_size)
 
 
 def tuning_key(kind: str, q: Tensor) -> str:

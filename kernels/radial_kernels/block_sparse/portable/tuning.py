@@ -21,11 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from radial_kernels.block_sparse.lists import transpose_lists
+from radial_kernels.block_sparse.lists import BlockLists, transpose_lists
 from radial_kernels.block_sparse.portable import backward, forward
 from radial_kernels.block_sparse.portable.configurations import Tiles, read_tuned, tuned_file, tuning_key
+from radial_kernels.block_sparse.tail import backward as tail_backward
+from radial_kernels.block_sparse.tail import forward as tail_forward
+from radial_kernels.block_sparse.tail import pooling
+from radial_kernels.block_sparse.tail.lists import PooledLists
 
 BLOCK = 128
+KINDS = ("forward", "backward", "tail", "tail backward")
 CANDIDATES = tuple(
     Tiles(queries, keys, warps, stages)
     for queries, keys, warps, stages in itertools.product((32, 64, 128), (32, 64, 128), (4, 8), (1, 2, 3))
@@ -72,6 +77,8 @@ def tune(
             tiles: lambda tiles=tiles: forward.attention(q, k, v, *lists, BLOCK, scale, tiles=tiles)  # type: ignore[misc]
             for tiles in candidates
         }
+    elif kind.startswith("tail"):
+        runs = _tail_runs(kind, (q, k, v), BlockLists(*lists), scale, candidates)
     else:
         out, lse = forward.attention(q, k, v, *lists, BLOCK, scale, with_lse=True)
         by_column = transpose_lists(*lists, len(lists[0]) - 1)
@@ -82,6 +89,29 @@ def tune(
             for tiles in candidates
         }
     return tuning_key(kind, q), fastest(runs, _milliseconds)
+
+
+def _tail_runs(
+    kind: str, inputs: tuple[Tensor, Tensor, Tensor], lists: BlockLists, scale: float, candidates: Iterable[Tiles]
+) -> dict[Tiles, Callable[[], Any]]:
+    """The far field's kernels, which write in place: run after run on what the last one left."""
+    q, k, v = inputs
+    tail = PooledLists.complement(lists, k.shape[1])
+    means = pooling.pool(k, v, tail)
+    out, lse = forward.attention(*inputs, lists.row_offsets, lists.column_indices, BLOCK, scale, with_lse=True)
+    if kind == "tail":
+        return {
+            tiles: lambda tiles=tiles: tail_forward.add_tail(out, lse, q, *means, tail, scale, tiles=tiles)  # type: ignore[misc]
+            for tiles in candidates
+        }
+    tail_forward.add_tail(out, lse, q, *means, tail, scale)
+    grads = (torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v))
+    return {
+        tiles: lambda tiles=tiles: tail_backward.add_gradients(  # type: ignore[misc]
+            grads, out, None, q, *means, out, lse, tail, scale, tiles=tiles
+        )
+        for tiles in candidates
+    }
 
 
 def save(found: Mapping[str, Tiles], file: Path) -> None:
@@ -96,7 +126,7 @@ def save(found: Mapping[str, Tiles], file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kinds", nargs="+", default=["forward", "backward"], choices=["forward", "backward"])
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--head-dims", nargs="+", type=int, default=[64, 128])
     parser.add_argument("--tokens", nargs="+", type=int, default=[8192, 32768, 65536])
