@@ -16,7 +16,7 @@ import torch
 from radial.advice import advise
 from radial.attention.install import RadialAttention, apply, transformers_of
 from radial.attention.positions import stretched
-from radial.errors import DeviceLost, GenerationError, RequestError, first_line
+from radial.errors import DeviceLost, GenerationError, first_line
 from radial.generation.acceleration.calls import Calls
 from radial.generation.acceleration.guidance import guided_within
 from radial.generation.acceleration.step_cache import InstalledCache, cached_steps
@@ -64,11 +64,8 @@ def generate(
         Lost: the GPU stopped answering, or another rank died; this process can make no other clip.
     """
     request = request.resolve()
-    if ranks is not None and request.cache != "off":
-        raise RequestError(
-            f"cache {request.cache} keeps what blocks make of a whole clip, and where {ranks.size} processes share one "
-            "each has a part of it: take cache off"
-        )
+    if ranks is not None:
+        ranks.check(request)
     if model is None:
         on_event(Event("load"))
         model = load(

@@ -22,6 +22,7 @@ from radial.generation.acceleration.calls import BATCHED, BY_TWO_CALLS, Calls
 from radial.generation.acceleration.guidance import guided_within
 from radial.generation.acceleration.step_cache import InstalledCache, cached_steps
 from radial.generation.pipeline import describe_run, generate
+from radial.generation.ranks import Ranks
 from radial.generation.resume import Step
 from radial.generation.snapshot import read_snapshot
 from radial.loading.load import LoadedModel, load
@@ -251,7 +252,7 @@ def test_a_request_without_one_is_as_before(wan_model: LoadedModel) -> None:
     assert "cache" not in plain.model_dump_json(exclude=plain.later_fields())
 
 
-def test_words_and_what_is_refused(wan_folder: Path) -> None:
+def test_words_and_what_is_refused() -> None:
     for spec in MODELS.values():
         if spec.step_caches is not None:
             auto, fast = spec.step_caches.auto, spec.step_caches.fast
@@ -268,10 +269,13 @@ def test_words_and_what_is_refused(wan_folder: Path) -> None:
         make_request(prompt="a", cache="on")
     request = make_request(prompt="a", model="skyreels-v2-14b", cache="auto").resolve()
     assert any("cache auto does without for skyreels" in note for note in advise(request, MODELS["skyreels-v2-14b"]))
-    shared = make_request(model=str(wan_folder), cache="auto", **SMALL)
+
+
+def test_processes_that_share_a_clip_have_none() -> None:
     ranks: Any = SimpleNamespace(size=2)
+    Ranks.check(ranks, make_request(prompt="a", cache="off"))
     with pytest.raises(RequestError, match="where 2 processes share one each has a part of it: take cache off"):
-        list(generate(shared, ranks=ranks))
+        Ranks.check(ranks, make_request(prompt="a", cache="auto"))
 
 
 def test_what_a_cache_keeps_is_among_what_a_clip_needs() -> None:
