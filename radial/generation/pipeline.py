@@ -19,6 +19,7 @@ from radial.attention.positions import stretched
 from radial.errors import DeviceLost, GenerationError, first_line
 from radial.generation.acceleration.calls import Calls
 from radial.generation.acceleration.guidance import guided_within
+from radial.generation.acceleration.hooks import lasting_hooks
 from radial.generation.acceleration.step_cache import InstalledCache, cached_steps
 from radial.generation.decoding import decode_with_fallback
 from radial.generation.ranks import Ranks
@@ -209,6 +210,7 @@ def _accelerate(
     if cache is None and not in_part:
         return None
     calls = Calls(model.pipe, steps, guided=guided)
+    stack.enter_context(lasting_hooks(transformers))
     stack.enter_context(calls.counted(transformers))
     on_skip = (lambda computed: None) if installed is None else installed.context.leave_out
     kept = None

@@ -290,6 +290,37 @@ def test_what_a_cache_keeps_is_among_what_a_clip_needs() -> None:
     assert clips["auto"].vram("lowest") > clips["off"].vram("lowest")
 
 
+def test_hooks_that_offloading_takes_away_take_no_other_with_them(wan_model: LoadedModel) -> None:
+    """As group offloading on a stream does it: hooks that are there from loading on go after the first call."""
+    from diffusers.hooks import HookRegistry, ModelHook
+
+    model = with_caches(wan_model, EAGER)
+    fields = SMALL | {"model": str(wan_model.spec.source), "attention": "dense", "guidance_end": 0.5}
+    request = make_request(cache="auto", **fields).resolve()
+    (want,) = generate(request, model=model)
+    assert want.receipt["cache"]["calls"] == LEAST_STEPS + 5
+    transformer = model.pipe.transformer
+    modules = [transformer, *transformer.blocks]
+    plain = [module.forward for module in modules]
+
+    class Tracker(ModelHook):
+        def post_forward(self, module: nn.Module, output: Any) -> Any:
+            if module is transformer:
+                for one in modules:
+                    HookRegistry.check_if_exists_or_initialize(one).remove_hook("tracker", recurse=False)
+            return output
+
+    kept: list[Any] = []
+    (_,) = generate(request, model=model, on_step=lambda step: kept.append(step.snapshot()) or "go on")
+    for snapshot in (None, kept[3]):
+        for module in modules:
+            HookRegistry.check_if_exists_or_initialize(module).register_hook(Tracker(), "tracker")
+        (video,) = generate(request, model=model, snapshot=snapshot)
+        assert np.array_equal(video.frames, want.frames)
+        assert video.receipt["cache"] == want.receipt["cache"]
+        assert [module.forward for module in modules] == plain
+
+
 @pytest.mark.parametrize("beside", ["compile", "offload", "adapter"])
 def test_a_cache_beside_other_things(wan: Any, beside: str) -> None:
     """Compiled blocks, blocks that come when they are called, and an adapter, with radial attention within."""
