@@ -120,7 +120,8 @@ def test_every_pipeline_that_we_drive_is_known() -> None:
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 9, "num_inference_steps": 4, "seed": 3}
 
 
-@pytest.mark.parametrize("name", list(DRIVEN))
+# One of each way of guiding, each with code of its own in diffusers.
+@pytest.mark.parametrize("name", [n for n in DRIVEN if n not in ("wan-vace", "wan22", "skyreels-v2", "cogvideox-i2v")])
 def test_distilled_models_make_one_pass(name: str, tmp_path: Path) -> None:
     """As adapters distilled to few steps are run: at guidance 1 nothing is computed twice, nor at less."""
     from PIL import Image

@@ -171,9 +171,7 @@ def with_caches(model: LoadedModel, cache: StepCache) -> LoadedModel:
     return replace(model, spec=replace(model.spec, step_caches=StepCaches(cache, cache)))
 
 
-@pytest.mark.parametrize(
-    ("name", "cache"), [("wan", EAGER), ("wan22", EAGER_MAG), ("mochi", EAGER), ("hunyuan-video", EAGER_MAG)]
-)
+@pytest.mark.parametrize(("name", "cache"), [("wan22", EAGER_MAG), ("mochi", EAGER)])
 def test_a_run_that_was_killed_goes_on_bit_for_bit(name: str, cache: StepCache, tmp_path: Path) -> None:
     """What the cache holds of each branch lies in the snapshot's file."""
     CASES[name].build().save_pretrained(tmp_path / name)
@@ -297,7 +295,8 @@ def test_hooks_that_offloading_takes_away_take_no_other_with_them(wan_model: Loa
     model = with_caches(wan_model, EAGER)
     fields = SMALL | {"model": str(wan_model.spec.source), "attention": "dense", "guidance_end": 0.5}
     request = make_request(cache="auto", **fields).resolve()
-    (want,) = generate(request, model=model)
+    kept: list[Any] = []
+    (want,) = generate(request, model=model, on_step=lambda step: kept.append(step.snapshot()) or "go on")
     assert want.receipt["cache"]["calls"] == LEAST_STEPS + 5
     transformer = model.pipe.transformer
     modules = [transformer, *transformer.blocks]
@@ -310,8 +309,6 @@ def test_hooks_that_offloading_takes_away_take_no_other_with_them(wan_model: Loa
                     HookRegistry.check_if_exists_or_initialize(one).remove_hook("tracker", recurse=False)
             return output
 
-    kept: list[Any] = []
-    (_,) = generate(request, model=model, on_step=lambda step: kept.append(step.snapshot()) or "go on")
     for snapshot in (None, kept[3]):
         for module in modules:
             HookRegistry.check_if_exists_or_initialize(module).register_hook(Tracker(), "tracker")
