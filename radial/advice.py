@@ -7,6 +7,7 @@ import re
 from radial.errors import some
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.spec import ModelSpec
+from radial.models.step_caches import LEAST_STEPS, why_none
 from radial.request import GenerationRequest
 
 
@@ -60,6 +61,11 @@ def _without_effect(request: GenerationRequest, spec: ModelSpec) -> list[str]:
         notes.append(f"the negative prompt has no effect at guidance {request.guidance_scale:g}: above 1 it has")
     if request.true_cfg_scale is not None and not spec.guidance_is_embedded:
         notes.append(f"true_cfg_scale has no effect on {spec.name}, whose guidance_scale is that already")
+    if len(request.guided_steps) < (request.num_inference_steps or 1) and not request.is_guided(spec):
+        notes.append("guidance_start and guidance_end have no effect: no step makes a second pass for guidance")
+    if request.cache == "auto" and spec.step_cache("auto", request.starts_from_image, LEAST_STEPS) is None:
+        pipeline = spec.image_pipeline if request.starts_from_image else spec.text_pipeline
+        notes.append(f"cache auto does without for {spec.name}: {why_none(pipeline)}")
     if request.guidance_scale_2 is not None and not spec.has_two_transformers:
         notes.append(f"guidance_scale_2 has no effect: {spec.name} has one transformer")
     return notes

@@ -10,17 +10,16 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
 from radial.errors import RequestError
 from radial.models.find import find_model, pipeline_of
-from radial.models.lora_settings import BUNDLED_ADAPTER, AdapterSettings, adapter_file, read_adapter_settings
+from radial.models.lora_settings import BUNDLED_ADAPTER, AdapterSettings, Lora, adapter_file, read_adapter_settings
 from radial.models.spec import ModelSpec
+from radial.models.step_caches import CacheWord
 from radial.models.table import MODELS
 from radial.plans.layout import BlockSize, TokenGrid
 from radial.plans.pattern import Variant
@@ -37,28 +36,10 @@ Positions = Literal["model", "riflex", "interpolate", "ntk", "yarn"]
 MAX_SEED = 2**53 - 1  # what JSON readers hold exactly
 MAX_FRAMES = 4097
 MAX_LORAS = 32
-_LATER = ("sink_frames", "variant", "skip_width", "true_cfg_scale", "image_ground", "positions")
-
-
-class Lora(BaseModel):
-    """An adapter file, or ``bundled:NAME`` for one that comes with the package, how strongly it acts, and on which of
-    two transformers; where that is open, the file and its name say it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_max_length=4096)
-
-    path: str
-    weight: float = Field(1.0, ge=-10, le=10)
-    expert: Literal["high", "low"] | None = None
-
-    @model_serializer(mode="wrap")
-    def _leave_out_what_is_open(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As before there were two transformers, so that what was begun then is known again."""
-        return {name: value for name, value in dump(self).items() if name != "expert" or value is not None}
-
-    def __str__(self) -> str:
-        """As the command line takes it."""
-        weight = "" if self.weight == 1 else f":{self.weight:g}"
-        return f"{self.path}{weight}{'' if self.expert is None else f'@{self.expert}'}"
+_LATER = (
+    "sink_frames", "variant", "skip_width", "true_cfg_scale", "image_ground", "positions", "guidance_start",
+    "guidance_end", "cache",
+)  # fmt: skip
 
 
 class GenerationRequest(BaseModel):
@@ -108,6 +89,9 @@ class GenerationRequest(BaseModel):
     sink_frames: SinkFrames | None = None
     variant: Variant | None = None
     skip_width: SkipWidth | None = None
+    guidance_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    guidance_end: Annotated[float, Field(gt=0, le=1)] = 1.0
+    cache: CacheWord = "off"
 
     @field_validator("prompt")
     @classmethod
@@ -227,6 +211,12 @@ class GenerationRequest(BaseModel):
             )
         if resolved.stretched_positions is not None:
             resolved.riflex_period(spec)
+        spec.step_cache(self.cache, self.starts_from_image, steps)
+        if not resolved.guided_steps:
+            raise RequestError(
+                f"guidance_start {self.guidance_start:g} and guidance_end {self.guidance_end:g} leave none of the "
+                f"{steps} steps guided; guidance_scale 1 is for that"
+            )
         return resolved
 
     def later_fields(self) -> set[str]:
@@ -291,6 +281,20 @@ class GenerationRequest(BaseModel):
                 raise RequestError(f"positions {self.positions} is not known for {spec.name}; models with it: {able}")
             raise RequestError(f"riflex has no constant for {spec.name}; models with one: {able}")
         return spec.riflex_period
+
+    @property
+    def guided_steps(self) -> range:
+        """The steps of a resolved request in which guidance is computed, rounded as diffusers' guiders round them."""
+        assert self.num_inference_steps is not None, "resolve the request first"
+        first, end = (
+            int(share * self.num_inference_steps + 1e-9) for share in (self.guidance_start, self.guidance_end)
+        )
+        return range(first, end)
+
+    def is_guided(self, spec: ModelSpec) -> bool:
+        """Whether the transformer of a resolved request is asked twice a step, with the prompt and without it."""
+        embedded = spec.guidance_is_embedded
+        return ((self.true_cfg_scale if embedded else self.guidance_scale) or 1.0) > 1.0
 
     @property
     def clip_height(self) -> int:

@@ -20,9 +20,8 @@ from radial.adapters.file import AdapterFile, read_adapter
 from radial.attention.install import transformers_of
 from radial.errors import ModelError, first_line
 from radial.models.experts import Expert
-from radial.models.lora_settings import adapter_file
+from radial.models.lora_settings import Lora, adapter_file
 from radial.models.original_names import Part
-from radial.request import Lora
 
 
 def load_loras(pipe: Any, loras: tuple[Lora, ...]) -> tuple[str, ...]:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from radial.adapters.file import AdapterFile
 from radial.errors import ModelError
 from radial.models.experts import Expert, expert_in
-from radial.models.lora_settings import read_adapter_settings
-from radial.request import Lora
+from radial.models.lora_settings import Lora, read_adapter_settings
 
 
 def told_expert(file: AdapterFile) -> Expert | None:

@@ -68,6 +68,7 @@ class AttentionContext:
         self._layer = 0  # that attends, where its planner reads content
         self.step, self.num_steps = 0, 1
         self.computed = self.total = 0.0
+        self._shares: list[float] = []  # of attention that the last call's layers compute, in their order
         self._masks_padding, self._device = False, torch.device("cpu")
         self._last_timestep: float | None = None
 
@@ -86,14 +87,20 @@ class AttentionContext:
         self._lengths = tuple(_of_any_length(torch.empty(layout.tokens, 0)) for layout in layouts)
         self._masks_padding = family.masks_padding
         self._locate(float(call["timestep"].flatten().max()))
+        self._shares = []
         for layer, attention in family.self_attentions(transformer):
             choice = self.policy.choose(layer, self.step, self.num_steps)
             if not 0 <= choice <= len(self.planners):
                 raise ModelError(f"the policy chose planner {choice} of {len(self.planners)} for layer {layer}")
             processor: Any = attention.processor
             processor.radial_choice = choice
-            self.computed += self._prepare(choice, layer)
+            self._shares.append(self._prepare(choice, layer))
             self.total += 1.0
+        self.computed += sum(self._shares)
+
+    def leave_out(self, computed_layers: int) -> None:
+        """Take account of a step cache that left out all of the last call's layers but the first few."""
+        self.computed -= sum(self._shares[computed_layers:])
 
     def _prepare(self, choice: int, layer: int) -> float:
         """Have the lists of a choice ready where they do not depend on content: the share that they compute."""

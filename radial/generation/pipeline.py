@@ -17,6 +17,10 @@ from radial.advice import advise
 from radial.attention.install import RadialAttention, apply, transformers_of
 from radial.attention.positions import stretched
 from radial.errors import DeviceLost, GenerationError, first_line
+from radial.generation.acceleration.calls import Calls
+from radial.generation.acceleration.guidance import guided_within
+from radial.generation.acceleration.hooks import lasting_hooks
+from radial.generation.acceleration.step_cache import InstalledCache, cached_steps
 from radial.generation.decoding import decode_with_fallback
 from radial.generation.ranks import Ranks
 from radial.generation.receipt import attention_used, make_receipt
@@ -61,6 +65,8 @@ def generate(
         Lost: the GPU stopped answering, or another rank died; this process can make no other clip.
     """
     request = request.resolve()
+    if ranks is not None:
+        ranks.check(request)
     if model is None:
         on_event(Event("load"))
         model = load(
@@ -120,6 +126,7 @@ def _generate_one(
     transformers = transformers_of(pipe)
     attention = request.attention_settings
     radial: RadialAttention | None = None
+    installed: RadialAttention | None = None
     parallel = None if ranks is None else ranks.parallel
     watch.begin("encode")
     with contextlib.ExitStack() as stack:
@@ -141,6 +148,7 @@ def _generate_one(
                 )
             )  # fmt: skip
             radial = installed if attention.kind == "radial" else None
+        cache = _accelerate(stack, request, model, transformers, installed)
         steps_tell = "callback_on_step_end" in arguments
         for transformer in transformers:
             hook = (lambda *_: watch.begin("denoise")) if steps_tell else watch.before_call
@@ -151,12 +159,14 @@ def _generate_one(
             about = describe_run(request, model)
 
             def so_far() -> dict[str, Any]:
-                used = attention_used(request, model, radial, snapshot)
+                used = attention_used(request, model, radial, snapshot, cache)
                 return {"attention": used, "seconds": watch.timings(), "about": about}
 
             parts: dict[str, Part] = {"generator": GeneratorPart(generator)}
             if radial is not None:
                 parts["attention"] = radial
+            if cache is not None:
+                parts["cache"] = cache
             stack.enter_context(resumable_steps(pipe, transformers, parts, on_step, snapshot, so_far))
         vae = getattr(pipe, "vae", None)
         stack.enter_context(
@@ -184,9 +194,31 @@ def _generate_one(
     if before is not None:
         pixels = np.concatenate([before.frames, pixels[1:]])  # the new clip's first frame is the old one's last
         sound = before.sound if sound is None else sound.after((len(before.frames) - 1) / request.fps, before.sound)
-    used = attention_used(request, model, radial, snapshot)
-    receipt = make_receipt(request, model, used, watch.timings())
+    used = attention_used(request, model, radial, snapshot, cache)
+    receipt = make_receipt(request, model, used, watch.timings(), cache)
     return Video(pixels, request.fps, receipt | {"processes": ranks.size} if ranks else receipt, sound)
+
+
+def _accelerate(
+    stack: contextlib.ExitStack, request: GenerationRequest, model: LoadedModel, transformers: list[Any],
+    installed: RadialAttention | None,
+) -> InstalledCache | None:  # fmt: skip
+    """Have the run leave out what its request allows, until the stack ends: its cache, where it has one."""
+    steps, guided = request.num_inference_steps or 1, request.is_guided(model.spec)
+    cache = model.spec.step_cache(request.cache, request.starts_from_image, steps)
+    in_part = guided and len(request.guided_steps) < steps
+    if cache is None and not in_part:
+        return None
+    calls = Calls(model.pipe, steps, guided=guided)
+    stack.enter_context(lasting_hooks(transformers))
+    stack.enter_context(calls.counted(transformers))
+    on_skip = (lambda computed: None) if installed is None else installed.context.leave_out
+    kept = None
+    if cache is not None:
+        kept = stack.enter_context(cached_steps(model.pipe, transformers, cache, calls, on_skip))
+    if in_part:
+        stack.enter_context(guided_within(transformers, calls, request.guided_steps))
+    return kept
 
 
 def _call_arguments(
@@ -211,6 +243,9 @@ def _call_arguments(
         **images,
         **dict(model.spec.pipeline_arguments),
     }
+    if not request.is_guided(model.spec):  # LTX-2 guides its sound, too, and in further ways
+        offered |= {"audio_guidance_scale": 1.0, "stg_scale": 0.0, "modality_scale": 1.0}
+        offered |= {"audio_stg_scale": 0.0, "audio_modality_scale": 1.0}
     if (window := model.spec.window_frames) is not None and request.clip_frames > window:
         # As the authors have it for long clips: frames that windows share, and a little noise on those that are there.
         offered |= {"base_num_frames": window, "overlap_history": 17, "addnoise_condition": 20}
@@ -257,4 +292,5 @@ def _sound_of(output: Any, pipe: Any) -> Sound | None:
 def _guider(pipe: Any, request: GenerationRequest) -> Any:
     """Guidance of the request's strength, for pipelines that keep it in a part of their own; else None."""
     guider = getattr(pipe, "guider", None)
-    return None if guider is None else guider.new(guidance_scale=request.guidance_scale)
+    scale = request.guidance_scale or 1.0
+    return None if guider is None else guider.new(guidance_scale=scale, enabled=scale > 1)

@@ -21,6 +21,7 @@ from torch import Tensor, distributed
 from radial.attention.context_parallel import ContextParallel, end_process_groups, peer_failures
 from radial.errors import GenerationError, Lost, RequestError, first_line
 from radial.generation.resume import OnStep, Step
+from radial.request import GenerationRequest
 
 _GO_ON, _FINISH, _END = range(3)
 _STUCK = timedelta(minutes=5)  # that an exchange within a step may take
@@ -62,6 +63,18 @@ class Ranks:
     def size(self) -> int:
         """How many processes there are."""
         return self.parallel.size
+
+    def check(self, request: GenerationRequest) -> None:
+        """Make sure that processes can share the request's clip.
+
+        Raises:
+            RequestError: they cannot.
+        """
+        if request.cache != "off":
+            raise RequestError(
+                f"cache {request.cache} keeps what blocks make of a whole clip, and where {self.size} processes share "
+                "one each has a part of it: take cache off"
+            )
 
     def order(self, order: Any = None) -> Any:
         """Rank 0's order, for everybody.

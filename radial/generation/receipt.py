@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from radial.attention.install import RadialAttention
+from radial.generation.acceleration.step_cache import InstalledCache
 from radial.generation.snapshot import Snapshot
 from radial.loading.load import LoadedModel, fingerprint
 from radial.request import GenerationRequest
@@ -17,12 +18,16 @@ from radial.version import __version__
 
 
 def attention_used(
-    request: GenerationRequest, model: LoadedModel, radial: RadialAttention | None, snapshot: Snapshot | None
-) -> dict[str, Any]:
-    """What a receipt says of attention."""
+    request: GenerationRequest, model: LoadedModel, radial: RadialAttention | None, snapshot: Snapshot | None,
+    cache: InstalledCache | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """What a receipt says of attention; what a step cache left out was not computed."""
     settings = request.attention_settings
     attention: dict[str, Any] = {"kind": settings.kind, "computed_share": 1.0}
     if radial is None:
+        if cache is not None:
+            left_out = cache.skipped_share * (1 - cache.kept_blocks / max(1, model.spec.layers))
+            attention["computed_share"] = round(1 - left_out, 4)
         return attention
     if radial.plan is None:  # no step of the transformer was left
         return snapshot.attention if snapshot else attention
@@ -38,13 +43,14 @@ def attention_used(
 
 
 def make_receipt(
-    request: GenerationRequest, model: LoadedModel, attention: dict[str, Any], timings: dict[str, float]
-) -> dict[str, Any]:
+    request: GenerationRequest, model: LoadedModel, attention: dict[str, Any], timings: dict[str, float],
+    cache: InstalledCache | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Everything needed to make the clip again, and what making it took."""
     import diffusers
     import transformers
 
-    return {
+    receipt = {
         "radial": __version__,
         "request": request.model_dump(mode="json"),
         "model": {
@@ -73,6 +79,12 @@ def make_receipt(
         },
         "seconds": timings,
     }
+    guided, steps = request.guided_steps, request.num_inference_steps or 0
+    if request.is_guided(model.spec) and len(guided) < steps:
+        receipt["guidance"] = {"first_step": guided.start, "guided_steps": len(guided), "steps": steps}
+    if cache is not None:
+        receipt["cache"] = cache.report()
+    return receipt
 
 
 def _version(package: str) -> str | None:

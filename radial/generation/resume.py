@@ -150,8 +150,13 @@ def _stand_still(transformers: list[Any], still: bool) -> None:
         if still:
             transformer._radial_forward = transformer.forward
             transformer.forward = _echo
-        elif "_radial_forward" in vars(transformer):
+        elif stands_still(transformer):
             transformer.forward = vars(transformer).pop("_radial_forward")
+
+
+def stands_still(transformer: Any) -> bool:
+    """Whether a transformer hands back what it is given."""
+    return "_radial_forward" in vars(transformer)
 
 
 def _echo(*args: Any, **kwargs: Any) -> Any:

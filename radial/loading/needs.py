@@ -110,8 +110,21 @@ def needs_of(request: GenerationRequest, spec: ModelSpec, weights: Weights, numb
     # The widest layers work on whole frames with a hundred-odd channels, some of them at a time.
     decode = decoded * pixels * 96 * 4 * 24 + frames
     tiled = decoded * min(pixels, 4 * _TILE * _TILE) * 96 * 4 * 10 + 2 * frames
-    needs = Needs(sizes, max(blocks.values(), default=0), clip, decode, min(decode, tiled), 3 * frames)
+    cached = _cached(request, spec, number * tokens * width)
+    needs = Needs(
+        sizes, max(blocks.values(), default=0), clip + cached, decode + cached, min(decode, tiled) + cached, 3 * frames
+    )
     return needs.shared_by(processes, max(request.clip_height, request.clip_width) // 8)
+
+
+def _cached(request: GenerationRequest, spec: ModelSpec, residual: int) -> int:
+    """What a step cache keeps, of residuals of so many bytes, until the clip is decoded: for each pass of a step, and
+    each transformer."""
+    cache = spec.step_cache(request.cache, request.starts_from_image, request.num_inference_steps or 1)
+    if cache is None:
+        return 0
+    residuals = 3 if cache.method == "first_block" else 2
+    return residual * residuals * (2 if request.is_guided(spec) else 1) * (2 if spec.has_two_transformers else 1)
 
 
 def _bytes(tensor: Weight, narrow: bool, wide: int) -> int:

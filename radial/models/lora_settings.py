@@ -8,7 +8,14 @@ import struct
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from radial.errors import ModelError, first_line
 from radial.models.spec import ModelSpec
@@ -19,6 +26,27 @@ METADATA_KEY = "radial"
 BUNDLED_ADAPTER = "bundled:"
 _Text = Annotated[str, Field(max_length=2000)]
 _Frames = Annotated[int, Field(ge=1, le=4097)]
+
+
+class Lora(BaseModel):
+    """An adapter file, or ``bundled:NAME`` for one that comes with the package, how strongly it acts, and on which of
+    two transformers; where that is open, the file and its name say it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_max_length=4096)
+
+    path: str
+    weight: float = Field(1.0, ge=-10, le=10)
+    expert: Literal["high", "low"] | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_open(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As before there were two transformers, so that what was begun then is known again."""
+        return {name: value for name, value in dump(self).items() if name != "expert" or value is not None}
+
+    def __str__(self) -> str:
+        """As the command line takes it."""
+        weight = "" if self.weight == 1 else f":{self.weight:g}"
+        return f"{self.path}{weight}{'' if self.expert is None else f'@{self.expert}'}"
 
 
 class AdapterSettings(BaseModel):

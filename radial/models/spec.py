@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from radial.errors import RequestError
+from radial.models.step_caches import CacheWord, StepCache, StepCaches, choose_step_cache
 from radial.plans.layout import BlockSize
 from radial.plans.pattern import RadialPattern
 from radial.plans.policy import Schedule
@@ -54,6 +55,7 @@ class ModelSpec:
         long_pattern, long_schedule: the same beyond it.
         layers: transformer layers, for estimates before loading.
         riflex_period: latent frames after which the model repeats itself beyond its native length.
+        step_caches: its own; else its pipeline's, where that has some.
         long_adapter: the adapter that clips beyond the native length take, where one comes with the package.
     """
 
@@ -100,6 +102,7 @@ class ModelSpec:
     window_frames: int | None = None
     authors: str = ""
     riflex_period: float | None = None
+    step_caches: StepCaches | None = None
     long_adapter: str | None = None
     transformer_files: tuple[str, ...] = ()
     note: str = ""
@@ -126,6 +129,15 @@ class ModelSpec:
     def starts_from(self) -> list[str]:
         """What the app can make a clip from: text, image; nothing where only Python drives the model."""
         return [word for word, found in (("text", self.text_pipeline), ("image", self.image_pipeline)) if found]
+
+    def step_cache(self, word: CacheWord, from_image: bool, steps: int) -> StepCache | None:
+        """What a request's word for a cache means; None for none.
+
+        Raises:
+            RequestError: it cannot be: the steps are too few, or ``fast`` is not known for this model.
+        """
+        pipeline = self.image_pipeline if from_image else self.text_pipeline
+        return choose_step_cache(word, self.step_caches, pipeline, self.name, steps)
 
     def shift_for(self, height: int, width: int, from_image: bool) -> float | None:
         """The authors' shift of the noise schedule for a size and what the clip starts from."""

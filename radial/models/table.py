@@ -7,7 +7,9 @@ from dataclasses import replace
 
 from radial.errors import RequestError
 from radial.models import negative_prompts as words
+from radial.models import step_caches as caches
 from radial.models.spec import ModelSpec
+from radial.models.step_caches import PIPELINE_CACHES
 from radial.plans.pattern import RadialPattern
 from radial.plans.policy import Schedule
 
@@ -108,22 +110,24 @@ MODELS: dict[str, ModelSpec] = {
             layers=12,
             riflex_period=9.0,
             long_adapter="bundled:tiny-long",
+            step_caches=caches.TINY,
         ),
         _row(
             _WAN_21, "wan2.1-1.3b", "Wan 2.1 text-to-video, 1.3 B, 480p", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
             guidance_scale=6.0, flow_shift=8.0, authors="Wan-Video/Wan2.1: README, \"for the T2V-1.3B model\"",
+            step_caches=caches.WAN_21_T2V_1_3B,
         ),
         _row(
             _WAN_21_720P, "wan2.1-14b", "Wan 2.1 text-to-video, 14 B, 480p and 720p",
-            "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+            "Wan-AI/Wan2.1-T2V-14B-Diffusers", step_caches=caches.WAN_21_T2V_14B,
         ),
         _row(
             _WAN_21_IMAGE, "wan2.1-i2v-14b-480p", "Wan 2.1 image-to-video, 14 B, 480p",
-            "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", height=480, width=832,
+            "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", height=480, width=832, step_caches=caches.WAN_21_I2V_480P,
         ),
         _row(
             _WAN_21_IMAGE, "wan2.1-i2v-14b-720p", "Wan 2.1 image-to-video, 14 B, 720p",
-            "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
+            "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers", step_caches=caches.WAN_21_I2V_720P,
         ),
         _row(
             _WAN_21_IMAGE, "wan2.1-flf2v-14b", "Wan 2.1 from a first and a last image, 14 B, 720p",
@@ -143,17 +147,18 @@ MODELS: dict[str, ModelSpec] = {
         _row(
             _WAN_22, "wan2.2-a14b", "Wan 2.2 text-to-video, two 14 B experts, 480p and 720p",
             "Wan-AI/Wan2.2-T2V-A14B-Diffusers", guidance_scale=4.0, guidance_scale_2=3.0, flow_shift=12.0,
-            has_two_transformers=True,
+            has_two_transformers=True, step_caches=caches.WAN_22_T2V_A14B,
         ),
         _row(
             _WAN_22, "wan2.2-i2v-a14b", "Wan 2.2 image-to-video, two 14 B experts, 480p and 720p",
             "Wan-AI/Wan2.2-I2V-A14B-Diffusers", guidance_scale=3.5, image_pipeline="WanImageToVideoPipeline",
-            takes_last_image=True, has_two_transformers=True, **_IMAGE_ONLY,
+            takes_last_image=True, has_two_transformers=True, step_caches=caches.WAN_22_I2V_A14B, **_IMAGE_ONLY,
         ),
         _row(
             _WAN_22, "wan2.2-ti2v-5b", "Wan 2.2 text- and image-to-video, 5 B, 720p", "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
             image_pipeline="WanImageToVideoPipeline", stride=(4, 32, 32), height=704, num_frames=121,
             native_frames=121, fps=24, num_inference_steps=50, layers=30, riflex_period=None,
+            step_caches=caches.WAN_22_TI2V_5B,
         ),
         _row(
             _WAN_22, "wan2.2-animate-14b", "Wan 2.2 Animate, 14 B: pose and face videos, in Python only",
@@ -179,7 +184,7 @@ MODELS: dict[str, ModelSpec] = {
         ),
         _row(
             _HUNYUAN, "hunyuan-video", "HunyuanVideo text-to-video, 13 B, 720p",
-            "hunyuanvideo-community/HunyuanVideo",
+            "hunyuanvideo-community/HunyuanVideo", step_caches=caches.HUNYUAN_VIDEO,
         ),
         _row(
             _HUNYUAN, "hunyuan-video-i2v", "HunyuanVideo image-to-video, 13 B, 720p",
@@ -346,6 +351,22 @@ def models_page() -> str:
             few, ", ".join(told), ", ".join(needs), spec.authors,
         )  # fmt: skip
         lines.append(f"| {' | '.join(str(cell) for cell in row)} |")
+    lines += [
+        "",
+        "## Step caches",
+        "",
+        "What `--cache auto` and `--cache fast` are ([what they leave out](generate.md#faster)), and where their",
+        "numbers are published. Models that are not here have none.",
+        "",
+        "| name | auto | fast | numbers from |",
+        "|---|---|---|---|",
+    ]
+    for spec in MODELS.values():
+        pipelines = [one for one in (spec.text_pipeline, spec.image_pipeline) if one]
+        found = spec.step_caches or next((PIPELINE_CACHES[one] for one in pipelines if one in PIPELINE_CACHES), None)
+        if found is not None and pipelines:
+            sources = dict.fromkeys((found.auto.source, found.fast.source))
+            lines.append(f"| `{spec.name}` | {found.auto} | {found.fast} | {'; '.join(sources)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -16,7 +16,8 @@ from radial.adapters.apply import load_loras
 from radial.adapters.file import read_adapter
 from radial.generation.pipeline import generate
 from radial.loading.load import load
-from radial.request import Lora, make_request
+from radial.models.lora_settings import Lora
+from radial.request import make_request
 
 SMALL = {"prompt": "a red circle", "height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2, "seed": 3}
 MODULES = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o"}

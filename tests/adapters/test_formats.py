@@ -19,7 +19,7 @@ from radial import ModelError
 from radial.adapters.apply import load_loras
 from radial.adapters.expert import expert_in, told_expert
 from radial.adapters.file import read_adapter
-from radial.request import Lora
+from radial.models.lora_settings import Lora
 
 State = dict[str, Tensor]
 RANK, ALPHA, WEIGHT = 4, 3.0, 0.7

@@ -140,6 +140,30 @@ def test_sizes_presets_and_positions(quick: Any, wan_folder: Path) -> None:
     assert (request["sampler"], request["flow_shift"], request["riflex"]) == ("lcm", 5.0, True)
 
 
+def test_what_steps_leave_out_is_said(quick: Any, capsys: pytest.CaptureFixture[str], wan_folder: Path) -> None:
+    base = ["--model", str(wan_folder), "--seed", "1", "--num-inference-steps", "10"]
+    code, _, err = quick(*base, "--cache", "fast", "--guidance-end", "0.5", "--output", "a.mp4")
+    assert code == 0, err
+    receipt = read_receipt(Path("a.mp4"))
+    skipped = receipt["cache"]["skipped"]
+    assert skipped > 0
+    assert f"{skipped:.0%} of the transformer's calls left out by First Block Cache" in " ".join(err.split())
+    assert receipt["guidance"] == {"first_step": 0, "guided_steps": 5, "steps": 10}
+    code, _, err = quick("--model", str(wan_folder), "--cache", "auto", "--preset", "4-step")
+    assert code == 2
+    assert "--cache auto is for 10 steps or more, not 2" in " ".join(err.split())
+    code, _, err = quick(*base, "--guidance-start", "0.95", "--guidance-end", "0.99")
+    assert (code, "leave none of the 10 steps guided" in " ".join(err.split())) == (2, True)
+    told = {}
+    for name, options in {"whole": [], "half": ["--guidance-end", "0.5"], "cache": ["--cache", "auto"]}.items():
+        code, out, err = run(capsys, "estimate", "--model", "wan2.1-1.3b", *options, "--json")
+        assert code == 0, err
+        told[name] = json.loads(out)
+    assert 0.7 < told["half"]["seconds_on_h100"] / told["whole"]["seconds_on_h100"] < 0.8
+    assert told["cache"]["seconds_on_h100"] is None  # the clip decides how much it leaves out
+    assert told["cache"]["memory"]["full"]["gpu"] >= told["whole"]["memory"]["full"]["gpu"]
+
+
 def test_notes_are_said_once_on_stderr(quick: Any, wan_folder: Path) -> None:
     code, out, err = quick("--model", str(wan_folder), "--num-frames", "37", "--output", "long.mp4")
     assert code == 0, err

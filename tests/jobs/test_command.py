@@ -38,6 +38,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "slower": {"riflex": True, "num_frames": 65, "precision": "eight_bit_weights", "dtype": "float32", "memory": "low",
                "device": "cpu"},
     "not slower, though an adapter was": {"loras": [{"path": "bundled:tiny-long"}], "riflex": False},
+    "less computed": {"cache": "fast", "guidance_start": 0.1, "guidance_end": 0.6},
     "snapped": {"num_frames": 34, "height": 130, "snap": True},
 }  # fmt: skip
 

@@ -53,6 +53,15 @@ def test_csv(tmp_path: Path) -> None:
     assert two.request.seed >= 0
 
 
+def test_what_a_row_leaves_out_of_its_steps(tmp_path: Path) -> None:
+    text = "- {prompt: a, cache: fast, guidance_start: .1, guidance_end: 0.6}\n- {prompt: b, cache: off}\n"
+    one, two = read(tmp_path, "a.yaml", text)
+    assert (one.request.cache, one.request.guided_steps, two.request.cache) == ("fast", range(2, 12), "off")
+    (said,) = problems(tmp_path, "b.csv", "prompt,cache,preset\na,auto,4-step\n")
+    assert said == "b.csv:2: " + said.partition(": ")[2]
+    assert "cache auto is for 10 steps or more, not 4" in said
+
+
 def test_jsonl(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "seed": 1, "priority": 3}, {"prompt": "b", "loras": [{"path": "bundled:tiny-long"}]}]
     one, two = read(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))

@@ -315,6 +315,30 @@ def test_what_was_made_before(store: JobStore, tmp_path: Path) -> None:
     assert store.finished_with("d") is None
 
 
+def test_clips_that_leave_something_out_are_no_measure_of_others(store: JobStore, tmp_path: Path) -> None:
+    """Nor the other way round; clips of before there was such a thing count as those that leave nothing out."""
+    made = {"off": {}, "cache": {"cache": "auto"}, "interval": {"guidance_end": 0.5}}
+    for index, (name, fields) in enumerate(made.items()):
+        request = make_request(prompt="a", seed=1, **fields).resolve()
+        (job,) = store.add([Job(id="", request=request, output=Output(folder=str(tmp_path)))])
+        store.claim("w")
+        store.record_file(job.id, 0, ResultFile(str(tmp_path / name), "x", 0, 10.0 * (index + 1), True))
+        store.end(job.id, "done")
+    plain = make_request(prompt="b", seed=2).resolve()
+    database = sqlite3.connect(store.folder / "jobs.db")
+    with database:
+        database.execute(
+            "UPDATE jobs SET request = json_remove(request, '$.cache', '$.guidance_start', '$.guidance_end')"
+            " WHERE json_extract(request, '$.cache') = 'off' AND json_extract(request, '$.guidance_end') = 1"
+        )
+    database.close()
+    assert store.seconds_of(plain) == 10.0
+    assert store.seconds_of(plain.with_values(cache="auto")) == 20.0
+    assert store.seconds_of(plain.with_values(guidance_end=0.5)) == 30.0
+    assert store.seconds_of(plain.with_values(cache="fast")) is None
+    assert store.seconds_of(plain.with_values(guidance_start=0.5)) is None
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

@@ -282,6 +282,7 @@ def test_uploads_are_judged_by_content(client: TestClient, paths: ServerPaths, t
         {}, {"num_frames": 65}, {"num_frames": 65, "long_adapter": False}, {"attention": "dense"}, {"preset": "4-step"},
         {"seconds": 1, "size": "64x96", "sampler": "lcm", "flow_shift": 1.5, "riflex": False, "negative_prompt": "x"},
         {"loras": [{"path": "bundled:tiny-long", "weight": -1}], "num_videos": 2, "decay": 0.3, "dense_last_steps": 1},
+        {"cache": "fast", "guidance_start": 0.1, "guidance_end": 0.6},
         {"precision": "eight_bit_weights", "memory": "low", "dtype": "float32", "image_ground": "white", "fps": 7},
     ],
 )  # fmt: skip

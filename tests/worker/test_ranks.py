@@ -47,7 +47,7 @@ def wait_for_step(store: JobStore, step: int) -> Job:
 
 
 def test_the_same_frames_and_one_voice(in_empty_folder: Path) -> None:
-    steps = ["--num-inference-steps", "2"]
+    steps = ["--num-inference-steps", "2", "--guidance-end", "0.5"]
     code, out, err = finish(start(*GENERATE, *steps, "--output", "two.mp4"))
     assert (code, out) == (0, "two.mp4\n"), err
     assert err.count("done in") == 1
@@ -56,7 +56,8 @@ def test_the_same_frames_and_one_voice(in_empty_folder: Path) -> None:
     assert np.array_equal(read_frames(Path("one.mp4")), read_frames(Path("two.mp4")))
     receipts = [read_receipt(Path(name)) for name in ("one.mp4", "two.mp4")]
     assert [receipt.get("processes") for receipt in receipts] == [None, 2]
-    assert receipts[0]["attention"] == receipts[1]["attention"]
+    for what in ("attention", "guidance"):
+        assert receipts[0][what] == receipts[1][what]
 
 
 def test_strips_decoded_by_each_and_dense_attention(in_empty_folder: Path) -> None:

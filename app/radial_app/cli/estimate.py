@@ -19,7 +19,10 @@ from radial.request import make_request
 from radial.shorthands import spell_out
 from radial_app.cli.jobs import clock
 from radial_app.cli.terminal.options import (
+    Cache,
     DataDir,
+    GuidanceEnd,
+    GuidanceStart,
     Height,
     ModelName,
     NumFrames,
@@ -48,6 +51,10 @@ def estimate(
     seconds: Seconds = None,
     preset: Preset = None,
     num_inference_steps: NumInferenceSteps = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompt.")] = None,
+    guidance_start: GuidanceStart = 0.0,
+    guidance_end: GuidanceEnd = 1.0,
+    cache: Cache = "off",
     attention: Annotated[
         Literal["radial", "dense"] | None, typer.Option(help="Which self-attention to use; radial by default.")
     ] = None,
@@ -64,7 +71,8 @@ def estimate(
     written = {
         "prompt": "estimate", "model": model, "height": height, "width": width, "size": size, "num_frames": num_frames,
         "seconds": seconds, "preset": preset, "attention": attention, "num_inference_steps": num_inference_steps,
-        "precision": precision, "device": device, "seed": 0,
+        "precision": precision, "device": device, "seed": 0, "guidance_scale": guidance_scale,
+        "guidance_start": guidance_start, "guidance_end": guidance_end, "cache": cache,
     }  # fmt: skip
     with told_as_options(written):
         written = Presets(data_folder(data_dir)).apply(written, left_open(context))

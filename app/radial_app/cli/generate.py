@@ -17,11 +17,14 @@ from radial.shorthands import spell_out
 from radial.video.encoding import encoding_for
 from radial_app.cli.terminal.options import (
     ATTENTION,
+    Cache,
     Codec,
     Crf,
     DataDir,
     Force,
     Format,
+    GuidanceEnd,
+    GuidanceStart,
     Height,
     Metadata,
     ModelName,
@@ -47,8 +50,8 @@ from radial_app.jobs.store import JobStore
 _GROUPS = {
     "Clip": ("negative_prompt", "model", "height", "width", "size", "num_frames", "seconds", "fps", "seed",
              "num_videos", "snap", "riflex", "positions"),
-    "Sampling": ("num_inference_steps", "guidance_scale", "guidance_scale_2", "true_cfg_scale", "preset", "sampler",
-                 "flow_shift"),
+    "Sampling": ("num_inference_steps", "guidance_scale", "guidance_scale_2", "guidance_start", "guidance_end",
+                 "true_cfg_scale", "preset", "sampler", "flow_shift", "cache"),
     "Images and clips to start from": ("image", "last_image", "extend", "image_fit", "image_ground"),
     "Adapters": ("lora", "long_adapter"),
     "Attention": tuple(ATTENTION),
@@ -72,6 +75,8 @@ def generate(
     num_inference_steps: NumInferenceSteps = None,
     guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompt.")] = None,
     guidance_scale_2: Annotated[float | None, typer.Option(help="The same for the second transformer.")] = None,
+    guidance_start: GuidanceStart = 0.0,
+    guidance_end: GuidanceEnd = 1.0,
     true_cfg_scale: Annotated[
         float | None, typer.Option(help="Above 1, HunyuanVideo heeds the negative prompt, in twice the time.")
     ] = None,
@@ -80,6 +85,7 @@ def generate(
         Literal["model", "euler", "lcm", "unipc"] | None, typer.Option(help="Another sampler than the model's.")
     ] = None,
     flow_shift: Annotated[float | None, typer.Option(help="Another shift of the noise schedule.")] = None,
+    cache: Cache = "off",
     image: Annotated[str | None, typer.Option(help="Image the clip starts from.", metavar="FILE")] = None,
     last_image: Annotated[str | None, typer.Option(help="Image it ends on.", metavar="FILE")] = None,
     extend: Annotated[str | None, typer.Option(help="Clip to go on from its last frame.", metavar="FILE")] = None,
@@ -161,8 +167,11 @@ def generate(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         guidance_scale_2=guidance_scale_2,
+        guidance_start=guidance_start,
+        guidance_end=guidance_end,
         true_cfg_scale=true_cfg_scale,
         flow_shift=flow_shift,
+        cache=cache,
         image=image,
         last_image=last_image,
         extend=extend,

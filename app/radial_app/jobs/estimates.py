@@ -38,7 +38,8 @@ def estimate(
 ) -> Estimate:
     """What one video of a resolved request will take, on a GPU or on the CPU.
 
-    Seconds are the median of clips of the same model, size, steps and attention that were made here.
+    Seconds are the median of clips of the same model, size, steps, guided steps, attention and cache that were made
+    here.
 
     Args:
         files: of the model on the hub; their headers are looked at where the model is not here and has no name. Without
@@ -53,7 +54,7 @@ def estimate(
         spec, weights = find_weights(request, files)
         if weights is not None:
             needs = needs_of(request, spec, weights, number_bytes(request.dtype, "cuda" if gpu else "cpu"))
-            if density is not None:
+            if density is not None and request.cache == "off":  # what a cache leaves out the clip decides
                 on_h100 = seconds_on_h100(request, spec, weights, density)
     return Estimate(store.seconds_of(request), on_h100, needs, density)
 

@@ -25,7 +25,17 @@ from radial_app.jobs.folder import close_to_others, data_folder, keep_private
 from radial_app.jobs.job import FINISHED, UNFINISHED, Control, Job, ResultFile, State, changed_request
 from radial_app.jobs.locks import WorkerLocks
 from radial_app.jobs.recovery import MAX_ATTEMPTS, after_death, after_failure
-from radial_app.jobs.schema import ALIKE, dump_files, explained, files_of, open_database, to_job, to_row, transaction
+from radial_app.jobs.schema import (
+    ALIKE,
+    ALIKE_LATER,
+    dump_files,
+    explained,
+    files_of,
+    open_database,
+    to_job,
+    to_row,
+    transaction,
+)
 
 LONGEST_WAIT = 60.0  # seconds that a job is deferred
 _ORDER = ("finished IS NULL", "IFNULL(finished, 0)", "position")  # of pages: what has not ended is the latest
@@ -557,12 +567,17 @@ class JobStore:
             database.executemany("UPDATE jobs SET batch = ? WHERE id = ?", [(batch, id_) for id_ in ids])
 
     def seconds_of(self, request: GenerationRequest) -> float | None:
-        """What a clip of this model, size and number of steps took here, the median of the last ones."""
-        conditions = " AND ".join(f"json_extract(request, '$.{name}') = ?" for name in ALIKE)
+        """What a clip of this model, size, steps, guided steps and cache took here, the median of the last ones."""
+        conditions = " AND ".join(
+            [f"json_extract(request, '$.{name}') = ?" for name in ALIKE]
+            + [f"ifnull(json_extract(request, '$.{name}'), ?) = ?" for name in ALIKE_LATER]
+        )
+        values = [getattr(request, name) for name in ALIKE]
+        values += [value for name, absent in ALIKE_LATER.items() for value in (absent, getattr(request, name))]
         with explained():
             rows = self._database.execute(
                 f"SELECT files FROM jobs WHERE state = 'done' AND {conditions} ORDER BY finished DESC LIMIT 9",
-                [getattr(request, name) for name in ALIKE],
+                values,
             )
             seconds = sorted(file.seconds for row in rows for file in files_of(row["files"]))
         return seconds[len(seconds) // 2] if seconds else None

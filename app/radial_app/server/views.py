@@ -14,6 +14,7 @@ from radial.models.architecture import named_weights
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.hub.download import cached_folder
 from radial.models.spec import ModelSpec
+from radial.models.step_caches import LEAST_STEPS
 from radial.models.table import MODELS
 from radial.request import GenerationRequest, make_request
 from radial.video.encoding import Encoding
@@ -34,6 +35,9 @@ _SAYS = {
     "model": "a model's name, one of your own, or a hub id", "height": "in pixels", "width": "in pixels",
     "num_frames": "length in frames", "fps": "frames a second of the file", "num_inference_steps": "denoising steps",
     "guidance_scale": "how strictly to follow the prompt", "guidance_scale_2": "the same for the second transformer",
+    "guidance_start": "share of the steps before which guidance is left out, for half the time each",
+    "guidance_end": "share of the steps after which it is left out",
+    "cache": "leave out what hardly changes from step to step: off, auto with care, fast with less",
     "true_cfg_scale": "above 1, HunyuanVideo heeds the words to avoid, in twice the time",
     "sampler": "another sampler than the model's", "flow_shift": "another shift of the noise schedule",
     "image": "the image it starts from: an upload's id, or video:ID/0", "last_image": "the image it ends on",
@@ -265,6 +269,7 @@ class Model(BaseModel):
     guidance_is_embedded: bool
     is_flow: bool
     knows_riflex: bool
+    knows_cache: bool
     stride: tuple[int, int, int]
     first_frame: int
     on_disk: int
@@ -323,10 +328,15 @@ def model_of(name: str, spec: ModelSpec, *, own: bool = False) -> Model:
         takes_last_image=spec.takes_last_image, needs_last_image=spec.needs_last_image,
         has_two_transformers=spec.has_two_transformers, guidance_is_embedded=spec.guidance_is_embedded,
         is_flow=spec.is_flow, knows_riflex=spec.riflex_period is not None, stride=spec.stride,
-        first_frame=spec.first_frame,
+        first_frame=spec.first_frame, knows_cache=knows_cache(spec),
         on_disk=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder else 0,
         removable=folder is not None and folder.parent.name == "snapshots", own=own,
     )  # fmt: skip
+
+
+def knows_cache(spec: ModelSpec) -> bool:
+    """Whether there is a step cache for a model."""
+    return any(spec.step_cache("auto", from_image, LEAST_STEPS) is not None for from_image in (False, True))
 
 
 def broken_model(name: str, problem: str) -> Model:

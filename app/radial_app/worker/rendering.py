@@ -93,6 +93,8 @@ class LocalRenderer:
         from radial.generation.snapshot import read_snapshot
         from radial.generation.watch import Event
 
+        if self._ranks is not None:
+            self._ranks.check(request)
         steering = _Steering(listener, self._snapshot_seconds)
         model = self._models.get(request, steering.on_load, steering.on_download)
         steering.pipe = model.pipe

@@ -48,6 +48,14 @@ Preset = Annotated[
 ]
 NumFrames = Annotated[int | None, typer.Option(help="Length in frames.")]
 NumInferenceSteps = Annotated[int | None, typer.Option(help="Denoising steps.")]
+Cache = Annotated[
+    Literal["off", "auto", "fast"],
+    typer.Option(help="Leave out what hardly changes from step to step; auto with care, fast with less."),
+]
+GuidanceStart = Annotated[
+    float, typer.Option(help="Share of the steps before which guidance is left out, for half the time each.")
+]
+GuidanceEnd = Annotated[float, typer.Option(help="Share of the steps after which it is left out.")]
 Force = Annotated[
     bool, typer.Option("--force", help="Also what this machine has not the memory for; RADIAL_FORCE=1 does the same.")
 ]

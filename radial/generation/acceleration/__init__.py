@@ -1,0 +1,1 @@
+"""What a run leaves out to be faster: guidance in some steps, and what hardly changes from one step to the next."""

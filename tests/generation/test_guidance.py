@@ -1,0 +1,218 @@
+"""Guidance in some of a run's steps: what is left out, in every pipeline, and what it says of itself."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_every_pipeline import DRIVEN
+from tiny_pipelines import CASES, TinyCase
+from torch import Tensor, nn
+
+import radial
+from radial import RadialPattern, RequestError
+from radial.advice import advise
+from radial.generation.acceleration.calls import BATCHED, BY_TWO_CALLS, Calls
+from radial.generation.acceleration.guidance import guided_within
+from radial.generation.pipeline import describe_run, generate
+from radial.generation.resume import Step
+from radial.generation.snapshot import Snapshot
+from radial.loading.load import load
+from radial.models.find import find_model
+from radial.models.table import MODELS
+from radial.request import make_request
+
+STEPS = 2
+# Driven from Python alone, where a run is of more than its steps; and other checkpoints of pipelines that are there.
+OTHERS = {"wan-animate", "chronoedit", "framepack", "consisid", "wan-flf", "wan22-ti2v", "cogvideox15"}
+
+
+def transformers_of(pipe: Any) -> list[nn.Module]:
+    return [t for t in (getattr(pipe, name, None) for name in ("transformer", "transformer_2")) if t is not None]
+
+
+@contextlib.contextmanager
+def counting(pipe: Any) -> Iterator[list[int]]:
+    """The number of clips in each call of the transformers' first blocks: those that are computed."""
+    calls: list[int] = []
+
+    def count(_module: Any, args: Any, kwargs: Any) -> None:
+        calls.append(len(next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))))
+
+    hooks = []
+    for transformer in transformers_of(pipe):
+        lists = {name: x for name, x in transformer.named_children() if isinstance(x, nn.ModuleList)}
+        name = next(n for n in ("blocks", "transformer_blocks", "visual_transformer_blocks") if n in lists)
+        hooks.append(lists[name][0].register_forward_pre_hook(count, with_kwargs=True))
+    yield calls
+    for hook in hooks:
+        hook.remove()
+
+
+def run(case: TinyCase, pipe: Any, guided: range | None, **changes: Any) -> Tensor:
+    arguments = case.call(pipe) | {"num_inference_steps": STEPS} | changes
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    with contextlib.ExitStack() as stack:
+        if guided is not None:
+            calls = Calls(pipe, STEPS, guided=True)
+            stack.enter_context(calls.counted(transformers_of(pipe)))
+            stack.enter_context(guided_within(transformers_of(pipe), calls, guided))
+        stack.enter_context(torch.inference_mode())
+        return torch.as_tensor(case.latents(pipe(**arguments, generator=torch.Generator().manual_seed(1))))
+
+
+LTX_2_OFF = {
+    "audio_guidance_scale": 1.0, "stg_scale": 0.0, "modality_scale": 1.0, "audio_stg_scale": 0.0,
+    "audio_modality_scale": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in OTHERS])
+def test_steps_that_are_not_guided_make_one_pass(name: str) -> None:
+    """Without a guided step a run is the pipeline's own without guidance; with some it is in between."""
+    case = CASES[name]
+    pipe = case.build()
+    with counting(pipe) as calls:
+        own = run(case, pipe, None)
+    of_own = sum(calls)
+    with counting(pipe) as calls:
+        some = run(case, pipe, range(1, STEPS))
+    passes = 4 if name == "ltx2" else 2
+    assert sum(calls) * passes * STEPS == of_own * (passes * (STEPS - 1) + 1)
+    assert some.isfinite().all()
+    assert not torch.equal(some, own)
+    with counting(pipe) as calls:
+        none = run(case, pipe, range(0))
+    assert sum(calls) * passes == of_own
+    if name.startswith("hunyuan-video15"):
+        pipe.guider = pipe.guider.new(enabled=False)
+        without = run(case, pipe, None)
+    else:
+        off = {"true_cfg_scale" if "true_cfg_scale" in case.call(pipe) else "guidance_scale": 1.0}
+        without = run(case, pipe, None, **off | (LTX_2_OFF if name == "ltx2" else {}))
+    assert torch.allclose(none, without, atol=2e-5 * float(without.std()))
+
+
+@pytest.mark.parametrize("name", ["wan", "mochi"])
+def test_a_run_whose_steps_are_all_guided_is_the_pipelines_own(name: str) -> None:
+    """With stock attention and with radial attention, whose hook is called within."""
+    case = CASES[name]
+    pipe = case.build()
+    own = run(case, pipe, None)
+    assert torch.equal(run(case, pipe, range(STEPS)), own)
+    some = run(case, pipe, range(1))
+    with radial.apply(pipe, pattern=RadialPattern(decay=16.0, sink_frames=64), block_size=16):
+        assert torch.allclose(run(case, pipe, range(1)), some, atol=2e-5 * float(some.std()))
+    assert torch.equal(run(case, pipe, None), own)
+
+
+def test_every_pipeline_that_we_drive_is_known() -> None:
+    driven = {kind for spec in MODELS.values() for kind in (spec.text_pipeline, spec.image_pipeline)} - {None}
+    assert driven <= BATCHED | BY_TWO_CALLS
+    assert not BATCHED & BY_TWO_CALLS
+
+
+SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 9, "num_inference_steps": 4, "seed": 3}
+
+
+# One of each way of guiding, each with code of its own in diffusers.
+@pytest.mark.parametrize("name", [n for n in DRIVEN if n not in ("wan-vace", "wan22", "skyreels-v2", "cogvideox-i2v")])
+def test_distilled_models_make_one_pass(name: str, tmp_path: Path) -> None:
+    """As adapters distilled to few steps are run: at guidance 1 nothing is computed twice, nor at less."""
+    from PIL import Image
+
+    CASES[name].build().save_pretrained(tmp_path / name)
+    Image.new("RGB", (96, 64), "teal").save(tmp_path / "start.png")
+    image = str(tmp_path / "start.png") if "image" in DRIVEN[name] else None
+    fields = {"height": 64, "width": 96, "num_frames": 17, "seed": 3, "image": image, "snap": True}
+    fields |= {"prompt": "a red circle", "model": str(tmp_path / name), "num_inference_steps": 2}
+    model = load(make_request(**fields))
+    for scale in (1.0, 0.0) if name.startswith("hunyuan") else (1.0,):
+        with counting(model.pipe) as calls:
+            list(generate(make_request(**fields, guidance_scale=scale, guidance_end=0.5), model=model))
+        assert calls == [1, 1]
+
+
+def test_ltx_2_without_guidance_makes_one_pass(tmp_path: Path) -> None:
+    """Its pipeline guides the sound by itself, and has guidances of two other kinds."""
+    from radial.generation.pipeline import _call_arguments
+    from radial.generation.watch import Watch
+
+    pipe = CASES["ltx2"].build()
+    request = make_request(prompt="a", model="ltx-2", guidance_scale=1.0, seed=1).resolve()
+    model: Any = type("Model", (), {"pipe": pipe, "spec": MODELS["ltx-2"]})
+    arguments = _call_arguments(request, model, Watch(2, lambda event: None), {})
+    changes = {name: value for name, value in arguments.items() if "scale" in name and "decode" not in name}
+    with counting(pipe) as calls:
+        run(CASES["ltx2"], pipe, None, **changes)
+    assert calls == [1] * STEPS
+
+
+def test_an_interval_in_a_request(wan_folder: Path) -> None:
+    """The whole one is as before; another is another run, and makes so many passes fewer; the receipt tells it."""
+    fields = {"prompt": "a", "model": str(wan_folder)} | SMALL
+    plain = make_request(**fields)
+    model = load(plain)
+    with counting(model.pipe) as calls:
+        (whole,) = generate(plain, model=model)
+    assert len(calls) == 2 * 4
+    (same,) = generate(make_request(**fields, guidance_start=0.0, guidance_end=1.0), model=model)
+    assert np.array_equal(same.frames, whole.frames)
+    assert "guidance" not in whole.receipt
+    part = make_request(**fields, guidance_start=0.25, guidance_end=0.75).resolve()
+    with counting(model.pipe) as calls:
+        (some,) = generate(part, model=model)
+    assert len(calls) == 4 + 2
+    assert not np.array_equal(some.frames, whole.frames)
+    assert some.receipt["guidance"] == {"first_step": 1, "guided_steps": 2, "steps": 4}
+    assert describe_run(part, model) != describe_run(plain.resolve(), model)
+    with counting(model.pipe) as calls:
+        (again,) = generate(plain, model=model)
+    assert np.array_equal(again.frames, whole.frames)
+
+
+@pytest.mark.parametrize("name", ["wan22", "mochi"])
+def test_a_run_with_an_interval_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
+    CASES[name].build().save_pretrained(tmp_path / name)
+    request = make_request(
+        prompt="a red circle", model=str(tmp_path / name), height=64, width=96, num_frames=17, snap=True, seed=3,
+        num_inference_steps=4, dense_steps=1, guidance_start=0.25, guidance_end=0.75,
+    ).resolve()  # fmt: skip
+    model = load(request)
+    kept: dict[int, Snapshot] = {}
+
+    def keep(step: Step) -> Any:
+        kept[step.step] = step.snapshot()
+        return "go on"
+
+    (whole,) = generate(request, model=model, on_step=keep)
+    for done in (1, 3):
+        (resumed,) = generate(request, model=model, snapshot=kept[done])
+        assert np.array_equal(resumed.frames, whole.frames), done
+        assert resumed.receipt["attention"] == whole.receipt["attention"]
+
+
+def test_intervals_that_cannot_be_are_refused() -> None:
+    for fields, message in (
+        ({"guidance_start": 1.0}, "guidance_start must be less than 1, not 1.0"),
+        ({"guidance_end": 0.0}, "guidance_end must be greater than 0, not 0.0"),
+        ({"guidance_start": 0.5, "guidance_end": 0.5}, "leave none of the 20 steps guided"),
+        ({"guidance_start": 0.51, "guidance_end": 0.54}, "leave none of the 20 steps guided"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            make_request(prompt="a", **fields).resolve()
+    assert make_request(prompt="a", guidance_start=0.29, num_inference_steps=100).resolve().guided_steps[0] == 29
+
+
+def test_an_interval_without_effect_is_said() -> None:
+    request = make_request(prompt="a", guidance_scale=1.0, guidance_end=0.5).resolve()
+    assert any("guidance_start and guidance_end have no effect" in note for note in advise(request, find_model("tiny")))
+    request = make_request(prompt="a", model="hunyuan-video", guidance_end=0.5).resolve()
+    assert any("have no effect" in note for note in advise(request, MODELS["hunyuan-video"]))
+    request = request.with_values(true_cfg_scale=6.0)
+    assert not any("have no effect" in note for note in advise(request, MODELS["hunyuan-video"]))
