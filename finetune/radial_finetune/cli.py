@@ -1,4 +1,4 @@
-"""``radial finetune``: prepare a cache of clips, train an adapter on it, look into its file and convert it."""
+"""``radial finetune``: caption clips, prepare a cache of them, train an adapter, look into its file, convert it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import typer
 from rich import progress
 
 from radial.errors import RequestError
-from radial_finetune.data.cli import Pace, prepare, stderr
+from radial_finetune.data.cli import Pace, caption, prepare, stderr
 
 app = typer.Typer(name="finetune", help="Tune an adapter, for longer clips or a style.", no_args_is_help=True)
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")]
 
+app.command()(caption)
 app.command()(prepare)
 
 

@@ -20,6 +20,7 @@ from radial_finetune.data.clips import Cut
 stderr = Console(stderr=True)
 
 _NOTES = 10  # on files, that prepare prints; the report has all
+_LONGEST_PROMPT = 4000
 _PAUSE = 30.0  # seconds between two lines of a log at most
 
 
@@ -177,3 +178,65 @@ def check_colour(name: str) -> None:
         ImageColor.getrgb(name)
     except ValueError:
         raise RequestError(f"--ground takes a colour, such as white or #7f7f7f, not {name[:40]!r}") from None
+
+
+def caption(
+    folder: Annotated[Path, typer.Argument(help="Folder of videos and pictures.")],
+    model: Annotated[
+        str, typer.Option(help="A vision language model that transformers knows: a hub id, or its folder.")
+    ],
+    prompt: Annotated[str | None, typer.Option(help="What it is asked.")] = None,
+    frames: Annotated[int, typer.Option(min=1, max=64, help="Frames of a video that it is shown.")] = 8,
+    trigger: Annotated[str, typer.Option(help="A word that every caption begins with.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=2048, help="Tokens of a caption at most.")] = 256,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace captions that are there.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "float16", "bfloat16"], typer.Option(help="Numbers that it computes in.")
+    ] = "auto",
+) -> None:
+    """Write a caption beside every video and picture that has none. Stopped, it goes on where it was."""
+    from radial.errors import ModelError, OutputError
+    from radial_finetune.data.captioner import (
+        PROMPT,
+        check_trigger,
+        files_to_caption,
+        load_captioner,
+        write_caption,
+    )
+
+    asked = PROMPT if prompt is None else prompt.strip()
+    if not asked or len(asked) > _LONGEST_PROMPT:
+        raise RequestError(f"--prompt takes 1 to {_LONGEST_PROMPT} letters, not {len(asked)}")
+    trigger = check_trigger(trigger)
+    todo = files_to_caption(folder, overwrite=overwrite)
+    if not todo:
+        stderr.print("every clip has a caption; --overwrite writes them anew", highlight=False)
+        return
+    columns = (
+        progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+    )  # fmt: skip
+    failed: list[str] = []
+    with progress.Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+        coming = bar.add_task("loading", total=None)
+        captioner = load_captioner(
+            model, device, dtype, lambda done, total: bar.update(coming, completed=done, total=total),
+            prompt=asked, frames=frames, trigger=trigger, max_new_tokens=max_new_tokens,
+        )  # fmt: skip
+        bar.remove_task(coming)
+        task = bar.add_task("captions", total=len(todo))
+        pace = Pace(len(todo))
+        for done, file in enumerate(todo, 1):
+            bar.update(task, completed=done - 1, description=file.name)
+            if bar.disable and pace.is_due(done):
+                stderr.print(f"file {done} of {len(todo)}: {file.name}", highlight=False, markup=False, soft_wrap=True)
+            try:
+                said = captioner.describe(file)
+            except (OutputError, RequestError) as error:
+                failed.append(str(error))
+                stderr.print(f"left out: {error}", highlight=False, markup=False, soft_wrap=True)
+                continue
+            print(write_caption(file, said, overwrite=overwrite))
+    if failed:
+        raise ModelError(f"{len(failed)} of {len(todo)} have no caption, such as this: {failed[0]}")
