@@ -464,3 +464,45 @@ def test_frames_that_are_shown_again_are_told(tmp_path: Path) -> None:
         list(resample(source(tmp_path / "a.mp4"), 16, notes))
         again = [note for note in notes if "are shown again" in note]
         assert [note.split(": ")[1].split()[0] for note in again] == told
+
+
+def edges_of(clip: Any) -> list[float]:
+    """How bright the outermost rows and columns are."""
+    return [float(edge[..., 0].mean()) for edge in (clip[:, 0], clip[:, -1], clip[:, :, 0], clip[:, :, -1])]
+
+
+@pytest.mark.parametrize(("above", "below", "left", "right"), [(12, 12, 0, 0), (0, 0, 16, 16), (8, 8, 10, 10)])
+def test_black_bars_are_told_or_cut_off(tmp_path: Path, above: int, below: int, left: int, right: int) -> None:
+    """A letterbox, a pillarbox, and both; where they are cut off, the shape within chooses the size."""
+    inner = moving(17, 96 - above - below, 128 - left - right)
+    framed = np.pad(inner, ((0, 0), (above, below), (left, right), (0, 0)))
+    write_video(tmp_path / "a.mp4", framed)
+    sizes = ((24, 64), (48, 48), (32, 64), (36, 48))
+    cut = Cut(tuple(Bucket(9, *size) for size in sizes), fps=16)
+    notes: list[str] = []
+    (kept,) = read_clips(source(tmp_path / "a.mp4"), cut, Counter(), notes)
+    assert kept.shape == (9, 36, 48, 3)  # the shape of the whole frame
+    assert min(edges_of(kept)) < 10
+    assert [note.split(":")[0] for note in notes] == ["a.mp4 has black bars around it"]
+    assert "--crop-bars" in notes[0]
+    notes.clear()
+    (kept,) = read_clips(source(tmp_path / "a.mp4"), replace(cut, crop_bars=True), Counter(), notes)
+    assert min(edges_of(kept)) > 40
+    assert "its black bars are cut off" in notes[0]
+    want = min(sizes, key=lambda size: abs(np.log(size[1] / size[0] * inner.shape[1] / inner.shape[2])))
+    assert kept.shape[1:3] == want
+
+
+@pytest.mark.parametrize("pads", [((12, 0), (0, 0)), ((0, 0), (0, 40)), ((0, 0), (0, 0)), ((40, 40), (0, 0))])
+def test_what_is_dark_on_one_side_is_no_bar(tmp_path: Path, pads: Any) -> None:
+    """Nor what is bright at some time, nor a small thing on a black ground."""
+    framed = np.pad(moving(17, 96 - sum(pads[0]), 128 - sum(pads[1])), ((0, 0), *pads, (0, 0)))
+    if not any(map(any, pads)):
+        framed[:, :12] = framed[:, -12:] = 0
+        framed[16, :12, 5] = 200  # a light in what seemed a bar
+    write_video(tmp_path / "a.mp4", framed)
+    for crop_bars in (False, True):
+        notes: list[str] = []
+        cut = Cut((Bucket(9, 48, 64),), fps=16, crop_bars=crop_bars)
+        list(read_clips(source(tmp_path / "a.mp4"), cut, Counter(), notes))
+        assert not any("bars" in note for note in notes)

@@ -69,6 +69,9 @@ def prepare(
     static_threshold: Annotated[
         float, typer.Option(min=0, help="Change of a pixel in a second, of 255, below which a clip is left out.")
     ] = 1.0,
+    crop_bars: Annotated[
+        bool, typer.Option("--crop-bars", help="Cut off black bars around videos; else they are but told.")
+    ] = False,
     ground: Annotated[str, typer.Option(help="Colour under see-through parts, such as white or #7f7f7f.")] = "black",
     max_clips: Annotated[
         int | None, typer.Option(min=1, help="Clips of a file at most, spread over it; a dataset.toml may say others.")
@@ -136,7 +139,7 @@ def prepare(
     loaded = load(request)
     cut = Cut(
         tuple(shapes), fps or float(loaded.spec.fps), crop, static_threshold=static_threshold, ground=ground,
-        max_clips=max_clips, seed=seed,
+        max_clips=max_clips, seed=seed, crop_bars=crop_bars,
     )  # fmt: skip
     with progress.Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
         task = bar.add_task("encoding", total=len(sources))

@@ -17,7 +17,7 @@ from radial.errors import ModelError, OutputError, RequestError
 from radial.video.images import read_image
 from radial.video.reader import open_clip, rate_note
 from radial_finetune.data.buckets import Bucket, nearest_size
-from radial_finetune.data.scenes import Scenes, has_dissolve
+from radial_finetune.data.scenes import Bars, Scenes, has_dissolve
 from radial_finetune.data.sources import Source
 
 Frames = NDArray[np.uint8]
@@ -39,6 +39,8 @@ class Cut:
         ground: the colour under see-through parts.
         max_clips: clips taken of a file at most, where its source says nothing else.
         seed: decides which.
+        crop_bars: whether black bars around a video are cut off before anything else, for which its file is read once
+            more; else they are told.
     """
 
     buckets: tuple[Bucket, ...]
@@ -50,6 +52,7 @@ class Cut:
     ground: str = field(default="black", repr=False)
     max_clips: int | None = field(default=None, repr=False)
     seed: int = field(default=0, repr=False)
+    crop_bars: bool = field(default=False, repr=False)
 
     @property
     def picture_sizes(self) -> set[tuple[int, int]]:
@@ -63,9 +66,10 @@ class Cut:
 
     def also(self, source: Source) -> str:
         """What decides on a source's clips beside the repr; empty where nothing was chosen."""
-        ground = "" if self.ground == "black" else f" on {self.ground}"
+        told = "" if self.ground == "black" else f" on {self.ground}"
+        told += " without bars" if self.crop_bars else ""
         most = self.most_of(source)
-        return ground if most is None else f"{ground} at most {most} by {self.seed}"
+        return told if most is None else f"{told} at most {most} by {self.seed}"
 
 
 _LONGEST_STILL = 10.0  # seconds that a frame is shown at most: beyond lies a gap between time stamps
@@ -146,7 +150,16 @@ def _read_video(source: Source, cut: Cut, dropped: Counter[str], notes: list[str
     lengths: list[int] = []
     last: Frames | None = None
     size, place, number = (0, 0), (0.5, 0.5), 0
-    for frame in resample(source, cut.fps, notes, cut.ground):
+    bars = Bars()
+    within = _find_bars(source, cut, notes) if cut.crop_bars else None
+    shown: Frames | None = None
+    for whole in resample(source, cut.fps, notes, cut.ground):
+        if within is None:
+            frame = whole
+            bars.look(whole)
+        else:  # a frame that is shown again stays the same one
+            frame = last if last is not None and whole is shown else whole[within]
+            shown = whole
         if not lengths:
             size = nearest_size(frame.shape[0], frame.shape[1], ((b.height, b.width) for b in cut.buckets))
             lengths = sorted({b.num_frames for b in cut.buckets if (b.height, b.width) == size}, reverse=True)
@@ -169,6 +182,18 @@ def _read_video(source: Source, cut: Cut, dropped: Counter[str], notes: list[str
                 yield clip
             scene = []
     yield from _split(scene, lengths, cut, dropped)
+    if bars.told:
+        notes.append(f"{source.name} has black bars around it: {bars.told}; --crop-bars cuts them off")
+
+
+def _find_bars(source: Source, cut: Cut, notes: list[str]) -> tuple[slice, slice]:
+    """The rows and columns of a video's frames that lie between black bars."""
+    bars = Bars()
+    for frame in resample(source, cut.fps, ground=cut.ground):
+        bars.look(frame)
+    if bars.told:
+        notes.append(f"{source.name}: its black bars are cut off; {bars.told}")
+    return bars.within
 
 
 def resample(source: Source, fps: float, notes: list[str] | None = None, ground: str = "black") -> Iterator[Frames]:

@@ -1,4 +1,4 @@
-"""Where one scene ends and another begins: at a cut, or in a dissolve from one to the other."""
+"""Where one scene ends and another begins, at a cut or in a dissolve from one to the other; and black bars around."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ Frames = NDArray[np.uint8]
 _WINDOWS = (0.5, 1.0, 1.5, 2.0, 3.0)  # seconds, within which a dissolve may lie
 _MIXTURES = 3  # frames of a dissolve, at least; fewer are a cut
 _BLACK = 20.0  # mean of a frame, in 0..255
+_BAR = 24  # what is no brighter anywhere and at any time can be a bar, in 0..255
+_LEAST_BAR, _MOST_BARS = 0.02, 0.6  # shares of a side: of one bar at least, of both together at most
+_EVERY = 8  # frames, of which bars are looked for in one
 _SMALL = 32  # side of the copies that dissolves are looked for in
 
 
@@ -83,3 +86,48 @@ def has_dissolve(clip: Frames, fps: float, threshold: float) -> bool:
             if ((off < 0.25).mean(1) > 0.75).all():
                 return True
     return False
+
+
+class Bars:
+    """Tells the black bars of a letterbox or pillarbox: on two sides facing each other, alike, black all the time."""
+
+    def __init__(self) -> None:
+        self._rows: NDArray[np.uint8] | None = None
+        self._columns: NDArray[np.uint8] | None = None
+        self._count = 0
+
+    def look(self, frame: Frames) -> None:
+        """Take a frame in its turn into account."""
+        self._count += 1
+        if self._count % _EVERY != 1:
+            return
+        bright = frame.max(2)
+        rows, columns = bright.max(1), bright.max(0)
+        if self._rows is None or self._columns is None or len(rows) != len(self._rows):
+            self._rows, self._columns = rows, columns
+        else:
+            self._rows, self._columns = np.maximum(rows, self._rows), np.maximum(columns, self._columns)
+
+    @property
+    def within(self) -> tuple[slice, slice]:
+        """The rows and columns between them; all where there are none."""
+        return _between(self._rows), _between(self._columns)
+
+    @property
+    def told(self) -> str:
+        """How much of a frame they are; empty where there are none."""
+        rows, columns = self.within
+        if self._rows is None or self._columns is None or rows == columns == slice(None):
+            return ""
+        high, wide = len(self._rows[rows]), len(self._columns[columns])
+        return f"{high}x{wide} pixels of {len(self._rows)}x{len(self._columns)} lie between them"
+
+
+def _between(bright: NDArray[np.uint8] | None) -> slice:
+    if bright is None or not (bright > _BAR).any():
+        return slice(None)
+    lit = np.flatnonzero(bright > _BAR)
+    size, first, last = len(bright), int(lit[0]), len(bright) - 1 - int(lit[-1])
+    alike = abs(first - last) <= 2 + _LEAST_BAR * size
+    wide = min(first, last) >= max(2, _LEAST_BAR * size) and first + last <= _MOST_BARS * size
+    return slice(first, size - last) if alike and wide else slice(None)
