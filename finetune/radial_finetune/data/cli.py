@@ -66,6 +66,9 @@ def prepare(
     ] = None,
     fps: Annotated[float | None, typer.Option(min=0.1, help="Frames a second, by default the model's.")] = None,
     crop: Annotated[Literal["centre", "random"], typer.Option(help="Which part of a larger frame to keep.")] = "centre",
+    cut_threshold: Annotated[
+        float, typer.Option(min=0, max=255, help="Change, of 255, that can be a new scene or a dissolve; 255: none is.")
+    ] = 15.0,
     static_threshold: Annotated[
         float, typer.Option(min=0, help="Change of a pixel in a second, of 255, below which a clip is left out.")
     ] = 1.0,
@@ -138,7 +141,7 @@ def prepare(
     ]
     loaded = load(request)
     cut = Cut(
-        tuple(shapes), fps or float(loaded.spec.fps), crop, static_threshold=static_threshold, ground=ground,
+        tuple(shapes), fps or float(loaded.spec.fps), crop, cut_threshold, static_threshold, ground=ground,
         max_clips=max_clips, seed=seed, crop_bars=crop_bars,
     )  # fmt: skip
     with progress.Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
