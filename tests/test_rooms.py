@@ -37,9 +37,9 @@ STATIONS = [
     "radial.version", "radial.errors", "radial.files", "radial.plans", "radial.video", "radial.attention",
     "radial.models", "radial.request", "radial.shorthands", "radial.advice", "radial.adapters",
     "radial.loading", "radial.generation",
-    "radial_finetune.world", "radial_finetune.noise", "radial_finetune.objective", "radial_finetune.data",
-    "radial_finetune.adapter", "radial_finetune.training", "radial_finetune.merge", "radial_finetune.pretrain",
-    "radial_finetune.evaluate", "radial_finetune.cli",
+    "radial_finetune.world", "radial_finetune.noise", "radial_finetune.sample_prompts", "radial_finetune.objective",
+    "radial_finetune.data", "radial_finetune.adapter", "radial_finetune.training", "radial_finetune.merge",
+    "radial_finetune.pretrain", "radial_finetune.evaluate", "radial_finetune.cli",
     "radial_app.client", "radial_app.jobs", "radial_app.tuning", "radial_app.worker", "radial_app.server",
     "radial_app.studio", "radial_app.cli", "radial_app.__main__",
 ]  # fmt: skip

@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 Fit = Literal["crop", "pad", "stretch"]
 Frames = NDArray[np.uint8]
 MAX_PIXELS = 100_000_000  # what a decompressed image may have
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".heic", ".bmp", ".tif", ".tiff")  # to tune on
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "TIFF")
 
 
-def read_image(path: Path, ground: str = "black") -> tuple[Image, tuple[str, ...]]:
-    """An image file in RGB as it is shown: upright, in sRGB, the first of several; and what the user should hear.
+def read_image(file: Path | bytes, ground: str = "black", name: str | None = None) -> tuple[Image, tuple[str, ...]]:
+    """An image file, or the content of one, in RGB as it is shown: upright, in sRGB, the first of several; and what the
+    user should hear.
 
     Args:
         ground: the colour under its see-through parts.
+        name: what to call it in messages.
 
     Raises:
         RequestError: the file is missing, no image, or larger than 100 megapixels.
@@ -37,18 +40,19 @@ def read_image(path: Path, ground: str = "black") -> tuple[Image, tuple[str, ...
     from PIL import Image, ImageOps
 
     notes = []
-    image = _open(path)
+    image = _open(file, name)
+    told = name or (file.name if isinstance(file, Path) else "the image")
     try:
         if getattr(image, "is_animated", False) and image.format != "MPO":
-            notes.append(f"{path.name} has several pictures: the first is taken")
+            notes.append(f"{told} has several pictures: the first is taken")
         image.load()
     except (OSError, SyntaxError, ValueError) as error:
-        raise RequestError(f"{path} is torn: it cannot be read to its end") from error
+        raise RequestError(f"{name or _name_of(file)} is torn: it cannot be read to its end") from error
     image = _in_srgb(_in_eight_bit(ImageOps.exif_transpose(image)))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         if np.asarray(image.getchannel("A")).min(initial=255) < 255:
-            notes.append(f"{path.name} is see-through in parts: what lies under them is {ground}")
+            notes.append(f"{told} is see-through in parts: what lies under them is {ground}")
         image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
     return image.convert("RGB"), tuple(notes)
 
@@ -97,26 +101,32 @@ def check_clip(path: Path) -> None:
     raise RequestError(problem)
 
 
-def _open(path: Path) -> Image:
+def _name_of(file: Path | bytes) -> str:
+    return str(file) if isinstance(file, Path) else "the image"
+
+
+def _open(file: Path | bytes, name: str | None = None) -> Image:
     from PIL import Image
 
-    if not os.path.isfile(path):  # False for names that no path can be
-        raise RequestError(f"no such file: {path}")
-    _register_heif(path)
+    name = name or _name_of(file)
+    if isinstance(file, Path) and not os.path.isfile(file):  # False for names that no path can be
+        raise RequestError(f"no such file: {name}")
+    _register_heif(file, name)
     Image.init()
+    content = file if isinstance(file, Path) else io.BytesIO(file)
     try:
-        image: Image.Image = Image.open(path, formats=[name for name in _FORMATS if name in Image.ID])
+        image: Image.Image = Image.open(content, formats=[kind for kind in _FORMATS if kind in Image.ID])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        problem = f"{path} is not an image that can be read ({', '.join(_FORMATS)})"
-        with contextlib.suppress(OutputError), open_clip(path):
-            problem = f"{path} is a clip, and no image: take it as the clip to extend"
+        problem = f"{name} is not an image that can be read ({', '.join(_FORMATS)})"
+        with contextlib.suppress(OutputError), open_clip(file):
+            problem = f"{name} is a clip, and no image: take it as the clip to extend"
         raise RequestError(problem) from error
     if image.width * image.height > MAX_PIXELS:
-        raise RequestError(f"{path} has {image.width}x{image.height} pixels; 100 megapixels are the most")
+        raise RequestError(f"{name} has {image.width}x{image.height} pixels; 100 megapixels are the most")
     return image
 
 
-def _register_heif(path: Path) -> None:
+def _register_heif(file: Path | bytes, name: str) -> None:
     """Have Pillow read the pictures of phones.
 
     Raises:
@@ -125,11 +135,12 @@ def _register_heif(path: Path) -> None:
     try:
         import pillow_heif
     except ImportError as error:
-        with path.open("rb") as content:
-            if picture_suffix(content.read(32)) == ".heic":
-                raise RequestError(
-                    f"{path} is a HEIC picture, which needs pillow-heif: pip install pillow-heif"
-                ) from error
+        head = file[:32] if isinstance(file, bytes) else b""
+        if isinstance(file, Path):
+            with file.open("rb") as content:
+                head = content.read(32)
+        if picture_suffix(head) == ".heic":
+            raise RequestError(f"{name} is a HEIC picture, which needs pillow-heif: pip install pillow-heif") from error
         return
     pillow_heif.register_heif_opener()
 

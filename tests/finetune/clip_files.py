@@ -8,7 +8,8 @@ from typing import Any
 
 import av
 
-from radial_finetune.data.clips import Bucket, Cut
+from radial_finetune.data.buckets import Bucket
+from radial_finetune.data.clips import Cut
 
 CUT = Cut((Bucket(9, 32, 32),), fps=16)
 

@@ -12,7 +12,8 @@ from clip_files import CUT, write_video
 
 from radial.loading.load import LoadedModel, load
 from radial.request import make_request
-from radial_finetune.data.clips import Bucket, Cut
+from radial_finetune.data.buckets import Bucket
+from radial_finetune.data.clips import Cut
 from radial_finetune.data.prepare import prepare
 from radial_finetune.data.sources import find_sources
 from radial_finetune.world import describe, draw_scene, render

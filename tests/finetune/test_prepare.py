@@ -19,10 +19,13 @@ from PIL import Image
 
 from radial import ModelError, OutputError, RequestError
 from radial.loading.load import LoadedModel
+from radial_finetune.data import decoding
 from radial_finetune.data import prepare as preparing
+from radial_finetune.data.buckets import Bucket
 from radial_finetune.data.cache import read_clip, read_index
-from radial_finetune.data.clips import Bucket, Cut, read_clips, resample
+from radial_finetune.data.clips import Cut, read_clips, resample
 from radial_finetune.data.prepare import prepare
+from radial_finetune.data.scenes import has_dissolve
 from radial_finetune.data.sources import Source, find_sources
 
 
@@ -133,7 +136,7 @@ def test_captions_beside_files_or_in_a_table(data: Path, tmp_path: Path) -> None
         ("metadata.jsonl", '{"file": "../a.mp4", "caption": "x"}', r"no file \.\./a\.mp4"),
         ("metadata.csv", "file,caption\nnone.mp4,x\n", r"no file none\.mp4"),
         ("metadata.csv", "file,caption\n", "names no clips"),
-        ("a.mp4", "", r"1 of 1 videos have no caption beside them, such as a\.mp4"),
+        ("a.mp4", "", r"1 of 1 files have no caption beside them, such as a\.mp4"),
         ("notes.md", "", "has no videos"),
         ("a.tar", "", "cannot be read as a dataset"),
         ("a.parquet", "", "cannot be read as a dataset"),
@@ -244,8 +247,8 @@ def test_files_that_are_as_they_were_are_not_even_decoded(
     for file in data.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     decoded: list[str] = []
-    plain = preparing.read_clips
-    monkeypatch.setattr(preparing, "read_clips", lambda s, *a: (decoded.append(s.name), plain(s, *a))[1])
+    plain = decoding.read_clips
+    monkeypatch.setattr(decoding, "read_clips", lambda s, *a: (decoded.append(s.name), plain(s, *a))[1])
     first = prepare(find_sources(tmp_path), tmp_path / "cache", model, CUT)
     index = read_index(tmp_path / "cache")
     assert sorted(decoded) == [f"{i}.mp4" for i in range(8)]
@@ -275,7 +278,7 @@ def test_an_error_that_nobody_expects_ends_it(
     def broken(*arguments: Any) -> Any:
         raise MemoryError("of the decoder")
 
-    monkeypatch.setattr(preparing, "read_clips", broken)
+    monkeypatch.setattr(decoding, "read_clips", broken)
     with pytest.raises(MemoryError, match="of the decoder"):
         prepare(find_sources(data), tmp_path, model, CUT)
 
@@ -309,7 +312,7 @@ def test_a_cache_that_was_cut_off_goes_on(
 def test_corrupt_files_are_named_and_counted(data: Path, model: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     (tmp_path / "bad.txt").write_text("x")
-    with pytest.raises(ModelError, match=r"none of the 1 files can be read as a video, such as bad\.mp4"):
+    with pytest.raises(ModelError, match=r"none of the 1 files can be read as a video or picture, such as bad\.mp4"):
         prepare(find_sources(tmp_path), tmp_path / "cache", model, CUT)
     os.link(data / "0.mp4", tmp_path / "good.mp4")
     (tmp_path / "good.txt").write_text("a shape")
@@ -408,3 +411,98 @@ def test_a_gap_between_time_stamps_is_capped(tmp_path: Path) -> None:
     frames = list(resample(Source("gap.mkv", "a", file), 16, notes))
     assert 160 <= len(frames) <= 170
     assert any("shows a frame for more than 10 s" in note for note in notes)
+
+
+def mixed(one: Any, two: Any, shares: Any) -> Any:
+    """A square runs over two grounds, of which so much of the second is seen; none over black."""
+    frames = []
+    for number, share in enumerate(shares):
+        both = [ground.copy() for ground in (one, two)]
+        for ground in both:
+            ground[8:16, number % 48 : number % 48 + 8] = 250 * bool(ground.any())
+        frames.append((1 - share) * both[0] + share * both[1])
+    return np.stack(frames).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("frames", [8, 16, 24])
+def test_clips_with_a_dissolve_or_a_fade_are_left_out(tmp_path: Path, frames: int) -> None:
+    rng = np.random.default_rng(1)
+    one, two = (rng.integers(0, 250, (6, 8, 3)).repeat(8, 0).repeat(8, 1) for _ in range(2))
+    dissolve = mixed(one, two, np.concatenate([np.zeros(14), np.linspace(0, 1, frames + 2), np.ones(40)])[:56])
+    fade = mixed(one, np.zeros_like(two), np.concatenate([np.zeros(53 - frames), np.linspace(0, 1, frames)]))
+    plain = mixed(one, two, np.zeros(56))
+    assert [has_dissolve(clip, 16, 15.0) for clip in (dissolve, fade, fade[::-1], plain)] == [True, True, True, False]
+    for name, clip, want in (("dissolve", dissolve, 0), ("plain", plain, 1)):
+        write_video(tmp_path / "a.mp4", clip)
+        dropped = Counter[str]()
+        assert len(list(read_clips(source(tmp_path / "a.mp4"), Cut((Bucket(53, 32, 32),), fps=16), dropped))) == want
+        assert dropped["dissolve"] == 1 - want, name
+
+
+@pytest.mark.parametrize("speed", [1, 3, 6])
+def test_a_pan_is_no_dissolve(tmp_path: Path, speed: int) -> None:
+    """Over a soft ground and over a rough one, also one that begins and ends at rest."""
+    rng = np.random.default_rng(2)
+    rough = rng.integers(0, 250, (6, 60, 3)).repeat(8, 0).repeat(8, 1)
+    soft = np.tile((np.arange(480) * 0.5)[None, :, None], (48, 1, 3))
+    places = np.concatenate([np.zeros(8), np.arange(24), np.full(8, 23)]).astype(int) * speed
+    for name, ground in (("rough", rough), ("soft", soft)):
+        ramp = moving(40 * speed, 48, 96)[::speed]  # what goes out on one side comes in on the other
+        assert not has_dissolve(ramp, 16, 15.0)
+        for kind, steps in (("whole", np.arange(40) * speed), ("resting", places)):
+            write_video(tmp_path / "a.mp4", np.stack([ground[:, x : x + 64] for x in steps]).astype(np.uint8))
+            dropped = Counter[str]()
+            list(read_clips(source(tmp_path / "a.mp4"), Cut((Bucket(37, 32, 32),), fps=16), dropped))
+            assert not dropped["dissolve"], (name, kind)
+
+
+def test_frames_that_are_shown_again_are_told(tmp_path: Path) -> None:
+    """At 16 a second: of 24 none, of 14 an eighth, of 8 half."""
+    for fps, told in ((24, []), (14, ["12%"]), (8, ["50%"])):
+        write_video(tmp_path / "a.mp4", moving(4 * fps, width=96), fps)
+        notes: list[str] = []
+        list(resample(source(tmp_path / "a.mp4"), 16, notes))
+        again = [note for note in notes if "are shown again" in note]
+        assert [note.split(": ")[1].split()[0] for note in again] == told
+
+
+def edges_of(clip: Any) -> list[float]:
+    """How bright the outermost rows and columns are."""
+    return [float(edge[..., 0].mean()) for edge in (clip[:, 0], clip[:, -1], clip[:, :, 0], clip[:, :, -1])]
+
+
+@pytest.mark.parametrize(("above", "below", "left", "right"), [(12, 12, 0, 0), (0, 0, 16, 16), (8, 8, 10, 10)])
+def test_black_bars_are_told_or_cut_off(tmp_path: Path, above: int, below: int, left: int, right: int) -> None:
+    """A letterbox, a pillarbox, and both; where they are cut off, the shape within chooses the size."""
+    inner = moving(17, 96 - above - below, 128 - left - right)
+    framed = np.pad(inner, ((0, 0), (above, below), (left, right), (0, 0)))
+    write_video(tmp_path / "a.mp4", framed)
+    sizes = ((24, 64), (48, 48), (32, 64), (36, 48))
+    cut = Cut(tuple(Bucket(9, *size) for size in sizes), fps=16)
+    notes: list[str] = []
+    (kept,) = read_clips(source(tmp_path / "a.mp4"), cut, Counter(), notes)
+    assert kept.shape == (9, 36, 48, 3)  # the shape of the whole frame
+    assert min(edges_of(kept)) < 10
+    assert [note.split(":")[0] for note in notes] == ["a.mp4 has black bars around it"]
+    assert "--crop-bars" in notes[0]
+    notes.clear()
+    (kept,) = read_clips(source(tmp_path / "a.mp4"), replace(cut, crop_bars=True), Counter(), notes)
+    assert min(edges_of(kept)) > 40
+    assert "its black bars are cut off" in notes[0]
+    want = min(sizes, key=lambda size: abs(np.log(size[1] / size[0] * inner.shape[1] / inner.shape[2])))
+    assert kept.shape[1:3] == want
+
+
+@pytest.mark.parametrize("pads", [((12, 0), (0, 0)), ((0, 0), (0, 40)), ((0, 0), (0, 0)), ((40, 40), (0, 0))])
+def test_what_is_dark_on_one_side_is_no_bar(tmp_path: Path, pads: Any) -> None:
+    """Nor what is bright at some time, nor a small thing on a black ground."""
+    framed = np.pad(moving(17, 96 - sum(pads[0]), 128 - sum(pads[1])), ((0, 0), *pads, (0, 0)))
+    if not any(map(any, pads)):
+        framed[:, :12] = framed[:, -12:] = 0
+        framed[16, :12, 5] = 200  # a light in what seemed a bar
+    write_video(tmp_path / "a.mp4", framed)
+    for crop_bars in (False, True):
+        notes: list[str] = []
+        cut = Cut((Bucket(9, 48, 64),), fps=16, crop_bars=crop_bars)
+        list(read_clips(source(tmp_path / "a.mp4"), cut, Counter(), notes))
+        assert not any("bars" in note for note in notes)

@@ -610,7 +610,8 @@ def test_every_family_from_clips_to_a_clip(family: str, data: Path, tmp_path: Pa
     from tiny_pipelines import CASES
 
     from radial.loading.load import load
-    from radial_finetune.data.clips import Bucket, Cut
+    from radial_finetune.data.buckets import Bucket
+    from radial_finetune.data.clips import Cut
 
     folder = tmp_path / family
     CASES[family].build().save_pretrained(folder)

@@ -14,7 +14,7 @@ from radial import RequestError
 from radial.generation.pipeline import generate
 from radial.request import make_request
 from radial.video.clip import read_frames
-from radial_finetune.data.sample_prompts import parse_sample_prompt, read_sample_prompts
+from radial_finetune.sample_prompts import parse_sample_prompt, read_sample_prompts
 from radial_finetune.training import train
 from radial_finetune.training.config import make_config
 from radial_finetune.training.optimizers import (

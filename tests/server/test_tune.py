@@ -162,8 +162,11 @@ def test_what_goes_wrong_is_told(client: TestClient, paths: ServerPaths) -> None
         ({"/etc/evil.mp4": b"0000ftyp"}, "outside itself"),
         ({"C:\\evil.mp4": b"0000ftyp"}, "outside itself"),
         ({"a.txt": "no clip"}, "holds no clips"),
+        ({"a.png": b"GIF89a and what follows"}, "'a.png' is no JPEG, PNG"),
         ({"a.mp4": b"#EXTM3U\nfile:///etc/passwd"}, "no MP4, MOV"),
         ({"a.mp4": b""}, None),
+        ({"a.jpg": b"\xff\xd8\xff\xe0"}, None),
+        ({"a.heic": b"\0\0\0\x18ftypheic"}, None),
         ({"a.mp4": b"0000ftyp", "metadata.jsonl": b" " * (9 << 20)}, "larger than there is room"),
     ],
 )

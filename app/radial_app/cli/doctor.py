@@ -29,7 +29,7 @@ from radial_app.cli.terminal.options import DataDir
 from radial_app.jobs.folder import data_folder
 
 _EXTRAS = {
-    "server": "fastapi", "studio": "gradio", "train": "datasets", "eight-bit": "torchao",
+    "server": "fastapi", "studio": "gradio", "train": "datasets", "eight-bit": "torchao", "caption": "torchvision",
     "measure": "torchmetrics", "cluster": "ray", "flash": "flash_attn",
 }  # fmt: skip
 _PACKAGES = ("torch", "triton", "diffusers", "transformers", "accelerate", "peft", "av", "safetensors")

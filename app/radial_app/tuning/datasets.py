@@ -1,4 +1,4 @@
-"""Folders of captioned clips to tune on, and the archives that bring them over the web."""
+"""Folders of captioned clips and pictures to tune on, and the archives that bring them over the web."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from typing import BinaryIO
 from radial.errors import OutputError, RequestError
 from radial.files import discard
 from radial.video.clip import VIDEO_SUFFIXES
+from radial.video.images import PICTURE_SUFFIXES, picture_suffix
 
+MEDIA_SUFFIXES = (*VIDEO_SUFFIXES, *PICTURE_SUFFIXES)
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 MAX_FILES = 20_000
 MAX_BYTES = 20 << 30  # unpacked
@@ -29,7 +31,7 @@ _SPARE = 1 << 30  # bytes that stay free on the disk
 
 @dataclass(frozen=True)
 class Dataset:
-    """A folder in ``datasets``: its clips, how many of them have a caption beside them, and its size."""
+    """A folder in ``datasets``: its clips and pictures, how many of them have a caption beside them, and its size."""
 
     name: str
     clips: int
@@ -56,7 +58,7 @@ def dataset_path(folder: Path, name: str) -> Path:
 
 
 def take_archive(folder: Path, name: str, archive: BinaryIO) -> Dataset:
-    """Unpack clips, captions and tables of a zip file into a dataset of this name. Other files are left out.
+    """Unpack clips, pictures, captions and tables of a zip file into a dataset of this name. Other files are left out.
 
     Raises:
         RequestError: it is no zip file, names files outside itself, holds too much or no clips, or the name is taken.
@@ -100,8 +102,8 @@ def _check_directory(archive: BinaryIO) -> None:
 
 def _unpack(archive: zipfile.ZipFile, folder: Path) -> None:
     chosen = [(entry, path) for entry in archive.infolist() if (path := _place(entry)) is not None]
-    if not any(path.suffix.lower() in VIDEO_SUFFIXES for _, path in chosen):
-        raise RequestError(f"the zip file holds no clips ({', '.join(VIDEO_SUFFIXES)})")
+    if not any(path.suffix.lower() in MEDIA_SUFFIXES for _, path in chosen):
+        raise RequestError(f"the zip file holds no clips or pictures ({', '.join(MEDIA_SUFFIXES)})")
     if len(chosen) > MAX_FILES:
         raise RequestError(f"the zip file holds {len(chosen)} files; {MAX_FILES} are most")
     first = {path.parts[0] for _, path in chosen}
@@ -130,18 +132,21 @@ def _place(entry: zipfile.ZipInfo) -> PurePosixPath | None:
         raise RequestError(f"{entry.filename[:200]!r} is packed in a way that is not read: pack with deflate")
     if entry.is_dir() or any(part.startswith((".", "__")) for part in path.parts):
         return None
-    useful = path.suffix.lower() in (*VIDEO_SUFFIXES, ".txt") or path.name in _TABLES
+    useful = path.suffix.lower() in (*MEDIA_SUFFIXES, ".txt") or path.name in _TABLES
     return path if useful else None
 
 
 def _copy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, place: Path, most: int) -> int:
     """Unpack one file: its bytes, whatever the archive says of them."""
-    most = most if place.suffix.lower() in VIDEO_SUFFIXES else min(most, _MAX_TEXT)
+    suffix = place.suffix.lower()
+    most = most if suffix in MEDIA_SUFFIXES else min(most, _MAX_TEXT)
     written = 0
     with archive.open(entry) as packed, place.open("xb") as file:
         while block := packed.read(1 << 20):
-            if not written and place.suffix.lower() in VIDEO_SUFFIXES and not _is_clip(block):
+            if not written and suffix in VIDEO_SUFFIXES and not _is_clip(block):
                 raise RequestError(f"{entry.filename[:200]!r} is no MP4, MOV, Matroska, WebM or AVI file")
+            if not written and suffix in PICTURE_SUFFIXES and not _is_picture(block):
+                raise RequestError(f"{entry.filename[:200]!r} is no JPEG, PNG, WebP, AVIF, HEIC, BMP or TIFF file")
             written += len(block)
             if written > most:
                 raise RequestError(f"{entry.filename[:200]!r} is larger than there is room for")
@@ -155,12 +160,19 @@ def _is_clip(head: bytes) -> bool:
     return iso or head.startswith(b"\x1aE\xdf\xa3") or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
 
 
+def _is_picture(head: bytes) -> bool:
+    """By how it begins."""
+    riff = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    others = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"BM", b"II*\0", b"MM\0*")
+    return riff or head.startswith(others) or picture_suffix(head[:32]) is not None
+
+
 def _look(path: Path) -> Dataset:
     clips = captions = size = 0
     for file in path.rglob("*"):
         with contextlib.suppress(OSError):
             size += file.stat().st_size if file.is_file() else 0
-        if file.suffix.lower() in VIDEO_SUFFIXES:
+        if file.suffix.lower() in MEDIA_SUFFIXES:
             clips += 1
             captions += file.with_suffix(".txt").is_file()
     return Dataset(path.name, clips, captions, size)

@@ -19,8 +19,7 @@ from pydantic import BaseModel
 
 from radial.errors import RequestError, first_line
 from radial.files import publish_text
-from radial.video.clip import VIDEO_SUFFIXES
-from radial_app.tuning.datasets import NAME, dataset_path
+from radial_app.tuning.datasets import MEDIA_SUFFIXES, NAME, dataset_path
 from radial_app.tuning.settings import Preparation, Training, as_toml
 from radial_app.tuning.tasks import Task, read_json, run_command
 
@@ -105,7 +104,7 @@ class Tuning:
         for picture in (*PICTURES, "report.json"):
             (folder / "cache" / picture).unlink(missing_ok=True)
         publish_text(folder / "run.json", json.dumps({"preparation": preparation.model_dump(mode="json")}))
-        files = sum(path.suffix.lower() in VIDEO_SUFFIXES for path in dataset.rglob("*"))
+        files = sum(path.suffix.lower() in MEDIA_SUFFIXES for path in dataset.rglob("*"))
         Task(folder).start(arguments, phase="prepare", model=model, files=files)
         return self.get(preparation.name)
 

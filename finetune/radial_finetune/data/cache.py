@@ -16,18 +16,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from radial.errors import RequestError
 from radial.files import publish, publish_text
-from radial_finetune.data.clips import Bucket, Frames
+from radial_finetune.data.buckets import Bucket
 
 VERSION = 2
 
 
 @dataclass(frozen=True)
 class CachedClip:
-    """One clip: its key and shard, its size, its caption, and the number of it within its source."""
+    """One clip: its key and shard, its size, its caption, and the number of it within its source; further captions, of
+    which a step draws one, and how often it comes in an epoch."""
 
     key: str
     shard: str
@@ -35,6 +37,12 @@ class CachedClip:
     caption: str
     source: str
     clip: int
+    others: tuple[str, ...] = ()
+    num_repeats: int = 1
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return self.caption, *self.others
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,9 @@ class CacheIndex:
 
     @property
     def digest(self) -> str:
-        """Changes with the clips and their order, which decide what a run trains on."""
-        return hashlib.blake2b("".join(clip.key for clip in self.clips).encode(), digest_size=12).hexdigest()
+        """Changes with the clips, their order and their repeats, which decide what a run trains on."""
+        told = (clip.key + (f"*{clip.num_repeats}" if clip.num_repeats > 1 else "") for clip in self.clips)
+        return hashlib.blake2b("".join(told).encode(), digest_size=12).hexdigest()
 
 
 def read_index(cache: Path) -> CacheIndex:
@@ -68,7 +77,10 @@ def read_index(cache: Path) -> CacheIndex:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.get("version") != VERSION:
             raise RequestError(f"{cache} was made by another version; prepare it again in another folder")
-        clips = tuple(CachedClip(**clip | {"bucket": Bucket(**clip["bucket"])}) for clip in content.pop("clips"))
+        clips = tuple(
+            CachedClip(**clip | {"bucket": Bucket(**clip["bucket"]), "others": tuple(clip.get("others", ()))})
+            for clip in content.pop("clips")
+        )
         return CacheIndex(**content, clips=clips)
     except FileNotFoundError:
         raise RequestError(f"{cache} is no cache: it has no index.json; run `radial finetune prepare` first") from None
@@ -79,11 +91,20 @@ def read_index(cache: Path) -> CacheIndex:
 
 
 def write_index(cache: Path, index: CacheIndex) -> None:
-    write_json(cache / "index.json", asdict(index))
+    content = asdict(index)
+    for clip in content["clips"]:  # what most clips do not have is not written: as it always was
+        if not clip["others"]:
+            del clip["others"]
+        if clip["num_repeats"] == 1:
+            del clip["num_repeats"]
+    write_json(cache / "index.json", content)
 
 
-def read_clip(cache: Path, clip: CachedClip) -> tuple[Tensor, dict[str, Tensor]]:
+def read_clip(cache: Path, clip: CachedClip, caption: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
     """Latents ``[C, F, H, W]`` and text of a clip.
+
+    Args:
+        caption: the number of its caption that is wanted.
 
     Raises:
         RequestError: its shard is missing or torn.
@@ -93,13 +114,17 @@ def read_clip(cache: Path, clip: CachedClip) -> tuple[Tensor, dict[str, Tensor]]
     path = cache / clip.shard
     try:
         with safe_open(path, "pt") as shard:
-            prefix = f"{clip.key}/text/"
+            prefix = f"{clip.key}/{_text_name(caption)}/"
             names = [name for name in _names(path, path.stat().st_mtime_ns) if name.startswith(prefix)]
             return shard.get_tensor(f"{clip.key}/latents"), {
                 name.removeprefix(prefix): shard.get_tensor(name) for name in names
             }
     except (OSError, SafetensorError) as error:
         raise RequestError(f"{path} is missing or torn; prepare the cache again") from error
+
+
+def _text_name(caption: int) -> str:
+    return f"text{caption or ''}"
 
 
 def empty_text_file(cache: Path, fingerprint: str) -> Path:
@@ -144,11 +169,15 @@ class Shards:
         self._waiting: dict[str, Tensor] = {}
         self._keys: list[str] = []
 
-    def add(self, key: str, latents: Tensor, text: dict[str, Tensor]) -> None:
-        """Add a clip. Its shard is known after the next flush."""
+    def add(self, key: str, latents: Tensor, *texts: dict[str, Tensor]) -> None:
+        """Add a clip and the text of each of its captions. Its shard is known after the next flush."""
         self._waiting[f"{key}/latents"] = latents.contiguous().cpu()
         # Clones: a view would carry the whole batch's storage into the file.
-        self._waiting |= {f"{key}/text/{name}": value.cpu().clone() for name, value in text.items()}
+        self._waiting |= {
+            f"{key}/{_text_name(number)}/{name}": value.cpu().clone()
+            for number, text in enumerate(texts)
+            for name, value in text.items()
+        }
         self._keys.append(key)
         if len(self._keys) >= self._max_clips or sum(x.nbytes for x in self._waiting.values()) >= self._max_bytes:
             self.flush()
@@ -168,9 +197,10 @@ class Shards:
         self._waiting, self._keys = {}, []
 
 
-def content_key(frames: Frames, caption: str, fingerprint: str) -> str:
+def content_key(frames: NDArray[np.uint8], captions: tuple[str, ...], fingerprint: str) -> str:
     """The key of a clip."""
-    digest = hashlib.blake2b(f"{VERSION} {fingerprint} {frames.shape} {caption}".encode(), digest_size=12)
+    told = "\0".join(captions)
+    digest = hashlib.blake2b(f"{VERSION} {fingerprint} {frames.shape} {told}".encode(), digest_size=12)
     digest.update(np.ascontiguousarray(frames).data)
     return digest.hexdigest()
 

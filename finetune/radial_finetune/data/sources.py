@@ -1,4 +1,5 @@
-"""Where training clips come from: folders with captions, tables, Hugging Face datasets, WebDataset shards."""
+"""Where training clips come from: folders of videos and pictures with captions, tables, Hugging Face datasets,
+WebDataset shards."""
 
 from __future__ import annotations
 
@@ -9,87 +10,147 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from radial.errors import RequestError, first_line
 from radial.files import decode_text
 from radial.video.clip import VIDEO_SUFFIXES
+from radial.video.images import PICTURE_SUFFIXES
+from radial_finetune.data.captions import CAPTION_COLUMNS, captions_of, find_sidecars, read_sidecars
+from radial_finetune.data.directories import DATASET_FILE, Share, read_directories, share_of
 
-_CAPTION_COLUMNS = ("caption", "text", "txt", "prompt")
+_ALL = Share()
 
 
 @dataclass(frozen=True)
 class Source:
-    """A video and its caption.
+    """A video or picture and its captions.
 
     Attributes:
         name: what to call it in reports.
         content: its file, or a function that reads its bytes out of a dataset.
+        others: further captions; each step draws one of all.
+        unused: why nothing is taken of it; empty where it counts.
     """
 
     name: str
     caption: str
     content: Path | Callable[[], bytes] = field(compare=False)
+    others: tuple[str, ...] = ()
+    is_picture: bool = False
+    share: Share = _ALL
+    unused: str = ""
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        return self.caption, *self.others
+
+    def told(self, captions: tuple[str, ...]) -> Source:
+        """The same with other captions."""
+        return replace(self, caption=captions[0], others=captions[1:])
 
 
 # What systems and editors leave beside one's files.
 _NOT_ONES_OWN = re.compile(r"\..+|~\$.+|#.+#|.+~|__MACOSX|@eaDir")
 
 
-def find_sources(data: Path, *, inside: bool = False) -> list[Source]:
-    """The videos of a folder with sidecar ``.txt`` files or a ``metadata.jsonl`` or ``.csv``, of such a table itself,
-    of a dataset that the ``datasets`` library saved or reads (Parquet), or of WebDataset shards (``.tar``). Links are
-    followed; hidden files and those of editors are left out.
+def find_sources(data: Path, *, inside: bool = False, whole_captions: bool = False) -> list[Source]:
+    """The videos and pictures of a folder with sidecar ``.txt`` files or a ``metadata.jsonl`` or ``.csv``, of such a
+    table itself, of a dataset that the ``datasets`` library saved or reads (Parquet), of WebDataset shards (``.tar``),
+    or of all that a ``dataset.toml`` names. Links are followed; hidden files and those of editors are left out.
 
     Args:
         inside: whether files outside the folder are refused, as for folders that somebody else filled.
+        whole_captions: whether a text of several lines is one caption, and not one a line.
 
     Raises:
         RequestError: there is nothing to train on, or a caption or file is missing; the first are named.
     """
+    several = data if data.suffix == ".toml" else data / DATASET_FILE
+    if several.is_file():
+        return _find_in_directories(several, inside, whole_captions)
+    return _find_in(data, inside, whole_captions)
+
+
+def _find_in_directories(file: Path, inside: bool, whole: bool) -> list[Source]:
+    sources: list[Source] = []
+    seen: dict[str, str] = {}
+    for directory in read_directories(file):
+        place = file.parent / directory.path
+        if inside and not _lies_in(place, file.parent):
+            raise RequestError(f"{file}: {directory.path} lies outside the folder")
+        share = Share(num_repeats=directory.num_repeats, max_clips=directory.max_clips)
+        for found in _find_in(place, inside, whole):
+            if isinstance(found.content, Path):
+                real = os.path.realpath(found.content)
+                if real in seen:
+                    raise RequestError(
+                        f"{file}: {found.name} lies in {seen[real]} and in {directory.path}; name each file once"
+                    )
+                seen[real] = directory.path
+            own = found.share if found.share != _ALL else share  # what a table says of a row goes before
+            sources.append(replace(found, name=f"{directory.path.rstrip('/')}/{found.name}", share=own))
+    return sources
+
+
+def _find_in(data: Path, inside: bool, whole: bool) -> list[Source]:
     table = data if data.suffix in (".jsonl", ".csv") else next((p for p in _tables(data) if p.is_file()), None)
     if table is not None:
-        return _read_table(table, inside)
+        return _read_table(table, inside, whole)
     if not data.exists():
         raise RequestError(f"there is no folder {data}")
     if _is_dataset(data):
-        return _read_dataset(data, inside)
+        return _read_dataset(data, inside, whole)
     if not data.is_dir():
-        raise RequestError(f"{data} is neither a folder, a .jsonl or .csv table, nor a .tar of WebDataset")
-    files = sorted(p for p in _walk(data) if p.suffix.lower() in VIDEO_SUFFIXES)
+        raise RequestError(f"{data} is neither a folder, a .jsonl or .csv table, a .toml, nor a .tar of WebDataset")
+    files = find_media(data)
     if inside and (outside := next((p for p in files if not _lies_in(p, data)), None)) is not None:
         raise RequestError(f"{outside.relative_to(data)} lies outside the folder")
     if not files:
         raise RequestError(
-            f"{data} has no videos ({', '.join(VIDEO_SUFFIXES)}), no metadata.jsonl or metadata.csv, no saved dataset, "
-            "Parquet files or WebDataset shards"
+            f"{data} has no videos ({', '.join(VIDEO_SUFFIXES)}) or pictures ({', '.join(PICTURE_SUFFIXES)}), no "
+            f"metadata.jsonl, metadata.csv or {DATASET_FILE}, no saved dataset, Parquet files or WebDataset shards"
         )
-    without = [p.name for p in files if not p.with_suffix(".txt").is_file()]
+    sidecars = find_sidecars(files)
+    videos = {p.with_suffix("") for p in files if not is_picture(p)}
+    without = [p.name for p, texts in sidecars.items() if not texts and not (videos and is_picture(p))]
     if without:
-        raise RequestError(f"{len(without)} of {len(files)} videos have no caption beside them, such as {without[0]}")
-    return [Source(p.relative_to(data).as_posix(), _read_caption(p.with_suffix(".txt")), p) for p in files]
+        raise RequestError(
+            f"{len(without)} of {len(files)} files have no caption beside them, such as {without[0]}; "
+            "`radial finetune caption` writes them"
+        )
+    return [_read_file(file, data, texts, videos, whole) for file, texts in sidecars.items()]
 
 
-def _read_caption(file: Path) -> str:
-    try:
-        caption = decode_text(file.read_bytes()).strip()
-    except OSError as error:
-        raise RequestError(f"cannot read the caption {file}: {first_line(error)}") from error
-    except ValueError as error:
-        raise RequestError(f"the caption {file} {error}") from error
-    if not caption:
-        raise RequestError(f"the caption {file} is empty; say what the clip shows")
-    return caption
+def _read_file(file: Path, folder: Path, texts: list[Path], videos: set[Path], whole: bool) -> Source:
+    """A file of a folder. Among videos, pictures without a caption and those named as a video, as posters and covers
+    are, are told and left out."""
+    name, picture = file.relative_to(folder).as_posix(), is_picture(file)
+    if not texts:
+        return Source(name, "", file, is_picture=picture, unused="no caption beside it")
+    first, *others = read_sidecars(texts, whole=whole)
+    poster = "named as the video beside it" if picture and file.with_suffix("") in videos else ""
+    return Source(name, first, file, tuple(others), picture, unused=poster)
+
+
+def find_media(folder: Path) -> list[Path]:
+    """The videos and pictures of a folder and those in it, by name."""
+    return sorted(p for p in _walk(folder) if p.suffix.lower() in (*VIDEO_SUFFIXES, *PICTURE_SUFFIXES))
+
+
+def is_picture(file: Path) -> bool:
+    """Whether a file is a picture, by its name."""
+    return file.suffix.lower() in PICTURE_SUFFIXES
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """The files of a folder and of those in it, linked ones too, each folder once."""
+    """The files of a folder and of those in it, linked ones too, each folder once; none of a cache that lies there."""
     seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen:
+        if real in seen or {"index.json", "sources.jsonl"} <= set(files):
             folders.clear()
             continue
         seen.add(real)
@@ -105,7 +166,7 @@ def _tables(folder: Path) -> tuple[Path, Path]:
     return folder / "metadata.jsonl", folder / "metadata.csv"
 
 
-def _read_table(table: Path, inside: bool) -> list[Source]:
+def _read_table(table: Path, inside: bool, whole: bool) -> list[Source]:
     try:
         text = decode_text(table.read_bytes())
         rows: list[Any] = list(csv.DictReader(io.StringIO(text))) if table.suffix == ".csv" else []
@@ -122,25 +183,19 @@ def _read_table(table: Path, inside: bool) -> list[Source]:
     sources = []
     for number, row in enumerate(rows, 1):
         name = row.get("file") or row.get("file_name") if isinstance(row, dict) else None
-        caption = _caption(row) if isinstance(row, dict) else None
-        if not isinstance(name, str) or caption is None:
+        captions = captions_of(row, whole=whole) if isinstance(row, dict) else ()
+        if not isinstance(name, str) or not captions:
             raise RequestError(f"{table}, row {number}, must have a file and a caption")
         file = table.parent / name
         if inside and not _lies_in(file, table.parent):
             raise RequestError(f"{table}, row {number}: {name} lies outside the folder")
         if not file.is_file():
             raise RequestError(f"{table}, row {number}: no file {name}")
-        sources.append(Source(name, caption, file))
+        share = share_of(row, f"{table}, row {number}")
+        sources.append(Source(name, captions[0], file, captions[1:], is_picture(file), share))
     if not sources:
         raise RequestError(f"{table} names no clips")
     return sources
-
-
-def _caption(row: dict[str, Any]) -> str | None:
-    found = next((row[column] for column in _CAPTION_COLUMNS if isinstance(row.get(column), str)), None)
-    if found is None and isinstance(row.get("json"), dict):  # WebDataset's own place for what is known of a sample
-        return _caption(row["json"])
-    return None if found is None else found.strip()
 
 
 def _is_dataset(data: Path) -> bool:
@@ -150,7 +205,7 @@ def _is_dataset(data: Path) -> bool:
     return any((data / name).is_file() for name in saved) or any(data.glob("*.tar")) or any(data.rglob("*.parquet"))
 
 
-def _read_dataset(data: Path, inside: bool) -> list[Source]:
+def _read_dataset(data: Path, inside: bool, whole: bool) -> list[Source]:
     """Videos in a dataset stay where they are until they are decoded: only captions are read here."""
     try:
         import datasets
@@ -158,11 +213,14 @@ def _read_dataset(data: Path, inside: bool) -> list[Source]:
         raise RequestError(f"{data} needs the datasets library: pip install 'radial-video[train]'") from error
     try:
         rows = _open_dataset(datasets, data)
-        column = next((name for name in rows.column_names if _holds_videos(datasets, rows, name)), None)
+        column, picture = _find_column(datasets, rows)
         if column is None:
-            raise RequestError(f"{data} has no column of videos; its columns are {', '.join(rows.column_names)}")
-        rows = rows.cast_column(column, datasets.Video(decode=False))
-        others = [name for name in rows.column_names if name in (*_CAPTION_COLUMNS, "json", "__key__")]
+            raise RequestError(
+                f"{data} has no column of videos or pictures; its columns are {', '.join(rows.column_names)}"
+            )
+        rows = rows.cast_column(column, (datasets.Image if picture else datasets.Video)(decode=False))
+        known = (*CAPTION_COLUMNS, *Share.model_fields, "json", "__key__")
+        others = [name for name in rows.column_names if name in known]
         told = list(rows.select_columns(others)) if others else [{}] * len(rows)
     except RequestError:
         raise
@@ -170,11 +228,12 @@ def _read_dataset(data: Path, inside: bool) -> list[Source]:
         raise RequestError(f"{data} cannot be read as a dataset: {first_line(error)}") from error
     sources = []
     for number, row in enumerate(told):
-        caption = _caption(row)
-        if caption is None:
-            raise RequestError(f"{data}, row {number}, has no caption in any of {', '.join(_CAPTION_COLUMNS)}")
-        content = functools.partial(_read_video, rows, number, column, data, inside)
-        sources.append(Source(str(row.get("__key__", f"row {number}")), caption, content))
+        captions = captions_of(row, whole=whole)
+        if not captions:
+            raise RequestError(f"{data}, row {number}, has no caption in any of {', '.join(CAPTION_COLUMNS)}")
+        name, share = str(row.get("__key__", f"row {number}")), share_of(row, f"{data}, row {number}")
+        content = functools.partial(_read_row, rows, number, column, data, inside)
+        sources.append(Source(name, captions[0], content, captions[1:], picture, share))
     if not sources:
         raise RequestError(f"{data} has no rows")
     return sources
@@ -190,17 +249,20 @@ def _open_dataset(datasets: Any, data: Path) -> Any:
     return datasets.load_dataset("webdataset" if tars else "parquet", data_files={"train": files}, split="train")
 
 
-def _holds_videos(datasets: Any, rows: Any, column: str) -> bool:
-    feature = rows.features[column]
-    embedded = isinstance(feature, dict) and set(feature) == {"bytes", "path"}  # as Parquet holds them, untyped
-    return isinstance(feature, datasets.Video) or embedded
+def _find_column(datasets: Any, rows: Any) -> tuple[str | None, bool]:
+    """The column of videos, else that of pictures; and whether it is one of pictures."""
+    for name, feature in rows.features.items():
+        embedded = isinstance(feature, dict) and set(feature) == {"bytes", "path"}  # as Parquet holds them, untyped
+        if isinstance(feature, datasets.Video) or embedded:
+            return name, False
+    return next((name for name, one in rows.features.items() if isinstance(one, datasets.Image)), None), True
 
 
-def _read_video(rows: Any, number: int, column: str, folder: Path, inside: bool) -> bytes:
-    """One video out of a dataset."""
+def _read_row(rows: Any, number: int, column: str, folder: Path, inside: bool) -> bytes:
+    """One video or picture out of a dataset."""
     video = rows[number][column]
     if video is None:
-        raise OSError("the row has no video")
+        raise OSError("the row has no video or picture")
     if video["bytes"] is not None:
         return bytes(video["bytes"])
     file = folder / video["path"]

@@ -16,6 +16,7 @@ import torch
 
 from radial.loading.load import LoadedModel, load
 from radial.request import make_request
+from radial_finetune.data.buckets import Bucket
 from radial_finetune.data.cache import (
     CachedClip,
     CacheIndex,
@@ -24,7 +25,7 @@ from radial_finetune.data.cache import (
     write_index,
     write_tensors,
 )
-from radial_finetune.data.clips import Bucket, Frames
+from radial_finetune.data.clips import Frames
 from radial_finetune.data.prepare import encode_texts
 from radial_finetune.objective import find_objective
 from radial_finetune.pretrain.autoencoder import encode_clip

@@ -23,8 +23,8 @@ from radial.plans.policy import Schedule
 from radial.request import make_request
 from radial_finetune.adapter.file import is_norm
 from radial_finetune.adapter.place import add_adapter
+from radial_finetune.data.buckets import Bucket
 from radial_finetune.data.cache import CacheIndex
-from radial_finetune.data.clips import Bucket
 from radial_finetune.objective import Objective, find_objective
 from radial_finetune.training.activations import offloaded_checkpoint
 from radial_finetune.training.config import FinetuneConfig
@@ -103,7 +103,8 @@ def adapter_settings(
         trigger=config.trigger,
         expert=config.expert,
         attention=config.attention,
-        tuned_frames=tuple(sorted({bucket.num_frames for bucket in buckets})),
+        # Pictures among clips make it none for clips of every length in between.
+        tuned_frames=tuple(sorted({b.num_frames for b in buckets if b.num_frames > 1} or {1})),
         decay=config.decay or pattern.decay,
         skip_width=config.skip_width or pattern.skip_width,
         sink_frames=pattern.sink_frames,

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radial.errors import RequestError
+from radial_finetune.data.buckets import Bucket
 from radial_finetune.data.cache import CachedClip, CacheIndex, read_clip, read_empty_text, stack_latents
-from radial_finetune.data.clips import Bucket
 from radial_finetune.noise import NoiseLevels, Sampling, noise_shift
 from radial_finetune.objective import Objective, Text, expert_span
 from radial_finetune.training.config import FinetuneConfig
@@ -60,7 +60,7 @@ class Batches:
             )
         self._by_bucket: dict[Bucket, list[CachedClip]] = {}
         for clip in self.train:
-            self._by_bucket.setdefault(clip.bucket, []).append(clip)
+            self._by_bucket.setdefault(clip.bucket, []).extend([clip] * clip.num_repeats)
         self._buckets = sorted(self._by_bucket)
         self._which = self._choose_buckets(config.steps * config.gradient_accumulation_steps)
         self._place = _count_earlier(self._which, len(self._buckets))
@@ -125,7 +125,8 @@ class Batches:
         dropped = torch.rand(whole, generator=generator) < config.caption_dropout
         sigma = self.levels_of(bucket).draw(whole, generator)
         own = range(self._rank, whole, self._ranks)
-        latents, told = zip(*(read_clip(self._cache, clips[i]) for i in own), strict=True)
+        captions = _choose_captions(config.seed, number, clips)
+        latents, told = zip(*(read_clip(self._cache, clips[i], captions[i]) for i in own), strict=True)
         texts = [self._empty_text if dropped[i] else text for i, text in zip(own, told, strict=True)]
         # Each clip's noise has a seed of its own, so that it does not depend on how many processes there are.
         seeds = torch.randint(2**62, (whole,), generator=generator).tolist()
@@ -197,6 +198,13 @@ def hold_out(clips: Sequence[CachedClip], count: int) -> tuple[tuple[CachedClip,
             f"on; hold out {most} at most"
         )
     return train, tuple(clips[number] for number in sorted(chosen))
+
+
+def _choose_captions(seed: int, number: int, clips: Sequence[CachedClip]) -> list[int]:
+    """Which of its captions each clip of a batch is told; drawn apart from all else, so that runs on clips of one
+    caption go on as they began."""
+    draws = np.random.default_rng([seed, 2, number]).random(len(clips))
+    return [int(draw * len(clip.captions)) for draw, clip in zip(draws, clips, strict=True)]
 
 
 def _count_earlier(which: NDArray[np.int64], kinds: int) -> NDArray[np.int64]:

@@ -13,8 +13,8 @@ from radial.plans.layout import BlockSize
 from radial.plans.settings import Decay, Kind, SkipWidth
 from radial_finetune.adapter.form import AdapterForm, Layers
 from radial_finetune.adapter.form import Kind as AdapterKind
-from radial_finetune.data.sample_prompts import SamplePrompt, parse_sample_prompt, read_sample_prompts
 from radial_finetune.noise import Sampling, Weighting
+from radial_finetune.sample_prompts import SamplePrompt, parse_sample_prompt, read_sample_prompts
 from radial_finetune.training.optimizers import LEARNING_RATES, Optimizer
 
 Positive = Annotated[int, Field(ge=1)]

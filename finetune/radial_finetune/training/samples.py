@@ -18,8 +18,8 @@ from radial.loading.load import LoadedModel
 from radial.request import make_request
 from radial.video.clip import Video
 from radial_finetune.data.prepare import encode_texts
-from radial_finetune.data.sample_prompts import SamplePrompt
 from radial_finetune.objective import Objective, Text
+from radial_finetune.sample_prompts import SamplePrompt
 
 _NAME = re.compile(r"\d{6,}-\d{2,}-\d+\.mp4")
 

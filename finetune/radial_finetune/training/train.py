@@ -22,8 +22,8 @@ from torch import Tensor
 from radial.errors import GenerationError, RequestError
 from radial.loading.load import LoadedModel
 from radial.models.lora_settings import AdapterSettings
+from radial_finetune.data.buckets import Bucket
 from radial_finetune.data.cache import read_index
-from radial_finetune.data.clips import Bucket
 from radial_finetune.noise import loss_weights
 from radial_finetune.objective import Objective, expert_span, velocity_loss
 from radial_finetune.training.assemble import (

@@ -24,10 +24,14 @@ from radial.models.hub.large_file import LargeFile, make_bar
 from radial.models.table import nearest
 
 _TELL_SECONDS = 0.5
+_BROKE_OFF = (
+    "the download of {source} broke off: {why}; what came is kept, and it goes on from there when it is started again"
+)
 _AT_ONCE = 4  # large files that come at the same time
 SPARE_BYTES = 1 << 30  # that stay free on the disk
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".pb", ".tflite")
 _CONFIGS = ("model_index.json", "transformer/config.json", "vae/config.json")  # by which a model is known
+_TRANSFORMERS_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _VARIANT = re.compile(r"\.(fp16|fp32|bf16|ema|non_ema|int8|fp8)[.-]")
 
 OnProgress = Callable[[int, int], None]
@@ -107,6 +111,22 @@ def download_size_of(source: str, without: tuple[str, ...] = ()) -> Download:
     Raises:
         ModelError: there is no such model, or the hub cannot be reached or wants a login.
     """
+
+    def choose(sizes: dict[str, int]) -> tuple[str, ...]:
+        files = tuple(sorted(name for name in sizes if _is_wanted(name, sizes, without)))
+        if "model_index.json" not in files:
+            raise ModelError(f"{source} is no diffusers checkpoint: it has no model_index.json")
+        return files
+
+    return _plan(source, choose)
+
+
+def _plan(source: str, choose: Callable[[dict[str, int]], tuple[str, ...]]) -> Download:
+    """What is to come of a hub model.
+
+    Args:
+        choose: which files are wanted, of those there are with their bytes.
+    """
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -116,9 +136,7 @@ def download_size_of(source: str, without: tuple[str, ...] = ()) -> Download:
         if info.gated:  # its files are, which else would be said at the first of them
             huggingface_hub.auth_check(source)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        files = tuple(sorted(name for name in sizes if _is_wanted(name, sizes, without)))
-        if "model_index.json" not in files:
-            raise ModelError(f"{source} is no diffusers checkpoint: it has no model_index.json")
+        files = choose(sizes)
         planned: Any = huggingface_hub.snapshot_download(
             source, revision=info.sha, allow_patterns=list(files), dry_run=True,
             tqdm_class=_bar_of_small(lambda _: None),
@@ -169,6 +187,56 @@ def download(
     import diffusers
 
     planned = planned or download_size_of(source, without)
+    folder = _follow(planned, on_progress)
+    if not without:  # whatever else the pipeline's class wants; it is next to nothing
+        with _hub_errors(source, _BROKE_OFF):
+            folder = Path(diffusers.DiffusionPipeline.download(source, use_safetensors=True))
+    on_progress(planned.total, planned.total)
+    return folder
+
+
+def transformers_folder(source: str, on_progress: OnProgress = lambda done, total: None) -> Path:
+    """The folder of a hub model of transformers, whose files lie beside each other; what is missing is fetched.
+
+    Args:
+        on_progress: as for :func:`download`.
+
+    Raises:
+        ModelError: there is no such model, it has no weights as safetensors, or the hub cannot be reached.
+        OutputError: the disk is too small.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source, "config.json")
+    if isinstance(found, str) and _has_shards(Path(found).parent):
+        return Path(found).parent
+
+    def choose(sizes: dict[str, int]) -> tuple[str, ...]:
+        weights = {name for name in sizes if _TRANSFORMERS_WEIGHTS.fullmatch(name)}
+        small = {n for n in sizes if "/" not in n and n.endswith((".json", ".jinja", ".txt", ".model"))}
+        files = tuple(sorted(weights | small))
+        if "config.json" not in small or not weights:
+            raise ModelError(f"{source} is no model of transformers with weights as safetensors")
+        return files
+
+    planned = _plan(source, choose)
+    folder = _follow(planned, on_progress)
+    on_progress(planned.total, planned.total)
+    return folder
+
+
+def _has_shards(folder: Path) -> bool:
+    """Whether the weights of a model of transformers are all here; they come last."""
+    try:
+        index = folder / "model.safetensors.index.json"
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.is_file() else None
+    except (OSError, ValueError, KeyError):
+        return False
+    return all((folder / name).is_file() for name in names or ["model.safetensors"])
+
+
+def _follow(planned: Download, on_progress: OnProgress) -> Path:
+    """Fetch what is missing, and tell of it meanwhile: the folder."""
     check_disk(planned)
     progress = _Progress(planned.present)
     with ThreadPoolExecutor(1) as thread:
@@ -179,15 +247,8 @@ def download(
         except BaseException:
             progress.stop = True
             raise
-    with _hub_errors(
-        source, "the download of {source} broke off: {why}; what came is kept, and it goes on from there when it is "
-        "started again",
-    ):  # fmt: skip
-        folder = Path(coming.result())
-        if not without:  # whatever else the pipeline's class wants; it is next to nothing
-            folder = Path(diffusers.DiffusionPipeline.download(source, use_safetensors=True))
-    on_progress(planned.total, planned.total)
-    return folder
+    with _hub_errors(planned.source, _BROKE_OFF):
+        return Path(coming.result())
 
 
 def _fetch(planned: Download, progress: _Progress) -> str:
