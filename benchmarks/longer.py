@@ -96,7 +96,7 @@ def train(options: argparse.Namespace) -> None:
     train_all(options.out / "runs", {kind: one | {"steps": steps} for kind, one in kinds.items()})
     for kind in kinds:
         log = read_log(options.out / "runs" / kind)
-        tail = [line["loss"] for line in log[-100:]]
+        tail = [line["loss"] for line in log[-100:] if line["step"]]
         print(kind, f"{sum(line['seconds'] for line in log):.0f} s, loss {statistics.mean(tail):.4f}", flush=True)
 
 

@@ -199,7 +199,7 @@ def test_steps_and_rate_may_change_and_the_cache_move(config: dict[str, Any], tm
         "from step 5 on the learning rate is 0.005, not 0.01",
         "from step 5 on the rate falls to zero at step 6, not 4",
     ]
-    rates = [line["learning_rate"] for line in lines_of(config["output"])]
+    rates = [line["learning_rate"] for line in lines_of(config["output"]) if line["step"]]
     assert rates[4:] == [train.learning_rate(step, make_config(**longer)) for step in (4, 5)]
     finetune(make_config(**longer | {"steps": 3}), resume=True)  # past its end already: written as it is
     assert read_made(Path(config["output"]) / "adapter.safetensors")["step"] == 6
