@@ -9,10 +9,14 @@ Shapes: B batch, C channels, F latent frames, H, W latent height and width, L te
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,6 +25,8 @@ from radial.models.spec import ModelSpec
 from radial_finetune.noise import Sampling
 
 Text = dict[str, Tensor]  # what a transformer is told of captions, by the names of the pipeline
+Start = dict[str, Tensor]  # what it is told of the frames that a clip starts from and ends on
+Whether = Literal["never", "choice", "always"]
 Expert = Literal["high", "low"]
 _JOINT = r"(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"  # of clip and text together
 _FEED_FORWARD = r"net\.(0\.proj|2)"
@@ -46,6 +52,29 @@ class Objective(ABC):
     norms: ClassVar[dict[str, str]] = {
         "self": r".*\.norm_[qk]", "all": r".*\.norm(_added)?_[qk]", "blocks": r".*\.norm(_added)?_[qk]",
     }  # fmt: skip
+
+    @property
+    def first_frame(self) -> Whether:
+        """Whether clips start from their own first frame."""
+        return "never"
+
+    @property
+    def last_frame(self) -> Whether:
+        """Whether those that do end on their own last frame."""
+        return "never"
+
+    def encode_start(self, frames_FHWC: NDArray[np.uint8]) -> Start:
+        """What a cache keeps, besides latents and text, for a clip to start from its frames."""
+        return {}
+
+    def start_of(self, latents_CFHW: Tensor, start: Start, *, first: bool, last: bool) -> Start:
+        """What the transformer is told of a clip's frames, of what its cache keeps, for it to start from the first one
+        and to end on the last one."""
+        return {}
+
+    def counted(self, losses_BF: Tensor, text: Text) -> Tensor:
+        """The losses of what the model must predict; frames that it is given count nothing, and the others more."""
+        return losses_BF
 
     @abstractmethod
     def encode_latents(self, pixels_BCFHW: Tensor) -> Tensor:
@@ -101,11 +130,94 @@ class WanObjective(Objective):
         if self.pipe.config.get("expand_timesteps"):  # Wan 2.2 5 B: a timestep a token
             _, _, frames, height, width = noisy_BCFHW.shape
             patch = transformer.config.patch_size
-            tokens = frames // patch[0] * (height // patch[1]) * (width // patch[2])
-            timestep = timestep[:, None].expand(-1, tokens)
+            a_frame = height // patch[1] * (width // patch[2])
+            timestep = timestep[:, None].repeat(1, frames // patch[0] * a_frame)
+            if "from_first" in text:  # the frame that it starts from is clean
+                from_first_B = text["from_first"]
+                timestep[:, :a_frame] = timestep[:, :a_frame].masked_fill(from_first_B[:, None], 0.0)
+                clean = torch.where(from_first_B.view(-1, 1, 1, 1, 1), text["first_latent"], noisy_BCFHW[:, :, :1])
+                noisy_BCFHW = torch.cat([clean, noisy_BCFHW[:, :, 1:]], 2)
         return transformer(
             hidden_states=noisy_BCFHW, timestep=timestep, encoder_hidden_states=text["prompt_embeds"], return_dict=False
         )[0]
+
+    @property
+    def first_frame(self) -> Whether:
+        return "choice" if self.pipe.config.get("expand_timesteps") else "never"
+
+    def start_of(self, latents_CFHW: Tensor, start: Start, *, first: bool, last: bool) -> Start:
+        if self.first_frame == "never":
+            return {}
+        return {"first_latent": latents_CFHW[:, :1], "from_first": torch.tensor(first)}
+
+    def counted(self, losses_BF: Tensor, text: Text) -> Tensor:
+        frames = losses_BF.shape[1]
+        if "from_first" not in text or frames == 1:
+            return losses_BF
+        weights_BF = torch.full_like(losses_BF, frames / (frames - 1))
+        weights_BF[:, 0] = 0.0
+        return torch.where(text["from_first"][:, None], losses_BF * weights_BF, losses_BF)
+
+
+class WanImageObjective(WanObjective):
+    """Wan 2.1 and 2.2 from an image, or from a first to a last one: beside the noise are a mask of the frames that are
+    given and the latents of a clip with only these in it; Wan 2.1 sees them through CLIP, too."""
+
+    layers: ClassVar = {
+        "self": WanObjective.layers["self"],
+        "all": r"blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0|add_k_proj|add_v_proj)",
+        "blocks": r"blocks\.\d+\.(attn[12]\.(to_q|to_k|to_v|to_out\.0|add_k_proj|add_v_proj)"
+        rf"|ffn\.{_FEED_FORWARD})",
+    }
+    norms: ClassVar = {
+        "self": WanObjective.norms["self"], "all": r".*\.attn[12]\.norm(_added)?_[qk]",
+        "blocks": r".*\.attn[12]\.norm(_added)?_[qk]",
+    }  # fmt: skip
+
+    @property
+    def first_frame(self) -> Whether:
+        return "always"
+
+    @property
+    def last_frame(self) -> Whether:
+        config = self.pipe.transformer.config
+        if config.pos_embed_seq_len is not None:  # made for two images
+            return "always"
+        return "choice" if config.image_dim is None else "never"
+
+    @torch.inference_mode()
+    def encode_start(self, frames_FHWC: NDArray[np.uint8]) -> Start:
+        vae, last = self.pipe.vae, len(frames_FHWC) > 1 and self.last_frame != "never"
+        pixels = torch.from_numpy(frames_FHWC).permute(3, 0, 1, 2)[None].to(vae.device, vae.dtype) / 127.5 - 1
+        given = torch.zeros_like(pixels)
+        given[:, :, 0] = pixels[:, :, 0]
+        start = {"condition": _normalised(vae, given)[0]}
+        if last:  # all but the last latent frame stay: the autoencoder sees only what came before
+            given[:, :, -1] = pixels[:, :, -1]
+            start["last_condition"] = _normalised(vae, given)[0, :, -1:]
+        if self.pipe.transformer.config.image_dim is not None:
+            seen = [frames_FHWC[0], *([frames_FHWC[-1]] if last else [])]
+            start["image_embeds"] = self.pipe.encode_image([Image.fromarray(frame) for frame in seen])
+        return start
+
+    def start_of(self, latents_CFHW: Tensor, start: Start, *, first: bool, last: bool) -> Start:
+        condition_CFHW = start["condition"].clone()
+        mask_CFHW = condition_CFHW.new_zeros(self.spec.stride[0], *condition_CFHW.shape[1:])
+        mask_CFHW[:, 0] = 1.0
+        if last and "last_condition" in start:
+            condition_CFHW[:, -1:] = start["last_condition"]
+            mask_CFHW[-1, -1] = 1.0
+        told = {"condition": torch.cat([mask_CFHW, condition_CFHW])}
+        return told | ({"image_embeds": start["image_embeds"]} if "image_embeds" in start else {})
+
+    def predict(self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor) -> Tensor:
+        embeds = text.get("image_embeds")
+        return transformer(
+            hidden_states=torch.cat([noisy_BCFHW, text["condition"]], 1), timestep=1000 * sigma_B,
+            encoder_hidden_states=text["prompt_embeds"],
+            encoder_hidden_states_image=None if embeds is None else embeds.flatten(0, 1),  # two an entry, one by one
+            return_dict=False,
+        )[0]  # fmt: skip
 
 
 class HunyuanVideoObjective(Objective):
@@ -185,28 +297,41 @@ _OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 
-def objective_of(kind: str) -> type[Objective]:
-    """How transformers of a class are trained.
+def objective_of(kind: str, config: Mapping[str, Any], latent_channels: int) -> type[Objective]:
+    """How transformers of a class are trained, which have this configuration and predict so many channels.
 
     Raises:
         ModelError: that is not known here.
     """
     if kind not in _OBJECTIVES:
         raise ModelError(f"fine-tuning knows the objectives of {', '.join(_OBJECTIVES)}, not of {kind}")
-    return _OBJECTIVES[kind]
+    channels = config["in_channels"]
+    if channels == latent_channels and config.get("image_condition_type") is None:
+        return _OBJECTIVES[kind]
+    if kind == "WanTransformer3DModel" and channels == 2 * latent_channels + 4:
+        return WanImageObjective
+    raise ModelError(
+        f"this {kind} starts from an image, or follows something else besides text; fine-tuning trains models that "
+        "start from text alone, and Wan's that start from an image"
+    )
+
+
+def stands_for_frames(spec: ModelSpec) -> dict[str, str]:
+    """What a request must name for a model that always starts from an image, where that is each clip's own."""
+    if spec.text_pipeline is not None or spec.image_pipeline is None:
+        return {}
+    own = "the first frame of each clip"
+    return {"image": own} | ({"last_image": "the last frame of each clip"} if spec.needs_last_image else {})
 
 
 def find_objective(pipe: Any, spec: ModelSpec) -> Objective:
     """How a loaded pipeline's model is trained.
 
     Raises:
-        ModelError: its conventions are not known here, or it starts from an image.
+        ModelError: its conventions are not known here.
     """
-    objective = objective_of(type(pipe.transformer).__name__)
     latents = getattr(pipe.vae.config, "z_dim", None) or pipe.vae.config.latent_channels
-    if pipe.transformer.config.in_channels != latents:
-        raise ModelError(f"{spec.name} starts from an image; fine-tuning trains models that start from text alone")
-    return objective(pipe, spec)
+    return objective_of(type(pipe.transformer).__name__, pipe.transformer.config, latents)(pipe, spec)
 
 
 def velocity_loss(
@@ -216,7 +341,7 @@ def velocity_loss(
     noisy, target = add_noise(x_BCFHW, noise_BCFHW, sigma_B)
     like = {name: value.to(transformer.dtype) if value.is_floating_point() else value for name, value in text.items()}
     predicted = objective.predict(transformer, noisy.to(transformer.dtype), like, sigma_B)
-    return (predicted.float() - target.float()).square().mean((1, 3, 4))
+    return objective.counted((predicted.float() - target.float()).square().mean((1, 3, 4)), text)
 
 
 def add_noise(x_BCFHW: Tensor, noise_BCFHW: Tensor, sigma_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ Positive = Annotated[int, Field(ge=1)]
 # What stands behind a prompt on its line, as kohya's and musubi-tuner's files have it.
 _FLAGS = {
     "w": "width", "h": "height", "f": "num_frames", "d": "seed", "s": "num_inference_steps", "g": "guidance_scale",
-    "l": "guidance_scale", "n": "negative_prompt",
+    "l": "guidance_scale", "n": "negative_prompt", "i": "image", "ei": "last_image",
 }  # fmt: skip
 
 
@@ -27,6 +27,7 @@ class SamplePrompt(BaseModel):
     Attributes:
         seed: the prompt's number when left out.
         num_frames: one length, in place of those of the run.
+        image, last_image: files that the clip starts from and ends on, for models that do.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -37,6 +38,8 @@ class SamplePrompt(BaseModel):
     height: Positive | None = None
     width: Positive | None = None
     num_frames: Positive | None = None
+    image: Annotated[str, Field(max_length=4096)] | None = None
+    last_image: Annotated[str, Field(max_length=4096)] | None = None
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
 

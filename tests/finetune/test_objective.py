@@ -104,8 +104,12 @@ def test_latents_and_text_are_the_pipelines_own(family: str) -> None:
 
 
 def test_models_that_are_not_trained_here_are_refused() -> None:
-    with pytest.raises(ModelError, match="starts from an image"):
-        find_objective(CASES["wan-i2v"].build(), MODELS["wan2.1-i2v-14b-480p"])
+    for name, model in (("hunyuan-video-i2v", "hunyuan-video-i2v"), ("wan-fun", "wan2.1-14b")):
+        pipe = CASES[name if name in CASES else "wan"].build()
+        if name == "wan-fun":  # channels of another kind of model
+            pipe.transformer.register_to_config(in_channels=52)
+        with pytest.raises(ModelError, match="starts from an image, or follows something else besides text"):
+            find_objective(pipe, MODELS[model])
     with pytest.raises(ModelError, match=r"knows the objectives of WanTransformer3DModel, .*, not of LTXVideo"):
         find_objective(CASES["ltx"].build(), MODELS["ltx-video"])
 

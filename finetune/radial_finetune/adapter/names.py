@@ -26,6 +26,7 @@ _FEED_FORWARD = ("net.0.proj", "net.2")
 _TUNED = {
     "WanTransformer3DModel": [
         *(f"blocks.0.attn{n}.{name}" for n in (1, 2) for name in _OWN),
+        *(f"blocks.0.attn2.{name}" for name in ("add_k_proj", "add_v_proj", "norm_added_k")),
         *(f"blocks.0.ffn.{name}" for name in _FEED_FORWARD),
     ],
     "HunyuanVideoTransformer3DModel": [

@@ -100,6 +100,15 @@ def write_index(cache: Path, index: CacheIndex) -> None:
     write_json(cache / "index.json", content)
 
 
+def read_start(cache: Path, clip: CachedClip) -> dict[str, Tensor]:
+    """What a clip starts from, where its model starts from images.
+
+    Raises:
+        RequestError: its shard is missing or torn.
+    """
+    return _read(cache, clip, "start")
+
+
 def read_clip(cache: Path, clip: CachedClip, caption: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
     """Latents ``[C, F, H, W]`` and text of a clip.
 
@@ -109,16 +118,20 @@ def read_clip(cache: Path, clip: CachedClip, caption: int = 0) -> tuple[Tensor, 
     Raises:
         RequestError: its shard is missing or torn.
     """
+    text = _read(cache, clip, _text_name(caption))
+    return _read(cache, clip, "latents")[""], text
+
+
+def _read(cache: Path, clip: CachedClip, part: str) -> dict[str, Tensor]:
+    """The tensors of a part of a clip, by what stands behind its name."""
     from safetensors import SafetensorError, safe_open
 
-    path = cache / clip.shard
+    path, prefix = cache / clip.shard, f"{clip.key}/{part}"
     try:
         with safe_open(path, "pt") as shard:
-            prefix = f"{clip.key}/{_text_name(caption)}/"
-            names = [name for name in _names(path, path.stat().st_mtime_ns) if name.startswith(prefix)]
-            return shard.get_tensor(f"{clip.key}/latents"), {
-                name.removeprefix(prefix): shard.get_tensor(name) for name in names
-            }
+            names = _names(path, path.stat().st_mtime_ns)
+            own = [name for name in names if name == prefix or name.startswith(f"{prefix}/")]
+            return {name.removeprefix(prefix).removeprefix("/"): shard.get_tensor(name) for name in own}
     except (OSError, SafetensorError) as error:
         raise RequestError(f"{path} is missing or torn; prepare the cache again") from error
 
@@ -169,9 +182,11 @@ class Shards:
         self._waiting: dict[str, Tensor] = {}
         self._keys: list[str] = []
 
-    def add(self, key: str, latents: Tensor, *texts: dict[str, Tensor]) -> None:
-        """Add a clip and the text of each of its captions. Its shard is known after the next flush."""
+    def add(self, key: str, latents: Tensor, *texts: dict[str, Tensor], start: dict[str, Tensor] | None = None) -> None:
+        """Add a clip, the text of each of its captions, and what it starts from where its model starts from images.
+        Its shard is known after the next flush."""
         self._waiting[f"{key}/latents"] = latents.contiguous().cpu()
+        self._waiting |= {f"{key}/start/{name}": value.float().cpu().clone() for name, value in (start or {}).items()}
         # Clones: a view would carry the whole batch's storage into the file.
         self._waiting |= {
             f"{key}/{_text_name(number)}/{name}": value.cpu().clone()

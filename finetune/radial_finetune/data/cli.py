@@ -105,6 +105,7 @@ def prepare(
     from radial_finetune.data.pictures import check_plots
     from radial_finetune.data.prepare import prepare as prepare_cache
     from radial_finetune.data.sources import Source, find_sources
+    from radial_finetune.objective import stands_for_frames
 
     if bucket and (num_frames or height or width):
         raise RequestError("--bucket says all three sizes; leave out --num-frames, --height and --width")
@@ -133,6 +134,7 @@ def prepare(
     request = make_request(
         prompt="prepare", model=model, device=device, dtype=dtype, seed=0, long_adapter=False, height=high, width=wide,
         num_frames=largest.num_frames if largest else max(num_frames, default=None) if num_frames else None,
+        **stands_for_frames(find_model(model)),
     ).resolve()  # fmt: skip
     shapes = shapes or [
         Bucket(n, *size)

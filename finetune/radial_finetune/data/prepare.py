@@ -173,7 +173,8 @@ def _encode(objective: Objective, clips: list[DecodedClip], shards: Shards) -> N
     for clip, latent, text in zip(clips, latents.float().cpu(), texts, strict=True):
         others = clip.source.others
         parts = [encode_texts(objective, list(others[at : at + _TEXTS])) for at in range(0, len(others), _TEXTS)]
-        shards.add(clip.key, latent.clone(), text, *(one for part in parts for one in part))
+        start = objective.encode_start(clip.frames) if objective.first_frame == "always" else None
+        shards.add(clip.key, latent.clone(), text, *(one for part in parts for one in part), start=start)
 
 
 def _notes_on(buckets: dict[str, int], clips: tuple[CachedClip, ...]) -> list[str]:

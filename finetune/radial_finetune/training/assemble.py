@@ -16,6 +16,7 @@ from radial.attention.positions import riflex
 from radial.errors import RequestError
 from radial.generation.sampler import replaced, scheduler_for
 from radial.loading.load import LoadedModel, load
+from radial.models.find import find_model
 from radial.models.lora_settings import AdapterSettings
 from radial.models.spec import ModelSpec
 from radial.plans.pattern import RadialPattern
@@ -25,10 +26,12 @@ from radial_finetune.adapter.file import is_norm
 from radial_finetune.adapter.place import add_adapter
 from radial_finetune.data.buckets import Bucket
 from radial_finetune.data.cache import CacheIndex
-from radial_finetune.objective import Objective, find_objective
+from radial_finetune.objective import Objective, find_objective, stands_for_frames
 from radial_finetune.training.activations import offloaded_checkpoint
 from radial_finetune.training.config import FinetuneConfig
 from radial_finetune.training.processes import Processes, whole
+
+SAMPLERS = ("vae", "image_encoder")  # of a pipeline: what only clips that are made on the way need
 
 
 def load_model(config: FinetuneConfig, index: CacheIndex, device: torch.device) -> tuple[LoadedModel, Objective]:
@@ -36,6 +39,7 @@ def load_model(config: FinetuneConfig, index: CacheIndex, device: torch.device) 
     request = make_request(
         prompt="fine-tuning", model=config.model, height=longest.height, width=longest.width,
         num_frames=longest.num_frames, device=str(device), dtype=config.dtype, seed=0, long_adapter=False,
+        **stands_for_frames(find_model(config.model)),
     )  # fmt: skip
     model = load(request)
     objective = find_objective(model.pipe, model.spec)
@@ -50,12 +54,11 @@ def load_model(config: FinetuneConfig, index: CacheIndex, device: torch.device) 
     return model, objective
 
 
-def keep_only(pipe: Any, name: str) -> Any:
-    """Let go of all but the transformer that is tuned, which becomes the pipeline's only one: the autoencoder, for
-    clips that are made on the way."""
-    vae = pipe.vae.to("cpu")
-    pipe.vae = None
-    for part in ("text_encoder", "text_encoder_2", "image_encoder"):
+def keep_only(pipe: Any, name: str) -> dict[str, Any]:
+    """Let go of all but the transformer that is tuned, which becomes the pipeline's only one: the autoencoder and the
+    image encoder, for clips that are made on the way."""
+    parts = {part: getattr(pipe, part).to("cpu") for part in SAMPLERS if getattr(pipe, part, None) is not None}
+    for part in (*parts, "text_encoder", "text_encoder_2"):
         if getattr(pipe, part, None) is not None:
             setattr(pipe, part, None)
     if name == "transformer_2":
@@ -63,7 +66,7 @@ def keep_only(pipe: Any, name: str) -> Any:
     if getattr(pipe, "transformer_2", None) is not None:
         pipe.transformer_2 = None
         pipe.register_to_config(boundary_ratio=None)
-    return vae
+    return parts
 
 
 def prepare_transformer(

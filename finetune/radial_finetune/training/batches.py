@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from radial.errors import RequestError
 from radial_finetune.data.buckets import Bucket
-from radial_finetune.data.cache import CachedClip, CacheIndex, read_clip, read_empty_text, stack_latents
+from radial_finetune.data.cache import CachedClip, CacheIndex, read_clip, read_empty_text, read_start, stack_latents
 from radial_finetune.noise import NoiseLevels, Sampling, noise_shift
-from radial_finetune.objective import Objective, Text, expert_span
+from radial_finetune.objective import Objective, Start, Text, Whether, expert_span
 from radial_finetune.training.config import FinetuneConfig
 
 
@@ -58,6 +59,8 @@ class Batches:
                 "logit_mean and logit_std are of logit_normal, and this model draws uniform: set timestep_sampling = "
                 '"logit_normal", or leave them out'
             )
+        self._first_share = _share("first_frame_share", config.first_frame_share, objective.first_frame, objective)
+        self._last_share = _share("last_frame_share", config.last_frame_share, objective.last_frame, objective)
         self._by_bucket: dict[Bucket, list[CachedClip]] = {}
         for clip in self.train:
             self._by_bucket.setdefault(clip.bucket, []).extend([clip] * clip.num_repeats)
@@ -87,6 +90,7 @@ class Batches:
         return noise_shift(
             self._objective.pipe.scheduler.config, self._objective.spec, config.shift, bucket.num_frames,
             by_length=config.shift_by_length, size=(bucket.height, bucket.width),
+            from_image=self._objective.first_frame == "always",
         )  # fmt: skip
 
     def levels_of(self, bucket: Bucket) -> NoiseLevels:
@@ -131,10 +135,27 @@ class Batches:
         # Each clip's noise has a seed of its own, so that it does not depend on how many processes there are.
         seeds = torch.randint(2**62, (whole,), generator=generator).tolist()
         noise = [torch.randn(latents[0].shape, generator=torch.Generator().manual_seed(seeds[i])) for i in own]
+        starts = self._draw_starts(number, [clips[i] for i in own], list(latents), seeds=[seeds[i] for i in own])
         return Batch(
-            bucket, stack_latents(list(latents)), self._objective.stack_text(texts), torch.stack(noise),
+            bucket, stack_latents(list(latents)), self._objective.stack_text(texts) | starts, torch.stack(noise),
             sigma[list(own)],
         )  # fmt: skip
+
+    def _draw_starts(
+        self, number: int, clips: Sequence[CachedClip], latents: Sequence[Tensor], *, seeds: Sequence[int] = ()
+    ) -> Start:
+        """What the clips start from and end on: drawn for each by its seed, or, without seeds, spread by the number."""
+        if not self._first_share:
+            return {}
+        shares, starts = (self._first_share, self._last_share), []
+        for place, (clip, latent) in enumerate(zip(clips, latents, strict=True)):
+            if seeds:
+                first, last = np.random.default_rng([seeds[place], 2]).random(2) < shares
+            else:
+                first, last = (math.floor((number + 1) * share) > math.floor(number * share) for share in shares)
+            kept = read_start(self._cache, clip) if self._objective.first_frame == "always" else {}
+            starts.append(self._objective.start_of(latent.float(), kept, first=bool(first), last=bool(last)))
+        return {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
 
     def validation(self, quantiles: tuple[float, ...]) -> Iterator[Batch]:
         """Every held-out clip at quantiles of the noise levels that clips of its size are trained at, with the same
@@ -143,9 +164,8 @@ class Batches:
             latents, text = read_clip(self._cache, clip)
             noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(number))
             for level in self.levels_of(clip.bucket).quantiles(torch.tensor(quantiles)):
-                yield Batch(
-                    clip.bucket, stack_latents([latents]), self._objective.stack_text([text]), noise[None], level[None]
-                )
+                told = self._objective.stack_text([text]) | self._draw_starts(number, [clip], [latents])
+                yield Batch(clip.bucket, stack_latents([latents]), told, noise[None], level[None])
 
     def _choose_buckets(self, batches: int) -> NDArray[np.int64]:
         """The size of every batch: drawn by the share of clips, or as the curriculum says."""
@@ -205,6 +225,18 @@ def _choose_captions(seed: int, number: int, clips: Sequence[CachedClip]) -> lis
     caption go on as they began."""
     draws = np.random.default_rng([seed, 2, number]).random(len(clips))
     return [int(draw * len(clip.captions)) for draw, clip in zip(draws, clips, strict=True)]
+
+
+def _share(name: str, chosen: float | None, whether: Whether, objective: Objective) -> float:
+    """What share of clips starts from its first frame, or ends on its last.
+
+    Raises:
+        RequestError: the model has no such choice.
+    """
+    fixed = {"never": 0.0, "always": 1.0}.get(whether)
+    if fixed is not None and chosen not in (None, fixed):
+        raise RequestError(f"{name} {chosen:g} is not for {objective.spec.name}, which is {fixed:g} by what it is")
+    return fixed if fixed is not None else (chosen or 0.0)
 
 
 def _count_earlier(which: NDArray[np.int64], kinds: int) -> NDArray[np.int64]:

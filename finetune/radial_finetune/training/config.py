@@ -60,6 +60,9 @@ class FinetuneConfig(BaseModel):
         shift_by_length: whether the shift, own or chosen, grows with the square root of the length beyond the native
             one; generation then uses that of the longest clips.
         caption_dropout: share of clips trained without their caption, so that guidance keeps working.
+        first_frame_share: share of clips that start from their own first frame, for models that start from text or from
+            an image (Wan 2.2 5B), 0 when left out; others always do, or never.
+        last_frame_share: share of those that end on their own last frame, for models with that choice (Wan 2.2 A14B).
         curriculum: lengths one after the other, such as the native one, 2x and 4x; all lengths mixed when left out.
         replay: share of batches, in the stages after the first, that are of the first stage's length.
         attention, decay, skip_width, dense_layers, block_size: as in generation; open ones take the model's preset for
@@ -113,6 +116,8 @@ class FinetuneConfig(BaseModel):
     shift: Annotated[float, Field(gt=0, le=100)] | None = None
     shift_by_length: bool = False
     caption_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    first_frame_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    last_frame_share: Annotated[float, Field(ge=0, le=1)] | None = None
     curriculum: tuple[Stage, ...] = ()
     replay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     attention: Kind = "radial"

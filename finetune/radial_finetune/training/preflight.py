@@ -106,9 +106,10 @@ def forecast(config: FinetuneConfig) -> TrainingNeeds:
         raise RequestError(f"{config.model} is not on this machine")
     device = choose_device(config.device)
     architecture = architecture_in(folder, "transformer_2" if config.expert == "low" else "transformer")
-    objective = objective_of(architecture.kind)
+    sizes = json.loads(architecture.config)
+    objective = objective_of(architecture.kind, sizes, sizes.get("out_channels") or sizes["in_channels"])
     with torch.device("meta"):
-        transformer = getattr(diffusers, architecture.kind).from_config(json.loads(architecture.config))
+        transformer = getattr(diffusers, architecture.kind).from_config(sizes)
         transformer = transformer.to(choose_dtype(config.dtype, device, spec.half_dtype))
         add_adapter(transformer, objective, config.adapter_form)
     lengths = {stage.num_frames for stage in config.curriculum}

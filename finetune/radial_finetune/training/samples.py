@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 
+from radial.errors import RequestError
 from radial.files import publish_text
 from radial.loading.load import LoadedModel
 from radial.request import make_request
 from radial.video.clip import Video
+from radial.video.images import fit_image, read_image
 from radial_finetune.data.prepare import encode_texts
 from radial_finetune.objective import Objective, Text
 from radial_finetune.sample_prompts import SamplePrompt
@@ -32,17 +34,30 @@ class Sample:
     text: Text
     negative: Text
 
+    def images(self, height: int, width: int) -> dict[str, Any]:
+        """The pictures that it starts from and ends on, at the clip's size.
 
-def encode_samples(objective: Objective, prompts: Sequence[SamplePrompt]) -> tuple[Sample, ...]:
+        Raises:
+            RequestError: one cannot be read.
+        """
+        named = (("image", self.told.image), ("last_image", self.told.last_image))
+        return {name: fit_image(read_image(Path(path))[0], height, width, "crop") for name, path in named if path}
+
+
+def encode_samples(objective: Objective, prompts: Sequence[SamplePrompt], model: str) -> tuple[Sample, ...]:
     """The clips to make, their texts encoded; without words to avoid of their own, they have the model's.
 
     Raises:
-        RequestError: a prompt asks for a size, a length or steps that the model cannot do.
+        RequestError: a prompt asks for a size, a length or steps that the model cannot do, or names no picture where
+            it starts from one, or one that cannot be read.
     """
     spec = objective.spec
     for told in prompts:
         asked = told.model_dump(exclude_none=True)
-        make_request(**asked, model=spec.name, long_adapter=False).resolve()
+        if told.image is not None and objective.first_frame != "always":
+            raise RequestError(f"samples of {spec.name} start from text alone: leave image out of sample_prompts")
+        request = make_request(**asked, model=model, long_adapter=False).resolve()
+        Sample(told, {}, {}).images(request.clip_height, request.clip_width)
     avoided = [spec.negative_prompt if one.negative_prompt is None else one.negative_prompt for one in prompts]
     words = list(dict.fromkeys([*(one.prompt for one in prompts), *avoided]))
     encoded = dict(zip(words, encode_texts(objective, words), strict=True))
@@ -53,19 +68,26 @@ def encode_samples(objective: Objective, prompts: Sequence[SamplePrompt]) -> tup
 
 
 def make_samples(
-    model: LoadedModel, objective: Objective, vae: Any, samples: Sequence[Sample], lengths: Sequence[int],
+    model: LoadedModel, objective: Objective, parts: dict[str, Any], samples: Sequence[Sample], lengths: Sequence[int],
     size: tuple[int, int], steps: int, folder: Path, step: int, *, write: bool = True,
 ) -> None:  # fmt: skip
     """Make every clip with the transformer as it stands, at every length unless it has one of its own, and add them to
-    the page."""
+    the page.
+
+    Args:
+        parts: of the pipeline, by name, that are on the device only meanwhile.
+    """
     pipe, spec = model.pipe, model.spec
-    pipe.vae = vae.to(model.device)
+    for name, part in parts.items():
+        setattr(pipe, name, part.to(model.device))
     transformer = pipe.transformer
     was_training = transformer.training
     transformer.eval()
     try:
         for number, sample in enumerate(samples):
             told = sample.told
+            high, wide = told.height or size[0], told.width or size[1]
+            images = sample.images(high, wide)
             arguments = {
                 name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
                 for name, value in objective.prompt_arguments(sample.text, sample.negative).items()
@@ -73,7 +95,7 @@ def make_samples(
             for length in (told.num_frames,) if told.num_frames else lengths:
                 with torch.inference_mode():
                     frames = pipe(
-                        **arguments, height=told.height or size[0], width=told.width or size[1], num_frames=length,
+                        **arguments, **images, height=high, width=wide, num_frames=length,
                         num_inference_steps=told.num_inference_steps or steps, output_type="np",
                         guidance_scale=spec.guidance_scale if told.guidance_scale is None else told.guidance_scale,
                         generator=torch.Generator().manual_seed(number if told.seed is None else told.seed),
@@ -84,8 +106,9 @@ def make_samples(
                     Video(pixels, spec.fps).write(folder / name, overwrite=True)
     finally:
         transformer.train(was_training)
-        pipe.vae = None
-        vae.to("cpu")
+        for name, part in parts.items():
+            setattr(pipe, name, None)
+            part.to("cpu")
     if write:
         write_page(folder, [sample.told.prompt for sample in samples])
 

@@ -101,8 +101,8 @@ def finetune(
     batches = Batches(config, index, objective, *processes.place)
     shift = batches.shift_of(max(batches.buckets)) if config.shift_by_length else None
     settings = adapter_settings(config, model.spec, batches.buckets, shift)
-    samples = encode_samples(objective, config.sample_prompts) if config.sample_every else None
-    vae = keep_only(model.pipe, name)
+    samples = encode_samples(objective, config.sample_prompts, config.model) if config.sample_every else None
+    samplers = keep_only(model.pipe, name)
     transformer, parameters, before = prepare_transformer(config, model, objective, processes)
     grids = [grid_of(model.spec, bucket) for bucket in batches.buckets]
     needed = estimate(
@@ -170,8 +170,9 @@ def finetune(
             installed.close()
             with attention(config, model, settings, processes.parallel, model.pipe), _averaged(state):
                 make_samples(
-                    model, objective, vae, samples, _sample_lengths(config, settings), _sample_size(batches.buckets),
-                    _sample_steps(config, model), output / "samples", state.step, write=processes.is_first,
+                    model, objective, samplers, samples, _sample_lengths(config, settings),
+                    _sample_size(batches.buckets), _sample_steps(config, model), output / "samples", state.step,
+                    write=processes.is_first,
                 )  # fmt: skip
             installed.enter_context(attention(config, model, settings, processes.parallel))
         processes.wait()
