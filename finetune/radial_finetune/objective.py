@@ -196,7 +196,7 @@ class WanImageObjective(WanObjective):
             given[:, :, -1] = pixels[:, :, -1]
             start["last_condition"] = _normalised(vae, given)[0, :, -1:]
         if self.pipe.transformer.config.image_dim is not None:
-            seen = [frames_FHWC[0], *([frames_FHWC[-1]] if last else [])]
+            seen = [frames_FHWC[0], *([frames_FHWC[-1]] if self.last_frame == "always" else [])]
             start["image_embeds"] = self.pipe.encode_image([Image.fromarray(frame) for frame in seen])
         return start
 

@@ -257,8 +257,15 @@ def test_settings_reach_the_trainer_as_they_were_said() -> None:
     )
     values = training.values()
     written = "".join(f"{key} = {as_toml(value)}\n" for key, value in values.items())
-    assert tomllib.loads(written) == values | {"sample_prompts": list(training.sample_prompts)}
+    assert tomllib.loads(written) == values
+    assert values["sample_prompts"] == [{"prompt": 'a "fox"\n\\ ü'}]
     assert Training().values()["sample_every"] == 0
+    # No file of the server is named so: neither behind a prompt, nor in place of the prompts, nor to begin from.
+    told = Training(sample_prompts=("a --i /etc/passwd",)).values()["sample_prompts"]
+    assert told == [{"prompt": "a --i /etc/passwd"}]
+    for more, why in (('sample_prompts = "/etc/passwd"', "is the run's own"), ('init_adapter = "/x"', "of the server")):
+        with pytest.raises(RequestError, match=why):
+            Training(more=more).values()
     with pytest.raises(RequestError, match="key = value"):
         Training(more="riflex: true").values()
     with pytest.raises(ValueError, match="name"):

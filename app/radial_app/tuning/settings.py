@@ -14,7 +14,8 @@ from radial.errors import RequestError, first_line
 from radial_app.tuning.datasets import NAME
 
 Size = Annotated[int, Field(ge=16, le=8192)]
-_OWN_KEYS = ("data", "output", "model")
+_OWN_KEYS = ("data", "output", "model", "sample_prompts")
+_FILES = ("init_adapter",)  # of the machine that trains: nothing for whoever is on another one
 
 
 def _named(name: str) -> str:
@@ -69,7 +70,11 @@ class Training(BaseModel):
             raise RequestError(f"the other settings are not lines of key = value: {first_line(error)}") from error
         if taken := [key for key in _OWN_KEYS if key in more]:
             raise RequestError(f"{taken[0]} is the run's own and cannot be among the other settings")
+        if named := [key for key in _FILES if key in more]:
+            raise RequestError(f"{named[0]} names a file of the server, which only its own command line may open")
         values = self.model_dump(exclude={"more"})
+        # As objects: behind a text the trainer would read settings, pictures of the server's among them.
+        values["sample_prompts"] = [{"prompt": prompt} for prompt in self.sample_prompts]
         if not self.sample_prompts:
             values["sample_every"] = 0
         return values | more
