@@ -145,7 +145,7 @@ def test_what_goes_wrong_is_told(client: TestClient, paths: ServerPaths) -> None
     client.post("/v1/tuning", json=fields)
     run = wait_until_idle(client, "x")
     assert run["state"] == "failed"
-    assert "1 of 1 videos have no caption beside them, such as a.mp4" in run["problem"]
+    assert "1 of 1 files have no caption beside them, such as a.mp4" in run["problem"]
     (paths.data / "datasets" / "bare" / "a.txt").write_text("a square")
     assert client.post("/v1/tuning", json=fields).json()["state"] == "preparing"
     run = wait_until_idle(client, "x")
