@@ -62,7 +62,7 @@ def test_several_that_wait_are_handled_at_once(page: Any, studio: Studio) -> Non
         page.check(f'#queue [data-job="{id_}"] .pick')
     page.click('#queue .picked button:has-text("To the front")')
     page.wait_for_function(
-        "(ids) => [...document.querySelectorAll('#queue li')].map((row) => row.dataset.job).slice(1).join() === ids",
+        "(ids) => [...document.querySelectorAll('#queue > ol > li')].map((row) => row.dataset.job).slice(1).join() === ids",
         arg=",".join((ids[1], ids[3], ids[0], ids[2])),
     )
     page.click('#queue .picked button:has-text("Hold them")')

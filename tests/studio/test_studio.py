@@ -84,7 +84,7 @@ def test_the_queue_is_handled(page: Any, studio: Studio) -> None:
 
     def wait_for_order(*wanted: str) -> None:
         page.wait_for_function(
-            "(ids) => [...document.querySelectorAll('#queue li')].map((row) => row.dataset.job).slice(1).join() == ids",
+            "(ids) => [...document.querySelectorAll('#queue > ol > li')].map((row) => row.dataset.job).slice(1).join() == ids",
             arg=",".join(wanted),
         )
 
