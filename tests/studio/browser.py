@@ -22,6 +22,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 NEEDS_BROWSER = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium on PATH: the studio was not tried in a browser"
 )
+# Ids of the queue's rows, in their order; below them are those that failed.
+QUEUE_ROWS = "[...document.querySelectorAll('#queue > ol > li')].map((row) => row.dataset.job)"
 READY = "#estimate b"  # there once the form stands and the server has said what it makes
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from browser import NEEDS_BROWSER, READY, Studio, go, keep_settings, open_advanced, pick_small, queued
+from browser import NEEDS_BROWSER, QUEUE_ROWS, READY, Studio, go, keep_settings, open_advanced, pick_small, queued
 
 from radial.video.clip import read_frames
 from radial_app.server.accounts import Accounts
@@ -62,7 +62,7 @@ def test_several_that_wait_are_handled_at_once(page: Any, studio: Studio) -> Non
         page.check(f'#queue [data-job="{id_}"] .pick')
     page.click('#queue .picked button:has-text("To the front")')
     page.wait_for_function(
-        "(ids) => [...document.querySelectorAll('#queue > ol > li')].map((row) => row.dataset.job).slice(1).join() === ids",
+        f"(ids) => {QUEUE_ROWS}.slice(1).join() === ids",
         arg=",".join((ids[1], ids[3], ids[0], ids[2])),
     )
     page.click('#queue .picked button:has-text("Hold them")')

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from browser import (
     NEEDS_BROWSER,
+    QUEUE_ROWS,
     READY,
     Studio,
     estimate_says,
@@ -84,7 +85,7 @@ def test_the_queue_is_handled(page: Any, studio: Studio) -> None:
 
     def wait_for_order(*wanted: str) -> None:
         page.wait_for_function(
-            "(ids) => [...document.querySelectorAll('#queue > ol > li')].map((row) => row.dataset.job).slice(1).join() == ids",
+            f"(ids) => {QUEUE_ROWS}.slice(1).join() == ids",
             arg=",".join(wanted),
         )
 
