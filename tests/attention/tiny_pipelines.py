@@ -290,11 +290,12 @@ def _hunyuan_parts() -> Arguments:
 
 
 def _hunyuan_transformer(kind: str = "HunyuanVideoTransformer3DModel", **changes: Any) -> Any:
-    return getattr(diffusers, kind)(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2,
-        num_single_layers=2, num_refiner_layers=1, text_embed_dim=TEXT_WIDTH, pooled_projection_dim=8,
-        rope_axes_dim=(4, 6, 6), **changes,
-    )  # fmt: skip
+    config = {
+        "in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2,
+        "num_single_layers": 2, "num_refiner_layers": 1, "text_embed_dim": TEXT_WIDTH, "pooled_projection_dim": 8,
+        "rope_axes_dim": (4, 6, 6),
+    }  # fmt: skip
+    return getattr(diffusers, kind)(**config | changes)
 
 
 def _hunyuan_video() -> Any:

@@ -109,11 +109,11 @@ def read_start(cache: Path, clip: CachedClip) -> dict[str, Tensor]:
     return _read(cache, clip, "start")
 
 
-def read_clip(cache: Path, clip: CachedClip, caption: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+def read_clip(cache: Path, clip: CachedClip, caption: int | None = 0) -> tuple[Tensor, dict[str, Tensor]]:
     """Latents ``[C, F, H, W]`` and text of a clip.
 
     Args:
-        caption: the number of its caption that is wanted.
+        caption: the number of its caption that is wanted; None is the empty one that it has where text sees frames.
 
     Raises:
         RequestError: its shard is missing or torn.
@@ -136,8 +136,8 @@ def _read(cache: Path, clip: CachedClip, part: str) -> dict[str, Tensor]:
         raise RequestError(f"{path} is missing or torn; prepare the cache again") from error
 
 
-def _text_name(caption: int) -> str:
-    return f"text{caption or ''}"
+def _text_name(caption: int | None) -> str:
+    return "empty" if caption is None else f"text{caption or ''}"
 
 
 def empty_text_file(cache: Path, fingerprint: str) -> Path:
@@ -182,15 +182,18 @@ class Shards:
         self._waiting: dict[str, Tensor] = {}
         self._keys: list[str] = []
 
-    def add(self, key: str, latents: Tensor, *texts: dict[str, Tensor], start: dict[str, Tensor] | None = None) -> None:
-        """Add a clip, the text of each of its captions, and what it starts from where its model starts from images.
-        Its shard is known after the next flush."""
+    def add(
+        self, key: str, latents: Tensor, *texts: dict[str, Tensor], start: dict[str, Tensor] | None = None,
+        empty: dict[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        """Add a clip, the text of each of its captions, and, where its model starts from images, what it starts from
+        and the text of an empty caption with it. Its shard is known after the next flush."""
         self._waiting[f"{key}/latents"] = latents.contiguous().cpu()
         self._waiting |= {f"{key}/start/{name}": value.float().cpu().clone() for name, value in (start or {}).items()}
         # Clones: a view would carry the whole batch's storage into the file.
         self._waiting |= {
             f"{key}/{_text_name(number)}/{name}": value.cpu().clone()
-            for number, text in enumerate(texts)
+            for number, text in [*enumerate(texts), *([(None, empty)] if empty is not None else [])]
             for name, value in text.items()
         }
         self._keys.append(key)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import torch
+from PIL import Image
 
 from radial.errors import ModelError, RequestError
 from radial.loading.load import LoadedModel
@@ -86,13 +87,21 @@ def prepare(
     torch.backends.cudnn.benchmark = True  # few sizes, many clips: looking for the fastest convolution pays
     for bucket in cut.buckets:
         model.spec.check_size(bucket.height, bucket.width, bucket.num_frames)
+    if not objective.takes_pictures and (
+        any(source.is_picture for source in sources) or any(bucket.num_frames == 1 for bucket in cut.buckets)
+    ):
+        raise RequestError(
+            f"{model.spec.name} starts from the first frame of a clip, and of one frame nothing is left to learn: "
+            f"leave pictures out, and take clips of {model.spec.stride[0] + 1} frames or more"
+        )
     for height, width in cut.picture_sizes if any(source.is_picture for source in sources) else ():
         model.spec.check_size(height, width, 1)
     if (out / "index.json").is_file():
         _check_same(read_index(out), model, cut)
     out.mkdir(parents=True, exist_ok=True)
     report, dropped, shards = Report(files=len(sources)), Counter[str](), Shards(out)
-    if not (empty := empty_text_file(out, model.fingerprint)).is_file():
+    empty = empty_text_file(out, model.fingerprint)
+    if not objective.text_sees_frames and not empty.is_file():  # else each clip has an empty text of its own
         write_tensors(empty, encode_texts(objective, [""])[0], overwrite=True)
     clips: list[DecodedClip] = []
     waiting: dict[Bucket, list[DecodedClip]] = {}
@@ -157,10 +166,13 @@ def prepare(
     return report
 
 
-def encode_texts(objective: Objective, captions: list[str]) -> list[dict[str, torch.Tensor]]:
-    """Texts as the transformer is told them, on the CPU."""
+def encode_texts(
+    objective: Objective, captions: list[str], images: Sequence[Image.Image] = ()
+) -> list[dict[str, torch.Tensor]]:
+    """Texts as the transformer is told them, on the CPU; with the frame that each one's clip starts from, where text
+    sees them."""
     with torch.inference_mode():
-        texts = objective.encode_text(captions)
+        texts = objective.encode_text(captions, images)
     return [{name: value.cpu().clone() for name, value in text.items()} for text in texts]
 
 
@@ -169,12 +181,16 @@ def _encode(objective: Objective, clips: list[DecodedClip], shards: Shards) -> N
     vae = objective.pipe.vae
     pixels = torch.stack([torch.from_numpy(clip.frames) for clip in clips]).permute(0, 4, 1, 2, 3)
     latents = objective.encode_latents(pixels.to(vae.device, vae.dtype) / 127.5 - 1)
-    texts = encode_texts(objective, [clip.source.caption for clip in clips])
-    for clip, latent, text in zip(clips, latents.float().cpu(), texts, strict=True):
-        others = clip.source.others
-        parts = [encode_texts(objective, list(others[at : at + _TEXTS])) for at in range(0, len(others), _TEXTS)]
+    sees = objective.text_sees_frames
+    images = [Image.fromarray(clip.frames[0]) for clip in clips] if sees else []
+    texts = encode_texts(objective, [clip.source.caption for clip in clips], images)
+    for number, (clip, latent, text) in enumerate(zip(clips, latents.float().cpu(), texts, strict=True)):
+        others, own = clip.source.others, images[number : number + 1]
+        groups = [list(others[at : at + _TEXTS]) for at in range(0, len(others), _TEXTS)]
+        parts = [encode_texts(objective, group, own * len(group)) for group in groups]
+        empty = encode_texts(objective, [""], own)[0] if sees else None
         start = objective.encode_start(clip.frames) if objective.first_frame == "always" else None
-        shards.add(clip.key, latent.clone(), text, *(one for part in parts for one in part), start=start)
+        shards.add(clip.key, latent.clone(), text, *(one for part in parts for one in part), start=start, empty=empty)
 
 
 def _notes_on(buckets: dict[str, int], clips: tuple[CachedClip, ...]) -> list[str]:

@@ -52,7 +52,7 @@ class Batches:
         self._clips = len(clips)
         self._config, self._objective, self._rank, self._ranks = config, objective, rank, ranks
         self._cache = Path(config.data)
-        self._empty_text = read_empty_text(self._cache, index.fingerprint)
+        self._empty_text = None if objective.text_sees_frames else read_empty_text(self._cache, index.fingerprint)
         self._span = config.sigmas_within(expert_span(objective.pipe, config.expert)[1])
         if self.sampling == "uniform" and (config.logit_mean, config.logit_std) != (0, 1):
             raise RequestError(
@@ -130,8 +130,12 @@ class Batches:
         sigma = self.levels_of(bucket).draw(whole, generator)
         own = range(self._rank, whole, self._ranks)
         captions = _choose_captions(config.seed, number, clips)
-        latents, told = zip(*(read_clip(self._cache, clips[i], captions[i]) for i in own), strict=True)
-        texts = [self._empty_text if dropped[i] else text for i, text in zip(own, told, strict=True)]
+        empty = self._empty_text
+        which = [None if dropped[i] and empty is None else captions[i] for i in own]
+        latents, told = zip(
+            *(read_clip(self._cache, clips[i], n) for i, n in zip(own, which, strict=True)), strict=True
+        )
+        texts = [empty if dropped[i] and empty is not None else text for i, text in zip(own, told, strict=True)]
         # Each clip's noise has a seed of its own, so that it does not depend on how many processes there are.
         seeds = torch.randint(2**62, (whole,), generator=generator).tolist()
         noise = [torch.randn(latents[0].shape, generator=torch.Generator().manual_seed(seeds[i])) for i in own]

@@ -44,8 +44,13 @@ class Sample:
         return {name: fit_image(read_image(Path(path))[0], height, width, "crop") for name, path in named if path}
 
 
-def encode_samples(objective: Objective, prompts: Sequence[SamplePrompt], model: str) -> tuple[Sample, ...]:
+def encode_samples(
+    objective: Objective, prompts: Sequence[SamplePrompt], model: str, size: tuple[int, int]
+) -> tuple[Sample, ...]:
     """The clips to make, their texts encoded; without words to avoid of their own, they have the model's.
+
+    Args:
+        size: height and width of clips that say none.
 
     Raises:
         RequestError: a prompt asks for a size, a length or steps that the model cannot do, or names no picture where
@@ -58,6 +63,10 @@ def encode_samples(objective: Objective, prompts: Sequence[SamplePrompt], model:
             raise RequestError(f"samples of {spec.name} start from text alone: leave image out of sample_prompts")
         request = make_request(**asked, model=model, long_adapter=False).resolve()
         Sample(told, {}, {}).images(request.clip_height, request.clip_width)
+    if objective.text_sees_frames:  # which then have no words to avoid: guidance is an input
+        images = [Sample(one, {}, {}).images(one.height or size[0], one.width or size[1])["image"] for one in prompts]
+        texts = encode_texts(objective, [one.prompt for one in prompts], images)
+        return tuple(Sample(one, objective.stack_text([text]), {}) for one, text in zip(prompts, texts, strict=True))
     avoided = [spec.negative_prompt if one.negative_prompt is None else one.negative_prompt for one in prompts]
     words = list(dict.fromkeys([*(one.prompt for one in prompts), *avoided]))
     encoded = dict(zip(words, encode_texts(objective, words), strict=True))

@@ -101,7 +101,10 @@ def finetune(
     batches = Batches(config, index, objective, *processes.place)
     shift = batches.shift_of(max(batches.buckets)) if config.shift_by_length else None
     settings = adapter_settings(config, model.spec, batches.buckets, shift)
-    samples = encode_samples(objective, config.sample_prompts, config.model) if config.sample_every else None
+    samples = (
+        encode_samples(objective, config.sample_prompts, config.model, _sample_size(batches.buckets))
+        if config.sample_every else None
+    )  # fmt: skip
     samplers = keep_only(model.pipe, name)
     transformer, parameters, before = prepare_transformer(config, model, objective, processes)
     grids = [grid_of(model.spec, bucket) for bucket in batches.buckets]

@@ -1,0 +1,31 @@
+"""What each family of models is trained to predict, in the conventions of its own pipeline.
+
+Rectified flow throughout: x_sigma = (1 - sigma) x + sigma e. Wan and HunyuanVideo predict e - x at timestep 1000 sigma;
+Mochi predicts x - e at timestep 1000 (1 - sigma).
+"""
+
+from radial_finetune.objective.base import Expert, Objective, Start, Text, Whether
+from radial_finetune.objective.find import expert_span, find_objective, objective_of, stands_for_frames
+from radial_finetune.objective.hunyuan_video import HunyuanVideoImageObjective, HunyuanVideoObjective
+from radial_finetune.objective.loss import add_noise, velocity_loss
+from radial_finetune.objective.mochi import MochiObjective
+from radial_finetune.objective.wan import WanImageObjective, WanObjective
+
+__all__ = [
+    "Expert",
+    "HunyuanVideoImageObjective",
+    "HunyuanVideoObjective",
+    "MochiObjective",
+    "Objective",
+    "Start",
+    "Text",
+    "WanImageObjective",
+    "WanObjective",
+    "Whether",
+    "add_noise",
+    "expert_span",
+    "find_objective",
+    "objective_of",
+    "stands_for_frames",
+    "velocity_loss",
+]

@@ -1,0 +1,42 @@
+"""Mochi, from text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from PIL import Image
+from torch import Tensor
+
+from radial_finetune.noise import Sampling
+from radial_finetune.objective.base import FEED_FORWARD, JOINT, Objective, Text, normalised
+
+
+class MochiObjective(Objective):
+    """Mochi, whose time runs from noise to clip, and whose velocity points that way too."""
+
+    sampling: ClassVar[Sampling] = "uniform"  # as genmo's own fine-tuning draws them
+    layers: ClassVar = {
+        "self": r"transformer_blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)",
+        "all": rf"transformer_blocks\.\d+\.attn1\.{JOINT}",
+        "blocks": rf"transformer_blocks\.\d+\.(attn1\.{JOINT}|ff(_context)?\.{FEED_FORWARD})",
+    }
+
+    def encode_latents(self, pixels_BCFHW: Tensor) -> Tensor:
+        return normalised(self.pipe.vae, pixels_BCFHW) * self.pipe.vae.config.scaling_factor
+
+    def encode_text(self, captions: list[str], images: Sequence[Image.Image] = ()) -> list[Text]:
+        texts = []
+        for caption in captions:  # one by one: where empty prompts are zeros, the pipeline makes a whole batch zeros
+            embeds, mask, _, _ = self.pipe.encode_prompt(
+                caption, do_classifier_free_guidance=False, max_sequence_length=self.spec.max_sequence_length,
+                device=self.pipe.text_encoder.device,
+            )  # fmt: skip
+            texts.append({"prompt_embeds": embeds[0], "prompt_attention_mask": mask[0]})
+        return texts
+
+    def predict(self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor) -> Tensor:
+        return -transformer(
+            hidden_states=noisy_BCFHW, encoder_hidden_states=text["prompt_embeds"], timestep=1000 * (1 - sigma_B),
+            encoder_attention_mask=text["prompt_attention_mask"], return_dict=False,
+        )[0]  # fmt: skip
