@@ -106,7 +106,8 @@ def read_start(cache: Path, clip: CachedClip) -> dict[str, Tensor]:
     Raises:
         RequestError: its shard is missing or torn.
     """
-    return _read(cache, clip, "start")
+    (start,) = _read(cache, clip, "start")
+    return start
 
 
 def read_clip(cache: Path, clip: CachedClip, caption: int | None = 0) -> tuple[Tensor, dict[str, Tensor]]:
@@ -118,20 +119,22 @@ def read_clip(cache: Path, clip: CachedClip, caption: int | None = 0) -> tuple[T
     Raises:
         RequestError: its shard is missing or torn.
     """
-    text = _read(cache, clip, _text_name(caption))
-    return _read(cache, clip, "latents")[""], text
+    latents, text = _read(cache, clip, "latents", _text_name(caption))
+    return latents[""], text
 
 
-def _read(cache: Path, clip: CachedClip, part: str) -> dict[str, Tensor]:
-    """The tensors of a part of a clip, by what stands behind its name."""
+def _read(cache: Path, clip: CachedClip, *parts: str) -> list[dict[str, Tensor]]:
+    """The tensors of parts of a clip, by what stands behind the part's name."""
     from safetensors import SafetensorError, safe_open
 
-    path, prefix = cache / clip.shard, f"{clip.key}/{part}"
+    path, found = cache / clip.shard, []
     try:
         with safe_open(path, "pt") as shard:
             names = _names(path, path.stat().st_mtime_ns)
-            own = [name for name in names if name == prefix or name.startswith(f"{prefix}/")]
-            return {name.removeprefix(prefix).removeprefix("/"): shard.get_tensor(name) for name in own}
+            for prefix in (f"{clip.key}/{part}" for part in parts):
+                own = [name for name in names if name == prefix or name.startswith(f"{prefix}/")]
+                found.append({name.removeprefix(prefix).removeprefix("/"): shard.get_tensor(name) for name in own})
+            return found
     except (OSError, SafetensorError) as error:
         raise RequestError(f"{path} is missing or torn; prepare the cache again") from error
 

@@ -167,8 +167,8 @@ class Batches:
         for number, clip in enumerate(self.held_out):
             latents, text = read_clip(self._cache, clip)
             noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(number))
+            told = self._objective.stack_text([text]) | self._draw_starts(number, [clip], [latents])
             for level in self.levels_of(clip.bucket).quantiles(torch.tensor(quantiles)):
-                told = self._objective.stack_text([text]) | self._draw_starts(number, [clip], [latents])
                 yield Batch(clip.bucket, stack_latents([latents]), told, noise[None], level[None])
 
     def _choose_buckets(self, batches: int) -> NDArray[np.int64]:

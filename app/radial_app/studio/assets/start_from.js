@@ -45,9 +45,10 @@ export async function extend(video, index = 0) {
 // The frame that a player shows, as a file; a clip that has not come yet is waited for.
 export async function frameOf(player) {
   if (player.readyState < HTMLMediaElement.HAVE_CURRENT_DATA) await new Promise((ready, fail) => {
+    const refuse = () => fail(new Error("This clip cannot be played here, so no frame of it can be taken."));
     player.addEventListener("loadeddata", ready, { once: true });
-    player.addEventListener("error", () => fail(new Error("This clip cannot be played here, so no frame of it can be taken.")), { once: true });
-    if (player.error) fail(new Error("This clip cannot be played here, so no frame of it can be taken."));
+    player.addEventListener("error", refuse, { once: true });
+    if (player.error) refuse();
   });
   const canvas = h("canvas", { width: player.videoWidth || player.naturalWidth, height: player.videoHeight || player.naturalHeight });
   canvas.getContext("2d").drawImage(player, 0, 0);
