@@ -117,7 +117,7 @@ def test_the_queue_is_handled(page: Any, studio: Studio) -> None:
     assert studio.wait_for(ids[1], "done")["request"]["num_inference_steps"] == 3
     page.click('#queue button:has-text("Go on with all")')
     studio.wait_for(ids[0], "done")
-    page.wait_for_selector("#queue .empty")
+    page.wait_for_function(f"{QUEUE_ROWS}.length === 0")
 
 
 def test_a_list_is_seen_before_it_is_queued(page: Any, studio: Studio) -> None:
