@@ -32,6 +32,7 @@ from radial_finetune.evaluate import rivals, shapes, stories
 TUNED = {"radial": {"attention": "radial", "block_size": 64, "skip_width": 64}, "dense": {"attention": "dense"}}
 NATIVE, UNIT = 33, 32
 NATIVE_EVENTS = "native events"
+IN_TIME = " in time"  # behind a way's name: each event's words at its time, in one pass
 MARGIN_NATIVE, MARGIN_DENSE = 0.05, 0.03  # named before anything was measured
 UNTUNED = ("untuned", "riflex", "interpolate", "ntk", "yarn", "ultravico", "windows", "extend", "shown slower")
 
@@ -41,7 +42,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--stages", nargs="+", default=["base", "data", "train", "table"])
     parser.add_argument("--clips", nargs="+", default=["33=512", "65=640", "97=640", "129=1024", "193=448", "257=448"])
+    parser.add_argument("--data-seed", type=int, default=0)
     parser.add_argument("--train-seconds", type=float, default=270)
+    parser.add_argument("--learning-rate", type=float, default=2.5e-3)
+    parser.add_argument("--init-adapter", help="that training begins from")
     parser.add_argument("--trial-steps", type=int, default=30, help="that tell how long one takes")
     parser.add_argument("--batch-tokens", type=int, default=33_792)
     parser.add_argument("--kinds", nargs="+", default=list(TUNED), help="adapters that are tuned")
@@ -49,6 +53,7 @@ def main() -> None:
     parser.add_argument("--units", type=int, nargs="+", default=[4, 2, 3, 6, 8])
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--ways", nargs="+", default=["radial", "dense", *UNTUNED])
+    parser.add_argument("--ours", default="radial", help="the way that all others are compared with")
     parser.add_argument("--adapters", type=Path, help="folder of adapters; those of the train stage when left out")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps")
     parser.add_argument("--device", default="cuda")
@@ -74,19 +79,21 @@ def base(options: argparse.Namespace) -> None:
 
 def data(options: argparse.Namespace) -> None:
     run("radial_finetune.pretrain.story_data", "--out", options.out / "cache", "--device", options.device, "--dtype",
-        options.dtype, "--clips", *options.clips)  # fmt: skip
+        options.dtype, "--seed", options.data_seed, "--clips", *options.clips)  # fmt: skip
 
 
 def train(options: argparse.Namespace) -> None:
     """Adapters of every kind on the same data, side by side, for as many steps as the time allows both."""
     common = {
         "data": str(options.out / "cache"), "model": "tiny", "rank": 64, "layers": "all",
-        "batch_tokens": options.batch_tokens, "learning_rate": 2.5e-3, "lr_scheduler": "cosine", "lr_warmup_steps": 50,
-        "weight_decay": 0.0,
+        "batch_tokens": options.batch_tokens, "learning_rate": options.learning_rate, "lr_scheduler": "cosine",
+        "lr_warmup_steps": 50, "weight_decay": 0.0,
         "ema_decay": 0.99, "timestep_sampling": "uniform", "held_out": 0, "validate_every": 0,
         "gradient_checkpointing": False, "device": options.device, "dtype": options.dtype, "trackers": [],
         "dense_layers": 2, "checkpoint_every": 100_000,
     }  # fmt: skip
+    if options.init_adapter:
+        common["init_adapter"] = options.init_adapter
     kinds = {kind: common | TUNED[kind] for kind in options.kinds}
     train_all(options.out / "trial", {kind: one | {"steps": options.trial_steps} for kind, one in kinds.items()})
     logs = {kind: read_log(options.out / "trial" / kind) for kind in kinds}
@@ -134,11 +141,15 @@ def table(options: argparse.Namespace) -> None:
                 if key in found and len(found[key]["seeds"]) >= len(options.seeds):
                     continue
                 started = time.monotonic()
-                if way in TUNED:
-                    fields = {"loras": [{"path": str(folder / way / "adapter.safetensors")}]}
-                    if way not in models:
-                        models[way] = load(request_for(options, NATIVE, fields))
-                    clips = [make_clips(options, models[way], fields, members, units, seed) for seed in options.seeds]
+                tuned = way.removesuffix(IN_TIME)
+                if tuned in TUNED:
+                    fields = {"loras": [{"path": str(folder / tuned / "adapter.safetensors")}]}
+                    if tuned not in models:
+                        models[tuned] = load(request_for(options, NATIVE, fields))
+                    clips = [
+                        make_clips(options, models[tuned], fields, members, units, seed, in_time=tuned != way)
+                        for seed in options.seeds
+                    ]
                 elif way == NATIVE_EVENTS:
                     clips = [native(options, base_model, members, seed) for seed in options.seeds]
                 else:
@@ -155,8 +166,8 @@ def table(options: argparse.Namespace) -> None:
                 print(f"{UNIT * units + 1} frames, {way}: {means}, {spent:.1f} s", flush=True)
             if sheet:
                 contact_sheet(sheet, columns=2, count=9).save(options.out / f"sheet-{units}.png", optimize=True)
-    (options.out / "table.md").write_text(to_markdown(found))
-    print(to_markdown(found))
+    (options.out / "table.md").write_text(to_markdown(found, options.ours))
+    print(to_markdown(found, options.ours))
 
 
 def judge(way: str, clips: list[list[Frames]], members: list[stories.Member], score: stories.Scorer) -> stories.Values:
@@ -172,22 +183,22 @@ def judge(way: str, clips: list[list[Frames]], members: list[stories.Member], sc
     return stories.values_of(scores)
 
 
-def to_markdown(found: dict[str, Any]) -> str:
-    """The table, and each way against the radial adapter and the native events."""
+def to_markdown(found: dict[str, Any], ours: str) -> str:
+    """The table, and one way against each other."""
     lines = []
     for units in sorted({int(key.split()[0]) for key in found}):
         rows = {key.split(" ", 1)[1]: one for key, one in found.items() if key.startswith(f"{units} ")}
-        head = ["way", *stories.MEASURES, "seconds", "radial minus it, prompt", "radial minus it, order"]
+        head = ["way", *stories.MEASURES, "seconds", f"{ours} minus it, prompt", f"{ours} minus it, order"]
         lines += [f"\n{UNIT * units + 1} frames ({units}x)\n", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
         for way, one in rows.items():
             cells = [f"{100 * np.nanmean(one['values'][name]):.1f}" for name in stories.MEASURES]
             against = ["", ""]
-            if "radial" in rows and way != "radial":
+            if ours in rows and way != ours:
                 margin = MARGIN_NATIVE if way == NATIVE_EVENTS else MARGIN_DENSE
                 for place, name in enumerate(("prompt", "order")):
-                    ours, theirs = (np.array(rows[w]["values"][name]) for w in ("radial", way))
-                    both = np.isfinite(ours) & np.isfinite(theirs)
-                    against[place] = str(stories.compare(ours[both], theirs[both], margin))
+                    one_P, other_P = (np.array(rows[w]["values"][name]) for w in (ours, way))
+                    both = np.isfinite(one_P) & np.isfinite(other_P)
+                    against[place] = str(stories.compare(one_P[both], other_P[both], margin))
             lines.append(f"| {way} | {' | '.join(cells)} | {one['seconds']:.1f} | {' | '.join(against)} |")
     return "\n".join(lines) + "\n"
 
@@ -199,10 +210,10 @@ def request_for(options: argparse.Namespace, num_frames: int, fields: dict[str, 
 
 def make_clips(
     options: argparse.Namespace, model: LoadedModel, fields: dict[str, Any], members: list[stories.Member], units: int,
-    seed: int,
+    seed: int, *, in_time: bool = False,
 ) -> list[Frames]:  # fmt: skip
     request = request_for(options, UNIT * units + 1, fields)
-    prompts = [member.prompt for member in members]
+    prompts = [member.timed if in_time else member.prompt for member in members]
     return shapes.generate_clips(request, model, prompts, max(8, 256 // units), 10_000 * seed)
 
 
@@ -219,9 +230,9 @@ def untuned(
     """Clips of a way without any tuning."""
     frames = UNIT * units + 1
     fields = {"attention": "dense", "long_adapter": False}
-    if way in ("untuned", "riflex", "interpolate", "ntk", "yarn"):
-        positions = {} if way == "untuned" else {"positions": way}
-        return make_clips(options, model, fields | positions, members, units, seed)
+    if (kind := way.removesuffix(IN_TIME)) in ("untuned", "riflex", "interpolate", "ntk", "yarn"):
+        positions = {} if kind == "untuned" else {"positions": kind}
+        return make_clips(options, model, fields | positions, members, units, seed, in_time=kind != way)
     if way == "ultravico":
         with rivals.decaying(model.pipe.transformer):
             return make_clips(options, model, fields, members, units, seed)

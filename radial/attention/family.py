@@ -25,6 +25,7 @@ class Family:
             left out, of latents ``[B, C, T, H, W]``.
         self_attentions: the modules whose processor is replaced, each with the number of its layer; ``attn1`` of every
             block when left out.
+        cross_attentions: the modules by which the clip reads its text, where it does so in no other way.
         masks_padding: whether an attention mask only keeps padded tokens out, which the layouts leave out already.
         refuse: why a call cannot be radial, or None.
         sharding: what is split and gathered where processes share a clip, in the terms of diffusers'
@@ -38,6 +39,7 @@ class Family:
     self_attentions: Callable[[Any], list[tuple[int, nn.Module]]] = lambda transformer: numbered(
         transformer.transformer_blocks
     )
+    cross_attentions: Callable[[Any], list[nn.Module]] | None = None
     masks_padding: bool = False
     refuse: Callable[[Any, Call], str | None] = lambda transformer, call: None
     sharding: Callable[[Any], dict[str, Any] | None] = lambda transformer: None

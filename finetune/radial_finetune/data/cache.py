@@ -29,7 +29,8 @@ VERSION = 2
 @dataclass(frozen=True)
 class CachedClip:
     """One clip: its key and shard, its size, its caption, and the number of it within its source; further captions, of
-    which a step draws one, and how often it comes in an epoch."""
+    which a step draws one; how often it comes in an epoch; and the prompts that follow its caption, each in an equal
+    share of the clip's time."""
 
     key: str
     shard: str
@@ -39,6 +40,12 @@ class CachedClip:
     clip: int
     others: tuple[str, ...] = ()
     num_repeats: int = 1
+    then: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> int:
+        """How many texts follow one another within the clip."""
+        return 1 + len(self.then)
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -78,7 +85,11 @@ def read_index(cache: Path) -> CacheIndex:
         if content.get("version") != VERSION:
             raise RequestError(f"{cache} was made by another version; prepare it again in another folder")
         clips = tuple(
-            CachedClip(**clip | {"bucket": Bucket(**clip["bucket"]), "others": tuple(clip.get("others", ()))})
+            CachedClip(
+                **clip
+                | {"bucket": Bucket(**clip["bucket"])}
+                | {name: tuple(clip.get(name, ())) for name in ("others", "then")}
+            )
             for clip in content.pop("clips")
         )
         return CacheIndex(**content, clips=clips)
@@ -93,8 +104,9 @@ def read_index(cache: Path) -> CacheIndex:
 def write_index(cache: Path, index: CacheIndex) -> None:
     content = asdict(index)
     for clip in content["clips"]:  # what most clips do not have is not written: as it always was
-        if not clip["others"]:
-            del clip["others"]
+        for name in ("others", "then"):
+            if not clip[name]:
+                del clip[name]
         if clip["num_repeats"] == 1:
             del clip["num_repeats"]
     write_json(cache / "index.json", content)

@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import Pool
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,10 @@ from numpy.typing import NDArray
 
 from radial.attention.install import apply, transformers_of
 from radial.attention.positions import stretched
+from radial.attention.timed_text import timed_text
 from radial.errors import GenerationError
 from radial.generation.sampler import replaced, scheduler_for
+from radial.generation.timed_words import encode_in_time
 from radial.loading.load import LoadedModel
 from radial.request import GenerationRequest
 from radial_finetune.data.clips import Frames
@@ -103,13 +106,18 @@ def score_model(
 
 
 def generate_clips(
-    request: GenerationRequest, model: LoadedModel, prompts: Sequence[str], batch_size: int, first_seed: int = 0
-) -> list[Frames]:
-    """Clips of many prompts through the pipeline, several at a time, seeds counting up."""
-    attention = request.attention_settings
+    request: GenerationRequest, model: LoadedModel, prompts: Sequence[str | tuple[str, ...]], batch_size: int,
+    first_seed: int = 0,
+) -> list[Frames]:  # fmt: skip
+    """Clips of many prompts through the pipeline, several at a time, seeds counting up.
+
+    Args:
+        prompts: of each clip one, or of each clip as many that follow one another.
+    """
+    attention, length = request.attention_settings, model.spec.max_sequence_length
     clips: list[Frames] = []
     for start in range(0, len(prompts), batch_size):
-        part = list(prompts[start : start + batch_size])
+        part = [(one,) if isinstance(one, str) else one for one in prompts[start : start + batch_size]]
         with contextlib.ExitStack() as stack:
             scheduler = scheduler_for(model.pipe, request.sampler, request.flow_shift)
             stack.enter_context(replaced(model.pipe, scheduler=scheduler))
@@ -119,16 +127,22 @@ def generate_clips(
                 period = request.riflex_period(model.spec)
                 stack.enter_context(stretched(transformers_of(model.pipe), kind, model.spec.native_latents, period))
             stack.enter_context(torch.inference_mode())
+            words: dict[str, Any] = {
+                "prompt": [one[0] for one in part], "negative_prompt": [request.negative_prompt or ""] * len(part),
+                "max_sequence_length": length,
+            }  # fmt: skip
+            if len(part[0]) > 1:
+                stack.enter_context(timed_text(transformers_of(model.pipe), length, model.spec.stride[0]))
+                guided = request.is_guided(model.spec)
+                words = encode_in_time(model.pipe, part, request.negative_prompt or "", length, guided=guided)
             frames = model.pipe(
-                prompt=part,
-                negative_prompt=[request.negative_prompt or ""] * len(part),
+                **words,
                 height=request.height,
                 width=request.width,
                 num_frames=request.num_frames,
                 num_inference_steps=request.num_inference_steps,
                 guidance_scale=request.guidance_scale,
                 generator=[torch.Generator("cpu").manual_seed(first_seed + start + i) for i in range(len(part))],
-                max_sequence_length=model.spec.max_sequence_length,
                 output_type="np",
             ).frames
         if not np.isfinite(frames).all():

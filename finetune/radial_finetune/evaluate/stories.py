@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from radial_finetune.data.clips import Frames
 from radial_finetune.evaluate.shapes import HELD_OUT_SEED, scoring_processes
 from radial_finetune.evaluate.story_score import StoryScore, score_story
-from radial_finetune.world.caption import describe
 from radial_finetune.world.render import to_pixels
-from radial_finetune.world.scene import MOTIONS, Scene
-from radial_finetune.world.story import Story, draw_story, scene_of, story_of
-from radial_finetune.world.story_caption import describe_story
+from radial_finetune.world.scene import Scene
+from radial_finetune.world.story import Story, draw_story, story_of
+from radial_finetune.world.story_caption import describe_story, describe_unit, words_in_time
 from radial_finetune.world.story_render import render_stories
 
 MEASURES: dict[str, Callable[[StoryScore], float]] = {
@@ -42,33 +41,25 @@ Values = dict[str, NDArray[np.float64]]  # by measure: a value a prompt
 @dataclass(frozen=True)
 class Member:
     """A held-out story and its prompt; ``events`` are what happens in each of its units: as a native scene, where there
-    is one, and in words."""
+    is one, and in words; ``timed`` are prompts that follow one another, one a unit."""
 
     story: Story
     prompt: str
     events: tuple[tuple[Scene | None, str], ...]
+    timed: tuple[str, ...]
 
 
 def held_out_stories(count: int, units: int) -> list[Member]:
     """Stories and their prompts, the same on every machine; training draws its own from other seeds."""
     rng = random.Random(HELD_OUT_SEED + 100 * units)
-    members = []
+    members: list[Member] = []
     for _ in range(count):
         story = draw_story(rng, units)
         prompt = describe_story(story, rng).text
-        members.append(Member(story, prompt, tuple(_event(story, unit, rng) for unit in range(units))))
+        events = tuple(describe_unit(story, unit, rng) for unit in range(units))
+        timed = words_in_time(story, random.Random(f"{HELD_OUT_SEED} {units} {len(members)}"))
+        members.append(Member(story, prompt, events, timed))
     return members
-
-
-def _event(story: Story, unit: int, rng: random.Random) -> tuple[Scene | None, str]:
-    """What happens in a unit as a native scene, where the native world has such, and in words."""
-    doing = [(actor, event) for actor in story.actors if (event := actor.event_at(unit))]
-    if all(event.motion in MOTIONS for _, event in doing):
-        figures = tuple(scene_of(actor, event, story).figures[0] for actor, event in doing)
-        scene = Scene(figures, story.background, story.texture_seed)
-        return scene, describe(scene, rng).text
-    actors = tuple(replace(actor, events=(event,), enters=0, goes_on=False) for actor, event in doing)
-    return None, describe_story(replace(story, actors=actors, drift=(0.0, 0.0), camera=(0.0, 0.0)), rng).text
 
 
 @contextlib.contextmanager

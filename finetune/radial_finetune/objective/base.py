@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from radial.errors import ModelError
 from radial.models.spec import ModelSpec
 from radial_finetune.noise import Sampling
 
@@ -90,6 +91,14 @@ class Objective(ABC):
     def stack_text(self, texts: list[Text]) -> Text:
         """A batch of what :meth:`encode_text` gave."""
         return {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
+
+    def join_texts(self, texts: list[Text]) -> Text:
+        """One text of several that follow one another within a clip.
+
+        Raises:
+            ModelError: the model cannot read another text at another time.
+        """
+        raise ModelError(f"{self.spec.name} cannot read another text at another time of a clip")
 
     @abstractmethod
     def predict(self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor) -> Tensor:

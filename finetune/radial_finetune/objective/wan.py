@@ -40,7 +40,16 @@ class WanObjective(Objective):
 
     def stack_text(self, texts: list[Text]) -> Text:
         longest = self.spec.max_sequence_length
-        words = (text["prompt_embeds"] for text in texts)
+        words = [text["prompt_embeds"] for text in texts]
+        most = max(len(w) if w.ndim == 3 else 1 for w in words)
+        padded = (F.pad(w, (0, 0, 0, longest - w.shape[-2])) for w in words)
+        # One text end to end with the next; the empty one stands for each.
+        whole = [w.flatten(0, 1) if w.ndim == 3 else w.repeat(most, 1) for w in padded]
+        return {"prompt_embeds": torch.stack(whole)}
+
+    def join_texts(self, texts: list[Text]) -> Text:
+        words = [text["prompt_embeds"] for text in texts]
+        longest = max(len(w) for w in words)
         return {"prompt_embeds": torch.stack([F.pad(w, (0, 0, 0, longest - len(w))) for w in words])}
 
     def predict(self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor) -> Tensor:

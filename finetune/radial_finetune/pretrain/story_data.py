@@ -32,11 +32,14 @@ from radial_finetune.pretrain.autoencoder import encode_clip
 from radial_finetune.world import describe, draw_scene
 from radial_finetune.world.render import to_pixels
 from radial_finetune.world.story import UNIT, draw_story, story_of
-from radial_finetune.world.story_caption import describe_story
+from radial_finetune.world.story_caption import describe_story, words_in_time
 from radial_finetune.world.story_render import render_stories
 
 _SIDE, _FPS = 128, 16.0
 _TWO_FIGURES = 0.3  # of the native clips
+_IN_TIME = 0.8  # of the longer ones, whose words come one event at a time
+
+_Drawn = tuple[str, Frames, tuple[str, ...]]  # a clip's key, its frames, and its words, one prompt after the other
 
 
 def write_story_cache(out: Path, model: LoadedModel, clips: dict[int, int], seed: int = 0, batch: int = 8) -> None:
@@ -57,26 +60,26 @@ def write_story_cache(out: Path, model: LoadedModel, clips: dict[int, int], seed
     write_tensors(empty_text_file(out, model.fingerprint), encode_texts(objective, [""])[0], overwrite=True)
     wanted = [(frames, number, seed) for frames, count in sorted(clips.items()) for number in range(count)]
     for frames, members in _in_batches(wanted, batch):
-        texts = encode_texts(objective, [caption for _, _, caption in members])
+        encoded = iter(encode_texts(objective, [text for _, _, words in members for text in words]))
+        texts = [[next(encoded) for _ in words] for _, _, words in members]
         pixels = torch.from_numpy(np.stack([clip for _, clip, _ in members])).to(vae.device)
         with torch.inference_mode():
             pixels = pixels.permute(0, 4, 1, 2, 3).to(vae.dtype) / 127.5 - 1
             latents = ((encode_clip(vae, pixels)[0].float() - mean) / std).to(torch.float16)
-        for (key, _, caption), latent, text in zip(members, latents, texts, strict=True):
-            shards.add(key, latent, text)
-            bucket = Bucket(frames, _SIDE, _SIDE)
-            cached.append((key, bucket, caption))
+        for (key, _, words), latent, text in zip(members, latents, texts, strict=True):
+            shards.add(key, latent, text[0] if len(text) == 1 else objective.join_texts(text))
+            cached.append((key, Bucket(frames, _SIDE, _SIDE), words))
     shards.flush()
-    known = tuple(CachedClip(key, shards.found[key], bucket, caption, key, 0) for key, bucket, caption in cached)
+    known = tuple(
+        CachedClip(key, shards.found[key], bucket, words[0], key, 0, then=words[1:]) for key, bucket, words in cached
+    )
     write_index(out, CacheIndex(model.spec.name, model.fingerprint, _FPS, known))
 
 
-def _in_batches(
-    wanted: list[tuple[int, int, int]], size: int
-) -> Iterator[tuple[int, list[tuple[str, Frames, str]]]]:  # fmt: skip
+def _in_batches(wanted: list[tuple[int, int, int]], size: int) -> Iterator[tuple[int, list[_Drawn]]]:
     """Clips of one length at a time, drawn by processes of their own."""
     with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 16), initializer=_use_one_thread) as pool:
-        ready: list[tuple[str, Frames, str]] = []
+        ready: list[_Drawn] = []
         length = 0
         for (frames, _, _), made in zip(wanted, pool.imap(_draw, wanted, chunksize=4), strict=True):
             if ready and (frames != length or len(ready) == size):
@@ -92,19 +95,19 @@ def _use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _draw(wanted: tuple[int, int, int]) -> tuple[str, Frames, str]:
-    """A clip's key, its frames and its caption."""
+def _draw(wanted: tuple[int, int, int]) -> _Drawn:
     frames, number, seed = wanted
     rng = random.Random(f"story {seed} {frames} {number}")
     units = (frames - 1) // UNIT
+    words: tuple[str, ...]
     if units == 1:
         scene = draw_scene(rng, 2 if rng.random() < _TWO_FIGURES else 1)
-        story, caption = story_of(scene, 1), describe(scene, rng).text
+        story, words = story_of(scene, 1), (describe(scene, rng).text,)
     else:
         story = draw_story(rng, units)
-        caption = describe_story(story, rng).text
+        words = words_in_time(story, rng) if rng.random() < _IN_TIME else (describe_story(story, rng).text,)
     clip = to_pixels(render_stories([story], _SIDE, _SIDE)[0])
-    return hashlib.blake2b(f"{wanted}".encode(), digest_size=12).hexdigest(), clip, caption
+    return hashlib.blake2b(f"{wanted}".encode(), digest_size=12).hexdigest(), clip, words
 
 
 def main() -> None:

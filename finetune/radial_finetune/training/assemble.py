@@ -13,6 +13,7 @@ from torch import Tensor
 import radial
 from radial.attention.context_parallel import ContextParallel
 from radial.attention.positions import riflex
+from radial.attention.timed_text import timed_text
 from radial.errors import RequestError
 from radial.generation.sampler import replaced, scheduler_for
 from radial.loading.load import LoadedModel, load
@@ -131,11 +132,20 @@ def pattern_of(spec: ModelSpec, settings: AdapterSettings) -> RadialPattern:
 @contextlib.contextmanager
 def attention(
     config: FinetuneConfig, model: LoadedModel, settings: AdapterSettings, parallel: ContextParallel | None,
-    pipe: Any = None,
+    pipe: Any = None, *, in_time: bool = False,
 ) -> Iterator[None]:  # fmt: skip
     """The attention that generation will use, in the layers that are not dense; given the pipeline, also in the steps
-    that are not. Processes that share clips share dense attention too."""
+    that are not. Processes that share clips share dense attention too.
+
+    Args:
+        in_time: whether there are clips in which one text follows another.
+    """
     with contextlib.ExitStack() as stack:
+        if in_time:
+            stack.enter_context(
+                timed_text([model.pipe.transformer], model.spec.max_sequence_length, model.spec.stride[0],
+                           parallel=parallel)
+            )  # fmt: skip
         if config.riflex:
             stack.enter_context(riflex([model.pipe.transformer], model.spec.riflex_period or 1.0))
         target = model.pipe.transformer if pipe is None else pipe

@@ -21,6 +21,8 @@ from radial_finetune.noise import NoiseLevels, Sampling, noise_shift
 from radial_finetune.objective import Objective, Start, Text, Whether, expert_span
 from radial_finetune.training.config import FinetuneConfig
 
+_Kind = tuple[Bucket, int]  # what the clips of a batch have in common: their size, and how many texts follow each other
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -61,12 +63,12 @@ class Batches:
             )
         self._first_share = _share("first_frame_share", config.first_frame_share, objective.first_frame, objective)
         self._last_share = _share("last_frame_share", config.last_frame_share, objective.last_frame, objective)
-        self._by_bucket: dict[Bucket, list[CachedClip]] = {}
+        self._members: dict[_Kind, list[CachedClip]] = {}
         for clip in self.train:
-            self._by_bucket.setdefault(clip.bucket, []).extend([clip] * clip.num_repeats)
-        self._buckets = sorted(self._by_bucket)
-        self._which = self._choose_buckets(config.steps * config.gradient_accumulation_steps)
-        self._place = _count_earlier(self._which, len(self._buckets))
+            self._members.setdefault((clip.bucket, clip.texts), []).extend([clip] * clip.num_repeats)
+        self._kinds = sorted(self._members)
+        self._which = self._choose_kinds(config.steps * config.gradient_accumulation_steps)
+        self._place = _count_earlier(self._which, len(self._kinds))
 
     @property
     def unused(self) -> int:
@@ -77,7 +79,8 @@ class Batches:
     def buckets(self) -> tuple[Bucket, ...]:
         """The sizes that the run trains on, however few steps of it are asked for."""
         lengths = {stage.num_frames for stage in self._config.curriculum}
-        return tuple(b for b in self._buckets if not lengths or b.num_frames in lengths)
+        there = dict.fromkeys(bucket for bucket, _ in self._kinds)
+        return tuple(b for b in there if not lengths or b.num_frames in lengths)
 
     @property
     def sampling(self) -> Sampling:
@@ -116,11 +119,11 @@ class Batches:
     def read(self, number: int) -> Batch:
         """This process's part of a batch."""
         config = self._config
-        bucket = self._buckets[self._which[number]]
+        bucket, _ = kind = self._kinds[self._which[number]]
         frames, height, width = self._objective.spec.stride
         tokens = ((bucket.num_frames - 1) // frames + 1) * (bucket.height // height) * (bucket.width // width)
         whole = config.clips_in_batch(tokens) * self._ranks
-        members = self._by_bucket[bucket]
+        members = self._members[kind]
         clips = []
         for position in range(self._place[number] * whole, (self._place[number] + 1) * whole):
             epoch, place = divmod(position, len(members))
@@ -171,10 +174,10 @@ class Batches:
             for level in self.levels_of(clip.bucket).quantiles(torch.tensor(quantiles)):
                 yield Batch(clip.bucket, stack_latents([latents]), told, noise[None], level[None])
 
-    def _choose_buckets(self, batches: int) -> NDArray[np.int64]:
-        """The size of every batch: drawn by the share of clips, or as the curriculum says."""
+    def _choose_kinds(self, batches: int) -> NDArray[np.int64]:
+        """Which kind of clips every batch has: drawn by the share of clips, or as the curriculum says."""
         config = self._config
-        counts = np.array([len(self._by_bucket[b]) for b in self._buckets])
+        counts = np.array([len(self._members[kind]) for kind in self._kinds])
         draws = np.random.default_rng([config.seed, 1]).random((batches, 2))  # a longer run begins the same
         if not config.curriculum:
             return np.searchsorted(counts.cumsum() / counts.sum(), draws[:, 0], side="right")
@@ -187,9 +190,9 @@ class Batches:
         lengths = np.where(draws[:, 1] < config.replay, first, lengths)
         which = np.empty(batches, np.int64)
         for length in set(lengths.tolist()):
-            able = [i for i, bucket in enumerate(self._buckets) if bucket.num_frames == length]
+            able = [i for i, (bucket, _) in enumerate(self._kinds) if bucket.num_frames == length]
             if not able:
-                there = ", ".join(sorted({str(b.num_frames) for b in self._buckets}, key=int))
+                there = ", ".join(sorted({str(b.num_frames) for b, _ in self._kinds}, key=int))
                 raise RequestError(f"the curriculum asks for clips of {length} frames; the cache has {there}")
             shares = counts[able].cumsum() / counts[able].sum()
             which = np.where(lengths == length, np.array(able)[np.searchsorted(shares, draws[:, 0], "right")], which)

@@ -133,6 +133,7 @@ def finetune(
         for note in _changes(config, load_last_checkpoint(output, state), state.step):
             on_note(note)
     bad_steps = 0
+    in_time = any(clip.then for clip in index.clips)
     parts = config.gradient_accumulation_steps
     logged = run_log(config, output, state.step) if processes.is_first else contextlib.nullcontext(lambda line: None)
 
@@ -171,13 +172,13 @@ def finetune(
             return
         if processes.is_first or processes.sharded or processes.parallel is not None:
             installed.close()
-            with attention(config, model, settings, processes.parallel, model.pipe), _averaged(state):
+            with attention(config, model, settings, processes.parallel, model.pipe, in_time=in_time), _averaged(state):
                 make_samples(
                     model, objective, samplers, samples, _sample_lengths(config, settings),
                     _sample_size(batches.buckets), _sample_steps(config, model), output / "samples", state.step,
                     write=processes.is_first,
                 )  # fmt: skip
-            installed.enter_context(attention(config, model, settings, processes.parallel))
+            installed.enter_context(attention(config, model, settings, processes.parallel, in_time=in_time))
         processes.wait()
 
     def tell(progress: Progress, norm: float | None = None) -> None:
@@ -185,7 +186,7 @@ def finetune(
         on_step(progress)
 
     with contextlib.ExitStack() as installed, logged as log, _interrupts() as interrupted:
-        installed.enter_context(attention(config, model, settings, processes.parallel))
+        installed.enter_context(attention(config, model, settings, processes.parallel, in_time=in_time))
         if state.step == 0:  # what the model does untuned, to compare with
             if (untuned := look()) is not None:
                 tell(Progress(0, config.steps, None, 0.0, 0.0, validation=untuned))

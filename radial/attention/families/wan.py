@@ -18,6 +18,11 @@ def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
     return layers
 
 
+def _cross_attentions(transformer: Any) -> list[nn.Module]:
+    blocks = (*transformer.blocks, *getattr(transformer, "vace_blocks", ()))
+    return [block.attn2 for block in blocks]
+
+
 def _refuse(transformer: Any, call: Call) -> str | None:
     if getattr(transformer.config, "num_frame_per_block", 1) > 1:
         return "its attention is causal from block to block of frames (num_frame_per_block above 1)"
@@ -40,4 +45,6 @@ def _fuse(transformer: Any) -> int:
     return fuse(transformer)
 
 
-FAMILY = Family(self_attentions=_self_attentions, refuse=_refuse, sharding=_sharding, fuse=_fuse)
+FAMILY = Family(
+    self_attentions=_self_attentions, cross_attentions=_cross_attentions, refuse=_refuse, sharding=_sharding, fuse=_fuse
+)
