@@ -90,7 +90,7 @@ def train(options: argparse.Namespace) -> None:
         "lr_warmup_steps": 50, "weight_decay": 0.0,
         "ema_decay": 0.99, "timestep_sampling": "uniform", "held_out": 0, "validate_every": 0,
         "gradient_checkpointing": False, "device": options.device, "dtype": options.dtype, "trackers": [],
-        "dense_layers": 2, "checkpoint_every": 100_000,
+        "dense_layers": 2, "checkpoint_every": 300,
     }  # fmt: skip
     if options.init_adapter:
         common["init_adapter"] = options.init_adapter
