@@ -95,6 +95,29 @@ class Objective(ABC):
     def predict(self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor) -> Tensor:
         """The velocity from clip to noise, e - x, that the transformer predicts."""
 
+    def predict_guided(
+        self, transformer: Any, noisy_BCFHW: Tensor, text: Text, negative: Text, sigma_B: Tensor, scale: float
+    ) -> Tensor:
+        """The velocity with guidance of a scale, as the pipeline guides, in float32.
+
+        Args:
+            negative: an entry of what captions say, for words to avoid; all else is the clip's own.
+        """
+        if scale <= 1:
+            return self.predict(transformer, noisy_BCFHW, text, sigma_B).float()
+        both = {
+            name: torch.cat([negative[name].expand_as(value) if name in negative else value, value])
+            for name, value in text.items()
+        }
+        avoided, wanted = (
+            self.predict(transformer, noisy_BCFHW.repeat(2, 1, 1, 1, 1), both, sigma_B.repeat(2)).float().chunk(2)
+        )
+        return avoided + scale * (wanted - avoided)
+
+    def guides_by_input(self, transformer_config: Any) -> bool:
+        """Whether guidance is a number that the transformer is told, and no second pass."""
+        return False
+
     def prompt_arguments(self, text: Text, negative: Text) -> dict[str, Tensor]:
         """Arguments by which the pipeline takes texts that are encoded already."""
         return dict(text) | {f"negative_{name}": value for name, value in negative.items()}

@@ -17,7 +17,7 @@ from torch import Tensor
 from radial.errors import RequestError
 from radial_finetune.data.buckets import Bucket
 from radial_finetune.data.cache import CachedClip, CacheIndex, read_clip, read_empty_text, read_start, stack_latents
-from radial_finetune.noise import NoiseLevels, Sampling, noise_shift
+from radial_finetune.noise import NoiseLevels, Sampling, Windows, noise_shift
 from radial_finetune.objective import Objective, Start, Text, Whether, expert_span
 from radial_finetune.training.config import FinetuneConfig
 
@@ -85,17 +85,27 @@ class Batches:
         return self._config.timestep_sampling or self._objective.sampling
 
     def shift_of(self, bucket: Bucket) -> float:
-        """How far the noise levels of clips of a size are shifted."""
+        """How far the noise levels of clips of a size are shifted; steps that are few are the same for all."""
         config = self._config
+        bucket = max(self.buckets) if config.distills else bucket
         return noise_shift(
             self._objective.pipe.scheduler.config, self._objective.spec, config.shift, bucket.num_frames,
             by_length=config.shift_by_length, size=(bucket.height, bucket.width),
             from_image=self._objective.first_frame == "always",
         )  # fmt: skip
 
-    def levels_of(self, bucket: Bucket) -> NoiseLevels:
+    @property
+    def windows(self) -> Windows | None:
+        """The steps that the run distills to, where it does."""
+        if not self._config.distills:
+            return None
+        return Windows(self._config.num_inference_steps or 0, self.shift_of(max(self.buckets)), self._span)
+
+    def levels_of(self, bucket: Bucket) -> NoiseLevels | Windows:
         """The noise levels at which clips of a size are trained."""
         config = self._config
+        if (windows := self.windows) is not None:
+            return windows
         return NoiseLevels(
             self.sampling, self.shift_of(bucket), self._span, logit_mean=config.logit_mean, logit_std=config.logit_std
         )

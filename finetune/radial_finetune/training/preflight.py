@@ -68,6 +68,7 @@ class _Model:
     linear_bytes: int
     adapter: int
     itemsize: int
+    teacher_passes: int
 
 
 def estimate(
@@ -194,8 +195,10 @@ def _measure(transformer: Any, config: FinetuneConfig) -> _Model:
     itemsize = torch.empty((), dtype=transformer.dtype).itemsize
     linear_bytes = sum(p.numel() * p.itemsize for p in frozen if p.ndim == 2)
     adapter = sum(p.numel() for p, trained in zip(every, asked, strict=True) if trained)
+    once = config.guidance_scale == 1 or sizes.get("guidance_embeds")
+    passes = (config.teacher_steps or 0) * (1 if once else 2)
     return _Model(
-        width, sizes.get("ffn_dim") or 4 * width, blocks, linear, weight_bytes, linear_bytes, adapter, itemsize
+        width, sizes.get("ffn_dim") or 4 * width, blocks, linear, weight_bytes, linear_bytes, adapter, itemsize, passes
     )
 
 
@@ -225,8 +228,9 @@ def _host_bytes(config: FinetuneConfig, model: _Model, tokens: int) -> float:
 
 
 def _step_flops(config: FinetuneConfig, model: _Model, grid: TokenGrid, density: float, dense_layers: int) -> float:
-    """Of the forward pass, once more where checkpoints are recomputed, and of the backward pass."""
-    again = 2 if config.gradient_checkpointing else 1
+    """Of the forward pass, once more where checkpoints are recomputed, and of the backward pass; of a teacher's forward
+    passes before."""
+    again = (2 if config.gradient_checkpointing else 1) + model.teacher_passes
     layers = dense_layers + (model.blocks - dense_layers) * density
     products = 2 * grid.tokens * model.weights * (again + 1)
     attention = 4 * grid.tokens**2 * model.width * layers * (again + 2.5)

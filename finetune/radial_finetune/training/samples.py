@@ -78,15 +78,19 @@ def encode_samples(
 
 def make_samples(
     model: LoadedModel, objective: Objective, parts: dict[str, Any], samples: Sequence[Sample], lengths: Sequence[int],
-    size: tuple[int, int], steps: int, folder: Path, step: int, *, write: bool = True,
+    size: tuple[int, int], steps: int | None, guidance_scale: float | None, folder: Path, step: int, *,
+    write: bool = True,
 ) -> None:  # fmt: skip
     """Make every clip with the transformer as it stands, at every length unless it has one of its own, and add them to
     the page.
 
     Args:
         parts: of the pipeline, by name, that are on the device only meanwhile.
+        steps, guidance_scale: of clips that say none; the model's own where they are None.
     """
     pipe, spec = model.pipe, model.spec
+    steps = steps or spec.num_inference_steps
+    guidance_scale = spec.guidance_scale if guidance_scale is None else guidance_scale
     for name, part in parts.items():
         setattr(pipe, name, part.to(model.device))
     transformer = pipe.transformer
@@ -106,7 +110,7 @@ def make_samples(
                     frames = pipe(
                         **arguments, **images, height=high, width=wide, num_frames=length,
                         num_inference_steps=told.num_inference_steps or steps, output_type="np",
-                        guidance_scale=spec.guidance_scale if told.guidance_scale is None else told.guidance_scale,
+                        guidance_scale=guidance_scale if told.guidance_scale is None else told.guidance_scale,
                         generator=torch.Generator().manual_seed(number if told.seed is None else told.seed),
                     ).frames[0]  # fmt: skip
                 if write:
