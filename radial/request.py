@@ -17,15 +17,8 @@ from pydantic import (
 
 from radial.errors import RequestError
 from radial.models.find import find_model, pipeline_of
-from radial.models.lora_settings import (
-    BUNDLED_ADAPTER,
-    AdapterSettings,
-    Lora,
-    Sampler,
-    adapter_file,
-    read_adapter_settings,
-)
-from radial.models.spec import ModelSpec
+from radial.models.lora_settings import BUNDLED_ADAPTER, AdapterSettings, Lora, adapter_file, read_adapter_settings
+from radial.models.spec import ModelSpec, Sampler
 from radial.models.step_caches import CacheWord
 from radial.models.table import MODELS
 from radial.plans.layout import BlockSize, TokenGrid
@@ -221,11 +214,7 @@ class GenerationRequest(BaseModel):
         if resolved.stretched_positions is not None:
             resolved.riflex_period(spec)
         spec.step_cache(self.cache, self.starts_from_image, steps)
-        if self.cache != "off" and tuned.num_inference_steps is not None:
-            raise RequestError(
-                f"cache {self.cache} is not for an adapter that was distilled to {tuned.num_inference_steps} steps: "
-                "each changes the clip too much to be left out; take cache off"
-            )
+        tuned.check_cache(self.cache)
         if not resolved.guided_steps:
             raise RequestError(
                 f"guidance_start {self.guidance_start:g} and guidance_end {self.guidance_end:g} leave none of the "

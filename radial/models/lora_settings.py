@@ -17,14 +17,14 @@ from pydantic import (
     model_serializer,
 )
 
-from radial.errors import ModelError, first_line
-from radial.models.spec import ModelSpec
+from radial.errors import ModelError, RequestError, first_line
+from radial.models.spec import ModelSpec, Sampler
+from radial.models.step_caches import CacheWord
 from radial.plans.layout import BlockSize
 from radial.plans.settings import Decay, DenseCount, Kind, SinkFrames, SkipWidth
 
 METADATA_KEY = "radial"
 BUNDLED_ADAPTER = "bundled:"
-Sampler = Literal["model", "euler", "lcm", "unipc"]
 _STEPS = ("num_inference_steps", "sampler", "guidance_scale", "flow_shift", "dense_steps")
 _Text = Annotated[str, Field(max_length=2000)]
 _Frames = Annotated[int, Field(ge=1, le=4097)]
@@ -96,6 +96,18 @@ class AdapterSettings(BaseModel):
     def sampled_as(self, other: AdapterSettings) -> AdapterSettings:
         """The same, and the steps of another that was distilled to them."""
         return self.model_copy(update={name: getattr(other, name) for name in _STEPS})
+
+    def check_cache(self, word: CacheWord) -> None:
+        """Make sure that a request's cache goes with it.
+
+        Raises:
+            RequestError: it was distilled to few steps.
+        """
+        if word != "off" and self.num_inference_steps is not None:
+            raise RequestError(
+                f"cache {word} is not for an adapter that was distilled to {self.num_inference_steps} steps: each "
+                "changes the clip too much to be left out; take cache off"
+            )
 
     def take_over(self, spec: ModelSpec, num_inference_steps: int) -> dict[str, Any]:
         """What a request for a model takes over of this where it leaves it open, by the request's names."""

@@ -102,7 +102,7 @@ def prepare_transformer(
     return transformer, parameters, before
 
 
-def make_loss(config: FinetuneConfig, objective: Objective, windows: Windows | None) -> Loss:
+def make_loss(config: FinetuneConfig, objective: Objective, windows: Windows | None, device: torch.device) -> Loss:
     """What the run lowers; to be made while the text encoder is at hand.
 
     Args:
@@ -126,7 +126,8 @@ def make_loss(config: FinetuneConfig, objective: Objective, windows: Windows | N
                 "clip's frame; set guidance_scale = 1"
             )
         words = spec.negative_prompt if config.negative_prompt is None else config.negative_prompt
-        negative = objective.stack_text(encode_texts(objective, [words]))
+        text = objective.stack_text(encode_texts(objective, [words]))
+        negative = {name: value.to(device) for name, value in text.items()}
     return StepDistillation(objective, windows, config.teacher_steps or 1, scale, negative, switched_off)
 
 

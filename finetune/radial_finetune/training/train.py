@@ -105,7 +105,7 @@ def finetune(
         encode_samples(objective, config.sample_prompts, config.model, _sample_size(batches.buckets))
         if config.sample_every else None
     )  # fmt: skip
-    loss_of = make_loss(config, objective, batches.windows)
+    loss_of = make_loss(config, objective, batches.windows, processes.device)
     samplers = keep_only(model.pipe, name)
     transformer, parameters, before = prepare_transformer(config, model, objective, processes)
     grids = [grid_of(model.spec, bucket) for bucket in batches.buckets]
