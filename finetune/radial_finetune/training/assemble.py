@@ -13,10 +13,12 @@ from torch import Tensor
 
 import radial
 from radial.attention.context_parallel import ContextParallel
+from radial.attention.families.find import find_family
+from radial.attention.install import transformers_of
 from radial.attention.positions import riflex
 from radial.errors import RequestError
 from radial.generation.sampler import replaced, scheduler_for
-from radial.loading.load import LoadedModel, load
+from radial.loading.load import LoadedModel, choose_dtype, load
 from radial.models.find import find_model
 from radial.models.lora_settings import AdapterSettings
 from radial.models.spec import ModelSpec
@@ -38,22 +40,32 @@ from radial_finetune.objective import (
     stands_for_frames,
     velocity_loss,
 )
-from radial_finetune.training.activations import offloaded_checkpoint
 from radial_finetune.training.config import FinetuneConfig
+from radial_finetune.training.offloading import OffloadedBlocks, offloaded_checkpoint, plain_checkpoint
 from radial_finetune.training.processes import Processes, whole
 
 FEW_STEP_SAMPLER: Literal["euler"] = "euler"  # straight from level to level, as windows are crossed
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 SAMPLERS = ("vae", "image_encoder")  # of a pipeline: what only clips that are made on the way need
 
 
 def load_model(config: FinetuneConfig, index: CacheIndex, device: torch.device) -> tuple[LoadedModel, Objective]:
-    longest = max(index.buckets)
+    longest, spec, at = max(index.buckets), find_model(config.model), device
+    dtype: str = config.dtype
+    if config.offload_blocks:  # it may be too large for the device
+        at, dtype = torch.device("cpu"), str(choose_dtype(dtype, device, spec.half_dtype)).removeprefix("torch.")
     request = make_request(
         prompt="fine-tuning", model=config.model, height=longest.height, width=longest.width,
-        num_frames=longest.num_frames, device=str(device), dtype=config.dtype, seed=0, long_adapter=False,
-        **stands_for_frames(find_model(config.model)),
+        num_frames=longest.num_frames, device=str(at), dtype=dtype, seed=0, long_adapter=False,
+        **stands_for_frames(spec),
     )  # fmt: skip
-    model = load(request)
+    model = replace(load(request), device=device)
+    if at != device:
+        for transformer in transformers_of(model.pipe):
+            find_family(transformer).fuse(transformer)
+        for name in TEXT_ENCODERS:
+            if getattr(model.pipe, name, None) is not None:
+                getattr(model.pipe, name).to(device)
     objective = find_objective(model.pipe, model.spec)
     if model.fingerprint != index.fingerprint:
         raise RequestError(f"the cache {config.data} was made with {index.model}, other weights than {config.model}")
@@ -70,7 +82,7 @@ def keep_only(pipe: Any, name: str) -> dict[str, Any]:
     """Let go of all but the transformer that is tuned, which becomes the pipeline's only one: the autoencoder and the
     image encoder, for clips that are made on the way."""
     parts = {part: getattr(pipe, part).to("cpu") for part in SAMPLERS if getattr(pipe, part, None) is not None}
-    for part in (*parts, "text_encoder", "text_encoder_2"):
+    for part in (*parts, *TEXT_ENCODERS):
         if getattr(pipe, part, None) is not None:
             setattr(pipe, part, None)
     if name == "transformer_2":
@@ -91,7 +103,13 @@ def prepare_transformer(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         add_adapter(transformer, objective, config.adapter_form)
-    if config.gradient_checkpointing:
+    if config.offload_blocks:
+        if processes.sharded:
+            raise RequestError("FSDP spreads weights over processes, and offload_blocks holds them whole: take one")
+        blocks = OffloadedBlocks(transformer, processes.device)
+        inner = offloaded_checkpoint if config.offload_checkpoints else plain_checkpoint
+        transformer.enable_gradient_checkpointing(functools.partial(blocks.checkpoint, inner))
+    elif config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing(*([offloaded_checkpoint] if config.offload_checkpoints else []))
     transformer.train()
     if config.compile:

@@ -81,6 +81,7 @@ class FinetuneConfig(BaseModel):
             the length.
         gradient_checkpointing, offload_checkpoints: keep what enters each block, on the device or in the host's memory,
             and compute the rest again.
+        offload_blocks: keep the frozen weights in the host's memory, but for those of two blocks at a time.
         base_precision: ``float8`` keeps the frozen weights in 8 bit, and widens each layer's as it is used. Not with
             compile.
         compile: compile the transformer's blocks; pays off after some minutes of training.
@@ -145,6 +146,7 @@ class FinetuneConfig(BaseModel):
     riflex: bool = False
     gradient_checkpointing: bool = True
     offload_checkpoints: bool = False
+    offload_blocks: bool = False
     base_precision: Literal["full", "float8"] = "full"
     compile: bool = False
     ulysses_degree: Annotated[int, Field(ge=1, le=64)] = 1
@@ -193,6 +195,12 @@ class FinetuneConfig(BaseModel):
             raise ValueError("replay needs a curriculum of two stages or more: it repeats the first one's length")
         if self.offload_checkpoints and not self.gradient_checkpointing:
             raise ValueError("offload_checkpoints needs gradient_checkpointing = true")
+        if self.offload_blocks and not self.gradient_checkpointing:
+            raise ValueError(
+                "offload_blocks needs gradient_checkpointing = true: without it the backward pass keeps all weights"
+            )
+        if self.offload_blocks and self.compile:
+            raise ValueError("compile does not go with offload_blocks, whose weights come and go: leave one out")
         if self.compile and self.base_precision == "float8" and self.gradient_checkpointing:
             raise ValueError(
                 'compile does not go with base_precision = "float8": compiled blocks keep the narrow weights where '
