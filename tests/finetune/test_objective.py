@@ -83,6 +83,7 @@ def test_latents_and_text_are_the_pipelines_own(family: str) -> None:
     with torch.no_grad():
         latents = own.encode_latents(pixels)
         raw = pipe.vae.encode(pixels).latent_dist.mode()
+        assert torch.allclose(own.decode_latents(latents), pipe.vae.decode(raw).sample, atol=1e-4)
     # As each pipeline's last lines undo it.
     config = pipe.vae.config
     if family.startswith("wan"):

@@ -80,6 +80,10 @@ class Objective(ABC):
         """Latents as the transformer sees them, of pixels in -1..1."""
 
     @abstractmethod
+    def decode_latents(self, latents_BCFHW: Tensor) -> Tensor:
+        """Pixels in -1..1 of such latents, as the pipeline decodes them."""
+
+    @abstractmethod
     def encode_text(self, captions: list[str], images: Sequence[Image.Image] = ()) -> list[Text]:
         """What the pipeline tells the transformer of each caption, at the length that generation uses.
 
@@ -126,13 +130,22 @@ class Objective(ABC):
 def normalised(vae: Any, pixels_BCFHW: Tensor) -> Tensor:
     """Latents with the mean and deviation that the autoencoder's configuration gives for each channel."""
     latents_BCFHW: Tensor = vae.encode(pixels_BCFHW).latent_dist.mode()
-    if vae.config.get("latents_mean") is None:
-        return latents_BCFHW
-    mean, std = (
-        torch.tensor(values, dtype=latents_BCFHW.dtype, device=latents_BCFHW.device).view(1, -1, 1, 1, 1)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
+    mean, std = _scale_of(vae, latents_BCFHW)
     return (latents_BCFHW - mean) / std
+
+
+def denormalised(vae: Any, latents_BCFHW: Tensor) -> Tensor:
+    """What an autoencoder decodes, of latents with its mean and deviation."""
+    mean, std = _scale_of(vae, latents_BCFHW)
+    return latents_BCFHW * std + mean
+
+
+def _scale_of(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel; 0 and 1 where the configuration gives none."""
+    config = vae.config
+    given = ([0.0], [1.0]) if config.get("latents_mean") is None else (config.latents_mean, config.latents_std)
+    mean, std = (torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1, 1) for values in given)
+    return mean, std
 
 
 def without_first(losses_BF: Tensor) -> Tensor:

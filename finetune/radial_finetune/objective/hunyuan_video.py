@@ -33,6 +33,11 @@ class HunyuanVideoObjective(Objective):
         vae = self.pipe.vae
         return vae.encode(pixels_BCFHW).latent_dist.mode() * vae.config.scaling_factor
 
+    def decode_latents(self, latents_BCFHW: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        pixels: Tensor = vae.decode(latents_BCFHW / vae.config.scaling_factor).sample
+        return pixels
+
     def encode_text(self, captions: list[str], images: Sequence[Image.Image] = ()) -> list[Text]:
         embeds, pooled, mask = self.pipe.encode_prompt(
             captions, max_sequence_length=self.spec.max_sequence_length, device=self.pipe.text_encoder.device

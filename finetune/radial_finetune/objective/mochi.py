@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from radial_finetune.noise import Sampling
-from radial_finetune.objective.base import FEED_FORWARD, JOINT, Objective, Text, normalised
+from radial_finetune.objective.base import FEED_FORWARD, JOINT, Objective, Text, denormalised, normalised
 
 
 class MochiObjective(Objective):
@@ -24,6 +24,11 @@ class MochiObjective(Objective):
 
     def encode_latents(self, pixels_BCFHW: Tensor) -> Tensor:
         return normalised(self.pipe.vae, pixels_BCFHW) * self.pipe.vae.config.scaling_factor
+
+    def decode_latents(self, latents_BCFHW: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        pixels: Tensor = vae.decode(denormalised(vae, latents_BCFHW / vae.config.scaling_factor)).sample
+        return pixels
 
     def encode_text(self, captions: list[str], images: Sequence[Image.Image] = ()) -> list[Text]:
         texts = []

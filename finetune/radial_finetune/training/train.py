@@ -102,7 +102,10 @@ def finetune(
     shift = batches.shift_of(max(batches.buckets)) if config.shift_by_length or config.distills else None
     settings = adapter_settings(config, model.spec, batches.buckets, shift)
     samples = (
-        encode_samples(objective, config.sample_prompts, config.model, _sample_size(batches.buckets))
+        encode_samples(
+            objective, config.sample_prompts, config.model, _sample_size(batches.buckets), Path(config.data),
+            batches.held_out,
+        )
         if config.sample_every else None
     )  # fmt: skip
     loss_of = make_loss(config, objective, batches.windows, processes.device)
