@@ -25,6 +25,7 @@ from radial.loading.load import load
 from radial.models.lora_settings import read_adapter_settings
 from radial.models.table import PRESETS
 from radial.request import make_request
+from radial.video.fidelity import fidelity
 from radial_finetune.adapter.file import write_adapter
 from radial_finetune.data.pictures import contact_sheet
 from radial_finetune.evaluate import shapes
@@ -33,6 +34,7 @@ from radial_finetune.training.exports import read_made
 
 KINDS = ("radial", "dense")
 NATIVE = 33
+TEACHER = "20 steps, guidance 3"
 MEASURES = ("prompt", "colour", "shape", "motion", "whole motion", "persistence", "repetition")
 MARGIN = 0.05  # of a difference that does not matter, named before anything was measured
 
@@ -54,7 +56,6 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--prompts", type=int, default=128, help="half of them with one figure, half with two")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the clips")
     parser.add_argument("--batch-size", type=int, default=64, help="clips that are made at a time")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
@@ -124,9 +125,10 @@ def table(options: argparse.Namespace) -> None:
     sheet = []
     with shapes.scoring() as score:
         for kind in options.kinds:
+            taught: list[Any] = []  # the clips of the model in all its steps, which the adapter was taught to make
             for way, fields in ways(options, kind).items():
                 key = f"{kind}, {way}"
-                if key in found:
+                if key in found and way != TEACHER:
                     continue
                 request = make_request(prompt="x", model="tiny", num_frames=NATIVE, attention=kind, seed=0,
                                        device=options.device, dtype=options.dtype, **fields).resolve()  # fmt: skip
@@ -134,25 +136,23 @@ def table(options: argparse.Namespace) -> None:
                 shapes.generate_clips(request, model, [members[0][1]], 1)  # kernels are compiled
                 if options.device == "cuda":
                     torch.cuda.synchronize()
-                clips: list[Any] = []
-                spent: list[float] = [time.monotonic()]
-
-                def keep(seed: int, made: list[Any], clips: list[Any] = clips, spent: list[float] = spent) -> None:
-                    clips.extend(made if not clips else [])
-                    spent.append(time.monotonic())
-
-                result = shapes.score_model(request, model, members, score, options.seeds, options.batch_size, keep)
+                started = time.monotonic()
+                clips = shapes.generate_clips(request, model, [text for _, text in members], options.batch_size)
+                spent = time.monotonic() - started
+                taught = taught or clips
+                if key in found:
+                    continue
+                result = shapes.summarise([score(clips, [scene for scene, _ in members])])
+                values = {name: list(map(float, value)) for name, value in result.values.items()}
+                values["psnr"] = [fidelity(one, two)[0] for one, two in zip(clips, taught, strict=True)]
                 places = range(0, len(members), max(1, len(members) // 4))
                 sheet += [(f"{key}: {members[place][1]}", clips[place]) for place in places]
-                asked = {name: getattr(request, name) for name in (
-                    "num_inference_steps", "sampler", "flow_shift", "guidance_scale", "dense_steps")}  # fmt: skip
-                found[key] = {
-                    "values": {name: list(map(float, value)) for name, value in result.values.items()},
-                    "seconds": spent[1] - spent[0], "asked": asked, "seeds": options.seeds,
-                }  # fmt: skip
+                names = ("num_inference_steps", "sampler", "flow_shift", "guidance_scale", "dense_steps")
+                asked = {name: getattr(request, name) for name in names}
+                found[key] = {"values": values, "seconds": spent, "asked": asked}
                 kept.write_text(json.dumps(found))
                 means = {name: round(100 * result.interval(name)[0], 1) for name in MEASURES}
-                print(f"{key}: {means}, {found[key]['seconds']:.1f} s, {asked}", flush=True)
+                print(f"{key}: {means}, {np.mean(values['psnr']):.2f} dB, {spent:.1f} s, {asked}", flush=True)
     if sheet:
         contact_sheet(sheet, columns=2, count=9).save(options.out / "sheet.png", optimize=True)
     text = to_markdown(found, options)
@@ -165,7 +165,7 @@ def ways(options: argparse.Namespace, kind: str) -> dict[str, dict[str, Any]]:
     few = options.few
     preset = PRESETS["4-step"] | {"num_inference_steps": few, "sampler": "euler"}
     found: dict[str, dict[str, Any]] = {
-        "20 steps, guidance 3": {},
+        TEACHER: {},
         f"{few} steps, guidance 3": {"num_inference_steps": few},
         f"{few} steps, no guidance": {"num_inference_steps": few, "guidance_scale": 1.0},
         f"{few} steps, preset": preset,
@@ -176,24 +176,29 @@ def ways(options: argparse.Namespace, kind: str) -> dict[str, dict[str, Any]]:
 
 
 def to_markdown(found: dict[str, Any], options: argparse.Namespace) -> str:
-    """Means in percent with their 95 % intervals, and the adapter minus each other way over the same prompts."""
-    head = ["attention, way", *MEASURES, "seconds", "adapter minus it, prompt", "adapter minus it, whole motion"]
+    """Means in percent with their 95 % intervals; PSNR in dB against the clip of all steps from the same noise; and the
+    adapter minus each other way over the same prompts."""
+    head = ["attention, way", *MEASURES, "PSNR, dB", "seconds", "adapter minus it: prompt", "whole motion", "PSNR, dB"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for key, one in found.items():
-        kind = key.split(", ")[0]
-        cells = []
-        for name in MEASURES:
-            mean, low, high = shapes.bootstrap(np.array(one["values"][name]))
-            cells.append(f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})")
-        tuned = found.get(f"{kind}, {options.few} steps, adapter")
-        against = ["", ""]
+        values = {name: np.array(value) for name, value in one["values"].items()}
+        cells = [in_words(shapes.bootstrap(values[name]), 100) for name in MEASURES]
+        teacher = key.endswith(TEACHER)
+        cells += ["" if teacher else in_words(shapes.bootstrap(values["psnr"])), f"{one['seconds']:.1f}"]
+        tuned = found.get(f"{key.split(', ')[0]}, {options.few} steps, adapter")
         if tuned is not None and tuned is not one:
-            against = [
-                str(compare(np.array(tuned["values"][name]), np.array(one["values"][name]), MARGIN))
-                for name in ("prompt", "whole motion")
-            ]
-        lines.append(f"| {key} | {' | '.join(cells)} | {one['seconds']:.1f} | {' | '.join(against)} |")
+            ours = {name: np.array(value) for name, value in tuned["values"].items()}
+            cells += [str(compare(ours[name], values[name], MARGIN)) for name in ("prompt", "whole motion")]
+            cells += ["" if teacher else in_words(shapes.bootstrap(ours["psnr"] - values["psnr"]))]
+        else:
+            cells += [""] * 3
+        lines.append(f"| {key} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def in_words(interval: tuple[float, float, float], times: float = 1) -> str:
+    mean, low, high = (times * value for value in interval)
+    return f"{mean:.1f} ({low:.1f} to {high:.1f})"
 
 
 if __name__ == "__main__":

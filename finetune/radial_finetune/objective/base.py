@@ -39,6 +39,8 @@ class Objective(ABC):
         sampling: how the authors draw noise levels, before they are shifted.
         text_sees_frames: whether captions are encoded together with the frame that a clip starts from.
         takes_pictures: whether there is something to learn of clips of one frame.
+        draws_latents: whether each step draws a clip's latents anew from what the autoencoder holds likely, as the
+            authors' trainer does; others take the likeliest.
     """
 
     pipe: Any
@@ -47,6 +49,7 @@ class Objective(ABC):
     sampling: ClassVar[Sampling] = "logit_normal"
     text_sees_frames: ClassVar[bool] = False
     takes_pictures: ClassVar[bool] = True
+    draws_latents: ClassVar[bool] = False
     layers: ClassVar[dict[str, str]] = {}
     norms: ClassVar[dict[str, str]] = {
         "self": r".*\.norm_[qk]", "all": r".*\.norm(_added)?_[qk]", "blocks": r".*\.norm(_added)?_[qk]",
@@ -78,6 +81,10 @@ class Objective(ABC):
     @abstractmethod
     def encode_latents(self, pixels_BCFHW: Tensor) -> Tensor:
         """Latents as the transformer sees them, of pixels in -1..1."""
+
+    def encode_drawn(self, pixels_BCFHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Latents, and how far drawn ones deviate from them, where steps draw them."""
+        return self.encode_latents(pixels_BCFHW), None
 
     @abstractmethod
     def decode_latents(self, latents_BCFHW: Tensor) -> Tensor:
@@ -130,17 +137,17 @@ class Objective(ABC):
 def normalised(vae: Any, pixels_BCFHW: Tensor) -> Tensor:
     """Latents with the mean and deviation that the autoencoder's configuration gives for each channel."""
     latents_BCFHW: Tensor = vae.encode(pixels_BCFHW).latent_dist.mode()
-    mean, std = _scale_of(vae, latents_BCFHW)
+    mean, std = scale_of(vae, latents_BCFHW)
     return (latents_BCFHW - mean) / std
 
 
 def denormalised(vae: Any, latents_BCFHW: Tensor) -> Tensor:
     """What an autoencoder decodes, of latents with its mean and deviation."""
-    mean, std = _scale_of(vae, latents_BCFHW)
+    mean, std = scale_of(vae, latents_BCFHW)
     return latents_BCFHW * std + mean
 
 
-def _scale_of(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+def scale_of(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each channel; 0 and 1 where the configuration gives none."""
     config = vae.config
     given = ([0.0], [1.0]) if config.get("latents_mean") is None else (config.latents_mean, config.latents_std)

@@ -30,7 +30,7 @@ class HunyuanVideoObjective(Objective):
     }
 
     def encode_latents(self, pixels_BCFHW: Tensor) -> Tensor:
-        vae = self.pipe.vae
+        vae = self.pipe.vae  # the likeliest, as HunyuanVideo-I2V's own trainer keeps them (hyvae_extract)
         return vae.encode(pixels_BCFHW).latent_dist.mode() * vae.config.scaling_factor
 
     def decode_latents(self, latents_BCFHW: Tensor) -> Tensor:

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from radial.errors import RequestError
 from radial_finetune.data.buckets import Bucket
-from radial_finetune.data.cache import CachedClip, CacheIndex, read_clip, read_empty_text, read_start, stack_latents
+from radial_finetune.data.cache import (
+    CachedClip,
+    CacheIndex,
+    read_clip,
+    read_deviation,
+    read_empty_text,
+    read_start,
+    stack_latents,
+)
 from radial_finetune.noise import NoiseLevels, Sampling, Windows, noise_shift
 from radial_finetune.objective import Objective, Start, Text, Whether, expert_span
 from radial_finetune.training.config import FinetuneConfig
@@ -148,6 +156,11 @@ class Batches:
         texts = [empty if dropped[i] and empty is not None else text for i, text in zip(own, told, strict=True)]
         # Each clip's noise has a seed of its own, so that it does not depend on how many processes there are.
         seeds = torch.randint(2**62, (whole,), generator=generator).tolist()
+        if self._objective.draws_latents:
+            latents = tuple(
+                latent.float() + read_deviation(self._cache, clips[i]) * _drawn(latent, seeds[i])
+                for i, latent in zip(own, latents, strict=True)
+            )
         noise = [torch.randn(latents[0].shape, generator=torch.Generator().manual_seed(seeds[i])) for i in own]
         starts = self._draw_starts(number, [clips[i] for i in own], list(latents), seeds=[seeds[i] for i in own])
         return Batch(
@@ -232,6 +245,12 @@ def hold_out(clips: Sequence[CachedClip], count: int) -> tuple[tuple[CachedClip,
             f"on; hold out {most} at most"
         )
     return train, tuple(clips[number] for number in sorted(chosen))
+
+
+def _drawn(like: Tensor, seed: int) -> Tensor:
+    """Normal numbers of a clip's seed, apart from its noise."""
+    own = int(np.random.default_rng([seed, 3]).integers(2**62))
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(own))
 
 
 def _choose_captions(seed: int, number: int, clips: Sequence[CachedClip]) -> list[int]:
