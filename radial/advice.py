@@ -15,7 +15,7 @@ def advise(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
     """Notes on a resolved request, the weightiest last."""
     return (
         *_on_words(request, spec), *_on_events(request, spec), *_without_effect(request, spec),
-        *_on_length(request, spec),
+        *_on_steps(request), *_on_length(request, spec),
     )  # fmt: skip
 
 
@@ -28,8 +28,10 @@ def _on_length(request: GenerationRequest, spec: ModelSpec) -> list[str]:
         how = f"decay {request.decay:g}, {request.dense_layers} dense layers"
         how = "dense attention" if request.attention == "dense" else how
         shift = "" if request.flow_shift is None else f", flow shift {request.flow_shift:.3g}"
+        few = "" if tuned.num_inference_steps is None else f", {request.num_inference_steps} steps"
         notes.append(
             f"as {whose} was tuned: {request.clip_frames} frames, {how}{', riflex' if request.riflex else ''}{shift}"
+            f"{few}"
         )
     lengths = () if tuned is None else tuned.lengths
     within = bool(lengths) and spec.native_frames < request.clip_frames <= max(lengths)
@@ -45,6 +47,21 @@ def _on_length(request: GenerationRequest, spec: ModelSpec) -> list[str]:
             f"{'' if tuned else ' without an adapter for longer clips'}{advice}"
         )
     return notes
+
+
+def _on_steps(request: GenerationRequest) -> list[str]:
+    """What goes otherwise than an adapter of few steps was distilled to."""
+    tuned = request.tuned_settings()
+    if tuned is None or tuned.num_inference_steps is None:
+        return []
+    names = ("num_inference_steps", "sampler", "flow_shift", "guidance_scale")
+    meant = {name: value for name in names if (value := getattr(tuned, name)) is not None}
+    other = [f"{name} {_told(meant[name])}" for name in meant if getattr(request, name) != meant[name]]
+    return [f"the adapter was distilled to {', '.join(other)}: at others expect worse"] if other else []
+
+
+def _told(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _without_effect(request: GenerationRequest, spec: ModelSpec) -> list[str]:

@@ -18,7 +18,7 @@ from pydantic import (
 from radial.errors import RequestError
 from radial.models.find import find_model, pipeline_of
 from radial.models.lora_settings import BUNDLED_ADAPTER, AdapterSettings, Lora, adapter_file, read_adapter_settings
-from radial.models.spec import ModelSpec
+from radial.models.spec import ModelSpec, Sampler
 from radial.models.step_caches import CacheWord
 from radial.models.table import MODELS
 from radial.plans.layout import BlockSize, TokenGrid
@@ -62,7 +62,7 @@ class GenerationRequest(BaseModel):
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
     guidance_scale_2: Annotated[float, Field(ge=0, le=100)] | None = None
     true_cfg_scale: Annotated[float, Field(ge=1, le=100)] | None = None
-    sampler: Literal["model", "euler", "lcm", "unipc"] = "model"
+    sampler: Sampler | None = None
     flow_shift: Annotated[float, Field(gt=0, le=100)] | None = None
     image: str | None = None
     last_image: str | None = None
@@ -156,10 +156,10 @@ class GenerationRequest(BaseModel):
             raise RequestError(f"{spec.name} takes no last_image; models that do: {able}")
         if self.last_image is None and spec.needs_last_image:
             raise RequestError(f"{spec.name} goes from one image to another: give --last-image, too")
-        if not spec.is_flow and (self.sampler != "model" or self.flow_shift is not None):
-            given = f"sampler {self.sampler}" if self.sampler != "model" else f"flow_shift {self.flow_shift:g}"
+        sampler = self.sampler or "model"
+        if not spec.is_flow and (sampler != "model" or self.flow_shift is not None):
+            given = f"sampler {sampler}" if sampler != "model" else f"flow_shift {self.flow_shift:g}"
             raise RequestError(f"{given} is for flow models, and {spec.name} is none; leave it out")
-        steps = self.num_inference_steps or spec.num_inference_steps
         if self.snap and self.num_frames is not None:
             _, _, num_frames = spec.snap_size(spec.height, spec.width, self.num_frames)
             if num_frames != self.num_frames:
@@ -168,6 +168,7 @@ class GenerationRequest(BaseModel):
             return self.with_values(loras=[{"path": spec.long_adapter, "weight": 1.0}]).resolve()
         # What is resolved once is not read again: an adapter's file may have changed meanwhile.
         tuned = (None if self.is_resolved else self.tuned_settings()) or AdapterSettings()
+        steps = self.num_inference_steps or tuned.num_inference_steps or spec.num_inference_steps
         num_frames = self.num_frames or tuned.target_frames or spec.num_frames
         pattern, schedule = spec.preset(num_frames, steps)
         picture = (self.height or spec.height, self.width or spec.width)
@@ -180,6 +181,7 @@ class GenerationRequest(BaseModel):
             "num_inference_steps": steps,
             "guidance_scale": spec.guidance_for(self.starts_from_image),
             "guidance_scale_2": spec.guidance_scale_2,
+            "sampler": "model",
             "attention": "radial",
             "decay": pattern.decay,
             "dense_layers": schedule.dense_layers,
@@ -212,6 +214,7 @@ class GenerationRequest(BaseModel):
         if resolved.stretched_positions is not None:
             resolved.riflex_period(spec)
         spec.step_cache(self.cache, self.starts_from_image, steps)
+        tuned.check_cache(self.cache)
         if not resolved.guided_steps:
             raise RequestError(
                 f"guidance_start {self.guidance_start:g} and guidance_end {self.guidance_end:g} leave none of the "
@@ -246,9 +249,11 @@ class GenerationRequest(BaseModel):
         )
 
     def tuned_settings(self) -> AdapterSettings | None:
-        """What the first adapter that says so was tuned for."""
-        found = (read_adapter_settings(adapter_file(lora.path)) for lora in self.loras)
-        return next((settings for settings in found if settings is not None), None)
+        """What the first adapter that says so was tuned for, in the steps of the first that was distilled to few."""
+        read = (read_adapter_settings(adapter_file(lora.path)) for lora in self.loras)
+        found = [settings for settings in read if settings is not None]
+        few = next((settings for settings in found if settings.num_inference_steps is not None), None)
+        return found[0].sampled_as(few) if few is not None else next(iter(found), None)
 
     def _wants_long_adapter(self, spec: ModelSpec) -> bool:
         frames = self.num_frames or spec.num_frames

@@ -12,8 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from radial.errors import RequestError
 from radial.models.spec import ModelSpec
 
+_NEAR = 0.005  # of a noise level: how far a window may end from where experts take turns
 Sampling = Literal["uniform", "logit_normal"]
 Weighting = Literal["none", "sigma_sqrt", "cosmap"]
 
@@ -53,6 +55,70 @@ class NoiseLevels:
         if self.sampling == "uniform" or u in (0.0, 1.0):
             return u
         return 0.5 * (1 + math.erf((math.log(u / (1 - u)) - self.logit_mean) / self.logit_std / math.sqrt(2)))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The noise levels of a sampler of few steps, as diffusers' Euler sampler has them: from each to the next is a
+    window, which one step crosses.
+
+    Attributes:
+        num_steps: how many.
+        shift: of the levels, as of :class:`NoiseLevels`.
+        span: noise levels that the trained transformer is for; its windows are those that start there.
+
+    Raises:
+        RequestError: a window starts within the span and ends outside it.
+    """
+
+    num_steps: int
+    shift: float
+    span: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        across = [one for one in self._own() if self._rising()[one] < self.span[0] - _NEAR]
+        if across or not self._own():
+            turn = self.span[0] or self.span[1]
+            found = [turn * (1 - u) / (u * (1 - turn)) for u in (k / self.num_steps for k in range(1, self.num_steps))]
+            nearest = min(found, key=lambda shift: abs(math.log(shift / self.shift)))
+            raise RequestError(
+                f"at a shift of {self.shift:g} a step of {self.num_steps} goes across {turn:g}, where the model's two "
+                f"experts take turns; shift = {0.999 * nearest:.4g} has a step end there"
+            )
+
+    def levels(self, parts: int = 1) -> Tensor:
+        """The noise levels from 1 to 0, each window cut into so many parts: float32, ``[num_steps * parts + 1]``."""
+        even = torch.linspace(1, 0, self.num_steps * parts + 1, dtype=torch.float64)
+        return shift_sigmas(even, self.shift).float()
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """So many noise levels to train at, float32: every window alike, half of them at its start, where the sampler
+        asks, the others anywhere within."""
+        return self.quantiles(torch.rand(count, generator=generator, dtype=torch.float64))
+
+    def quantiles(self, quantiles: Tensor) -> Tensor:
+        """The noise levels at quantiles, from 0 to 1, of what :meth:`draw` draws."""
+        own, rising = self._own(), self._rising().double()
+        place = quantiles.double() * len(own)
+        number = place.long().clamp(max=len(own) - 1)
+        which = number + own[0]
+        return torch.lerp(rising[which], rising[which + 1], (2 * (place - number)).clamp(max=1.0)).float()
+
+    def starting_at(self, sigma_B: Tensor) -> Tensor:
+        """The windows that noise levels lie in, by number, 0 the first that is crossed: a window has its start, and not
+        its end."""
+        rising = self._rising().to(sigma_B.device)
+        return self.num_steps - torch.searchsorted(rising, sigma_B.contiguous()).clamp(1, self.num_steps)
+
+    def _rising(self) -> Tensor:
+        return self.levels().flip(0)
+
+    def _own(self) -> range:
+        """The windows of the span, counted from the clip up."""
+        low, high = self.span
+        starts = self._rising()[1:].tolist()
+        own = [k for k, start in enumerate(starts) if low <= start and (start < high or high == 1.0)]
+        return range(own[0], own[-1] + 1) if own else range(0)
 
 
 def shift_sigmas(u: Tensor, shift: float) -> Tensor:

@@ -133,7 +133,7 @@ def _generate_one(
         stack.enter_context(
             replaced(
                 pipe,
-                scheduler=scheduler_for(pipe, request.sampler, request.flow_shift, generator),
+                scheduler=scheduler_for(pipe, request.sampler or "model", request.flow_shift, generator),
                 guider=_guider(pipe, request),
             )
         )

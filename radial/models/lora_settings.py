@@ -17,13 +17,15 @@ from pydantic import (
     model_serializer,
 )
 
-from radial.errors import ModelError, first_line
-from radial.models.spec import ModelSpec
+from radial.errors import ModelError, RequestError, first_line
+from radial.models.spec import ModelSpec, Sampler
+from radial.models.step_caches import CacheWord
 from radial.plans.layout import BlockSize
 from radial.plans.settings import Decay, DenseCount, Kind, SinkFrames, SkipWidth
 
 METADATA_KEY = "radial"
 BUNDLED_ADAPTER = "bundled:"
+_STEPS = ("num_inference_steps", "sampler", "guidance_scale", "flow_shift", "dense_steps")
 _Text = Annotated[str, Field(max_length=2000)]
 _Frames = Annotated[int, Field(ge=1, le=4097)]
 
@@ -54,7 +56,8 @@ class AdapterSettings(BaseModel):
 
     ``target_frames`` is the longest clip it was tuned for, ``tuned_frames`` all of their lengths, ``native_frames`` the
     model's own; ``expert`` which of a model's two transformers it belongs to, ``high`` or ``low`` noise; ``flow_shift``
-    the schedule it was tuned on.
+    the schedule it was tuned on. Of one that was distilled to few steps, ``num_inference_steps`` is how many, with
+    which ``sampler`` and ``guidance_scale`` they are made.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
@@ -76,6 +79,9 @@ class AdapterSettings(BaseModel):
     block_size: BlockSize | None = None
     riflex: bool = False
     flow_shift: Annotated[float, Field(gt=0, le=100)] | None = None
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    sampler: Sampler | None = None
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
 
     def covers(self, num_frames: int) -> bool:
         """Whether clips of this length lie between those that it was tuned on; of a file that names one length, whether
@@ -87,13 +93,31 @@ class AdapterSettings(BaseModel):
         """The lengths it was tuned on, in frames."""
         return self.tuned_frames or ((self.target_frames,) if self.target_frames else ())
 
+    def sampled_as(self, other: AdapterSettings) -> AdapterSettings:
+        """The same, and the steps of another that was distilled to them."""
+        return self.model_copy(update={name: getattr(other, name) for name in _STEPS})
+
+    def check_cache(self, word: CacheWord) -> None:
+        """Make sure that a request's cache goes with it.
+
+        Raises:
+            RequestError: it was distilled to few steps.
+        """
+        if word != "off" and self.num_inference_steps is not None:
+            raise RequestError(
+                f"cache {word} is not for an adapter that was distilled to {self.num_inference_steps} steps: each "
+                "changes the clip too much to be left out; take cache off"
+            )
+
     def take_over(self, spec: ModelSpec, num_inference_steps: int) -> dict[str, Any]:
         """What a request for a model takes over of this where it leaves it open, by the request's names."""
         taken = {
             "num_frames": self.target_frames, "attention": self.attention, "decay": self.decay,
             "sink_frames": self.sink_frames, "skip_width": self.skip_width, "dense_layers": self.dense_layers,
             "block_size": self.block_size,
-            "riflex": self.riflex, "flow_shift": self.flow_shift,
+            "riflex": self.riflex, "flow_shift": self.flow_shift, "sampler": self.sampler,
+            "guidance_scale": self.guidance_scale,
+            "guidance_scale_2": self.guidance_scale if spec.has_two_transformers else None,
             "dense_steps": self.dense_steps and spec.dense_share(self.dense_steps, num_inference_steps),
         }  # fmt: skip
         return {name: value for name, value in taken.items() if value is not None}

@@ -13,6 +13,7 @@ from radial.plans.layout import BlockSize
 from radial.plans.pattern import RadialPattern
 from radial.plans.policy import Schedule
 
+Sampler = Literal["model", "euler", "lcm", "unipc"]
 _SMALL = 832 * 480  # pixels of what the authors of Wan call 480p
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -9,19 +10,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from safetensors import safe_open
 
+from radial.field_words import WORDS, sentence
 from radial.models.table import MODELS
-from radial.request import make_request
+from radial.request import GenerationRequest, make_request
 from radial.version import __version__
 from radial_app.cli import main as cli
+from radial_app.cli.generate import generate as generate_command
 from radial_app.cli.generate import output_place
 from radial_app.cli.render import output_of
 from radial_app.jobs.job import DEFAULT_NAME, Job
 from radial_app.jobs.store import JobStore
+from radial_app.server.views import VideoRequest
 
 
 def test_the_version_takes_no_time() -> None:
@@ -131,3 +135,22 @@ def test_a_name_that_cannot_be_written_is_refused_before_the_render(in_empty_fol
             cli.main(["generate", "a", "--output", name])
         assert ended.value.code == 2
         assert "bytes; 200 are the most" in capsys.readouterr().err
+
+
+def test_help_and_interface_say_the_same_of_a_field() -> None:
+    """Every field has its words in one place; the command line and the REST interface both show them."""
+    options = {
+        one.name: get_args(one.annotation)[1].help
+        for one in inspect.signature(generate_command, eval_str=True).parameters.values() if get_args(one.annotation)
+    }  # fmt: skip
+    described = {
+        name: field["description"] for name, field in VideoRequest.model_json_schema()["properties"].items()
+        if "description" in field
+    }  # fmt: skip
+    assert set(described) == set(VideoRequest.model_fields)
+    assert set(GenerationRequest.model_fields) - {"model", "loras"} <= set(WORDS)
+    otherwise = {"prompt", "image"}  # what is said of stdin, and of uploads
+    shared = WORDS.keys() & options.keys() & described.keys() - otherwise
+    assert len(shared) > 35
+    assert {name: options[name] for name in shared} == {name: sentence(name) for name in shared}
+    assert {name: described[name] for name in shared} == {name: WORDS[name] for name in shared}

@@ -210,7 +210,8 @@ def test_hunyuan_video_from_clips_to_a_clip_that_starts_from_an_image(
         "data": str(tmp_path / "cache"), "model": str(folder), "rank": 4, "steps": 4, "output": str(tmp_path / "run"),
         "trackers": [], "held_out": 1, "validate_every": 4, "checkpoint_every": 2, "learning_rate": 1e-2,
         "timestep_sampling": "uniform", "caption_dropout": 0.5, "attention": attention, "sample_every": 4,
-        "sample_steps": 1, "sample_frames": [FRAMES], "sample_prompts": [{"prompt": "a", "image": str(picture)}],
+        "sample_steps": 1, "sample_frames": [FRAMES],
+        "sample_prompts": [{"prompt": "a", "image": str(picture)}, {"prompt": "it turns"}],
     }  # fmt: skip
     index, own = read_index(tmp_path / "cache"), find_objective(loaded.pipe, loaded.spec)
     silent = Batches(make_config(**settings | {"caption_dropout": 0.999999, "steps": 1}), index, own).read(0)
@@ -223,6 +224,7 @@ def test_hunyuan_video_from_clips_to_a_clip_that_starts_from_an_image(
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["validation"] < lines[0]["validation"]
     assert list((tmp_path / "run" / "samples").glob("000004-00-*.mp4"))
+    assert list((tmp_path / "run" / "samples").glob("000004-01-*.mp4"))  # from the first frame of a held-out clip
 
     def stop(progress: Any) -> None:
         if progress.step == 3:
@@ -295,14 +297,17 @@ def test_from_clips_to_a_clip_that_starts_from_an_image(
     if kind == "wan2.2-a14b":
         settings |= {"expert": "high", "last_frame_share": 0.5}
     else:
-        settings |= {"sample_every": 4, "sample_steps": 1, "sample_prompts": [{"prompt": "a", **images}]}
-        settings |= {"sample_frames": [FRAMES]}
+        prompts = [{"prompt": "a", **images}, {"prompt": "it turns"}]
+        settings |= {"sample_every": 4, "sample_steps": 1, "sample_prompts": prompts, "sample_frames": [FRAMES]}
+        with pytest.raises(RequestError, match="starts from an image: name one in sample_prompts, or set held_out"):
+            finetune(make_config(**settings | {"held_out": 0}))
     adapter = finetune(make_config(**settings))
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "validation" in line] == [0, 4]
     assert lines[-1]["validation"] < lines[0]["validation"]
     if kind != "wan2.2-a14b":
         assert (tmp_path / "run" / "samples" / f"000004-00-{FRAMES}.mp4").exists()
+        assert (tmp_path / "run" / "samples" / f"000004-01-{FRAMES}.mp4").exists()  # from a held-out clip's frames
         image_keys = [key for key in load_file(adapter) if "add_k_proj" in key]
         assert len(image_keys) == 2 * 3  # cross-attention to the image is tuned, too
 

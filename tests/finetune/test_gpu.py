@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -16,8 +17,8 @@ from radial import RadialPattern, Schedule
 from radial_finetune.adapter.form import AdapterForm
 from radial_finetune.adapter.place import add_adapter
 from radial_finetune.objective import WanObjective
-from radial_finetune.training.activations import offloaded_checkpoint
 from radial_finetune.training.config import make_config
+from radial_finetune.training.offloading import OffloadedBlocks, offloaded_checkpoint
 from radial_finetune.training.train import finetune
 
 pytestmark = pytest.mark.gpu
@@ -41,7 +42,10 @@ def test_checkpoints_that_wait_in_host_memory() -> None:
     ]  # fmt: skip
     gradients: dict[str, list[torch.Tensor]] = {}
     peaks: dict[str, int] = {}
-    for kind, function in (("kept", None), ("offloaded", offloaded_checkpoint)):
+    for kind, function in (("kept", None), ("offloaded", offloaded_checkpoint), ("blocks too", offloaded_checkpoint)):
+        if kind == "blocks too":
+            blocks = OffloadedBlocks(transformer, torch.device("cuda"))
+            function = functools.partial(blocks.checkpoint, offloaded_checkpoint)
         transformer.enable_gradient_checkpointing(*([function] if function else []))
         gradients[kind] = []
         torch.cuda.reset_peak_memory_stats()
@@ -55,14 +59,19 @@ def test_checkpoints_that_wait_in_host_memory() -> None:
             transformer.zero_grad(set_to_none=True)
         peaks[kind] = torch.cuda.max_memory_allocated()
     assert any(bool(gradient.any()) for gradient in gradients["kept"])
-    for kept, offloaded in zip(gradients["kept"], gradients["offloaded"], strict=True):
-        torch.testing.assert_close(offloaded, kept, rtol=2e-2, atol=1e-6)
+    for kind in ("offloaded", "blocks too"):
+        for kept, offloaded in zip(gradients["kept"], gradients[kind], strict=True):
+            torch.testing.assert_close(offloaded, kept, rtol=2e-2, atol=1e-6)
+    weights = sum(p.numel() for p in transformer.blocks[0].parameters() if not p.requires_grad) * 2
+    assert peaks["blocks too"] < peaks["offloaded"] - 10 * weights
     states = 9 * 32 * 32 * 256 * 2  # bytes of what enters a block
     assert peaks["offloaded"] < peaks["kept"] - 8 * states
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "offloaded": {"offload_checkpoints": True},
+    "blocks offloaded": {"offload_blocks": True, "offload_checkpoints": True},
+    "float8 blocks offloaded": {"offload_blocks": True, "base_precision": "float8"},
     "float8": {"base_precision": "float8"},
     "adamw8bit": {"optimizer": "adamw8bit", "rank": 64},
     "compiled": {"compile": True},

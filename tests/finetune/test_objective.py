@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -11,10 +12,19 @@ import torch
 from tiny_pipelines import CASES, WORDS
 
 from radial import ModelError, RequestError
+from radial.loading.load import load
 from radial.models.table import MODELS
+from radial.request import make_request
 from radial_finetune import objective
+from radial_finetune.data.buckets import Bucket
+from radial_finetune.data.cache import read_clip, read_deviation, read_index
+from radial_finetune.data.clips import Cut
+from radial_finetune.data.prepare import prepare
+from radial_finetune.data.sources import find_sources
 from radial_finetune.noise import NoiseLevels
 from radial_finetune.objective import find_objective, velocity_loss
+from radial_finetune.training.batches import Batches
+from radial_finetune.training.config import make_config
 
 FAMILIES = {"wan": "wan2.1-1.3b", "wan22-ti2v": "wan2.2-ti2v-5b", "hunyuan-video": "hunyuan-video", "mochi": "mochi"}
 
@@ -83,6 +93,7 @@ def test_latents_and_text_are_the_pipelines_own(family: str) -> None:
     with torch.no_grad():
         latents = own.encode_latents(pixels)
         raw = pipe.vae.encode(pixels).latent_dist.mode()
+        assert torch.allclose(own.decode_latents(latents), pipe.vae.decode(raw).sample, atol=1e-4)
     # As each pipeline's last lines undo it.
     config = pipe.vae.config
     if family.startswith("wan"):
@@ -122,3 +133,43 @@ def test_experts_are_chosen_where_there_are_two(wan: Any, wan22: Any) -> None:
         objective.expert_span(wan, "low")
     drawn = NoiseLevels("uniform", 5.0).draw(40_000, torch.Generator().manual_seed(0))
     assert float((drawn < 0.875).float().mean()) == pytest.approx(1 - 0.417, abs=0.01)
+
+
+def test_mochis_latents_are_drawn_at_every_step(data: Path, tmp_path: Path) -> None:
+    """Drawn from the autoencoder's own mean and deviation, otherwise at every step, the same when the step is repeated;
+    held-out clips are measured at the mean."""
+    CASES["mochi"].build().save_pretrained(tmp_path / "model")
+    size = {"height": 64, "width": 64, "num_frames": 13}
+    loaded = load(make_request(prompt="a", model=str(tmp_path / "model"), seed=0, **size))
+    own = find_objective(loaded.pipe, loaded.spec)
+    pixels = torch.rand(1, 3, 13, 64, 64) * 2 - 1
+    with torch.no_grad():
+        latents, deviation = own.encode_drawn(pixels)
+        likely = loaded.pipe.vae.encode(pixels).latent_dist
+    assert deviation is not None
+    drawn = likely.sample(torch.Generator().manual_seed(0))
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    config = loaded.pipe.vae.config
+    mean, std = (torch.tensor(x).view(1, -1, 1, 1, 1) for x in (config.latents_mean, config.latents_std))
+    assert torch.allclose(latents + deviation * noise, (drawn - mean) / std * config.scaling_factor, atol=1e-4)
+
+    prepare(find_sources(data)[:3], tmp_path / "cache", loaded, Cut((Bucket(13, 64, 64),), 16, static_threshold=0))
+    index = read_index(tmp_path / "cache")
+    settings = make_config(data=str(tmp_path / "cache"), output="", steps=9, held_out=1)
+    batches = Batches(settings, index, own)
+    kept = {clip.key: read_clip(tmp_path / "cache", clip)[0].float() for clip in batches.train}
+    seen: dict[str, list[torch.Tensor]] = {key: [] for key in kept}
+    for number in range(9):
+        batch = batches.read(number)
+        assert torch.equal(batch.latents, Batches(settings, index, own).read(number).latents)
+        nearest = min(kept, key=lambda key: float((kept[key] - batch.latents[0]).square().mean()))
+        seen[nearest].append(batch.latents[0] - kept[nearest])
+    for key, apart in seen.items():
+        assert all(float(one.abs().max()) > 0 for one in apart)
+        assert not torch.equal(apart[0], apart[1])
+        clip = next(clip for clip in batches.train if clip.key == key)
+        normal = torch.stack(apart) / read_deviation(tmp_path / "cache", clip)
+        assert float(normal.std()) == pytest.approx(1, abs=0.1)
+    (held_out,) = batches.held_out
+    first = next(batches.validation((0.5,)))
+    assert torch.equal(first.latents[0], read_clip(tmp_path / "cache", held_out)[0].float())

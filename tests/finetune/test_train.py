@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -251,7 +252,7 @@ def test_offloaded_checkpoints_leave_the_device(wan: Any) -> None:
     import gc
     import weakref
 
-    from radial_finetune.training.activations import offloaded_checkpoint
+    from radial_finetune.training.offloading import offloaded_checkpoint
 
     transformer = wan.transformer
     add_adapter(transformer, WanObjective, AdapterForm(4, 4))
@@ -274,6 +275,91 @@ def test_offloaded_checkpoints_leave_the_device(wan: Any) -> None:
         for hook in hooks:
             hook.remove()
     assert alive == {"kept": 3, "offloaded": 0}
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_blocks_that_wait_in_the_host_s_memory_have_the_same_gradients(
+    wan: Any, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    """Weights that wait are made no numbers here: were one used meanwhile, forward or backward, gradients would be
+    none. With a stream, a block is fetched ahead, in the backward pass the one before."""
+    from types import SimpleNamespace
+
+    from diffusers.hooks.group_offloading import ModuleGroup
+
+    from radial_finetune.training.offloading import OffloadedBlocks, offloaded_checkpoint
+
+    transformer, device = wan.transformer.train(), torch.device("cpu")
+    parameters = add_adapter(transformer, WanObjective, AdapterForm(4, 4))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if ".lora_B." in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+
+    def gradients() -> dict[str, torch.Tensor]:
+        with torch.no_grad():  # as a teacher or a validation passes through before
+            forward()
+        forward().square().mean().backward()
+        found = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+        for parameter in parameters.values():
+            parameter.grad = None
+        return found
+
+    def forward() -> torch.Tensor:
+        generator = torch.Generator().manual_seed(1)
+        return transformer(
+            hidden_states=torch.randn(1, 16, 3, 4, 4, generator=generator), timestep=torch.tensor([500.0]),
+            encoder_hidden_states=torch.randn(1, 4, 32, generator=generator), return_dict=False,
+        )[0]  # fmt: skip
+
+    transformer.enable_gradient_checkpointing()
+    expected = gradients()
+    waiting: dict[int, torch.Tensor] = {}
+    moves: list[tuple[str, int]] = []
+
+    def offload(group: Any) -> None:
+        moves.append(("out", names[id(group)]))
+        for tensor in group.parameters:
+            waiting[id(tensor)] = tensor.data
+            tensor.data = torch.full_like(tensor.data, torch.nan)
+
+    def onload(group: Any) -> None:
+        moves.append(("in", names[id(group)]))
+        for tensor in group.parameters:
+            tensor.data = waiting.pop(id(tensor))
+
+    blocks = OffloadedBlocks(transformer, device)
+    names = {id(group): number for number, group in enumerate(blocks._groups)}
+    monkeypatch.setattr(ModuleGroup, "offload_", offload)
+    monkeypatch.setattr(ModuleGroup, "onload_", onload)
+    for group in blocks._groups:
+        offload(group)
+    if ahead:
+        monkeypatch.setattr(blocks, "_stream", SimpleNamespace(synchronize=lambda: None))
+    moves.clear()
+    transformer.enable_gradient_checkpointing(functools.partial(blocks.checkpoint, offloaded_checkpoint))
+    found = gradients()
+    assert found.keys() == expected.keys() == parameters.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    there: set[int] = set()
+    for move, number in moves:  # never more than the one that is computed and the one beside it
+        there = there | {number} if move == "in" else there - {number}
+        assert len(there) <= 2
+    assert [number for move, number in moves if move == "in"][-2:] == [1, 0]  # the backward pass goes back
+    assert not any(id(p) in waiting for p in parameters.values())
+
+
+def test_a_run_with_blocks_in_the_host_s_memory_is_the_same(config: dict[str, Any], tmp_path: Path) -> None:
+    states = []
+    for name, more in (("device", {}), ("host", {"offload_blocks": True, "offload_checkpoints": True})):
+        settings = config | {"output": str(tmp_path / name), "steps": 2, "validate_every": 0} | more
+        finetune(make_config(**settings))
+        states.append(adapter_of(settings))
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    with pytest.raises(RequestError, match="offload_blocks needs gradient_checkpointing"):
+        make_config(data="", output="", offload_blocks=True, gradient_checkpointing=False)
+    with pytest.raises(RequestError, match="compile does not go with offload_blocks"):
+        make_config(data="", output="", offload_blocks=True, compile=True)
 
 
 def test_a_torn_checkpoint_is_passed_over(config: dict[str, Any]) -> None:
@@ -569,6 +655,11 @@ def test_a_run_that_cannot_fit_is_told_what_would(config: dict[str, Any], monkey
     device = torch.device("cuda", 0)
     needed = preflight.estimate(settings, transformer, grids, radial_pattern(), device, 2, 128)
     assert needed.tokens == 126_360
+    outside = settings.model_copy(update={"offload_blocks": True})
+    less = preflight.estimate(outside, transformer, grids, radial_pattern(), device, 2, 128)
+    block = sum(p.numel() for p in transformer.blocks[0].parameters() if not p.requires_grad) * 2
+    assert needed.device - less.device == pytest.approx(28 * block)
+    assert less.host - needed.host == pytest.approx(30 * block)
     for memory, told in (
         (70e9, None), (24e9, "offload_checkpoints = true"), (2e9, "the model's weights alone do not fit"),
         (12e9, "tokens are the longest"),

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from radial.errors import RequestError
+from radial.field_words import sentence
 from radial.files import check_output
 from radial.loading.memory_check import check_fits
 from radial.request import GenerationRequest, make_request, parse_lora
@@ -63,63 +64,51 @@ _GROUPS = {
 @takes_attention
 def generate(
     context: typer.Context,
-    prompt: Annotated[str, typer.Argument(help="What the clip shows; - reads it from stdin.", metavar="PROMPT")],
-    negative_prompt: Annotated[str | None, typer.Option(help="What the clip should not show.")] = None,
+    prompt: Annotated[str, typer.Argument(help=sentence("prompt", "; - reads it from stdin"), metavar="PROMPT")],
+    negative_prompt: Annotated[str | None, typer.Option(help=sentence("negative_prompt"))] = None,
     model: ModelName = "tiny",
     height: Height = None,
     width: Width = None,
     size: Size = None,
     num_frames: NumFrames = None,
     seconds: Seconds = None,
-    fps: Annotated[int | None, typer.Option(help="Frames a second of the file.")] = None,
+    fps: Annotated[int | None, typer.Option(help=sentence("fps"))] = None,
     num_inference_steps: NumInferenceSteps = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompt.")] = None,
-    guidance_scale_2: Annotated[float | None, typer.Option(help="The same for the second transformer.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help=sentence("guidance_scale"))] = None,
+    guidance_scale_2: Annotated[float | None, typer.Option(help=sentence("guidance_scale_2"))] = None,
     guidance_start: GuidanceStart = 0.0,
     guidance_end: GuidanceEnd = 1.0,
-    true_cfg_scale: Annotated[
-        float | None, typer.Option(help="Above 1, HunyuanVideo heeds the negative prompt, in twice the time.")
-    ] = None,
+    true_cfg_scale: Annotated[float | None, typer.Option(help=sentence("true_cfg_scale"))] = None,
     preset: Preset = None,
-    sampler: Annotated[
-        Literal["model", "euler", "lcm", "unipc"] | None, typer.Option(help="Another sampler than the model's.")
-    ] = None,
-    flow_shift: Annotated[float | None, typer.Option(help="Another shift of the noise schedule.")] = None,
+    sampler: Annotated[Literal["model", "euler", "lcm", "unipc"] | None, typer.Option(help=sentence("sampler"))] = None,
+    flow_shift: Annotated[float | None, typer.Option(help=sentence("flow_shift"))] = None,
     cache: Cache = "off",
-    image: Annotated[str | None, typer.Option(help="Image the clip starts from.", metavar="FILE")] = None,
-    last_image: Annotated[str | None, typer.Option(help="Image it ends on.", metavar="FILE")] = None,
-    extend: Annotated[str | None, typer.Option(help="Clip to go on from its last frame.", metavar="FILE")] = None,
-    image_fit: Annotated[
-        Literal["crop", "pad", "stretch"], typer.Option(help="How images of another shape are fitted.")
-    ] = "crop",
-    image_ground: Annotated[
-        str, typer.Option(help="Colour under see-through parts of images, and around padded ones.", metavar="COLOUR")
-    ] = "black",
-    snap: Annotated[bool, typer.Option("--snap", help="Take the nearest size that the model can make.")] = False,
-    riflex: Annotated[
-        bool | None, typer.Option(help="Slow one temporal frequency, against repetition in longer clips.")
-    ] = None,
+    image: Annotated[str | None, typer.Option(help=sentence("image"), metavar="FILE")] = None,
+    last_image: Annotated[str | None, typer.Option(help=sentence("last_image"), metavar="FILE")] = None,
+    extend: Annotated[str | None, typer.Option(help=sentence("extend"), metavar="FILE")] = None,
+    image_fit: Annotated[Literal["crop", "pad", "stretch"], typer.Option(help=sentence("image_fit"))] = "crop",
+    image_ground: Annotated[str, typer.Option(help=sentence("image_ground"), metavar="COLOUR")] = "black",
+    snap: Annotated[bool, typer.Option("--snap", help=sentence("snap"))] = False,
+    riflex: Annotated[bool | None, typer.Option(help=sentence("riflex"))] = None,
     positions: Annotated[
         Literal["model", "riflex", "interpolate", "ntk", "yarn"] | None,
-        typer.Option(help="Positions along time beyond the native length, without any tuning."),
+        typer.Option(help=sentence("positions")),
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same clip; -1 draws one and records it.")] = -1,
-    num_videos: Annotated[int, typer.Option(help="How many clips, their seeds counting up.")] = 1,
+    seed: Annotated[int, typer.Option(help=sentence("seed"))] = -1,
+    num_videos: Annotated[int, typer.Option(help=sentence("num_videos"))] = 1,
     lora: Annotated[
         list[str] | None,
         typer.Option(
             help="Adapter, repeatable; @high or @low for one of two transformers.", metavar="FILE[:WEIGHT][@high|@low]"
         ),
     ] = None,
-    long_adapter: Annotated[
-        bool, typer.Option(help="Beyond the native length, use the model's own adapter for that, where there is one.")
-    ] = True,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    long_adapter: Annotated[bool, typer.Option(help=sentence("long_adapter"))] = True,
+    device: Annotated[str, typer.Option(help=sentence("device"))] = "auto",
+    dtype: Annotated[str, typer.Option(help=sentence("dtype"))] = "auto",
     precision: PrecisionChoice = "full",
     memory: Annotated[
         Literal["auto", "full", "balanced", "low", "lowest"],
-        typer.Option(help="How much of the model lies on the GPU at a time; auto takes the most that fits."),
+        typer.Option(help=sentence("memory")),
     ] = "auto",
     output: Annotated[
         Path | None,

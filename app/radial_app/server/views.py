@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from radial.errors import ModelError, RadialError
+from radial.field_words import WORDS
 from radial.loading.needs import Needs, needs_of
 from radial.models.architecture import named_weights
 from radial.models.checkpoint import checkpoint_folder
@@ -29,40 +30,12 @@ _STATUS: dict[State, Status] = {
 }  # fmt: skip
 
 
-# What each field of a request means, for people.
-_SAYS = {
-    "prompt": "what the clip shows", "negative_prompt": "words to avoid; the model's own when left out",
-    "model": "a model's name, one of your own, or a hub id", "height": "in pixels", "width": "in pixels",
-    "num_frames": "length in frames", "fps": "frames a second of the file", "num_inference_steps": "denoising steps",
-    "guidance_scale": "how strictly to follow the prompt", "guidance_scale_2": "the same for the second transformer",
-    "guidance_start": "share of the steps before which guidance is left out, for half the time each",
-    "guidance_end": "share of the steps after which it is left out",
-    "cache": "leave out what hardly changes from step to step: off, auto with care, fast with less",
-    "true_cfg_scale": "above 1, HunyuanVideo heeds the words to avoid, in twice the time",
-    "sampler": "another sampler than the model's", "flow_shift": "another shift of the noise schedule",
-    "image": "the image it starts from: an upload's id, or video:ID/0", "last_image": "the image it ends on",
-    "extend": "the clip that it goes on from", "image_fit": "how images of another shape are fitted",
-    "image_ground": "the colour under see-through parts, and around framed images",
-    "snap": "take the nearest size that can be made",
-    "riflex": "slow one frequency, against repetition in longer clips",
-    "positions": "positions along time beyond the native length: the model's own, or a way to stretch them",
-    "seed": "the same seed gives the same clip; -1 draws one", "num_videos": "how many, their seeds counting up",
-    "attention": "radial, or dense: every token sees every other",
-    "decay": "the window of radial attention; less is sparser",
-    "dense_layers": "leading layers that stay dense", "dense_steps": "leading steps that stay dense",
-    "dense_last_steps": "trailing steps that stay dense", "block_size": "tokens a block of attention",
+# What each field of a request means, for people; what is said otherwise, or of these fields alone, over the web.
+_SAYS = WORDS | {
+    "model": "a model's name, one of your own, or a hub id",
+    "image": "the image it starts from: an upload's id, or video:ID/0",
     "loras": "adapters: path is a name from /v1/adapters, weight how strongly it acts",
-    "long_adapter": "beyond the native length, take the model's own adapter for that",
-    "device": "auto, cpu, cuda or cuda:N", "dtype": "the numbers it computes with",
-    "precision": "eight_bit is faster on newer GPUs; eight_bit_weights takes half the memory",
-    "memory": "how much of the model lies on the GPU at a time",
-    "sink_frames": "leading frames that every token attends to",
-    "variant": "the rule of the authors' code, or of the paper",
-    "skip_width": "the window under which far frames are thinned",
-    "size": "WIDTHxHEIGHT, in place of both", "seconds": "length, in place of num_frames",
     "preset": "settings that go together, such as 4-step", "file": "what it is kept as",
-    "format": "kind of file; png is a folder of frames", "codec": "of mp4 and webm",
-    "crf": "quality of mp4 and webm; lower is better and larger", "metadata": "keep the settings in the file",
     "name": "a template, such as {slug}-{seed}",
 }  # fmt: skip
 

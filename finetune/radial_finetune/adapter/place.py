@@ -5,7 +5,9 @@ Layers are PEFT's; what they train is float32, whatever the frozen weights are.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -34,6 +36,22 @@ def add_adapter(transformer: Any, objective: type[Objective] | Objective, form: 
     for module in transformer.modules():
         _draw_again(module)
     return {name: p for name, p in transformer.named_parameters() if p.requires_grad}
+
+
+@contextlib.contextmanager
+def switched_off(transformer: Any) -> Iterator[None]:
+    """The transformer as it is without its adapter, while the context lasts."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    # Not PEFT's enable_adapters: it freezes the parameters, too, and FSDP remembers that of its first pass.
+    layers = [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def _config_of(form: AdapterForm, layers: str) -> Any:

@@ -122,6 +122,19 @@ def read_start(cache: Path, clip: CachedClip) -> dict[str, Tensor]:
     return start
 
 
+def read_deviation(cache: Path, clip: CachedClip) -> Tensor:
+    """How far latents of a clip deviate that steps draw: ``[C, F, H, W]``, float32.
+
+    Raises:
+        RequestError: its shard is missing or torn, or of a cache that did not keep it yet.
+    """
+    (found,) = _read(cache, clip, "deviation")
+    if not found:
+        raise RequestError(f"{cache} holds no deviations of latents, from which each step draws: prepare it again in "
+                           "another folder")  # fmt: skip
+    return found[""].float()
+
+
 def read_clip(cache: Path, clip: CachedClip, caption: int | None = 0) -> tuple[Tensor, dict[str, Tensor]]:
     """Latents ``[C, F, H, W]`` and text of a clip.
 
@@ -199,11 +212,14 @@ class Shards:
 
     def add(
         self, key: str, latents: Tensor, *texts: dict[str, Tensor], start: dict[str, Tensor] | None = None,
-        empty: dict[str, Tensor] | None = None,
+        empty: dict[str, Tensor] | None = None, deviation: Tensor | None = None,
     ) -> None:  # fmt: skip
         """Add a clip, the text of each of its captions, and, where its model starts from images, what it starts from
-        and the text of an empty caption with it. Its shard is known after the next flush."""
+        and the text of an empty caption with it; where steps draw latents, how far these deviate. Its shard is known
+        after the next flush."""
         self._waiting[f"{key}/latents"] = latents.contiguous().cpu()
+        if deviation is not None:
+            self._waiting[f"{key}/deviation"] = deviation.half().cpu().clone(memory_format=torch.contiguous_format)
         self._waiting |= {f"{key}/start/{name}": value.float().cpu().clone() for name, value in (start or {}).items()}
         # Clones: a view would carry the whole batch's storage into the file.
         self._waiting |= {

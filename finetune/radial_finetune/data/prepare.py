@@ -180,7 +180,7 @@ def encode_texts(
 def _encode(objective: Objective, clips: list[DecodedClip], shards: Shards) -> None:
     vae = objective.pipe.vae
     pixels = torch.stack([torch.from_numpy(clip.frames) for clip in clips]).permute(0, 4, 1, 2, 3)
-    latents = objective.encode_latents(pixels.to(vae.device, vae.dtype) / 127.5 - 1)
+    latents, deviation = objective.encode_drawn(pixels.to(vae.device, vae.dtype) / 127.5 - 1)
     sees = objective.text_sees_frames
     images = [Image.fromarray(clip.frames[0]) for clip in clips] if sees else []
     texts = encode_texts(objective, [clip.source.caption for clip in clips], images)
@@ -190,7 +190,10 @@ def _encode(objective: Objective, clips: list[DecodedClip], shards: Shards) -> N
         parts = [encode_texts(objective, group, own * len(group)) for group in groups]
         empty = encode_texts(objective, [""], own)[0] if sees else None
         start = objective.encode_start(clip.frames) if objective.first_frame == "always" else None
-        shards.add(clip.key, latent.clone(), text, *(one for part in parts for one in part), start=start, empty=empty)
+        shards.add(
+            clip.key, latent.clone(), text, *(one for part in parts for one in part), start=start, empty=empty,
+            deviation=None if deviation is None else deviation[number],
+        )  # fmt: skip
 
 
 def _notes_on(buckets: dict[str, int], clips: tuple[CachedClip, ...]) -> list[str]:

@@ -119,7 +119,7 @@ def generate_clips(
     for start in range(0, len(prompts), batch_size):
         part = [(one,) if isinstance(one, str) else one for one in prompts[start : start + batch_size]]
         with contextlib.ExitStack() as stack:
-            scheduler = scheduler_for(model.pipe, request.sampler, request.flow_shift)
+            scheduler = scheduler_for(model.pipe, request.sampler or "model", request.flow_shift)
             stack.enter_context(replaced(model.pipe, scheduler=scheduler))
             if attention.kind == "radial":
                 stack.enter_context(apply(model.pipe, planners=attention.planners, policy=attention.policy))

@@ -5,9 +5,10 @@ Mochi predicts x - e at timestep 1000 (1 - sigma).
 """
 
 from radial_finetune.objective.base import Expert, Objective, Start, Text, Whether
+from radial_finetune.objective.distillation import StepDistillation
 from radial_finetune.objective.find import expert_span, find_objective, objective_of, stands_for_frames
 from radial_finetune.objective.hunyuan_video import HunyuanVideoImageObjective, HunyuanVideoObjective
-from radial_finetune.objective.loss import add_noise, velocity_loss
+from radial_finetune.objective.loss import Loss, add_noise, velocity_loss
 from radial_finetune.objective.mochi import MochiObjective
 from radial_finetune.objective.wan import WanImageObjective, WanObjective
 
@@ -15,9 +16,11 @@ __all__ = [
     "Expert",
     "HunyuanVideoImageObjective",
     "HunyuanVideoObjective",
+    "Loss",
     "MochiObjective",
     "Objective",
     "Start",
+    "StepDistillation",
     "Text",
     "WanImageObjective",
     "WanObjective",

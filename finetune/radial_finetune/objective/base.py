@@ -40,6 +40,8 @@ class Objective(ABC):
         sampling: how the authors draw noise levels, before they are shifted.
         text_sees_frames: whether captions are encoded together with the frame that a clip starts from.
         takes_pictures: whether there is something to learn of clips of one frame.
+        draws_latents: whether each step draws a clip's latents anew from what the autoencoder holds likely, as the
+            authors' trainer does; others take the likeliest.
     """
 
     pipe: Any
@@ -48,6 +50,7 @@ class Objective(ABC):
     sampling: ClassVar[Sampling] = "logit_normal"
     text_sees_frames: ClassVar[bool] = False
     takes_pictures: ClassVar[bool] = True
+    draws_latents: ClassVar[bool] = False
     layers: ClassVar[dict[str, str]] = {}
     norms: ClassVar[dict[str, str]] = {
         "self": r".*\.norm_[qk]", "all": r".*\.norm(_added)?_[qk]", "blocks": r".*\.norm(_added)?_[qk]",
@@ -80,6 +83,14 @@ class Objective(ABC):
     def encode_latents(self, pixels_BCFHW: Tensor) -> Tensor:
         """Latents as the transformer sees them, of pixels in -1..1."""
 
+    def encode_drawn(self, pixels_BCFHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Latents, and how far drawn ones deviate from them, where steps draw them."""
+        return self.encode_latents(pixels_BCFHW), None
+
+    @abstractmethod
+    def decode_latents(self, latents_BCFHW: Tensor) -> Tensor:
+        """Pixels in -1..1 of such latents, as the pipeline decodes them."""
+
     @abstractmethod
     def encode_text(self, captions: list[str], images: Sequence[Image.Image] = ()) -> list[Text]:
         """What the pipeline tells the transformer of each caption, at the length that generation uses.
@@ -104,6 +115,29 @@ class Objective(ABC):
     def predict(self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor) -> Tensor:
         """The velocity from clip to noise, e - x, that the transformer predicts."""
 
+    def predict_guided(
+        self, transformer: Any, noisy_BCFHW: Tensor, text: Text, negative: Text, sigma_B: Tensor, scale: float
+    ) -> Tensor:
+        """The velocity with guidance of a scale, as the pipeline guides, in float32.
+
+        Args:
+            negative: an entry of what captions say, for words to avoid; all else is the clip's own.
+        """
+        if scale <= 1:
+            return self.predict(transformer, noisy_BCFHW, text, sigma_B).float()
+        both = {
+            name: torch.cat([negative[name].expand_as(value) if name in negative else value, value])
+            for name, value in text.items()
+        }
+        avoided, wanted = (
+            self.predict(transformer, noisy_BCFHW.repeat(2, 1, 1, 1, 1), both, sigma_B.repeat(2)).float().chunk(2)
+        )
+        return avoided + scale * (wanted - avoided)
+
+    def guides_by_input(self, transformer_config: Any) -> bool:
+        """Whether guidance is a number that the transformer is told, and no second pass."""
+        return False
+
     def prompt_arguments(self, text: Text, negative: Text) -> dict[str, Tensor]:
         """Arguments by which the pipeline takes texts that are encoded already."""
         return dict(text) | {f"negative_{name}": value for name, value in negative.items()}
@@ -112,13 +146,22 @@ class Objective(ABC):
 def normalised(vae: Any, pixels_BCFHW: Tensor) -> Tensor:
     """Latents with the mean and deviation that the autoencoder's configuration gives for each channel."""
     latents_BCFHW: Tensor = vae.encode(pixels_BCFHW).latent_dist.mode()
-    if vae.config.get("latents_mean") is None:
-        return latents_BCFHW
-    mean, std = (
-        torch.tensor(values, dtype=latents_BCFHW.dtype, device=latents_BCFHW.device).view(1, -1, 1, 1, 1)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
+    mean, std = scale_of(vae, latents_BCFHW)
     return (latents_BCFHW - mean) / std
+
+
+def denormalised(vae: Any, latents_BCFHW: Tensor) -> Tensor:
+    """What an autoencoder decodes, of latents with its mean and deviation."""
+    mean, std = scale_of(vae, latents_BCFHW)
+    return latents_BCFHW * std + mean
+
+
+def scale_of(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel; 0 and 1 where the configuration gives none."""
+    config = vae.config
+    given = ([0.0], [1.0]) if config.get("latents_mean") is None else (config.latents_mean, config.latents_std)
+    mean, std = (torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1, 1) for values in given)
+    return mean, std
 
 
 def without_first(losses_BF: Tensor) -> Tensor:

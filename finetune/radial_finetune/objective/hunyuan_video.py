@@ -30,8 +30,13 @@ class HunyuanVideoObjective(Objective):
     }
 
     def encode_latents(self, pixels_BCFHW: Tensor) -> Tensor:
-        vae = self.pipe.vae
+        vae = self.pipe.vae  # the likeliest, as HunyuanVideo-I2V's own trainer keeps them (hyvae_extract)
         return vae.encode(pixels_BCFHW).latent_dist.mode() * vae.config.scaling_factor
+
+    def decode_latents(self, latents_BCFHW: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        pixels: Tensor = vae.decode(latents_BCFHW / vae.config.scaling_factor).sample
+        return pixels
 
     def encode_text(self, captions: list[str], images: Sequence[Image.Image] = ()) -> list[Text]:
         embeds, pooled, mask = self.pipe.encode_prompt(
@@ -42,13 +47,26 @@ class HunyuanVideoObjective(Objective):
             for one, two, three in zip(embeds, pooled, mask, strict=True)
         ]
 
-    def predict(self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor) -> Tensor:
-        guidance = torch.full_like(sigma_B, 1000.0) if transformer.config.guidance_embeds else None
+    def predict(
+        self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor, guidance_scale: float = 1.0
+    ) -> Tensor:
+        told = self.guides_by_input(transformer.config)
+        guidance = torch.full_like(sigma_B, 1000.0 * guidance_scale) if told else None
         return transformer(
             hidden_states=noisy_BCFHW, timestep=1000 * sigma_B, encoder_hidden_states=text["prompt_embeds"],
             encoder_attention_mask=text["prompt_attention_mask"], pooled_projections=text["pooled_prompt_embeds"],
             guidance=guidance, return_dict=False,
         )[0]  # fmt: skip
+
+    def predict_guided(
+        self, transformer: Any, noisy_BCFHW: Tensor, text: Text, negative: Text, sigma_B: Tensor, scale: float
+    ) -> Tensor:
+        if not self.guides_by_input(transformer.config):
+            return super().predict_guided(transformer, noisy_BCFHW, text, negative, sigma_B, scale)
+        return self.predict(transformer, noisy_BCFHW, text, sigma_B, scale).float()
+
+    def guides_by_input(self, transformer_config: Any) -> bool:
+        return bool(transformer_config.guidance_embeds)
 
     def prompt_arguments(self, text: Text, negative: Text) -> dict[str, Tensor]:
         return dict(text)  # guidance is an input: there is no second, negative pass
@@ -99,9 +117,11 @@ class HunyuanVideoImageObjective(HunyuanVideoObjective):
     def counted(self, losses_BF: Tensor, text: Text) -> Tensor:
         return without_first(losses_BF) if self._replaces else losses_BF
 
-    def predict(self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor) -> Tensor:
+    def predict(
+        self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor, guidance_scale: float = 1.0
+    ) -> Tensor:
         if self._replaces:
             seen = torch.cat([text["first_latent"], noisy_BCFHW[:, :, 1:]], 2)
         else:
             seen = torch.cat([noisy_BCFHW, text["condition"]], 1)
-        return super().predict(transformer, seen, text, sigma_B)
+        return super().predict(transformer, seen, text, sigma_B, guidance_scale)

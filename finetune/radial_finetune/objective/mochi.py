@@ -9,13 +9,16 @@ from PIL import Image
 from torch import Tensor
 
 from radial_finetune.noise import Sampling
-from radial_finetune.objective.base import FEED_FORWARD, JOINT, Objective, Text, normalised
+from radial_finetune.objective.base import FEED_FORWARD, JOINT, Objective, Text, denormalised, scale_of
 
 
 class MochiObjective(Objective):
     """Mochi, whose time runs from noise to clip, and whose velocity points that way too."""
 
-    sampling: ClassVar[Sampling] = "uniform"  # as genmo's own fine-tuning draws them
+    # As genmo's own fine-tuning draws noise levels, and latents, of which it keeps mean and variance (genmoai/mochi:
+    # demos/fine_tuner).
+    sampling: ClassVar[Sampling] = "uniform"
+    draws_latents: ClassVar = True
     layers: ClassVar = {
         "self": r"transformer_blocks\.\d+\.attn1\.(to_q|to_k|to_v|to_out\.0)",
         "all": rf"transformer_blocks\.\d+\.attn1\.{JOINT}",
@@ -23,7 +26,19 @@ class MochiObjective(Objective):
     }
 
     def encode_latents(self, pixels_BCFHW: Tensor) -> Tensor:
-        return normalised(self.pipe.vae, pixels_BCFHW) * self.pipe.vae.config.scaling_factor
+        return self.encode_drawn(pixels_BCFHW)[0]
+
+    def encode_drawn(self, pixels_BCFHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        vae = self.pipe.vae
+        likely = vae.encode(pixels_BCFHW).latent_dist
+        mean, std = scale_of(vae, likely.mean)
+        factor = vae.config.scaling_factor
+        return (likely.mode() - mean) / std * factor, likely.std / std * factor
+
+    def decode_latents(self, latents_BCFHW: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        pixels: Tensor = vae.decode(denormalised(vae, latents_BCFHW / vae.config.scaling_factor)).sample
+        return pixels
 
     def encode_text(self, captions: list[str], images: Sequence[Image.Image] = ()) -> list[Text]:
         texts = []

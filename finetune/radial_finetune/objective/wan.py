@@ -12,7 +12,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from radial_finetune.objective.base import FEED_FORWARD, Objective, Start, Text, Whether, normalised, without_first
+from radial_finetune.objective.base import (
+    FEED_FORWARD,
+    Objective,
+    Start,
+    Text,
+    Whether,
+    denormalised,
+    normalised,
+    without_first,
+)
 
 
 class WanObjective(Objective):
@@ -29,6 +38,11 @@ class WanObjective(Objective):
 
     def encode_latents(self, pixels_BCFHW: Tensor) -> Tensor:
         return normalised(self.pipe.vae, pixels_BCFHW)
+
+    def decode_latents(self, latents_BCFHW: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        pixels: Tensor = vae.decode(denormalised(vae, latents_BCFHW)).sample
+        return pixels
 
     def encode_text(self, captions: list[str], images: Sequence[Image.Image] = ()) -> list[Text]:
         embeds, _ = self.pipe.encode_prompt(

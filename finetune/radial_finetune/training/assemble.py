@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 import radial
 from radial.attention.context_parallel import ContextParallel
+from radial.attention.families.find import find_family
+from radial.attention.install import transformers_of
 from radial.attention.positions import riflex
 from radial.attention.timed_text import timed_text
 from radial.errors import RequestError
 from radial.generation.sampler import replaced, scheduler_for
-from radial.loading.load import LoadedModel, load
+from radial.loading.load import LoadedModel, choose_dtype, load
 from radial.models.find import find_model
 from radial.models.lora_settings import AdapterSettings
 from radial.models.spec import ModelSpec
@@ -24,25 +27,46 @@ from radial.plans.pattern import RadialPattern
 from radial.plans.policy import Schedule
 from radial.request import make_request
 from radial_finetune.adapter.file import is_norm
-from radial_finetune.adapter.place import add_adapter
+from radial_finetune.adapter.place import add_adapter, switched_off
 from radial_finetune.data.buckets import Bucket
 from radial_finetune.data.cache import CacheIndex
-from radial_finetune.objective import Objective, find_objective, stands_for_frames
-from radial_finetune.training.activations import offloaded_checkpoint
+from radial_finetune.data.prepare import encode_texts
+from radial_finetune.noise import Windows
+from radial_finetune.objective import (
+    Loss,
+    Objective,
+    StepDistillation,
+    Text,
+    find_objective,
+    stands_for_frames,
+    velocity_loss,
+)
 from radial_finetune.training.config import FinetuneConfig
+from radial_finetune.training.offloading import OffloadedBlocks, offloaded_checkpoint, plain_checkpoint
 from radial_finetune.training.processes import Processes, whole
 
+FEW_STEP_SAMPLER: Literal["euler"] = "euler"  # straight from level to level, as windows are crossed
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 SAMPLERS = ("vae", "image_encoder")  # of a pipeline: what only clips that are made on the way need
 
 
 def load_model(config: FinetuneConfig, index: CacheIndex, device: torch.device) -> tuple[LoadedModel, Objective]:
-    longest = max(index.buckets)
+    longest, spec, at = max(index.buckets), find_model(config.model), device
+    dtype: str = config.dtype
+    if config.offload_blocks:  # it may be too large for the device
+        at, dtype = torch.device("cpu"), str(choose_dtype(dtype, device, spec.half_dtype)).removeprefix("torch.")
     request = make_request(
         prompt="fine-tuning", model=config.model, height=longest.height, width=longest.width,
-        num_frames=longest.num_frames, device=str(device), dtype=config.dtype, seed=0, long_adapter=False,
-        **stands_for_frames(find_model(config.model)),
+        num_frames=longest.num_frames, device=str(at), dtype=dtype, seed=0, long_adapter=False,
+        **stands_for_frames(spec),
     )  # fmt: skip
-    model = load(request)
+    model = replace(load(request), device=device)
+    if at != device:
+        for transformer in transformers_of(model.pipe):
+            find_family(transformer).fuse(transformer)
+        for name in TEXT_ENCODERS:
+            if getattr(model.pipe, name, None) is not None:
+                getattr(model.pipe, name).to(device)
     objective = find_objective(model.pipe, model.spec)
     if model.fingerprint != index.fingerprint:
         raise RequestError(f"the cache {config.data} was made with {index.model}, other weights than {config.model}")
@@ -59,7 +83,7 @@ def keep_only(pipe: Any, name: str) -> dict[str, Any]:
     """Let go of all but the transformer that is tuned, which becomes the pipeline's only one: the autoencoder and the
     image encoder, for clips that are made on the way."""
     parts = {part: getattr(pipe, part).to("cpu") for part in SAMPLERS if getattr(pipe, part, None) is not None}
-    for part in (*parts, "text_encoder", "text_encoder_2"):
+    for part in (*parts, *TEXT_ENCODERS):
         if getattr(pipe, part, None) is not None:
             setattr(pipe, part, None)
     if name == "transformer_2":
@@ -80,7 +104,13 @@ def prepare_transformer(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         add_adapter(transformer, objective, config.adapter_form)
-    if config.gradient_checkpointing:
+    if config.offload_blocks:
+        if processes.sharded:
+            raise RequestError("FSDP spreads weights over processes, and offload_blocks holds them whole: take one")
+        blocks = OffloadedBlocks(transformer, processes.device)
+        inner = offloaded_checkpoint if config.offload_checkpoints else plain_checkpoint
+        transformer.enable_gradient_checkpointing(functools.partial(blocks.checkpoint, inner))
+    elif config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing(*([offloaded_checkpoint] if config.offload_checkpoints else []))
     transformer.train()
     if config.compile:
@@ -91,6 +121,50 @@ def prepare_transformer(
     return transformer, parameters, before
 
 
+def make_loss(config: FinetuneConfig, objective: Objective, windows: Windows | None, device: torch.device) -> Loss:
+    """What the run lowers; to be made while the text encoder is at hand.
+
+    Args:
+        windows: of the steps that it distills to, where it does.
+
+    Raises:
+        RequestError: the model's pipeline does not take the steps that an adapter would be distilled to.
+    """
+    if windows is None:
+        return functools.partial(velocity_loss, objective)
+    pipe, spec = objective.pipe, objective.spec
+    check_levels(pipe, windows)
+    own = spec.guidance_for(objective.first_frame == "always")
+    own = spec.guidance_scale_2 or own if config.expert == "low" else own
+    scale = own if config.guidance_scale is None else config.guidance_scale
+    negative: Text = {}
+    if scale > 1 and not objective.guides_by_input(pipe.transformer.config):
+        if objective.text_sees_frames:
+            raise RequestError(
+                f"step_distillation with guidance is not for {spec.name}, which reads words to avoid beside each "
+                "clip's frame; set guidance_scale = 1"
+            )
+        words = spec.negative_prompt if config.negative_prompt is None else config.negative_prompt
+        text = objective.stack_text(encode_texts(objective, [words]))
+        negative = {name: value.to(device) for name, value in text.items()}
+    return StepDistillation(objective, windows, config.teacher_steps or 1, scale, negative, switched_off)
+
+
+def check_levels(pipe: Any, windows: Windows) -> None:
+    """Make sure that generation steps at the noise levels that are trained.
+
+    Raises:
+        RequestError: it does not.
+    """
+    scheduler = scheduler_for(pipe, FEW_STEP_SAMPLER, windows.shift)
+    scheduler.set_timesteps(windows.num_steps)
+    if scheduler.config.get("invert_sigmas") or not torch.allclose(scheduler.sigmas, windows.levels(), atol=1e-6):
+        raise RequestError(
+            f"step_distillation is not for {type(pipe).__name__}, which chooses its noise levels by itself, at few "
+            "steps too; it is for Wan and HunyuanVideo"
+        )
+
+
 def adapter_settings(
     config: FinetuneConfig, spec: ModelSpec, buckets: Iterable[Bucket], flow_shift: float | None = None
 ) -> AdapterSettings:
@@ -98,6 +172,9 @@ def adapter_settings(
     buckets = list(buckets)
     frames = max(bucket.num_frames for bucket in buckets)
     pattern, schedule = spec.preset(frames, spec.num_inference_steps)
+    few: dict[str, Any] = {
+        "num_inference_steps": config.num_inference_steps, "sampler": FEW_STEP_SAMPLER, "guidance_scale": 1.0,
+    }  # fmt: skip
     return AdapterSettings(
         base_model=config.model,
         rank=config.rank,
@@ -113,10 +190,11 @@ def adapter_settings(
         skip_width=config.skip_width or pattern.skip_width,
         sink_frames=pattern.sink_frames,
         dense_layers=schedule.dense_layers if config.dense_layers is None else config.dense_layers,
-        dense_steps=schedule.dense_steps,
+        dense_steps=0 if config.distills else schedule.dense_steps,  # all of them as they were trained
         block_size=config.block_size or spec.block_size,
         riflex=config.riflex,
         flow_shift=flow_shift,
+        **(few if config.distills else {}),
     )
 
 
@@ -160,8 +238,9 @@ def attention(
                     schedule=Schedule(settings.dense_layers or 0, steps), parallel=parallel,
                 )
             )  # fmt: skip
-        if pipe is not None and settings.flow_shift is not None:
-            stack.enter_context(replaced(pipe, scheduler=scheduler_for(pipe, "model", settings.flow_shift)))
+        if pipe is not None:
+            scheduler = scheduler_for(pipe, settings.sampler or "model", settings.flow_shift)
+            stack.enter_context(replaced(pipe, scheduler=scheduler))
         yield
 
 

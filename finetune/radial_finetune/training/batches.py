@@ -16,8 +16,16 @@ from torch import Tensor
 
 from radial.errors import RequestError
 from radial_finetune.data.buckets import Bucket
-from radial_finetune.data.cache import CachedClip, CacheIndex, read_clip, read_empty_text, read_start, stack_latents
-from radial_finetune.noise import NoiseLevels, Sampling, noise_shift
+from radial_finetune.data.cache import (
+    CachedClip,
+    CacheIndex,
+    read_clip,
+    read_deviation,
+    read_empty_text,
+    read_start,
+    stack_latents,
+)
+from radial_finetune.noise import NoiseLevels, Sampling, Windows, noise_shift
 from radial_finetune.objective import Objective, Start, Text, Whether, expert_span
 from radial_finetune.training.config import FinetuneConfig
 
@@ -88,17 +96,27 @@ class Batches:
         return self._config.timestep_sampling or self._objective.sampling
 
     def shift_of(self, bucket: Bucket) -> float:
-        """How far the noise levels of clips of a size are shifted."""
+        """How far the noise levels of clips of a size are shifted; steps that are few are the same for all."""
         config = self._config
+        bucket = max(self.buckets) if config.distills else bucket
         return noise_shift(
             self._objective.pipe.scheduler.config, self._objective.spec, config.shift, bucket.num_frames,
             by_length=config.shift_by_length, size=(bucket.height, bucket.width),
             from_image=self._objective.first_frame == "always",
         )  # fmt: skip
 
-    def levels_of(self, bucket: Bucket) -> NoiseLevels:
+    @property
+    def windows(self) -> Windows | None:
+        """The steps that the run distills to, where it does."""
+        if not self._config.distills:
+            return None
+        return Windows(self._config.num_inference_steps or 0, self.shift_of(max(self.buckets)), self._span)
+
+    def levels_of(self, bucket: Bucket) -> NoiseLevels | Windows:
         """The noise levels at which clips of a size are trained."""
         config = self._config
+        if (windows := self.windows) is not None:
+            return windows
         return NoiseLevels(
             self.sampling, self.shift_of(bucket), self._span, logit_mean=config.logit_mean, logit_std=config.logit_std
         )
@@ -141,6 +159,11 @@ class Batches:
         texts = [empty if dropped[i] and empty is not None else text for i, text in zip(own, told, strict=True)]
         # Each clip's noise has a seed of its own, so that it does not depend on how many processes there are.
         seeds = torch.randint(2**62, (whole,), generator=generator).tolist()
+        if self._objective.draws_latents:
+            latents = tuple(
+                latent.float() + read_deviation(self._cache, clips[i]) * _drawn(latent, seeds[i])
+                for i, latent in zip(own, latents, strict=True)
+            )
         noise = [torch.randn(latents[0].shape, generator=torch.Generator().manual_seed(seeds[i])) for i in own]
         starts = self._draw_starts(number, [clips[i] for i in own], list(latents), seeds=[seeds[i] for i in own])
         return Batch(
@@ -225,6 +248,12 @@ def hold_out(clips: Sequence[CachedClip], count: int) -> tuple[tuple[CachedClip,
             f"on; hold out {most} at most"
         )
     return train, tuple(clips[number] for number in sorted(chosen))
+
+
+def _drawn(like: Tensor, seed: int) -> Tensor:
+    """Normal numbers of a clip's seed, apart from its noise."""
+    own = int(np.random.default_rng([seed, 3]).integers(2**62))
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(own))
 
 
 def _choose_captions(seed: int, number: int, clips: Sequence[CachedClip]) -> list[int]:

@@ -21,6 +21,13 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 
 
+# Settings of step distillation, and what they are when left out there.
+_OF_TEACHER = ("num_inference_steps", "teacher_steps", "guidance_scale", "negative_prompt")
+_DISTILLED: dict[str, Any] = {"num_inference_steps": 4, "teacher_steps": 5, "caption_dropout": 0.0}
+# What draws noise levels otherwise, or weighs them.
+_OF_LEVELS = ("timestep_sampling", "logit_mean", "logit_std", "min_sigma", "max_sigma", "weighting_scheme")
+
+
 class Stage(BaseModel):
     """A part of a curriculum: this many steps on clips of this length. The last one lasts to the end of the run."""
 
@@ -34,6 +41,11 @@ class FinetuneConfig(BaseModel):
     """Settings of a run. Keys are those of the TOML file; unknown ones are errors.
 
     Attributes:
+        objective: what is learned: ``flow_matching``, clips as they are; or ``step_distillation``, to make the model's
+            clips in few steps and without guidance.
+        num_inference_steps: of step distillation, how many steps, 4 when left out.
+        teacher_steps: the steps that the model itself takes for each of them, 5 when left out.
+        guidance_scale, negative_prompt: with which it takes them; its own when left out.
         data: folder that ``radial finetune prepare`` wrote.
         output: folder for checkpoints and the adapter; a run in a folder that has checkpoints must resume them.
         expert: which of two transformers is tuned, at the noise levels it is for: ``high`` or ``low`` (Wan 2.2 A14B).
@@ -69,6 +81,7 @@ class FinetuneConfig(BaseModel):
             the length.
         gradient_checkpointing, offload_checkpoints: keep what enters each block, on the device or in the host's memory,
             and compute the rest again.
+        offload_blocks: keep the frozen weights in the host's memory, but for those of two blocks at a time.
         base_precision: ``float8`` keeps the frozen weights in 8 bit, and widens each layer's as it is used. Not with
             compile.
         compile: compile the transformer's blocks; pays off after some minutes of training.
@@ -86,6 +99,11 @@ class FinetuneConfig(BaseModel):
 
     data: str
     output: str
+    objective: Literal["flow_matching", "step_distillation"] = "flow_matching"
+    num_inference_steps: Annotated[int, Field(ge=2, le=100)] | None = None
+    teacher_steps: Annotated[int, Field(ge=1, le=100)] | None = None
+    guidance_scale: Annotated[float, Field(ge=1, le=100)] | None = None
+    negative_prompt: Annotated[str, Field(max_length=20_000)] | None = None
     model: str = "tiny"
     expert: Literal["high", "low"] | None = None
     adapter: AdapterKind = "lora"
@@ -128,6 +146,7 @@ class FinetuneConfig(BaseModel):
     riflex: bool = False
     gradient_checkpointing: bool = True
     offload_checkpoints: bool = False
+    offload_blocks: bool = False
     base_precision: Literal["full", "float8"] = "full"
     compile: bool = False
     ulysses_degree: Annotated[int, Field(ge=1, le=64)] = 1
@@ -148,10 +167,15 @@ class FinetuneConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in_rate(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("optimizer") in LEARNING_RATES:
-            return {"learning_rate": LEARNING_RATES[values["optimizer"]]} | values
-        return values
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        filled = {}
+        if values.get("optimizer") in LEARNING_RATES:
+            filled["learning_rate"] = LEARNING_RATES[values["optimizer"]]
+        if values.get("objective") == "step_distillation":
+            filled |= _DISTILLED
+        return filled | values
 
     @field_validator("sample_prompts", mode="before")
     @classmethod
@@ -171,6 +195,12 @@ class FinetuneConfig(BaseModel):
             raise ValueError("replay needs a curriculum of two stages or more: it repeats the first one's length")
         if self.offload_checkpoints and not self.gradient_checkpointing:
             raise ValueError("offload_checkpoints needs gradient_checkpointing = true")
+        if self.offload_blocks and not self.gradient_checkpointing:
+            raise ValueError(
+                "offload_blocks needs gradient_checkpointing = true: without it the backward pass keeps all weights"
+            )
+        if self.offload_blocks and self.compile:
+            raise ValueError("compile does not go with offload_blocks, whose weights come and go: leave one out")
         if self.compile and self.base_precision == "float8" and self.gradient_checkpointing:
             raise ValueError(
                 'compile does not go with base_precision = "float8": compiled blocks keep the narrow weights where '
@@ -200,6 +230,28 @@ class FinetuneConfig(BaseModel):
         if self.sample_every and not self.sample_prompts:
             raise ValueError("sample_every needs sample_prompts")
         return self
+
+    @model_validator(mode="after")
+    def _distils(self) -> FinetuneConfig:
+        if self.objective == "flow_matching":
+            if given := next((name for name in _OF_TEACHER if getattr(self, name) is not None), None):
+                raise ValueError(f'{given} is of objective = "step_distillation"')
+            return self
+        if self.caption_dropout:
+            raise ValueError("caption_dropout is for guidance, which a step-distilled adapter does without: leave it 0")
+        if self.norms:
+            raise ValueError("norms cannot be switched off, as the adapter is for its teacher: leave them out")
+        if self.sample_steps not in (None, self.num_inference_steps):
+            raise ValueError(f"samples are made in the {self.num_inference_steps} steps of num_inference_steps")
+        fixed = FinetuneConfig.model_fields
+        if given := next((name for name in _OF_LEVELS if getattr(self, name) != fixed[name].default), None):
+            raise ValueError(f"{given} is of flow_matching: step_distillation trains at the levels of its steps")
+        return self
+
+    @property
+    def distills(self) -> bool:
+        """Whether the adapter is for few steps."""
+        return self.objective == "step_distillation"
 
     @property
     def adapter_form(self) -> AdapterForm:

@@ -29,6 +29,7 @@ from radial_finetune.data.cache import read_index
 from radial_finetune.objective import objective_of
 from radial_finetune.training.assemble import adapter_settings, grid_of, pattern_of
 from radial_finetune.training.config import FinetuneConfig
+from radial_finetune.training.offloading import BLOCKS
 from radial_finetune.training.optimizers import MOMENT_BYTES
 
 # Tensors of a token's width, and of its feed-forward layer's, that one block holds at the height of its backward pass;
@@ -66,8 +67,11 @@ class _Model:
     weights: int
     weight_bytes: int
     linear_bytes: int
+    block_weights: int
+    block_bytes: int
     adapter: int
     itemsize: int
+    teacher_passes: int
 
 
 def estimate(
@@ -140,8 +144,9 @@ def check(
         return
     if needed.host > (installed := psutil.virtual_memory().total):
         raise RequestError(
-            f"offload_checkpoints needs {needed.host / 1e9:.0f} GB of host memory, and there is {installed / 1e9:.0f} "
-            "GB; take a smaller batch_size or shorter clips"
+            f"what waits outside the device needs {needed.host / 1e9:.0f} GB of host memory, and there is "
+            f"{installed / 1e9:.0f} GB; take a smaller batch_size, shorter clips, or leave out offload_checkpoints or "
+            "offload_blocks"
         )
     available = torch.cuda.get_device_properties(device).total_memory
     if needed.device <= available:
@@ -158,7 +163,7 @@ def _what_fits(config: FinetuneConfig, model: _Model, tokens: int, available: fl
     changes: dict[str, Any] = {}
     for name, value in (
         ("batch_size", 1), ("gradient_checkpointing", True), ("offload_checkpoints", True),
-        ("optimizer", "adamw8bit"), ("base_precision", "float8"),
+        ("optimizer", "adamw8bit"), ("base_precision", "float8"), ("offload_blocks", True),
     ):  # fmt: skip
         if getattr(config, name) == value:
             continue
@@ -184,8 +189,8 @@ def _what_fits(config: FinetuneConfig, model: _Model, tokens: int, available: fl
 def _measure(transformer: Any, config: FinetuneConfig) -> _Model:
     sizes = transformer.config
     width = sizes.num_attention_heads * sizes.attention_head_dim
-    lists = ("blocks", "transformer_blocks", "single_transformer_blocks")
-    blocks = sum(len(getattr(transformer, name, ())) for name in lists)
+    layers = [block for name in BLOCKS for block in getattr(transformer, name, ())]
+    blocks = len(layers)
     every = [p.to_local() if hasattr(p, "to_local") else p for p in transformer.parameters()]  # FSDP: this one's part
     asked = [p.requires_grad for p in transformer.parameters()]
     frozen = [p for p, trained in zip(every, asked, strict=True) if not trained]
@@ -193,19 +198,27 @@ def _measure(transformer: Any, config: FinetuneConfig) -> _Model:
     weight_bytes = sum(p.numel() * p.itemsize for p in frozen)
     itemsize = torch.empty((), dtype=transformer.dtype).itemsize
     linear_bytes = sum(p.numel() * p.itemsize for p in frozen if p.ndim == 2)
+    in_blocks = [p for block in layers for p in block.parameters() if not p.requires_grad]
+    block_weights = sum(p.numel() for p in in_blocks)
+    block_bytes = sum(p.numel() * p.itemsize for p in in_blocks)
     adapter = sum(p.numel() for p, trained in zip(every, asked, strict=True) if trained)
+    once = config.guidance_scale == 1 or sizes.get("guidance_embeds")
+    passes = (config.teacher_steps or 0) * (1 if once else 2)
     return _Model(
-        width, sizes.get("ffn_dim") or 4 * width, blocks, linear, weight_bytes, linear_bytes, adapter, itemsize
-    )
+        width, sizes.get("ffn_dim") or 4 * width, blocks, linear, weight_bytes, linear_bytes, block_weights,
+        block_bytes, adapter, itemsize, passes,
+    )  # fmt: skip
 
 
 def _device_bytes(config: FinetuneConfig, model: _Model, tokens: int) -> float:
     tokens = -(-tokens // config.ulysses_degree) * config.clips_in_batch(tokens)
-    weights = model.weight_bytes
+    weights = float(model.weight_bytes)
     if config.base_precision == "float8":
         weights += model.weights - model.linear_bytes
         if not config.gradient_checkpointing:  # the backward pass keeps every widened weight
             weights += model.weights * model.itemsize
+    if config.offload_blocks:
+        weights -= _offloaded_bytes(config, model) * max(0.0, 1 - 2 / max(1, model.blocks))
     adapter = model.adapter * (4 + 4 + MOMENT_BYTES[config.optimizer] + (4 if config.ema_decay else 0))
     block = tokens * (_WIDTHS * model.width + _FEED_FORWARD_WIDTHS * model.feed_forward) * model.itemsize
     if not config.gradient_checkpointing:
@@ -217,16 +230,24 @@ def _device_bytes(config: FinetuneConfig, model: _Model, tokens: int) -> float:
     return weights + adapter + block + kept + (_SPARE if tokens else 0)
 
 
+def _offloaded_bytes(config: FinetuneConfig, model: _Model) -> float:
+    """Of the weights of blocks, in the numbers that they are kept in."""
+    return float(model.block_weights if config.base_precision == "float8" else model.block_bytes)
+
+
 def _host_bytes(config: FinetuneConfig, model: _Model, tokens: int) -> float:
-    if not config.offload_checkpoints:
-        return 0.0
-    block = -(-tokens // config.ulysses_degree) * config.clips_in_batch(tokens) * model.width * model.itemsize
-    return float(model.blocks * (1 << max(0, math.ceil(math.log2(max(1, block))))))  # pinned memory comes in such sizes
+    needed = _offloaded_bytes(config, model) if config.offload_blocks else 0.0
+    if config.offload_checkpoints:
+        block = -(-tokens // config.ulysses_degree) * config.clips_in_batch(tokens) * model.width * model.itemsize
+        # Pinned memory comes in such sizes.
+        needed += model.blocks * (1 << max(0, math.ceil(math.log2(max(1, block)))))
+    return needed
 
 
 def _step_flops(config: FinetuneConfig, model: _Model, grid: TokenGrid, density: float, dense_layers: int) -> float:
-    """Of the forward pass, once more where checkpoints are recomputed, and of the backward pass."""
-    again = 2 if config.gradient_checkpointing else 1
+    """Of the forward pass, once more where checkpoints are recomputed, and of the backward pass; of a teacher's forward
+    passes before."""
+    again = (2 if config.gradient_checkpointing else 1) + model.teacher_passes
     layers = dense_layers + (model.blocks - dense_layers) * density
     products = 2 * grid.tokens * model.weights * (again + 1)
     attention = 4 * grid.tokens**2 * model.width * layers * (again + 2.5)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from radial.errors import RequestError
 from radial.files import publish_text
@@ -19,8 +20,9 @@ from radial.loading.load import LoadedModel
 from radial.request import make_request
 from radial.video.clip import Video
 from radial.video.images import fit_image, read_image
+from radial_finetune.data.cache import CachedClip, read_clip, read_start
 from radial_finetune.data.prepare import encode_texts
-from radial_finetune.objective import Objective, Text
+from radial_finetune.objective import Objective, Text, stands_for_frames
 from radial_finetune.sample_prompts import SamplePrompt
 
 _NAME = re.compile(r"\d{6,}-\d{2,}-\d+\.mp4")
@@ -33,60 +35,95 @@ class Sample:
     told: SamplePrompt
     text: Text
     negative: Text
+    pictures: dict[str, Image.Image]
 
-    def images(self, height: int, width: int) -> dict[str, Any]:
-        """The pictures that it starts from and ends on, at the clip's size.
-
-        Raises:
-            RequestError: one cannot be read.
-        """
-        named = (("image", self.told.image), ("last_image", self.told.last_image))
-        return {name: fit_image(read_image(Path(path))[0], height, width, "crop") for name, path in named if path}
+    def images(self, height: int, width: int) -> dict[str, Image.Image]:
+        """The pictures that it starts from and ends on, at the clip's size."""
+        return {name: fit_image(picture, height, width, "crop") for name, picture in self.pictures.items()}
 
 
 def encode_samples(
-    objective: Objective, prompts: Sequence[SamplePrompt], model: str, size: tuple[int, int]
-) -> tuple[Sample, ...]:
+    objective: Objective, prompts: Sequence[SamplePrompt], model: str, size: tuple[int, int],
+    cache: Path, held_out: Sequence[CachedClip],
+) -> tuple[Sample, ...]:  # fmt: skip
     """The clips to make, their texts encoded; without words to avoid of their own, they have the model's.
 
     Args:
         size: height and width of clips that say none.
+        held_out: clips of the cache, from whose frames those start that name no picture, of models that start from one.
 
     Raises:
-        RequestError: a prompt asks for a size, a length or steps that the model cannot do, or names no picture where
-            it starts from one, or one that cannot be read.
+        RequestError: a prompt asks for a size, a length or steps that the model cannot do, or names a picture that
+            cannot be read, or none where it starts from one and nothing is held out.
     """
     spec = objective.spec
-    for told in prompts:
+    begun = []
+    for number, told in enumerate(prompts):
         asked = told.model_dump(exclude_none=True)
         if told.image is not None and objective.first_frame != "always":
             raise RequestError(f"samples of {spec.name} start from text alone: leave image out of sample_prompts")
-        request = make_request(**asked, model=model, long_adapter=False).resolve()
-        Sample(told, {}, {}).images(request.clip_height, request.clip_width)
+        named = {name: path for name in ("image", "last_image") if (path := getattr(told, name))}
+        own = not named and objective.first_frame == "always"
+        make_request(**asked | (stands_for_frames(spec) if own else {}), model=model, long_adapter=False).resolve()
+        if own and not held_out:
+            raise RequestError(
+                f"{spec.name} starts from an image: name one in sample_prompts, or set held_out, of whose clips the "
+                "first frames are taken"
+            )
+        begun.append(
+            _frames_of(objective, cache, held_out[number % len(held_out)]) if own
+            else {name: read_image(Path(path))[0] for name, path in named.items()}
+        )  # fmt: skip
     if objective.text_sees_frames:  # which then have no words to avoid: guidance is an input
-        images = [Sample(one, {}, {}).images(one.height or size[0], one.width or size[1])["image"] for one in prompts]
+        images = [
+            Sample(one, {}, {}, pictures).images(one.height or size[0], one.width or size[1])["image"]
+            for one, pictures in zip(prompts, begun, strict=True)
+        ]
         texts = encode_texts(objective, [one.prompt for one in prompts], images)
-        return tuple(Sample(one, objective.stack_text([text]), {}) for one, text in zip(prompts, texts, strict=True))
+        return tuple(
+            Sample(one, objective.stack_text([text]), {}, pictures)
+            for one, text, pictures in zip(prompts, texts, begun, strict=True)
+        )
     avoided = [spec.negative_prompt if one.negative_prompt is None else one.negative_prompt for one in prompts]
     words = list(dict.fromkeys([*(one.prompt for one in prompts), *avoided]))
     encoded = dict(zip(words, encode_texts(objective, words), strict=True))
     return tuple(
-        Sample(told, objective.stack_text([encoded[told.prompt]]), objective.stack_text([encoded[negative]]))
-        for told, negative in zip(prompts, avoided, strict=True)
+        Sample(told, objective.stack_text([encoded[told.prompt]]), objective.stack_text([encoded[negative]]), pictures)
+        for told, negative, pictures in zip(prompts, avoided, begun, strict=True)
     )
+
+
+@torch.inference_mode()
+def _frames_of(objective: Objective, cache: Path, clip: CachedClip) -> dict[str, Image.Image]:
+    """The frames that a clip of the cache starts from and, where the model always does, ends on, as its autoencoder
+    gives them back."""
+    vae = objective.pipe.vae
+
+    def picture(latents_CFHW: torch.Tensor, place: int) -> Image.Image:
+        pixels_CFHW = objective.decode_latents(latents_CFHW[None].to(vae.device, vae.dtype))[0].float()
+        frame_HWC = ((pixels_CFHW[:, place] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+        return Image.fromarray(frame_HWC.cpu().numpy())
+
+    latents, _ = read_clip(cache, clip)
+    found = {"image": picture(read_start(cache, clip).get("first_latent", latents[:, :1]), 0)}
+    return found | ({"last_image": picture(latents, -1)} if objective.last_frame == "always" else {})
 
 
 def make_samples(
     model: LoadedModel, objective: Objective, parts: dict[str, Any], samples: Sequence[Sample], lengths: Sequence[int],
-    size: tuple[int, int], steps: int, folder: Path, step: int, *, write: bool = True,
+    size: tuple[int, int], steps: int | None, guidance_scale: float | None, folder: Path, step: int, *,
+    write: bool = True,
 ) -> None:  # fmt: skip
     """Make every clip with the transformer as it stands, at every length unless it has one of its own, and add them to
     the page.
 
     Args:
         parts: of the pipeline, by name, that are on the device only meanwhile.
+        steps, guidance_scale: of clips that say none; the model's own where they are None.
     """
     pipe, spec = model.pipe, model.spec
+    steps = steps or spec.num_inference_steps
+    guidance_scale = spec.guidance_scale if guidance_scale is None else guidance_scale
     for name, part in parts.items():
         setattr(pipe, name, part.to(model.device))
     transformer = pipe.transformer
@@ -106,7 +143,7 @@ def make_samples(
                     frames = pipe(
                         **arguments, **images, height=high, width=wide, num_frames=length,
                         num_inference_steps=told.num_inference_steps or steps, output_type="np",
-                        guidance_scale=spec.guidance_scale if told.guidance_scale is None else told.guidance_scale,
+                        guidance_scale=guidance_scale if told.guidance_scale is None else told.guidance_scale,
                         generator=torch.Generator().manual_seed(number if told.seed is None else told.seed),
                     ).frames[0]  # fmt: skip
                 if write:

@@ -20,18 +20,18 @@ import torch
 from torch import Tensor
 
 from radial.errors import GenerationError, RequestError
-from radial.loading.load import LoadedModel
 from radial.models.lora_settings import AdapterSettings
 from radial_finetune.data.buckets import Bucket
 from radial_finetune.data.cache import read_index
 from radial_finetune.noise import loss_weights
-from radial_finetune.objective import Objective, expert_span, velocity_loss
+from radial_finetune.objective import Loss, Objective, expert_span
 from radial_finetune.training.assemble import (
     adapter_settings,
     attention,
     grid_of,
     keep_only,
     load_model,
+    make_loss,
     pattern_of,
     prepare_transformer,
 )
@@ -99,12 +99,16 @@ def finetune(
     model, objective = load_model(config, index, processes.device)
     name, _ = expert_span(model.pipe, config.expert)
     batches = Batches(config, index, objective, *processes.place)
-    shift = batches.shift_of(max(batches.buckets)) if config.shift_by_length else None
+    shift = batches.shift_of(max(batches.buckets)) if config.shift_by_length or config.distills else None
     settings = adapter_settings(config, model.spec, batches.buckets, shift)
     samples = (
-        encode_samples(objective, config.sample_prompts, config.model, _sample_size(batches.buckets))
+        encode_samples(
+            objective, config.sample_prompts, config.model, _sample_size(batches.buckets), Path(config.data),
+            batches.held_out,
+        )
         if config.sample_every else None
     )  # fmt: skip
+    loss_of = make_loss(config, objective, batches.windows, processes.device)
     samplers = keep_only(model.pipe, name)
     transformer, parameters, before = prepare_transformer(config, model, objective, processes)
     grids = [grid_of(model.spec, bucket) for bucket in batches.buckets]
@@ -162,7 +166,7 @@ def finetune(
         if not batches.held_out or not _is_time(config.validate_every, state.step):
             return None
         with _averaged(state):
-            found = validate(objective, transformer, batches, processes.device, config)
+            found = validate(objective, transformer, batches, processes.device, config, loss_of)
         if state.step:
             exports.keep_best(state, found.all, write=processes.is_first)
         return found
@@ -175,8 +179,8 @@ def finetune(
             with attention(config, model, settings, processes.parallel, model.pipe, in_time=in_time), _averaged(state):
                 make_samples(
                     model, objective, samplers, samples, _sample_lengths(config, settings),
-                    _sample_size(batches.buckets), _sample_steps(config, model), output / "samples", state.step,
-                    write=processes.is_first,
+                    _sample_size(batches.buckets), settings.num_inference_steps or config.sample_steps,
+                    settings.guidance_scale, output / "samples", state.step, write=processes.is_first,
                 )  # fmt: skip
             installed.enter_context(attention(config, model, settings, processes.parallel, in_time=in_time))
         processes.wait()
@@ -200,7 +204,7 @@ def finetune(
                 loss = 0.0
                 for _ in range(parts):
                     x, text, noise, sigma = next(upcoming).to(processes.device)
-                    losses_BF = velocity_loss(objective, transformer, x, text, noise, sigma)
+                    losses_BF = loss_of(transformer, x, text, noise, sigma)
                     part_loss = (losses_BF * loss_weights(config.weighting_scheme, sigma)[:, None]).mean() / parts
                     part_loss.backward()
                     loss += float(part_loss.detach())
@@ -269,8 +273,9 @@ def _changes(config: FinetuneConfig, before: dict[str, Any] | None, step: int) -
 
 @torch.no_grad()
 def validate(
-    objective: Objective, transformer: Any, batches: Batches, device: torch.device, config: FinetuneConfig
-) -> HeldOutLoss:
+    objective: Objective, transformer: Any, batches: Batches, device: torch.device, config: FinetuneConfig,
+    loss_of: Loss,
+) -> HeldOutLoss:  # fmt: skip
     """Loss of the held-out clips over quantiles of the noise levels that are trained on, weighed as in training, within
     and beyond the native length."""
     native = (objective.spec.native_frames - 1) // objective.spec.stride[0] + 1
@@ -279,7 +284,7 @@ def validate(
     batch: Batch
     for batch in batches.validation(VALIDATION_QUANTILES):
         weight = loss_weights(config.weighting_scheme, batch.sigma)
-        losses_F = velocity_loss(objective, transformer, *batch.to(device))[0].cpu() * weight
+        losses_F = loss_of(transformer, *batch.to(device))[0].cpu() * weight
         within.append(losses_F[:native])
         beyond.append(losses_F[native:])
     inside, outside = torch.cat(within), torch.cat(beyond)
@@ -320,10 +325,6 @@ def _sample_lengths(config: FinetuneConfig, settings: AdapterSettings) -> tuple[
 def _sample_size(buckets: Iterable[Bucket]) -> tuple[int, int]:
     longest = max(buckets)
     return longest.height, longest.width
-
-
-def _sample_steps(config: FinetuneConfig, model: LoadedModel) -> int:
-    return config.sample_steps or model.spec.num_inference_steps
 
 
 def _is_time(every: int, step: int) -> bool:

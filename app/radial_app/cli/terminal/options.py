@@ -14,48 +14,45 @@ import typer
 from typer.models import OptionInfo
 
 from radial.errors import RequestError
+from radial.field_words import sentence
 from radial.models.table import PRESETS
 
 Format = Annotated[
     Literal["mp4", "webm", "gif", "png"] | None,
-    typer.Option("--format", help="Kind of file; png is a folder of frames."),
+    typer.Option("--format", help=sentence("format")),
 ]
-Codec = Annotated[Literal["h264", "h265", "av1", "vp9"] | None, typer.Option(help="Codec of mp4 and webm.")]
-Crf = Annotated[int | None, typer.Option(help="Quality of mp4 and webm; lower is better and larger.")]
-Metadata = Annotated[bool, typer.Option("--metadata/--no-metadata", help="Keep the receipt in the file.")]
+Codec = Annotated[Literal["h264", "h265", "av1", "vp9"] | None, typer.Option(help=sentence("codec"))]
+Crf = Annotated[int | None, typer.Option(help=sentence("crf"))]
+Metadata = Annotated[bool, typer.Option("--metadata/--no-metadata", help=sentence("metadata"))]
 Device = Annotated[list[str] | None, typer.Option(help="cpu or cuda:N, repeatable; all of the machine by default.")]
 PerDevice = Annotated[int, typer.Option(min=1, max=16, help="Workers on each device.")]
 SnapshotSeconds = Annotated[float, typer.Option(min=0, help="Between two snapshots of a run.")]
 PrecisionChoice = Annotated[
     Literal["full", "eight_bit", "eight_bit_weights"],
-    typer.Option(
-        help="eight_bit is faster and takes half the memory, on newer GPUs; eight_bit_weights takes half the memory."
-    ),
+    typer.Option(help=sentence("precision")),
 ]
 ModelName = Annotated[
     str,
     typer.Option(help="A name from `radial models`, a hub id, a checkpoint folder, or the file of a transformer."),
 ]
-Height = Annotated[int | None, typer.Option(help="Height in pixels.")]
-Width = Annotated[int | None, typer.Option(help="Width in pixels.")]
-Size = Annotated[str | None, typer.Option(help="Width and height in one, such as 832x480.", metavar="WIDTHxHEIGHT")]
-Seconds = Annotated[float | None, typer.Option(help="Length in seconds, in place of frames.")]
+Height = Annotated[int | None, typer.Option(help=sentence("height"))]
+Width = Annotated[int | None, typer.Option(help=sentence("width"))]
+Size = Annotated[str | None, typer.Option(help=sentence("size"), metavar="WIDTHxHEIGHT")]
+Seconds = Annotated[float | None, typer.Option(help=sentence("seconds"))]
 Preset = Annotated[
     str | None,
     typer.Option(
         help=f"Settings that go together: {', '.join(PRESETS)}, or your own (`radial presets`).", metavar="NAME"
     ),
 ]
-NumFrames = Annotated[int | None, typer.Option(help="Length in frames.")]
-NumInferenceSteps = Annotated[int | None, typer.Option(help="Denoising steps.")]
+NumFrames = Annotated[int | None, typer.Option(help=sentence("num_frames"))]
+NumInferenceSteps = Annotated[int | None, typer.Option(help=sentence("num_inference_steps"))]
 Cache = Annotated[
     Literal["off", "auto", "fast"],
-    typer.Option(help="Leave out what hardly changes from step to step; auto with care, fast with less."),
+    typer.Option(help=sentence("cache")),
 ]
-GuidanceStart = Annotated[
-    float, typer.Option(help="Share of the steps before which guidance is left out, for half the time each.")
-]
-GuidanceEnd = Annotated[float, typer.Option(help="Share of the steps after which it is left out.")]
+GuidanceStart = Annotated[float, typer.Option(help=sentence("guidance_start"))]
+GuidanceEnd = Annotated[float, typer.Option(help=sentence("guidance_end"))]
 Force = Annotated[
     bool, typer.Option("--force", help="Also what this machine has not the memory for; RADIAL_FORCE=1 does the same.")
 ]
@@ -64,16 +61,16 @@ DataDir = Annotated[
     Path | None, typer.Option(help="Folder of the queue; else RADIAL_DATA_DIR, or the platform's.", metavar="FOLDER")
 ]
 # What a user may set of how attention is computed, by the names of a request.
-ATTENTION: dict[str, tuple[Any, str]] = {
-    "attention": (Literal["radial", "dense"], "Which self-attention to use; radial by default."),
-    "decay": (float, "Window of radial attention; smaller is sparser."),
-    "sink_frames": (int, "Leading latent frames that every token attends to."),
-    "variant": (Literal["published", "paper"], "The rule of the authors' code, or of the paper."),
-    "skip_width": (int, "Window, in tokens, under which far frames are thinned out."),
-    "dense_layers": (int, "Leading layers that stay dense."),
-    "dense_steps": (int, "Leading steps that stay dense."),
-    "dense_last_steps": (int, "Trailing steps that stay dense."),
-    "block_size": (int, "Tokens a block: 16, 32, 64, 128 or 256."),
+ATTENTION: dict[str, Any] = {
+    "attention": Literal["radial", "dense"],
+    "decay": float,
+    "sink_frames": int,
+    "variant": Literal["published", "paper"],
+    "skip_width": int,
+    "dense_layers": int,
+    "dense_steps": int,
+    "dense_last_steps": int,
+    "block_size": int,
 }
 
 
@@ -134,9 +131,9 @@ def takes_attention(command: Callable[..., None]) -> Callable[..., None]:
     added = [
         inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=None,
-            annotation=Annotated[kind | None, typer.Option(help=says)],
+            annotation=Annotated[kind | None, typer.Option(help=sentence(name))],
         )
-        for name, (kind, says) in ATTENTION.items()
+        for name, kind in ATTENTION.items()
     ]  # fmt: skip
     signature = plain.replace(parameters=[*own, *added])
     run.__signature__ = signature  # type: ignore[attr-defined]

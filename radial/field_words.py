@@ -1,0 +1,59 @@
+"""What the fields of a request mean, for people: one place for the command line's help and the REST interface's
+description, which say in their own words only what differs there."""
+
+from __future__ import annotations
+
+WORDS = {
+    "prompt": "what the clip shows",
+    "negative_prompt": "words to avoid; the model's own when left out",
+    "height": "height in pixels",
+    "width": "width in pixels",
+    "num_frames": "length in frames",
+    "fps": "frames a second of the file",
+    "num_inference_steps": "denoising steps",
+    "guidance_scale": "how strictly to follow the prompt",
+    "guidance_scale_2": "the same for the second transformer",
+    "guidance_start": "share of the steps before which guidance is left out, for half the time each",
+    "guidance_end": "share of the steps after which it is left out",
+    "true_cfg_scale": "above 1, HunyuanVideo heeds the words to avoid, in twice the time",
+    "sampler": "another sampler than the model's",
+    "flow_shift": "another shift of the noise schedule",
+    "cache": "leave out what hardly changes from step to step: off, auto with care, fast with less",
+    "image": "the image it starts from",
+    "last_image": "the image it ends on",
+    "extend": "the clip that it goes on from, at its last frame",
+    "image_fit": "how images of another shape are fitted",
+    "image_ground": "the colour under see-through parts of images, and around padded ones",
+    "snap": "take the nearest size that the model can make",
+    "riflex": "slow one temporal frequency, against repetition in longer clips",
+    "positions": "positions along time beyond the native length: the model's own, or stretched, without any tuning",
+    "seed": "the same seed gives the same clip; -1 draws one and records it",
+    "num_videos": "how many clips, their seeds counting up",
+    "attention": "which self-attention to use: radial, the default, or dense, where every token sees every other",
+    "decay": "window of radial attention; smaller is sparser",
+    "sink_frames": "leading latent frames that every token attends to",
+    "variant": "the rule of the authors' code, or of the paper",
+    "skip_width": "window, in tokens, under which far frames are thinned out",
+    "dense_layers": "leading layers that stay dense",
+    "dense_steps": "leading steps that stay dense",
+    "dense_last_steps": "trailing steps that stay dense",
+    "block_size": "tokens a block of attention: 16, 32, 64, 128 or 256",
+    "long_adapter": "beyond the native length, take the model's own adapter for that, where there is one",
+    "device": "where it computes: auto, cpu, cuda or cuda:N",
+    "dtype": "the numbers it computes with: auto, float32, float16 or bfloat16",
+    "precision": "computing in 8 bit: eight_bit is faster and takes half the memory, on newer GPUs; eight_bit_weights "
+    "takes half the memory",
+    "memory": "how much of the model lies on the GPU at a time; auto takes the most that fits",
+    "size": "width and height in one, such as 832x480",
+    "seconds": "length in seconds, in place of frames",
+    "format": "kind of file; png is a folder of frames",
+    "codec": "codec of mp4 and webm",
+    "crf": "quality of mp4 and webm; lower is better and larger",
+    "metadata": "keep the settings in the file",
+}
+
+
+def sentence(name: str, more: str = "") -> str:
+    """What a field means, as a sentence; ``more`` is what is to be said behind it."""
+    words = WORDS[name]
+    return f"{words[0].upper()}{words[1:]}{more}."
