@@ -10,7 +10,7 @@ import contextlib
 import inspect
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import nn
@@ -18,8 +18,9 @@ from torch import nn
 from radial.attention.context import AttentionContext, CallState
 from radial.attention.context_parallel import ContextParallel, Shards, sharding_of
 from radial.attention.processors import RadialProcessors
-from radial.errors import ModelError
+from radial.errors import ModelError, RequestError
 from radial.plans.block_plan import BlockPlan
+from radial.plans.layout import FarField
 from radial.plans.pattern import RadialPattern
 from radial.plans.planner import Planner, StaticPlanner
 from radial.plans.policy import Policy, Schedule
@@ -131,6 +132,7 @@ def apply(
     backend: str = "auto",
     parallel: ContextParallel | None = None,
     eight_bit: bool = False,
+    far_field: FarField = "drop",
 ) -> RadialAttention:
     """Install radial attention on a diffusers pipeline, or on one transformer.
 
@@ -146,6 +148,8 @@ def apply(
         backend: a backend of :func:`radial_kernels.block_sparse.attention`.
         parallel: the processes that share each clip; all of them make the same calls. Dense layers are shared too.
         eight_bit: compute radial layers in 8 bit, without gradients; see :func:`radial_kernels.block_sparse.attention`.
+        far_field: what becomes of the blocks that a radial layer leaves out: ``drop``; ``mean``, one mean key and value
+            each; ``pyramid``, means of ever more blocks with distance in time. Keep the first layer dense with it.
 
     Returns:
         The installation. ``with radial.apply(pipe): ...`` restores the stock processors on exit.
@@ -153,7 +157,10 @@ def apply(
     Raises:
         ModelError: the model is of a family that radial attention does not know, or has it installed already, or
             several processes cannot share its clips.
+        RequestError: there is no such far field.
     """
+    if far_field not in get_args(FarField):
+        raise RequestError(f"far_field must be drop, mean or pyramid, not {far_field!r}")
     policy = policy or schedule or Schedule()
     if isinstance(target, nn.Module):
         transformers, pipe = [target], None
@@ -164,7 +171,7 @@ def apply(
         if not transformers:
             raise ModelError(f"{type(target).__name__} has no transformer to install radial attention on")
     planners = planners or (StaticPlanner(pattern or RadialPattern(), block_size),)
-    context = AttentionContext(planners, policy, backend, pipe, parallel, eight_bit)
+    context = AttentionContext(planners, policy, backend, pipe, parallel, eight_bit, far_field)
     return RadialAttention(context, transformers)
 
 

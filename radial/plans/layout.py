@@ -9,6 +9,7 @@ from radial.errors import RequestError
 
 Kind = Literal["clip", "text", "history", "memory", "sound"]
 BlockSize = Literal[16, 32, 64, 128, 256]  # tokens, that the kernels have
+FarField = Literal["drop", "mean", "pyramid"]  # what becomes of blocks that are left out
 
 
 @dataclass(frozen=True)

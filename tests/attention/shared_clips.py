@@ -36,7 +36,7 @@ def run(case: FamilyCase, transformer: Any, parallel: ContextParallel | None) ->
     slowed = riflex([transformer], 3.0) if case.kind in RIFLEX else contextlib.nullcontext()
     with slowed, radial.apply(
         transformer, pattern=RadialPattern(decay=0.5), schedule=Schedule(dense_layers=1), block_size=16,
-        parallel=parallel,
+        parallel=parallel, far_field="pyramid",
     ):  # fmt: skip
         output = transformer(**inputs, return_dict=False)[0]
         output.float().square().mean().backward()

@@ -58,7 +58,7 @@ def test_all_kept_equals_stock_and_removal_restores(case: FamilyCase, transforme
     inputs = case.inputs(transformer, case.latents, 2)
     layers = find_family(transformer).self_attentions(transformer)
     stock, processors = call(transformer, inputs), [module.processor for _, module in layers]
-    with radial.apply(transformer, pattern=KEEP_ALL, block_size=16) as installed:
+    with radial.apply(transformer, pattern=KEEP_ALL, block_size=16, far_field="pyramid") as installed:
         ours = call(transformer, inputs)
         assert installed.plan is not None
         assert installed.plan.density == installed.computed_share == 1.0

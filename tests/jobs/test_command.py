@@ -31,7 +31,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "numbers": {"guidance_scale": 0, "num_inference_steps": 7, "fps": 8, "flow_shift": 2.5, "sampler": "unipc",
                 "num_videos": 3, "seed": 0},
     "attention": {"attention": "dense", "decay": 0.5, "dense_layers": 0, "dense_steps": 0, "dense_last_steps": 1,
-                  "block_size": 32, "sink_frames": 0, "variant": "paper", "skip_width": 4},
+                  "block_size": 32, "sink_frames": 0, "variant": "paper", "skip_width": 4, "far_field": "pyramid"},
     "two experts": {"model": "wan2.2-a14b", "guidance_scale_2": 1.5, "height": 480, "width": 832},
     "words": {"prompt": "--a 'quoted' \"word\" $HOME; ls\n字", "negative_prompt": "-dark"},
     "no words to avoid": {"model": "wan2.1-14b", "negative_prompt": ""},

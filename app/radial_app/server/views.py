@@ -59,6 +59,7 @@ _SAYS = {
     "sink_frames": "leading frames that every token attends to",
     "variant": "the rule of the authors' code, or of the paper",
     "skip_width": "the window under which far frames are thinned",
+    "far_field": "what becomes of what radial attention leaves out: drop, mean (one mean a block), pyramid (coarser)",
     "size": "WIDTHxHEIGHT, in place of both", "seconds": "length, in place of num_frames",
     "preset": "settings that go together, such as 4-step", "file": "what it is kept as",
     "format": "kind of file; png is a folder of frames", "codec": "of mp4 and webm",

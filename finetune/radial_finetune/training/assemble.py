@@ -114,6 +114,7 @@ def adapter_settings(
         dense_layers=schedule.dense_layers if config.dense_layers is None else config.dense_layers,
         dense_steps=schedule.dense_steps,
         block_size=config.block_size or spec.block_size,
+        far_field=config.far_field,
         riflex=config.riflex,
         flow_shift=flow_shift,
     )
@@ -147,7 +148,7 @@ def attention(
             stack.enter_context(
                 radial.apply(
                     target, pattern=pattern_of(model.spec, settings), block_size=settings.block_size or 128,
-                    schedule=Schedule(settings.dense_layers or 0, steps), parallel=parallel,
+                    schedule=Schedule(settings.dense_layers or 0, steps), parallel=parallel, far_field=config.far_field,
                 )
             )  # fmt: skip
         if pipe is not None and settings.flow_shift is not None:

@@ -74,6 +74,10 @@ ATTENTION: dict[str, tuple[Any, str]] = {
     "dense_steps": (int, "Leading steps that stay dense."),
     "dense_last_steps": (int, "Trailing steps that stay dense."),
     "block_size": (int, "Tokens a block: 16, 32, 64, 128 or 256."),
+    "far_field": (
+        Literal["drop", "mean", "pyramid"],
+        "What becomes of blocks that are left out: nothing, one mean each, or means of more blocks the farther away.",
+    ),
 }
 
 
