@@ -27,6 +27,7 @@ def _on_length(request: GenerationRequest, spec: ModelSpec) -> list[str]:
         whose = "the bundled adapter for longer clips" if bundled else "the adapter"
         how = f"decay {request.decay:g}, {request.dense_layers} dense layers"
         how += "" if request.far_field == "drop" else f", far field as {request.far_field}"
+        how += "" if request.token_order == "raster" else f", tokens in {request.token_order}"
         how = "dense attention" if request.attention == "dense" else how
         shift = "" if request.flow_shift is None else f", flow shift {request.flow_shift:.3g}"
         notes.append(

@@ -21,6 +21,7 @@ from radial.plans.far_field import pool_rest, pool_rest_once
 from radial.plans.layout import FarField, Layout
 from radial.plans.planner import Planner, Site
 from radial.plans.policy import DENSE, Policy
+from radial.plans.token_order import in_columns
 from radial_kernels import block_sparse
 from radial_kernels.block_sparse import BlockLists, PooledLists
 
@@ -54,15 +55,18 @@ class AttentionContext:
     Attributes:
         planners: those that a policy chooses among, the first one by 1.
         step, num_steps: where the current call stands; steps count from 0.
+        column_size: tokens a block, for which the clip's tokens are put in columns; None leaves them in raster order.
         computed, total: layer calls since installation, by the share of attention that they computed, and all.
     """
 
     def __init__(
         self, planners: Sequence[Planner], policy: Policy, backend: str = "auto", pipe: Any | None = None,
         parallel: ContextParallel | None = None, eight_bit: bool = False, far_field: FarField = "drop",
+        column_size: int | None = None,
     ) -> None:  # fmt: skip
         self.planners, self.policy, self.backend = tuple(planners), policy, backend
         self.eight_bit, self.parallel, self.far_field = eight_bit, parallel, far_field
+        self.column_size = column_size
         self._pipe = pipe  # not its scheduler: users put in another
         self.state, self.branch = CallState(), ""
         self.layouts: tuple[Layout, ...] = ()  # of the last call
@@ -84,6 +88,8 @@ class AttentionContext:
         if (reason := family.refuse(transformer, call)) is not None:
             raise ModelError(f"this call of {type(transformer).__name__} cannot be radial: {reason}")
         device, layouts = call["hidden_states"].device, family.layouts(transformer, call)
+        if self.column_size is not None:
+            layouts = tuple(in_columns(layout, self.column_size) for layout in layouts)
         if state.layouts != layouts or state.device != device:
             state.reset()
             state.layouts, state.device = layouts, device

@@ -40,6 +40,8 @@ def attention_used(
         **settings.model_dump(include={"variant", "decay", "sink_frames", "skip_width", "block_size"}),
         "backend": choose_backend(like_queries, block_size=settings.block_size),
     }
+    if settings.token_order != "raster":
+        told["token_order"] = settings.token_order
     far = radial.context.far
     return told if far is None else told | {"far_field": settings.far_field, "pooled_share": round(far.pairs, 5)}
 

@@ -19,7 +19,7 @@ from pydantic import (
 
 from radial.errors import ModelError, first_line
 from radial.models.spec import ModelSpec
-from radial.plans.layout import BlockSize, FarField
+from radial.plans.layout import BlockSize, FarField, TokenOrder
 from radial.plans.settings import Decay, DenseCount, Kind, SinkFrames, SkipWidth
 
 METADATA_KEY = "radial"
@@ -75,6 +75,7 @@ class AdapterSettings(BaseModel):
     dense_steps: DenseCount | None = None
     block_size: BlockSize | None = None
     far_field: FarField | None = None
+    token_order: TokenOrder | None = None
     riflex: bool = False
     flow_shift: Annotated[float, Field(gt=0, le=100)] | None = None
 
@@ -94,6 +95,7 @@ class AdapterSettings(BaseModel):
             "num_frames": self.target_frames, "attention": self.attention, "decay": self.decay,
             "sink_frames": self.sink_frames, "skip_width": self.skip_width, "dense_layers": self.dense_layers,
             "block_size": self.block_size, "far_field": self.far_field,
+            "token_order": self.token_order,
             "riflex": self.riflex, "flow_shift": self.flow_shift,
             "dense_steps": self.dense_steps and spec.dense_share(self.dense_steps, num_inference_steps),
         }  # fmt: skip

@@ -68,6 +68,6 @@ def _density(request: GenerationRequest) -> float | None:
     attention = request.attention_settings
     with contextlib.suppress(RequestError):  # a plan of too many blocks
         dense = attention.policy.dense_share(spec.layers, request.num_inference_steps or 1)
-        sketch = PlanSketch.of(request.grid(spec), attention.pattern, attention.block_size)
+        sketch = PlanSketch.of(attention.layout(request.grid(spec)), attention.pattern, attention.block_size)
         return dense + (1 - dense) * attention.share_computed(sketch.density)
     return None

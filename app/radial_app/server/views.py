@@ -60,6 +60,7 @@ _SAYS = {
     "variant": "the rule of the authors' code, or of the paper",
     "skip_width": "the window under which far frames are thinned",
     "far_field": "what becomes of what radial attention leaves out: drop, mean (one mean a block), pyramid (coarser)",
+    "token_order": "raster, or columns: blocks of attention that are small in space and long in time",
     "size": "WIDTHxHEIGHT, in place of both", "seconds": "length, in place of num_frames",
     "preset": "settings that go together, such as 4-step", "file": "what it is kept as",
     "format": "kind of file; png is a folder of frames", "codec": "of mp4 and webm",

@@ -115,6 +115,7 @@ def adapter_settings(
         dense_steps=schedule.dense_steps,
         block_size=config.block_size or spec.block_size,
         far_field=config.far_field,
+        token_order=config.token_order,
         riflex=config.riflex,
         flow_shift=flow_shift,
     )
@@ -149,6 +150,7 @@ def attention(
                 radial.apply(
                     target, pattern=pattern_of(model.spec, settings), block_size=settings.block_size or 128,
                     schedule=Schedule(settings.dense_layers or 0, steps), parallel=parallel, far_field=config.far_field,
+                    token_order=config.token_order,
                 )
             )  # fmt: skip
         if pipe is not None and settings.flow_shift is not None:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from radial.attention.family import Call, Family, numbered, rotary_outputs, split_at
+from radial.attention.token_order import TokenModules
 
 
 def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
@@ -34,10 +35,19 @@ def _sharding(transformer: Any) -> dict[str, Any] | None:
     return transformer._cp_plan  # Animate has none
 
 
+def _reorder(transformer: Any) -> TokenModules | None:
+    if type(transformer).__name__ == "WanAnimateTransformer3DModel":  # faces enter frame by frame, between blocks
+        return None
+    enter = {"patch_embedding": 2, "rope": 1}
+    if hasattr(transformer, "vace_patch_embedding"):
+        enter["vace_patch_embedding"] = 2
+    return TokenModules(enter, arguments=("timestep",))
+
+
 def _fuse(transformer: Any) -> int:
     from radial.attention.fused.wan import fuse
 
     return fuse(transformer)
 
 
-FAMILY = Family(self_attentions=_self_attentions, refuse=_refuse, sharding=_sharding, fuse=_fuse)
+FAMILY = Family(self_attentions=_self_attentions, refuse=_refuse, sharding=_sharding, reorder=_reorder, fuse=_fuse)

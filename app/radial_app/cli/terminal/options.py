@@ -78,6 +78,10 @@ ATTENTION: dict[str, tuple[Any, str]] = {
         Literal["drop", "mean", "pyramid"],
         "What becomes of blocks that are left out: nothing, one mean each, or means of more blocks the farther away.",
     ),
+    "token_order": (
+        Literal["raster", "columns"],
+        "Order of tokens: in raster, or in columns along time, whose blocks are alike where little moves.",
+    ),
 }
 
 

@@ -229,7 +229,8 @@ def _groups(columns_C: Tensor, times_C: Tensor, span: int, order: Tensor | None)
     ends = torch.arange(0, len(columns) + span - 1, span, device=columns.device)[: len(first)]
     one = columns[ends] == columns[(ends + span - 1).clamp(max=len(columns) - 1)]
     length = (last - first) * span / max(1, span - 1)
-    return first, last, torch.where(one, length, float("inf"))
+    apart = (last > first) | (span == 1)
+    return first, last, torch.where(one & apart, length, float("inf"))
 
 
 def _levels(
