@@ -36,7 +36,7 @@ def main() -> None:
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(1)
         with (
-            radial.apply(model.pipe, planners=attention.planners, policy=attention.policy),
+            radial.apply(model.pipe, **attention.as_arguments()),
             torch.inference_mode(),
         ):
             model.pipe(

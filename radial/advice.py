@@ -26,6 +26,8 @@ def _on_length(request: GenerationRequest, spec: ModelSpec) -> list[str]:
         bundled = any(lora.path == spec.long_adapter for lora in request.loras)
         whose = "the bundled adapter for longer clips" if bundled else "the adapter"
         how = f"decay {request.decay:g}, {request.dense_layers} dense layers"
+        how += "" if request.far_field == "drop" else f", far field as {request.far_field}"
+        how += "" if request.token_order == "raster" else f", tokens in {request.token_order}"
         how = "dense attention" if request.attention == "dense" else how
         shift = "" if request.flow_shift is None else f", flow shift {request.flow_shift:.3g}"
         few = "" if tuned.num_inference_steps is None else f", {request.num_inference_steps} steps"
@@ -80,6 +82,10 @@ def _without_effect(request: GenerationRequest, spec: ModelSpec) -> list[str]:
         notes.append(f"true_cfg_scale has no effect on {spec.name}, whose guidance_scale is that already")
     if len(request.guided_steps) < (request.num_inference_steps or 1) and not request.is_guided(spec):
         notes.append("guidance_start and guidance_end have no effect: no step makes a second pass for guidance")
+    if request.far_field != "drop" and request.attention == "dense":
+        notes.append(f"far_field {request.far_field} has no effect: dense attention leaves nothing out")
+    elif request.far_field != "drop" and request.dense_layers == 0:
+        notes.append(f"far_field {request.far_field} is less exact in the first layer than none: dense_layers 1 helps")
     if request.cache == "auto" and spec.step_cache("auto", request.starts_from_image, LEAST_STEPS) is None:
         pipeline = spec.image_pipeline if request.starts_from_image else spec.text_pipeline
         notes.append(f"cache auto does without for {spec.name}: {why_none(pipeline)}")

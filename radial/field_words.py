@@ -38,6 +38,9 @@ WORDS = {
     "dense_steps": "leading steps that stay dense",
     "dense_last_steps": "trailing steps that stay dense",
     "block_size": "tokens a block of attention: 16, 32, 64, 128 or 256",
+    "far_field": "what becomes of blocks that are left out: nothing (drop), one mean each (mean), or means of more "
+    "blocks the farther away (pyramid)",
+    "token_order": "order of tokens: raster, or columns along time, whose blocks are alike where little moves",
     "long_adapter": "beyond the native length, take the model's own adapter for that, where there is one",
     "device": "where it computes: auto, cpu, cuda or cuda:N",
     "dtype": "the numbers it computes with: auto, float32, float16 or bfloat16",

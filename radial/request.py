@@ -21,7 +21,7 @@ from radial.models.lora_settings import BUNDLED_ADAPTER, AdapterSettings, Lora, 
 from radial.models.spec import ModelSpec, Sampler
 from radial.models.step_caches import CacheWord
 from radial.models.table import MODELS
-from radial.plans.layout import BlockSize, TokenGrid
+from radial.plans.layout import BlockSize, FarField, TokenGrid, TokenOrder
 from radial.plans.pattern import Variant
 from radial.plans.settings import (
     AttentionSettings,
@@ -38,7 +38,7 @@ MAX_FRAMES = 4097
 MAX_LORAS = 32
 _LATER = (
     "sink_frames", "variant", "skip_width", "true_cfg_scale", "image_ground", "positions", "guidance_start",
-    "guidance_end", "cache",
+    "guidance_end", "cache", "far_field", "token_order",
 )  # fmt: skip
 
 
@@ -89,6 +89,8 @@ class GenerationRequest(BaseModel):
     sink_frames: SinkFrames | None = None
     variant: Variant | None = None
     skip_width: SkipWidth | None = None
+    far_field: FarField | None = None
+    token_order: TokenOrder | None = None
     guidance_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
     guidance_end: Annotated[float, Field(gt=0, le=1)] = 1.0
     cache: CacheWord = "off"
@@ -193,6 +195,8 @@ class GenerationRequest(BaseModel):
             "sink_frames": pattern.sink_frames,
             "variant": pattern.variant,
             "skip_width": pattern.skip_width,
+            "far_field": "drop",
+            "token_order": "raster",
         } | tuned.take_over(spec, steps)
         filled: dict[str, Any] = {name: value for name, value in open_fields.items() if getattr(self, name) is None}
         if self.seed < 0:

@@ -17,11 +17,13 @@ from radial.attention.context_parallel import ContextParallel
 from radial.attention.processors import AttentionCall
 from radial.errors import ModelError
 from radial.plans.block_plan import BlockPlan
-from radial.plans.layout import Layout
+from radial.plans.far_field import pool_rest, pool_rest_once
+from radial.plans.layout import FarField, Layout
 from radial.plans.planner import Planner, Site
 from radial.plans.policy import DENSE, Policy
+from radial.plans.token_order import in_columns
 from radial_kernels import block_sparse
-from radial_kernels.block_sparse import BlockLists
+from radial_kernels.block_sparse import BlockLists, PooledLists
 
 if TYPE_CHECKING:
     from radial.attention.family import Call, Family
@@ -34,15 +36,17 @@ class CallState:
     Attributes:
         layouts: of the last call: one for the whole batch, or one for each entry where their texts differ in length.
         lists: of the planners that do not read content, by their choice: one for each layout.
+        tails: what these leave out, likewise; None where it is dropped.
     """
 
     layouts: tuple[Layout, ...] = ()
     lists: dict[int, tuple[BlockLists, ...]] = field(default_factory=dict)
+    tails: dict[int, tuple[PooledLists | None, ...]] = field(default_factory=dict)
     device: torch.device | None = None
 
     def reset(self) -> None:
         """Forget it."""
-        self.layouts, self.lists, self.device = (), {}, None
+        self.layouts, self.lists, self.tails, self.device = (), {}, {}, None
 
 
 class AttentionContext:
@@ -51,15 +55,18 @@ class AttentionContext:
     Attributes:
         planners: those that a policy chooses among, the first one by 1.
         step, num_steps: where the current call stands; steps count from 0.
+        column_size: tokens a block, for which the clip's tokens are put in columns; None leaves them in raster order.
         computed, total: layer calls since installation, by the share of attention that they computed, and all.
     """
 
     def __init__(
         self, planners: Sequence[Planner], policy: Policy, backend: str = "auto", pipe: Any | None = None,
-        parallel: ContextParallel | None = None, eight_bit: bool = False,
+        parallel: ContextParallel | None = None, eight_bit: bool = False, far_field: FarField = "drop",
+        column_size: int | None = None,
     ) -> None:  # fmt: skip
         self.planners, self.policy, self.backend = tuple(planners), policy, backend
-        self.eight_bit, self.parallel = eight_bit, parallel
+        self.eight_bit, self.parallel, self.far_field = eight_bit, parallel, far_field
+        self.column_size = column_size
         self._pipe = pipe  # not its scheduler: users put in another
         self.state, self.branch = CallState(), ""
         self.layouts: tuple[Layout, ...] = ()  # of the last call
@@ -81,8 +88,11 @@ class AttentionContext:
         if (reason := family.refuse(transformer, call)) is not None:
             raise ModelError(f"this call of {type(transformer).__name__} cannot be radial: {reason}")
         device, layouts = call["hidden_states"].device, family.layouts(transformer, call)
+        if self.column_size is not None:
+            layouts = tuple(in_columns(layout, self.column_size) for layout in layouts)
         if state.layouts != layouts or state.device != device:
-            state.layouts, state.lists, state.device = layouts, {}, device
+            state.reset()
+            state.layouts, state.device = layouts, device
         self.state, self.branch, self.layouts, self._device = state, branch, layouts, device
         self._lengths = tuple(_of_any_length(torch.empty(layout.tokens, 0)) for layout in layouts)
         self._masks_padding = family.masks_padding
@@ -111,7 +121,11 @@ class AttentionContext:
             return 0.0
         if choice not in state.lists:
             sites = [self._site(layout, layer) for layout in state.layouts]
-            state.lists[choice] = tuple(_all_of_any_length(planner.lists(site, None, None)) for site in sites)
+            lists = tuple(planner.lists(site, None, None) for site in sites)
+            tails = tuple(map(pool_rest_once, lists, state.layouts, [self.far_field] * len(lists)))
+            state.lists[choice], state.tails[choice] = lists, tails
+            for one in (*lists, *tails):
+                _all_of_any_length(one)
         shares = [
             lists.share_kept(layout.tokens) for layout, lists in zip(state.layouts, state.lists[choice], strict=True)
         ]
@@ -186,25 +200,30 @@ class AttentionContext:
 
             out_BSHD = dispatch_attention_fn(q_BSHD, k_BSHD, v_BSHD, scale=call.scale, backend=call.backend)
         else:
+            lists, tail = self._lists(entry, call, q_BSHD, k_BSHD)
             out_BSHD = block_sparse.attention(
-                q_BSHD, k_BSHD, v_BSHD, self._lists(entry, call, q_BSHD, k_BSHD), scale=call.scale,
-                backend=self.backend, eight_bit=self.eight_bit,
+                q_BSHD, k_BSHD, v_BSHD, lists, scale=call.scale, backend=self.backend, eight_bit=self.eight_bit,
+                tail=tail,
             )  # fmt: skip
         return out_BSHD if tokens == length else F.pad(out_BSHD, (0, 0, 0, 0, 0, length - tokens))
 
-    def _lists(self, entry: int, call: AttentionCall, q_BSHD: Tensor, k_BSHD: Tensor) -> BlockLists:
+    def _lists(
+        self, entry: int, call: AttentionCall, q_BSHD: Tensor, k_BSHD: Tensor
+    ) -> tuple[BlockLists, PooledLists | None]:
         if self.planners[call.choice - 1].reads_content:
             return self._read_lists(entry, call, q_BSHD, k_BSHD)
-        return self.state.lists[call.choice][entry]
+        return self.state.lists[call.choice][entry], self.state.tails[call.choice][entry]
 
     @torch.compiler.disable
-    def _read_lists(self, entry: int, call: AttentionCall, q_BSHD: Tensor, k_BSHD: Tensor) -> BlockLists:
+    def _read_lists(
+        self, entry: int, call: AttentionCall, q_BSHD: Tensor, k_BSHD: Tensor
+    ) -> tuple[BlockLists, PooledLists | None]:
         """Lists by content, which are made anew at every layer and step and enter no compiled block."""
         layout = self.layouts[entry]
         site = self._site(layout, self._layer)
         lists = self.planners[call.choice - 1].lists(site, q_BSHD, k_BSHD)
         self.computed += lists.share_kept(layout.tokens) / len(self.layouts)
-        return lists
+        return lists, pool_rest(lists, layout, self.far_field)
 
     @property
     def plan(self) -> BlockPlan | None:
@@ -216,6 +235,12 @@ class AttentionContext:
         return lists if isinstance(lists, BlockPlan) else None
 
     @property
+    def far(self) -> PooledLists | None:
+        """What that plan leaves out, where it is not dropped."""
+        plan = self.plan
+        return None if plan is None else pool_rest_once(plan, self.layouts[0], self.far_field)
+
+    @property
     def computed_share(self) -> float:
         """Share of all attention since installation that was computed; 1.0 before the first call."""
         return self.computed / self.total if self.total else 1.0
@@ -223,13 +248,12 @@ class AttentionContext:
 
 def _of_any_length(tensor: Tensor) -> Tensor:
     """A tensor that torch.compile is to make no length of its own for: another clip is not to compile a block anew."""
-    torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    torch._dynamo.maybe_mark_dynamic(tensor, list(range(tensor.ndim)))
     return tensor
 
 
-def _all_of_any_length(lists: BlockLists) -> BlockLists:
-    for one in fields(lists):
+def _all_of_any_length(lists: BlockLists | PooledLists | None) -> None:
+    for one in fields(lists) if lists is not None else ():
         value = getattr(lists, one.name)
         if isinstance(value, Tensor):
             _of_any_length(value)
-    return lists

@@ -12,6 +12,8 @@ from radial.plans.layout import Layout, TokenGrid
 if TYPE_CHECKING:
     from torch import nn
 
+    from radial.attention.token_order import TokenModules
+
 Call = Mapping[str, Any]  # the arguments of a transformer's forward, by name
 
 
@@ -30,6 +32,7 @@ class Family:
         refuse: why a call cannot be radial, or None.
         sharding: what is split and gathered where processes share a clip, in the terms of diffusers'
             ``_cp_plan``; None where that is not known. The tokens of the clip are split, all others are not.
+        reorder: where the clip's tokens can be put in another order; None where that is not known.
         fuse: put fused kernels into the blocks of a transformer on a GPU, for good: how many blocks took them.
     """
 
@@ -43,6 +46,7 @@ class Family:
     masks_padding: bool = False
     refuse: Callable[[Any, Call], str | None] = lambda transformer, call: None
     sharding: Callable[[Any], dict[str, Any] | None] = lambda transformer: None
+    reorder: Callable[[Any], TokenModules | None] = lambda transformer: None
     fuse: Callable[[Any], int] = lambda transformer: 0
 
 

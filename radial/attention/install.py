@@ -10,7 +10,7 @@ import contextlib
 import inspect
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import nn
@@ -18,8 +18,10 @@ from torch import nn
 from radial.attention.context import AttentionContext, CallState
 from radial.attention.context_parallel import ContextParallel, Shards, sharding_of
 from radial.attention.processors import RadialProcessors
-from radial.errors import ModelError
+from radial.attention.token_order import Reordering, TokenModules
+from radial.errors import ModelError, RequestError
 from radial.plans.block_plan import BlockPlan
+from radial.plans.layout import FarField, TokenOrder
 from radial.plans.pattern import RadialPattern
 from radial.plans.planner import Planner, StaticPlanner
 from radial.plans.policy import Policy, Schedule
@@ -48,13 +50,18 @@ class RadialAttention:
             sharding_of(transformer, family) if context.parallel is not None else None
             for transformer, family in zip(transformers, families, strict=True)
         ]
+        reorders = [
+            _reorder_of(transformer, family) if context.column_size is not None else None
+            for transformer, family in zip(transformers, families, strict=True)
+        ]
         with contextlib.ExitStack() as undo:  # half of it would compute neither this nor that
-            self._install(transformers, families, shardings, undo)
+            self._install(transformers, families, shardings, reorders, undo)
             self._undo = undo.pop_all()
 
     def _install(
-        self, transformers: list[nn.Module], families: list[Family], shardings: list[Any], undo: contextlib.ExitStack
-    ) -> None:
+        self, transformers: list[nn.Module], families: list[Family], shardings: list[Any],
+        reorders: list[TokenModules | None], undo: contextlib.ExitStack,
+    ) -> None:  # fmt: skip
         from diffusers.hooks import HookRegistry
 
         context = self.context
@@ -62,16 +69,21 @@ class RadialAttention:
             context.attend, [planner.reads_content for planner in context.planners], context.enter,
             dense_too=context.parallel is not None,
         )  # fmt: skip
-        for transformer, family, sharding in zip(transformers, families, shardings, strict=True):
+        for transformer, family, sharding, where in zip(transformers, families, shardings, reorders, strict=True):
             for layer, attention in family.self_attentions(transformer):
                 processor = processors.make(attention.processor, layer)
                 undo.callback(setattr, attention, "processor", attention.processor)
                 attention.processor = processor
-            shards = None
+            shards = reordering = None
+            if where is not None:
+                reordering = Reordering(transformer, where)
+                undo.callback(reordering.remove)
             if sharding is not None and context.parallel is not None:
                 shards = Shards(transformer, sharding, context.parallel)
                 undo.callback(shards.remove)
-            hook = _make_hook(family, context, transformer, shards)
+            if reordering is not None:
+                reordering.hook_leaving()
+            hook = _make_hook(family, context, transformer, shards, reordering)
             registry = HookRegistry.check_if_exists_or_initialize(transformer)
             registry.register_hook(hook, _HOOK)
             undo.callback(registry.remove_hook, _HOOK, recurse=False)
@@ -131,6 +143,8 @@ def apply(
     backend: str = "auto",
     parallel: ContextParallel | None = None,
     eight_bit: bool = False,
+    far_field: FarField = "drop",
+    token_order: TokenOrder = "raster",
 ) -> RadialAttention:
     """Install radial attention on a diffusers pipeline, or on one transformer.
 
@@ -146,6 +160,10 @@ def apply(
         backend: a backend of :func:`radial_kernels.block_sparse.attention`.
         parallel: the processes that share each clip; all of them make the same calls. Dense layers are shared too.
         eight_bit: compute radial layers in 8 bit, without gradients; see :func:`radial_kernels.block_sparse.attention`.
+        far_field: what becomes of the blocks that a radial layer leaves out: ``drop``; ``mean``, one mean key and value
+            each; ``pyramid``, means of ever more blocks with distance in time. Keep the first layer dense with it.
+        token_order: ``raster``, or ``columns``: blocks of ``block_size`` are small in space and about eight latent
+            frames long. Tokens are turned once a call and back at its end; not in every family.
 
     Returns:
         The installation. ``with radial.apply(pipe): ...`` restores the stock processors on exit.
@@ -153,7 +171,10 @@ def apply(
     Raises:
         ModelError: the model is of a family that radial attention does not know, or has it installed already, or
             several processes cannot share its clips.
+        RequestError: there is no such far field or token order.
     """
+    if far_field not in get_args(FarField):
+        raise RequestError(f"far_field must be drop, mean or pyramid, not {far_field!r}")
     policy = policy or schedule or Schedule()
     if isinstance(target, nn.Module):
         transformers, pipe = [target], None
@@ -163,8 +184,11 @@ def apply(
         transformers, pipe = transformers_of(target), target
         if not transformers:
             raise ModelError(f"{type(target).__name__} has no transformer to install radial attention on")
+    if token_order not in get_args(TokenOrder):
+        raise RequestError(f"token_order must be raster or columns, not {token_order!r}")
+    column_size = block_size if token_order == "columns" else None
     planners = planners or (StaticPlanner(pattern or RadialPattern(), block_size),)
-    context = AttentionContext(planners, policy, backend, pipe, parallel, eight_bit)
+    context = AttentionContext(planners, policy, backend, pipe, parallel, eight_bit, far_field, column_size)
     return RadialAttention(context, transformers)
 
 
@@ -174,7 +198,18 @@ def transformers_of(pipe: Any) -> list[nn.Module]:
     return [transformer for transformer in found if transformer is not None]
 
 
-def _make_hook(family: Family, context: AttentionContext, transformer: nn.Module, shards: Shards | None) -> Any:
+def _reorder_of(transformer: nn.Module, family: Family) -> TokenModules:
+    if (where := family.reorder(transformer)) is None:
+        raise ModelError(
+            f"the tokens of {type(transformer).__name__} cannot be put in columns: take token_order raster"
+        )
+    return where
+
+
+def _make_hook(
+    family: Family, context: AttentionContext, transformer: nn.Module, shards: Shards | None,
+    reordering: Reordering | None,
+) -> Any:  # fmt: skip
     from diffusers.hooks import ModelHook
     from diffusers.hooks.hooks import CacheContext, StateManager
 
@@ -201,6 +236,8 @@ def _make_hook(family: Family, context: AttentionContext, transformer: nn.Module
                 self.calls.set_context(CacheContext(branch))
             call = signature.bind_partial(module, *args, **kwargs).arguments
             context.begin_call(family, module, call, self.calls.get_state(), branch)
+            if reordering is not None:
+                args, kwargs = reordering.begin_call(context.layouts[0], args, kwargs)
             return (args, kwargs) if shards is None else shards.begin_call(module, context.layouts[0], args, kwargs)
 
         def reset_state(self, module: nn.Module) -> nn.Module:

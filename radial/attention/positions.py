@@ -128,7 +128,8 @@ def _hook(transformer: Any, frequencies: _Frequencies, name: str) -> Any:
             # Where text has no positions, its part of the logits would be sharpened by half alone: it is left out.
             return _turn(output, frames, turns, factor if hasattr(rope, "t_dim") else 1.0)
 
-        return rope.register_forward_hook(turn_output)
+        # First: others put tokens in another order, or split them.
+        return rope.register_forward_hook(turn_output, prepend=True)
 
     # CogVideoX: the pipeline makes the positions, with a quarter of each head for time.
     def turn_argument(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -31,6 +31,7 @@ from radial.generation.snapshot import Part, Snapshot, describe_attention
 from radial.generation.unseen_words import unseen_words
 from radial.generation.watch import Event, OnEvent, Watch
 from radial.loading.load import LoadedModel, load, quiet
+from radial.plans.settings import AS_BEFORE
 from radial.request import MAX_FRAMES, GenerationRequest
 from radial.video.clip import Video
 from radial.video.images import Before, fit_image, read_clip, read_image
@@ -92,6 +93,7 @@ def generate(
 def describe_run(request: GenerationRequest, model: LoadedModel) -> str:
     """What a snapshot of this run depends on, as a digest: the request, the weights, the device's kind."""
     elsewhere = {"device", "num_videos", "memory", "sink_frames", "variant", "skip_width"} | request.later_fields()
+    elsewhere |= {name for name, value in AS_BEFORE.items() if getattr(request, name) == value}
     parts = (
         request.model_dump_json(exclude=elsewhere), model.fingerprint, model.loras, model.device.type,
         str(model.dtype), type(model.pipe).__name__,
@@ -143,8 +145,7 @@ def _generate_one(
         if attention.kind == "radial" or parallel is not None:
             installed = stack.enter_context(
                 apply(
-                    pipe, planners=attention.planners, policy=attention.policy, parallel=parallel,
-                    eight_bit=request.precision == "eight_bit",
+                    pipe, **attention.as_arguments(), parallel=parallel, eight_bit=request.precision == "eight_bit",
                 )
             )  # fmt: skip
             radial = installed if attention.kind == "radial" else None

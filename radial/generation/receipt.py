@@ -34,12 +34,16 @@ def attention_used(
     from radial_kernels.block_sparse import choose_backend
 
     like_queries = torch.empty(1, 1, 1, radial.head_dim, device=model.device, dtype=model.dtype)
-    return attention | {
+    told = attention | {
         "computed_share": round(radial.computed_share, 4),
         "density": round(radial.plan.density, 4),
         **settings.model_dump(include={"variant", "decay", "sink_frames", "skip_width", "block_size"}),
         "backend": choose_backend(like_queries, block_size=settings.block_size),
     }
+    if settings.token_order != "raster":
+        told["token_order"] = settings.token_order
+    far = radial.context.far
+    return told if far is None else told | {"far_field": settings.far_field, "pooled_share": round(far.pairs, 5)}
 
 
 def make_receipt(

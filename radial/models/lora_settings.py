@@ -20,7 +20,7 @@ from pydantic import (
 from radial.errors import ModelError, RequestError, first_line
 from radial.models.spec import ModelSpec, Sampler
 from radial.models.step_caches import CacheWord
-from radial.plans.layout import BlockSize
+from radial.plans.layout import BlockSize, FarField, TokenOrder
 from radial.plans.settings import Decay, DenseCount, Kind, SinkFrames, SkipWidth
 
 METADATA_KEY = "radial"
@@ -77,6 +77,8 @@ class AdapterSettings(BaseModel):
     dense_layers: DenseCount | None = None
     dense_steps: DenseCount | None = None
     block_size: BlockSize | None = None
+    far_field: FarField | None = None
+    token_order: TokenOrder | None = None
     riflex: bool = False
     flow_shift: Annotated[float, Field(gt=0, le=100)] | None = None
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
@@ -114,7 +116,7 @@ class AdapterSettings(BaseModel):
         taken = {
             "num_frames": self.target_frames, "attention": self.attention, "decay": self.decay,
             "sink_frames": self.sink_frames, "skip_width": self.skip_width, "dense_layers": self.dense_layers,
-            "block_size": self.block_size,
+            "block_size": self.block_size, "far_field": self.far_field, "token_order": self.token_order,
             "riflex": self.riflex, "flow_shift": self.flow_shift, "sampler": self.sampler,
             "guidance_scale": self.guidance_scale,
             "guidance_scale_2": self.guidance_scale if spec.has_two_transformers else None,

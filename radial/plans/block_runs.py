@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radial.errors import RequestError
+from radial.plans.block_tokens import kept_columns_by_token
 from radial.plans.layout import BlockSize, Layout
 from radial.plans.pattern import RadialPattern
 
@@ -45,6 +46,9 @@ def kept_columns(
     layout: Layout, pattern: RadialPattern, block_size: int, rows: _Array
 ) -> Iterator[tuple[NDArray[np.int64], _Array]]:
     """For some rows of blocks, ascending: how many columns each keeps, and which, row by row; a few rows at a time."""
+    if layout.tile is not None:
+        yield from kept_columns_by_token(layout, pattern, block_size, rows)
+        return
     piece_frame, piece_row = _pieces(layout, block_size)
     grid = layout.grid
     windows = np.array([pattern.window(d, grid.tokens_per_frame, block_size) for d in range(grid.frames)], np.int32)

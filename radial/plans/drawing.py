@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from radial.files import check_output, publish
 from radial.plans.sketch import PlanSketch
+from radial.plans.token_order import run_starts
 
 _PAPER, _INK, _FAINT, _KEPT = (250, 249, 246), (34, 34, 40), (205, 203, 198), (42, 96, 178)
 _SIDE, _MARGIN, _HEAD = 900, 70, 96
 
 
 def draw_plan(plan: PlanSketch, title: str) -> Image.Image:
-    """The block mask as a square, queries downwards and keys to the right, with the frames' borders."""
+    """The block mask as a square, queries downwards and keys to the right, with the borders of frames, or of runs of
+    frames where tokens are in columns."""
     picture = Image.new("RGB", (_SIDE + 2 * _MARGIN, _SIDE + _HEAD + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((_MARGIN, 20), title, fill=_INK, font=ImageFont.load_default(26))
@@ -30,11 +33,11 @@ def draw_plan(plan: PlanSketch, title: str) -> Image.Image:
 
     layout, scale = plan.layout, _SIDE / (plan.rows * plan.block_size)
     grid = layout.grid
-    every = max(1, grid.frames // 24)
+    starts = range(grid.frames) if layout.tile is None else [0, *run_starts(grid, layout.tile)[:-1]]
     small = ImageFont.load_default(13)
-    for frame in range(0, grid.frames, every):
+    for frame, after in list(itertools.pairwise([*starts, grid.frames]))[:: max(1, len(starts) // 24)]:
         place = (layout.before + frame * grid.tokens_per_frame) * scale
-        middle = place + grid.tokens_per_frame * scale / 2
+        middle = place + (after - frame) * grid.tokens_per_frame * scale / 2
         draw.line([(_MARGIN - 6, _HEAD + place), (_MARGIN, _HEAD + place)], fill=_FAINT)
         draw.line([(_MARGIN + place, _HEAD + _SIDE), (_MARGIN + place, _HEAD + _SIDE + 6)], fill=_FAINT)
         draw.text((_MARGIN - 10, _HEAD + middle), str(frame), fill=_INK, font=small, anchor="rm")

@@ -9,6 +9,9 @@ from radial.errors import RequestError
 
 Kind = Literal["clip", "text", "history", "memory", "sound"]
 BlockSize = Literal[16, 32, 64, 128, 256]  # tokens, that the kernels have
+TokenOrder = Literal["raster", "columns"]
+Tile = tuple[int, int, int]  # frames, rows and columns of tokens that lie together
+FarField = Literal["drop", "mean", "pyramid"]  # what becomes of blocks that are left out
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,16 @@ class TokenGrid:
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of tokens of one kind; ``grid`` says how a clip's lie."""
+    """A run of tokens of one kind.
+
+    ``grid`` says how a clip's lie, and ``tile`` that they come in columns and not in raster order: see
+    :func:`radial.plans.token_order.token_order`.
+    """
 
     kind: Kind
     tokens: int
     grid: TokenGrid | None = None
+    tile: Tile | None = None
 
     def __post_init__(self) -> None:
         if self.tokens < 0 or (self.kind == "clip") != (self.grid is not None):
@@ -80,6 +88,11 @@ class Layout:
             RequestError: there is none, or there are several.
         """
         return self._clip()[0]
+
+    @property
+    def tile(self) -> Tile | None:
+        """That of the only clip; None where its tokens are in raster order."""
+        return next((segment.tile for segment in self.segments if segment.grid is not None), None)
 
     @property
     def before(self) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from radial.plans.layout import BlockSize
+from radial.plans.layout import BlockSize, FarField, Layout, TokenGrid, TokenOrder, as_layout
 from radial.plans.pattern import RadialPattern, Variant
 from radial.plans.policy import Schedule
 
@@ -18,6 +18,8 @@ Decay = Annotated[float, Field(gt=0, le=16)]
 SinkFrames = Annotated[int, Field(ge=0, le=4097)]
 SkipWidth = Annotated[int, Field(ge=1, le=1 << 20)]
 DenseCount = Annotated[int, Field(ge=0, le=1000)]
+# What settings mean that came later, where attention is as it was before: digests leave them out then.
+AS_BEFORE = {"far_field": "drop", "token_order": "raster"}
 
 
 class AttentionSettings(BaseModel):
@@ -28,6 +30,9 @@ class AttentionSettings(BaseModel):
         decay, sink_frames, variant, skip_width: see :class:`~radial.plans.pattern.RadialPattern`.
         block_size: tokens a block.
         dense_layers, dense_steps, dense_last_steps: see :class:`~radial.plans.policy.Schedule`.
+        far_field: what becomes of the blocks that a sparse layer leaves out; see :mod:`radial.plans.far_field`.
+        token_order: in which a clip's tokens come, in columns of one block each or in raster order; see
+            :mod:`radial.plans.token_order`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -41,6 +46,8 @@ class AttentionSettings(BaseModel):
     dense_layers: DenseCount
     dense_steps: DenseCount
     dense_last_steps: DenseCount
+    far_field: FarField = "drop"
+    token_order: TokenOrder = "raster"
 
     @property
     def pattern(self) -> RadialPattern:
@@ -53,6 +60,24 @@ class AttentionSettings(BaseModel):
         from radial.plans.planner import StaticPlanner  # brings torch, which takes seconds
 
         return (StaticPlanner(self.pattern, self.block_size),)
+
+    def as_arguments(self) -> dict[str, Any]:
+        """What :func:`radial.apply` takes of it."""
+        return {
+            "planners": self.planners, "policy": self.policy, "block_size": self.block_size,
+            "far_field": self.far_field, "token_order": self.token_order,
+        }  # fmt: skip
+
+    def layout(self, clip: TokenGrid | Layout) -> Layout:
+        """A clip's layout with its tokens in the order that attention meets them in."""
+        from radial.plans.token_order import in_columns
+
+        return as_layout(clip) if self.token_order == "raster" else in_columns(as_layout(clip), self.block_size)
+
+    def share_computed(self, density: float) -> float:
+        """Pairs that a sparse layer computes of all, where its plan keeps such a share of the blocks: those with means
+        too, of a pyramid the most that they can be."""
+        return density if self.far_field == "drop" else density + (1 - density) / self.block_size
 
     @property
     def policy(self) -> Schedule:

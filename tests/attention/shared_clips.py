@@ -18,7 +18,9 @@ from torch import Tensor
 import radial
 from radial import ContextParallel, Schedule
 from radial.attention.context_parallel import end_process_groups
+from radial.attention.families.find import find_family
 from radial.attention.positions import riflex
+from radial.plans.layout import TokenOrder
 from radial.plans.pattern import RadialPattern
 
 # 5 x 7 x 5 tokens divide by none of 2, 3 and 4; layers of both kinds, and a text of another length in each entry.
@@ -33,10 +35,11 @@ def run(case: FamilyCase, transformer: Any, parallel: ContextParallel | None) ->
         angle = torch.linspace(0, 3, 5 * 7 * 5)[:, None] * torch.linspace(1, 2, 24)
         inputs["image_rotary_emb"] = (angle.cos(), angle.sin())
     transformer.zero_grad()
+    order: TokenOrder = "columns" if find_family(transformer).reorder(transformer) else "raster"
     slowed = riflex([transformer], 3.0) if case.kind in RIFLEX else contextlib.nullcontext()
     with slowed, radial.apply(
         transformer, pattern=RadialPattern(decay=0.5), schedule=Schedule(dense_layers=1), block_size=16,
-        parallel=parallel,
+        parallel=parallel, far_field="pyramid", token_order=order,
     ):  # fmt: skip
         output = transformer(**inputs, return_dict=False)[0]
         output.float().square().mean().backward()

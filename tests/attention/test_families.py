@@ -20,6 +20,11 @@ from radial_kernels.block_sparse import BlockLists
 
 KEEP_ALL = RadialPattern(decay=16.0, sink_frames=64)
 SPARSE = RadialPattern(decay=0.5, skip_width=8)
+IN_COLUMNS = {
+    "WanTransformer3DModel", "WanVACETransformer3DModel", "SkyReelsV2Transformer3DModel",
+    "ChronoEditTransformer3DModel", "HunyuanVideoTransformer3DModel", "HunyuanVideo15Transformer3DModel",
+    "LTXVideoTransformer3DModel",
+}  # fmt: skip
 
 
 def call(transformer: Any, inputs: dict[str, Any]) -> Tensor:
@@ -58,13 +63,22 @@ def test_all_kept_equals_stock_and_removal_restores(case: FamilyCase, transforme
     inputs = case.inputs(transformer, case.latents, 2)
     layers = find_family(transformer).self_attentions(transformer)
     stock, processors = call(transformer, inputs), [module.processor for _, module in layers]
-    with radial.apply(transformer, pattern=KEEP_ALL, block_size=16) as installed:
+    with radial.apply(transformer, pattern=KEEP_ALL, block_size=16, far_field="pyramid") as installed:
         ours = call(transformer, inputs)
         assert installed.plan is not None
         assert installed.plan.density == installed.computed_share == 1.0
         assert {type(m.processor).__name__ for _, m in layers} == {f"Radial{type(p).__name__}" for p in processors}
     assert stock.std() > 0.1
     assert torch.allclose(ours, stock, atol=2e-5)
+    if case.kind in IN_COLUMNS:
+        schedule = radial.Schedule(dense_layers=1)
+        columns: dict[str, Any] = {"token_order": "columns", "far_field": "mean", "schedule": schedule}
+        with radial.apply(transformer, pattern=KEEP_ALL, block_size=16, **columns) as installed:
+            assert torch.allclose(call(transformer, inputs), stock, atol=2e-5)
+            assert installed.context.layouts[0].tile == (8, 1, 2)
+    else:
+        with pytest.raises(ModelError, match=f"tokens of {case.kind} cannot be put in columns"):
+            radial.apply(transformer, token_order="columns")
     assert all(module.processor is stock for (_, module), stock in zip(layers, processors, strict=True))
     assert torch.equal(call(transformer, inputs), stock)
 

@@ -97,11 +97,14 @@ def test_batches_by_tokens_go_on_bit_for_bit(config: dict[str, Any], two_lengths
 
 
 def test_an_adapter_says_its_pattern_and_lengths(config: dict[str, Any], two_lengths: Path, model: LoadedModel) -> None:
-    file = finetune(make_config(**config | {"data": str(two_lengths), "steps": 1, "skip_width": 2}))
+    file = finetune(
+        make_config(**config | {"data": str(two_lengths), "steps": 1, "skip_width": 2, "far_field": "mean"})
+    )
     settings = read_adapter_settings(file)
     assert settings is not None
     assert (settings.tuned_frames, settings.target_frames, settings.skip_width) == ((5, 13), 13, 2)
     assert settings.take_over(model.spec, 50)["skip_width"] == 2
+    assert settings.take_over(model.spec, 50)["far_field"] == "mean"
     assert pattern_of(model.spec, settings).skip_width == 2
     assert settings.covers(9)
     assert not settings.covers(17)

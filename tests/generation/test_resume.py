@@ -67,7 +67,7 @@ def test_every_pipeline_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     image = str(tmp_path / "start.png") if "image" in DRIVEN[name] else None
     request = make_request(
         prompt="a red circle", model=str(tmp_path / name), height=64, width=96, num_frames=17, seed=3, image=image,
-        snap=True, num_inference_steps=STEPS, dense_steps=1, attention="radial",
+        snap=True, num_inference_steps=STEPS, dense_steps=1, attention="radial", far_field="mean",
     ).resolve()  # fmt: skip
     model = load(request)
     with counting(model) as calls:

@@ -51,7 +51,7 @@ def formula(
     """The formula on the same inputs, in fp64 if they are: no operator, so that autograd goes through itself."""
     scale = inputs[0].shape[-1] ** -0.5 if scale is None else scale
     by_rows = (lists.row_offsets, lists.column_indices, lists.block_size)
-    return reference.attention(*inputs, *by_rows, scale, pooled_RP=tail.mask(), spans=tail.spans)
+    return reference.attention(*inputs, *by_rows, scale, pooled_RP=tail.mask(), spans=tail.spans, order=tail.order)
 
 
 def by_hand(q: Tensor, k: Tensor, v: Tensor, kept: list[int], block: int) -> Tensor:
@@ -199,6 +199,29 @@ def test_a_pyramid_of_means(backend: str, nan_memory: None) -> None:
     check(inputs, lists, tail, backend)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_pyramid_by_columns(backend: str, nan_memory: None) -> None:
+    """Blocks of one column come together wherever they lie, and none of two; the ragged last one too."""
+    inputs, lists, _ = case((1, 185, 185, 1, 32, 16), torch.float16, density=0.1)
+    columns, times = torch.arange(12) % 2, torch.arange(12) // 2 * 1.0
+    tail = PooledLists.pyramid(lists, 185, spans=(1, 2, 4), reach=1, columns=columns, times=times).check(lists)
+    assert tail.order is not None
+    assert tail.order.tolist() == [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11]
+    left_out, fine, pairs, fours = (~kept_mask(lists, 12)).cpu(), *tail.mask().cpu().split([12, 6, 3], 1)
+    assert pairs.any()
+    assert not fours[:, 1].any()  # of both columns
+    for row, pair in pairs.nonzero().tolist():
+        blocks = tail.order[2 * pair : 2 * pair + 2].cpu()
+        assert left_out[row, blocks].all()
+        assert not fine[row, blocks].any()
+        assert (times[blocks] - times[row]).abs().min() >= 2
+    check(inputs, lists, tail, backend)
+
+
+def kept_mask(lists: BlockLists, columns: int) -> Tensor:
+    return reference.token_mask(lists.row_offsets, lists.column_indices, lists.rows, columns, 1)
+
+
 def test_a_pyramid_covers_each_block_once_and_grows_slowly() -> None:
     """Every key is attended to exactly once, and pooled keys a row grow with the logarithm."""
     most = []
@@ -310,7 +333,7 @@ def test_operator_is_well_registered(backend: str) -> None:
     inputs, lists, tail = case((1, 40, 40, 1, 16, 32))
     arguments = (
         *(x.requires_grad_() for x in inputs), lists.row_offsets, lists.column_indices, None, None, None,
-        tail.bits, tail.row_offsets, tail.word_indices, tail.column_offsets, tail.row_indices, tail.counts, [1],
+        tail.bits, tail.row_offsets, tail.word_indices, tail.column_offsets, tail.row_indices, tail.counts, None, [1],
         32, 0.25, backend, False,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.radial.block_sparse_attention_with_tail.default, arguments)

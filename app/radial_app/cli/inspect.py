@@ -55,6 +55,7 @@ def inspect(
     """Draw which blocks of attention a clip computes, and what that should save."""
     from radial.plans.block_plan import BlockPlan
     from radial.plans.drawing import draw_plan, write_png
+    from radial.plans.far_field import pool_rest
     from radial.plans.sketch import PlanSketch
 
     written = {
@@ -68,17 +69,20 @@ def inspect(
     path = free_name(OUTPUT_FOLDER / f"plan-{slug(clip)}.png") if output is None else output
     check_output(path, ".png", overwrite=overwrite)
     settings = request.attention_settings
-    plan = BlockPlan.build(request.grid(spec), settings.pattern, settings.block_size)
-    sketch = PlanSketch.of(plan.grid, settings.pattern, settings.block_size)
+    plan = BlockPlan.build(settings.layout(request.grid(spec)), settings.pattern, settings.block_size)
+    sketch = PlanSketch.of(plan.layout, settings.pattern, settings.block_size)
     write_png(draw_plan(sketch, clip), path, overwrite=overwrite)
 
     dense = settings.policy.dense_share(spec.layers, request.num_inference_steps or 1)
-    share = dense + (1 - dense) * plan.density
+    far = pool_rest(plan, plan.layout, settings.far_field)
+    pooled = 0.0 if far is None else far.pairs
+    share = dense + (1 - dense) * (plan.density + pooled)
     grid = plan.grid
     if as_json:
         told = {
             "model": spec.name, "tokens": grid.tokens, "grid": [grid.frames, grid.height, grid.width],
             "block_size": plan.block_size, "blocks": plan.kept_blocks, "of": plan.rows**2, "density": plan.density,
+            "token_order": settings.token_order, "far_field": settings.far_field, "pooled_share": pooled,
             "attention_computed": share, "drawn_in": str(path),
         }  # fmt: skip
         print(json.dumps(told, indent=2))
@@ -87,6 +91,11 @@ def inspect(
     table.add_row("tokens", f"{grid.tokens:,} = {grid.frames} frames x {grid.height} x {grid.width}")
     table.add_row("blocks", f"{plan.kept_blocks:,} of {plan.rows**2:,} ({plan.block_size} tokens a block)")
     table.add_row("density", f"{plan.density:.1%} of a sparse layer's attention is computed")
+    if plan.layout.tile is not None:
+        frames, rows, columns = plan.layout.tile
+        table.add_row("token order", f"columns: blocks of about {frames} frames x {rows} x {columns}")
+    if far is not None:
+        table.add_row("far field", f"{settings.far_field}: {pooled * grid.tokens:,.0f} means a query, on average")
     table.add_row("kept FLOPs", f"{share:.1%} of all attention, dense layers and steps included")
     table.add_row("kernel speed-up", _expected_speed_up(plan))
     table.add_row("drawn in", str(path))

@@ -24,7 +24,7 @@ class Estimate:
     Attributes:
         seconds: by clips that were made here.
         seconds_on_h100: by the rates that were measured on one.
-        density: the share of attention computed.
+        density: the share of attention computed, pairs with means of blocks included.
     """
 
     seconds: float | None
@@ -68,6 +68,6 @@ def _density(request: GenerationRequest) -> float | None:
     attention = request.attention_settings
     with contextlib.suppress(RequestError):  # a plan of too many blocks
         dense = attention.policy.dense_share(spec.layers, request.num_inference_steps or 1)
-        sketch = PlanSketch.of(request.grid(spec), attention.pattern, attention.block_size)
-        return dense + (1 - dense) * sketch.density
+        sketch = PlanSketch.of(attention.layout(request.grid(spec)), attention.pattern, attention.block_size)
+        return dense + (1 - dense) * attention.share_computed(sketch.density)
     return None

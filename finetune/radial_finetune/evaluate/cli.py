@@ -86,6 +86,12 @@ def attention(
     width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
     num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     decay: Annotated[float | None, typer.Option(help="Window of radial attention; smaller is sparser.")] = None,
+    far_field: Annotated[
+        Literal["drop", "mean", "pyramid"] | None, typer.Option(help="What becomes of blocks that are left out.")
+    ] = None,
+    token_order: Annotated[
+        Literal["raster", "columns"] | None, typer.Option(help="Order of tokens: in raster, or in columns along time.")
+    ] = None,
     lora: Loras = None,
     seed: Annotated[int, typer.Option(help="Seed of both clips.")] = 0,
     device: Device = "auto",
@@ -102,7 +108,7 @@ def attention(
     request = make_request(
         prompt=prompt, model=model, num_frames=num_frames, height=height, width=width, decay=decay, seed=seed,
         num_inference_steps=num_inference_steps, loras=[{"path": path} for path in lora or []], device=device,
-        dtype=dtype,
+        dtype=dtype, far_field=far_field, token_order=token_order,
     ).resolve()  # fmt: skip
     result = compare(request)
     told = {"PSNR, dB": f"{result.psnr:.2f}", "SSIM": f"{result.ssim:.4f}",

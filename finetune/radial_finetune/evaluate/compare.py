@@ -51,7 +51,10 @@ def compare(request: GenerationRequest, model: LoadedModel | None = None) -> Com
     model = model or load(request)
     (radial,) = generate(request.model_copy(update={"attention": "radial"}), model=model)
     attention = request.model_copy(update={"attention": "radial"}).attention_settings
-    context = _Beside(attention.planners, attention.policy, pipe=model.pipe)
+    columns = attention.block_size if attention.token_order == "columns" else None
+    context = _Beside(
+        attention.planners, attention.policy, pipe=model.pipe, far_field=attention.far_field, column_size=columns
+    )
     with RadialAttention(context, transformers_of(model.pipe)):
         (dense,) = generate(request.model_copy(update={"attention": "dense"}), model=model)
     return Comparison(*fidelity(radial.frames, dense.frames), context.errors(), dense.frames, radial.frames)

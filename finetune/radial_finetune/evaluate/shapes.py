@@ -122,7 +122,7 @@ def generate_clips(
             scheduler = scheduler_for(model.pipe, request.sampler or "model", request.flow_shift)
             stack.enter_context(replaced(model.pipe, scheduler=scheduler))
             if attention.kind == "radial":
-                stack.enter_context(apply(model.pipe, planners=attention.planners, policy=attention.policy))
+                stack.enter_context(apply(model.pipe, **attention.as_arguments()))
             if (kind := request.stretched_positions) is not None:
                 period = request.riflex_period(model.spec)
                 stack.enter_context(stretched(transformers_of(model.pipe), kind, model.spec.native_latents, period))

@@ -192,6 +192,8 @@ def adapter_settings(
         dense_layers=schedule.dense_layers if config.dense_layers is None else config.dense_layers,
         dense_steps=0 if config.distills else schedule.dense_steps,  # all of them as they were trained
         block_size=config.block_size or spec.block_size,
+        far_field=config.far_field,
+        token_order=config.token_order,
         riflex=config.riflex,
         flow_shift=flow_shift,
         **(few if config.distills else {}),
@@ -235,7 +237,8 @@ def attention(
             stack.enter_context(
                 radial.apply(
                     target, pattern=pattern_of(model.spec, settings), block_size=settings.block_size or 128,
-                    schedule=Schedule(settings.dense_layers or 0, steps), parallel=parallel,
+                    schedule=Schedule(settings.dense_layers or 0, steps), parallel=parallel, far_field=config.far_field,
+                    token_order=config.token_order,
                 )
             )  # fmt: skip
         if pipe is not None:

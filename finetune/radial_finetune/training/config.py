@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from radial.errors import RequestError
-from radial.plans.layout import BlockSize
+from radial.plans.layout import BlockSize, FarField, TokenOrder
 from radial.plans.settings import Decay, Kind, SkipWidth
 from radial_finetune.adapter.form import AdapterForm, Layers
 from radial_finetune.adapter.form import Kind as AdapterKind
@@ -79,6 +79,8 @@ class FinetuneConfig(BaseModel):
         replay: share of batches, in the stages after the first, that are of the first stage's length.
         attention, decay, skip_width, dense_layers, block_size: as in generation; open ones take the model's preset for
             the length.
+        far_field, token_order: what becomes of blocks that radial attention leaves out, and the order of tokens, as in
+            generation.
         gradient_checkpointing, offload_checkpoints: keep what enters each block, on the device or in the host's memory,
             and compute the rest again.
         offload_blocks: keep the frozen weights in the host's memory, but for those of two blocks at a time.
@@ -143,6 +145,8 @@ class FinetuneConfig(BaseModel):
     skip_width: SkipWidth | None = None
     dense_layers: Count | None = None
     block_size: BlockSize | None = None
+    far_field: FarField = "drop"
+    token_order: TokenOrder = "raster"
     riflex: bool = False
     gradient_checkpointing: bool = True
     offload_checkpoints: bool = False

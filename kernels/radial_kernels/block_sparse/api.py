@@ -89,7 +89,7 @@ def attention(
         _check_tail(q, k, lists, tail)
         out, lse, _, _ = torch.ops.radial.block_sparse_attention_with_tail(
             q, k, v, *by_rows, *by_columns, tail.bits, tail.row_offsets, tail.word_indices, tail.column_offsets,
-            tail.row_indices, tail.counts, tail.spans, lists.block_size, factor, backend, eight_bit,
+            tail.row_indices, tail.counts, tail.order, tail.spans, lists.block_size, factor, backend, eight_bit,
         )  # fmt: skip
     elif eight_bit:
         out, lse = torch.ops.radial.block_sparse_attention_eight_bit(

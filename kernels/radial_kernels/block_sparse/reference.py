@@ -20,12 +20,14 @@ def attention(
     *,
     pooled_RP: Tensor | None = None,
     spans: tuple[int, ...] = (1,),
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """softmax(q k' * scale + mask) v and its log-sum-exp ``[B, H, S]``, with the mask spelled out.
 
     A row without keys gives zeros, and minus infinity. ``pooled_RP``, bool and with the lists' plans in front, adds the
     far field to the same softmax: keys and values that are means over ``span`` blocks, for each of ``spans``, whose
-    logits are greater by the logarithm of the number of keys in the mean.
+    logits are greater by the logarithm of the number of keys in the mean. Blocks come together as they lie, or in an
+    ``order``.
     """
     wide = torch.promote_types(q_BSHD.dtype, torch.float32)
     q, k, v = (x.to(wide) for x in (q_BSHD, k_BTHD, v_BTHD))
@@ -33,8 +35,9 @@ def attention(
     mask = token_mask(row_offsets, column_indices, q.shape[1], k.shape[1], block_size)
     logits_BHST = logits_BHST.masked_fill(~_by_head(mask), float("-inf"))
     if pooled_RP is not None:
-        means = [[x[:, first:last].mean(1) for first, last in _pools(k.shape[1], block_size, spans)] for x in (k, v)]
-        counts = q.new_tensor([last - first for first, last in _pools(k.shape[1], block_size, spans)])
+        pools = _pools(k.shape[1], block_size, spans, order)
+        means = [[x[:, tokens].mean(1) for tokens in pools] for x in (k, v)]
+        counts = q.new_tensor([len(tokens) for tokens in pools])
         k_BPHD, v_BPHD = (torch.stack(x, 1) for x in means)
         far_BHSP = torch.einsum("bshd,bphd->bhsp", q, k_BPHD) * scale + counts.log()
         mask = pooled_RP.repeat_interleave(block_size, -2)[..., : q.shape[1], :]
@@ -58,10 +61,15 @@ def token_mask(
     return spread[..., :query_length, :key_length]
 
 
-def _pools(length: int, block_size: int, spans: tuple[int, ...]) -> list[tuple[int, int]]:
-    """First token and end of every mean, level after level."""
-    sizes = [block_size * span for span in spans]
-    return [(first, min(length, first + size)) for size in sizes for first in range(0, length, size)]
+def _pools(length: int, block_size: int, spans: tuple[int, ...], order: Tensor | None) -> list[Tensor]:
+    """The tokens of every mean, level after level."""
+    blocks = torch.arange(length).split(block_size)
+    places = [range(len(blocks)) if order is None or span == 1 else order.tolist() for span in spans]
+    return [
+        torch.cat([blocks[place] for place in where[first : first + span]])
+        for span, where in zip(spans, places, strict=True)
+        for first in range(0, len(blocks), span)
+    ]
 
 
 def _by_head(mask: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from radial.attention.family import Call, Family, numbered, patched_grid, rotary_outputs, split_at, with_text
+from radial.attention.token_order import TokenModules
 from radial.plans.layout import Layout
 
 
@@ -33,4 +34,11 @@ def _fuse(transformer: Any) -> int:
     return fuse(transformer)
 
 
-FAMILY = Family(self_attentions=_self_attentions, layouts=_layouts, masks_padding=True, sharding=_sharding, fuse=_fuse)
+def _reorder(transformer: Any) -> TokenModules:
+    return TokenModules({"x_embedder": 1, "rope": 0})  # blocks that look for the first frame find it in front
+
+
+FAMILY = Family(
+    self_attentions=_self_attentions, layouts=_layouts, masks_padding=True, sharding=_sharding, reorder=_reorder,
+    fuse=_fuse,
+)  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from radial.attention.family import Call, Family, numbered, patched_grid, rotary_outputs, split_at, with_text
+from radial.attention.token_order import TokenModules
 from radial.plans.layout import Layout
 
 
@@ -21,5 +22,6 @@ FAMILY = Family(
     layouts=_layouts,
     self_attentions=lambda transformer: numbered(transformer.transformer_blocks, "attn"),
     masks_padding=True,
+    reorder=lambda transformer: TokenModules({"x_embedder": 1, "rope": 0}),
     sharding=lambda transformer: split_at("transformer_blocks.0", rotary_outputs(0), "hidden_states"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from radial.attention.family import Call, Family, rotary_outputs
+from radial.attention.token_order import TokenModules
 from radial.plans.layout import Layout, TokenGrid
 
 
@@ -37,4 +38,10 @@ def _sharding(transformer: Any) -> dict[str, Any] | None:
     return {"": entering, **rotary_outputs(1), "proj_out": ContextParallelOutput(gather_dim=1)}
 
 
-FAMILY = Family(layouts=_layouts, refuse=_refuse, sharding=_sharding)
+def _reorder(transformer: Any) -> TokenModules | None:
+    if type(transformer).__name__ != "LTXVideoTransformer3DModel":  # LTX-2's sound has positions of the clip's frames
+        return None
+    return TokenModules({"proj_in": 1, "rope": 1}, arguments=("timestep",))
+
+
+FAMILY = Family(layouts=_layouts, refuse=_refuse, sharding=_sharding, reorder=_reorder)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from radial.attention.family import Call, Family, numbered, rotary_outputs, split_at
+from radial.attention.token_order import TokenModules
 
 
 def _self_attentions(transformer: Any) -> list[tuple[int, nn.Module]]:
@@ -39,6 +40,15 @@ def _sharding(transformer: Any) -> dict[str, Any] | None:
     return transformer._cp_plan  # Animate has none
 
 
+def _reorder(transformer: Any) -> TokenModules | None:
+    if type(transformer).__name__ == "WanAnimateTransformer3DModel":  # faces enter frame by frame, between blocks
+        return None
+    enter = {"patch_embedding": 2, "rope": 1}
+    if hasattr(transformer, "vace_patch_embedding"):
+        enter["vace_patch_embedding"] = 2
+    return TokenModules(enter, arguments=("timestep",))
+
+
 def _fuse(transformer: Any) -> int:
     from radial.attention.fused.wan import fuse
 
@@ -46,5 +56,6 @@ def _fuse(transformer: Any) -> int:
 
 
 FAMILY = Family(
-    self_attentions=_self_attentions, cross_attentions=_cross_attentions, refuse=_refuse, sharding=_sharding, fuse=_fuse
-)
+    self_attentions=_self_attentions, cross_attentions=_cross_attentions, refuse=_refuse, sharding=_sharding,
+    reorder=_reorder, fuse=_fuse,
+)  # fmt: skip

@@ -71,6 +71,8 @@ ATTENTION: dict[str, Any] = {
     "dense_steps": int,
     "dense_last_steps": int,
     "block_size": int,
+    "far_field": Literal["drop", "mean", "pyramid"],
+    "token_order": Literal["raster", "columns"],
 }
 
 

@@ -78,7 +78,7 @@ def make_router(paths: ServerPaths) -> APIRouter:
         size = f"{resolved.clip_width}x{resolved.clip_height}, {resolved.clip_frames} frames"
         content = io.BytesIO()
         with alone:
-            sketch = PlanSketch.of(resolved.grid(spec), attention.pattern, attention.block_size)
+            sketch = PlanSketch.of(attention.layout(resolved.grid(spec)), attention.pattern, attention.block_size)
             draw_plan(sketch, f"{spec.name}, {size}").save(content, "PNG")
         return Response(content.getvalue(), media_type="image/png", headers={"cache-control": "private, max-age=3600"})
 

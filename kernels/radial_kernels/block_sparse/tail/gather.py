@@ -21,7 +21,7 @@ _LOGITS = 1 << 24
 def pool(k_BTHD: Tensor, v_BTHD: Tensor, tail: PooledLists) -> tuple[Tensor, Tensor]:
     """Mean keys and values, ``[B, P, H, D]``, in the inputs' dtype."""
     sums = (block_sums(x, tail.block_size) for x in (k_BTHD, v_BTHD))
-    k, v = (means_of(x, tail.counts, tail.spans).to(k_BTHD.dtype).contiguous() for x in sums)
+    k, v = (means_of(x, tail.counts, tail.spans, tail.order).to(k_BTHD.dtype).contiguous() for x in sums)
     return k, v
 
 
@@ -75,7 +75,8 @@ def add_gradients(
         grad_v_BHPD += weights.mT @ grad
     for total_BTHD, means_BHPD in ((grad_k_BTHD, grad_k_BHPD), (grad_v_BTHD, grad_v_BHPD)):
         length = total_BTHD.shape[1]
-        shares_BCHD = shares_of(means_BHPD.transpose(1, 2), tail.counts, tail.spans, -(-length // tail.block_size))
+        blocks = -(-length // tail.block_size)
+        shares_BCHD = shares_of(means_BHPD.transpose(1, 2), tail.counts, tail.spans, blocks, tail.order)
         total_BTHD += shares_BCHD.repeat_interleave(tail.block_size, 1)[:, :length]
 
 

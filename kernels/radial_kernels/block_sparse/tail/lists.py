@@ -16,6 +16,7 @@ from torch import Tensor
 from radial_kernels.block_sparse.lists import BlockLists, transpose_lists
 
 WORD = 64  # pooled keys that one word tells of, and that a kernel takes at one time
+_PAIRS = 1 << 24  # of a block of queries and one of keys, looked at together
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +36,12 @@ class PooledLists:
         column_offsets: int32 ``[W + 1]``, the same by words, for the gradients of the means.
         row_indices: int32 ``[listed]``, ascending within a word.
         counts: float32 ``[P]``, keys in each mean; those past the end are not counted.
-        key_length: keys that are pooled.
+        keys: ``[T, 0]``, as long as the keys that are pooled: torch.compile takes a tensor's length for one that may
+            change, and a number not.
         spans: blocks of keys in a pooled key of each level.
         block_size: tokens a block, of queries and of keys.
+        order: int64 ``[C]``, the blocks of keys as they come together to pooled keys of several; one after another when
+            left out.
     """
 
     bits: Tensor = field(repr=False)
@@ -46,9 +50,10 @@ class PooledLists:
     column_offsets: Tensor = field(repr=False)
     row_indices: Tensor = field(repr=False)
     counts: Tensor = field(repr=False)
-    key_length: int
+    keys: Tensor = field(repr=False)
     spans: tuple[int, ...] = (1,)
     block_size: int = 128
+    order: Tensor | None = field(default=None, repr=False)
 
     @staticmethod
     @torch.inference_mode(False)  # shared, as BlockLists are: made while sampling, they must serve training too
@@ -70,26 +75,47 @@ class PooledLists:
     @staticmethod
     @torch.inference_mode(False)
     def pyramid(
-        lists: BlockLists, key_length: int, *, spans: tuple[int, ...] = (1, 2, 4, 8), reach: int = 2
-    ) -> PooledLists:
+        lists: BlockLists, key_length: int, *, spans: tuple[int, ...] = (1, 2, 4, 8), reach: float = 2,
+        columns: Tensor | None = None, times: Tensor | None = None,
+    ) -> PooledLists:  # fmt: skip
         """The complement pooled the coarser the farther away: O(log n) pooled keys a row.
 
         As many neighbouring blocks as a span has become one pooled key where the row leaves out all of them and the
-        nearest is at least ``reach`` spans away, in blocks. For sequences whose neighbouring blocks are alike, as
-        those of tokens in columns along time are.
+        nearest is at least ``reach`` spans away, in blocks. For sequences whose neighbouring blocks are alike; of
+        others say which blocks are.
+
+        Args:
+            columns: int64 ``[C]``, of each block what it is in: only blocks of one column come together, in the order
+                of their times. All are in one when left out.
+            times: float32 ``[C]``, where each block lies along its column. With it, the nearest must be at least
+                ``reach`` times as far away in time as its pooled key is long.
 
         Raises:
-            ValueError: queries and keys differ in number, or spans do not ascend from 1.
+            ValueError: queries and keys differ in number, or spans do not ascend from 1, or columns and times are not
+                one a block each.
         """
-        blocks = -(-key_length // lists.block_size)
+        blocks, device = -(-key_length // lists.block_size), lists.row_offsets.device
         if lists.rows != blocks:
             raise ValueError(f"a pyramid needs as many blocks of queries as of keys, not {lists.rows} and {blocks}")
         if not spans or spans[0] != 1 or any(b <= a for a, b in itertools.pairwise(spans)):
             raise ValueError(f"spans must ascend from 1, as (1, 2, 4, 8), not {spans}")
+        given = [x for x in (columns, times) if x is not None]
+        if len(given) == 1 or any(x.shape != (blocks,) for x in given):
+            raise ValueError(f"columns and times belong together, one for each of {blocks} blocks")
+        order = None
+        if columns is None or times is None:
+            columns, times = torch.zeros(blocks, dtype=torch.int64), torch.arange(blocks, dtype=torch.float32)
+        else:
+            by_time = times.argsort(stable=True)
+            order = by_time[columns[by_time].argsort(stable=True)].to(device)
+        groups = [_groups(columns.to(device), times.to(device), span, order) for span in spans]
         rest = PooledLists.complement(lists, key_length)
-        plans = [_levels(unpack(bits, blocks), spans, reach) for bits in rest.bits.reshape(-1, *rest.bits.shape[-2:])]
+        plans = [
+            _levels(bits, times.to(device), blocks, groups, spans, reach, order)
+            for bits in rest.bits.reshape(-1, *rest.bits.shape[-2:])
+        ]
         bits = torch.stack(plans).reshape(*rest.bits.shape[:-1], -1)
-        return _of_bits(bits, key_length, spans, lists.block_size)
+        return _of_bits(bits, key_length, spans, lists.block_size, order)
 
     @staticmethod
     @torch.inference_mode(False)
@@ -116,6 +142,17 @@ class PooledLists:
         """Blocks of queries."""
         return self.bits.shape[-2]
 
+    @property
+    def key_length(self) -> int:
+        """Keys that are pooled."""
+        return self.keys.shape[0]
+
+    @property
+    def pairs(self) -> float:
+        """Pairs of a query and a pooled key, as a share of all pairs of queries and keys."""
+        plans = self.bits[..., 0, 0].numel()
+        return int(self.mask().sum()) / (plans * self.rows * self.key_length)
+
     def mask(self) -> Tensor:
         """Bool ``[..., R, P]``: who attends to what, spelled out."""
         return unpack(self.bits, len(self.counts))
@@ -137,7 +174,7 @@ class PooledLists:
         """
         blocks = -(-self.key_length // self.block_size)
         exact = by_head(~PooledLists.complement(lists, self.key_length).mask())
-        times = exact.to(torch.int8) + by_head(_spread(self.mask(), self.spans, blocks)).to(torch.int8)
+        times = exact.to(torch.int8) + by_head(_spread(self.mask(), self.spans, blocks, self.order)).to(torch.int8)
         if (times > 1).any():
             *_, row, block = (times > 1).nonzero()[0].tolist()
             raise ValueError(f"row {row} attends to block {block} of keys more than once")
@@ -164,33 +201,69 @@ def by_head(x: Tensor) -> Tensor:
     return x.unsqueeze(1) if x.ndim == 3 else x
 
 
-def _of_bits(bits: Tensor, key_length: int, spans: tuple[int, ...], block_size: int) -> PooledLists:
+def _of_bits(
+    bits: Tensor, key_length: int, spans: tuple[int, ...], block_size: int, order: Tensor | None = None
+) -> PooledLists:
     by_rows = BlockLists.of_mask(bits != 0)
     offsets, indices = by_rows.row_offsets, by_rows.column_indices
     by_columns = transpose_lists(offsets, indices, bits.shape[-1])
-    sizes = [block_size * span for span in spans]
-    counts = [min(size, key_length - first) for size in sizes for first in range(0, key_length, size)]
-    counts_P = torch.tensor(counts, dtype=torch.float32, device=bits.device)
-    return PooledLists(bits.contiguous(), offsets, indices, *by_columns, counts_P, key_length, spans, block_size)
+    sizes = torch.full((-(-key_length // block_size),), float(block_size), device=bits.device)
+    sizes[-1] -= -key_length % block_size
+    counts_P = torch.cat([_in_order(sizes, span, order, 0.0).sum(-1) for span in spans])
+    keys = torch.empty(key_length, 0, device=bits.device)
+    return PooledLists(bits.contiguous(), offsets, indices, *by_columns, counts_P, keys, spans, block_size, order)
 
 
-def _levels(left_RC: Tensor, spans: tuple[int, ...], reach: int) -> Tensor:
-    """Words ``[R, W]`` of the pooled keys that take the place of the blocks left out by one plan, coarsest first."""
-    rows, blocks = left_RC.shape
-    row = torch.arange(rows, device=left_RC.device)[:, None]
-    levels = []
-    for span in reversed(spans):
-        first = torch.arange(0, blocks, span, device=left_RC.device)
-        away = torch.maximum(first - row, row - (first + span - 1).clamp(max=blocks - 1))
-        padded = torch.nn.functional.pad(left_RC, (0, -blocks % span), value=True)
-        taken = padded.unflatten(-1, (-1, span)).all(-1) & ((away >= reach * span) | (span == 1))
-        left_RC = left_RC & ~taken.repeat_interleave(span, -1)[:, :blocks]
-        levels.append(taken)
-    return pack(torch.cat(levels[::-1], -1))
+def _in_order(x_C: Tensor, span: int, order: Tensor | None, filler: float | bool) -> Tensor:
+    """What is said of each block, ``[..., C]``, by the pooled keys that blocks come together to: ``[..., G, span]``."""
+    x_C = x_C if order is None or span == 1 else x_C[..., order]
+    return torch.nn.functional.pad(x_C, (0, -x_C.shape[-1] % span), value=filler).unflatten(-1, (-1, span))
 
 
-def _spread(mask: Tensor, spans: tuple[int, ...], blocks: int) -> Tensor:
+def _groups(columns_C: Tensor, times_C: Tensor, span: int, order: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Of pooled keys of so many blocks, when they begin and end, and how far away in time they may be taken: nowhere
+    where they lie in several columns."""
+    first, last = (_in_order(times_C, span, order, filler) for filler in (float("inf"), float("-inf")))
+    first, last = first.amin(-1), last.amax(-1)
+    columns = columns_C if order is None or span == 1 else columns_C[order]
+    ends = torch.arange(0, len(columns) + span - 1, span, device=columns.device)[: len(first)]
+    one = columns[ends] == columns[(ends + span - 1).clamp(max=len(columns) - 1)]
+    length = (last - first) * span / max(1, span - 1)
+    apart = (last > first) | (span == 1)
+    return first, last, torch.where(one & apart, length, float("inf"))
+
+
+def _levels(
+    bits_RW: Tensor, times_C: Tensor, blocks: int, groups: list[tuple[Tensor, Tensor, Tensor]], spans: tuple[int, ...],
+    reach: float, order: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Words ``[R, W]`` of the pooled keys that take the place of the blocks left out by one plan, coarsest first; rows
+    a few at a time."""
+    words = []
+    size = max(1, _PAIRS // blocks)
+    for start in range(0, len(bits_RW), size):
+        left_RC, time = unpack(bits_RW[start : start + size], blocks), times_C[start : start + size, None]
+        levels = []
+        for span, (first, last, length) in reversed(list(zip(spans, groups, strict=True))):
+            away = torch.maximum(first - time, time - last)
+            taken = _in_order(left_RC, span, order, True).all(-1)
+            if span > 1:
+                taken &= away >= reach * length
+                spread = taken.repeat_interleave(span, -1)[:, :blocks]
+                if order is None:
+                    left_RC = left_RC & ~spread
+                else:
+                    left_RC = left_RC.index_copy(1, order, left_RC[:, order] & ~spread)
+            levels.append(taken)
+        words.append(pack(torch.cat(levels[::-1], -1)))
+    return torch.cat(words)
+
+
+def _spread(mask: Tensor, spans: tuple[int, ...], blocks: int, order: Tensor | None) -> Tensor:
     """How often each block of keys ``[..., R, C]`` lies in a pooled key of the mask ``[..., R, P]``."""
     parts = mask.to(torch.int8).split([-(-blocks // span) for span in spans], -1)
-    spread = [part.repeat_interleave(span, -1)[..., :blocks] for part, span in zip(parts, spans, strict=True)]
-    return torch.stack(spread).sum(0)
+    total = torch.zeros((*mask.shape[:-1], blocks), dtype=torch.int8, device=mask.device)
+    for part, span in zip(parts, spans, strict=True):
+        spread = part.repeat_interleave(span, -1)[..., :blocks]
+        total += spread if order is None or span == 1 else torch.zeros_like(spread).index_copy(-1, order, spread)
+    return total

@@ -36,6 +36,7 @@ def attention(
     tail_column_offsets: Tensor,
     tail_row_indices: Tensor,
     counts: Tensor,
+    order: Tensor | None,
     spans: Sequence[int],
     block_size: int,
     scale: float,
@@ -44,11 +45,11 @@ def attention(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Outputs ``[B, S, H, D]``, log-sum-exps ``[B, H, S]``, and mean keys and values ``[B, P, H, D]``."""
     by_words = (bits, tail_row_offsets, word_indices, tail_column_offsets, tail_row_indices, counts)
-    tail = PooledLists(*by_words, k.shape[1], tuple(spans), block_size)
+    tail = PooledLists(*by_words, k.new_empty(k.shape[1], 0), tuple(spans), block_size, order)
     chosen = choose_backend(q, backend, block_size=block_size, others=(k, v))
     if chosen == "reference" and not eight_bit:
         by_rows = (row_offsets, column_indices, block_size)
-        out, lse = reference.attention(q, k, v, *by_rows, scale, pooled_RP=tail.mask(), spans=tail.spans)
+        out, lse = reference.attention(q, k, v, *by_rows, scale, pooled_RP=tail.mask(), spans=tail.spans, order=order)
         return out, lse.contiguous(), *gather.pool(k, v, tail)
     if eight_bit:
         out, lse = torch.ops.radial.block_sparse_attention_eight_bit(
@@ -76,7 +77,7 @@ def _(
     q: Tensor, k: Tensor, v: Tensor, row_offsets: Tensor, column_indices: Tensor,
     column_offsets: Tensor | None, row_indices: Tensor | None, column_order: Tensor | None,
     bits: Tensor, tail_row_offsets: Tensor, word_indices: Tensor, tail_column_offsets: Tensor,
-    tail_row_indices: Tensor, counts: Tensor, spans: Sequence[int],
+    tail_row_indices: Tensor, counts: Tensor, order: Tensor | None, spans: Sequence[int],
     block_size: int, scale: float, backend: str, eight_bit: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     batch, query_length, heads, head_dim = q.shape
@@ -107,6 +108,7 @@ def gradients(
     tail_column_offsets: Tensor,
     tail_row_indices: Tensor,
     counts: Tensor,
+    order: Tensor | None,
     spans: Sequence[int],
     block_size: int,
     scale: float,
@@ -114,7 +116,7 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     by_words = (bits, tail_row_offsets, word_indices, tail_column_offsets, tail_row_indices, counts)
-    tail = PooledLists(*by_words, k.shape[1], tuple(spans), block_size)
+    tail = PooledLists(*by_words, k.new_empty(k.shape[1], 0), tuple(spans), block_size, order)
     if grad.stride(-1) != 1 or 0 in grad.stride():  # an expanded gradient, as sum() makes
         grad = grad.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
@@ -138,14 +140,15 @@ def _(
     k_mean: Tensor, v_mean: Tensor, row_offsets: Tensor, column_indices: Tensor,
     column_offsets: Tensor | None, row_indices: Tensor | None, column_order: Tensor | None,
     bits: Tensor, tail_row_offsets: Tensor, word_indices: Tensor, tail_column_offsets: Tensor,
-    tail_row_indices: Tensor, counts: Tensor, spans: Sequence[int], block_size: int, scale: float, backend: str,
+    tail_row_indices: Tensor, counts: Tensor, order: Tensor | None, spans: Sequence[int], block_size: int, scale: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:3], *output, *inputs[3:14])
-    ctx.options, ctx.eight_bit = inputs[14:18], inputs[18]
+    ctx.save_for_backward(*inputs[:3], *output, *inputs[3:15])
+    ctx.options, ctx.eight_bit = inputs[15:19], inputs[19]
     ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
 
@@ -158,7 +161,7 @@ def _backward(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None, *_: Tensor
     result = torch.ops.radial.block_sparse_attention_with_tail_backward(
         grad, grad_lse, q, k, v, out, *saved, *ctx.options
     )
-    return (*result, *[None] * 16)
+    return (*result, *[None] * 17)
 
 
 attention.register_autograd(_backward, setup_context=_save)

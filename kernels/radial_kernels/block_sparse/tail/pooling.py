@@ -89,7 +89,7 @@ def pool(k_BTHD: Tensor, v_BTHD: Tensor, tail: PooledLists) -> tuple[Tensor, Ten
             k_BTHD, v_BTHD, *sums, length, *k_BTHD.stride()[:3], *v_BTHD.stride()[:3],
             **_constants(k_BTHD, tail.block_size),
         )  # fmt: skip
-    k, v = (means_of(x, tail.counts, tail.spans).to(k_BTHD.dtype) for x in sums)
+    k, v = (means_of(x, tail.counts, tail.spans, tail.order).to(k_BTHD.dtype) for x in sums)
     return k, v
 
 
@@ -99,7 +99,8 @@ def add_shares(
     """Add the gradients of the means to those of keys and values, which have the same strides; in place."""
     batch, length, heads, _ = grad_k_BTHD.shape
     blocks = -(-length // tail.block_size)
-    shares = [shares_of(x, tail.counts, tail.spans, blocks).contiguous() for x in (grad_k_BPHD, grad_v_BPHD)]
+    pools = (tail.counts, tail.spans, blocks, tail.order)
+    shares = [shares_of(x, *pools).contiguous() for x in (grad_k_BPHD, grad_v_BPHD)]
     with launching_on(grad_k_BTHD):
         _shares_kernel[(batch * heads, blocks)](
             grad_k_BTHD, grad_v_BTHD, *shares, length, *grad_k_BTHD.stride()[:3],
