@@ -30,6 +30,8 @@ class Family:
         sharding: what is split and gathered where processes share a clip, in the terms of diffusers'
             ``_cp_plan``; None where that is not known. The tokens of the clip are split, all others are not.
         fuse: put fused kernels into the blocks of a transformer on a GPU, for good: how many blocks took them.
+        timestep: the clip's, of a call.
+        clean_timestep: that of a clip without noise, which timesteps come nearer to step by step.
     """
 
     layouts: Callable[[Any, Call], tuple[Layout, ...]] = lambda transformer, call: (
@@ -42,6 +44,8 @@ class Family:
     refuse: Callable[[Any, Call], str | None] = lambda transformer, call: None
     sharding: Callable[[Any], dict[str, Any] | None] = lambda transformer: None
     fuse: Callable[[Any], int] = lambda transformer: 0
+    timestep: Callable[[Call], float] = lambda call: float(call["timestep"].flatten().max())
+    clean_timestep: float = 0.0
 
 
 def numbered(blocks: Any, attention: str = "attn1", first: int = 0) -> list[tuple[int, nn.Module]]:

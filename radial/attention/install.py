@@ -136,7 +136,7 @@ def apply(
 
     Args:
         target: a loaded pipeline (all its transformers are taken, as Wan 2.2 has two) or a transformer. A lone
-            transformer has no scheduler to count steps by: there a step begins when the timestep falls and a run
+            transformer has no scheduler to count steps by: there a step begins when the noise falls and a run
             when it rises, and ``dense_last_steps`` cannot be used.
         pattern: which tokens attend to each other; the published rule when left out.
         schedule: which layers and steps stay dense; none when left out.

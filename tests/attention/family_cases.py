@@ -225,6 +225,30 @@ def kandinsky5(transformer: Any, latents: tuple[int, int, int], batch: int) -> I
     }
 
 
+def minimax_h3(transformer: Any, latents: tuple[int, int, int], batch: int) -> Inputs:
+    """A clip with sound that starts from a keyframe, packed as its pipeline packs it."""
+    from diffusers.modular_pipelines.minimax_h3.before_denoise import MiniMaxH3PrepareLayoutStep
+
+    config, (frames, height, width) = transformer.config, latents
+    rows = height * width // 4
+    layout = MiniMaxH3PrepareLayoutStep.build_packed_sequence(
+        torch.ones(9, dtype=torch.long), frames, height, width, 11, (1, 2, 2), 2, 2, 0, ("first",)
+    )
+    position_ids, token_tags, video_indices, audio_indices, text_indices, conditions, _ = layout
+    assert conditions == rows
+    times = torch.full((len(position_ids),), 0.25)  # of the clip; its sound is cleaner, its keyframe nearly clean
+    times[audio_indices], times[video_indices[:rows]] = 0.5, 0.999
+    timestep, timestep_indices = torch.unique(times, return_inverse=True)
+    return {
+        "hidden_states": noise(batch, (1 + frames) * rows, 4 * config.in_channels),
+        "audio_hidden_states": noise(batch, 22, config.audio_in_channels),
+        "encoder_hidden_states": noise(batch, 9, config.text_dim),
+        "timestep": timestep, "timestep_indices": timestep_indices, "token_tags": token_tags,
+        "position_ids": position_ids, "video_indices": video_indices, "audio_indices": audio_indices,
+        "text_indices": text_indices,
+    }  # fmt: skip
+
+
 _HEADS = {"num_attention_heads": 2, "attention_head_dim": 24}
 _WAN = _HEADS | {"text_dim": 16, "ffn_dim": 32, "rope_max_seq_len": 64, "freq_dim": 32}
 _HUNYUAN = _HEADS | {
@@ -332,6 +356,14 @@ CASES: dict[str, FamilyCase] = {
                 "axes_dims": (8, 8, 8),
             },
             kandinsky5, real_latents=(31, 64, 96),
+        ),
+        FamilyCase(
+            "MiniMaxH3Transformer3DModel", {"num_layers": 2, "num_refiner_layers": 1},
+            _HEADS | {
+                "hidden_size": 32, "ffn_dim": 32, "in_channels": 4, "audio_in_channels": 4, "text_dim": 16,
+                "freq_dim": 16, "time_embed_hidden_dim": 24, "time_embed_dim": 16, "rope_freq_dim": 4,
+            },
+            minimax_h3, real_latents=(12, 48, 84), other_tokens=True,
         ),
     )
 }  # fmt: skip

@@ -32,7 +32,9 @@ def call(transformer: Any, inputs: dict[str, Any]) -> Tensor:
 
 def drifting(kind: str, latents: Tensor, frames: int) -> Tensor:
     """Latents of which each frame is the last plus a little, as in a clip."""
-    if latents.ndim == 3:  # packed
+    if kind == "MiniMaxH3Transformer3DModel":  # packed behind a keyframe of the same size
+        walk = latents.unflatten(1, (1 + frames, -1)).cumsum(1).flatten(1, 2)
+    elif latents.ndim == 3:  # packed
         walk = latents.unflatten(1, (frames, -1)).cumsum(1).flatten(1, 2)
     else:
         walk = latents.cumsum(1 if latents.shape[1] == frames else 2)
