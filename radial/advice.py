@@ -36,6 +36,11 @@ def _on_length(request: GenerationRequest, spec: ModelSpec) -> list[str]:
     if within and tuned is not None and not tuned.covers(request.clip_frames):
         told = f"{min(lengths)} to {max(lengths)}" if len(lengths) > 1 else f"{lengths[0]}"
         notes.append(f"{request.clip_frames} frames are not among the {told} that the adapter was tuned for")
+    if request.clip_frames < spec.shortest_frames:
+        notes.append(
+            f"{request.clip_frames} frames are fewer than the {spec.shortest_frames} of the shortest clips that "
+            f"{spec.name} was trained on: expect artifacts"
+        )
     longest = max(spec.native_frames, (tuned and tuned.target_frames) or 0)
     if request.clip_frames > longest and (tuned is not None or not request.loras):
         who = "the adapter was tuned for" if longest > spec.native_frames else f"{spec.name} was trained on"

@@ -159,6 +159,7 @@ class GenerationRequest(BaseModel):
         if not spec.is_flow and (self.sampler != "model" or self.flow_shift is not None):
             given = f"sampler {self.sampler}" if self.sampler != "model" else f"flow_shift {self.flow_shift:g}"
             raise RequestError(f"{given} is for flow models, and {spec.name} is none; leave it out")
+        spec.check_given(self.model_dump())
         steps = self.num_inference_steps or spec.num_inference_steps
         if self.snap and self.num_frames is not None:
             _, _, num_frames = spec.snap_size(spec.height, spec.width, self.num_frames)
@@ -316,8 +317,8 @@ class GenerationRequest(BaseModel):
 
     def grid(self, spec: ModelSpec) -> TokenGrid:
         """The latent tokens of a resolved request's clip."""
-        frames, height, width = spec.stride
-        return TokenGrid((self.clip_frames - 1) // frames + 1, self.clip_height // height, self.clip_width // width)
+        _, height, width = spec.stride
+        return TokenGrid(spec.latent_frames(self.clip_frames), self.clip_height // height, self.clip_width // width)
 
     @property
     def is_resolved(self) -> bool:

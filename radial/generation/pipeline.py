@@ -284,9 +284,8 @@ def _sound_of(output: Any, pipe: Any) -> Sound | None:
     made = getattr(output, "audio", None)
     if made is None:
         return None
-    return Sound(
-        made[0].detach().float().cpu().numpy().reshape(-1, made[0].shape[-1]), pipe.vocoder.config.output_sampling_rate
-    )
+    rate = getattr(output, "sampling_rate", None) or pipe.vocoder.config.output_sampling_rate
+    return Sound(made[0].detach().float().cpu().numpy().reshape(-1, made[0].shape[-1]), rate)
 
 
 def _guider(pipe: Any, request: GenerationRequest) -> Any:

@@ -110,6 +110,8 @@ def needs_of(request: GenerationRequest, spec: ModelSpec, weights: Weights, numb
     # The widest layers work on whole frames with a hundred-odd channels, some of them at a time.
     decode = decoded * pixels * 96 * 4 * 24 + frames
     tiled = decoded * min(pixels, 4 * _TILE * _TILE) * 96 * 4 * 10 + 2 * frames
+    if spec.decodes_in_tiles:
+        decode = min(decode, tiled)
     cached = _cached(request, spec, number * tokens * width)
     needs = Needs(
         sizes, max(blocks.values(), default=0), clip + cached, decode + cached, min(decode, tiled) + cached, 3 * frames

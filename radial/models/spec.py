@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from radial.errors import RequestError
 from radial.models.step_caches import CacheWord, StepCache, StepCaches, choose_step_cache
@@ -25,6 +26,8 @@ class ModelSpec:
         transformer_files: the files that the transformers' weights come from, in place of the source's.
         note: what its user should hear of how it was found.
         has_two_transformers: one for high noise, and one for low.
+        guidance_is_within: whether guidance is in the weights: it takes no scale and no words to avoid.
+        exact_fps: whether its clips have the speed that it was trained at alone, as those with sound have.
         guidance_is_embedded: whether guidance_scale is a number that the transformer is told; words to avoid then count
             at a true_cfg_scale above 1.
         text_pipeline, image_pipeline: the diffusers classes that start from a prompt alone, and from a prompt with
@@ -32,7 +35,11 @@ class ModelSpec:
         takes_last_image: whether the image pipeline can also be given the last frame.
         needs_last_image: whether it must be.
         stride: pixels to one latent token along (frames, height, width), patches included.
-        first_frame: 1 where the autoencoder keeps the first frame apart, so that lengths are a multiple plus 1.
+        first_frame: 1 where the autoencoder keeps the first frame apart, so that lengths are a multiple plus 1; more
+            where it keeps more apart.
+        chunk_latents, first_latents: latent frames of so many frames as the stride says, and of those kept apart where
+            they are not as many.
+        shortest_frames: of the shortest clip the model was trained on, where that is said.
         native_frames: the longest clip the model was trained on.
         max_sequence_length: text tokens a prompt is padded or cut to.
         flow_shift: of the noise schedule; the checkpoint's own where it is None.
@@ -68,6 +75,9 @@ class ModelSpec:
     needs_last_image: bool = False
     stride: tuple[int, int, int] = (4, 16, 16)
     first_frame: int = 1
+    chunk_latents: int = 1
+    first_latents: int | None = None
+    shortest_frames: int = 1
     height: int = 480
     width: int = 832
     num_frames: int = 81
@@ -108,11 +118,18 @@ class ModelSpec:
     note: str = ""
     has_two_transformers: bool = False
     guidance_is_embedded: bool = False
+    guidance_is_within: bool = False
+    exact_fps: bool = False
 
     @property
     def native_latents(self) -> int:
         """Latent frames of a clip of the native length."""
-        return (self.native_frames - self.first_frame) // self.stride[0] + self.first_frame
+        return self.latent_frames(self.native_frames)
+
+    def latent_frames(self, num_frames: int) -> int:
+        """Latent frames of a clip of a legal length."""
+        first = self.first_frame if self.first_latents is None else self.first_latents
+        return (num_frames - self.first_frame) // self.stride[0] * self.chunk_latents + first
 
     @property
     def own_weights(self) -> dict[str, Path]:
@@ -181,10 +198,31 @@ class ModelSpec:
                 )
         stride, first = self.stride[0], self.first_frame
         if (num_frames - first) % stride or num_frames < 1:
-            legal = _nearest((num_frames - first) / stride, lowest=1 - first)
+            legal = _nearest((num_frames - first) / stride, lowest=0 if first else 1)
+            rule = f"{stride} plus {first}" if first else f"{stride}"
             raise RequestError(
-                f"num_frames must be a multiple of {stride}{' plus 1' * first} for {self.name}, not {num_frames}; "
+                f"num_frames must be a multiple of {rule} for {self.name}, not {num_frames}; "
                 f"the nearest are {' and '.join(str(n * stride + first) for n in legal)} (--snap takes the nearest)"
+            )
+
+    def check_given(self, given: Mapping[str, Any]) -> None:
+        """Raise RequestError where the model leaves no choice, and a request's fields make another."""
+        if self.exact_fps and given["fps"] not in (None, self.fps):
+            raise RequestError(
+                f"fps must be {self.fps} for {self.name}, not {given['fps']}: its sound is made for that speed"
+            )
+        if not self.guidance_is_within:
+            return
+        for name in ("guidance_scale", "guidance_scale_2", "true_cfg_scale"):
+            if (value := given[name]) not in (None, 1.0):
+                raise RequestError(
+                    f"{name} {value:g} cannot be: {self.name} was distilled with its guidance, and makes no second "
+                    "pass; leave it out"
+                )
+        if given["negative_prompt"]:
+            raise RequestError(
+                f"{self.name} takes no negative_prompt: it was distilled with its guidance, and makes no second pass "
+                "for words to avoid; leave it out"
             )
 
     def bucket(self, height: int, width: int) -> tuple[int, int]:
@@ -200,7 +238,7 @@ class ModelSpec:
     def snap_size(self, height: int, width: int, num_frames: int) -> tuple[int, int, int]:
         """The nearest size that the autoencoder can make."""
         _, down, across = self.stride
-        frames = max(1 - self.first_frame, round((num_frames - self.first_frame) / self.stride[0]))
+        frames = max(0 if self.first_frame else 1, round((num_frames - self.first_frame) / self.stride[0]))
         return (
             max(1, round(height / down)) * down,
             max(1, round(width / across)) * across,

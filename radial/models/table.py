@@ -260,6 +260,17 @@ MODELS: dict[str, ModelSpec] = {
             authors="nvidia-cosmos/cosmos-predict1: inference_utils.py; diffusers: pipeline_cosmos_text2world.py",
         ),
         _row(
+            _WAN_21, "minimax-h3", "MiniMax-H3 text- and image-to-video with sound, 33 B, 5 to 15 s",
+            "MiniMaxAI/MiniMax-H3", text_pipeline="MiniMaxH3ModularPipeline", image_pipeline="MiniMaxH3ModularPipeline",
+            takes_last_image=True, stride=(17, 32, 32), first_frame=5, chunk_latents=5, first_latents=2, height=768,
+            width=1344, num_frames=124, native_frames=345, shortest_frames=124, fps=24, exact_fps=True,
+            num_inference_steps=49, guidance_scale=1.0, guidance_is_within=True, layers=50, pattern=_OURS,
+            schedule=Schedule(dense_layers=1, dense_steps=12), riflex_period=None, flow_shift=None, negative_prompt="",
+            is_flow=False, exact_autoencoder=False, decodes_in_tiles=True, few_step_sampler="euler",
+            authors="diffusers: modular_pipelines/minimax_h3; its 50 points of the schedule are 49 steps, and the "
+            "shifts of picture and sound, 12 and 3, are in the checkpoint",
+        ),
+        _row(
             _KANDINSKY, "kandinsky-5-lite", "Kandinsky 5 Lite text-to-video, 2 B",
             "kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers",
         ),

@@ -310,7 +310,8 @@ def test_every_class_goes_on_bit_for_bit(name: str) -> None:
 
 
 def test_every_class_that_goes_on_is_tried() -> None:
-    assert {type(CASES[name].build()).__name__ for name in RESUMED} == RESUMABLE
+    elsewhere = {"MiniMaxH3Pipeline"}  # test_minimax_h3.py
+    assert {type(CASES[name].build()).__name__ for name in RESUMED} == RESUMABLE - elsewhere
 
 
 def test_a_look_throws_nothing_off_the_gpu(wan_folder: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal
 
 from radial.errors import OutputError, RadialError, RequestError
 from radial.files import publish
-from radial.models.checkpoint import checkpoint_folder
+from radial.models.checkpoint import INDEX, MODULAR_INDEX, checkpoint_folder
 from radial.models.find import HUB_ID, SINGLE_FILES, find_model
 from radial.models.hub.download import cached_folder, is_whole
 from radial.models.lora_settings import BUNDLED_ADAPTER, check_adapter_file
@@ -188,7 +188,8 @@ class Inputs:
     def checkpoints(self) -> dict[str, Path]:
         """Checkpoint folders of one's own, and files with a transformer, by name."""
         models = self._folder / "models"
-        folders = {path.parent.name: path.parent for path in sorted(models.glob("*/model_index.json"))}
+        indexes = [path for name in (INDEX, MODULAR_INDEX) for path in sorted(models.glob(f"*/{name}"))]
+        folders = {path.parent.name: path.parent for path in indexes}
         files = {path.name: path for suffix in SINGLE_FILES for path in sorted(models.glob(f"[!.]*{suffix}"))}
         return {name: path for name, path in (folders | files).items() if not name.startswith(".")}
 
