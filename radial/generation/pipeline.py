@@ -21,7 +21,7 @@ from radial.generation.acceleration.calls import Calls
 from radial.generation.acceleration.guidance import guided_within
 from radial.generation.acceleration.hooks import lasting_hooks
 from radial.generation.acceleration.step_cache import InstalledCache, cached_steps
-from radial.generation.decoding import decode_with_fallback
+from radial.generation.decoding import decode_with_fallback, decoded_by
 from radial.generation.ranks import Ranks
 from radial.generation.receipt import attention_used, make_receipt
 from radial.generation.resume import GeneratorPart, OnStep, resumable_steps
@@ -30,7 +30,8 @@ from radial.generation.shared_decoding import shared_decoding
 from radial.generation.snapshot import Part, Snapshot, describe_attention
 from radial.generation.unseen_words import unseen_words
 from radial.generation.watch import Event, OnEvent, Watch
-from radial.loading.load import LoadedModel, load, quiet
+from radial.loading.load import LoadedModel, choose_dtype, load, quiet
+from radial.loading.tiny_decoder import TinyDecoder, load_decoder
 from radial.request import MAX_FRAMES, GenerationRequest
 from radial.video.clip import Video
 from radial.video.images import Before, fit_image, read_clip, read_image
@@ -73,7 +74,12 @@ def generate(
             request, lambda done, total: on_event(Event("download", done >> 20, total >> 20)),
             processes=ranks.size if ranks else 1,
         )  # fmt: skip
+    decoder = None
+    if request.decoder != "full":
+        vae = model.pipe.vae.config
+        decoder = load_decoder(request.decoder, model.spec, vae, model.device, choose_dtype("auto", model.device))
     notes = (*model.notes, *advise(request, model.spec), *unseen_words(request, model))
+    notes += () if decoder is None or not decoder.note else (decoder.note,)
     for index, single in enumerate(request.singles()):
         taken_up = snapshot if index == 0 and snapshot and snapshot.about == describe_run(single, model) else None
 
@@ -84,7 +90,7 @@ def generate(
             for note in notes if index == 0 else ():
                 on_event(Event("load", note=note))
             followed = on_step if ranks is None else ranks.in_step(on_step)
-            video = _generate_one(single, model, tell, followed, taken_up, ranks)
+            video = _generate_one(single, model, tell, followed, taken_up, ranks, decoder)
         if ranks is None or ranks.is_first:
             yield video
 
@@ -107,6 +113,7 @@ def _generate_one(
     on_step: OnStep | None,
     snapshot: Snapshot | None,
     ranks: Ranks | None = None,
+    decoder: TinyDecoder | None = None,
 ) -> Video:
     assert request.num_inference_steps is not None
     assert request.fps is not None
@@ -169,10 +176,12 @@ def _generate_one(
                 parts["cache"] = cache
             stack.enter_context(resumable_steps(pipe, transformers, parts, on_step, snapshot, so_far))
         vae = getattr(pipe, "vae", None)
-        stack.enter_context(
-            decode_with_fallback(vae, lambda: watch.begin("decode"), lambda note: on_event(Event("decode", note=note)))
-        )
-        stack.enter_context(shared_decoding(vae, ranks))
+        if decoder is not None:
+            stack.enter_context(decoded_by(vae, decoder, lambda: watch.begin("decode")))
+        else:
+            told = (lambda: watch.begin("decode")), (lambda note: on_event(Event("decode", note=note)))
+            stack.enter_context(decode_with_fallback(vae, *told))
+            stack.enter_context(shared_decoding(vae, ranks))
         stack.enter_context(torch.inference_mode())
         stack.enter_context(quiet())
         try:
@@ -195,7 +204,7 @@ def _generate_one(
         pixels = np.concatenate([before.frames, pixels[1:]])  # the new clip's first frame is the old one's last
         sound = before.sound if sound is None else sound.after((len(before.frames) - 1) / request.fps, before.sound)
     used = attention_used(request, model, radial, snapshot, cache)
-    receipt = make_receipt(request, model, used, watch.timings(), cache)
+    receipt = make_receipt(request, model, used, watch.timings(), cache, decoder)
     return Video(pixels, request.fps, receipt | {"processes": ranks.size} if ranks else receipt, sound)
 
 

@@ -112,6 +112,8 @@ def needs_of(request: GenerationRequest, spec: ModelSpec, weights: Weights, numb
     tiled = decoded * min(pixels, 4 * _TILE * _TILE) * 96 * 4 * 10 + 2 * frames
     if spec.decodes_in_tiles:
         decode = min(decode, tiled)
+    if request.decoder != "full":  # a latent frame at a time, by up to 64 channels of whole frames
+        decode = tiled = number * pixels * 64 * 4 * 4 + 2 * frames
     cached = _cached(request, spec, number * tokens * width)
     needs = Needs(
         sizes, max(blocks.values(), default=0), clip + cached, decode + cached, min(decode, tiled) + cached, 3 * frames

@@ -153,7 +153,7 @@ def read_folder(folder: Path, without: tuple[str, ...] = (), *, weights: bool = 
         chunks = max(1, 8 // like.chunk_latents)
         changes |= {"num_frames": chunks * like.stride[0] + like.first_frame, "max_sequence_length": 64}
         changes |= dict.fromkeys(("flow_shift", "small_flow_shift", "image_flow_shift", "image_guidance_scale"))
-        changes |= {"negative_prompt": "", "prompt_template": "", "step_caches": None}
+        changes |= {"negative_prompt": "", "prompt_template": "", "step_caches": None, "tiny_decoder": ""}
         if kind == "WanPipeline":
             changes |= {name: getattr(tiny, name) for name in ("native_frames", "guidance_scale", "riflex_period")}
     if kind == "WanImageToVideoPipeline":

@@ -63,6 +63,7 @@ class ModelSpec:
         layers: transformer layers, for estimates before loading.
         riflex_period: latent frames after which the model repeats itself beyond its native length.
         step_caches: its own; else its pipeline's, where that has some.
+        tiny_decoder: the file on the hub that ``decoder tiny`` means, where one is known.
         long_adapter: the adapter that clips beyond the native length take, where one comes with the package.
     """
 
@@ -114,6 +115,7 @@ class ModelSpec:
     riflex_period: float | None = None
     step_caches: StepCaches | None = None
     long_adapter: str | None = None
+    tiny_decoder: str = ""
     transformer_files: tuple[str, ...] = ()
     note: str = ""
     has_two_transformers: bool = False
@@ -211,6 +213,8 @@ class ModelSpec:
             raise RequestError(
                 f"fps must be {self.fps} for {self.name}, not {given['fps']}: its sound is made for that speed"
             )
+        if given["decoder"] == "tiny" and not self.tiny_decoder:
+            raise RequestError(f"no tiny decoder is known by name for {self.name}: give its file, or decoder full")
         if not self.guidance_is_within:
             return
         for name in ("guidance_scale", "guidance_scale_2", "true_cfg_scale"):

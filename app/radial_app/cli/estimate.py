@@ -21,6 +21,7 @@ from radial_app.cli.jobs import clock
 from radial_app.cli.terminal.options import (
     Cache,
     DataDir,
+    Decoder,
     GuidanceEnd,
     GuidanceStart,
     Height,
@@ -55,6 +56,7 @@ def estimate(
     guidance_start: GuidanceStart = 0.0,
     guidance_end: GuidanceEnd = 1.0,
     cache: Cache = "off",
+    decoder: Decoder = "full",
     attention: Annotated[
         Literal["radial", "dense"] | None, typer.Option(help="Which self-attention to use; radial by default.")
     ] = None,
@@ -73,6 +75,7 @@ def estimate(
         "seconds": seconds, "preset": preset, "attention": attention, "num_inference_steps": num_inference_steps,
         "precision": precision, "device": device, "seed": 0, "guidance_scale": guidance_scale,
         "guidance_start": guidance_start, "guidance_end": guidance_end, "cache": cache,
+        "decoder": decoder,
     }  # fmt: skip
     with told_as_options(written):
         written = Presets(data_folder(data_dir)).apply(written, left_open(context))

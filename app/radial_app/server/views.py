@@ -38,6 +38,7 @@ _SAYS = {
     "guidance_start": "share of the steps before which guidance is left out, for half the time each",
     "guidance_end": "share of the steps after which it is left out",
     "cache": "leave out what hardly changes from step to step: off, auto with care, fast with less",
+    "decoder": "what turns latents into frames: full, or tiny for drafts",
     "true_cfg_scale": "above 1, HunyuanVideo heeds the words to avoid, in twice the time",
     "sampler": "another sampler than the model's", "flow_shift": "another shift of the noise schedule",
     "image": "the image it starts from: an upload's id, or video:ID/0", "last_image": "the image it ends on",
@@ -270,6 +271,7 @@ class Model(BaseModel):
     is_flow: bool
     knows_riflex: bool
     knows_cache: bool
+    knows_tiny_decoder: bool
     stride: tuple[int, int, int]
     first_frame: int
     on_disk: int
@@ -329,6 +331,7 @@ def model_of(name: str, spec: ModelSpec, *, own: bool = False) -> Model:
         has_two_transformers=spec.has_two_transformers, guidance_is_embedded=spec.guidance_is_embedded,
         is_flow=spec.is_flow, knows_riflex=spec.riflex_period is not None, stride=spec.stride,
         first_frame=spec.first_frame, knows_cache=knows_cache(spec),
+        knows_tiny_decoder=bool(spec.tiny_decoder),
         on_disk=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder else 0,
         removable=folder is not None and folder.parent.name == "snapshots", own=own,
     )  # fmt: skip

@@ -196,6 +196,17 @@ def download(
     return folder
 
 
+def fetch_file(source: str, name: str) -> Path:
+    """A small file of a repository on the hub, fetched where it is not here; as :func:`config_folder` it raises."""
+    import huggingface_hub
+
+    if isinstance(here := huggingface_hub.try_to_load_from_cache(source, name), str):
+        return Path(here)
+    check_online(source)
+    with _hub_errors(source):
+        return Path(huggingface_hub.hf_hub_download(source, name, tqdm_class=_bar_of_small(lambda _: None)))
+
+
 def transformers_folder(source: str, on_progress: OnProgress = lambda done, total: None) -> Path:
     """The folder of a hub model of transformers, whose files lie beside each other; what is missing is fetched.
 
@@ -363,7 +374,7 @@ def is_whole(folder: Path, without: tuple[str, ...]) -> bool:
 
 
 def _is_modular(folder: Path) -> bool:
-    """Whether a checkpoint is one of diffusers' modular pipelines, whose components alone are loaded."""
+    """Whether a checkpoint is of a modular pipeline, whose components alone are loaded."""
     return index_in(folder).name == MODULAR_INDEX
 
 

@@ -52,6 +52,12 @@ Cache = Annotated[
     Literal["off", "auto", "fast"],
     typer.Option(help="Leave out what hardly changes from step to step; auto with care, fast with less."),
 ]
+Decoder = Annotated[
+    str,
+    typer.Option(
+        help="What makes frames of latents: full, tiny for drafts, or a tiny decoder's file.", metavar="WHICH"
+    ),
+]
 GuidanceStart = Annotated[
     float, typer.Option(help="Share of the steps before which guidance is left out, for half the time each.")
 ]

@@ -114,7 +114,7 @@ function layout() {
       h("div", { id: "zones", className: "zones" }), h("div", { id: "loras", className: "stack" }),
       h("details", { id: "advanced" }, h("summary", {}, "Advanced"), h("div", { className: "stack" },
         group("Sampling", fields.negative_prompt.element, h("div", { className: "fields" }, plain("num_inference_steps", "Steps"), plain("guidance_scale", "Guidance"), plain("guidance_scale_2", "Guidance, second expert"), plain("guidance_start", "Guidance from", { placeholder: "0", hint: "a share of the steps; outside it each takes half the time" }), plain("guidance_end", "Guidance to", { placeholder: "1", hint: "a share of the steps" }),
-          plain("true_cfg_scale", "True guidance"), plain("fps", "Frames a second"), plain("num_frames", "Frames, exactly"), pick("sampler", "Sampler", [["", "the model's own"], ["euler", "Euler"], ["lcm", "LCM, for few steps"], ["unipc", "UniPC"]]), plain("flow_shift", "Flow shift"), pick("cache", "What steps share", [["", "computed anew"], ["auto", "left out, with care"], ["fast", "left out, faster"]], { hint: "A step cache: another clip, in less time; from 10 steps on" }))),
+          plain("true_cfg_scale", "True guidance"), plain("fps", "Frames a second"), plain("num_frames", "Frames, exactly"), pick("sampler", "Sampler", [["", "the model's own"], ["euler", "Euler"], ["lcm", "LCM, for few steps"], ["unipc", "UniPC"]]), plain("flow_shift", "Flow shift"), pick("cache", "What steps share", [["", "computed anew"], ["auto", "left out, with care"], ["fast", "left out, faster"]], { hint: "A step cache: another clip, in less time; from 10 steps on" }), pick("decoder", "Decoder", [["", "the model's own"], ["tiny", "tiny, for drafts"]], { hint: "Frames in a fraction of the time, less sharp" }))),
         h("div", { id: "on-images" }, group("Images", h("div", { className: "fields" }, pick("image_fit", "Of another shape", [["", "cut"], ["pad", "framed"], ["stretch", "stretched"]]),
           (fields.image_ground = text("image_ground", "Under see-through parts", { placeholder: "black", maxLength: 40, change: () => put("image_ground", fields.image_ground.get()) })).element))),
         group("Attention", h("div", { className: "fields" }, pick("attention", "Attention", [["", "radial, or as tuned"], ["radial", "radial"], ["dense", "dense"]]), plain("decay", "Window (decay)"),
@@ -188,7 +188,7 @@ function show() {
   if (document.activeElement !== size.control) size.set(request.width || request.height ? `${request.width ?? spec.width}x${request.height ?? spec.height}` : "");
   const images = spec.starts_from.includes("image");
   for (const name of Object.keys(ZONES)) if (!images || (name === "last_image" && !spec.takes_last_image)) delete request[name];
-  const applies = { guidance_scale_2: spec.has_two_transformers, true_cfg_scale: spec.guidance_is_embedded, sampler: spec.is_flow, flow_shift: spec.is_flow, riflex: spec.knows_riflex, positions: spec.knows_riflex, cache: spec.knows_cache };
+  const applies = { guidance_scale_2: spec.has_two_transformers, true_cfg_scale: spec.guidance_is_embedded, sampler: spec.is_flow, flow_shift: spec.is_flow, riflex: spec.knows_riflex, positions: spec.knows_riflex, cache: spec.knows_cache, decoder: spec.knows_tiny_decoder };
   for (const [name, does] of Object.entries(applies)) { fields[name].element.hidden = !does; if (!does) delete request[name]; }
   document.getElementById("on-images").hidden = !images;
   for (const [name, one] of Object.entries(fields)) {
