@@ -31,6 +31,9 @@ FAMILIES = {
     "CosmosTransformer3DModel": "cross.cosmos",
     "Kandinsky5Transformer3DModel": "cross.kandinsky5",
     "MiniMaxH3Transformer3DModel": "joint.minimax_h3",
+    "AnyFlowTransformer3DModel": "cross.anyflow",
+    "Kandinsky6Transformer3DModel": "cross.kandinsky6",
+    "MotifVideoTransformer3DModel": "joint.motif_video",
 }
 
 _IMPOSSIBLE = {
