@@ -181,7 +181,7 @@ def _generate_one(
         else:
             told = (lambda: watch.begin("decode")), (lambda note: on_event(Event("decode", note=note)))
             stack.enter_context(decode_with_fallback(vae, *told))
-            stack.enter_context(shared_decoding(vae, ranks))
+        stack.enter_context(shared_decoding(vae, ranks))
         stack.enter_context(torch.inference_mode())
         stack.enter_context(quiet())
         try:

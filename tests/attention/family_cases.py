@@ -405,7 +405,10 @@ CASES: dict[str, FamilyCase] = {
         ),
         FamilyCase(
             "Kandinsky6Transformer3DModel",
-            {"num_text_blocks": 1, "num_visual_blocks": 2, "ca_rope": True, "cross_gates": True, "fix_modulation": True},
+            {
+                "num_text_blocks": 1, "num_visual_blocks": 2, "ca_rope": True, "cross_gates": True,
+                "fix_modulation": True,
+            },
             {
                 "in_visual_dim": 4, "out_visual_dim": 4, "in_text_dim": 16, "in_text_dim2": 8, "time_dim": 16,
                 "model_dim": 48, "ff_dim": 64, "axes_dims": (8, 8, 8), "in_audio_dim": 4, "out_audio_dim": 4,

@@ -50,10 +50,20 @@ def _timestep(call: Call) -> float:
     return float(call["timestep"][call["timestep_indices"][call["video_indices"][-1]]])
 
 
+def _sharding(transformer: Any) -> dict[str, Any]:
+    """Of diffusers' plan, with a name for each block: each splits its own copy of what rows are modulated by."""
+    stock: dict[str, Any] = transformer._cp_plan
+    each, count = stock["transformer_blocks.*"], len(transformer.transformer_blocks)
+    blocks = {f"transformer_blocks.{index}": each for index in range(count)}
+    blocks["transformer_blocks.0"] = stock["transformer_blocks.0"] | each
+    return {name: entry for name, entry in stock.items() if not name.startswith("transformer_blocks")} | blocks
+
+
 FAMILY = Family(
     layouts=_layouts,
     self_attentions=lambda transformer: numbered(transformer.transformer_blocks, "attn"),
     refuse=_refuse,
+    sharding=_sharding,
     timestep=_timestep,
     clean_timestep=1.0,
 )
