@@ -12,12 +12,16 @@ from torch import Tensor
 from radial.generation.decoding import decode_tiny, unscale
 from radial.video.encoding import Frames
 
+_FRAMES_FIRST = {"AnyFlowPipeline"}  # pipelines whose latents are [B, T, C, H, W] while they are denoised
+
 
 def preview_frame(pipe: Any, latents: Tensor) -> Frames | None:
     """The middle of a clip as uint8 ``[H, W, 3]``, from latents ``[1, C, T, H, W]`` as the denoising loop holds them.
 
     None for pipelines that pack their latents in another way: only the whole pipeline knows how to decode those.
     """
+    if type(pipe).__name__ in _FRAMES_FIRST and latents.dim() == 5:
+        latents = latents.transpose(1, 2)
     vae = getattr(pipe, "vae", None)
     if vae is None or latents.dim() != 5:
         return None

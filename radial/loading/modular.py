@@ -7,6 +7,7 @@ and its denoising loop gets one more block, which tells of each step.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,7 +97,9 @@ def _minimax_h3(task: str) -> Any:
                 options = {}
                 if issubclass(kind, torch.nn.Module):
                     options = {"dtype": dtype.get(name, dtype["default"]), "use_safetensors": use_safetensors}
-                own[name] = kind.from_pretrained(folder / name, local_files_only=True, **options)
+                with warnings.catch_warnings():  # what torch thinks of how diffusers normalises weights
+                    warnings.simplefilter("ignore", FutureWarning)
+                    own[name] = kind.from_pretrained(folder / name, local_files_only=True, **options)
             pipe.update_components(**own)
             return pipe
 

@@ -124,6 +124,13 @@ MODELS: dict[str, ModelSpec] = {
             step_caches=caches.WAN_21_T2V_1_3B,
         ),
         _row(
+            _WAN_21, "anyflow-wan2.1-14b", "AnyFlow on Wan 2.1, text-to-video in few steps, 14 B, 480p",
+            "nvidia/AnyFlow-Wan2.1-T2V-14B-Diffusers", text_pipeline="AnyFlowPipeline", layers=40,
+            num_inference_steps=4, guidance_scale=1.0, guidance_is_within=True, is_flow=False, flow_shift=None,
+            schedule=Schedule(dense_layers=1, dense_steps=1), riflex_period=None, negative_prompt="",
+            authors="diffusers: pipeline_anyflow.py; its schedule is in the checkpoint",
+        ),
+        _row(
             _WAN_21_720P, "wan2.1-14b", "Wan 2.1 text-to-video, 14 B, 480p and 720p",
             "Wan-AI/Wan2.1-T2V-14B-Diffusers", step_caches=caches.WAN_21_T2V_14B,
         ),

@@ -157,6 +157,33 @@ def test_what_cannot_be_radial_says_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("WanAnimate2Transformer3DModel", "reads a cache of reference tokens outside the clip's grid"),
+        ("Cosmos3OmniTransformer", "its clip looks at words that do not look back"),
+        ("HeliosTransformer3DModel", "history tokens of several scales"),
+        ("AnyFlowFARTransformer3DModel", "causal from chunk to chunk"),
+        ("LatteTransformer3DModel", "no layer sees the whole clip"),
+    ],
+)
+def test_classes_that_cannot_be_radial_say_why(kind: str, message: str) -> None:
+    import diffusers
+
+    made = getattr(diffusers, kind)  # a class is told by its name, before anything of it is looked at
+    with pytest.raises(ModelError, match=rf"{kind} cannot be radial: .*{message}"):
+        find_family(made.__new__(made))
+
+
+def test_text_padded_in_front_is_refused() -> None:
+    case = CASES["MotifVideoTransformer3DModel"]
+    transformer = case.build()
+    inputs = case.inputs(transformer, case.latents, 2)
+    inputs["encoder_attention_mask"] = inputs["encoder_attention_mask"].flip(1)
+    with radial.apply(transformer, block_size=16), pytest.raises(ModelError, match="padded in front of the words"):
+        call(transformer, inputs)
+
+
+@pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
         ("LTXVideoTransformer3DModel", {"num_frames": 5}, r"conditioning tokens are packed with the clip \(144 tokens"),

@@ -20,6 +20,7 @@ from tiny_pipelines import CASES
 
 # The tiny pipeline of each named model that the app drives.
 CASE_OF = {
+    "anyflow-wan2.1-14b": "anyflow",
     "wan2.1-1.3b": "wan", "wan2.1-14b": "wan", "wan2.1-i2v-14b-480p": "wan-i2v", "wan2.1-i2v-14b-720p": "wan-i2v",
     "wan2.1-flf2v-14b": "wan-flf", "wan2.1-vace-1.3b": "wan-vace", "wan2.1-vace-14b": "wan-vace",
     "wan2.2-a14b": "wan22", "wan2.2-i2v-a14b": "wan22-i2v", "wan2.2-ti2v-5b": "wan22-ti2v",

@@ -39,7 +39,9 @@ FAMILIES = {
 _IMPOSSIBLE = {
     "SanaVideoTransformer3DModel": "its self-attention is linear: there are no weights between tokens to leave out",
     "LatteTransformer3DModel": "it attends within a frame and across time in turn, so no layer sees the whole clip",
-    "WanAnimate2Transformer3DModel": "its self-attention reads a cache of reference tokens outside the clip's grid",
+    "WanAnimate2Transformer3DModel": "its self-attention reads a cache of reference tokens outside the clip's grid, by "
+    "block masks of its own",
+    "Cosmos3OmniTransformer": "its clip looks at words that do not look back: queries and keys differ in number",
     "HeliosTransformer3DModel": "it attends to history tokens of several scales in an order of its own",
     "AnyFlowFARTransformer3DModel": "its attention is causal from chunk to chunk",
 }
