@@ -268,6 +268,7 @@ class Model(BaseModel):
     needs_last_image: bool
     has_two_transformers: bool
     guidance_is_embedded: bool
+    guidance_is_within: bool
     is_flow: bool
     knows_riflex: bool
     knows_cache: bool
@@ -329,6 +330,7 @@ def model_of(name: str, spec: ModelSpec, *, own: bool = False) -> Model:
         guidance_scale=spec.guidance_scale, negative_prompt=spec.negative_prompt, starts_from=list(spec.starts_from),
         takes_last_image=spec.takes_last_image, needs_last_image=spec.needs_last_image,
         has_two_transformers=spec.has_two_transformers, guidance_is_embedded=spec.guidance_is_embedded,
+        guidance_is_within=spec.guidance_is_within,
         is_flow=spec.is_flow, knows_riflex=spec.riflex_period is not None, stride=spec.stride,
         first_frame=spec.first_frame, knows_cache=knows_cache(spec),
         knows_tiny_decoder=bool(spec.tiny_decoder),
