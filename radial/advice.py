@@ -68,6 +68,8 @@ def _without_effect(request: GenerationRequest, spec: ModelSpec) -> list[str]:
         notes.append(f"true_cfg_scale has no effect on {spec.name}, whose guidance_scale is that already")
     if len(request.guided_steps) < (request.num_inference_steps or 1) and not request.is_guided(spec):
         notes.append("guidance_start and guidance_end have no effect: no step makes a second pass for guidance")
+    if request.batched_guidance and not request.is_guided(spec):
+        notes.append("batched_guidance has no effect: no step makes a second pass for guidance")
     if request.cache == "auto" and spec.step_cache("auto", request.starts_from_image, LEAST_STEPS) is None:
         pipeline = spec.image_pipeline if request.starts_from_image else spec.text_pipeline
         notes.append(f"cache auto does without for {spec.name}: {why_none(pipeline)}")

@@ -39,7 +39,7 @@ MAX_FRAMES = 4097
 MAX_LORAS = 32
 _LATER = (
     "sink_frames", "variant", "skip_width", "true_cfg_scale", "image_ground", "positions", "guidance_start",
-    "guidance_end", "cache", "decoder",
+    "guidance_end", "cache", "decoder", "batched_guidance",
 )  # fmt: skip
 
 
@@ -94,6 +94,7 @@ class GenerationRequest(BaseModel):
     guidance_end: Annotated[float, Field(gt=0, le=1)] = 1.0
     cache: CacheWord = "off"
     decoder: Annotated[str, Field(max_length=4096)] = "full"
+    batched_guidance: bool = False
 
     @field_validator("prompt")
     @classmethod

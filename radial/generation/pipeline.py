@@ -17,6 +17,7 @@ from radial.advice import advise
 from radial.attention.install import RadialAttention, apply, transformers_of
 from radial.attention.positions import stretched
 from radial.errors import DeviceLost, GenerationError, first_line
+from radial.generation.acceleration.batched import batched_guidance
 from radial.generation.acceleration.calls import Calls
 from radial.generation.acceleration.guidance import guided_within
 from radial.generation.acceleration.hooks import lasting_hooks
@@ -216,7 +217,8 @@ def _accelerate(
     steps, guided = request.num_inference_steps or 1, request.is_guided(model.spec)
     cache = model.spec.step_cache(request.cache, request.starts_from_image, steps)
     in_part = guided and len(request.guided_steps) < steps
-    if cache is None and not in_part:
+    together = request.batched_guidance and guided
+    if cache is None and not in_part and not together:
         return None
     calls = Calls(model.pipe, steps, guided=guided)
     stack.enter_context(lasting_hooks(transformers))
@@ -227,6 +229,8 @@ def _accelerate(
         kept = stack.enter_context(cached_steps(model.pipe, transformers, cache, calls, on_skip))
     if in_part:
         stack.enter_context(guided_within(transformers, calls, request.guided_steps))
+    if together:
+        stack.enter_context(batched_guidance(transformers, calls))
     return kept
 
 

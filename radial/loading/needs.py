@@ -103,7 +103,7 @@ def needs_of(request: GenerationRequest, spec: ModelSpec, weights: Weights, numb
     inner = config.get("ffn_dim") or int(width * config.get("mlp_ratio", 4))
     tokens = request.grid(spec).tokens
     # Residual, normed, queries, keys, values, their copies, and the wide layer of the feed-forward.
-    clip = int(number * tokens * (8 * width + 2.5 * inner))
+    clip = int(number * tokens * (8 * width + 2.5 * inner)) * (2 if request.batched_guidance else 1)
     pixels = request.clip_height * request.clip_width
     frames = request.clip_frames * pixels * 3 * 4
     decoded = 4 if spec.exact_autoencoder else number

@@ -14,6 +14,11 @@ from radial.plans.layout import BlockSize
 from radial.plans.pattern import RadialPattern
 from radial.plans.policy import Schedule
 
+# Pipelines whose two passes of a guided step are two calls that differ in their text alone, of one length.
+BATCHED_GUIDANCE = {
+    "HunyuanVideoPipeline", "SkyReelsV2ImageToVideoPipeline", "SkyReelsV2Pipeline", "WanImageToVideoPipeline",
+    "WanPipeline",
+}  # fmt: skip
 _SMALL = 832 * 480  # pixels of what the authors of Wan call 480p
 
 
@@ -213,6 +218,8 @@ class ModelSpec:
             raise RequestError(
                 f"fps must be {self.fps} for {self.name}, not {given['fps']}: its sound is made for that speed"
             )
+        if given["batched_guidance"]:
+            self._check_batched(given)
         if given["decoder"] == "tiny" and not self.tiny_decoder:
             raise RequestError(f"no tiny decoder is known by name for {self.name}: give its file, or decoder full")
         if not self.guidance_is_within:
@@ -228,6 +235,21 @@ class ModelSpec:
                 f"{self.name} takes no negative_prompt: it was distilled with its guidance, and makes no second pass "
                 "for words to avoid; leave it out"
             )
+
+    def _check_batched(self, given: Mapping[str, Any]) -> None:
+        """Raise RequestError where both passes of a step cannot be made in one call, or need not."""
+        pipelines = {self.text_pipeline, self.image_pipeline} - {None}
+        if not pipelines <= BATCHED_GUIDANCE:
+            raise RequestError(
+                f"batched_guidance is not for {self.name}: its pipeline makes both passes in one call already, or none "
+                "that go into one; leave it out"
+            )
+        if given["cache"] != "off":
+            raise RequestError(
+                f"batched_guidance and cache {given['cache']} exclude each other: a cache tells the passes apart"
+            )
+        if (given["guidance_start"], given["guidance_end"]) != (0.0, 1.0):
+            raise RequestError("batched_guidance is for steps that are all guided: leave out guidance_start and _end")
 
     def bucket(self, height: int, width: int) -> tuple[int, int]:
         """The size that the image pipeline makes of an image of this shape, as diffusers' HunyuanVideo 1.5 chooses it:

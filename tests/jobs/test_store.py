@@ -329,7 +329,8 @@ def test_clips_that_leave_something_out_are_no_measure_of_others(store: JobStore
     with database:
         database.execute(
             "UPDATE jobs SET request = "
-            "json_remove(request, '$.cache', '$.guidance_start', '$.guidance_end', '$.decoder')"
+            "json_remove(request, '$.cache', '$.guidance_start', '$.guidance_end', '$.decoder', "
+            "'$.batched_guidance')"
             " WHERE json_extract(request, '$.cache') = 'off' AND json_extract(request, '$.guidance_end') = 1"
         )
     database.close()

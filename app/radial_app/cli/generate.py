@@ -17,6 +17,7 @@ from radial.shorthands import spell_out
 from radial.video.encoding import encoding_for
 from radial_app.cli.terminal.options import (
     ATTENTION,
+    BatchedGuidance,
     Cache,
     Codec,
     Crf,
@@ -52,7 +53,7 @@ _GROUPS = {
     "Clip": ("negative_prompt", "model", "height", "width", "size", "num_frames", "seconds", "fps", "seed",
              "num_videos", "snap", "riflex", "positions"),
     "Sampling": ("num_inference_steps", "guidance_scale", "guidance_scale_2", "guidance_start", "guidance_end",
-                 "true_cfg_scale", "preset", "sampler", "flow_shift", "cache", "decoder"),
+                 "batched_guidance", "true_cfg_scale", "preset", "sampler", "flow_shift", "cache", "decoder"),
     "Images and clips to start from": ("image", "last_image", "extend", "image_fit", "image_ground"),
     "Adapters": ("lora", "long_adapter"),
     "Attention": tuple(ATTENTION),
@@ -88,6 +89,7 @@ def generate(
     flow_shift: Annotated[float | None, typer.Option(help="Another shift of the noise schedule.")] = None,
     cache: Cache = "off",
     decoder: Decoder = "full",
+    batched_guidance: BatchedGuidance = False,
     image: Annotated[str | None, typer.Option(help="Image the clip starts from.", metavar="FILE")] = None,
     last_image: Annotated[str | None, typer.Option(help="Image it ends on.", metavar="FILE")] = None,
     extend: Annotated[str | None, typer.Option(help="Clip to go on from its last frame.", metavar="FILE")] = None,
@@ -175,6 +177,7 @@ def generate(
         flow_shift=flow_shift,
         cache=cache,
         decoder=decoder,
+        batched_guidance=batched_guidance,
         image=image,
         last_image=last_image,
         extend=extend,

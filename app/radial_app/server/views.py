@@ -13,7 +13,7 @@ from radial.loading.needs import Needs, needs_of
 from radial.models.architecture import named_weights
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.hub.download import cached_folder
-from radial.models.spec import ModelSpec
+from radial.models.spec import BATCHED_GUIDANCE, ModelSpec
 from radial.models.step_caches import LEAST_STEPS
 from radial.models.table import MODELS
 from radial.request import GenerationRequest, make_request
@@ -38,6 +38,7 @@ _SAYS = {
     "guidance_start": "share of the steps before which guidance is left out, for half the time each",
     "guidance_end": "share of the steps after which it is left out",
     "cache": "leave out what hardly changes from step to step: off, auto with care, fast with less",
+    "batched_guidance": "both passes of guidance in one call: faster for small clips, in more memory",
     "decoder": "what turns latents into frames: full, or tiny for drafts",
     "true_cfg_scale": "above 1, HunyuanVideo heeds the words to avoid, in twice the time",
     "sampler": "another sampler than the model's", "flow_shift": "another shift of the noise schedule",
@@ -273,6 +274,7 @@ class Model(BaseModel):
     knows_riflex: bool
     knows_cache: bool
     knows_tiny_decoder: bool
+    knows_batched_guidance: bool
     stride: tuple[int, int, int]
     first_frame: int
     on_disk: int
@@ -334,6 +336,7 @@ def model_of(name: str, spec: ModelSpec, *, own: bool = False) -> Model:
         is_flow=spec.is_flow, knows_riflex=spec.riflex_period is not None, stride=spec.stride,
         first_frame=spec.first_frame, knows_cache=knows_cache(spec),
         knows_tiny_decoder=bool(spec.tiny_decoder),
+        knows_batched_guidance={spec.text_pipeline, spec.image_pipeline} - {None} <= BATCHED_GUIDANCE,
         on_disk=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder else 0,
         removable=folder is not None and folder.parent.name == "snapshots", own=own,
     )  # fmt: skip

@@ -52,6 +52,9 @@ Cache = Annotated[
     Literal["off", "auto", "fast"],
     typer.Option(help="Leave out what hardly changes from step to step; auto with care, fast with less."),
 ]
+BatchedGuidance = Annotated[
+    bool, typer.Option(help="Make both passes of guidance in one call: faster for small clips, in more memory.")
+]
 Decoder = Annotated[
     str,
     typer.Option(
