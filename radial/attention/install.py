@@ -169,8 +169,8 @@ def apply(
 
 
 def transformers_of(pipe: Any) -> list[nn.Module]:
-    """A pipeline's transformers: one, or two that share the steps."""
-    found = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
+    """A pipeline's transformers: one, two that share the steps, or MiniMax-H3's for references, beside or alone."""
+    found = (getattr(pipe, name, None) for name in ("transformer", "transformer_2", "transformer_ref"))
     return [transformer for transformer in found if transformer is not None]
 
 

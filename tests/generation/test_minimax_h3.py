@@ -13,7 +13,8 @@ import tiny_minimax_h3 as tiny
 import torch
 from PIL import Image
 
-from radial import ModelError, RequestError
+import radial
+from radial import ModelError, RadialPattern, RequestError
 from radial.advice import advise
 from radial.attention.context import AttentionContext
 from radial.generation.pipeline import describe_run, generate
@@ -100,6 +101,42 @@ def test_steps_are_the_clips_not_the_sounds(model: LoadedModel, folder: Path, mo
     assert told["computed_share"] == pytest.approx(1 - sparse * (1 - told["density"]), abs=2e-4)
     (dense,) = generate(ask(folder, attention="dense"), model=model)
     assert not np.array_equal(video.frames, dense.frames)
+
+
+def test_references_lie_before_the_clip(folder: Path) -> None:
+    """As diffusers packs an image and a sound that a clip is to be like, by the transformer that is for them."""
+    from types import SimpleNamespace
+
+    from diffusers.modular_pipelines.minimax_h3.before_denoise import MiniMaxH3Ref2VAPrepareLayoutStep
+
+    references = [SimpleNamespace(kind="audio"), SimpleNamespace(kind="image")]
+    packed = MiniMaxH3Ref2VAPrepareLayoutStep.build_ref2va_packed_sequence(
+        torch.ones(9, dtype=torch.long), references, [torch.zeros(1, 4, 1, 6, 4)], [torch.zeros(10, 4)], 7, 4, 6, 11,
+        (1, 2, 2), 2, 2, 0,
+    )  # fmt: skip
+    position_ids, token_tags, video_indices, audio_indices, text_indices, _, _ = packed
+    times = torch.full((len(position_ids),), 0.25)
+    times[audio_indices] = 0.5
+    timestep, timestep_indices = torch.unique(times, return_inverse=True)
+    noise = torch.Generator().manual_seed(0)
+    call = {
+        "hidden_states": torch.randn(1, len(video_indices), 16, generator=noise),
+        "audio_hidden_states": torch.randn(1, len(audio_indices), 4, generator=noise),
+        "encoder_hidden_states": torch.randn(1, 9, 32, generator=noise), "timestep": timestep,
+        "timestep_indices": timestep_indices, "token_tags": token_tags, "position_ids": position_ids,
+        "video_indices": video_indices, "audio_indices": audio_indices, "text_indices": text_indices,
+    }  # fmt: skip
+    pipe = SimpleNamespace(transformer_ref=tiny.transformer(seed=1))
+    with torch.inference_mode():
+        stock = pipe.transformer_ref(**call, return_dict=False)
+        with radial.apply(pipe, pattern=RadialPattern(decay=16.0, sink_frames=64), block_size=16) as installed:
+            kept = pipe.transformer_ref(**call, return_dict=False)
+    (layout,) = installed.context.layouts
+    assert [(one.kind, one.tokens) for one in layout.segments] == [
+        ("text", 9), ("history", 10 + 3 * 2), ("sound", 22), ("clip", 7 * 2 * 3)
+    ]  # fmt: skip
+    assert all(torch.allclose(one, other, atol=2e-5) for one, other in zip(kept, stock, strict=True))
+    assert installed.computed_share == 1.0
 
 
 def test_it_goes_on_bit_for_bit_and_ends_early(model: LoadedModel, folder: Path, tmp_path: Path) -> None:
