@@ -161,7 +161,7 @@ class GenerationRequest(BaseModel):
             raise RequestError(f"{spec.name} goes from one image to another: give --last-image, too")
         if not spec.is_flow and (self.sampler != "model" or self.flow_shift is not None):
             given = f"sampler {self.sampler}" if self.sampler != "model" else f"flow_shift {self.flow_shift:g}"
-            raise RequestError(f"{given} is for flow models, and {spec.name} is none; leave it out")
+            raise RequestError(f"{given} is for flow models, and {spec.name} is none or has its own; leave it out")
         spec.check_given(self.model_dump())
         steps = self.num_inference_steps or spec.num_inference_steps
         if self.snap and self.num_frames is not None:
