@@ -40,6 +40,11 @@ def _on_length(request: GenerationRequest, spec: ModelSpec) -> list[str]:
     if within and tuned is not None and not tuned.covers(request.clip_frames):
         told = f"{min(lengths)} to {max(lengths)}" if len(lengths) > 1 else f"{lengths[0]}"
         notes.append(f"{request.clip_frames} frames are not among the {told} that the adapter was tuned for")
+    if request.clip_frames < spec.shortest_frames:
+        notes.append(
+            f"{request.clip_frames} frames are fewer than the {spec.shortest_frames} of the shortest clips that "
+            f"{spec.name} was trained on: expect artifacts"
+        )
     longest = max(spec.native_frames, (tuned and tuned.target_frames) or 0)
     if request.clip_frames > longest and (tuned is not None or not request.loras):
         who = "the adapter was tuned for" if longest > spec.native_frames else f"{spec.name} was trained on"
@@ -86,6 +91,8 @@ def _without_effect(request: GenerationRequest, spec: ModelSpec) -> list[str]:
         notes.append(f"far_field {request.far_field} has no effect: dense attention leaves nothing out")
     elif request.far_field != "drop" and request.dense_layers == 0:
         notes.append(f"far_field {request.far_field} is less exact in the first layer than none: dense_layers 1 helps")
+    if request.batched_guidance and not request.is_guided(spec):
+        notes.append("batched_guidance has no effect: no step makes a second pass for guidance")
     if request.cache == "auto" and spec.step_cache("auto", request.starts_from_image, LEAST_STEPS) is None:
         pipeline = spec.image_pipeline if request.starts_from_image else spec.text_pipeline
         notes.append(f"cache auto does without for {spec.name}: {why_none(pipeline)}")

@@ -19,6 +19,8 @@ WORDS = {
     "sampler": "another sampler than the model's",
     "flow_shift": "another shift of the noise schedule",
     "cache": "leave out what hardly changes from step to step: off, auto with care, fast with less",
+    "decoder": "what turns latents into frames: full, or tiny for drafts",
+    "batched_guidance": "both passes of guidance in one call: faster for small clips, in more memory",
     "image": "the image it starts from",
     "last_image": "the image it ends on",
     "extend": "the clip that it goes on from, at its last frame",

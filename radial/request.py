@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +17,7 @@ from pydantic import (
 )
 
 from radial.errors import RequestError
-from radial.models.find import find_model, pipeline_of
+from radial.models.find import find_model, hub_file, pipeline_of
 from radial.models.lora_settings import BUNDLED_ADAPTER, AdapterSettings, Lora, adapter_file, read_adapter_settings
 from radial.models.spec import ModelSpec, Sampler
 from radial.models.step_caches import CacheWord
@@ -38,7 +39,7 @@ MAX_FRAMES = 4097
 MAX_LORAS = 32
 _LATER = (
     "sink_frames", "variant", "skip_width", "true_cfg_scale", "image_ground", "positions", "guidance_start",
-    "guidance_end", "cache", "far_field", "token_order",
+    "guidance_end", "cache", "far_field", "token_order", "decoder", "batched_guidance",
 )  # fmt: skip
 
 
@@ -94,6 +95,8 @@ class GenerationRequest(BaseModel):
     guidance_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
     guidance_end: Annotated[float, Field(gt=0, le=1)] = 1.0
     cache: CacheWord = "off"
+    decoder: Annotated[str, Field(max_length=4096)] = "full"
+    batched_guidance: bool = False
 
     @field_validator("prompt")
     @classmethod
@@ -161,7 +164,8 @@ class GenerationRequest(BaseModel):
         sampler = self.sampler or "model"
         if not spec.is_flow and (sampler != "model" or self.flow_shift is not None):
             given = f"sampler {sampler}" if sampler != "model" else f"flow_shift {self.flow_shift:g}"
-            raise RequestError(f"{given} is for flow models, and {spec.name} is none; leave it out")
+            raise RequestError(f"{given} is for flow models, and {spec.name} is none or has its own; leave it out")
+        spec.check_given(self.model_dump())
         if self.snap and self.num_frames is not None:
             _, _, num_frames = spec.snap_size(spec.height, spec.width, self.num_frames)
             if num_frames != self.num_frames:
@@ -239,6 +243,11 @@ class GenerationRequest(BaseModel):
         """
         from radial.video.images import check_clip, check_image
 
+        if self.decoder not in ("full", "tiny") and hub_file(self.decoder) is None and not os.path.isfile(self.decoder):
+            raise RequestError(
+                f"decoder must be full, tiny, a .safetensors file, or one on the hub as org/name/file.safetensors, not "
+                f"{self.decoder[:200]!r}: there is no such file"
+            )
         for name, check in (("image", check_image), ("last_image", check_image), ("extend", check_clip)):
             if (path := getattr(self, name)) is not None:
                 try:
@@ -325,8 +334,8 @@ class GenerationRequest(BaseModel):
 
     def grid(self, spec: ModelSpec) -> TokenGrid:
         """The latent tokens of a resolved request's clip."""
-        frames, height, width = spec.stride
-        return TokenGrid((self.clip_frames - 1) // frames + 1, self.clip_height // height, self.clip_width // width)
+        _, height, width = spec.stride
+        return TokenGrid(spec.latent_frames(self.clip_frames), self.clip_height // height, self.clip_width // width)
 
     @property
     def is_resolved(self) -> bool:

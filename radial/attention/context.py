@@ -77,7 +77,7 @@ class AttentionContext:
         self.computed = self.total = 0.0
         self._shares: list[float] = []  # of attention that the last call's layers compute, in their order
         self._masks_padding, self._device = False, torch.device("cpu")
-        self._last_timestep: float | None = None
+        self._last_noise: float | None = None
 
     def begin_call(self, family: Family, transformer: nn.Module, call: Call, state: CallState, branch: str) -> None:
         """Note layouts and step of a transformer call, and choose what its layers compute.
@@ -96,7 +96,7 @@ class AttentionContext:
         self.state, self.branch, self.layouts, self._device = state, branch, layouts, device
         self._lengths = tuple(_of_any_length(torch.empty(layout.tokens, 0)) for layout in layouts)
         self._masks_padding = family.masks_padding
-        self._locate(float(call["timestep"].flatten().max()))
+        self._locate(family.timestep(call), family.clean_timestep)
         self._shares = []
         for layer, attention in family.self_attentions(transformer):
             choice = self.policy.choose(layer, self.step, self.num_steps)
@@ -139,17 +139,17 @@ class AttentionContext:
         """Note the layer that attends next, where its planner reads content."""
         self._layer = layer
 
-    def _locate(self, timestep: float) -> None:
-        """Find the step: from the scheduler's timesteps where there is one, else by watching the timestep fall."""
+    def _locate(self, timestep: float, clean: float) -> None:
+        """Find the step: from the scheduler's timesteps where there is one, else by watching the noise fall."""
         timesteps = getattr(getattr(self._pipe, "scheduler", None), "timesteps", None)
         if timesteps is not None and len(timesteps):
             self.step = int((timesteps.float().cpu() - timestep).abs().argmin())
             self.num_steps = len(timesteps)
-        elif self._last_timestep is None or timestep > self._last_timestep:
+        elif self._last_noise is None or abs(timestep - clean) > self._last_noise:
             self.step = 0
-        elif timestep < self._last_timestep:
+        elif abs(timestep - clean) < self._last_noise:
             self.step += 1
-        self._last_timestep = timestep
+        self._last_noise = abs(timestep - clean)
 
     def attend(self, call: AttentionCall, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> Tensor:
         """A layer's attention by what was chosen for it, in place of the function that its processor calls.

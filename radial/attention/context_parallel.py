@@ -132,7 +132,8 @@ class Shards:
     def __init__(self, transformer: nn.Module, plan: dict[str, Any], parallel: ContextParallel) -> None:
         from diffusers.models._modeling_parallel import ContextParallelOutput
 
-        self._parallel, self._tokens = parallel, 0
+        self._parallel = parallel
+        self._tokens, self._before, self._after = 0, 0, 0  # of the clip, and around it
         self._handles: list[Any] = []
         self._of_call: Callable[..., Any] | None = None
         modules = {name: transformer.get_submodule(name) for name in plan}  # all there, before one is changed
@@ -158,6 +159,7 @@ class Shards:
             RequestError: the clip is too small to share.
         """
         self._tokens, size = layout.grid.tokens, self._parallel.size
+        self._before, self._after = layout.before, layout.after
         if self._tokens < size:
             raise RequestError(f"a clip of {self._tokens} tokens cannot be shared by {size} processes")
         return (args, kwargs) if self._of_call is None else self._of_call(transformer, args, kwargs)
@@ -172,7 +174,12 @@ class Shards:
             return None if value is None else type(value)(map(self._split, value, how))
         if not isinstance(value, Tensor) or how.expected_dims not in (None, value.ndim):
             return value
-        return self._parallel.split(value, how.split_dim)
+        around, dim = self._before + self._after, how.split_dim
+        if not around or value.shape[dim] != self._tokens + around:
+            return self._parallel.split(value, dim)
+        # The whole sequence: what lies around the clip stays with everybody.
+        before, clip, after = value.split([self._before, self._tokens, self._after], dim)
+        return torch.cat([before, self._parallel.split(clip, dim), after], dim)
 
     def _split_arguments(self, module: nn.Module, plan: dict[str, Any]) -> Callable[..., Any]:
         names = list(inspect.signature(type(module).forward).parameters)[1:]
@@ -192,7 +199,11 @@ class Shards:
 
     def _gather(self, how: Any) -> Callable[..., Any]:
         def gather(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            return self._parallel.gather(output, how.gather_dim, self._tokens)
+            dim, own = how.gather_dim, self._parallel.shares(self._tokens)[self._parallel.rank]
+            if output.shape[dim] == own:
+                return self._parallel.gather(output, dim, self._tokens)
+            before, clip, after = output.split([self._before, own, self._after], dim)
+            return torch.cat([before, self._parallel.gather(clip, dim, self._tokens), after], dim)
 
         return gather
 

@@ -34,6 +34,8 @@ class Family:
             ``_cp_plan``; None where that is not known. The tokens of the clip are split, all others are not.
         reorder: where the clip's tokens can be put in another order; None where that is not known.
         fuse: put fused kernels into the blocks of a transformer on a GPU, for good: how many blocks took them.
+        timestep: the clip's, of a call.
+        clean_timestep: that of a clip without noise, which timesteps come nearer to step by step.
     """
 
     layouts: Callable[[Any, Call], tuple[Layout, ...]] = lambda transformer, call: (
@@ -48,6 +50,8 @@ class Family:
     sharding: Callable[[Any], dict[str, Any] | None] = lambda transformer: None
     reorder: Callable[[Any], TokenModules | None] = lambda transformer: None
     fuse: Callable[[Any], int] = lambda transformer: 0
+    timestep: Callable[[Call], float] = lambda call: float(call["timestep"].flatten().max())
+    clean_timestep: float = 0.0
 
 
 def numbered(blocks: Any, attention: str = "attn1", first: int = 0) -> list[tuple[int, nn.Module]]:

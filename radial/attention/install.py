@@ -150,7 +150,7 @@ def apply(
 
     Args:
         target: a loaded pipeline (all its transformers are taken, as Wan 2.2 has two) or a transformer. A lone
-            transformer has no scheduler to count steps by: there a step begins when the timestep falls and a run
+            transformer has no scheduler to count steps by: there a step begins when the noise falls and a run
             when it rises, and ``dense_last_steps`` cannot be used.
         pattern: which tokens attend to each other; the published rule when left out.
         schedule: which layers and steps stay dense; none when left out.
@@ -193,8 +193,8 @@ def apply(
 
 
 def transformers_of(pipe: Any) -> list[nn.Module]:
-    """A pipeline's transformers: one, or two that share the steps."""
-    found = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
+    """A pipeline's transformers: one, two that share the steps, or MiniMax-H3's for references, beside or alone."""
+    found = (getattr(pipe, name, None) for name in ("transformer", "transformer_2", "transformer_ref"))
     return [transformer for transformer in found if transformer is not None]
 
 

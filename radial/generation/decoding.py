@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from radial.loading.memory import decode_in_tiles
+from radial.loading.tiny_decoder import TinyDecoder
 
 
 @contextlib.contextmanager
@@ -59,6 +60,55 @@ def decode_with_fallback(vae: Any, on_begin: Callable[[], None], on_note: Callab
             vae.to(device, dtype)
         if not tiled and getattr(vae, "use_tiling", False):
             vae.disable_tiling()
+
+
+@contextlib.contextmanager
+def decoded_by(vae: Any, decoder: TinyDecoder, on_begin: Callable[[], None]) -> Iterator[None]:
+    """While the context lasts, a tiny decoder makes the frames in an autoencoder's place, and the looks on the way.
+
+    Args:
+        on_begin: told that decoding begins.
+    """
+    from diffusers.models.autoencoders.vae import DecoderOutput
+
+    @functools.wraps(vae.decode)
+    def decode(latents: Tensor, *args: Any, return_dict: bool = True, **options: Any) -> Any:
+        on_begin()
+        frames = decode_tiny(vae, decoder, latents)
+        return DecoderOutput(frames) if return_dict else (frames,)
+
+    vars(vae)["tiny_decoder"] = decoder  # as an attribute it would become a part of the autoencoder
+    try:
+        with decoding_by(vae, decode):
+            yield
+    finally:
+        del vars(vae)["tiny_decoder"]
+
+
+def decode_tiny(vae: Any, decoder: TinyDecoder, latents: Tensor) -> Tensor:
+    """Frames of latents as the autoencoder takes them, by a tiny decoder, which takes them as they were made."""
+    made = rescale(vae, latents).to(next(decoder.parameters()).device)
+    return torch.stack([decoder.decode(one) for one in made]).to(latents)
+
+
+def unscale(vae: Any, latents: Tensor) -> Tensor:
+    """Latents as the autoencoder takes them, of those that transformers make."""
+    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is not None and std is not None:
+        shape = (1, -1, 1, 1, 1)
+        return latents * latents.new_tensor(std).view(shape) + latents.new_tensor(mean).view(shape)
+    factor: float = vae.config.get("scaling_factor") or 1.0
+    return latents / factor
+
+
+def rescale(vae: Any, latents: Tensor) -> Tensor:
+    """Latents as transformers make them, of those that the autoencoder takes."""
+    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is not None and std is not None:
+        shape = (1, -1, 1, 1, 1)
+        return (latents - latents.new_tensor(mean).view(shape)) / latents.new_tensor(std).view(shape)
+    factor: float = vae.config.get("scaling_factor") or 1.0
+    return latents * factor
 
 
 @contextlib.contextmanager

@@ -17,11 +17,12 @@ from radial.advice import advise
 from radial.attention.install import RadialAttention, apply, transformers_of
 from radial.attention.positions import stretched
 from radial.errors import DeviceLost, GenerationError, first_line
+from radial.generation.acceleration.batched import batched_guidance
 from radial.generation.acceleration.calls import Calls
 from radial.generation.acceleration.guidance import guided_within
 from radial.generation.acceleration.hooks import lasting_hooks
 from radial.generation.acceleration.step_cache import InstalledCache, cached_steps
-from radial.generation.decoding import decode_with_fallback
+from radial.generation.decoding import decode_with_fallback, decoded_by
 from radial.generation.ranks import Ranks
 from radial.generation.receipt import attention_used, make_receipt
 from radial.generation.resume import GeneratorPart, OnStep, resumable_steps
@@ -30,7 +31,8 @@ from radial.generation.shared_decoding import shared_decoding
 from radial.generation.snapshot import Part, Snapshot, describe_attention
 from radial.generation.unseen_words import unseen_words
 from radial.generation.watch import Event, OnEvent, Watch
-from radial.loading.load import LoadedModel, load, quiet
+from radial.loading.load import LoadedModel, choose_dtype, load, quiet
+from radial.loading.tiny_decoder import TinyDecoder, load_decoder
 from radial.plans.settings import AS_BEFORE
 from radial.request import MAX_FRAMES, GenerationRequest
 from radial.video.clip import Video
@@ -74,7 +76,12 @@ def generate(
             request, lambda done, total: on_event(Event("download", done >> 20, total >> 20)),
             processes=ranks.size if ranks else 1,
         )  # fmt: skip
+    decoder = None
+    if request.decoder != "full":
+        vae = model.pipe.vae.config
+        decoder = load_decoder(request.decoder, model.spec, vae, model.device, choose_dtype("auto", model.device))
     notes = (*model.notes, *advise(request, model.spec), *unseen_words(request, model))
+    notes += () if decoder is None or not decoder.note else (decoder.note,)
     for index, single in enumerate(request.singles()):
         taken_up = snapshot if index == 0 and snapshot and snapshot.about == describe_run(single, model) else None
 
@@ -85,7 +92,7 @@ def generate(
             for note in notes if index == 0 else ():
                 on_event(Event("load", note=note))
             followed = on_step if ranks is None else ranks.in_step(on_step)
-            video = _generate_one(single, model, tell, followed, taken_up, ranks)
+            video = _generate_one(single, model, tell, followed, taken_up, ranks, decoder)
         if ranks is None or ranks.is_first:
             yield video
 
@@ -109,6 +116,7 @@ def _generate_one(
     on_step: OnStep | None,
     snapshot: Snapshot | None,
     ranks: Ranks | None = None,
+    decoder: TinyDecoder | None = None,
 ) -> Video:
     assert request.num_inference_steps is not None
     assert request.fps is not None
@@ -170,9 +178,11 @@ def _generate_one(
                 parts["cache"] = cache
             stack.enter_context(resumable_steps(pipe, transformers, parts, on_step, snapshot, so_far))
         vae = getattr(pipe, "vae", None)
-        stack.enter_context(
-            decode_with_fallback(vae, lambda: watch.begin("decode"), lambda note: on_event(Event("decode", note=note)))
-        )
+        if decoder is not None:
+            stack.enter_context(decoded_by(vae, decoder, lambda: watch.begin("decode")))
+        else:
+            told = (lambda: watch.begin("decode")), (lambda note: on_event(Event("decode", note=note)))
+            stack.enter_context(decode_with_fallback(vae, *told))
         stack.enter_context(shared_decoding(vae, ranks))
         stack.enter_context(torch.inference_mode())
         stack.enter_context(quiet())
@@ -196,7 +206,7 @@ def _generate_one(
         pixels = np.concatenate([before.frames, pixels[1:]])  # the new clip's first frame is the old one's last
         sound = before.sound if sound is None else sound.after((len(before.frames) - 1) / request.fps, before.sound)
     used = attention_used(request, model, radial, snapshot, cache)
-    receipt = make_receipt(request, model, used, watch.timings(), cache)
+    receipt = make_receipt(request, model, used, watch.timings(), cache, decoder)
     return Video(pixels, request.fps, receipt | {"processes": ranks.size} if ranks else receipt, sound)
 
 
@@ -208,7 +218,8 @@ def _accelerate(
     steps, guided = request.num_inference_steps or 1, request.is_guided(model.spec)
     cache = model.spec.step_cache(request.cache, request.starts_from_image, steps)
     in_part = guided and len(request.guided_steps) < steps
-    if cache is None and not in_part:
+    together = request.batched_guidance and guided
+    if cache is None and not in_part and not together:
         return None
     calls = Calls(model.pipe, steps, guided=guided)
     stack.enter_context(lasting_hooks(transformers))
@@ -219,6 +230,8 @@ def _accelerate(
         kept = stack.enter_context(cached_steps(model.pipe, transformers, cache, calls, on_skip))
     if in_part:
         stack.enter_context(guided_within(transformers, calls, request.guided_steps))
+    if together:
+        stack.enter_context(batched_guidance(transformers, calls))
     return kept
 
 
@@ -285,9 +298,8 @@ def _sound_of(output: Any, pipe: Any) -> Sound | None:
     made = getattr(output, "audio", None)
     if made is None:
         return None
-    return Sound(
-        made[0].detach().float().cpu().numpy().reshape(-1, made[0].shape[-1]), pipe.vocoder.config.output_sampling_rate
-    )
+    rate = getattr(output, "sampling_rate", None) or pipe.vocoder.config.output_sampling_rate
+    return Sound(made[0].detach().float().cpu().numpy().reshape(-1, made[0].shape[-1]), rate)
 
 
 def _guider(pipe: Any, request: GenerationRequest) -> Any:

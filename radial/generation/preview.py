@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from radial.generation.decoding import decode_tiny, unscale
 from radial.video.encoding import Frames
+
+_FRAMES_FIRST = {"AnyFlowPipeline"}  # pipelines whose latents are [B, T, C, H, W] while they are denoised
 
 
 def preview_frame(pipe: Any, latents: Tensor) -> Frames | None:
@@ -17,6 +20,8 @@ def preview_frame(pipe: Any, latents: Tensor) -> Frames | None:
 
     None for pipelines that pack their latents in another way: only the whole pipeline knows how to decode those.
     """
+    if type(pipe).__name__ in _FRAMES_FIRST and latents.dim() == 5:
+        latents = latents.transpose(1, 2)
     vae = getattr(pipe, "vae", None)
     if vae is None or latents.dim() != 5:
         return None
@@ -26,8 +31,11 @@ def preview_frame(pipe: Any, latents: Tensor) -> Frames | None:
     chosen = latents[:1, :, middle : middle + 1].to(vae.dtype)
     try:
         with torch.inference_mode(), _beside(vae, latents.device):
-            # Its class's: its own may have all ranks decode, or go on on the CPU when memory runs out.
-            image = type(vae).decode(vae, _unscale(vae, chosen), return_dict=False)[0]
+            if (decoder := vars(vae).get("tiny_decoder")) is not None:
+                image = decode_tiny(vae, decoder, unscale(vae, chosen))
+            else:
+                # Its class's: its own may have all ranks decode, or go on on the CPU when memory runs out.
+                image = type(vae).decode(vae, unscale(vae, chosen), return_dict=False)[0]
     except (RuntimeError, ValueError, TypeError):  # an autoencoder that takes no single frame; out of memory
         return None
     if image.dim() != 5 or image.shape[1] != 3:
@@ -52,13 +60,3 @@ def _beside(vae: Any, device: torch.device) -> Iterator[None]:
             vae.to(own)
         if hook is not None:
             vae._hf_hook = hook
-
-
-def _unscale(vae: Any, latents: Tensor) -> Tensor:
-    """Latents as the autoencoder made them."""
-    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
-    if mean is not None and std is not None:
-        shape = (1, -1, 1, 1, 1)
-        return latents * latents.new_tensor(std).view(shape) + latents.new_tensor(mean).view(shape)
-    factor: float = vae.config.get("scaling_factor") or 1.0
-    return latents / factor

@@ -70,6 +70,8 @@ class Ranks:
         Raises:
             RequestError: they cannot.
         """
+        if request.batched_guidance:
+            raise RequestError(f"batched_guidance is for one process, not {self.size} that share a clip: leave it out")
         if request.cache != "off":
             raise RequestError(
                 f"cache {request.cache} keeps what blocks make of a whole clip, and where {self.size} processes share "

@@ -13,6 +13,7 @@ from radial.attention.install import RadialAttention
 from radial.generation.acceleration.step_cache import InstalledCache
 from radial.generation.snapshot import Snapshot
 from radial.loading.load import LoadedModel, fingerprint
+from radial.loading.tiny_decoder import TinyDecoder
 from radial.request import GenerationRequest
 from radial.version import __version__
 
@@ -48,7 +49,7 @@ def attention_used(
 
 def make_receipt(
     request: GenerationRequest, model: LoadedModel, attention: dict[str, Any], timings: dict[str, float],
-    cache: InstalledCache | None = None,
+    cache: InstalledCache | None = None, decoder: TinyDecoder | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything needed to make the clip again, and what making it took."""
     import diffusers
@@ -88,6 +89,8 @@ def make_receipt(
         receipt["guidance"] = {"first_step": guided.start, "guided_steps": len(guided), "steps": steps}
     if cache is not None:
         receipt["cache"] = cache.report()
+    if decoder is not None:
+        receipt["decoder"] = {"name": decoder.name, "fingerprint": decoder.fingerprint}
     return receipt
 
 

@@ -21,13 +21,15 @@ from torch import Tensor
 
 from radial.generation.snapshot import Part, Snapshot
 
-# Pipelines with one scheduler that steps once a step. The others (LTX-2 with its audio, diffusion forcing with a
-# scheduler a frame, Cosmos, which steps twice) start anew.
+# Pipelines with a scheduler that steps once a step, and maybe one for sound that steps after it. The others (LTX-2,
+# whose sound has none of its own that is known, diffusion forcing with a scheduler a frame, Cosmos, which steps twice)
+# start anew.
 RESUMABLE = {
-    "AllegroPipeline", "EasyAnimatePipeline", "HunyuanVideo15ImageToVideoPipeline", "HunyuanVideo15Pipeline",
+    "AllegroPipeline", "AnyFlowPipeline", "EasyAnimatePipeline", "HunyuanVideo15ImageToVideoPipeline",
+    "HunyuanVideo15Pipeline",
     "HunyuanVideoImageToVideoPipeline", "HunyuanVideoPipeline", "Kandinsky5I2VPipeline", "Kandinsky5T2VPipeline",
-    "LTXImageToVideoPipeline", "LTXPipeline", "MochiPipeline", "SkyReelsV2ImageToVideoPipeline", "SkyReelsV2Pipeline",
-    "WanImageToVideoPipeline", "WanPipeline", "WanVACEPipeline",
+    "LTXImageToVideoPipeline", "LTXPipeline", "MiniMaxH3Pipeline", "MochiPipeline", "SkyReelsV2ImageToVideoPipeline",
+    "SkyReelsV2Pipeline", "WanImageToVideoPipeline", "WanPipeline", "WanVACEPipeline",
 }  # fmt: skip
 
 
@@ -96,52 +98,120 @@ def resumable_steps(
         parts: what the steps to come depend on beside latents and scheduler, by name.
         so_far: what else a snapshot says, by name.
     """
-    scheduler = pipe.scheduler
     if type(pipe).__name__ not in RESUMABLE:
         yield
         return
-    parts = {"scheduler": SchedulerPart(scheduler), **parts}
-    own_step = scheduler.step
-    done = 0
-
-    @functools.wraps(own_step)  # pipelines read the signature to see what a scheduler takes
-    def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        nonlocal done
-        done += 1
-        as_tuple = not kwargs.get("return_dict", True)
-        if snapshot is not None and done <= snapshot.step:
-            taken = sample
-            if done == snapshot.step:
-                _stand_still(transformers, False)
-                for name, part in parts.items():
-                    if name in snapshot.parts:
-                        part.restore(snapshot.parts[name], sample.device)
-                taken = snapshot.latents.to(sample.device)
-            return (taken,) if as_tuple else SimpleNamespace(prev_sample=taken)
-        result = own_step(model_output, timestep, sample, *args, **kwargs)
-        latents = result[0] if as_tuple else result.prev_sample
-        steps = len(scheduler.timesteps)
-
-        def clean() -> Tensor:
-            return _clean_latents(scheduler, model_output, sample, latents)
-
-        def take() -> Snapshot:
-            states = {name: part.state() for name, part in parts.items()}
-            return Snapshot(done, steps, latents.cpu(), states, **so_far())
-
-        if on_step is not None and on_step(Step(done, steps, clean, take)) == "finish" and done < steps:
-            pipe._interrupt = True  # pipelines skip the steps that are left and decode
-            finished = clean().to(latents.dtype)
-            return (finished,) if as_tuple else SimpleNamespace(prev_sample=finished)
-        return result
-
-    scheduler.step = step
+    schedulers = [pipe.scheduler]
+    parts = {"scheduler": SchedulerPart(pipe.scheduler), **parts}
+    sound = _SoundPart()
+    if (other := getattr(pipe, "audio_scheduler", None)) is not None:
+        schedulers.append(other)
+        parts |= {"audio_scheduler": SchedulerPart(other), "audio_latents": sound}
+    steps = _Steps(pipe, transformers, schedulers, parts, sound, on_step, snapshot, so_far)
+    own_steps = [scheduler.step for scheduler in schedulers]
+    for index, (scheduler, own_step) in enumerate(zip(schedulers, own_steps, strict=True)):
+        # Wrapped, as pipelines read the signature to see what a scheduler takes.
+        scheduler.step = functools.wraps(own_step)(functools.partial(steps.step, index, own_step))
     try:
         _stand_still(transformers, snapshot is not None and snapshot.step > 0)
         yield
     finally:
         _stand_still(transformers, False)
-        del scheduler.step
+        for scheduler in schedulers:
+            del scheduler.step
+
+
+class _SoundPart:
+    """The latents of a clip's sound, which have a scheduler of their own."""
+
+    latents: Tensor
+
+    def state(self) -> Tensor:
+        return self.latents.cpu()
+
+    def restore(self, state: Tensor, device: torch.device) -> None:
+        self.latents = state.to(device)
+
+
+class _Steps:
+    """A run's steps, of one scheduler or, where sound is denoised with the clip, of two: the clip's and the sound's.
+
+    A step ends with the last scheduler's. ``sound`` holds what the second one made of the sound.
+    """
+
+    def __init__(
+        self, pipe: Any, transformers: list[Any], schedulers: list[Any], parts: Mapping[str, Part], sound: _SoundPart,
+        on_step: OnStep | None, snapshot: Snapshot | None, so_far: Callable[[], dict[str, Any]],
+    ) -> None:  # fmt: skip
+        self._pipe, self._transformers, self._schedulers, self._parts = pipe, transformers, schedulers, parts
+        self._sound, self._on_step, self._snapshot, self._so_far = sound, on_step, snapshot, so_far
+        self._done = 0
+        self._latents: list[Tensor] = []  # what each scheduler's step returned
+        self._clean: list[Callable[[], Tensor]] = []
+        self._finished: list[Tensor] | None = None  # latents that the run ends with before its last step
+
+    def step(
+        self, index: int, own_step: Callable[..., Any], model_output: Tensor, timestep: Any, sample: Tensor,
+        *args: Any, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """In place of a scheduler's step."""
+        if index == 0:
+            self._done += 1
+            self._latents, self._clean = [], []
+        as_tuple = not kwargs.get("return_dict", True)
+        known = self._known(index, sample)
+        if known is not None:
+            return (known,) if as_tuple else SimpleNamespace(prev_sample=known)
+        # Pipelines with two write a step's outcome over what it began with, before the other one's.
+        began = sample if len(self._schedulers) == 1 else sample.clone()
+        result = own_step(model_output, timestep, sample, *args, **kwargs)
+        latents = result[0] if as_tuple else result.prev_sample
+        self._latents.append(latents)
+        self._clean.append(functools.partial(_clean_latents, self._schedulers[index], model_output, began, latents))
+        if index == 1:
+            self._sound.latents = latents
+        if index + 1 < len(self._schedulers) or self._ended() == "go on":
+            return result
+        finished = self._finish()[index]
+        return (finished,) if as_tuple else SimpleNamespace(prev_sample=finished)
+
+    def _known(self, index: int, sample: Tensor) -> Tensor | None:
+        """The outcome of a step that an earlier run did, or that is left out; None for one that is to be done."""
+        if self._finished is not None:
+            return self._finished[index]
+        snapshot = self._snapshot
+        if snapshot is None or self._done > snapshot.step:
+            return None
+        if self._done < snapshot.step:
+            return sample
+        if index == 1:
+            return self._sound.latents
+        _stand_still(self._transformers, False)
+        for name, part in self._parts.items():
+            if name in snapshot.parts:
+                part.restore(snapshot.parts[name], sample.device)
+        return snapshot.latents.to(sample.device)
+
+    def _ended(self) -> Literal["go on", "finish"]:
+        """Tell that a step ended: whether the run goes on."""
+        steps = len(self._schedulers[0].timesteps)
+
+        def take() -> Snapshot:
+            states = {name: part.state() for name, part in self._parts.items()}
+            return Snapshot(self._done, steps, self._latents[0].cpu(), states, **self._so_far())
+
+        if self._on_step is None:
+            return "go on"
+        wish = self._on_step(Step(self._done, steps, self._clean[0], take))
+        return wish if self._done < steps else "go on"
+
+    def _finish(self) -> list[Tensor]:
+        """End the run with what the finished clip looks like now."""
+        self._pipe._interrupt = True  # pipelines skip the steps that are left and decode
+        self._finished = [clean().to(x.dtype) for clean, x in zip(self._clean, self._latents, strict=True)]
+        if len(self._schedulers) > 1:  # which has no such way out: its transformer has nothing more to do
+            _stand_still(self._transformers, True)
+        return self._finished
 
 
 def _stand_still(transformers: list[Any], still: bool) -> None:
@@ -161,15 +231,19 @@ def stands_still(transformer: Any) -> bool:
 
 def _echo(*args: Any, **kwargs: Any) -> Any:
     hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    return SimpleNamespace(sample=hidden_states) if kwargs.get("return_dict", True) else (hidden_states,)
+    if kwargs.get("return_dict", True):
+        return SimpleNamespace(sample=hidden_states)
+    sound = kwargs.get("audio_hidden_states")
+    return (hidden_states,) if sound is None else (hidden_states, sound)
 
 
 def _clean_latents(scheduler: Any, model_output: Tensor, sample: Tensor, latents: Tensor) -> Tensor:
-    """Where the step's velocity points to: x_0 = x_sigma - sigma v. Latents as they are, where the scheduler does not
-    work with velocities or the model's output has another shape."""
+    """Where the step's velocity points to: x_0 = x_sigma - sigma v, or + where it leads from noise to the clip. Latents
+    as they are, where the scheduler does not work with velocities or the model's output has another shape."""
     index, sigmas = getattr(scheduler, "step_index", None), getattr(scheduler, "sigmas", None)
     prediction = scheduler.config.get("prediction_type", "flow_prediction")
     if index is None or sigmas is None or prediction != "flow_prediction" or model_output.shape != sample.shape:
         return latents
     sigma = sigmas[index - 1].to(sample.device, torch.float32)  # the scheduler has moved on already
-    return (sample.float() - sigma * model_output.float()).to(latents.dtype)
+    towards = 1 if type(scheduler).__name__ == "MiniMaxH3Scheduler" else -1
+    return (sample.float() + towards * sigma * model_output.float()).to(latents.dtype)

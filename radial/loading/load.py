@@ -17,6 +17,7 @@ from radial.attention.install import transformers_of
 from radial.errors import ModelError, RequestError, first_line, some
 from radial.loading.devices import find_device
 from radial.loading.memory import choose_profile, decode_in_tiles, place
+from radial.loading.modular import pipeline_class
 from radial.loading.needs import Profile
 from radial.loading.quantize import narrow_linears
 from radial.loading.transformer_file import is_gguf, load_transformer_file
@@ -107,7 +108,8 @@ def load(
             dtypes = {"default": dtype, "vae": torch.float32 if spec.exact_autoencoder else dtype}
             own = {name: load_transformer_file(file, folder, name, dtype) for name, file in spec.own_weights.items()}
             own |= _load_encoders(folder, dtype)
-            pipe = getattr(diffusers, kind).from_pretrained(folder, dtype=dtypes, use_safetensors=True, **own)
+            made = pipeline_class(kind, from_image=request.starts_from_image)
+            pipe = made.from_pretrained(folder, dtype=dtypes, use_safetensors=True, **own)
         except ModelError:
             raise
         except Exception as error:  # diffusers and safetensors raise many kinds for files that are not right

@@ -65,6 +65,9 @@ def place(pipe: Any, profile: Profile, device: torch.device) -> None:
         for name, component in pipe.components.items():
             if not isinstance(component, torch.nn.Module) or name == "vae":
                 continue
+            if not getattr(component, "_supports_group_offloading", True):
+                component.to(device)
+                continue
             by_block = profile == "low" and name in TRANSFORMERS
             apply_group_offloading(
                 component, onload_device=device, offload_device=torch.device("cpu"), use_stream=stream,

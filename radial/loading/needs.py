@@ -103,13 +103,17 @@ def needs_of(request: GenerationRequest, spec: ModelSpec, weights: Weights, numb
     inner = config.get("ffn_dim") or int(width * config.get("mlp_ratio", 4))
     tokens = request.grid(spec).tokens
     # Residual, normed, queries, keys, values, their copies, and the wide layer of the feed-forward.
-    clip = int(number * tokens * (8 * width + 2.5 * inner))
+    clip = int(number * tokens * (8 * width + 2.5 * inner)) * (2 if request.batched_guidance else 1)
     pixels = request.clip_height * request.clip_width
     frames = request.clip_frames * pixels * 3 * 4
     decoded = 4 if spec.exact_autoencoder else number
     # The widest layers work on whole frames with a hundred-odd channels, some of them at a time.
     decode = decoded * pixels * 96 * 4 * 24 + frames
     tiled = decoded * min(pixels, 4 * _TILE * _TILE) * 96 * 4 * 10 + 2 * frames
+    if spec.decodes_in_tiles:
+        decode = min(decode, tiled)
+    if request.decoder != "full":  # a latent frame at a time, by up to 64 channels of whole frames
+        decode = tiled = number * pixels * 64 * 4 * 4 + 2 * frames
     cached = _cached(request, spec, number * tokens * width)
     needs = Needs(
         sizes, max(blocks.values(), default=0), clip + cached, decode + cached, min(decode, tiled) + cached, 3 * frames

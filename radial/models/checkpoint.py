@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,10 @@ from radial.attention.family import patch_sizes
 from radial.errors import ModelError, first_line
 from radial.models.spec import ModelSpec
 from radial.models.table import BUNDLED, MODELS
+
+INDEX, MODULAR_INDEX = "model_index.json", "modular_model_index.json"
+NOT_DRIVEN = ("transformer_ref",)  # components of tasks that are not driven here: MiniMax-H3's, from references
+_WITH_WEIGHTS = ("transformer", "vae", "audio_vae", "text_encoder", "image_encoder", "vocoder")
 
 
 def driven_pipelines() -> list[str]:
@@ -26,10 +31,26 @@ def checkpoint_folder(spec: ModelSpec) -> Path | None:
         from importlib.resources import files
 
         folder = Path(str(files("radial_assets"))) / "tiny"
-        if not (folder / "model_index.json").exists():
+        if not (folder / INDEX).exists():
             raise ModelError(f"the bundled model is missing from {folder}; reinstall radial-video")
         return folder
     return Path(spec.source) if Path(spec.source).is_dir() else None
+
+
+def index_in(folder: Path) -> Path:
+    """The file that says what a checkpoint is made of: of diffusers' modular pipelines where it has one that we drive.
+
+    Repositories may have both, and be another pipeline's by the one that we do not drive.
+
+    Raises:
+        ModelError: there is none.
+    """
+    modular, plain = folder / MODULAR_INDEX, folder / INDEX
+    if modular.is_file() and (not plain.is_file() or read_json(modular).get("_class_name") in driven_pipelines()):
+        return modular
+    if plain.is_file():
+        return plain
+    raise ModelError(f"{folder} is not a diffusers checkpoint: it has no {INDEX} and no {MODULAR_INDEX}")
 
 
 def check_checkpoint(folder: Path, without: tuple[str, ...] = (), *, weights: bool = True) -> None:
@@ -39,14 +60,12 @@ def check_checkpoint(folder: Path, without: tuple[str, ...] = (), *, weights: bo
         without: components whose weights come from elsewhere.
         weights: whether they must be there.
     """
-    if not (folder / "model_index.json").is_file():
-        raise ModelError(f"{folder} is not a diffusers checkpoint: it has no model_index.json")
-    kind = read_json(folder / "model_index.json").get("_class_name")
+    kind = read_json(index_in(folder)).get("_class_name")
     if kind not in driven_pipelines():
         found = kind if isinstance(kind, str) else _shown(kind)
         raise ModelError(f"{folder} holds a {found}; radial drives {', '.join(driven_pipelines())}")
     for component, (library, _) in components_of(folder).items() if weights else ():
-        holds_weights = component.startswith(("transformer", "vae", "text_encoder", "image_encoder", "vocoder"))
+        holds_weights = component.startswith(_WITH_WEIGHTS)
         if library is None or not holds_weights or component in without:
             continue
         files = list((folder / component).glob("*")) if (folder / component).is_dir() else []
@@ -75,6 +94,8 @@ def fit_spec(spec: ModelSpec, folder: Path) -> ModelSpec:
     named = [vae.get(name) for name in ("scale_factor_spatial", "spatial_compression_ratio")]
     if halvings is not None:
         named.append(2**halvings * vae.get("patch_size", 1))
+    elif isinstance(factors := vae.get("spatial_downsample_factors"), list):  # MiniMax-H3's
+        named.append(math.prod(factors))
     elif not any(named) and isinstance(vae.get("block_out_channels"), list) and "scaling_factor" in vae:
         named = [2 ** (len(vae["block_out_channels"]) - 1)]
     spatial = next((n for n in named if n), None)
@@ -115,7 +136,7 @@ def read_folder(folder: Path, without: tuple[str, ...] = (), *, weights: bool = 
         ModelError: it is no checkpoint that we drive.
     """
     check_checkpoint(folder, without, weights=weights)
-    index = read_json(folder / "model_index.json")
+    index = read_json(index_in(folder))
     kind = index["_class_name"]
     transformer = read_config(folder / "transformer")
     if transformer.get("attention_type") == "nabla":
@@ -129,9 +150,10 @@ def read_folder(folder: Path, without: tuple[str, ...] = (), *, weights: bool = 
         tiny = MODELS["tiny"]
         names = ("height", "width", "num_inference_steps", "pattern", "schedule", "long_pattern", "block_size")
         changes = {name: getattr(tiny, name) for name in names}
-        changes |= {"num_frames": 8 * like.stride[0] + like.first_frame, "max_sequence_length": 64}
+        chunks = max(1, 8 // like.chunk_latents)
+        changes |= {"num_frames": chunks * like.stride[0] + like.first_frame, "max_sequence_length": 64}
         changes |= dict.fromkeys(("flow_shift", "small_flow_shift", "image_flow_shift", "image_guidance_scale"))
-        changes |= {"negative_prompt": "", "prompt_template": "", "step_caches": None}
+        changes |= {"negative_prompt": "", "prompt_template": "", "step_caches": None, "tiny_decoder": ""}
         if kind == "WanPipeline":
             changes |= {name: getattr(tiny, name) for name in ("native_frames", "guidance_scale", "riflex_period")}
     if kind == "WanImageToVideoPipeline":
@@ -187,16 +209,26 @@ def _own_settings(folder: Path, like: ModelSpec) -> dict[str, Any]:
 
 
 def components_of(folder: Path, *, present: bool = False) -> dict[str, tuple[str | None, str | None]]:
-    """What a checkpoint's index lists; those that it has alone where they are to be ``present``."""
-    index = read_json(folder / "model_index.json")
-    return {
-        name: tuple(value)
-        for name, value in index.items()
-        if isinstance(value, list)
-        and len(value) == 2
-        and re.fullmatch(r"\w+", name)
-        and not (present and value[0] is None)
-    }
+    """What a checkpoint's index lists; those that it has alone where they are to be ``present``.
+
+    Raises:
+        ModelError: a component of a modular pipeline lies elsewhere than in the folder of its name.
+    """
+    path = index_in(folder)
+    found: dict[str, tuple[str | None, str | None]] = {}
+    for name, value in read_json(path).items():
+        if not isinstance(value, list) or not re.fullmatch(r"\w+", name) or name in NOT_DRIVEN:
+            continue
+        if path.name == MODULAR_INDEX:
+            # Library and class as they were when it was saved, and what says where it is loaded from.
+            if len(value) != 3 or not isinstance(value[2], dict):
+                continue
+            if (place := value[2].get("subfolder")) != name:
+                raise ModelError(f"{path} has its {name} in {_shown(place)}, where a folder {name} is expected")
+            value = value[2].get("type_hint")
+        if isinstance(value, list) and len(value) == 2 and not (present and value[0] is None):
+            found[name] = (value[0], value[1])
+    return found
 
 
 _MAX_JSON = 8 << 20  # bytes
@@ -205,8 +237,12 @@ _COUNTS = {
     "num_layers": 1024, "num_single_layers": 1024, "num_attention_heads": 1024, "attention_head_dim": 4096,
     "ffn_dim": 1 << 20, "mlp_ratio": 1024, "max_text_seq_length": 1 << 16, "patch_size": 64, "patch_size_t": 64,
     "scale_factor_temporal": 256, "scale_factor_spatial": 256, "temporal_compression_ratio": 256,
-    "spatial_compression_ratio": 256, "target_size": 8192,
+    "spatial_compression_ratio": 256, "target_size": 8192, "spatial_downsample_factors": 16,
 }  # fmt: skip
+_LISTS = {
+    "patch_size": (3,),
+    "spatial_downsample_factors": range(1, 9),
+}  # those that may be several numbers, and how many
 
 
 def read_config(component: Path) -> dict[str, Any]:
@@ -222,10 +258,10 @@ def read_config(component: Path) -> dict[str, Any]:
             continue
         numbers = value if isinstance(value, list) else [value]
         whole = all(type(n) in (int, float) and 0 <= n <= most and n == int(n) for n in numbers)
-        if not whole or (isinstance(value, list) and (name != "patch_size" or len(value) != 3)):
+        if not whole or (isinstance(value, list) and len(value) not in _LISTS.get(name, ())):
             raise ModelError(f"{path} says {name} = {_shown(value)}; a whole number up to {most} is expected")
         checked[name] = [int(n) for n in value] if isinstance(value, list) else int(value)
-        if name.startswith(("patch_size", "scale_factor")) and 0 in numbers:
+        if name.startswith(("patch_size", "scale_factor", "spatial_down")) and 0 in numbers:
             raise ModelError(f"{path} says {name} = {_shown(value)}, which cannot be")
     return checked
 

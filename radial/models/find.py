@@ -17,6 +17,7 @@ from radial.models.table import MODELS, nearest
 
 SINGLE_FILES = (".safetensors", ".gguf")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_HUB_FILE = re.compile(rf"({HUB_ID.pattern})/([\w.-]{{1,96}}\.safetensors)", re.ASCII)
 
 
 def find_model(name: str, *, online: bool = True) -> ModelSpec:
@@ -48,6 +49,12 @@ def find_model(name: str, *, online: bool = True) -> ModelSpec:
         f"unknown model {name[:200]!r}{meant}; a hub id like org/name, a checkpoint folder or a transformer's file is "
         "taken, too"
     )
+
+
+def hub_file(name: str) -> tuple[str, str] | None:
+    """Repository and file of what is named ``org/name/file.safetensors``; None for other names, and for files here."""
+    found = None if os.path.exists(name) else _HUB_FILE.fullmatch(name)
+    return None if found is None else (found[1], found[2])
 
 
 def check_packages(spec: ModelSpec) -> None:

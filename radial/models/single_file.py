@@ -15,7 +15,7 @@ from pathlib import Path
 
 from radial.errors import ModelError, some
 from radial.models.architecture import Architecture, architecture_in, named_architectures
-from radial.models.checkpoint import read_folder
+from radial.models.checkpoint import INDEX, MODULAR_INDEX, read_folder
 from radial.models.experts import expert_in, name_of_other
 from radial.models.original_names import Part, original_name, plain_name
 from radial.models.spec import ModelSpec
@@ -112,7 +112,7 @@ def read_single_file(name: str) -> ModelSpec:
     )
     files = [read_transformer_file(path) for path in given]
     folder = given[0].parent
-    if (folder / "model_index.json").is_file():
+    if any((folder / name).is_file() for name in (INDEX, MODULAR_INDEX)):
         names = ("transformer", "transformer_2") if (folder / "transformer_2").is_dir() else ("transformer",)
         for file, component in zip(files, names, strict=False):
             check_fit(file, architecture_in(folder, component), f"the {component} of {folder}")

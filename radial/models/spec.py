@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from radial.errors import RequestError
 from radial.models.step_caches import CacheWord, StepCache, StepCaches, choose_step_cache
@@ -14,6 +15,11 @@ from radial.plans.pattern import RadialPattern
 from radial.plans.policy import Schedule
 
 Sampler = Literal["model", "euler", "lcm", "unipc"]
+# Pipelines whose two passes of a guided step are two calls that differ in their text alone, of one length.
+BATCHED_GUIDANCE = {
+    "HunyuanVideoPipeline", "SkyReelsV2ImageToVideoPipeline", "SkyReelsV2Pipeline", "WanImageToVideoPipeline",
+    "WanPipeline",
+}  # fmt: skip
 _SMALL = 832 * 480  # pixels of what the authors of Wan call 480p
 
 
@@ -26,6 +32,8 @@ class ModelSpec:
         transformer_files: the files that the transformers' weights come from, in place of the source's.
         note: what its user should hear of how it was found.
         has_two_transformers: one for high noise, and one for low.
+        guidance_is_within: whether guidance is in the weights: it takes no scale and no words to avoid.
+        exact_fps: whether its clips have the speed that it was trained at alone, as those with sound have.
         guidance_is_embedded: whether guidance_scale is a number that the transformer is told; words to avoid then count
             at a true_cfg_scale above 1.
         text_pipeline, image_pipeline: the diffusers classes that start from a prompt alone, and from a prompt with
@@ -33,7 +41,11 @@ class ModelSpec:
         takes_last_image: whether the image pipeline can also be given the last frame.
         needs_last_image: whether it must be.
         stride: pixels to one latent token along (frames, height, width), patches included.
-        first_frame: 1 where the autoencoder keeps the first frame apart, so that lengths are a multiple plus 1.
+        first_frame: 1 where the autoencoder keeps the first frame apart, so that lengths are a multiple plus 1; more
+            where it keeps more apart.
+        chunk_latents, first_latents: latent frames of so many frames as the stride says, and of those kept apart where
+            they are not as many.
+        shortest_frames: of the shortest clip the model was trained on, where that is said.
         native_frames: the longest clip the model was trained on.
         max_sequence_length: text tokens a prompt is padded or cut to.
         flow_shift: of the noise schedule; the checkpoint's own where it is None.
@@ -57,6 +69,7 @@ class ModelSpec:
         layers: transformer layers, for estimates before loading.
         riflex_period: latent frames after which the model repeats itself beyond its native length.
         step_caches: its own; else its pipeline's, where that has some.
+        tiny_decoder: the file on the hub that ``decoder tiny`` means, where one is known.
         long_adapter: the adapter that clips beyond the native length take, where one comes with the package.
     """
 
@@ -69,6 +82,9 @@ class ModelSpec:
     needs_last_image: bool = False
     stride: tuple[int, int, int] = (4, 16, 16)
     first_frame: int = 1
+    chunk_latents: int = 1
+    first_latents: int | None = None
+    shortest_frames: int = 1
     height: int = 480
     width: int = 832
     num_frames: int = 81
@@ -105,15 +121,23 @@ class ModelSpec:
     riflex_period: float | None = None
     step_caches: StepCaches | None = None
     long_adapter: str | None = None
+    tiny_decoder: str = ""
     transformer_files: tuple[str, ...] = ()
     note: str = ""
     has_two_transformers: bool = False
     guidance_is_embedded: bool = False
+    guidance_is_within: bool = False
+    exact_fps: bool = False
 
     @property
     def native_latents(self) -> int:
         """Latent frames of a clip of the native length."""
-        return (self.native_frames - self.first_frame) // self.stride[0] + self.first_frame
+        return self.latent_frames(self.native_frames)
+
+    def latent_frames(self, num_frames: int) -> int:
+        """Latent frames of a clip of a legal length."""
+        first = self.first_frame if self.first_latents is None else self.first_latents
+        return (num_frames - self.first_frame) // self.stride[0] * self.chunk_latents + first
 
     @property
     def own_weights(self) -> dict[str, Path]:
@@ -182,11 +206,51 @@ class ModelSpec:
                 )
         stride, first = self.stride[0], self.first_frame
         if (num_frames - first) % stride or num_frames < 1:
-            legal = _nearest((num_frames - first) / stride, lowest=1 - first)
+            legal = _nearest((num_frames - first) / stride, lowest=0 if first else 1)
+            rule = f"{stride} plus {first}" if first else f"{stride}"
             raise RequestError(
-                f"num_frames must be a multiple of {stride}{' plus 1' * first} for {self.name}, not {num_frames}; "
+                f"num_frames must be a multiple of {rule} for {self.name}, not {num_frames}; "
                 f"the nearest are {' and '.join(str(n * stride + first) for n in legal)} (--snap takes the nearest)"
             )
+
+    def check_given(self, given: Mapping[str, Any]) -> None:
+        """Raise RequestError where the model leaves no choice, and a request's fields make another."""
+        if self.exact_fps and given["fps"] not in (None, self.fps):
+            raise RequestError(
+                f"fps must be {self.fps} for {self.name}, not {given['fps']}: its sound is made for that speed"
+            )
+        if given["batched_guidance"]:
+            self._check_batched(given)
+        if given["decoder"] == "tiny" and not self.tiny_decoder:
+            raise RequestError(f"no tiny decoder is known by name for {self.name}: give its file, or decoder full")
+        if not self.guidance_is_within:
+            return
+        for name in ("guidance_scale", "guidance_scale_2", "true_cfg_scale"):
+            if (value := given[name]) not in (None, 1.0):
+                raise RequestError(
+                    f"{name} {value:g} cannot be: {self.name} was distilled with its guidance, and makes no second "
+                    "pass; leave it out"
+                )
+        if given["negative_prompt"]:
+            raise RequestError(
+                f"{self.name} takes no negative_prompt: it was distilled with its guidance, and makes no second pass "
+                "for words to avoid; leave it out"
+            )
+
+    def _check_batched(self, given: Mapping[str, Any]) -> None:
+        """Raise RequestError where both passes of a step cannot be made in one call, or need not."""
+        pipelines = {self.text_pipeline, self.image_pipeline} - {None}
+        if not pipelines <= BATCHED_GUIDANCE:
+            raise RequestError(
+                f"batched_guidance is not for {self.name}: its pipeline makes both passes in one call already, or none "
+                "that go into one; leave it out"
+            )
+        if given["cache"] != "off":
+            raise RequestError(
+                f"batched_guidance and cache {given['cache']} exclude each other: a cache tells the passes apart"
+            )
+        if (given["guidance_start"], given["guidance_end"]) != (0.0, 1.0):
+            raise RequestError("batched_guidance is for steps that are all guided: leave out guidance_start and _end")
 
     def bucket(self, height: int, width: int) -> tuple[int, int]:
         """The size that the image pipeline makes of an image of this shape, as diffusers' HunyuanVideo 1.5 chooses it:
@@ -201,7 +265,7 @@ class ModelSpec:
     def snap_size(self, height: int, width: int, num_frames: int) -> tuple[int, int, int]:
         """The nearest size that the autoencoder can make."""
         _, down, across = self.stride
-        frames = max(1 - self.first_frame, round((num_frames - self.first_frame) / self.stride[0]))
+        frames = max(0 if self.first_frame else 1, round((num_frames - self.first_frame) / self.stride[0]))
         return (
             max(1, round(height / down)) * down,
             max(1, round(width / across)) * across,

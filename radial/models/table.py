@@ -22,7 +22,7 @@ _NO_SINK = RadialPattern(decay=0.95, sink_frames=0)
 
 _WAN_21 = ModelSpec(
     name="", summary="", source="", riflex_period=51.0, flow_shift=5.0, negative_prompt=words.WAN,
-    exact_autoencoder=True, few_step_sampler="lcm",
+    exact_autoencoder=True, few_step_sampler="lcm", tiny_decoder="lightx2v/Autoencoders/taew2_1.safetensors",
     authors="Wan-Video/Wan2.1: generate.py, wan/configs",
 )  # fmt: skip
 _WAN_21_720P = replace(_WAN_21, height=720, width=1280, layers=40)
@@ -45,7 +45,8 @@ _SKYREELS = replace(
     text_pipeline="SkyReelsV2Pipeline", authors="SkyworkAI/SkyReels-V2: README, generate_video.py",
 )  # fmt: skip
 _HUNYUAN = replace(
-    _WAN_21_720P, num_frames=129, native_frames=129, fps=24, guidance_scale=6.0, max_sequence_length=256, layers=60,
+    _WAN_21_720P,
+    tiny_decoder="", num_frames=129, native_frames=129, fps=24, guidance_scale=6.0, max_sequence_length=256, layers=60,
     text_pipeline="HunyuanVideoPipeline", pattern=_NO_SINK, schedule=Schedule(dense_steps=12),
     long_pattern=RadialPattern(decay=1.0, sink_frames=0), riflex_period=50.3, flow_shift=None,
     negative_prompt=words.HUNYUAN, exact_autoencoder=False, few_step_sampler="euler",
@@ -58,7 +59,9 @@ _HUNYUAN_15 = replace(
     authors="diffusers: scripts/convert_hunyuan_video1_5_to_diffusers.py; shift 5 and guidance 6 are in the checkpoint",
 )  # fmt: skip
 _LTX = replace(
-    _WAN_21, text_pipeline="LTXPipeline", image_pipeline="LTXImageToVideoPipeline", stride=(8, 32, 32), height=480,
+    _WAN_21,
+    tiny_decoder="",
+    text_pipeline="LTXPipeline", image_pipeline="LTXImageToVideoPipeline", stride=(8, 32, 32), height=480,
     width=704, num_frames=121, native_frames=257, fps=25, num_inference_steps=40, guidance_scale=3.0,
     max_sequence_length=128, layers=28, pattern=_OURS, schedule=Schedule(dense_layers=1, dense_steps=10),
     riflex_period=None, flow_shift=None, negative_prompt=words.LTX, exact_autoencoder=False, few_step_sampler="euler",
@@ -67,14 +70,17 @@ _LTX = replace(
     "shift goes by the clip's tokens",
 )  # fmt: skip
 _COGVIDEOX = replace(
-    _WAN_21, text_pipeline="CogVideoXPipeline", height=480, width=720, num_frames=49, native_frames=49, fps=8,
+    _WAN_21,
+    tiny_decoder="", text_pipeline="CogVideoXPipeline", height=480, width=720, num_frames=49, native_frames=49, fps=8,
     guidance_scale=6.0, max_sequence_length=226, layers=42, pattern=_OURS, riflex_period=None, flow_shift=None,
     negative_prompt="", is_flow=False, exact_autoencoder=False, scheduler="CogVideoXDPMScheduler",
     pipeline_arguments=(("use_dynamic_cfg", True),),
     authors="zai-org/CogVideo: inference/cli_demo.py",
 )  # fmt: skip
 _KANDINSKY = replace(
-    _WAN_21, text_pipeline="Kandinsky5T2VPipeline", height=512, width=768, num_frames=121, native_frames=121, fps=24,
+    _WAN_21,
+    tiny_decoder="",
+    text_pipeline="Kandinsky5T2VPipeline", height=512, width=768, num_frames=121, native_frames=121, fps=24,
     layers=32, pattern=_OURS, riflex_period=None, flow_shift=None, negative_prompt=words.KANDINSKY,
     exact_autoencoder=False, few_step_sampler="euler",
     packages=("torchvision",), authors="diffusers: pipeline_kandinsky.py, which reads 512 words and its authors 256",
@@ -118,6 +124,13 @@ MODELS: dict[str, ModelSpec] = {
             step_caches=caches.WAN_21_T2V_1_3B,
         ),
         _row(
+            _WAN_21, "anyflow-wan2.1-14b", "AnyFlow on Wan 2.1, text-to-video in few steps, 14 B, 480p",
+            "nvidia/AnyFlow-Wan2.1-T2V-14B-Diffusers", text_pipeline="AnyFlowPipeline", layers=40,
+            num_inference_steps=4, guidance_scale=1.0, guidance_is_within=True, is_flow=False, flow_shift=None,
+            schedule=Schedule(dense_layers=1, dense_steps=1), riflex_period=None, negative_prompt="",
+            authors="diffusers: pipeline_anyflow.py; its schedule is in the checkpoint",
+        ),
+        _row(
             _WAN_21_720P, "wan2.1-14b", "Wan 2.1 text-to-video, 14 B, 480p and 720p",
             "Wan-AI/Wan2.1-T2V-14B-Diffusers", step_caches=caches.WAN_21_T2V_14B,
         ),
@@ -158,7 +171,7 @@ MODELS: dict[str, ModelSpec] = {
             _WAN_22, "wan2.2-ti2v-5b", "Wan 2.2 text- and image-to-video, 5 B, 720p", "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
             image_pipeline="WanImageToVideoPipeline", stride=(4, 32, 32), height=704, num_frames=121,
             native_frames=121, fps=24, num_inference_steps=50, layers=30, riflex_period=None,
-            step_caches=caches.WAN_22_TI2V_5B,
+            step_caches=caches.WAN_22_TI2V_5B, tiny_decoder="lightx2v/Autoencoders/taew2_2.safetensors",
         ),
         _row(
             _WAN_22, "wan2.2-animate-14b", "Wan 2.2 Animate, 14 B: pose and face videos, in Python only",
@@ -208,6 +221,7 @@ MODELS: dict[str, ModelSpec] = {
         ),
         _row(
             _WAN_21, "mochi", "Mochi 1 preview, 10 B, 480p", "genmo/mochi-1-preview", text_pipeline="MochiPipeline",
+            tiny_decoder="",
             stride=(6, 16, 16), width=848, num_frames=163, native_frames=163, fps=30, num_inference_steps=64,
             guidance_scale=4.5, max_sequence_length=256, layers=48, pattern=_OURS,
             schedule=Schedule(dense_layers=1, dense_steps=15), riflex_period=None, flow_shift=None, negative_prompt="",
@@ -237,7 +251,8 @@ MODELS: dict[str, ModelSpec] = {
         ),
         _row(
             _WAN_21_720P, "allegro", "Allegro text-to-video, 3 B, 720p", "rhymes-ai/Allegro",
-            text_pipeline="AllegroPipeline", first_frame=0, num_frames=88, native_frames=88, fps=15,
+            text_pipeline="AllegroPipeline",
+            tiny_decoder="", first_frame=0, num_frames=88, native_frames=88, fps=15,
             num_inference_steps=100, guidance_scale=7.5, layers=32, pattern=_OURS,
             schedule=Schedule(dense_layers=1, dense_steps=24), riflex_period=None, flow_shift=None,
             negative_prompt=words.ALLEGRO, prompt_template=words.ALLEGRO_PROMPT, is_flow=False, exact_autoencoder=True,
@@ -245,19 +260,33 @@ MODELS: dict[str, ModelSpec] = {
         ),
         _row(
             _WAN_21, "easyanimate-v5.1-12b", "EasyAnimate 5.1 text-to-video, 12 B",
-            "alibaba-pai/EasyAnimateV5.1-12b-zh-diffusers", text_pipeline="EasyAnimatePipeline", height=384, width=672,
+            "alibaba-pai/EasyAnimateV5.1-12b-zh-diffusers", text_pipeline="EasyAnimatePipeline",
+            tiny_decoder="", height=384, width=672,
             num_frames=49, native_frames=49, fps=8, guidance_scale=6.0, max_sequence_length=256, layers=48,
             pattern=_OURS, riflex_period=None, flow_shift=None, negative_prompt=words.EASYANIMATE,
             exact_autoencoder=False, few_step_sampler="euler", authors="aigc-apps/EasyAnimate: predict_t2v.py",
         ),
         _row(
             _WAN_21_720P, "cosmos-1.0-7b", "Cosmos 1.0 text-to-world, 7 B, 720p",
-            "nvidia/Cosmos-1.0-Diffusion-7B-Text2World", text_pipeline="CosmosTextToWorldPipeline", stride=(8, 16, 16),
+            "nvidia/Cosmos-1.0-Diffusion-7B-Text2World", text_pipeline="CosmosTextToWorldPipeline",
+            tiny_decoder="", stride=(8, 16, 16),
             height=704, num_frames=121, native_frames=121, fps=24, num_inference_steps=35, guidance_scale=7.0,
             layers=28, pattern=_OURS, schedule=Schedule(dense_layers=1, dense_steps=8), riflex_period=None,
             flow_shift=None, negative_prompt=words.COSMOS, is_flow=False, exact_autoencoder=False,
             packages=("torchvision", "cosmos_guardrail"), gated=True,
             authors="nvidia-cosmos/cosmos-predict1: inference_utils.py; diffusers: pipeline_cosmos_text2world.py",
+        ),
+        _row(
+            _WAN_21, "minimax-h3", "MiniMax-H3 text- and image-to-video with sound, 33 B, 5 to 15 s",
+            "MiniMaxAI/MiniMax-H3", text_pipeline="MiniMaxH3ModularPipeline",
+            tiny_decoder="", image_pipeline="MiniMaxH3ModularPipeline",
+            takes_last_image=True, stride=(17, 32, 32), first_frame=5, chunk_latents=5, first_latents=2, height=768,
+            width=1344, num_frames=124, native_frames=345, shortest_frames=124, fps=24, exact_fps=True,
+            num_inference_steps=49, guidance_scale=1.0, guidance_is_within=True, layers=50, pattern=_OURS,
+            schedule=Schedule(dense_layers=1, dense_steps=12), riflex_period=None, flow_shift=None, negative_prompt="",
+            is_flow=False, exact_autoencoder=False, decodes_in_tiles=True, few_step_sampler="euler",
+            authors="diffusers: modular_pipelines/minimax_h3; its 50 points of the schedule are 49 steps, and the "
+            "shifts of picture and sound, 12 and 3, are in the checkpoint",
         ),
         _row(
             _KANDINSKY, "kandinsky-5-lite", "Kandinsky 5 Lite text-to-video, 2 B",

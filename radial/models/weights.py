@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from radial.errors import ModelError, first_line
-from radial.models.checkpoint import read_config
+from radial.models.checkpoint import NOT_DRIVEN, read_config
 
 _MAX_HEADER = 8 << 20  # bytes; that of the largest models takes a few hundred thousand
 _MAX_SIDE = 1 << 31
@@ -53,7 +53,7 @@ def weights_in(folder: Path, own: Mapping[str, Path] | None = None) -> Weights:
         ModelError: a file cannot be read.
     """
     components = {}
-    for component in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for component in sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in NOT_DRIVEN):
         files = sorted(component.glob("*.safetensors"))
         if component.name in (own or {}):
             files = [(own or {})[component.name]]

@@ -225,6 +225,63 @@ def kandinsky5(transformer: Any, latents: tuple[int, int, int], batch: int) -> I
     }
 
 
+def minimax_h3(transformer: Any, latents: tuple[int, int, int], batch: int) -> Inputs:
+    """A clip with sound that starts from a keyframe, packed as its pipeline packs it."""
+    from diffusers.modular_pipelines.minimax_h3.before_denoise import MiniMaxH3PrepareLayoutStep
+
+    config, (frames, height, width) = transformer.config, latents
+    rows = height * width // 4
+    layout = MiniMaxH3PrepareLayoutStep.build_packed_sequence(
+        torch.ones(9, dtype=torch.long), frames, height, width, 11, (1, 2, 2), 2, 2, 0, ("first",)
+    )
+    position_ids, token_tags, video_indices, audio_indices, text_indices, conditions, _ = layout
+    assert conditions == rows
+    times = torch.full((len(position_ids),), 0.25)  # of the clip; its sound is cleaner, its keyframe nearly clean
+    times[audio_indices], times[video_indices[:rows]] = 0.5, 0.999
+    timestep, timestep_indices = torch.unique(times, return_inverse=True)
+    return {
+        "hidden_states": noise(batch, (1 + frames) * rows, 4 * config.in_channels),
+        "audio_hidden_states": noise(batch, 22, config.audio_in_channels),
+        "encoder_hidden_states": noise(batch, 9, config.text_dim),
+        "timestep": timestep, "timestep_indices": timestep_indices, "token_tags": token_tags,
+        "position_ids": position_ids, "video_indices": video_indices, "audio_indices": audio_indices,
+        "text_indices": text_indices,
+    }  # fmt: skip
+
+
+def anyflow(transformer: Any, latents: tuple[int, int, int], batch: int) -> Inputs:
+    config, (frames, height, width) = transformer.config, latents
+    return {
+        "hidden_states": noise(batch, frames, config.in_channels, height, width),
+        "timestep": torch.full((batch, frames), 500.0),
+        "r_timestep": torch.full((batch, frames), 250.0),
+        "encoder_hidden_states": noise(batch, 12, config.text_dim),
+    }
+
+
+def kandinsky6(transformer: Any, latents: tuple[int, int, int], batch: int) -> Inputs:
+    config, (frames, height, width) = transformer.config, latents
+    return {
+        "hidden_states": noise(batch, frames, height, width, 2 * config.in_visual_dim + 1),
+        "timestep": torch.full((batch,), 500.0),
+        "encoder_hidden_states": noise(batch, 12, config.in_text_dim),
+        "pooled_projections": noise(batch, config.in_text_dim2),
+        "audio_hidden_states": noise(batch, 7, config.in_audio_dim),
+        "encoder_attention_mask": words(batch, 12, (9, 5)).bool(),
+    }
+
+
+def motif_video(transformer: Any, latents: tuple[int, int, int], batch: int) -> Inputs:
+    config = transformer.config
+    return {
+        "hidden_states": noise(batch, config.in_channels, *latents),
+        "timestep": torch.full((batch,), 500),
+        "encoder_hidden_states": noise(batch, 20, config.text_embed_dim),
+        "encoder_attention_mask": words(batch, 20, (13, 7)).bool(),
+        "image_embeds": noise(batch, 5, config.image_embed_dim),
+    }
+
+
 _HEADS = {"num_attention_heads": 2, "attention_head_dim": 24}
 _WAN = _HEADS | {"text_dim": 16, "ffn_dim": 32, "rope_max_seq_len": 64, "freq_dim": 32}
 _HUNYUAN = _HEADS | {
@@ -332,6 +389,41 @@ CASES: dict[str, FamilyCase] = {
                 "axes_dims": (8, 8, 8),
             },
             kandinsky5, real_latents=(31, 64, 96),
+        ),
+        FamilyCase(
+            "MiniMaxH3Transformer3DModel", {"num_layers": 2, "num_refiner_layers": 1},
+            _HEADS | {
+                "hidden_size": 32, "ffn_dim": 32, "in_channels": 4, "audio_in_channels": 4, "text_dim": 16,
+                "freq_dim": 16, "time_embed_hidden_dim": 24, "time_embed_dim": 16, "rope_freq_dim": 4,
+            },
+            minimax_h3, real_latents=(12, 48, 84), other_tokens=True,
+        ),
+        FamilyCase(
+            "AnyFlowTransformer3DModel", {"num_layers": 2},
+            {name: value for name, value in _WAN.items() if name != "rope_max_seq_len"} | {"in_channels": 4},
+            anyflow,
+        ),
+        FamilyCase(
+            "Kandinsky6Transformer3DModel",
+            {
+                "num_text_blocks": 1, "num_visual_blocks": 2, "ca_rope": True, "cross_gates": True,
+                "fix_modulation": True,
+            },
+            {
+                "in_visual_dim": 4, "out_visual_dim": 4, "in_text_dim": 16, "in_text_dim2": 8, "time_dim": 16,
+                "model_dim": 48, "ff_dim": 64, "axes_dims": (8, 8, 8), "in_audio_dim": 4, "out_audio_dim": 4,
+                "model_dim_a": 24, "ff_dim_a": 32, "axes_dims_a": (8, 8, 8),
+            },
+            kandinsky6, real_latents=(31, 64, 96),
+        ),
+        FamilyCase(
+            "MotifVideoTransformer3DModel",
+            {
+                "num_layers": 1, "num_single_layers": 3, "num_decoder_layers": 1,
+                "enable_text_cross_attention_dual": True, "image_embed_dim": 16,
+            },
+            _HEADS | {"in_channels": 4, "out_channels": 4, "text_embed_dim": 16, "rope_axes_dim": (8, 8, 8)},
+            motif_video, real_latents=(16, 92, 160), other_tokens=True,
         ),
     )
 }  # fmt: skip

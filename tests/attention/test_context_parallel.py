@@ -23,6 +23,7 @@ SHARED = (
     "WanTransformer3DModel", "WanVACETransformer3DModel", "SkyReelsV2Transformer3DModel",
     "ChronoEditTransformer3DModel", "HunyuanVideoTransformer3DModel", "HunyuanVideo15Transformer3DModel",
     "MochiTransformer3DModel", "LTXVideoTransformer3DModel", "CogVideoXTransformer3DModel",
+    "MiniMaxH3Transformer3DModel",
 )  # fmt: skip
 
 

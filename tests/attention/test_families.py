@@ -37,7 +37,9 @@ def call(transformer: Any, inputs: dict[str, Any]) -> Tensor:
 
 def drifting(kind: str, latents: Tensor, frames: int) -> Tensor:
     """Latents of which each frame is the last plus a little, as in a clip."""
-    if latents.ndim == 3:  # packed
+    if kind == "MiniMaxH3Transformer3DModel":  # packed behind a keyframe of the same size
+        walk = latents.unflatten(1, (1 + frames, -1)).cumsum(1).flatten(1, 2)
+    elif latents.ndim == 3:  # packed
         walk = latents.unflatten(1, (frames, -1)).cumsum(1).flatten(1, 2)
     else:
         walk = latents.cumsum(1 if latents.shape[1] == frames else 2)
@@ -150,6 +152,9 @@ def test_every_family_is_tried_and_every_model_has_one() -> None:
         for name in filter(None, (spec.text_pipeline, spec.image_pipeline)):
             kinds = getattr(diffusers, name).__init__.__annotations__
             wanted = str(kinds.get("transformer", kinds.get("transformer_2", "")))
+            if name.endswith("ModularPipeline"):
+                parts = getattr(diffusers, name)().get_component_spec("transformer")
+                wanted = parts.type_hint.__name__
             assert any(kind in wanted for kind in FAMILIES), f"{name} has {wanted}"
 
 
@@ -163,6 +168,33 @@ def test_what_cannot_be_radial_says_why(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(ModelError, match=r"SanaVideo.* cannot be radial: its self-attention is linear"):
         radial.apply(sana)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("WanAnimate2Transformer3DModel", "reads a cache of reference tokens outside the clip's grid"),
+        ("Cosmos3OmniTransformer", "its clip looks at words that do not look back"),
+        ("HeliosTransformer3DModel", "history tokens of several scales"),
+        ("AnyFlowFARTransformer3DModel", "causal from chunk to chunk"),
+        ("LatteTransformer3DModel", "no layer sees the whole clip"),
+    ],
+)
+def test_classes_that_cannot_be_radial_say_why(kind: str, message: str) -> None:
+    import diffusers
+
+    made = getattr(diffusers, kind)  # a class is told by its name, before anything of it is looked at
+    with pytest.raises(ModelError, match=rf"{kind} cannot be radial: .*{message}"):
+        find_family(made.__new__(made))
+
+
+def test_text_padded_in_front_is_refused() -> None:
+    case = CASES["MotifVideoTransformer3DModel"]
+    transformer = case.build()
+    inputs = case.inputs(transformer, case.latents, 2)
+    inputs["encoder_attention_mask"] = inputs["encoder_attention_mask"].flip(1)
+    with radial.apply(transformer, block_size=16), pytest.raises(ModelError, match="padded in front of the words"):
+        call(transformer, inputs)
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,14 @@ def _wan() -> Any:
     return diffusers.WanPipeline(**_wan_parts(), transformer=_wan_transformer())
 
 
+def _anyflow() -> Any:
+    parts = _wan_parts() | {"scheduler": diffusers.FlowMapEulerDiscreteScheduler(shift=5.0)}
+    transformer = diffusers.AnyFlowTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=32, text_dim=TEXT_WIDTH, ffn_dim=64, num_layers=3, freq_dim=32
+    )
+    return diffusers.AnyFlowPipeline(**parts, transformer=transformer)
+
+
 def _wan_i2v() -> Any:
     transformer = _wan_transformer(**_WAN_IMAGE)
     return diffusers.WanImageToVideoPipeline(**_wan_parts(), **_clip_vision(), transformer=transformer)
@@ -691,6 +699,7 @@ CASES: dict[str, TinyCase] = {
     case.name: case
     for case in (
         _case("wan", _wan),
+        _case("anyflow", _anyflow, guidance_scale=1.0),
         _case("wan-i2v", _wan_i2v, **_IMAGE_CALL),
         _case("wan-flf", _wan_flf, **_IMAGE_CALL, last_image=_picture(turned=True)),
         _case("wan22", _wan22),

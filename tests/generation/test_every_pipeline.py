@@ -28,7 +28,8 @@ UNSAVED = {"cosmos", "kandinsky5", "kandinsky5-i2v"}
 # The app drives these from a folder, with what their real namesakes take. The others need arguments of their own, such
 # as poses, or parts too small to decode.
 DRIVEN = {
-    "wan": {}, "wan-i2v": {"image": "start.png"}, "wan22": {}, "wan-vace": {}, "skyreels-v2": {}, "skyreels-v2-df": {},
+    "wan": {}, "anyflow": {}, "wan-i2v": {"image": "start.png"}, "wan22": {}, "wan-vace": {}, "skyreels-v2": {},
+    "skyreels-v2-df": {},
     "hunyuan-video": {}, "mochi": {}, "ltx": {},
     "cogvideox": {}, "cogvideox-i2v": {"image": "start.png"}, "easyanimate": {}, "hunyuan-video15": {},
 }  # fmt: skip

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import radial
 from radial import RadialPattern, RequestError
 from radial.advice import advise
+from radial.generation.acceleration.batched import batched_guidance
 from radial.generation.acceleration.calls import BATCHED, BY_TWO_CALLS, Calls
 from radial.generation.acceleration.guidance import guided_within
 from radial.generation.pipeline import describe_run, generate
@@ -24,6 +25,7 @@ from radial.generation.resume import Step
 from radial.generation.snapshot import Snapshot
 from radial.loading.load import load
 from radial.models.find import find_model
+from radial.models.spec import BATCHED_GUIDANCE
 from radial.models.table import MODELS
 from radial.request import make_request
 
@@ -112,7 +114,8 @@ def test_a_run_whose_steps_are_all_guided_is_the_pipelines_own(name: str) -> Non
 
 
 def test_every_pipeline_that_we_drive_is_known() -> None:
-    driven = {kind for spec in MODELS.values() for kind in (spec.text_pipeline, spec.image_pipeline)} - {None}
+    guided = [spec for spec in MODELS.values() if not spec.guidance_is_within]
+    driven = {kind for spec in guided for kind in (spec.text_pipeline, spec.image_pipeline)} - {None}
     assert driven <= BATCHED | BY_TWO_CALLS
     assert not BATCHED & BY_TWO_CALLS
 
@@ -216,3 +219,91 @@ def test_an_interval_without_effect_is_said() -> None:
     assert any("have no effect" in note for note in advise(request, MODELS["hunyuan-video"]))
     request = request.with_values(true_cfg_scale=6.0)
     assert not any("have no effect" in note for note in advise(request, MODELS["hunyuan-video"]))
+
+
+BOTH = ["wan", "wan-i2v", "wan22", "skyreels-v2", "skyreels-v2-i2v", "hunyuan-video"]
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_both_passes_in_one_call(name: str) -> None:
+    """As two calls but for rounding, also with radial attention and texts of two lengths; the first step is two."""
+    case, steps = CASES[name], 4
+    pipe = case.build()
+    assert type(pipe).__name__ in BATCHED_GUIDANCE
+
+    def together() -> Tensor:
+        calls = Calls(pipe, steps, guided=True)
+        with calls.counted(transformers_of(pipe)), batched_guidance(transformers_of(pipe), calls):
+            return run(case, pipe, None, num_inference_steps=steps)
+
+    own = run(case, pipe, None, num_inference_steps=steps)
+    with counting(pipe) as counted:
+        made = together()
+    experts = len(transformers_of(pipe))
+    clips = counted[0]
+    assert counted.count(clips) == 2 * experts
+    assert counted.count(2 * clips) == steps - experts
+    assert torch.allclose(made, own, atol=2e-5 * float(own.std()))
+    with radial.apply(pipe, pattern=RadialPattern(decay=0.2), block_size=16):
+        sparse = run(case, pipe, None, num_inference_steps=steps)
+        with counting(pipe) as counted:
+            assert torch.allclose(together(), sparse, atol=2e-5 * float(sparse.std()))
+    assert 2 * clips in counted
+    assert not torch.allclose(sparse, own, atol=1e-3)
+
+
+def test_a_second_pass_of_another_kind_is_made_by_itself() -> None:
+    """Another text than the last one, or other latents: nothing of what was made before is handed out."""
+    pipe = CASES["wan"].build()
+    one, two, three = (torch.randn(1, 12, 32, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    latents, timestep = torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(9)), torch.tensor([500.0])
+
+    def call(text: Tensor, shift: float = 0.0) -> Tensor:
+        with torch.inference_mode():
+            return pipe.transformer(latents + shift, timestep, text, return_dict=False)[0]
+
+    wanted = [call(two), call(three), call(two, 1.0)]
+    calls = Calls(pipe, 4, guided=True)
+    with calls.counted([pipe.transformer]), batched_guidance([pipe.transformer], calls):
+        found = []
+        for text, shift in ((two, 0.0), (three, 0.0), (two, 1.0)):
+            call(one)
+            found.append(call(text, shift))
+    for made, own in zip(found, wanted, strict=True):
+        assert torch.allclose(made, own, atol=1e-5)
+
+
+def test_a_run_with_batched_guidance_goes_on_bit_for_bit(wan_folder: Path) -> None:
+    request = make_request(
+        prompt="a", model=str(wan_folder), height=32, width=32, num_frames=9, seed=3, num_inference_steps=4,
+        dense_steps=1, batched_guidance=True,
+    ).resolve()  # fmt: skip
+    model, kept = load(request), {}
+
+    def keep(step: Step) -> Any:
+        kept[step.step] = step.snapshot()
+        return "go on"
+
+    with counting(model.pipe) as counted:
+        (whole,) = generate(request, model=model, on_step=keep)
+    assert counted == [1, 1, 2, 2, 2]
+    (apart,) = generate(request.with_values(batched_guidance=False), model=model)
+    assert np.abs(apart.frames.astype(int) - whole.frames).max() <= 1
+    for done in (1, 3):
+        (resumed,) = generate(request, model=model, snapshot=kept[done])
+        assert np.array_equal(resumed.frames, whole.frames)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": "mochi"}, "batched_guidance is not for mochi: its pipeline makes both passes in one call already"),
+        ({"cache": "fast"}, "batched_guidance and cache fast exclude each other"),
+        ({"guidance_end": 0.5}, "is for steps that are all guided"),
+    ],
+)
+def test_where_passes_stay_apart(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        make_request(prompt="a", batched_guidance=True, **fields).resolve()
+    alone = make_request(prompt="a", batched_guidance=True, guidance_scale=1.0).resolve()
+    assert any("batched_guidance has no effect" in note for note in advise(alone, find_model("tiny")))

@@ -110,7 +110,7 @@ def test_samplers_keep_their_memory(sampler: Any, wan_model: LoadedModel, wan_fo
     assert np.array_equal(resumed.frames, whole.frames)
 
 
-@pytest.mark.parametrize("name", ["wan", "hunyuan-video", "mochi", "ltx", "cogvideox"])
+@pytest.mark.parametrize("name", ["wan", "anyflow", "hunyuan-video", "mochi", "ltx", "cogvideox"])
 def test_a_look_at_a_clip_on_its_way(name: str, tmp_path: Path) -> None:
     """A frame of the clip's size where the latents lie as the autoencoder made them, nothing elsewhere."""
     CASES[name].build().save_pretrained(tmp_path / name)
@@ -275,7 +275,8 @@ def test_a_planners_state_goes_into_snapshots(wan_folder: Path) -> None:
 
 # A pipeline of each class that goes on, and the driven ones that begin anew.
 RESUMED = [
-    "wan", "wan-i2v", "wan22", "wan-vace", "skyreels-v2", "skyreels-v2-i2v", "hunyuan-video", "hunyuan-video-i2v",
+    "wan", "anyflow", "wan-i2v", "wan22", "wan-vace", "skyreels-v2", "skyreels-v2-i2v", "hunyuan-video",
+    "hunyuan-video-i2v",
     "hunyuan-video15", "hunyuan-video15-i2v", "mochi", "ltx", "ltx-i2v", "easyanimate", "allegro", "kandinsky5",
     "kandinsky5-i2v",
 ]  # fmt: skip
@@ -310,7 +311,8 @@ def test_every_class_goes_on_bit_for_bit(name: str) -> None:
 
 
 def test_every_class_that_goes_on_is_tried() -> None:
-    assert {type(CASES[name].build()).__name__ for name in RESUMED} == RESUMABLE
+    elsewhere = {"MiniMaxH3Pipeline"}  # test_minimax_h3.py
+    assert {type(CASES[name].build()).__name__ for name in RESUMED} == RESUMABLE - elsewhere
 
 
 def test_a_look_throws_nothing_off_the_gpu(wan_folder: Path) -> None:

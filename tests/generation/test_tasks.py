@@ -249,7 +249,9 @@ def test_sizes_of_images_are_asked_before_the_run(tmp_path: Path) -> None:
 
 def test_samplers_and_shifts_are_for_flow_models() -> None:
     for more in ({"sampler": "euler"}, {"flow_shift": 3.0}, {"sampler": "unipc", "flow_shift": 2.0}):
-        with pytest.raises(RequestError, match="is for flow models, and cogvideox-5b is none; leave it out"):
+        with pytest.raises(
+            RequestError, match="is for flow models, and cogvideox-5b is none or has its own; leave it out"
+        ):
             make_request(prompt="a", model="cogvideox-5b", **more).resolve()
 
 

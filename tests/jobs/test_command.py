@@ -40,6 +40,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
                "device": "cpu"},
     "not slower, though an adapter was": {"loras": [{"path": "bundled:tiny-long"}], "riflex": False},
     "less computed": {"cache": "fast", "guidance_start": 0.1, "guidance_end": 0.6},
+    "a draft": {"decoder": "lightx2v/Autoencoders/taew2_1.safetensors", "batched_guidance": True},
     "snapped": {"num_frames": 34, "height": 130, "snap": True},
 }  # fmt: skip
 

@@ -54,7 +54,9 @@ def test_csv(tmp_path: Path) -> None:
 
 
 def test_what_a_row_leaves_out_of_its_steps(tmp_path: Path) -> None:
-    text = "- {prompt: a, cache: fast, guidance_start: .1, guidance_end: 0.6}\n- {prompt: b, cache: off}\n"
+    text = (
+        "- {prompt: a, cache: fast, guidance_start: .1, guidance_end: 0.6}\n- {prompt: b, cache: off, decoder: full}\n"
+    )
     one, two = read(tmp_path, "a.yaml", text)
     assert (one.request.cache, one.request.guided_steps, two.request.cache) == ("fast", range(2, 12), "off")
     (said,) = problems(tmp_path, "b.csv", "prompt,cache,preset\na,auto,4-step\n")

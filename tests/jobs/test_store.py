@@ -328,7 +328,9 @@ def test_clips_that_leave_something_out_are_no_measure_of_others(store: JobStore
     database = sqlite3.connect(store.folder / "jobs.db")
     with database:
         database.execute(
-            "UPDATE jobs SET request = json_remove(request, '$.cache', '$.guidance_start', '$.guidance_end')"
+            "UPDATE jobs SET request = "
+            "json_remove(request, '$.cache', '$.guidance_start', '$.guidance_end', '$.decoder', "
+            "'$.batched_guidance')"
             " WHERE json_extract(request, '$.cache') = 'off' AND json_extract(request, '$.guidance_end') = 1"
         )
     database.close()

@@ -24,6 +24,7 @@ SAID = {
     "wan2.1-1.3b": 1.42, "wan2.1-14b": 14.29, "wan2.1-i2v-14b-480p": 16.40, "wan2.2-ti2v-5b": 5.0,
     "hunyuan-video": 12.82,
     "hunyuan-video-1.5": 8.33, "mochi": 10.03, "ltx-video": 1.92, "ltx-2": 18.88, "cogvideox-5b": 5.57, "allegro": 2.77,
+    "minimax-h3": 33.12, "anyflow-wan2.1-14b": 14.32,
 }  # fmt: skip
 
 

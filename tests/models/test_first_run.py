@@ -93,8 +93,10 @@ def test_the_first_run(name: str, first_runs: tuple[dict[str, Any], Path, dict[s
     for field in ("negative_prompt", "guidance_scale", "guidance_scale_2"):
         assert receipt["request"][field] == getattr(MODELS[name], field)
     assert receipt["request"]["flow_shift"] == MODELS[name].shift_for(64, 96, not MODELS[name].text_pipeline)
-    assert (read_sound(file) is not None) == (name == "ltx-2")
-    assert not any(sent.endswith(("README.md", ".png")) for sent in hubs[MODELS[name].source].sent)
+    assert (read_sound(file) is not None) == (name in ("ltx-2", "minimax-h3"))
+    assert not any(
+        sent.endswith(("README.md", ".png")) or "transformer_ref" in sent for sent in hubs[MODELS[name].source].sent
+    )
 
 
 def test_terms_are_asked_for_before_anything_is_fetched(tmp_path: Path) -> None:

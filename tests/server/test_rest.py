@@ -304,6 +304,13 @@ def test_settings_of_a_clip_give_the_same_request(
     }
 
 
+@pytest.mark.parametrize("decoder", ["/etc/passwd", "a/b/c.safetensors", "small"])
+def test_a_decoder_is_no_file_of_the_server(client: TestClient, decoder: str) -> None:
+    answer = client.post("/v1/videos", json={"prompt": "a", "decoder": decoder})
+    assert answer.status_code == 422
+    assert f"decoder must be full or tiny here, not '{decoder}'" in error_of(answer)
+
+
 def test_settings_come_back_out_of_a_video(client: TestClient, paths: ServerPaths) -> None:
     fields = {"prompt": "<img src=x onerror=alert(1)>", "seed": 9, "guidance_scale": 2.5, "num_frames": 17,
               "decay": 0.7, "loras": [{"path": "bundled:tiny-long", "weight": 0.5}]}  # fmt: skip

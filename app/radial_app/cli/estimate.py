@@ -19,8 +19,10 @@ from radial.request import make_request
 from radial.shorthands import spell_out
 from radial_app.cli.jobs import clock
 from radial_app.cli.terminal.options import (
+    BatchedGuidance,
     Cache,
     DataDir,
+    Decoder,
     GuidanceEnd,
     GuidanceStart,
     Height,
@@ -55,6 +57,8 @@ def estimate(
     guidance_start: GuidanceStart = 0.0,
     guidance_end: GuidanceEnd = 1.0,
     cache: Cache = "off",
+    decoder: Decoder = "full",
+    batched_guidance: BatchedGuidance = False,
     attention: Annotated[
         Literal["radial", "dense"] | None, typer.Option(help="Which self-attention to use; radial by default.")
     ] = None,
@@ -73,6 +77,7 @@ def estimate(
         "seconds": seconds, "preset": preset, "attention": attention, "num_inference_steps": num_inference_steps,
         "precision": precision, "device": device, "seed": 0, "guidance_scale": guidance_scale,
         "guidance_start": guidance_start, "guidance_end": guidance_end, "cache": cache,
+        "decoder": decoder, "batched_guidance": batched_guidance,
     }  # fmt: skip
     with told_as_options(written):
         written = Presets(data_folder(data_dir)).apply(written, left_open(context))

@@ -41,7 +41,10 @@ CREATE INDEX events_by_job ON events (job, number);
 # What clips have in common that take the same time.
 ALIKE = ("model", "height", "width", "num_frames", "num_inference_steps", "attention")
 # The same in fields that came later, which earlier jobs have not: with what these mean.
-ALIKE_LATER = {"cache": "off", "guidance_start": 0.0, "guidance_end": 1.0, "far_field": "drop", "token_order": "raster"}
+ALIKE_LATER = {
+    "cache": "off", "guidance_start": 0.0, "guidance_end": 1.0, "far_field": "drop", "token_order": "raster",
+    "decoder": "full", "batched_guidance": False,
+}  # fmt: skip
 # What brings the tables of a version to the next.
 _MIGRATIONS = {
     1: """

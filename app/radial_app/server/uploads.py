@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal
 
 from radial.errors import OutputError, RadialError, RequestError
 from radial.files import publish
-from radial.models.checkpoint import checkpoint_folder
+from radial.models.checkpoint import INDEX, MODULAR_INDEX, checkpoint_folder
 from radial.models.find import HUB_ID, SINGLE_FILES, find_model
 from radial.models.hub.download import cached_folder, is_whole
 from radial.models.lora_settings import BUNDLED_ADAPTER, check_adapter_file
@@ -135,7 +135,7 @@ class Inputs:
             RequestError: a field breaks a rule, or names what is not there.
         """
         request = make_request(**{name: value for name, value in fields.items() if name not in SHORTHANDS})
-        given = request.model_dump(include={*_OWN_FILES, "model", "loras"}, exclude_unset=True)
+        given = request.model_dump(include={*_OWN_FILES, "model", "loras", "decoder"}, exclude_unset=True)
         return make_request(**spell_out(self.presets.apply(fields | self.translate({"model": request.model} | given))))
 
     def translate(self, fields: dict[str, Any]) -> dict[str, Any]:
@@ -152,6 +152,8 @@ class Inputs:
                     is_what = "an image, and no clip" if name == "extend" else "a clip, and no image"
                     raise RequestError(f"{name} {found[name]} is {is_what}")
                 found[name] = str(file)
+        if (decoder := found.get("decoder")) not in (None, "full", "tiny"):
+            raise RequestError(f"decoder must be full or tiny here, not {str(decoder)[:200]!r}: files are for commands")
         if isinstance(found.get("model"), str):
             found["model"] = self._model(found["model"])
         if isinstance(found.get("loras"), (list, tuple)):
@@ -175,6 +177,8 @@ class Inputs:
         for name in _OWN_FILES:
             if (path := fields[name]) is not None:
                 fields[name] = Path(path).name if Path(path).parent == self._uploads else self._video_id(path)
+        if fields["decoder"] not in ("full", "tiny"):
+            del fields["decoder"]
         if Path(fields["model"]).parent == self._folder / "models":
             fields["model"] = Path(fields["model"]).name
         return fields | {"loras": name_adapters(fields["loras"])}
@@ -188,7 +192,8 @@ class Inputs:
     def checkpoints(self) -> dict[str, Path]:
         """Checkpoint folders of one's own, and files with a transformer, by name."""
         models = self._folder / "models"
-        folders = {path.parent.name: path.parent for path in sorted(models.glob("*/model_index.json"))}
+        indexes = [path for name in (INDEX, MODULAR_INDEX) for path in sorted(models.glob(f"*/{name}"))]
+        folders = {path.parent.name: path.parent for path in indexes}
         files = {path.name: path for suffix in SINGLE_FILES for path in sorted(models.glob(f"[!.]*{suffix}"))}
         return {name: path for name, path in (folders | files).items() if not name.startswith(".")}
 

@@ -14,7 +14,7 @@ from radial.loading.needs import Needs, needs_of
 from radial.models.architecture import named_weights
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.hub.download import cached_folder
-from radial.models.spec import ModelSpec
+from radial.models.spec import BATCHED_GUIDANCE, ModelSpec
 from radial.models.step_caches import LEAST_STEPS
 from radial.models.table import MODELS
 from radial.request import GenerationRequest, make_request
@@ -240,9 +240,12 @@ class Model(BaseModel):
     needs_last_image: bool
     has_two_transformers: bool
     guidance_is_embedded: bool
+    guidance_is_within: bool
     is_flow: bool
     knows_riflex: bool
     knows_cache: bool
+    knows_tiny_decoder: bool
+    knows_batched_guidance: bool
     stride: tuple[int, int, int]
     first_frame: int
     on_disk: int
@@ -300,8 +303,11 @@ def model_of(name: str, spec: ModelSpec, *, own: bool = False) -> Model:
         guidance_scale=spec.guidance_scale, negative_prompt=spec.negative_prompt, starts_from=list(spec.starts_from),
         takes_last_image=spec.takes_last_image, needs_last_image=spec.needs_last_image,
         has_two_transformers=spec.has_two_transformers, guidance_is_embedded=spec.guidance_is_embedded,
+        guidance_is_within=spec.guidance_is_within,
         is_flow=spec.is_flow, knows_riflex=spec.riflex_period is not None, stride=spec.stride,
         first_frame=spec.first_frame, knows_cache=knows_cache(spec),
+        knows_tiny_decoder=bool(spec.tiny_decoder),
+        knows_batched_guidance={spec.text_pipeline, spec.image_pipeline} - {None} <= BATCHED_GUIDANCE,
         on_disk=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder else 0,
         removable=folder is not None and folder.parent.name == "snapshots", own=own,
     )  # fmt: skip

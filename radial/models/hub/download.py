@@ -20,6 +20,7 @@ from typing import Any
 
 from radial.errors import ModelError, OutputError, RadialError, first_line
 from radial.files import existing_folder
+from radial.models.checkpoint import INDEX, MODULAR_INDEX, NOT_DRIVEN, check_checkpoint, index_in
 from radial.models.hub.large_file import LargeFile, make_bar
 from radial.models.table import nearest
 
@@ -30,7 +31,7 @@ _BROKE_OFF = (
 _AT_ONCE = 4  # large files that come at the same time
 SPARE_BYTES = 1 << 30  # that stay free on the disk
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf", ".pb", ".tflite")
-_CONFIGS = ("model_index.json", "transformer/config.json", "vae/config.json")  # by which a model is known
+_CONFIGS = ("transformer/config.json", "vae/config.json")  # by which a model is known beside its index
 _TRANSFORMERS_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _VARIANT = re.compile(r"\.(fp16|fp32|bf16|ema|non_ema|int8|fp8)[.-]")
 
@@ -58,8 +59,8 @@ def cached_folder(source: str) -> Path | None:
     """Where a hub model's files lie, all of them or some; a quick look."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(source, "model_index.json")
-    return Path(found).parent if isinstance(found, str) else None
+    found = (try_to_load_from_cache(source, name) for name in (INDEX, MODULAR_INDEX))
+    return next((Path(one).parent for one in found if isinstance(one, str)), None)
 
 
 def config_folder(source: str, *, online: bool = True) -> Path:
@@ -80,7 +81,7 @@ def config_folder(source: str, *, online: bool = True) -> Path:
         raise ModelError(f"there is no model {source} here")
     check_online(source)
     with _hub_errors(source):
-        wanted = ["model_index.json", "*/config.json", "*/*er_config.json"]
+        wanted = [INDEX, MODULAR_INDEX, "*/config.json", "*/*er_config.json"]
         bar = _bar_of_small(lambda _: None)
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=wanted, tqdm_class=bar))
 
@@ -93,8 +94,8 @@ def find_local(source: str, without: tuple[str, ...] = ()) -> Path | None:
     """
     import diffusers
 
-    if without:
-        folder = cached_folder(source)
+    folder = cached_folder(source)
+    if without or (folder is not None and _is_modular(folder)):
         return folder if folder is not None and is_whole(folder, without) else None
     try:
         return Path(diffusers.DiffusionPipeline.download(source, use_safetensors=True, local_files_only=True))
@@ -114,8 +115,8 @@ def download_size_of(source: str, without: tuple[str, ...] = ()) -> Download:
 
     def choose(sizes: dict[str, int]) -> tuple[str, ...]:
         files = tuple(sorted(name for name in sizes if _is_wanted(name, sizes, without)))
-        if "model_index.json" not in files:
-            raise ModelError(f"{source} is no diffusers checkpoint: it has no model_index.json")
+        if not {INDEX, MODULAR_INDEX} & set(files):
+            raise ModelError(f"{source} is no diffusers checkpoint: it has no {INDEX} and no {MODULAR_INDEX}")
         return files
 
     return _plan(source, choose)
@@ -188,11 +189,22 @@ def download(
 
     planned = planned or download_size_of(source, without)
     folder = _follow(planned, on_progress)
-    if not without:  # whatever else the pipeline's class wants; it is next to nothing
+    if not without and not _is_modular(folder):  # whatever else the pipeline's class wants; it is next to nothing
         with _hub_errors(source, _BROKE_OFF):
             folder = Path(diffusers.DiffusionPipeline.download(source, use_safetensors=True))
     on_progress(planned.total, planned.total)
     return folder
+
+
+def fetch_file(source: str, name: str) -> Path:
+    """A small file of a repository on the hub, fetched where it is not here; as :func:`config_folder` it raises."""
+    import huggingface_hub
+
+    if isinstance(here := huggingface_hub.try_to_load_from_cache(source, name), str):
+        return Path(here)
+    check_online(source)
+    with _hub_errors(source):
+        return Path(huggingface_hub.hf_hub_download(source, name, tqdm_class=_bar_of_small(lambda _: None)))
 
 
 def transformers_folder(source: str, on_progress: OnProgress = lambda done, total: None) -> Path:
@@ -350,8 +362,6 @@ def is_whole(folder: Path, without: tuple[str, ...]) -> bool:
     Args:
         without: components whose weights are not wanted.
     """
-    from radial.models.checkpoint import check_checkpoint
-
     try:
         check_checkpoint(folder, without)
         for index in folder.glob("*/*.safetensors.index.json"):
@@ -363,13 +373,18 @@ def is_whole(folder: Path, without: tuple[str, ...]) -> bool:
     return True
 
 
+def _is_modular(folder: Path) -> bool:
+    """Whether a checkpoint is of a modular pipeline, whose components alone are loaded."""
+    return index_in(folder).name == MODULAR_INDEX
+
+
 def _is_wanted(name: str, sizes: dict[str, int], without: tuple[str, ...] = ()) -> bool:
     """Whether a file is of a safetensors checkpoint in the layout of diffusers: no other formats, no second precision
     where there is a first."""
     folder, _, file = name.rpartition("/")
     if not folder:
-        return name in ("model_index.json", "config.json", "scheduler_config.json")
-    if "/" in folder or f"{folder}/{file}".startswith("."):
+        return name in (INDEX, MODULAR_INDEX, "config.json", "scheduler_config.json")
+    if "/" in folder or f"{folder}/{file}".startswith(".") or folder in NOT_DRIVEN:
         return False
     if folder in without:
         return file == "config.json"

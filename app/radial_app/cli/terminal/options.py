@@ -51,6 +51,8 @@ Cache = Annotated[
     Literal["off", "auto", "fast"],
     typer.Option(help=sentence("cache")),
 ]
+BatchedGuidance = Annotated[bool, typer.Option(help=sentence("batched_guidance"))]
+Decoder = Annotated[str, typer.Option(help=sentence("decoder", ", or such a decoder's file"), metavar="WHICH")]
 GuidanceStart = Annotated[float, typer.Option(help=sentence("guidance_start"))]
 GuidanceEnd = Annotated[float, typer.Option(help=sentence("guidance_end"))]
 Force = Annotated[

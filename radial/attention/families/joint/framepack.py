@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from radial.attention.families.hunyuan_video import FAMILY as HUNYUAN_VIDEO
+from radial.attention.families.joint.hunyuan_video import FAMILY as HUNYUAN_VIDEO
 from radial.attention.family import Call, Family, patch_sizes, patched_grid, with_text
 from radial.plans.layout import Layout
 

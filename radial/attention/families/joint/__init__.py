@@ -1,0 +1,1 @@
+"""Families whose text shares the sequence with the clip: one attention over both."""
