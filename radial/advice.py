@@ -105,8 +105,8 @@ def _on_events(request: GenerationRequest, spec: ModelSpec) -> list[str]:
     """More events, one after the other, than a clip of moving shapes has time for: each takes the native length."""
     if not _draws_shapes(spec):
         return []
-    chains = re.split(r" (?:and|while) ", request.prompt.lower())
-    events = 1 + max(len(re.findall(r"\bthen\b", chain)) for chain in chains)
+    chains = [chain for prompt in request.prompts for chain in re.split(r" (?:and|while) ", prompt.lower())]
+    events = len(request.prompts) * (1 + max(len(re.findall(r"\bthen\b", chain)) for chain in chains))
     unit = spec.native_frames - spec.first_frame
     room = max(1, (request.clip_frames - spec.first_frame) // unit)
     if events <= room:
@@ -130,7 +130,7 @@ def _on_words(request: GenerationRequest, spec: ModelSpec) -> list[str]:
     if folder is None or not _draws_shapes(spec):
         return []
     known = set((folder / "words.txt").read_text(encoding="utf-8").split())
-    words = dict.fromkeys(re.findall(r"[^\W\d_]+(?:[-'][^\W\d_]+)*", request.prompt.lower()))
+    words = dict.fromkeys(re.findall(r"[^\W\d_]+(?:[-'][^\W\d_]+)*", " ".join(request.prompts).lower()))
     unknown = [word for word in words if word not in known]
     if not unknown:
         return []

@@ -15,7 +15,7 @@ Each message is one line fit to be shown as it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,3 +67,17 @@ class DeviceLost(Lost):
 
 class ProcessLost(Lost):
     """Another process that shares the clip has died."""
+
+
+def explain(problem: Any) -> str:
+    """One of pydantic's complaints in a user's words: field, rule, value."""
+    field = ".".join(str(part) for part in problem["loc"]) or "request"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message.removeprefix("Input should be ").partition(", unable to parse")[0]
+    if problem["type"] == "extra_forbidden":
+        return f"unknown field {field[:100]!r}"
+    value = problem["input"]
+    if problem["type"] in ("missing", "value_error") or isinstance(value, dict):
+        return f"{field} {message}"
+    shown = repr(value)
+    return f"{field} must be {message}, not {shown if len(shown) <= 200 else f'{shown[:200]}...'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 WORDS = {
     "prompt": "what the clip shows",
+    "then": "what the clip shows next, each prompt in an equal share of the time, or from when it says: '2s: it sits'",
     "negative_prompt": "words to avoid; the model's own when left out",
     "height": "height in pixels",
     "width": "width in pixels",

@@ -16,9 +16,9 @@ from pydantic import (
     model_validator,
 )
 
-from radial.errors import RequestError
+from radial.errors import RequestError, explain
 from radial.models.find import find_model, hub_file, pipeline_of
-from radial.models.lora_settings import BUNDLED_ADAPTER, AdapterSettings, Lora, adapter_file, read_adapter_settings
+from radial.models.lora_settings import AdapterSettings, Lora, adapter_file, read_adapter_settings
 from radial.models.spec import ModelSpec, Sampler
 from radial.models.step_caches import CacheWord
 from radial.models.table import MODELS
@@ -32,6 +32,7 @@ from radial.plans.settings import (
     SinkFrames,
     SkipWidth,
 )
+from radial.timed_prompts import MAX_PROMPTS, check_timed, split_time
 
 Positions = Literal["model", "riflex", "interpolate", "ntk", "yarn"]
 MAX_SEED = 2**53 - 1  # what JSON readers hold exactly
@@ -39,7 +40,7 @@ MAX_FRAMES = 4097
 MAX_LORAS = 32
 _LATER = (
     "sink_frames", "variant", "skip_width", "true_cfg_scale", "image_ground", "positions", "guidance_start",
-    "guidance_end", "cache", "far_field", "token_order", "decoder", "batched_guidance",
+    "guidance_end", "cache", "far_field", "token_order", "decoder", "batched_guidance", "then",
 )  # fmt: skip
 
 
@@ -95,6 +96,7 @@ class GenerationRequest(BaseModel):
     guidance_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
     guidance_end: Annotated[float, Field(gt=0, le=1)] = 1.0
     cache: CacheWord = "off"
+    then: Annotated[tuple[str, ...], Field(max_length=MAX_PROMPTS - 1)] = ()
     decoder: Annotated[str, Field(max_length=4096)] = "full"
     batched_guidance: bool = False
 
@@ -104,6 +106,18 @@ class GenerationRequest(BaseModel):
         if not prompt.strip():
             raise ValueError('must not be empty; say what the clip shows, for example "a red circle rises"')
         return prompt
+
+    @field_validator("then", mode="before")
+    @classmethod
+    def _one_a_line(cls, then: Any) -> Any:
+        return [line for line in then.splitlines() if line.strip()] if isinstance(then, str) else then
+
+    @field_validator("then")
+    @classmethod
+    def _what_follows_says_something(cls, then: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not split_time(text)[1].strip() for text in then):
+            raise ValueError("must not hold an empty prompt; say what the clip shows next")
+        return then
 
     @field_validator("image_ground")
     @classmethod
@@ -221,6 +235,10 @@ class GenerationRequest(BaseModel):
             )
         if resolved.stretched_positions is not None:
             resolved.riflex_period(spec)
+        if self.then and resolved.token_order not in (None, "raster"):
+            raise RequestError(f"then does not go with token_order {resolved.token_order}: take raster")
+        pipeline = spec.image_pipeline if self.starts_from_image else spec.text_pipeline
+        check_timed(self.then, spec, resolved.clip_frames, resolved.fps or spec.fps, pipeline)
         spec.step_cache(self.cache, self.starts_from_image, steps)
         tuned.check_cache(self.cache)
         if not resolved.guided_steps:
@@ -315,6 +333,11 @@ class GenerationRequest(BaseModel):
         return ((self.true_cfg_scale if embedded else self.guidance_scale) or 1.0) > 1.0
 
     @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts of the clip, one after the other."""
+        return self.prompt, *(split_time(text)[1] for text in self.then)
+
+    @property
     def clip_height(self) -> int:
         """Height of a resolved request."""
         assert self.height is not None, "resolve the request first"
@@ -368,42 +391,3 @@ def make_request(**fields: Any) -> GenerationRequest:
         return GenerationRequest(**fields)
     except ValidationError as error:
         raise RequestError("; ".join(explain(problem) for problem in error.errors()[:10])) from error
-
-
-def parse_lora(text: str, *, is_name: bool = False) -> dict[str, Any]:
-    """FILE, FILE:WEIGHT, and either with @high or @low behind it, as fields of a :class:`Lora`.
-
-    Args:
-        is_name: whether FILE is a name from elsewhere: no file is looked for.
-
-    Raises:
-        RequestError: the weight is no number.
-    """
-    if not is_name and Path(text).exists():
-        return {"path": text}
-    rest, at, expert = text.rpartition("@")
-    fields: dict[str, Any] = {"expert": expert} if at and expert in ("high", "low") else {}
-    rest = rest if fields else text
-    path, colon, weight = rest.rpartition(":")
-    if not colon or (not is_name and Path(rest).exists()) or path + colon == BUNDLED_ADAPTER:
-        return {"path": rest} | fields
-    try:
-        return {"path": path, "weight": float(weight)} | fields
-    except ValueError:
-        raise RequestError(
-            f"lora must be FILE, FILE:WEIGHT with a number as weight, or one of them with @high or @low, not {text!r}"
-        ) from None
-
-
-def explain(problem: Any) -> str:
-    """One of pydantic's complaints in a user's words: field, rule, value."""
-    field = ".".join(str(part) for part in problem["loc"]) or "request"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message.removeprefix("Input should be ").partition(", unable to parse")[0]
-    if problem["type"] == "extra_forbidden":
-        return f"unknown field {field[:100]!r}"
-    value = problem["input"]
-    if problem["type"] in ("missing", "value_error") or isinstance(value, dict):
-        return f"{field} {message}"
-    shown = repr(value)
-    return f"{field} must be {message}, not {shown if len(shown) <= 200 else f'{shown[:200]}...'}"

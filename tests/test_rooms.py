@@ -36,7 +36,7 @@ STATIONS = [
     "radial_kernels.triton_runtime", "radial_kernels.block_sparse", "radial_kernels.fused",
     "radial.version", "radial.errors", "radial.files", "radial.field_words", "radial.plans", "radial.video",
     "radial.attention",
-    "radial.models", "radial.request", "radial.shorthands", "radial.advice", "radial.adapters",
+    "radial.models", "radial.timed_prompts", "radial.request", "radial.shorthands", "radial.advice", "radial.adapters",
     "radial.loading", "radial.generation",
     "radial_finetune.world", "radial_finetune.noise", "radial_finetune.sample_prompts", "radial_finetune.objective",
     "radial_finetune.data", "radial_finetune.adapter", "radial_finetune.training", "radial_finetune.merge",

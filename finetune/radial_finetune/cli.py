@@ -135,7 +135,7 @@ def merge(
     """Write a checkpoint with adapters added to its weights."""
     import torch
 
-    from radial.request import parse_lora
+    from radial.models.lora_settings import parse_lora
     from radial_finetune.merge import merge as merge_into
 
     print(merge_into(model, [parse_lora(text) for text in files], output, getattr(torch, dtype)))

@@ -16,6 +16,7 @@ import torch
 from radial.advice import advise
 from radial.attention.install import RadialAttention, apply, transformers_of
 from radial.attention.positions import stretched
+from radial.attention.timed_text import timed_text
 from radial.errors import DeviceLost, GenerationError, first_line
 from radial.generation.acceleration.batched import batched_guidance
 from radial.generation.acceleration.calls import Calls
@@ -29,12 +30,14 @@ from radial.generation.resume import GeneratorPart, OnStep, resumable_steps
 from radial.generation.sampler import replaced, scheduler_for
 from radial.generation.shared_decoding import shared_decoding
 from radial.generation.snapshot import Part, Snapshot, describe_attention
+from radial.generation.timed_words import encode_in_time
 from radial.generation.unseen_words import unseen_words
 from radial.generation.watch import Event, OnEvent, Watch
 from radial.loading.load import LoadedModel, choose_dtype, load, quiet
 from radial.loading.tiny_decoder import TinyDecoder, load_decoder
 from radial.plans.settings import AS_BEFORE
 from radial.request import MAX_FRAMES, GenerationRequest
+from radial.timed_prompts import begins_of
 from radial.video.clip import Video
 from radial.video.images import Before, fit_image, read_clip, read_image
 from radial.video.sound import Sound
@@ -147,6 +150,10 @@ def _generate_one(
                 guider=_guider(pipe, request),
             )
         )
+        if request.then:
+            begins = begins_of(request.then, request.clip_frames / request.fps)
+            length, stride = model.spec.max_sequence_length, model.spec.stride[0]
+            stack.enter_context(timed_text(transformers, length, stride, begins, parallel))
         if (kind := request.stretched_positions) is not None:
             period = request.riflex_period(model.spec)
             stack.enter_context(stretched(transformers, kind, model.spec.native_latents, period))
@@ -186,6 +193,8 @@ def _generate_one(
         stack.enter_context(shared_decoding(vae, ranks))
         stack.enter_context(torch.inference_mode())
         stack.enter_context(quiet())
+        if request.then:
+            arguments |= _timed_words(request, model)
         try:
             output = pipe(**arguments)
             frames, sound = _as_array(output.frames), _sound_of(output, pipe)
@@ -267,6 +276,15 @@ def _call_arguments(
     if getattr(model.pipe, "transformer_2", None) is None:
         del offered["guidance_scale_2"]
     return {name: value for name, value in offered.items() if name in takes}
+
+
+def _timed_words(request: GenerationRequest, model: LoadedModel) -> dict[str, Any]:
+    """The prompts that follow one another, in place of the one."""
+    words = encode_in_time(
+        model.pipe, [[model.spec.words_for(prompt) for prompt in request.prompts]], request.negative_prompt or "",
+        model.spec.max_sequence_length, guided=request.is_guided(model.spec),
+    )  # fmt: skip
+    return {"prompt": None, "negative_prompt": None} | words
 
 
 def _images(request: GenerationRequest, before: Before | None) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -15,7 +15,8 @@ def unseen_words(request: GenerationRequest, model: LoadedModel) -> tuple[str, .
         return ()
     notes = []
     own = request.negative_prompt if request.negative_prompt != model.spec.negative_prompt else None
-    for what, text in (("prompt", model.spec.words_for(request.prompt)), ("negative prompt", own)):
+    prompts = [("prompt", model.spec.words_for(prompt)) for prompt in request.prompts]
+    for what, text in (*prompts, ("negative prompt", own)):
         tokens = tokenizer(text or "", truncation=False, verbose=False).input_ids
         if len(tokens) > most:
             left_out = tokenizer.decode(tokens[most - 1 :], skip_special_tokens=True).strip()

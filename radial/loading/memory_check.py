@@ -46,7 +46,7 @@ def check_all_fit(requests: Iterable[GenerationRequest]) -> None:
     """
     alike: dict[str, GenerationRequest] = {}
     for request in requests:
-        own = {"prompt", "negative_prompt", "seed", "num_videos", "num_inference_steps", "fps"}
+        own = {"prompt", "then", "negative_prompt", "seed", "num_videos", "num_inference_steps", "fps"}
         alike.setdefault(request.model_dump_json(exclude=own), request)
     for request in alike.values():
         check_fits(request)

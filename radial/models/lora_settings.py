@@ -191,3 +191,28 @@ def read_adapter_settings(path: Path) -> AdapterSettings | None:
     except ValidationError as error:
         name, value = error.errors()[0]["loc"][0], error.errors()[0]["input"]
         raise ModelError(f"{path.name} says {name} = {repr(value)[:80]} of itself, which cannot be") from error
+
+
+def parse_lora(text: str, *, is_name: bool = False) -> dict[str, Any]:
+    """FILE, FILE:WEIGHT, and either with @high or @low behind it, as fields of a :class:`Lora`.
+
+    Args:
+        is_name: whether FILE is a name from elsewhere: no file is looked for.
+
+    Raises:
+        RequestError: the weight is no number.
+    """
+    if not is_name and Path(text).exists():
+        return {"path": text}
+    rest, at, expert = text.rpartition("@")
+    fields: dict[str, Any] = {"expert": expert} if at and expert in ("high", "low") else {}
+    rest = rest if fields else text
+    path, colon, weight = rest.rpartition(":")
+    if not colon or (not is_name and Path(rest).exists()) or path + colon == BUNDLED_ADAPTER:
+        return {"path": rest} | fields
+    try:
+        return {"path": path, "weight": float(weight)} | fields
+    except ValueError:
+        raise RequestError(
+            f"lora must be FILE, FILE:WEIGHT with a number as weight, or one of them with @high or @low, not {text!r}"
+        ) from None

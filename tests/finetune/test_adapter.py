@@ -17,9 +17,9 @@ from radial import ModelError, RequestError
 from radial.adapters.apply import load_loras
 from radial.advice import advise
 from radial.generation.pipeline import generate
-from radial.models.lora_settings import AdapterSettings, Lora, adapter_file, read_adapter_settings
+from radial.models.lora_settings import AdapterSettings, Lora, adapter_file, parse_lora, read_adapter_settings
 from radial.models.table import MODELS
-from radial.request import make_request, parse_lora
+from radial.request import make_request
 from radial_app.cli import main as cli
 from radial_finetune.adapter.file import export_state, write_adapter
 from radial_finetune.adapter.form import AdapterForm

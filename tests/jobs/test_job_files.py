@@ -151,10 +151,7 @@ PROBLEMS: dict[str, tuple[str, str, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_problems_have_their_line(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from radial_app.jobs.lists import job_files
-
-    monkeypatch.setattr(job_files, "MAX_JOBS", 50)
+def test_problems_have_their_line(tmp_path: Path, name: str) -> None:
     file, text, expected = PROBLEMS[name]
     found = problems(tmp_path, file, text)
     assert len(found) == len(expected), found

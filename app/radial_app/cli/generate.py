@@ -13,7 +13,8 @@ from radial.errors import RequestError
 from radial.field_words import sentence
 from radial.files import check_output
 from radial.loading.memory_check import check_fits
-from radial.request import GenerationRequest, make_request, parse_lora
+from radial.models.lora_settings import parse_lora
+from radial.request import GenerationRequest, make_request
 from radial.shorthands import spell_out
 from radial.video.encoding import encoding_for
 from radial_app.cli.terminal.options import (
@@ -51,7 +52,7 @@ from radial_app.jobs.presets import Presets
 from radial_app.jobs.store import JobStore
 
 _GROUPS = {
-    "Clip": ("negative_prompt", "model", "height", "width", "size", "num_frames", "seconds", "fps", "seed",
+    "Clip": ("then", "negative_prompt", "model", "height", "width", "size", "num_frames", "seconds", "fps", "seed",
              "num_videos", "snap", "riflex", "positions"),
     "Sampling": ("num_inference_steps", "guidance_scale", "guidance_scale_2", "guidance_start", "guidance_end",
                  "batched_guidance", "true_cfg_scale", "preset", "sampler", "flow_shift", "cache", "decoder"),
@@ -67,6 +68,9 @@ _GROUPS = {
 def generate(
     context: typer.Context,
     prompt: Annotated[str, typer.Argument(help=sentence("prompt", "; - reads it from stdin"), metavar="PROMPT")],
+    then: Annotated[
+        list[str] | None, typer.Option(help=sentence("then", "; repeatable"), metavar="[SECONDS:]PROMPT")
+    ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help=sentence("negative_prompt"))] = None,
     model: ModelName = "tiny",
     height: Height = None,
@@ -148,6 +152,7 @@ def generate(
 
     written = dict(
         prompt=sys.stdin.read().strip() if prompt == "-" else prompt,
+        then=then or [],
         negative_prompt=negative_prompt,
         model=model,
         height=height,

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from radial.errors import RequestError
-from radial.request import parse_lora
+from radial.models.lora_settings import parse_lora
 from radial_app.cli.jobs import changes_of
 from radial_app.cli.terminal.options import DataDir
 from radial_app.cli.terminal.text import json_text

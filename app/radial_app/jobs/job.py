@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from radial.errors import RadialError, RequestError
+from radial.errors import RadialError, RequestError, explain
 from radial.models.find import find_model, transformer_files_in
 from radial.models.table import MODELS
-from radial.request import GenerationRequest, explain, make_request
+from radial.request import GenerationRequest, make_request
 from radial.shorthands import spell_out
 from radial.video.encoding import Encoding
 

@@ -22,7 +22,7 @@ MAX_PRESETS = 200
 _MAX_BYTES = 32_000
 _NAME = re.compile(r"[\w][\w .+-]{0,39}")
 # What a clip is of and starts from, how many there are, and what the settings are for.
-_NO_SETTINGS = ("prompt", "seed", "num_videos", "image", "last_image", "extend", "model", "preset")
+_NO_SETTINGS = ("prompt", "then", "seed", "num_videos", "image", "last_image", "extend", "model", "preset")
 
 
 class Presets:

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from radial.errors import OutputError, RequestError, first_line
-from radial.request import GenerationRequest, explain
+from radial.errors import OutputError, RequestError, explain, first_line
+from radial.request import GenerationRequest
 from radial.version import __version__
 from radial_app.jobs.job import Job, Output, ResultFile
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from radial.errors import RequestError
-from radial.request import GenerationRequest, explain
+from radial.errors import RequestError, explain
+from radial.request import GenerationRequest
 
 _CODES = {401: "invalid_api_key", 403: "forbidden", 404: "not_found", 409: "conflict", 413: "too_large",
           422: "invalid_value", 429: "rate_limit_exceeded", 503: "busy", 507: "insufficient_storage"}  # fmt: skip

@@ -126,7 +126,7 @@ class Service:
         known: dict[str, float | None] = {}  # of jobs that are alike
         times = []
         for job in jobs:
-            alike = job.request.model_dump_json(exclude={"prompt", "negative_prompt", "seed"})
+            alike = job.request.model_dump_json(exclude={"prompt", "then", "negative_prompt", "seed"})
             if alike not in known:
                 one = self.store.seconds_of(job.request)
                 known[alike] = None if one is None else one * job.request.num_videos

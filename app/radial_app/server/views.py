@@ -18,6 +18,7 @@ from radial.models.spec import BATCHED_GUIDANCE, ModelSpec
 from radial.models.step_caches import LEAST_STEPS
 from radial.models.table import MODELS
 from radial.request import GenerationRequest, make_request
+from radial.timed_prompts import knows_timed_prompts
 from radial.video.encoding import Encoding
 from radial_app.jobs.job import DEFAULT_NAME, Job, Output, State, make_output
 from radial_app.server.answers import InvalidFields
@@ -244,6 +245,7 @@ class Model(BaseModel):
     is_flow: bool
     knows_riflex: bool
     knows_cache: bool
+    knows_timed_prompts: bool
     knows_tiny_decoder: bool
     knows_batched_guidance: bool
     stride: tuple[int, int, int]
@@ -306,6 +308,7 @@ def model_of(name: str, spec: ModelSpec, *, own: bool = False) -> Model:
         guidance_is_within=spec.guidance_is_within,
         is_flow=spec.is_flow, knows_riflex=spec.riflex_period is not None, stride=spec.stride,
         first_frame=spec.first_frame, knows_cache=knows_cache(spec),
+        knows_timed_prompts=knows_timed_prompts(spec),
         knows_tiny_decoder=bool(spec.tiny_decoder),
         knows_batched_guidance={spec.text_pipeline, spec.image_pipeline} - {None} <= BATCHED_GUIDANCE,
         on_disk=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder else 0,

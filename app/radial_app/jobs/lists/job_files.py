@@ -11,6 +11,7 @@ import glob
 import io
 import itertools
 import json
+import math
 import os
 import re
 import stat
@@ -22,10 +23,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from radial.errors import RadialError, RequestError
+from radial.errors import RadialError, RequestError, explain
 from radial.files import decode_text
-from radial.models.lora_settings import adapter_file, check_adapter_file
-from radial.request import GenerationRequest, explain, parse_lora
+from radial.models.lora_settings import adapter_file, check_adapter_file, parse_lora
+from radial.request import GenerationRequest
 from radial.shorthands import SHORTHANDS, spell_out
 from radial_app.jobs.folder import data_folder
 from radial_app.jobs.job import Job, Output, anchored, digest_of
@@ -94,9 +95,9 @@ def read_jobs(
         source = f"{path.name}:{line}"
         try:
             slips: list[str] = []
-            for values in _expand({**(defaults or {}), **given}, folder, wildcards, slips):
+            for values in _expand({**(defaults or {}), **given}, folder, wildcards, slips, most):
                 if len(jobs) >= most:
-                    raise RequestError(f"more than {most:,} jobs; split the file")
+                    raise RequestError(_too_many(most))
                 written = _written(values, path.parent, presets, translate)
                 job = _make_job(values, written, output, batch, source, len(jobs) + 1)
                 again = counts[job.digest] = counts.get(job.digest, -1) + 1
@@ -245,7 +246,7 @@ def _yaml_rows(path: Path, text: str, problems: list[str]) -> tuple[list[_Row], 
 
 
 def _expand(
-    values: dict[str, Any], folder: Path | None, wildcards: dict[str, list[str]], warnings: list[str]
+    values: dict[str, Any], folder: Path | None, wildcards: dict[str, list[str]], warnings: list[str], most: int
 ) -> Iterator[dict[str, Any]]:
     """One row's jobs: the product of its grid, of the choices in its prompt, and of the files its image names in a
     folder."""
@@ -260,14 +261,24 @@ def _expand(
         if not found:
             raise RequestError(f"no image matches {images!r} in {folder}")
         axes.append(("image", found))
+    if math.prod(len(options) for _, options in axes) > most:  # before any of them costs anything
+        raise RequestError(_too_many(most))
     for combination in itertools.product(*(options for _, options in axes)):
         chosen = values | dict(zip((name for name, _ in axes), combination, strict=True))
+        then = chosen.get("then") or ()
+        for text in (then,) if isinstance(then, str) else then:
+            if isinstance(text, str) and len(list(expand_prompt(text, wildcards, warnings))) > 1:
+                raise RequestError(f"then takes no choices, such as {text[:60]!r} has: write a job for each")
         prompt = chosen.get("prompt")
         if not isinstance(prompt, str):
             yield chosen
             continue
         for text in expand_prompt(prompt, wildcards, warnings):
             yield chosen | {"prompt": draw_words(text, wildcards, folder, str(chosen.get("seed", "")))}
+
+
+def _too_many(most: int) -> str:
+    return f"more than {most:,} jobs; split the file"
 
 
 def _named(output: Output, name: Any) -> Output:

@@ -77,6 +77,7 @@ function layout() {
   fields.prompt = text("prompt", "Prompt", { rows: 4, placeholder: "What the clip shows", change: () => put("prompt", fields.prompt.get() ?? "") });
   fields.prompt.control.id = "prompt";
   fields.prompt.element.querySelector("label").htmlFor = "prompt";
+  fields.then = text("then", "What happens next", { rows: 2, whole: true, hint: "one prompt a line; each has an equal share of the clip, or begins when it says, such as 2s:", change: () => put("then", fields.then.get()) });
   model = choice("model", "Model", [], { change: () => chooseModel(model.get()) });
   onDisk = h("div");
   quality = choice("quality", "Quality", [], { change: () => chooseQuality(quality.get()) });
@@ -113,7 +114,7 @@ function layout() {
       h("datalist", { id: "sizes" }),
       h("div", { id: "zones", className: "zones" }), h("div", { id: "loras", className: "stack" }),
       h("details", { id: "advanced" }, h("summary", {}, "Advanced"), h("div", { className: "stack" },
-        group("Sampling", fields.negative_prompt.element, h("div", { className: "fields" }, plain("num_inference_steps", "Steps"), plain("guidance_scale", "Guidance"), plain("guidance_scale_2", "Guidance, second expert"), plain("guidance_start", "Guidance from", { placeholder: "0", hint: "a share of the steps; outside it each takes half the time" }), plain("guidance_end", "Guidance to", { placeholder: "1", hint: "a share of the steps" }),
+        group("Sampling", fields.then.element, fields.negative_prompt.element, h("div", { className: "fields" }, plain("num_inference_steps", "Steps"), plain("guidance_scale", "Guidance"), plain("guidance_scale_2", "Guidance, second expert"), plain("guidance_start", "Guidance from", { placeholder: "0", hint: "a share of the steps; outside it each takes half the time" }), plain("guidance_end", "Guidance to", { placeholder: "1", hint: "a share of the steps" }),
           plain("true_cfg_scale", "True guidance"), plain("fps", "Frames a second"), plain("num_frames", "Frames, exactly"), pick("sampler", "Sampler", [["", "the model's own"], ["euler", "Euler"], ["lcm", "LCM, for few steps"], ["unipc", "UniPC"]]), plain("flow_shift", "Flow shift"), pick("cache", "What steps share", [["", "computed anew"], ["auto", "left out, with care"], ["fast", "left out, faster"]], { hint: "A step cache: another clip, in less time; from 10 steps on" }), pick("decoder", "Decoder", [["", "the model's own"], ["tiny", "tiny, for drafts"]], { hint: "Frames in a fraction of the time, less sharp" }), tick("batched_guidance", "Both passes of guidance in one call", false, "Faster for small clips, in more memory"))),
         h("div", { id: "on-images" }, group("Images", h("div", { className: "fields" }, pick("image_fit", "Of another shape", [["", "cut"], ["pad", "framed"], ["stretch", "stretched"]]),
           (fields.image_ground = text("image_ground", "Under see-through parts", { placeholder: "black", maxLength: 40, change: () => put("image_ground", fields.image_ground.get()) })).element))),
@@ -188,13 +189,14 @@ function show() {
   if (document.activeElement !== size.control) size.set(request.width || request.height ? `${request.width ?? spec.width}x${request.height ?? spec.height}` : "");
   const images = spec.starts_from.includes("image");
   for (const name of Object.keys(ZONES)) if (!images || (name === "last_image" && !spec.takes_last_image)) delete request[name];
-  const applies = { guidance_scale_2: spec.has_two_transformers, true_cfg_scale: spec.guidance_is_embedded, sampler: spec.is_flow, flow_shift: spec.is_flow, riflex: spec.knows_riflex, positions: spec.knows_riflex, cache: spec.knows_cache, decoder: spec.knows_tiny_decoder, batched_guidance: spec.knows_batched_guidance };
+  const applies = { guidance_scale_2: spec.has_two_transformers, true_cfg_scale: spec.guidance_is_embedded, sampler: spec.is_flow, flow_shift: spec.is_flow, riflex: spec.knows_riflex, positions: spec.knows_riflex, cache: spec.knows_cache, then: spec.knows_timed_prompts, decoder: spec.knows_tiny_decoder, batched_guidance: spec.knows_batched_guidance };
   for (const name of ["negative_prompt", "guidance_scale", "guidance_start", "guidance_end"]) applies[name] = !spec.guidance_is_within;
   for (const [name, does] of Object.entries(applies)) { fields[name].element.hidden = !does; if (!does) delete request[name]; }
   document.getElementById("on-images").hidden = !images;
   for (const [name, one] of Object.entries(fields)) {
     if (["file", "keep"].includes(name)) continue;
-    one.set(name === "riflex" ? request[name] : ["crf", "name", "metadata"].includes(name) ? draft.file[name] : request[name]);
+    const value = ["crf", "name", "metadata"].includes(name) ? draft.file[name] : request[name];
+    one.set(Array.isArray(value) ? value.join("\n") : value);  // a prompt a line
   }
   fields.file.set();
   fields.crf.element.hidden = ["gif", "png"].includes(draft.file.format);
