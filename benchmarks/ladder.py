@@ -11,9 +11,10 @@ Shapes: B batch, S tokens, H heads, D head dim, R block rows, C block columns.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
     parser.add_argument("--levels", nargs="+", default=["step", "clip"], help="step is attention and velocity")
+    parser.add_argument("--looks", type=float, nargs="+", default=STEPS_LOOKED_AT, help="shares of the run, for step")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -135,9 +137,9 @@ def main() -> None:
     check_masks(model)
     members = shapes.held_out(8)
     for prompt in options.prompts:
-        ladder = Ladder(request, model, members[prompt][1], prompt, options.out)
+        ladder = Ladder(request, model, members[prompt][1], prompt, options.out, options.looks)
         if "step" in options.levels:
-            ladder.steps(options.variants)
+            ladder.steps(options.variants, whole="clip" in options.levels)
         if "clip" in options.levels:
             ladder.clips([name for name in options.variants if VARIANTS[name].clip])
     show(options.out)
@@ -158,27 +160,40 @@ def check_masks(model: LoadedModel) -> None:
         assert relative(ours, theirs) < 1e-9
 
 
+class _EnoughError(Exception):
+    """All that is wanted of a clip is there."""
+
+
 class Ladder:
     """The rungs of one prompt."""
 
-    def __init__(self, request: GenerationRequest, model: LoadedModel, text: str, prompt: int, out: Path) -> None:
+    def __init__(
+        self, request: GenerationRequest, model: LoadedModel, text: str, prompt: int, out: Path, looks: Sequence[float]
+    ) -> None:
+        self.looks = looks
         self.request, self.model, self.text, self.prompt, self.out = request, model, text, prompt, out
         self.steps_count = request.num_inference_steps or 1
         self.dense_file = out / f"dense-{prompt}.pt"
 
-    def dense(self) -> dict[str, Any]:
-        """The dense clip, and what the transformer was given at the steps that are looked at."""
-        if not self.dense_file.exists():
+    def dense(self, *, whole: bool = True) -> dict[str, Any]:
+        """The dense clip, and what the transformer was given at the steps that are looked at; without the clip where
+        the steps are all that is wanted."""
+        looked_at = sorted({int(share * self.steps_count) for share in self.looks})
+        each = 2 if self.request.is_guided(self.model.spec) else 1
+        known = torch.load(self.dense_file, weights_only=False) if self.dense_file.exists() else None
+        if known is None or (whole and known["frames"] is None):
             calls: list[dict[str, Any]] = []
 
             def note(module: Any, args: Any, given: dict[str, Any]) -> None:
                 calls.append(given)
+                if not whole and len(calls) > looked_at[-1] * each:
+                    raise _EnoughError
 
             handle = self.model.pipe.transformer.register_forward_pre_hook(note, with_kwargs=True)
-            frames = self.sample()
+            frames = None
+            with contextlib.suppress(_EnoughError):
+                frames = self.sample()
             handle.remove()
-            each = len(calls) // self.steps_count
-            looked_at = sorted({int(share * self.steps_count) for share in STEPS_LOOKED_AT})
             names = ("hidden_states", "timestep", "encoder_hidden_states")
             kept = {step: {name: calls[step * each][name] for name in names} for step in looked_at}
             torch.save({"frames": frames, "calls": kept}, self.dense_file)
@@ -197,9 +212,9 @@ class Ladder:
             ).frames[0]  # fmt: skip
         return (frames * 255).round().clip(0, 255).astype("uint8")
 
-    def steps(self, names: list[str]) -> None:
+    def steps(self, names: list[str], *, whole: bool) -> None:
         """Errors of attention and of the velocity at some steps of the dense clip's way."""
-        transformer, calls = self.model.pipe.transformer, self.dense()["calls"]
+        transformer, calls = self.model.pipe.transformer, self.dense(whole=whole)["calls"]
         for step, call in calls.items():
             wanted = [name for name in names if not known(self.out, self.prompt, "velocity", name, step)]
             wanted = [name for name in wanted if not VARIANTS[name].dense_steps]
@@ -365,6 +380,8 @@ def draw_sheets(out: Path) -> None:
     for file in sorted(out.glob("dense-*.pt")):
         prompt = file.stem.split("-")[1]
         rows = {"dense": torch.load(file, weights_only=False)["frames"]}
+        if rows["dense"] is None:
+            continue
         for index, name in enumerate(VARIANTS):
             clip = out / f"clip-{prompt}-{index}.npz"
             if clip.exists():

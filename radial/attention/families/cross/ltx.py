@@ -41,7 +41,7 @@ def _sharding(transformer: Any) -> dict[str, Any] | None:
 def _reorder(transformer: Any) -> TokenModules | None:
     if type(transformer).__name__ != "LTXVideoTransformer3DModel":  # LTX-2's sound has positions of the clip's frames
         return None
-    return TokenModules({"proj_in": 1, "rope": 1}, arguments=("timestep",))
+    return TokenModules({"rope": 1}, arguments=("hidden_states", "timestep"))  # packed already as the call has them
 
 
 FAMILY = Family(layouts=_layouts, refuse=_refuse, sharding=_sharding, reorder=_reorder)
