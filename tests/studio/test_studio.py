@@ -461,7 +461,7 @@ def test_tools_know_whose_key_it_is(chromium: Any, tmp_path: Path, wan_folder: P
         assert "made by bob" in ask("bob", "list_videos")
         assert Client(guarded.url, keys["bob"]).list()[0].raw["owner"] == "bob"
         assert "made by bob" in ask("ada", "list_videos")  # an admin
-        page = chromium.new_page()
+        page = watch(chromium.new_page(), guarded)
         page.goto(guarded.url)
         page.fill("input[name=name]", "bob")
         page.fill("input[name=password]", "correct horse battery")
