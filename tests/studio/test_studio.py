@@ -27,6 +27,7 @@ from browser import (
     pick_small,
     press_generate,
     queued,
+    watch,
 )
 from PIL import Image
 
