@@ -1,9 +1,8 @@
 """Tile sizes, warps and pipeline stages for each kind of kernel, dtype, head dim and architecture.
 
 A shipped table, so that nothing is tuned at run time and a new clip length never compiles anything anew. The sm90
-rows of forward and backward were measured (see benchmarks/); the others, and those of the far field, follow from shared
-memory and registers. What :mod:`.tuning` has
-measured on this machine comes before the table.
+rows of forward and backward and the 2-byte ones of the far field's forward were measured (see benchmarks/); the others
+follow from shared memory and registers. What :mod:`.tuning` has measured on this machine comes before the table.
 """
 
 from __future__ import annotations
@@ -40,7 +39,8 @@ _LARGE = {
     ("backward", 2, 256): Tiles(32, 64, 4, 1),
     ("backward", 4, 128): Tiles(32, 32, 8, 1),
     ("backward", 4, 256): Tiles(16, 32, 8, 1),
-    ("tail", 2, 128): Tiles(128, 64, 8, 2),
+    ("tail", 2, 64): Tiles(64, 128, 4, 3),
+    ("tail", 2, 128): Tiles(128, 32, 4, 3),
     ("tail", 2, 256): Tiles(64, 64, 8, 1),
     ("tail", 4, 128): Tiles(32, 32, 8, 1),
     ("tail", 4, 256): Tiles(32, 16, 8, 1),
