@@ -222,6 +222,8 @@ def attention(
     """
     with contextlib.ExitStack() as stack:
         if in_time:
+            if settings.token_order == "columns":
+                raise RequestError("clips whose texts follow one another take token_order raster")
             stack.enter_context(
                 timed_text([model.pipe.transformer], model.spec.max_sequence_length, model.spec.stride[0],
                            parallel=parallel)
