@@ -554,7 +554,7 @@ def test_held_out_losses_tell_what_lies_beyond(
 
 
 def test_losses_that_are_no_numbers_stop_the_run(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = train.velocity_loss
+    plain = setup.velocity_loss
     bad = {2}
 
     def broken(*args: Any) -> torch.Tensor:
@@ -562,7 +562,7 @@ def test_losses_that_are_no_numbers_stop_the_run(config: dict[str, Any], monkeyp
         return plain(*args) * (float("nan") if len(calls) in bad else 1.0)
 
     calls: list[int] = []
-    monkeypatch.setattr(train, "velocity_loss", broken)
+    monkeypatch.setattr(setup, "velocity_loss", broken)
     settings = config | {"max_bad_steps": 3, "held_out": 0, "output": config["output"] + "-once"}
     finetune(make_config(**settings))  # one bad step is skipped
     assert all(torch.isfinite(value).all() for value in adapter_of(settings).values())
