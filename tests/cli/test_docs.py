@@ -158,7 +158,8 @@ def test_every_command_of_the_documentation_runs(
             words = shlex.split(shown, comments=True)[1:]
             words = [found for word in words for found in (sorted(glob.glob(word)) or [word])]
             if "--cache" not in words and "--guidance-start" not in words:  # these want several steps
-                words += next((more for name, more in FOR_LESS.items() if shown.startswith(f"radial {name}")), [])
+                less = next((more for name, more in FOR_LESS.items() if shown.startswith(f"radial {name}")), [])
+                words += less if "--seconds" not in words else less[2:]  # which say the length
             sign = STAYING.get(words[0])
             code, said = run(words) if sign is None else run_until_ready(words, at_home, sign)
             assert "Traceback" not in said
