@@ -31,7 +31,7 @@ from radial.request import make_request
 
 STEPS = 2
 # Driven from Python alone, where a run is of more than its steps; and other checkpoints of pipelines that are there.
-OTHERS = {"wan-animate", "chronoedit", "framepack", "consisid", "wan-flf", "wan22-ti2v", "cogvideox15"}
+OTHERS = {"anyflow", "wan-animate", "chronoedit", "framepack", "consisid", "wan-flf", "wan22-ti2v", "cogvideox15"}
 
 
 def transformers_of(pipe: Any) -> list[nn.Module]:
