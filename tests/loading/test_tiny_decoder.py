@@ -164,7 +164,7 @@ def test_named_decoders_and_what_they_need() -> None:
     for spec in MODELS.values():  # of one latent space: that of Wan 2.1, and that of Wan 2.2's 5 B
         wanted = {(4, 16, 16): "taew2_1", (4, 32, 32): "taew2_2"}.get(spec.stride, "")
         assert not spec.tiny_decoder or f"/{wanted}." in spec.tiny_decoder
-        assert bool(spec.tiny_decoder) == spec.name.startswith(("wan", "skyreels"))
+        assert bool(spec.tiny_decoder) == spec.name.startswith(("anyflow", "wan", "skyreels"))
     full = make_request(prompt="a", model="wan2.1-14b", num_frames=81).resolve()
     spec, weights = find_weights(full)
     assert weights is not None
