@@ -243,7 +243,9 @@ def changed_request(request: GenerationRequest, changes: dict[str, Any]) -> Gene
 def digest_of(request: GenerationRequest, output: Output, count: int = 0) -> str:
     """Tells a request that was written before: the ``count``-th of its kind in one file."""
     where = f"{output.encoding.model_dump_json()} {output.folder}"
-    text = f"{request.model_dump_json(exclude={'device', *request.later_fields()})} {where} {count}"
+    # As it was written when a sampler that was left open had a word of its own.
+    written = request.model_copy(update={"sampler": request.sampler or "model"})
+    text = f"{written.model_dump_json(exclude={'device', *request.later_fields()})} {where} {count}"
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
