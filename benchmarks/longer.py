@@ -97,7 +97,7 @@ def train(options: argparse.Namespace) -> None:
     kinds = {kind: common | TUNED[kind] for kind in options.kinds}
     train_all(options.out / "trial", {kind: one | {"steps": options.trial_steps} for kind, one in kinds.items()})
     logs = {kind: read_log(options.out / "trial" / kind) for kind in kinds}
-    paces = {kind: statistics.median(line["seconds"] for line in log[len(log) // 3 :]) for kind, log in logs.items()}
+    paces = {kind: statistics.fmean(line["seconds"] for line in log[len(log) // 3 :]) for kind, log in logs.items()}
     steps = max(1, int(options.train_seconds / max(paces.values())))
     print({kind: f"{1000 * pace:.0f} ms a step" for kind, pace in paces.items()}, steps, "steps", flush=True)
     train_all(options.out / "runs", {kind: one | {"steps": steps} for kind, one in kinds.items()})

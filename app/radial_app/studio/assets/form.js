@@ -341,7 +341,8 @@ async function saveJob() {
   const { id, request } = draft.editing;
   const changes = {};
   for (const name of new Set([...Object.keys(request), ...Object.keys(draft.request)])) {
-    const [was, now] = [request[name] ?? null, draft.request[name] ?? null];
+    // What the form leaves open means what it means in a request that does not name it.
+    const [was, now] = [request, draft.request].map((one) => one[name] ?? limits[name]?.default ?? null);
     const none = (value) => value === null || (Array.isArray(value) && !value.length);
     if (!(none(was) && none(now)) && JSON.stringify(was) !== JSON.stringify(now)) changes[name] = now ?? (Array.isArray(was) ? [] : null);
   }
