@@ -89,9 +89,7 @@ def train(options: argparse.Namespace) -> None:
     if steps is None:
         train_all(options.out / "trial", {kind: one | {"steps": options.trial_steps} for kind, one in kinds.items()})
         logs = {kind: read_log(options.out / "trial" / kind) for kind in kinds}
-        paces = {
-            kind: statistics.fmean(line["seconds"] for line in log[len(log) // 3 :]) for kind, log in logs.items()
-        }
+        paces = {kind: statistics.fmean(line["seconds"] for line in log[len(log) // 3 :]) for kind, log in logs.items()}
         steps = max(1, int(options.train_seconds / max(paces.values())))
         print({kind: f"{1000 * pace:.0f} ms a step" for kind, pace in paces.items()}, steps, "steps", flush=True)
     measured = {"validate_every": steps if options.held_out else 0}
