@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from longer import read_log, run, train_all
+from longer import read_log, run, run_stages, steps_within, train_all
 from safetensors.torch import load_file
 
 from radial.loading.load import load
@@ -59,12 +59,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="clips that are made at a time")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    for stage in options.stages:
-        started = time.monotonic()
-        {"data": data, "train": train, "table": table}[stage](options)
-        print(f"[{stage}: {time.monotonic() - started:.0f} s]", flush=True)
+    run_stages(parser.parse_args(), {"data": data, "train": train, "table": table})
 
 
 def data(options: argparse.Namespace) -> None:
@@ -85,13 +80,7 @@ def train(options: argparse.Namespace) -> None:
         "dtype": options.dtype, "trackers": [], "checkpoint_every": 500, "keep_checkpoints": 1,
     }  # fmt: skip
     kinds = {kind: common | {"attention": kind} for kind in options.kinds}
-    steps = options.train_steps
-    if steps is None:
-        train_all(options.out / "trial", {kind: one | {"steps": options.trial_steps} for kind, one in kinds.items()})
-        logs = {kind: read_log(options.out / "trial" / kind) for kind in kinds}
-        paces = {kind: statistics.fmean(line["seconds"] for line in log[len(log) // 3 :]) for kind, log in logs.items()}
-        steps = max(1, int(options.train_seconds / max(paces.values())))
-        print({kind: f"{1000 * pace:.0f} ms a step" for kind, pace in paces.items()}, steps, "steps", flush=True)
+    steps = options.train_steps or steps_within(options, kinds)
     measured = {"validate_every": steps if options.held_out else 0}
     train_all(options.out / "runs", {kind: one | {"steps": steps} | measured for kind, one in kinds.items()})
     for kind in kinds:

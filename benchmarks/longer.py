@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="denoising steps")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
-    options = parser.parse_args()
+    run_stages(parser.parse_args(), {"base": base, "data": data, "train": train, "table": table})
+
+
+def run_stages(options: argparse.Namespace, stages: dict[str, Callable[[argparse.Namespace], None]]) -> None:
+    """Those of the stages that are asked for, and how long each took."""
     options.out.mkdir(parents=True, exist_ok=True)
     for stage in options.stages:
         started = time.monotonic()
-        {"base": base, "data": data, "train": train, "table": table}[stage](options)
+        stages[stage](options)
         print(f"[{stage}: {time.monotonic() - started:.0f} s]", flush=True)
 
 
@@ -95,16 +100,22 @@ def train(options: argparse.Namespace) -> None:
     if options.init_adapter:
         common["init_adapter"] = options.init_adapter
     kinds = {kind: common | TUNED[kind] for kind in options.kinds}
-    train_all(options.out / "trial", {kind: one | {"steps": options.trial_steps} for kind, one in kinds.items()})
-    logs = {kind: read_log(options.out / "trial" / kind) for kind in kinds}
-    paces = {kind: statistics.fmean(line["seconds"] for line in log[len(log) // 3 :]) for kind, log in logs.items()}
-    steps = max(1, int(options.train_seconds / max(paces.values())))
-    print({kind: f"{1000 * pace:.0f} ms a step" for kind, pace in paces.items()}, steps, "steps", flush=True)
+    steps = steps_within(options, kinds)
     train_all(options.out / "runs", {kind: one | {"steps": steps} for kind, one in kinds.items()})
     for kind in kinds:
         log = read_log(options.out / "runs" / kind)
         tail = [line["loss"] for line in log[-100:] if line["step"]]
         print(kind, f"{sum(line['seconds'] for line in log):.0f} s, loss {statistics.mean(tail):.4f}", flush=True)
+
+
+def steps_within(options: argparse.Namespace, kinds: dict[str, dict[str, Any]]) -> int:
+    """How many steps of all kinds, side by side, the time allows, by a trial."""
+    train_all(options.out / "trial", {kind: one | {"steps": options.trial_steps} for kind, one in kinds.items()})
+    logs = {kind: read_log(options.out / "trial" / kind) for kind in kinds}
+    paces = {kind: statistics.fmean(line["seconds"] for line in log[len(log) // 3 :]) for kind, log in logs.items()}
+    steps = max(1, int(options.train_seconds / max(paces.values())))
+    print({kind: f"{1000 * pace:.0f} ms a step" for kind, pace in paces.items()}, steps, "steps", flush=True)
+    return steps
 
 
 def train_all(folder: Path, runs: dict[str, dict[str, Any]]) -> None:

@@ -58,9 +58,8 @@ def check_timed(then: Sequence[str], spec: ModelSpec, num_frames: int, fps: int,
         able = ", ".join(one.name for one in MODELS.values() if knows_timed_prompts(one))
         raise RequestError(f"{spec.name} cannot read another prompt at another time; models that can: {able}")
     begins = begins_of(then, num_frames / fps)
-    latents = (num_frames - spec.first_frame) // spec.stride[0] + spec.first_frame
     shortest = min(end - begin for begin, end in zip(begins, (*begins[1:], 1.0), strict=True))
-    if shortest * latents < 1.5:
+    if shortest * spec.latent_frames(num_frames) < 1.5:
         raise RequestError(
             f"then: {1 + len(then)} prompts have no room in {num_frames} frames: each needs {2 * spec.stride[0]}"
         )

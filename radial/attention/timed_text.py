@@ -19,6 +19,7 @@ from torch import Tensor
 
 from radial.attention.context_parallel import ContextParallel
 from radial.attention.families.find import find_family
+from radial.attention.family import Family
 from radial.attention.processors import AttentionCall, RadialProcessors
 from radial.errors import ModelError
 
@@ -57,12 +58,12 @@ def timed_text(
     Raises:
         ModelError: the model does not read text by cross-attention alone.
     """
-    families = [find_family(transformer) for transformer in transformers]
     reading = _Reading(text_length, stride, begins, parallel)
     processors = RadialProcessors(reading.attend, (), lambda layer: None, dense_too=True)
     with contextlib.ExitStack() as undo:
-        for transformer, family in zip(transformers, families, strict=True):
-            for attention in cross_attentions(transformer):
+        for transformer in transformers:
+            family = find_family(transformer)
+            for attention in cross_attentions(transformer, family):
                 undo.callback(setattr, attention, "processor", attention.processor)
                 attention.processor = processors.make(attention.processor, 0)
             handle = transformer.register_forward_pre_hook(reading.hook(transformer, family), with_kwargs=True)
@@ -70,13 +71,12 @@ def timed_text(
         yield
 
 
-def cross_attentions(transformer: Any) -> list[Any]:
+def cross_attentions(transformer: Any, family: Family) -> list[Any]:
     """The layers by which a clip reads its text.
 
     Raises:
         ModelError: there are none that read text alone.
     """
-    family = find_family(transformer)
     layers = [] if family.cross_attentions is None else family.cross_attentions(transformer)
     if not layers or any(getattr(layer, "add_k_proj", None) is not None for layer in layers):
         why = "text and clip attend together" if not layers else "it reads its start image along with the text"
