@@ -318,7 +318,7 @@ def model_of(name: str, spec: ModelSpec, *, own: bool = False) -> Model:
 
 def knows_cache(spec: ModelSpec) -> bool:
     """Whether there is a step cache for a model."""
-    return any(spec.step_cache("auto", from_image, LEAST_STEPS) is not None for from_image in (False, True))
+    return any(spec.step_cache("auto", task, LEAST_STEPS) is not None for task in ("text", "image"))
 
 
 def broken_model(name: str, problem: str) -> Model:

@@ -15,6 +15,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from starlette.background import BackgroundTask
 
 from radial.errors import RequestError
+from radial.input_files import named_files, with_files
 from radial.models.find import HUB_ID
 from radial.models.table import MODELS
 from radial.request import GenerationRequest
@@ -37,7 +38,7 @@ def make_router(paths: ServerPaths) -> APIRouter:
 
     @router.post("/files")
     def upload_file(request: Request, file: Annotated[UploadFile, File()]) -> Upload:
-        """Bring an image or a clip: its id goes into a request's image, last_image or extend."""
+        """Bring an image or a clip: its id goes into a request's image, extend or control_video, say."""
         return Service(paths, request.state.visitor).inputs.take(file.file)
 
     @router.get("/files/{id}")
@@ -133,10 +134,12 @@ def settings_in(service: Service, content: BinaryIO) -> dict[str, Any]:
         ) from error
     notes = []
     fields = request.model_dump(mode="json")
-    for name in ("image", "last_image", "extend"):
-        if fields[name] is not None:
-            notes.append(f"its {name.replace('_', ' ')} was {Path(fields[name]).name}: choose it again")
-            fields[name] = None
+    for label, path in named_files(fields):
+        name = label.partition(".")[0].replace("_", " ")
+        notes.append(f"its {name} was {Path(path).name}: choose it again")
+    fields |= with_files(fields, lambda *_: None)
+    if fields["strength"] is not None:
+        fields["strength"] = None  # of a clip that is not here
     adapters = service.inputs.adapters()
     kept = []
     for lora in fields["loras"]:

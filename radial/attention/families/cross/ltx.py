@@ -10,16 +10,33 @@ from radial.plans.layout import Layout, TokenGrid
 
 
 def _layouts(transformer: Any, call: Call) -> tuple[Layout, ...]:
-    grid = TokenGrid(call["num_frames"], call["height"], call["width"])
-    return (Layout.of(grid),)
+    grid, before = _clip(call)
+    return (Layout.of(grid, before=before, kind_before="history"),)
+
+
+def _clip(call: Call) -> tuple[TokenGrid, int]:
+    """The clip's grid, and how many tokens of images at other frames than the first lie before it.
+
+    Calls with such images name no sizes, but where each token lies: every image is a frame of tokens of its own, and
+    the clip begins with the last one at time 0.
+    """
+    if call.get("video_coords") is None or call.get("num_frames") is not None:
+        return TokenGrid(call["num_frames"], call["height"], call["width"]), 0
+    times_S, rows_S, columns_S = (call["video_coords"][0, axis] for axis in range(3))
+    height, width = len(rows_S.unique()), len(columns_S.unique())
+    times_F = times_S[:: height * width]
+    begin = int((times_F == times_S.min()).nonzero()[-1])
+    return TokenGrid(len(times_F) - begin, height, width), begin * height * width
 
 
 def _refuse(transformer: Any, call: Call) -> str | None:
-    if any(call.get(name) is None for name in ("num_frames", "height", "width")):
+    sizes = [call.get(name) for name in ("num_frames", "height", "width")]
+    if None in sizes and (call.get("video_coords") is None or sizes[0] is not None):
         return "the call names no num_frames, height and width, and packed latents do not show them"
-    tokens = call["num_frames"] * call["height"] * call["width"]
-    if tokens != call["hidden_states"].shape[1]:
-        return f"conditioning tokens are packed with the clip ({call['hidden_states'].shape[1]} tokens, not {tokens})"
+    grid, before = _clip(call)
+    length = call["hidden_states"].shape[1]
+    if before + grid.tokens != length:
+        return f"conditioning tokens are packed with the clip ({length} tokens, not {before + grid.tokens})"
     if call.get("video_self_attention_mask") is not None:
         return "the call has a mask of its own for the clip's self-attention"
     return None
