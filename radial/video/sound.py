@@ -57,13 +57,13 @@ class Sound:
 
         graph: Any = av.filter.Graph()
         layout = _layout(len(self.samples))
-        ends = [
-            graph.add_abuffer(format="fltp", sample_rate=self.rate, layout=layout, time_base=Fraction(1, self.rate))
-        ]
+        clock = Fraction(1, self.rate)
+        ends = [graph.add_abuffer(format="fltp", sample_rate=self.rate, layout=layout, time_base=clock)]
         while not 0.5 <= speed <= 100:  # what the filter takes at once
             ends.append(graph.add("atempo", "0.5"))
             speed /= 0.5
-        ends += [graph.add("atempo", f"{speed:.6f}"), graph.add("abuffersink")]
+        planes = graph.add("aformat", "sample_fmts=fltp")  # the filter may mix channels into one row
+        ends += [graph.add("atempo", f"{speed:.6f}"), planes, graph.add("abuffersink")]
         for one, other in itertools.pairwise(ends):
             one.link_to(other)
         graph.configure()
@@ -77,7 +77,7 @@ class Sound:
         for start in range(0, self.samples.shape[1], _PIECE):
             piece = np.ascontiguousarray(self.samples[:, start : start + _PIECE])
             frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout=layout)
-            frame.sample_rate, frame.pts, frame.time_base = self.rate, start, Fraction(1, self.rate)
+            frame.sample_rate, frame.pts, frame.time_base = self.rate, start, clock
             graph.push(frame)
             pull()
         graph.push(None)

@@ -40,8 +40,10 @@ def load_upscaler(path: Path, device: str = "auto") -> tuple[Enlarge, int]:
         raise RequestError(f"no such file: {path}")
     try:
         import spandrel
-    except ImportError as error:
-        raise ModelError("an upscaler's file needs spandrel: pip install 'radial-video[upscale]'") from error
+    except (ImportError, RuntimeError) as error:  # torchvision, which it wants, may not fit the torch that is here
+        raise ModelError(
+            f"an upscaler's file needs spandrel ({first_line(error)}): pip install 'radial-video[upscale]'"
+        ) from error
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

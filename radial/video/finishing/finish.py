@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from radial.errors import OutputError, RequestError, explain
@@ -155,15 +155,18 @@ def finish(
             on_frame(index, max(count, index))
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    lock = output.with_name(f".{output.name}.lock")
-    with FileLock(lock, timeout=0, blocking=False):
-        for left in output.parent.glob(f".{_literally(output.stem)}.*.partial{output.suffix}"):
-            discard(left)
-        frames = counted(_frames(sources, what, enlarge, height, width, output.parent))
-        publish(
-            output, lambda partial: encode(frames, rate, receipt, partial, encoding, sound), overwrite=overwrite
-        )  # fmt: skip
-    discard(lock)
+    lock = FileLock(output.with_name(f".{output.name}.lock"), blocking=False)
+    try:
+        with lock:
+            for left in output.parent.glob(f".{_literally(output.stem)}.*.partial{output.suffix}"):
+                discard(left)
+            frames = counted(_frames(sources, what, enlarge, height, width, output.parent))
+            publish(
+                output, lambda partial: encode(frames, rate, receipt, partial, encoding, sound), overwrite=overwrite
+            )  # fmt: skip
+            discard(Path(lock.lock_file))
+    except Timeout as error:
+        raise OutputError(f"{output} is being written by another command") from error
     return notes
 
 
@@ -216,8 +219,8 @@ def _sound(
             raise RequestError(f"there is no sound in {path}")
         heard = sound.samples.shape[1] / sound.rate
         short = heard < seconds - 0.05
-        notes = (f"{path.name} has {heard:.1f} s of sound, and the clip {seconds:.1f} s: its end is silent",)
-        return sound.until(seconds), notes if short else ()
+        told = (f"{path.name} has {heard:.1f} s of sound, and the clip {seconds:.1f} s: its end is silent",)
+        return sound.until(seconds), told if short else ()
     sound, notes = sources.sound(what.start, what.end)
     if sound is None or not sound.samples.size:
         return None, notes

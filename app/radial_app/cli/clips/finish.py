@@ -69,10 +69,10 @@ def finish(
     from radial_app.jobs.job import make_output
     from radial_app.jobs.results import free_name
 
-    fields = dict(
-        start=start, end=end, reverse=reverse, aspect=aspect, reframe=reframe, scale=scale, size=size,
-        upscaler=upscaler, frames=frames, speed=speed, fps=fps, loop=loop, sound=sound,
-    )  # fmt: skip
+    fields = {
+        "start": start, "end": end, "reverse": reverse, "aspect": aspect, "reframe": reframe, "scale": scale,
+        "size": size, "upscaler": upscaler, "frames": frames, "speed": speed, "fps": fps, "loop": loop, "sound": sound,
+    }  # fmt: skip
     with told_as_options([*fields, "codec", "crf"]):
         what = make_finish(**fields)
         if output is None:
