@@ -82,7 +82,11 @@ def examine_model(name: str) -> list[Finding]:
         except RadialError as error:
             found.append(Finding("files", str(error), "note"))
     images = (
-        {} if spec.text_pipeline else {"image": "a.png"} | ({"last_image": "b.png"} if spec.needs_last_image else {})
+        {"control_video": "a.mp4"}
+        if spec.starts_from == ["control"]
+        else {}
+        if spec.text_pipeline
+        else {"image": "a.png"} | ({"last_image": "b.png"} if spec.needs_last_image else {})
     )
     try:
         check_fits(make_request(prompt="a", model=name, seed=0, **images).resolve())

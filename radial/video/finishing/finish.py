@@ -170,6 +170,18 @@ def finish(
     return notes
 
 
+def work_of(clips: Sequence[Path], what: Finish) -> int:
+    """About how many pixels the frames of what clips become have, those that upscalers make not counted apart.
+
+    Raises:
+        RequestError: it cannot be.
+        OutputError: a clip cannot be read.
+    """
+    sources = Sources.look(clips)
+    height, width = what.target(sources.height, sources.width)
+    return height * width * _count(sources, what)
+
+
 def _frames(
     sources: Sources, what: Finish, enlarge: Enlarge | None, height: int, width: int, folder: Path
 ) -> Iterator[Frame]:  # fmt: skip
