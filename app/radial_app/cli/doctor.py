@@ -30,7 +30,7 @@ from radial_app.jobs.folder import data_folder
 
 _EXTRAS = {
     "server": "fastapi", "studio": "gradio", "train": "datasets", "eight-bit": "torchao", "caption": "torchvision",
-    "measure": "torchmetrics", "cluster": "ray", "flash": "flash_attn",
+    "measure": "torchmetrics", "cluster": "ray", "flash": "flash_attn", "upscale": "spandrel",
 }  # fmt: skip
 _PACKAGES = ("torch", "triton", "diffusers", "transformers", "accelerate", "peft", "av", "safetensors")
 _LEAST_DISK = 5e9
