@@ -73,7 +73,7 @@ class Ranks:
         """
         if request.batched_guidance:
             raise RequestError(f"batched_guidance is for one process, not {self.size} that share a clip: leave it out")
-        if request.keyframes and find_model(request.model).control_pipeline == "LTXConditionPipeline":
+        if request.keyframes and find_model(request.model).control_pipeline != "WanVACEPipeline":
             raise RequestError(f"keyframes on {request.model} are for one process, not {self.size} that share a clip")
         if request.cache != "off":
             raise RequestError(

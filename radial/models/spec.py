@@ -25,6 +25,7 @@ Task = Literal["text", "image", "control", "video"]
 # What steers a clip, by the pipelines that take it. One that makes a clip over takes what is said of it, too.
 STEERED_BY: dict[str | None, tuple[str, ...]] = {
     "CogVideoXFunControlPipeline": ("control_video",),
+    "LTX2ConditionPipeline": ("keyframes",),
     "LTXConditionPipeline": ("keyframes",),
     "WanVACEPipeline": ("control_video", "mask", "references", "keyframes"),
 }

@@ -252,7 +252,8 @@ MODELS: dict[str, ModelSpec] = {
         ),
         _row(
             _LTX, "ltx-2", "LTX-2 text- and image-to-video with sound, 19 B", "Lightricks/LTX-2",
-            text_pipeline="LTX2Pipeline", image_pipeline="LTX2ImageToVideoPipeline", width=768, num_frames=121, fps=24,
+            text_pipeline="LTX2Pipeline", image_pipeline="LTX2ImageToVideoPipeline",
+            control_pipeline="LTX2ConditionPipeline", width=768, num_frames=121, fps=24,
             height=512, max_sequence_length=1024, layers=48, negative_prompt=words.LTX_2,
             pipeline_arguments=(("use_cross_timestep", False), ("spatio_temporal_guidance_blocks", (29,))),
             authors="Lightricks/LTX-2: ltx-pipelines, constants; one stage; the shift goes by the clip's tokens as in "

@@ -528,7 +528,7 @@ def _ltx2_audio() -> Arguments:
     return {"audio_vae": audio_vae, "vocoder": vocoder}
 
 
-def _ltx2() -> Any:
+def _ltx2(kind: str = "LTX2Pipeline") -> Any:
     transformer = diffusers.LTX2VideoTransformer3DModel(
         in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=16, cross_attention_dim=32,
         audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2, audio_attention_head_dim=8,
@@ -541,7 +541,7 @@ def _ltx2() -> Any:
         spatial_compression_ratio=32, temporal_compression_ratio=8,
     )  # fmt: skip
     text_encoder = _gemma()
-    return diffusers.LTX2Pipeline(
+    return getattr(diffusers, kind)(
         tokenizer=_tokenizer(),
         text_encoder=text_encoder,
         connectors=_ltx2_connectors(text_encoder.config.text_config.num_hidden_layers),
@@ -555,6 +555,19 @@ def _ltx2() -> Any:
 def _ltx2_call(pipe: Any) -> Arguments:
     # Guidance by a call with a perturbed layer and by one without sound, as is the default.
     return _ltx_call(pipe) | {"spatio_temporal_guidance_blocks": [1]}
+
+
+def _ltx2_condition() -> Any:
+    return _ltx2("LTX2ConditionPipeline")
+
+
+def _ltx2_condition_call(pipe: Any) -> Arguments:
+    from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
+
+    # The second image comes as a frame of tokens of its own, after the clip.
+    images = {0: _picture(4 * 32, 6 * 32), 3: _picture(4 * 32, 6 * 32, turned=True)}
+    conditions = [LTX2VideoCondition(frames=image, index=index) for index, image in images.items()]
+    return _ltx2_call(pipe) | {"conditions": conditions}
 
 
 def _cogvideox_parts() -> Arguments:
@@ -757,6 +770,7 @@ CASES: dict[str, TinyCase] = {
         _case("ltx-i2v", _ltx_i2v, _ltx_i2v_call),
         _case("ltx-condition", _ltx_condition, _ltx_condition_call),
         _case("ltx2", _ltx2, _ltx2_call),
+        _case("ltx2-condition", _ltx2_condition, _ltx2_condition_call),
         _case("cogvideox", _cogvideox),
         _case("cogvideox-i2v", _cogvideox_i2v, image=_picture()),
         _case("cogvideox-v2v", _cogvideox_v2v, _v2v_call),

@@ -162,6 +162,35 @@ def test_what_does_not_fit_is_brought_there_and_told(place: Path, tmp_path: Path
     assert notes == ("clip.mp4 is longer than the clip: its first 5 frames at 16 a second count",)
 
 
+def test_images_of_ltx_2_stand_in_latent_frames(place: Path, tmp_path: Path) -> None:
+    """In clips of its pipeline for text: the same frames as its own pipeline with the same conditions."""
+    from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
+
+    CASES["ltx2"].build().save_pretrained(tmp_path / "ltx2")
+    keyframes = [f"0:{place / 'red.png'}", f"12:{place / 'blue.png'}"]
+    fields = {"prompt": "a red circle", "model": str(tmp_path / "ltx2"), "height": 64, "width": 96, "num_frames": 17,
+              "fps": 8, "seed": 3, "num_inference_steps": 2, "guidance_scale": 1.0, "attention": "dense"}  # fmt: skip
+    request = make_request(**fields, keyframes=keyframes).resolve()
+    model = load(request)
+    events: list[Event] = []
+    (video,) = generate(request, model=model, on_event=events.append)
+    assert [event.note for event in events if event.note] == ["images stand at every 8th frame: that of frame 12 at 9"]
+    images = [Image.open(place / f"{colour}.png") for colour in ("red", "blue")]
+    conditions = [LTX2VideoCondition(frames=image, index=index) for image, index in zip(images, (0, 2), strict=True)]
+    with torch.inference_mode():
+        made = model.pipe(
+            conditions=conditions, prompt="a red circle", negative_prompt="", height=64, width=96, num_frames=17,
+            frame_rate=8, num_inference_steps=2, guidance_scale=1.0, audio_guidance_scale=1.0, stg_scale=0.0,
+            modality_scale=1.0, audio_stg_scale=0.0, audio_modality_scale=1.0, output_type="np",
+            max_sequence_length=model.spec.max_sequence_length, generator=torch.Generator().manual_seed(3),
+            **dict(model.spec.pipeline_arguments),
+        ).frames[0]  # fmt: skip
+    assert np.array_equal(video.frames, (made * 255).round().clip(0, 255).astype("uint8"))
+    near = request.with_values(keyframes=[f"9:{place / 'red.png'}", f"12:{place / 'blue.png'}"])
+    with pytest.raises(RequestError, match="images at frames 9 and 12 are too near: give 8 between them"):
+        next(generate(near, model=model))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -39,9 +39,12 @@ EAGER_MAG = StepCache(
 )
 HAVE = [
     "wan", "wan-i2v", "wan22", "hunyuan-video", "hunyuan-video-i2v", "mochi", "ltx", "ltx-i2v", "ltx-condition",
-    "cogvideox", "cogvideox-fun", "cogvideox-i2v",
+    "cogvideox", "cogvideox-i2v",
 ]  # fmt: skip
-HAVE_NOT = ["wan-vace", "skyreels-v2", "hunyuan-video15", "ltx2", "allegro", "easyanimate", "cosmos", "kandinsky5"]
+HAVE_NOT = [
+    "wan-vace", "skyreels-v2", "hunyuan-video15", "ltx2", "ltx2-condition", "allegro", "easyanimate", "cosmos",
+    "kandinsky5",
+]  # fmt: skip
 
 
 def transformers_of(pipe: Any) -> list[nn.Module]:

@@ -17,7 +17,8 @@ Branch = Literal["cond", "uncond", "cond_uncond"]
 # it, or by a call with the prompt and then one without it.
 BATCHED = {
     "AllegroPipeline", "CogVideoXFunControlPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXPipeline",
-    "EasyAnimatePipeline", "LTX2ImageToVideoPipeline", "LTX2Pipeline", "LTXConditionPipeline",
+    "EasyAnimatePipeline", "LTX2ConditionPipeline", "LTX2ImageToVideoPipeline", "LTX2Pipeline",
+    "LTXConditionPipeline",
     "LTXImageToVideoPipeline", "LTXPipeline", "MochiPipeline",
 }  # fmt: skip
 BY_TWO_CALLS = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from radial.errors import RequestError
 from radial.generation.conditions.images import at_frames
 from radial.request import GenerationRequest
 from radial.video.control import read_control, read_mask
@@ -51,6 +52,10 @@ def controls_for(
         if request.strength is not None and control is not None:
             arguments |= {"denoise_strength": request.strength, "latents": _encoded(pipe, control, generator)}
         return arguments, (*notes, *told)
+    if kind == "LTX2ConditionPipeline":
+        keyed, told = at_frames(request, images)
+        conditions, moved = _ltx2(keyed, pipe.vae_temporal_compression_ratio, request.clip_frames - 1)
+        return {"conditions": conditions}, (*told, *moved)
     if control is not None and kind == "CogVideoXFunControlPipeline":
         return {"control_video": _pictures(control)}, notes
     if control is not None:
@@ -87,6 +92,27 @@ def _ltx(keyed: dict[int, Image]) -> dict[str, Any]:
 
     conditions = [LTXVideoCondition(image=image, frame_index=frame) for frame, image in sorted(keyed.items())]
     return {"conditions": conditions} if conditions else {}
+
+
+def _ltx2(keyed: dict[int, Image], stride: int, last: int) -> tuple[list[Any], tuple[str, ...]]:
+    """Conditions of LTX-2, each at the latent frame that holds its frame, and which of them stand elsewhere.
+
+    Raises:
+        RequestError: two lie in one latent frame.
+    """
+    from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
+
+    places: dict[int, int] = {}
+    notes = []
+    for frame in sorted(keyed):
+        index = -(-frame // stride)
+        if index in places:
+            raise RequestError(f"images at frames {places[index]} and {frame} are too near: give {stride} between them")
+        places[index] = frame
+        stands = max(0, (index - 1) * stride + 1)
+        if frame not in (stands, last):
+            notes.append(f"images stand at every {stride}th frame: that of frame {frame} at {stands}")
+    return [LTX2VideoCondition(frames=keyed[frame], index=index) for index, frame in places.items()], tuple(notes)
 
 
 def _encoded(pipe: Any, control: Frames, generator: torch.Generator) -> torch.Tensor:

@@ -130,7 +130,9 @@ function layout() {
   ];
 }
 
-addEventListener("radial-steered", () => fields.strength.set(draft.request.strength));
+// How images and clips of another shape are fitted: where there are some.
+const showFit = () => { document.getElementById("on-images").hidden = !modelNow().starts_from.includes("image") && !BROUGHT.some((name) => draft.request[name]); };
+addEventListener("radial-steered", () => { fields.strength.set(draft.request.strength); showFit(); });
 
 // Lists hold words alone.
 const meant = (name, value) => (value === undefined ? undefined : name === "riflex" ? value === "true" : name === "block_size" ? Number(value) : value);
@@ -197,7 +199,7 @@ function show() {
   const applies = { strength: spec.steered_by.includes("strength"), guidance_scale_2: spec.has_two_transformers, true_cfg_scale: spec.guidance_is_embedded, sampler: spec.is_flow, flow_shift: spec.is_flow, riflex: spec.knows_riflex, positions: spec.knows_riflex, cache: spec.knows_cache, then: spec.knows_timed_prompts, decoder: spec.knows_tiny_decoder, batched_guidance: spec.knows_batched_guidance };
   for (const name of ["negative_prompt", "guidance_scale", "guidance_start", "guidance_end"]) applies[name] = !spec.guidance_is_within;
   for (const [name, does] of Object.entries(applies)) { fields[name].element.hidden = !does; if (!does) delete request[name]; }
-  document.getElementById("on-images").hidden = !images && !spec.steered_by.length;
+  showFit();
   if (BROUGHT.some((name) => !(name in ZONES) && request[name])) document.getElementById("steering").open = true;
   for (const [name, one] of Object.entries(fields)) {
     if (["file", "keep"].includes(name)) continue;
