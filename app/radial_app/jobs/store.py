@@ -571,7 +571,8 @@ class JobStore:
             + [f"ifnull(json_extract(request, '$.{name}'), ?) = ?" for name in ALIKE_LATER]
         )
         values = [getattr(request, name) for name in ALIKE]
-        values += [value for name, absent in ALIKE_LATER.items() for value in (absent, getattr(request, name))]
+        for name, absent in ALIKE_LATER.items():
+            values += [absent, absent if (value := getattr(request, name)) is None else value]
         with explained():
             rows = self._database.execute(
                 f"SELECT files FROM jobs WHERE state = 'done' AND {conditions} ORDER BY finished DESC LIMIT 9",
