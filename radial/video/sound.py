@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 # By container: the encoder, and the rate it wants where it takes not every one.
 _ENCODERS: dict[str, tuple[str, int | None]] = {"mp4": ("aac", None), "webm": ("libopus", 48_000)}
-_MOST_SECONDS = 3600
+MOST_SECONDS = 3600
 _PIECE = 1 << 14  # samples that a filter is given at a time
 
 
@@ -146,7 +146,7 @@ def read_sound(path: Path) -> Sound | None:
                 for piece in resampler.resample(frame):
                     pieces.append(piece.to_ndarray())
                     count += pieces[-1].shape[1]
-                if count > _MOST_SECONDS * stream.rate:
+                if count > MOST_SECONDS * stream.rate:
                     break
             return Sound(np.concatenate(pieces, axis=1), stream.rate) if pieces else None
     except (av.FFmpegError, OSError, ValueError) as error:

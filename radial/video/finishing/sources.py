@@ -15,7 +15,7 @@ from radial.errors import OutputError, RequestError
 from radial.video.colour import Frame
 from radial.video.images import fit_frame
 from radial.video.reader import open_clip
-from radial.video.sound import Sound, read_sound
+from radial.video.sound import MOST_SECONDS, Sound, read_sound
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ class Sources:
             if sound is None:
                 notes.append(f"there is no sound in {path.name}")
             else:
+                if count / float(self.rate) > MOST_SECONDS + 1:
+                    notes.append(f"the sound of {path.name} is kept for its first hour")
                 heard = sound.until(count / float(self.rate)).after(before, heard)
             before += count / float(self.rate)
         return heard and heard.between(start, end), tuple(notes)
