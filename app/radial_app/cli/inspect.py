@@ -120,7 +120,7 @@ def models(
         raise RequestError(f"no model with {wanted!r} in its name, source or description{nearest(str(wanted))}")
     if as_json:
         names = (
-            "name", "summary", "source", "starts_from", "width", "height", "num_frames", "native_frames", "fps",
+            "name", "summary", "source", "starts_from", "steered_by", "width", "height", "num_frames", "native_frames", "fps",
             "num_inference_steps", "guidance_scale", "guidance_scale_2", "flow_shift", "negative_prompt",
         )  # fmt: skip
         told = [{name: getattr(spec, name) for name in names} for spec in found]
@@ -154,7 +154,10 @@ def models(
 
 
 def _is_said(word: str, spec: ModelSpec) -> bool:
-    return word.lower() in f"{spec.name} {spec.summary} {spec.source} {' '.join(spec.starts_from)}".lower()
+    return (
+        word.lower()
+        in f"{spec.name} {spec.summary} {spec.source} {' '.join((*spec.starts_from, *spec.steered_by))}".lower()
+    )
 
 
 def lora(
