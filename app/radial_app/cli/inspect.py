@@ -120,8 +120,8 @@ def models(
         raise RequestError(f"no model with {wanted!r} in its name, source or description{nearest(str(wanted))}")
     if as_json:
         names = (
-            "name", "summary", "source", "starts_from", "steered_by", "width", "height", "num_frames", "native_frames", "fps",
-            "num_inference_steps", "guidance_scale", "guidance_scale_2", "flow_shift", "negative_prompt",
+            "name", "summary", "source", "starts_from", "steered_by", "width", "height", "num_frames", "native_frames",
+            "fps", "num_inference_steps", "guidance_scale", "guidance_scale_2", "flow_shift", "negative_prompt",
         )  # fmt: skip
         told = [{name: getattr(spec, name) for name in names} for spec in found]
         print(json.dumps({"data": told, "presets": PRESETS}, indent=2, ensure_ascii=False))
@@ -154,10 +154,8 @@ def models(
 
 
 def _is_said(word: str, spec: ModelSpec) -> bool:
-    return (
-        word.lower()
-        in f"{spec.name} {spec.summary} {spec.source} {' '.join((*spec.starts_from, *spec.steered_by))}".lower()
-    )
+    said = (spec.name, spec.summary, spec.source, *spec.starts_from, *spec.steered_by)
+    return word.lower() in " ".join(said).lower()
 
 
 def lora(
