@@ -46,8 +46,10 @@ def main() -> None:
     parser.add_argument("--data-seed", type=int, default=0)
     parser.add_argument("--train-seconds", type=float, default=270)
     parser.add_argument("--learning-rate", type=float, default=2.5e-3)
+    parser.add_argument("--shift", type=float, help="of the noise levels; the model's own when left out")
     parser.add_argument("--init-adapter", help="that training begins from")
     parser.add_argument("--trial-steps", type=int, default=30, help="that tell how long one takes")
+    parser.add_argument("--train-steps", type=int, help="in place of as many as the time allows")
     parser.add_argument("--batch-tokens", type=int, default=33_792)
     parser.add_argument("--kinds", nargs="+", default=list(TUNED), help="adapters that are tuned")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the clips")
@@ -97,10 +99,12 @@ def train(options: argparse.Namespace) -> None:
         "gradient_checkpointing": False, "device": options.device, "dtype": options.dtype, "trackers": [],
         "dense_layers": 2, "checkpoint_every": 300,
     }  # fmt: skip
+    if options.shift:
+        common["shift"] = options.shift
     if options.init_adapter:
         common["init_adapter"] = options.init_adapter
     kinds = {kind: common | TUNED[kind] for kind in options.kinds}
-    steps = steps_within(options, kinds)
+    steps = options.train_steps or steps_within(options, kinds)
     train_all(options.out / "runs", {kind: one | {"steps": steps} for kind, one in kinds.items()})
     for kind in kinds:
         log = read_log(options.out / "runs" / kind)
