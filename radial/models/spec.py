@@ -20,6 +20,11 @@ BATCHED_GUIDANCE = {
     "HunyuanVideoPipeline", "SkyReelsV2ImageToVideoPipeline", "SkyReelsV2Pipeline", "WanImageToVideoPipeline",
     "WanPipeline",
 }  # fmt: skip
+# Pipelines whose transformers' tokens can be put in columns.
+COLUMNS = BATCHED_GUIDANCE | {
+    "HunyuanVideo15ImageToVideoPipeline", "HunyuanVideo15Pipeline", "HunyuanVideoImageToVideoPipeline",
+    "LTXImageToVideoPipeline", "LTXPipeline",
+}  # fmt: skip
 _SMALL = 832 * 480  # pixels of what the authors of Wan call 480p
 
 
@@ -154,6 +159,11 @@ class ModelSpec:
     def starts_from(self) -> list[str]:
         """What the app can make a clip from: text, image; nothing where only Python drives the model."""
         return [word for word, found in (("text", self.text_pipeline), ("image", self.image_pipeline)) if found]
+
+    @property
+    def takes_columns(self) -> bool:
+        """Whether tokens can be put in columns."""
+        return {self.text_pipeline, self.image_pipeline} - {None} <= COLUMNS
 
     def step_cache(self, word: CacheWord, from_image: bool, steps: int) -> StepCache | None:
         """What a request's word for a cache means; None for none.

@@ -176,7 +176,8 @@ def test_words_at_a_time_say_how_large_a_figure_is_then() -> None:
     assert [any(word in text for word in ("large", "big", "huge")) for text in told] == [False, True, True]
     assert [any(word in text for word in ("small", "tiny", "little")) for text in told] == [True, False, False]
     scene, _ = describe_unit(story, 0, random.Random(0))
-    assert scene is not None and scene.figures[0].size == "small"
+    assert scene is not None
+    assert scene.figures[0].size == "small"
 
 
 def test_those_who_leave_and_come() -> None:

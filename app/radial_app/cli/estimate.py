@@ -60,7 +60,8 @@ def estimate(
     decoder: Decoder = "full",
     batched_guidance: BatchedGuidance = False,
     attention: Annotated[
-        Literal["radial", "dense"] | None, typer.Option(help="Which self-attention to use; radial by default.")
+        Literal["radial", "adaptive", "dense"] | None,
+        typer.Option(help="Which self-attention to use; radial by default."),
     ] = None,
     precision: PrecisionChoice = "full",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
