@@ -95,8 +95,8 @@ def _without_effect(request: GenerationRequest, spec: ModelSpec) -> list[str]:
         notes.append(f"density {request.density:g} has no effect on {request.attention} attention: adaptive has one")
     if request.batched_guidance and not request.is_guided(spec):
         notes.append("batched_guidance has no effect: no step makes a second pass for guidance")
-    if request.cache == "auto" and spec.step_cache("auto", request.starts_from_image, LEAST_STEPS) is None:
-        pipeline = spec.image_pipeline if request.starts_from_image else spec.text_pipeline
+    if request.cache == "auto" and spec.step_cache("auto", request.task, LEAST_STEPS) is None:
+        pipeline = spec.pipeline_for(request.task)
         notes.append(f"cache auto does without for {spec.name}: {why_none(pipeline)}")
     if request.guidance_scale_2 is not None and not spec.has_two_transformers:
         notes.append(f"guidance_scale_2 has no effect: {spec.name} has one transformer")

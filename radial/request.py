@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -16,10 +15,12 @@ from pydantic import (
     model_validator,
 )
 
+from radial.controls import check_controls, check_in_time, check_together, task_of
 from radial.errors import RequestError, explain
-from radial.models.find import find_model, hub_file, pipeline_of
+from radial.input_files import Keyframe, check_input_files, several
+from radial.models.find import find_model, hub_file
 from radial.models.lora_settings import AdapterSettings, Lora, adapter_file, read_adapter_settings
-from radial.models.spec import ModelSpec, Sampler
+from radial.models.spec import ModelSpec, Sampler, Task
 from radial.models.step_caches import CacheWord
 from radial.models.table import MODELS
 from radial.plans.layout import BlockSize, FarField, TokenGrid, TokenOrder
@@ -31,9 +32,11 @@ Positions = Literal["model", "riflex", "interpolate", "ntk", "yarn"]
 MAX_SEED = 2**53 - 1  # what JSON readers hold exactly
 MAX_FRAMES = 4097
 MAX_LORAS = 32
+MAX_IMAGES = 64  # references, and keyframes
 _LATER = (
     "sink_frames", "variant", "skip_width", "true_cfg_scale", "image_ground", "positions", "guidance_start",
-    "guidance_end", "cache", "far_field", "token_order", "decoder", "batched_guidance", "then", "density",
+    "guidance_end", "cache", "far_field", "token_order", "decoder", "batched_guidance", "then", "control_video",
+    "mask", "references", "strength", "keyframes", "density",
 )  # fmt: skip
 
 
@@ -93,6 +96,16 @@ class GenerationRequest(BaseModel):
     then: Annotated[tuple[str, ...], Field(max_length=MAX_PROMPTS - 1)] = ()
     decoder: Annotated[str, Field(max_length=4096)] = "full"
     batched_guidance: bool = False
+    control_video: str | None = None
+    mask: str | None = None
+    references: Annotated[tuple[str, ...], Field(max_length=MAX_IMAGES)] = ()
+    strength: Annotated[float, Field(gt=0, le=1)] | None = None
+    keyframes: Annotated[tuple[Keyframe, ...], Field(max_length=MAX_IMAGES)] = ()
+
+    @field_validator("references", "keyframes", mode="before")
+    @classmethod
+    def _one_alone(cls, given: Any) -> Any:
+        return several(given)
 
     @field_validator("prompt")
     @classmethod
@@ -131,6 +144,7 @@ class GenerationRequest(BaseModel):
             raise ValueError("image and extend exclude each other: a clip starts from one of them")
         if self.last_image is not None and not self.starts_from_image:
             raise ValueError("last_image needs image or extend: a clip that ends on an image starts from one too")
+        check_together(self)
         return self
 
     @model_validator(mode="after")
@@ -163,12 +177,7 @@ class GenerationRequest(BaseModel):
             RequestError: the model is unknown, or cannot make this size.
         """
         spec = find_model(self.model)
-        pipeline_of(spec, with_image=self.starts_from_image)
-        if self.last_image is not None and not spec.takes_last_image:
-            able = ", ".join(other.name for other in MODELS.values() if other.takes_last_image)
-            raise RequestError(f"{spec.name} takes no last_image; models that do: {able}")
-        if self.last_image is None and spec.needs_last_image:
-            raise RequestError(f"{spec.name} goes from one image to another: give --last-image, too")
+        check_controls(self, spec)
         sampler = self.sampler or "model"
         if not spec.is_flow and (sampler != "model" or self.flow_shift is not None):
             given = f"sampler {sampler}" if sampler != "model" else f"flow_shift {self.flow_shift:g}"
@@ -212,39 +221,30 @@ class GenerationRequest(BaseModel):
             "density": 0.3,
         } | tuned.take_over(spec, steps)
         if self.attention == "adaptive":
+            columns = spec.takes_columns and not self.then and not self.keyframes
             open_fields["far_field"] = "mean"
-            open_fields["token_order"] = "columns" if spec.takes_columns and not self.then else "raster"
+            open_fields["token_order"] = "columns" if columns else "raster"
             open_fields["dense_layers"] = max(1, schedule.dense_layers)
         filled: dict[str, Any] = {name: value for name, value in open_fields.items() if getattr(self, name) is None}
         if self.seed < 0:
             filled["seed"] = secrets.randbelow(2**31)
         resolved = self.with_values(**filled)
         if self.snap:
-            size = (resolved.clip_height, resolved.clip_width, resolved.clip_frames)
+            whole = (resolved.clip_height, resolved.clip_width, resolved.clip_frames)
             names = ("height", "width", "num_frames")
-            resolved = resolved.with_values(**dict(zip(names, spec.snap_size(*size), strict=True)))
+            resolved = resolved.with_values(**dict(zip(names, spec.snap_size(*whole), strict=True)))
         spec.check_size(resolved.clip_height, resolved.clip_width, resolved.clip_frames)
-        bucket = spec.bucket(resolved.clip_height, resolved.clip_width) if self.starts_from_image else None
-        if bucket not in (None, (resolved.clip_height, resolved.clip_width)):
-            if self.snap:
-                return resolved.with_values(height=bucket[0], width=bucket[1])
-            raise RequestError(
-                f"{spec.name} makes clips from images in certain sizes alone; the nearest to {resolved.clip_width}x"
-                f"{resolved.clip_height} is {bucket[1]}x{bucket[0]} (--snap takes it)"
-            )
+        size = (resolved.clip_height, resolved.clip_width)
+        if self.starts_from_image and (fitted := spec.fitted(*size, snap=self.snap)) != size:
+            return resolved.with_values(height=fitted[0], width=fitted[1])
         if resolved.stretched_positions is not None:
             resolved.riflex_period(spec)
         if self.then and resolved.token_order not in (None, "raster"):
             raise RequestError(f"then does not go with token_order {resolved.token_order}: take raster")
-        pipeline = spec.image_pipeline if self.starts_from_image else spec.text_pipeline
-        check_timed(self.then, spec, resolved.clip_frames, resolved.fps or spec.fps, pipeline)
-        spec.step_cache(self.cache, self.starts_from_image, steps)
+        check_in_time(resolved)
+        check_timed(self.then, spec, resolved.clip_frames, resolved.fps or spec.fps, spec.pipeline_for(self.task))
+        spec.step_cache(self.cache, self.task, steps)
         tuned.check_cache(self.cache)
-        if not resolved.guided_steps:
-            raise RequestError(
-                f"guidance_start {self.guidance_start:g} and guidance_end {self.guidance_end:g} leave none of the "
-                f"{steps} steps guided; guidance_scale 1 is for that"
-            )
         return resolved
 
     def later_fields(self) -> set[str]:
@@ -258,19 +258,12 @@ class GenerationRequest(BaseModel):
         Raises:
             RequestError: one is not.
         """
-        from radial.video.images import check_clip, check_image
-
         if self.decoder not in ("full", "tiny") and hub_file(self.decoder) is None and not os.path.isfile(self.decoder):
             raise RequestError(
                 f"decoder must be full, tiny, a .safetensors file, or one on the hub as org/name/file.safetensors, not "
                 f"{self.decoder[:200]!r}: there is no such file"
             )
-        for name, check in (("image", check_image), ("last_image", check_image), ("extend", check_clip)):
-            if (path := getattr(self, name)) is not None:
-                try:
-                    check(Path(path))
-                except RequestError as error:
-                    raise RequestError(f"{name}: {error}") from error
+        check_input_files(self.model_dump())
 
     def singles(self) -> tuple[GenerationRequest, ...]:
         """A request for each video of a resolved one, whose receipt repeats that video alone."""
@@ -296,6 +289,17 @@ class GenerationRequest(BaseModel):
     def starts_from_image(self) -> bool:
         """Whether the clip starts from an image, or from another clip's last frame."""
         return self.image is not None or self.extend is not None
+
+    @property
+    def task(self) -> Task:
+        """What the clip is made from."""
+        return task_of(self)
+
+    @property
+    def computed_steps(self) -> int:
+        """Denoising steps of a resolved request that are computed: making a clip over leaves the first ones out."""
+        assert self.num_inference_steps is not None, "resolve the request first"
+        return int(self.num_inference_steps * (1.0 if self.strength is None else self.strength))
 
     @property
     def stretched_positions(self) -> Literal["riflex", "interpolate", "ntk", "yarn"] | None:
@@ -362,7 +366,8 @@ class GenerationRequest(BaseModel):
     @property
     def is_resolved(self) -> bool:
         """Whether no field is open: only what a model may not have is still None."""
-        optional = {"guidance_scale_2", "true_cfg_scale", "flow_shift", "image", "last_image", "extend", "positions"}
+        optional = {"guidance_scale_2", "true_cfg_scale", "flow_shift", "image", "last_image", "extend", "positions",
+                    "control_video", "mask", "strength"}  # fmt: skip
         return self.seed >= 0 and all(value is not None for name, value in self if name not in optional)
 
     @property

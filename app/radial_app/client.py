@@ -81,7 +81,7 @@ class Client:
         self._call("DELETE", f"/v1/videos/{id}")
 
     def upload(self, path: Path | str) -> str:
-        """Bring an image or a clip: the id that goes into ``image``, ``last_image`` or ``extend``."""
+        """Bring an image or a clip: the id that goes into ``image``, ``extend`` or ``control_video``, say."""
         mark = uuid.uuid4().hex
         head = f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="upload"\r\n\r\n'.encode()
         body = head + Path(path).read_bytes() + f"\r\n--{mark}--\r\n".encode()

@@ -17,12 +17,15 @@ from radial.advice import advise
 from radial.attention.install import RadialAttention, apply, transformers_of
 from radial.attention.positions import stretched
 from radial.attention.timed_text import timed_text
+from radial.controls import STEERING
 from radial.errors import DeviceLost, GenerationError, first_line
 from radial.generation.acceleration.batched import batched_guidance
 from radial.generation.acceleration.calls import Calls
 from radial.generation.acceleration.guidance import guided_within
 from radial.generation.acceleration.hooks import lasting_hooks
 from radial.generation.acceleration.step_cache import InstalledCache, cached_steps
+from radial.generation.conditions.controls import controls_for
+from radial.generation.conditions.images import start_and_end
 from radial.generation.decoding import decode_with_fallback, decoded_by
 from radial.generation.ranks import Ranks
 from radial.generation.receipt import attention_used, make_receipt
@@ -33,13 +36,14 @@ from radial.generation.snapshot import Part, Snapshot, describe_attention
 from radial.generation.timed_words import encode_in_time
 from radial.generation.unseen_words import unseen_words
 from radial.generation.watch import Event, OnEvent, Watch
-from radial.loading.load import LoadedModel, choose_dtype, load, quiet
+from radial.input_files import named_files
+from radial.loading.load import LoadedModel, choose_dtype, fingerprint, load, quiet
 from radial.loading.tiny_decoder import TinyDecoder, load_decoder
-from radial.plans.settings import AS_BEFORE
+from radial.plans.settings import AS_BEFORE, AttentionSettings
 from radial.request import MAX_FRAMES, GenerationRequest
 from radial.timed_prompts import begins_of
 from radial.video.clip import Video
-from radial.video.images import Before, fit_image, read_clip, read_image
+from radial.video.images import read_clip
 from radial.video.sound import Sound
 
 
@@ -104,9 +108,11 @@ def describe_run(request: GenerationRequest, model: LoadedModel) -> str:
     """What a snapshot of this run depends on, as a digest: the request, the weights, the device's kind."""
     elsewhere = {"device", "num_videos", "memory", "sink_frames", "variant", "skip_width"} | request.later_fields()
     elsewhere |= {name for name, value in AS_BEFORE.items() if getattr(request, name) == value}
+    steered = [Path(path) for _, path in named_files(request.model_dump(include=set(STEERING)))]
+    files = [file for path in steered for file in (sorted(path.glob("*.png")) if path.is_dir() else [path])]
     parts = (
-        request.model_dump_json(exclude=elsewhere), model.fingerprint, model.loras, model.device.type,
-        str(model.dtype), type(model.pipe).__name__,
+        request.model_dump_json(exclude=elsewhere), *map(fingerprint, files), model.fingerprint, model.loras,
+        model.device.type, str(model.dtype), type(model.pipe).__name__,
     )  # fmt: skip
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
     return f"{digest}/{describe_attention(request.model_dump())}"
@@ -124,7 +130,7 @@ def _generate_one(
     assert request.num_inference_steps is not None
     assert request.fps is not None
     pipe = model.pipe
-    watch = Watch(request.num_inference_steps, on_event, snapshot)
+    watch = Watch(request.computed_steps, on_event, snapshot)
     size = (request.clip_height, request.clip_width)
     before = None
     if request.extend is not None:
@@ -132,12 +138,13 @@ def _generate_one(
         before = read_clip(Path(request.extend), *size, request.image_fit, request.fps, request.image_ground, most)
     # On the CPU whatever the device, so that a seed means the same noise everywhere.
     generator = torch.Generator("cpu").manual_seed(request.seed)
-    images, notes = _images(request, before)
-    for note in notes:
+    images, notes = start_and_end(request, before)
+    images, more = controls_for(pipe, request, images, generator)
+    for note in (*notes, *more):
         on_event(Event("load", note=note))
     arguments = _call_arguments(request, model, watch, images) | {"generator": generator}
     transformers = transformers_of(pipe)
-    attention = request.attention_settings
+    attention = _attention_of(request)
     radial: RadialAttention | None = None
     installed: RadialAttention | None = None
     parallel = None if ranks is None else ranks.parallel
@@ -219,13 +226,20 @@ def _generate_one(
     return Video(pixels, request.fps, receipt | {"processes": ranks.size} if ranks else receipt, sound)
 
 
+def _attention_of(request: GenerationRequest) -> AttentionSettings:
+    """How a run's attention is computed: what appears is seen from every frame, as references come before the first."""
+    settings = request.attention_settings
+    more = len(request.references)
+    return settings.model_copy(update={"sink_frames": settings.sink_frames + more}) if more else settings
+
+
 def _accelerate(
     stack: contextlib.ExitStack, request: GenerationRequest, model: LoadedModel, transformers: list[Any],
     installed: RadialAttention | None,
 ) -> InstalledCache | None:  # fmt: skip
     """Have the run leave out what its request allows, until the stack ends: its cache, where it has one."""
     steps, guided = request.num_inference_steps or 1, request.is_guided(model.spec)
-    cache = model.spec.step_cache(request.cache, request.starts_from_image, steps)
+    cache = model.spec.step_cache(request.cache, request.task, steps)
     in_part = guided and len(request.guided_steps) < steps
     together = request.batched_guidance and guided
     if cache is None and not in_part and not together:
@@ -285,24 +299,6 @@ def _timed_words(request: GenerationRequest, model: LoadedModel) -> dict[str, An
         model.spec.max_sequence_length, guided=request.is_guided(model.spec),
     )  # fmt: skip
     return {"prompt": None, "negative_prompt": None} | words
-
-
-def _images(request: GenerationRequest, before: Before | None) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The start and end images, at the clip's size, and what the user should hear of them; a clip that goes on starts
-    from the last frame ``before`` it."""
-    from PIL import Image
-
-    images: dict[str, Any] = {}
-    notes = () if before is None else before.notes
-    for name, path in (("image", request.image), ("last_image", request.last_image)):
-        if path is not None:
-            image, told = read_image(Path(path), request.image_ground)
-            size = (request.clip_height, request.clip_width)
-            images[name] = fit_image(image, *size, request.image_fit, request.image_ground)
-            notes = (*notes, *told)
-    if before is not None:
-        images["image"] = Image.fromarray(before.frames[-1])
-    return images, notes
 
 
 def _as_array(frames: Any) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor, distributed
 from radial.attention.context_parallel import ContextParallel, end_process_groups, peer_failures
 from radial.errors import GenerationError, Lost, RequestError, first_line
 from radial.generation.resume import OnStep, Step
+from radial.models.find import find_model
 from radial.request import GenerationRequest
 
 _GO_ON, _FINISH, _END = range(3)
@@ -72,6 +73,8 @@ class Ranks:
         """
         if request.batched_guidance:
             raise RequestError(f"batched_guidance is for one process, not {self.size} that share a clip: leave it out")
+        if request.keyframes and find_model(request.model).control_pipeline != "WanVACEPipeline":
+            raise RequestError(f"keyframes on {request.model} are for one process, not {self.size} that share a clip")
         if request.cache != "off":
             raise RequestError(
                 f"cache {request.cache} keeps what blocks make of a whole clip, and where {self.size} processes share "

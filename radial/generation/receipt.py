@@ -12,6 +12,7 @@ import torch
 from radial.attention.install import RadialAttention
 from radial.generation.acceleration.step_cache import InstalledCache
 from radial.generation.snapshot import Snapshot
+from radial.input_files import named_files
 from radial.loading.load import LoadedModel, fingerprint
 from radial.loading.tiny_decoder import TinyDecoder
 from radial.plans.settings import AttentionSettings
@@ -77,8 +78,7 @@ def make_receipt(
         "loras": list(model.loras),
         "inputs": {
             name: {"name": Path(path).name, "fingerprint": fingerprint(Path(path))}
-            for name in ("image", "last_image", "extend")
-            if (path := getattr(request, name)) is not None
+            for name, path in named_files(request.model_dump())
         },
         "attention": attention,
         "device": str(model.device),

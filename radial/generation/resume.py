@@ -28,8 +28,10 @@ RESUMABLE = {
     "AllegroPipeline", "AnyFlowPipeline", "EasyAnimatePipeline", "HunyuanVideo15ImageToVideoPipeline",
     "HunyuanVideo15Pipeline",
     "HunyuanVideoImageToVideoPipeline", "HunyuanVideoPipeline", "Kandinsky5I2VPipeline", "Kandinsky5T2VPipeline",
+    "LTXConditionPipeline",
     "LTXImageToVideoPipeline", "LTXPipeline", "MiniMaxH3Pipeline", "MochiPipeline", "SkyReelsV2ImageToVideoPipeline",
     "SkyReelsV2Pipeline", "WanImageToVideoPipeline", "WanPipeline", "WanVACEPipeline",
+    "WanVideoToVideoPipeline",
 }  # fmt: skip
 
 
@@ -194,7 +196,8 @@ class _Steps:
 
     def _ended(self) -> Literal["go on", "finish"]:
         """Tell that a step ended: whether the run goes on."""
-        steps = len(self._schedulers[0].timesteps)
+        # Of those that the scheduler has, making a clip over leaves the first ones out.
+        steps = getattr(self._pipe, "_num_timesteps", None) or len(self._schedulers[0].timesteps)
 
         def take() -> Snapshot:
             states = {name: part.state() for name, part in self._parts.items()}

@@ -95,7 +95,7 @@ def load(
     spec = spec_in(folder, spec)
     spec.check_size(request.clip_height, request.clip_width, request.clip_frames)
     profile = choose_profile(request, spec, folder, dtype, device, processes)
-    kind = pipeline_of(spec, with_image=request.starts_from_image)
+    kind = pipeline_of(spec, request.task)
     with quiet():
         import diffusers
 
@@ -115,6 +115,7 @@ def load(
         except Exception as error:  # diffusers and safetensors raise many kinds for files that are not right
             raise ModelError(f"cannot load {spec.name}: {first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
+    _take_scale(pipe)
     if spec.scheduler is not None:
         authors = getattr(diffusers, spec.scheduler)
         pipe.scheduler = authors.from_config(pipe.scheduler.config, timestep_spacing="trailing")
@@ -144,6 +145,15 @@ def load(
     for file in spec.transformer_files:
         whole = hashlib.sha256(f"{whole} {fingerprint(Path(file))}".encode()).hexdigest()[:16]
     return LoadedModel(spec, pipe, device, dtype, whole, loras, notes, revision, profile)
+
+
+def _take_scale(pipe: Any) -> None:
+    """Have a pipeline take the scale of its autoencoder as that says it: those of Wan that make a clip over count the
+    autoencoder's layers, and are wrong where it takes patches first or has more of them."""
+    scales = {name: pipe.vae.config.get(f"scale_factor_{name}") for name in ("spatial", "temporal")}
+    if type(pipe).__name__ == "WanVideoToVideoPipeline" and all(scales.values()):
+        pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal = scales["spatial"], scales["temporal"]
+        pipe.video_processor.register_to_config(vae_scale_factor=scales["spatial"])
 
 
 def _load_encoders(folder: Path, dtype: torch.dtype) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def needs_of(request: GenerationRequest, spec: ModelSpec, weights: Weights, numb
 def _cached(request: GenerationRequest, spec: ModelSpec, residual: int) -> int:
     """What a step cache keeps, of residuals of so many bytes, until the clip is decoded: for each pass of a step, and
     each transformer."""
-    cache = spec.step_cache(request.cache, request.starts_from_image, request.num_inference_steps or 1)
+    cache = spec.step_cache(request.cache, request.task, request.num_inference_steps or 1)
     if cache is None:
         return 0
     residuals = 3 if cache.method == "first_block" else 2

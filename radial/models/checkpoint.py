@@ -21,8 +21,7 @@ _WITH_WEIGHTS = ("transformer", "vae", "audio_vae", "text_encoder", "image_encod
 
 def driven_pipelines() -> list[str]:
     """The diffusers pipelines that the app can drive."""
-    pipelines = {p for spec in MODELS.values() for p in (spec.text_pipeline, spec.image_pipeline) if p}
-    return sorted(pipelines)
+    return sorted(set().union(*(spec.pipelines for spec in MODELS.values())))
 
 
 def checkpoint_folder(spec: ModelSpec) -> Path | None:
@@ -175,7 +174,8 @@ def _most_like(index: dict[str, Any], transformer: dict[str, Any], folder: Path)
     """The named model that a checkpoint is most like: of its pipeline, with as many transformers, channels and layers;
     of those that differ in the size of their clips alone the one that the folder's name speaks of."""
     kind = index["_class_name"]
-    rows = [s for s in MODELS.values() if s.name != "tiny" and kind in (s.text_pipeline, s.image_pipeline)]
+    rows = [s for s in MODELS.values() if s.name != "tiny" and kind in s.pipelines]
+    rows = [s for s in rows if kind in (s.text_pipeline, s.image_pipeline, s.control_pipeline)] or rows
     if kind in ("WanPipeline", "WanImageToVideoPipeline"):
         if index.get("expand_timesteps"):
             return MODELS["wan2.2-ti2v-5b"]

@@ -12,7 +12,7 @@ from radial.errors import ModelError, RequestError
 from radial.models.checkpoint import read_folder
 from radial.models.hub.download import config_folder
 from radial.models.single_file import read_single_file
-from radial.models.spec import ModelSpec
+from radial.models.spec import ModelSpec, Task
 from radial.models.table import MODELS, nearest
 
 SINGLE_FILES = (".safetensors", ".gguf")
@@ -76,18 +76,24 @@ def transformer_files_in(name: str) -> list[Path]:
     return [Path(part) for part in parts] if all(Path(part).suffix in SINGLE_FILES for part in parts) else []
 
 
-def pipeline_of(spec: ModelSpec, *, with_image: bool) -> str:
+def pipeline_of(spec: ModelSpec, task: Task) -> str:
     """The diffusers class of a model's task.
 
     Raises:
         RequestError: the model has no such task; models that do are named.
     """
-    found = spec.image_pipeline if with_image else spec.text_pipeline
+    found = spec.pipeline_for(task)
     if found is None:
-        able = ", ".join(s.name for s in MODELS.values() if (s.image_pipeline if with_image else s.text_pipeline))
-        if with_image:
+        able = ", ".join(one.name for one in MODELS.values() if one.pipeline_for(task))
+        if task == "image":
             raise RequestError(f"{spec.name} does not start from an image; models that do: {able}")
+        if task == "video":
+            raise RequestError(f"{spec.name} makes no clip over by a strength; models that do: {able}")
+        if task == "control":
+            raise RequestError(f"{spec.name} is steered by its words alone; models that are by more: {able}")
         if spec.image_pipeline is not None:
             raise RequestError(f"{spec.name} starts from an image: give --image or --extend")
+        if spec.control_pipeline is not None:
+            raise RequestError(f"{spec.name} follows another clip: give --control-video")
         raise RequestError(f"{spec.name} is driven from Python, not from here; others: {able}")
     return found

@@ -23,8 +23,17 @@ BATCHED_GUIDANCE = {
 # Pipelines whose transformers' tokens can be put in columns.
 COLUMNS = BATCHED_GUIDANCE | {
     "HunyuanVideo15ImageToVideoPipeline", "HunyuanVideo15Pipeline", "HunyuanVideoImageToVideoPipeline",
-    "LTXImageToVideoPipeline", "LTXPipeline",
+    "LTXConditionPipeline", "LTXImageToVideoPipeline", "LTXPipeline", "WanVACEPipeline", "WanVideoToVideoPipeline",
 }  # fmt: skip
+Task = Literal["text", "image", "control", "video"]
+"""What a clip is made from: words, an image, what steers it beside its words, or another clip that is made over."""
+# What steers a clip, by the pipelines that take it. One that makes a clip over takes what is said of it, too.
+STEERED_BY: dict[str | None, tuple[str, ...]] = {
+    "CogVideoXFunControlPipeline": ("control_video",),
+    "LTX2ConditionPipeline": ("keyframes",),
+    "LTXConditionPipeline": ("keyframes",),
+    "WanVACEPipeline": ("control_video", "mask", "references", "keyframes"),
+}
 _SMALL = 832 * 480  # pixels of what the authors of Wan call 480p
 
 
@@ -43,6 +52,9 @@ class ModelSpec:
             at a true_cfg_scale above 1.
         text_pipeline, image_pipeline: the diffusers classes that start from a prompt alone, and from a prompt with
             images; None where the model has no such task.
+        control_pipeline: the class that is steered beside its words, by what :data:`STEERED_BY` says.
+        video_pipeline: the class that makes another clip over, by a strength.
+        most_references: images of what appears that it takes; ours, where its authors name no number.
         takes_last_image: whether the image pipeline can also be given the last frame.
         needs_last_image: whether it must be.
         stride: pixels to one latent token along (frames, height, width), patches included.
@@ -83,6 +95,9 @@ class ModelSpec:
     source: str
     text_pipeline: str | None = "WanPipeline"
     image_pipeline: str | None = None
+    control_pipeline: str | None = None
+    video_pipeline: str | None = None
+    most_references: int = 0
     takes_last_image: bool = False
     needs_last_image: bool = False
     stride: tuple[int, int, int] = (4, 16, 16)
@@ -157,22 +172,41 @@ class ModelSpec:
 
     @property
     def starts_from(self) -> list[str]:
-        """What the app can make a clip from: text, image; nothing where only Python drives the model."""
-        return [word for word, found in (("text", self.text_pipeline), ("image", self.image_pipeline)) if found]
+        """What the app can make a clip from: text, image, control; nothing where only Python drives the model."""
+        alone = self.control_pipeline if not (self.text_pipeline or self.image_pipeline) else None
+        words = (("text", self.text_pipeline), ("image", self.image_pipeline), ("control", alone))
+        return [word for word, found in words if found]
 
     @property
     def takes_columns(self) -> bool:
         """Whether tokens can be put in columns."""
-        return {self.text_pipeline, self.image_pipeline} - {None} <= COLUMNS
+        return self.pipelines <= COLUMNS
 
-    def step_cache(self, word: CacheWord, from_image: bool, steps: int) -> StepCache | None:
+    @property
+    def steered_by(self) -> tuple[str, ...]:
+        """The fields of a request that steer its clips beside their words."""
+        return (*STEERED_BY.get(self.control_pipeline, ()), *(("strength",) if self.video_pipeline else ()))
+
+    def pipeline_for(self, task: Task) -> str | None:
+        """The diffusers class of a task; None where the model has none."""
+        return {
+            "text": self.text_pipeline, "image": self.image_pipeline, "control": self.control_pipeline,
+            "video": self.video_pipeline,
+        }[task]  # fmt: skip
+
+    @property
+    def pipelines(self) -> set[str]:
+        """The diffusers classes that drive the model."""
+        found = (self.text_pipeline, self.image_pipeline, self.control_pipeline, self.video_pipeline)
+        return {one for one in found if one is not None}
+
+    def step_cache(self, word: CacheWord, task: Task, steps: int) -> StepCache | None:
         """What a request's word for a cache means; None for none.
 
         Raises:
             RequestError: it cannot be: the steps are too few, or ``fast`` is not known for this model.
         """
-        pipeline = self.image_pipeline if from_image else self.text_pipeline
-        return choose_step_cache(word, self.step_caches, pipeline, self.name, steps)
+        return choose_step_cache(word, self.step_caches, self.pipeline_for(task), self.name, steps)
 
     def shift_for(self, height: int, width: int, from_image: bool) -> float | None:
         """The authors' shift of the noise schedule for a size and what the clip starts from."""
@@ -271,6 +305,20 @@ class ModelSpec:
         shapes = [(round(h / w, 5), (h, w)) for h, w in _sizes_of_area(self.bucket_side, self.stride[1])]
         within = [one for one in shapes if (one[0] <= wanted if wanted >= 1 else one[0] >= wanted)]
         return min(within, key=lambda one: abs(one[0] - wanted))[1]
+
+    def fitted(self, height: int, width: int, *, snap: bool) -> tuple[int, int]:
+        """The size of a clip that starts from an image.
+
+        Raises:
+            RequestError: the image pipeline makes others alone, and the nearest is not to be taken.
+        """
+        bucket = self.bucket(height, width)
+        if bucket != (height, width) and not snap:
+            raise RequestError(
+                f"{self.name} makes clips from images in certain sizes alone; the nearest to {width}x{height} is "
+                f"{bucket[1]}x{bucket[0]} (--snap takes it)"
+            )
+        return bucket
 
     def snap_size(self, height: int, width: int, num_frames: int) -> tuple[int, int, int]:
         """The nearest size that the autoencoder can make."""

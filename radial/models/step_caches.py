@@ -191,10 +191,12 @@ _EXAMPLE = _first_block(0.2, "diffusers: apply_first_block_cache's example")
 _PARA = "chengzeyi/ParaAttention: first_block_cache/diffusers_adapters"
 # By pipelines, for models whose own are not published: all whose blocks diffusers' hooks know.
 PIPELINE_CACHES = {
+    "CogVideoXFunControlPipeline": StepCaches(_first_block(0.025, f"{_PARA}/cogvideox.py"), _EXAMPLE),
     "CogVideoXImageToVideoPipeline": StepCaches(_first_block(0.025, f"{_PARA}/cogvideox.py"), _EXAMPLE),
     "CogVideoXPipeline": StepCaches(_first_block(0.025, f"{_PARA}/cogvideox.py"), _EXAMPLE),
     "HunyuanVideoImageToVideoPipeline": StepCaches(_first_block(0.025, f"{_PARA}/hunyuan_video.py"), _EXAMPLE),
     "HunyuanVideoPipeline": StepCaches(_first_block(0.025, f"{_PARA}/hunyuan_video.py"), _EXAMPLE),
+    "LTXConditionPipeline": StepCaches(_DIFFUSERS, _EXAMPLE),
     "LTXImageToVideoPipeline": StepCaches(_DIFFUSERS, _EXAMPLE),
     "LTXPipeline": StepCaches(_DIFFUSERS, _EXAMPLE),
     "MochiPipeline": StepCaches(_first_block(0.035, f"{_PARA}/mochi.py"), _EXAMPLE),

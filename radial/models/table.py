@@ -69,6 +69,7 @@ _LTX = replace(
     authors="Lightricks/LTX-Video: inference.py, without its spatiotemporal guidance, which diffusers has not; the "
     "shift goes by the clip's tokens",
 )  # fmt: skip
+_LTX_DOCS = "diffusers: docs of LTX-Video, pipeline_ltx_condition.py, whose noise levels go by the steps alone"
 _COGVIDEOX = replace(
     _WAN_21,
     tiny_decoder="", text_pipeline="CogVideoXPipeline", height=480, width=720, num_frames=49, native_frames=49, fps=8,
@@ -92,6 +93,13 @@ def _row(base: ModelSpec, name: str, summary: str, source: str, **changes: objec
 
 
 _IMAGE_ONLY = {"text_pipeline": None}
+_VACE = {
+    "text_pipeline": "WanVACEPipeline", "image_pipeline": "WanVACEPipeline", "control_pipeline": "WanVACEPipeline",
+    "takes_last_image": True, "most_references": 4,
+}  # fmt: skip
+_LTX_CONDITION = dict.fromkeys(
+    ("text_pipeline", "image_pipeline", "control_pipeline", "video_pipeline"), "LTXConditionPipeline"
+)
 
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
@@ -117,11 +125,12 @@ MODELS: dict[str, ModelSpec] = {
             riflex_period=9.0,
             long_adapter="bundled:tiny-long",
             step_caches=caches.TINY,
+            video_pipeline="WanVideoToVideoPipeline",
         ),
         _row(
             _WAN_21, "wan2.1-1.3b", "Wan 2.1 text-to-video, 1.3 B, 480p", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
             guidance_scale=6.0, flow_shift=8.0, authors="Wan-Video/Wan2.1: README, \"for the T2V-1.3B model\"",
-            step_caches=caches.WAN_21_T2V_1_3B,
+            step_caches=caches.WAN_21_T2V_1_3B, video_pipeline="WanVideoToVideoPipeline",
         ),
         _row(
             _WAN_21, "anyflow-wan2.1-14b", "AnyFlow on Wan 2.1, text-to-video in few steps, 14 B, 480p",
@@ -133,6 +142,7 @@ MODELS: dict[str, ModelSpec] = {
         _row(
             _WAN_21_720P, "wan2.1-14b", "Wan 2.1 text-to-video, 14 B, 480p and 720p",
             "Wan-AI/Wan2.1-T2V-14B-Diffusers", step_caches=caches.WAN_21_T2V_14B,
+            video_pipeline="WanVideoToVideoPipeline",
         ),
         _row(
             _WAN_21_IMAGE, "wan2.1-i2v-14b-480p", "Wan 2.1 image-to-video, 14 B, 480p",
@@ -150,12 +160,12 @@ MODELS: dict[str, ModelSpec] = {
             negative_prompt=words.WAN_FIRST_AND_LAST,
         ),
         _row(
-            _WAN_21, "wan2.1-vace-1.3b", "Wan 2.1 VACE, 1.3 B; control videos in Python",
-            "Wan-AI/Wan2.1-VACE-1.3B-diffusers", text_pipeline="WanVACEPipeline", flow_shift=16.0,
+            _WAN_21, "wan2.1-vace-1.3b", "Wan 2.1 VACE, 1.3 B, steered by clips, masks, images",
+            "Wan-AI/Wan2.1-VACE-1.3B-diffusers", flow_shift=16.0, **_VACE,
         ),
         _row(
-            _WAN_21_720P, "wan2.1-vace-14b", "Wan 2.1 VACE, 14 B; control videos in Python",
-            "Wan-AI/Wan2.1-VACE-14B-diffusers", text_pipeline="WanVACEPipeline", flow_shift=16.0,
+            _WAN_21_720P, "wan2.1-vace-14b", "Wan 2.1 VACE, 14 B, steered by clips, masks, images",
+            "Wan-AI/Wan2.1-VACE-14B-diffusers", flow_shift=16.0, **_VACE,
         ),
         _row(
             _WAN_22, "wan2.2-a14b", "Wan 2.2 text-to-video, two 14 B experts, 480p and 720p",
@@ -171,7 +181,8 @@ MODELS: dict[str, ModelSpec] = {
             _WAN_22, "wan2.2-ti2v-5b", "Wan 2.2 text- and image-to-video, 5 B, 720p", "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
             image_pipeline="WanImageToVideoPipeline", stride=(4, 32, 32), height=704, num_frames=121,
             native_frames=121, fps=24, num_inference_steps=50, layers=30, riflex_period=None,
-            step_caches=caches.WAN_22_TI2V_5B, tiny_decoder="lightx2v/Autoencoders/taew2_2.safetensors",
+            step_caches=caches.WAN_22_TI2V_5B, video_pipeline="WanVideoToVideoPipeline",
+            tiny_decoder="lightx2v/Autoencoders/taew2_2.safetensors",
         ),
         _row(
             _WAN_22, "wan2.2-animate-14b", "Wan 2.2 Animate, 14 B: pose and face videos, in Python only",
@@ -230,8 +241,19 @@ MODELS: dict[str, ModelSpec] = {
         ),
         _row(_LTX, "ltx-video", "LTX-Video text- and image-to-video, 2 B", "Lightricks/LTX-Video"),
         _row(
+            _LTX, "ltx-video-0.9.5", "LTX-Video 0.9.5, 2 B, images at any frame", "Lightricks/LTX-Video-0.9.5",
+            takes_last_image=True, authors=_LTX_DOCS, **_LTX_CONDITION,
+        ),
+        _row(
+            _LTX, "ltx-video-0.9.7-13b", "LTX-Video 0.9.7, 13 B, images at any frame", "Lightricks/LTX-Video-0.9.7-dev",
+            takes_last_image=True, layers=48, num_inference_steps=30, guidance_scale=5.0, height=512, width=768,
+            schedule=Schedule(dense_layers=1, dense_steps=8), authors=_LTX_DOCS, **_LTX_CONDITION,
+            pipeline_arguments=(*_LTX.pipeline_arguments, ("guidance_rescale", 0.7), ("image_cond_noise_scale", 0.0)),
+        ),
+        _row(
             _LTX, "ltx-2", "LTX-2 text- and image-to-video with sound, 19 B", "Lightricks/LTX-2",
-            text_pipeline="LTX2Pipeline", image_pipeline="LTX2ImageToVideoPipeline", width=768, num_frames=121, fps=24,
+            text_pipeline="LTX2Pipeline", image_pipeline="LTX2ImageToVideoPipeline",
+            control_pipeline="LTX2ConditionPipeline", width=768, num_frames=121, fps=24,
             height=512, max_sequence_length=1024, layers=48, negative_prompt=words.LTX_2,
             pipeline_arguments=(("use_cross_timestep", False), ("spatio_temporal_guidance_blocks", (29,))),
             authors="Lightricks/LTX-2: ltx-pipelines, constants; one stage; the shift goes by the clip's tokens as in "
@@ -240,14 +262,21 @@ MODELS: dict[str, ModelSpec] = {
         _row(
             _COGVIDEOX, "cogvideox-2b", "CogVideoX text-to-video, 2 B, 480p", "zai-org/CogVideoX-2b", layers=30,
             scheduler="CogVideoXDDIMScheduler", pipeline_arguments=(), half_dtype="float16",
+            video_pipeline="CogVideoXVideoToVideoPipeline",
         ),
         _row(
             _COGVIDEOX, "cogvideox-5b", "CogVideoX text-to-video, 5 B, 480p", "zai-org/CogVideoX-5b",
-            riflex_period=19.9,
+            riflex_period=19.9, video_pipeline="CogVideoXVideoToVideoPipeline",
         ),
         _row(
             _COGVIDEOX, "cogvideox-5b-i2v", "CogVideoX image-to-video, 5 B, 480p", "zai-org/CogVideoX-5b-I2V",
             image_pipeline="CogVideoXImageToVideoPipeline", **_IMAGE_ONLY,
+        ),
+        _row(
+            _COGVIDEOX, "cogvideox-fun-5b-pose", "CogVideoX-Fun, 5 B, 480p, follows a clip of poses",
+            "alibaba-pai/CogVideoX-Fun-V1.1-5b-Pose", control_pipeline="CogVideoXFunControlPipeline",
+            scheduler="DDIMScheduler", pipeline_arguments=(), authors="diffusers: pipeline_cogvideox_fun_control.py",
+            **_IMAGE_ONLY,
         ),
         _row(
             _WAN_21_720P, "allegro", "Allegro text-to-video, 3 B, 720p", "rhymes-ai/Allegro",
@@ -345,6 +374,7 @@ def models_page() -> str:
     ]
     for spec in MODELS.values():
         starts = [*spec.starts_from, *(["last image"] if spec.takes_last_image else [])]
+        starts = [word for word in starts if word != "control"] + [name.replace("_", " ") for name in spec.steered_by]
         second = "" if spec.guidance_scale_2 is None else f", {spec.guidance_scale_2:g}"
         cells = (
             f"`{spec.name}`", spec.summary, ", ".join(starts) or "Python only", f"{spec.width}x{spec.height}",
@@ -391,7 +421,7 @@ def models_page() -> str:
         "|---|---|---|---|",
     ]
     for spec in MODELS.values():
-        pipelines = [one for one in (spec.text_pipeline, spec.image_pipeline) if one]
+        pipelines = [one for one in (spec.text_pipeline, spec.image_pipeline, spec.control_pipeline) if one]
         found = spec.step_caches or next((PIPELINE_CACHES[one] for one in pipelines if one in PIPELINE_CACHES), None)
         if found is not None and pipelines:
             sources = dict.fromkeys((found.auto.source, found.fast.source))

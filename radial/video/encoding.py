@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from radial.errors import OutputError, RequestError
-from radial.video.colour import from_rgb, set_tags, tags_for
+from radial.video.colour import Frame, from_rgb, set_tags, tags_for
 from radial.video.sound import Sound, add_sound_stream, write_sound
 
 Frames = NDArray[np.uint8]
@@ -88,16 +90,19 @@ def encoding_for(path: Path) -> Encoding:
 
 
 def encode(
-    frames: Frames,
+    frames: Iterable[Frame],
     fps: int | Fraction,
     receipt: dict[str, Any],
     path: Path,
     encoding: Encoding,
     sound: Sound | None = None,
 ) -> None:
-    """Write frames, uint8 ``[T, H, W, 3]``, to a file, or to a folder for ``png``; sound goes into mp4 and webm.
+    """Write frames, each uint8 ``[H, W, 3]``, to a file, or to a folder for ``png``; sound goes into mp4 and webm.
+
+    One frame at a time is held, but for ``gif``.
 
     Raises:
+        OutputError: there is no frame, or the format cannot hold them.
         OSError: it cannot be written.
     """
     comment = json.dumps(receipt, ensure_ascii=False, sort_keys=True) if receipt and encoding.metadata else ""
@@ -106,22 +111,26 @@ def encode(
     elif encoding.format == "png":
         _encode_pngs(frames, comment, path)
     else:
-        _encode_stream(frames, fps, comment, path, encoding, sound)
+        _encode_stream(iter(frames), fps, comment, path, encoding, sound)
 
 
 def _encode_stream(
-    frames: Frames, fps: int | Fraction, comment: str, path: Path, encoding: Encoding, sound: Sound | None
+    frames: Iterator[Frame], fps: int | Fraction, comment: str, path: Path, encoding: Encoding, sound: Sound | None
 ) -> None:  # fmt: skip
     import av
 
+    first = list(itertools.islice(frames, 8))
+    if not first:
+        raise OutputError(f"there are no frames for {path.name}")
+    height, width, _ = first[0].shape
     os.environ.setdefault("SVT_LOG", "1")  # errors alone
     codec = encoding.chosen_codec or "h264"
-    if codec == "h265" and min(frames.shape[1:3]) < 32:  # its encoder crashes
-        raise OutputError(f"h265 needs sides of 32 pixels or more, not {frames.shape[2]}x{frames.shape[1]}; use h264")
+    if codec == "h265" and min(height, width) < 32:  # its encoder crashes
+        raise OutputError(f"h265 needs sides of 32 pixels or more, not {width}x{height}; use h264")
     encoder, crf, options = _ENCODERS[codec]
     container_options = {"movflags": "+faststart"} if encoding.format == "mp4" else {}
     options = {"crf": str(crf if encoding.crf is None else encoding.crf), **options}
-    if codec == "h265" and len(frames) < 8:  # x265 makes up times for clips shorter than its reordering
+    if codec == "h265" and len(first) < 8:  # x265 makes up times for clips shorter than its reordering
         options["x265-params"] += ":bframes=0"
     tag = options.pop("tag", None)
     with av.open(str(path), "w", format=encoding.format, options=container_options) as container:
@@ -129,10 +138,9 @@ def _encode_stream(
             container.metadata["comment"] = comment
         stream: Any = container.add_stream(encoder, rate=Fraction(fps), options=options)
         sound_stream = None if sound is None else add_sound_stream(container, encoding.format, sound)
-        _, height, width, _ = frames.shape
+        stream.height, stream.width = height, width
         if codec == "av1":  # its encoder takes even sides of 64 and more alone
-            frames = _pad(frames, max(64, height + height % 2), max(64, width + width % 2))
-        _, stream.height, stream.width, _ = frames.shape
+            stream.height, stream.width = max(64, height + height % 2), max(64, width + width % 2)
         # Chroma at half size needs even sides: keep it whole rather than lose a row.
         stream.pix_fmt = "yuv444p" if codec in ("h264", "h265") and (height % 2 or width % 2) else "yuv420p"
         tags = tags_for(stream.height, stream.width)
@@ -140,8 +148,8 @@ def _encode_stream(
         if tag:
             stream.codec_context.codec_tag = tag
         stream.codec_context.thread_count = 1
-        for index, image in enumerate(frames):
-            frame = from_rgb(image, stream.pix_fmt, tags)
+        for index, image in enumerate(itertools.chain(first, frames)):
+            frame = from_rgb(_pad(image[None], stream.height, stream.width)[0], stream.pix_fmt, tags)
             frame.pts, frame.time_base = index, 1 / Fraction(fps)
             for packet in stream.encode(frame):
                 container.mux(packet)
@@ -169,7 +177,7 @@ def _pad(frames: Frames, height: int, width: int) -> Frames:
     return np.pad(frames, ((0, 0), (0, below), (0, beside), (0, 0)), mode="edge")
 
 
-def _encode_gif(frames: Frames, fps: int | Fraction, comment: str, path: Path) -> None:
+def _encode_gif(frames: Iterable[Frame], fps: int | Fraction, comment: str, path: Path) -> None:
     from PIL import Image
 
     images = [Image.fromarray(frame).quantize(256, method=Image.Quantize.FASTOCTREE) for frame in frames]
@@ -180,7 +188,7 @@ def _encode_gif(frames: Frames, fps: int | Fraction, comment: str, path: Path) -
     images[0].save(path, save_all=True, append_images=images[1:], duration=delays, loop=0, optimize=False, **extra)
 
 
-def _encode_pngs(frames: Frames, comment: str, path: Path) -> None:
+def _encode_pngs(frames: Iterable[Frame], comment: str, path: Path) -> None:
     from PIL import Image, PngImagePlugin
 
     path.mkdir()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,8 @@ from numpy.typing import NDArray
 
 # By container: the encoder, and the rate it wants where it takes not every one.
 _ENCODERS: dict[str, tuple[str, int | None]] = {"mp4": ("aac", None), "webm": ("libopus", 48_000)}
-_MOST_SECONDS = 3600
+MOST_SECONDS = 3600
+_PIECE = 1 << 14  # samples that a filter is given at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +37,52 @@ class Sound:
     def until(self, seconds: float) -> Sound:
         """Its first seconds."""
         return Sound(self.samples[:, : round(seconds * self.rate)], self.rate)
+
+    def between(self, start: float, end: float | None) -> Sound:
+        """What is heard from one second to before another, or its end."""
+        last = None if end is None else round(end * self.rate)
+        return Sound(self.samples[:, round(start * self.rate) : last], self.rate)
+
+    def backwards(self) -> Sound:
+        """From its end to its beginning."""
+        return Sound(np.ascontiguousarray(self.samples[:, ::-1]), self.rate)
+
+    def repeated(self, times: int) -> Sound:
+        """So many times, one after the other."""
+        return Sound(np.tile(self.samples, times), self.rate)
+
+    def at_speed(self, speed: float) -> Sound:
+        """Faster or slower, at the same pitch."""
+        import av
+
+        graph: Any = av.filter.Graph()
+        layout = _layout(len(self.samples))
+        clock = Fraction(1, self.rate)
+        ends = [graph.add_abuffer(format="fltp", sample_rate=self.rate, layout=layout, time_base=clock)]
+        while not 0.5 <= speed <= 100:  # what the filter takes at once
+            ends.append(graph.add("atempo", "0.5"))
+            speed /= 0.5
+        planes = graph.add("aformat", "sample_fmts=fltp")  # the filter may mix channels into one row
+        ends += [graph.add("atempo", f"{speed:.6f}"), planes, graph.add("abuffersink")]
+        for one, other in itertools.pairwise(ends):
+            one.link_to(other)
+        graph.configure()
+        pieces: list[NDArray[np.float32]] = []
+
+        def pull() -> None:
+            with contextlib.suppress(av.BlockingIOError, av.EOFError):
+                while True:
+                    pieces.append(graph.pull().to_ndarray())
+
+        for start in range(0, self.samples.shape[1], _PIECE):
+            piece = np.ascontiguousarray(self.samples[:, start : start + _PIECE])
+            frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout=layout)
+            frame.sample_rate, frame.pts, frame.time_base = self.rate, start, clock
+            graph.push(frame)
+            pull()
+        graph.push(None)
+        pull()
+        return Sound(np.concatenate(pieces, axis=1) if pieces else self.samples, self.rate)
 
     def resampled(self, rate: int, channels: int) -> Sound:
         """The same sound at another rate, on one channel or two."""
@@ -96,7 +146,7 @@ def read_sound(path: Path) -> Sound | None:
                 for piece in resampler.resample(frame):
                     pieces.append(piece.to_ndarray())
                     count += pieces[-1].shape[1]
-                if count > _MOST_SECONDS * stream.rate:
+                if count > MOST_SECONDS * stream.rate:
                     break
             return Sound(np.concatenate(pieces, axis=1), stream.rate) if pieces else None
     except (av.FFmpegError, OSError, ValueError) as error:

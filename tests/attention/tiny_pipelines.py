@@ -226,6 +226,14 @@ def _wan_vace_call(pipe: Any) -> Arguments:
     )
 
 
+def _wan_v2v() -> Any:
+    return diffusers.WanVideoToVideoPipeline(**_wan_parts(), transformer=_wan_transformer())
+
+
+def _v2v_call(pipe: Any) -> Arguments:
+    return _arguments(num_frames=None, video=[_picture()] * FRAMES, strength=0.5, num_inference_steps=4)
+
+
 def _wan_animate() -> Any:
     transformer = _wan_transformer(
         "WanAnimateTransformer3DModel",
@@ -466,6 +474,19 @@ def _ltx_i2v() -> Any:
     return _ltx("LTXImageToVideoPipeline")
 
 
+def _ltx_condition() -> Any:
+    return _ltx("LTXConditionPipeline")
+
+
+def _ltx_condition_call(pipe: Any) -> Arguments:
+    from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
+
+    # The second image comes as a frame of tokens of its own, before the clip.
+    images = {0: _picture(4 * 32, 6 * 32), 20: _picture(4 * 32, 6 * 32, turned=True)}
+    conditions = [LTXVideoCondition(image=image, frame_index=frame) for frame, image in images.items()]
+    return _ltx_call(pipe) | {"conditions": conditions}
+
+
 def _ltx_i2v_call(pipe: Any) -> Arguments:
     return _ltx_call(pipe) | {"image": _picture(4 * 32, 6 * 32)}
 
@@ -507,7 +528,7 @@ def _ltx2_audio() -> Arguments:
     return {"audio_vae": audio_vae, "vocoder": vocoder}
 
 
-def _ltx2() -> Any:
+def _ltx2(kind: str = "LTX2Pipeline") -> Any:
     transformer = diffusers.LTX2VideoTransformer3DModel(
         in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=16, cross_attention_dim=32,
         audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2, audio_attention_head_dim=8,
@@ -520,7 +541,7 @@ def _ltx2() -> Any:
         spatial_compression_ratio=32, temporal_compression_ratio=8,
     )  # fmt: skip
     text_encoder = _gemma()
-    return diffusers.LTX2Pipeline(
+    return getattr(diffusers, kind)(
         tokenizer=_tokenizer(),
         text_encoder=text_encoder,
         connectors=_ltx2_connectors(text_encoder.config.text_config.num_hidden_layers),
@@ -534,6 +555,19 @@ def _ltx2() -> Any:
 def _ltx2_call(pipe: Any) -> Arguments:
     # Guidance by a call with a perturbed layer and by one without sound, as is the default.
     return _ltx_call(pipe) | {"spatio_temporal_guidance_blocks": [1]}
+
+
+def _ltx2_condition() -> Any:
+    return _ltx2("LTX2ConditionPipeline")
+
+
+def _ltx2_condition_call(pipe: Any) -> Arguments:
+    from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
+
+    # The second image comes as a frame of tokens of its own, after the clip.
+    images = {0: _picture(4 * 32, 6 * 32), 3: _picture(4 * 32, 6 * 32, turned=True)}
+    conditions = [LTX2VideoCondition(frames=image, index=index) for index, image in images.items()]
+    return _ltx2_call(pipe) | {"conditions": conditions}
 
 
 def _cogvideox_parts() -> Arguments:
@@ -561,6 +595,21 @@ def _cogvideox() -> Any:
 def _cogvideox_i2v() -> Any:
     transformer = _cogvideox_transformer(in_channels=8, use_learned_positional_embeddings=True)
     return diffusers.CogVideoXImageToVideoPipeline(**_cogvideox_parts(), transformer=transformer)
+
+
+def _cogvideox_v2v() -> Any:
+    return diffusers.CogVideoXVideoToVideoPipeline(
+        **_cogvideox_parts(), transformer=_cogvideox_transformer(in_channels=4)
+    )
+
+
+def _cogvideox_fun() -> Any:
+    parts = _cogvideox_parts() | {"scheduler": diffusers.DDIMScheduler()}
+    return diffusers.CogVideoXFunControlPipeline(**parts, transformer=_cogvideox_transformer(in_channels=8))
+
+
+def _cogvideox_fun_call(pipe: Any) -> Arguments:
+    return _arguments(num_frames=None, control_video=[_picture()] * FRAMES)
 
 
 def _cogvideox15() -> Any:
@@ -705,6 +754,7 @@ CASES: dict[str, TinyCase] = {
         _case("wan22", _wan22),
         _case("wan22-ti2v", _wan22_ti2v, height=2 * HEIGHT, width=2 * WIDTH),
         _case("wan-vace", _wan_vace, _wan_vace_call),
+        _case("wan-v2v", _wan_v2v, _v2v_call),
         _case("wan-animate", _wan_animate, _wan_animate_call),
         _case("chronoedit", _chronoedit, **_IMAGE_CALL, enable_temporal_reasoning=True, num_temporal_reasoning_steps=2),
         _case("skyreels-v2", _skyreels_v2),
@@ -718,9 +768,13 @@ CASES: dict[str, TinyCase] = {
         _case("mochi", _mochi, num_frames=4 * 6 + 1),
         _case("ltx", _ltx, _ltx_call),
         _case("ltx-i2v", _ltx_i2v, _ltx_i2v_call),
+        _case("ltx-condition", _ltx_condition, _ltx_condition_call),
         _case("ltx2", _ltx2, _ltx2_call),
+        _case("ltx2-condition", _ltx2_condition, _ltx2_condition_call),
         _case("cogvideox", _cogvideox),
         _case("cogvideox-i2v", _cogvideox_i2v, image=_picture()),
+        _case("cogvideox-v2v", _cogvideox_v2v, _v2v_call),
+        _case("cogvideox-fun", _cogvideox_fun, _cogvideox_fun_call),
         _case("cogvideox15", _cogvideox15, num_frames=8 * 4 + 1),  # two latent frames to a token; 9 are padded to 10
         _case("consisid", _consisid, _consisid_call),
         _case("allegro", _allegro, _allegro_call),

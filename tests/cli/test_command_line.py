@@ -152,6 +152,7 @@ def test_help_and_interface_say_the_same_of_a_field() -> None:
     otherwise = {"prompt", "image"}  # what is said of stdin, and of uploads
     shared = WORDS.keys() & options.keys() & described.keys() - otherwise
     assert len(shared) > 35
-    more = {"then": "; repeatable", "decoder": ", or such a decoder's file"}
+    more = dict.fromkeys(("then", "references", "keyframes"), "; repeatable")
+    more |= {"decoder": ", or such a decoder's file"}
     assert {name: options[name] for name in shared} == {name: sentence(name, more.get(name, "")) for name in shared}
     assert {name: described[name] for name in shared} == {name: WORDS[name] for name in shared}

@@ -157,7 +157,7 @@ def test_every_command_of_the_documentation_runs(
             shown = line.replace("ID", job_of_ours()) if line.startswith("radial jobs") else line
             words = shlex.split(shown, comments=True)[1:]
             words = [found for word in words for found in (sorted(glob.glob(word)) or [word])]
-            if "--cache" not in words and "--guidance-start" not in words:  # these want several steps
+            if not {"--cache", "--guidance-start", "--strength"} & set(words):  # these want several steps
                 less = next((more for name, more in FOR_LESS.items() if shown.startswith(f"radial {name}")), [])
                 words += less if "--seconds" not in words else less[2:]  # which say the length
             sign = STAYING.get(words[0])

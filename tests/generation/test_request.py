@@ -32,6 +32,9 @@ def test_open_fields_take_the_models_values() -> None:
         "last_image",
         "extend",
         "positions",
+        "control_video",
+        "mask",
+        "strength",
     }
 
 

@@ -278,7 +278,7 @@ RESUMED = [
     "wan", "anyflow", "wan-i2v", "wan22", "wan-vace", "skyreels-v2", "skyreels-v2-i2v", "hunyuan-video",
     "hunyuan-video-i2v",
     "hunyuan-video15", "hunyuan-video15-i2v", "mochi", "ltx", "ltx-i2v", "easyanimate", "allegro", "kandinsky5",
-    "kandinsky5-i2v",
+    "kandinsky5-i2v", "wan-v2v", "ltx-condition",
 ]  # fmt: skip
 ANEW = {"skyreels-v2-df", "cogvideox", "cogvideox-i2v"}
 
@@ -300,7 +300,8 @@ def test_every_class_goes_on_bit_for_bit(name: str) -> None:
             kept.setdefault(step.step, step.snapshot())
             return "go on"
 
-        arguments = case.call(pipe) | {"num_inference_steps": STEPS, "generator": generator}
+        steps = 8 if name == "wan-v2v" else STEPS  # of which strength leaves out half
+        arguments = case.call(pipe) | {"num_inference_steps": steps, "generator": generator}
         with torch.inference_mode(), resumable_steps(pipe, transformers, parts, on_step, snapshot, dict):
             return torch.as_tensor(case.latents(pipe(**arguments)))
 

@@ -38,10 +38,13 @@ EAGER_MAG = StepCache(
     method="mag", threshold=9.0, max_skip_steps=2, retention_ratio=0.25, mag_ratios=(1.0, 0.9), source="this test"
 )
 HAVE = [
-    "wan", "wan-i2v", "wan22", "hunyuan-video", "hunyuan-video-i2v", "mochi", "ltx", "ltx-i2v", "cogvideox",
-    "cogvideox-i2v",
+    "wan", "wan-i2v", "wan22", "hunyuan-video", "hunyuan-video-i2v", "mochi", "ltx", "ltx-i2v", "ltx-condition",
+    "cogvideox", "cogvideox-i2v",
 ]  # fmt: skip
-HAVE_NOT = ["wan-vace", "skyreels-v2", "hunyuan-video15", "ltx2", "allegro", "easyanimate", "cosmos", "kandinsky5"]
+HAVE_NOT = [
+    "wan-vace", "skyreels-v2", "hunyuan-video15", "ltx2", "ltx2-condition", "allegro", "easyanimate", "cosmos",
+    "kandinsky5",
+]  # fmt: skip
 
 
 def transformers_of(pipe: Any) -> list[nn.Module]:

@@ -24,6 +24,10 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "from image to image": {"model": "wan2.1-flf2v-14b", "image": "a.png", "last_image": "a.png", "image_fit": "pad"},
     "image or text, with settings of their own": {"model": "skyreels-v2-df-1.3b", "image": "a.png"},
     "from a clip": {"model": "wan2.2-ti2v-5b", "extend": "a.mp4", "image_ground": "#102030"},
+    "made over": {"control_video": "a.mp4", "strength": 0.5},
+    "steered": {"model": "wan2.1-vace-1.3b", "control_video": "a.mp4", "mask": "a.png", "image": "a.png",
+                "references": ["a.png", "a.png"], "keyframes": ["3:a.png", "-1:a.png"]},
+    "prompts one after the other": {"then": ["it stops", "it falls"], "num_frames": 65, "long_adapter": False},
     "longer, with the adapter that comes for it": {"num_frames": 65},
     "longer, without it": {"num_frames": 65, "long_adapter": False},
     "adapters": {"loras": [{"path": "bundled:tiny-long", "weight": -0.5}, {"path": "bundled:tiny-long"}]},
@@ -53,7 +57,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
 def test_a_command_makes_the_same_request(
     name: str, encoding: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "a.png")
     Video(np.zeros((5, 64, 64, 3), np.uint8), 16).write(tmp_path / "a.mp4")
     monkeypatch.setenv("RADIAL_FORCE", "1")
     monkeypatch.setenv("RADIAL_DATA_DIR", str(tmp_path / "data"))

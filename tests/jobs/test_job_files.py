@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from PIL import Image
 
 from radial import RadialError
 from radial.request import GenerationRequest, make_request
+from radial.video.clip import Video
 from radial_app.jobs.job import Job, Output
 from radial_app.jobs.lists.job_files import KINDS, JobFileError, read_jobs
 
@@ -51,6 +53,25 @@ def test_csv(tmp_path: Path) -> None:
     assert [(lora.path, lora.weight) for lora in one.request.loras] == [("bundled:tiny-long", 0.5)]
     assert [lora.weight for lora in two.request.loras] == [1.0, 0.2]
     assert two.request.seed >= 0
+
+
+def test_what_steers_a_clip_lies_beside_the_file(tmp_path: Path) -> None:
+    """Lists in a table have semicolons; every path is found from the file's folder."""
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "a.png")
+    Video(np.zeros((2, 32, 32, 3), np.uint8), 16).write(tmp_path / "a.mp4")
+    text = (
+        "prompt,model,control_video,mask,references,keyframes,strength\n"
+        "a,wan2.1-vace-1.3b,a.mp4,a.png,a.png; a.png,0:a.png;-1:a.png,\n"
+        "b,tiny,a.mp4,,,,0.5\n"
+    )
+    steered, over = read(tmp_path, "a.csv", text)
+    image = str(tmp_path / "a.png")
+    assert (steered.request.control_video, steered.request.mask) == (str(tmp_path / "a.mp4"), image)
+    assert steered.request.references == (image, image)
+    assert [(one.frame, one.image) for one in steered.request.keyframes] == [(0, image), (-1, image)]
+    assert over.request.strength == 0.5
+    (line,) = problems(tmp_path, "b.yaml", "- {prompt: a, model: wan2.1-vace-1.3b, keyframes: ['3:none.png']}")
+    assert line == f"b.yaml:1: keyframes: no such file: {tmp_path / 'none.png'}"
 
 
 def test_what_a_row_leaves_out_of_its_steps(tmp_path: Path) -> None:

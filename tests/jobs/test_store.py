@@ -339,6 +339,7 @@ def test_clips_that_leave_something_out_are_no_measure_of_others(store: JobStore
     assert store.seconds_of(plain.with_values(guidance_end=0.5)) == 30.0
     assert store.seconds_of(plain.with_values(cache="fast")) is None
     assert store.seconds_of(plain.with_values(guidance_start=0.5)) is None
+    assert store.seconds_of(plain.with_values(control_video="a.mp4", strength=0.5)) is None
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import fake_hub
+import numpy as np
 import pytest
 from PIL import Image
 from truthful import CASE_OF, write_checkpoint
 
 from radial.models.table import MODELS
-from radial.video.clip import read_frames, read_receipt
+from radial.video.clip import Video, read_frames, read_receipt
 from radial.video.sound import read_sound
 
 OFFERED = [name for name, spec in MODELS.items() if spec.starts_from and name != "tiny"]
@@ -46,7 +47,9 @@ def arguments_for(name: str, folder: Path) -> list[str]:
     words = ["generate", "a red circle moves to the left", "--model", name, "--height", str(size[0]), "--width",
              str(size[1]), "--num-frames", str(frames), "--num-inference-steps", "2", "--snap", "--quiet",
              "--output", str(folder / f"{name}.mp4")]  # fmt: skip
-    if not spec.text_pipeline:
+    if spec.starts_from == ["control"]:
+        words += ["--control-video", str(folder / "control.mp4")]
+    elif not spec.text_pipeline:
         words += ["--image", str(folder / "start.png")]
     if spec.needs_last_image:
         words += ["--last-image", str(folder / "start.png")]
@@ -57,6 +60,7 @@ def arguments_for(name: str, folder: Path) -> list[str]:
 def first_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], Path, dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("first")
     Image.new("RGB", (96, 64), "red").save(folder / "start.png")
+    Video(np.zeros((9, 64, 96, 3), np.uint8), 8).write(folder / "control.mp4")
     sources = {MODELS[name].source: write_checkpoint(name, folder / "hub" / name) for name in OFFERED}
     with fake_hub.serve_all(sources) as hubs:
         environment = os.environ | {

@@ -27,11 +27,16 @@ CASE_OF = {
     "skyreels-v2-14b": "skyreels-v2", "skyreels-v2-i2v-14b": "skyreels-v2-i2v", "skyreels-v2-df-1.3b": "skyreels-v2-df",
     "hunyuan-video": "hunyuan-video", "hunyuan-video-i2v": "hunyuan-video-i2v", "hunyuan-video-1.5": "hunyuan-video15",
     "hunyuan-video-1.5-i2v": "hunyuan-video15-i2v", "mochi": "mochi", "ltx-video": "ltx", "ltx-2": "ltx2",
-    "cogvideox-2b": "cogvideox", "cogvideox-5b": "cogvideox", "cogvideox-5b-i2v": "cogvideox-i2v", "allegro": "allegro",
+    "cogvideox-2b": "cogvideox", "cogvideox-5b": "cogvideox", "cogvideox-5b-i2v": "cogvideox-i2v",
+    "cogvideox-fun-5b-pose": "cogvideox-fun", "ltx-video-0.9.5": "ltx-condition",
+    "ltx-video-0.9.7-13b": "ltx-condition", "allegro": "allegro",
     "easyanimate-v5.1-12b": "easyanimate", "cosmos-1.0-7b": "cosmos", "kandinsky-5-lite": "kandinsky5",
     "minimax-h3": "minimax-h3",
 }  # fmt: skip
-SENTENCEPIECE = {"mochi", "ltx-video", "cogvideox-2b", "cogvideox-5b", "cogvideox-5b-i2v", "allegro"}
+SENTENCEPIECE = {
+    "mochi", "ltx-video", "ltx-video-0.9.5", "ltx-video-0.9.7-13b", "cogvideox-2b", "cogvideox-5b", "cogvideox-5b-i2v",
+    "cogvideox-fun-5b-pose", "allegro",
+}  # fmt: skip
 _WORDS = "a red circle moves to the left large star right on striped background blue green square rises falls " * 20
 
 

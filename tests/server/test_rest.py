@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from serving import serving
 
-from radial.video.clip import Video
+from radial.video.clip import Video, read_frames
 from radial.video.encoding import Encoding
 from radial_app.cli.main import main
 from radial_app.cli.receipts import request_of
@@ -135,6 +135,13 @@ BAD: list[tuple[Any, str]] = [
     ({"prompt": "a", "extend": "../../jobs.db"}, "there is no upload"),
     ({"prompt": "a", "extend": "video:0123456789abcdef/0"}, "there is no video"),
     ({"prompt": "a", "image": "http://localhost/x.png"}, "there is no upload"),
+    ({"prompt": "a", "control_video": "/etc/passwd"}, "there is no upload '/etc/passwd'"),
+    ({"prompt": "a", "control_video": "../../jobs.db", "mask": "/etc/passwd"}, "there is no upload"),
+    ({"prompt": "a", "references": ["/etc/hostname"]}, "there is no upload '/etc/hostname'"),
+    ({"prompt": "a", "references": "../a.png"}, "there is no upload '../a.png'"),
+    ({"prompt": "a", "keyframes": ["0:/etc/issue"]}, "there is no upload '/etc/issue'"),
+    ({"prompt": "a", "keyframes": [{"frame": 0, "image": "/etc/group"}]}, "there is no upload '/etc/group'"),
+    ({"prompt": "a", "keyframes": [{"frame": 0}]}, "keyframes"),
     ({"prompt": "a", "loras": [{"path": "/etc/passwd"}]}, "there is no adapter"),
     ({"prompt": "a", "loras": [{"path": "../x.safetensors"}]}, "there is no adapter"),
     ({"prompt": "a", "model": "/etc"}, "unknown model '/etc'"),
@@ -337,6 +344,52 @@ def test_a_clip_of_the_gallery_is_extended(client: TestClient, paths: ServerPath
     assert client.post("/v1/videos", json=fields).status_code == 422  # not made yet
     finish(paths, id_)
     assert client.post("/v1/videos", json=fields).json()["request"]["extend"] == f"video:{id_}/0"
+
+
+def test_what_steers_a_clip_comes_by_ids(client: TestClient, paths: ServerPaths) -> None:
+    """Uploads and videos of the gallery, each kind in its place; what waits for them keeps them."""
+    id_ = client.post("/v1/videos", json={"prompt": "a", "seed": 1}).json()["id"]
+    finish(paths, id_)
+    image = client.post("/v1/files", files={"file": ("a.png", png())}).json()["id"]
+    fields = {
+        "prompt": "b", "model": "wan2.1-vace-1.3b", "control_video": f"video:{id_}/0", "mask": image,
+        "references": [image], "keyframes": [{"frame": 3, "image": image}],
+    }  # fmt: skip
+    made = client.post("/v1/videos", json=fields).json()
+    assert {name: made["request"][name] for name in fields} == fields
+    assert client.post("/v1/videos", json=fields | {"keyframes": f"3:{image}"}).json()["request"] == made["request"] | {
+        "seed": client.get("/v1/videos").json()["data"][0]["request"]["seed"]
+    }
+    with JobStore(paths.data) as store:
+        needed = store.inputs_of_unfinished()
+    assert {Path(path).name for path in needed if path.endswith(".png")} == {image}
+    assert len(needed) == 2
+    assert client.delete(f"/v1/videos/{id_}").status_code == 409
+    for name, says in (("control_video", "is an image, and no clip"), ("references", "is a clip, and no image")):
+        wrong = image if name == "control_video" else [f"video:{id_}/0"]
+        answer = client.post("/v1/videos", json=fields | {name: wrong})
+        assert (answer.status_code, says in error_of(answer)) == (422, True)
+    assert client.get(f"/v1/videos/{made['id']}/command").json()["command"].count("--keyframes 3:") == 1
+
+
+def test_a_video_is_finished_beside_itself(
+    client: TestClient, paths: ServerPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id_ = client.post("/v1/videos", json={"prompt": "a", "seed": 1}).json()["id"]
+    file = finish(paths, id_)
+    before = Path(file.path).read_bytes()
+    answer = client.get(f"/v1/videos/{id_}/finished?frames=2&aspect=1:2&loop=2")
+    assert answer.status_code == 200
+    (tmp_path / "finished.mp4").write_bytes(answer.content)
+    assert read_frames(tmp_path / "finished.mp4").shape == (20, 32, 16, 3)
+    assert Path(file.path).read_bytes() == before
+    monkeypatch.setattr("radial_app.server.routes.files._MOST_FINISHED", 200_000)
+    for query, says in (
+        ("frames=3", "frames"), ("aspect=wide", "aspect must be WIDTH:HEIGHT"), ("speed=0", "speed"),
+        ("scale=4&loop=20", "are more than the 0 million that are made while you wait"),
+    ):  # fmt: skip
+        wrong = client.get(f"/v1/videos/{id_}/finished?{query}")
+        assert (wrong.status_code, says in error_of(wrong)) == (422, True), query
 
 
 def test_two_videos_are_compared(client: TestClient, paths: ServerPaths) -> None:

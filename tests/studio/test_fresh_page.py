@@ -235,7 +235,7 @@ def test_fields_that_do_not_apply_are_not_shown(page: Any) -> None:
     open_advanced(page)
     for name in ("guidance_scale_2", "true_cfg_scale", "image_fit"):
         assert not page.is_visible(f"[name={name}]"), name
-    assert page.locator(".zone").count() == 2
+    assert page.locator("#zones .zone").count() == 2
     assert "takes another model" in page.inner_text('.zone[data-zone="image"]')
     page.select_option("select[name=model]", "wan2.2-i2v-a14b")
     page.wait_for_selector('.zone[data-zone="image"]')

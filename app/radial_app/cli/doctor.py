@@ -30,7 +30,7 @@ from radial_app.jobs.folder import data_folder
 
 _EXTRAS = {
     "server": "fastapi", "studio": "gradio", "train": "datasets", "eight-bit": "torchao", "caption": "torchvision",
-    "measure": "torchmetrics", "cluster": "ray", "flash": "flash_attn",
+    "measure": "torchmetrics", "cluster": "ray", "flash": "flash_attn", "upscale": "spandrel",
 }  # fmt: skip
 _PACKAGES = ("torch", "triton", "diffusers", "transformers", "accelerate", "peft", "av", "safetensors")
 _LEAST_DISK = 5e9
@@ -82,7 +82,11 @@ def examine_model(name: str) -> list[Finding]:
         except RadialError as error:
             found.append(Finding("files", str(error), "note"))
     images = (
-        {} if spec.text_pipeline else {"image": "a.png"} | ({"last_image": "b.png"} if spec.needs_last_image else {})
+        {"control_video": "a.mp4"}
+        if spec.starts_from == ["control"]
+        else {}
+        if spec.text_pipeline
+        else {"image": "a.png"} | ({"last_image": "b.png"} if spec.needs_last_image else {})
     )
     try:
         check_fits(make_request(prompt="a", model=name, seed=0, **images).resolve())

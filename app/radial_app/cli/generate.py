@@ -57,6 +57,7 @@ _GROUPS = {
     "Sampling": ("num_inference_steps", "guidance_scale", "guidance_scale_2", "guidance_start", "guidance_end",
                  "batched_guidance", "true_cfg_scale", "preset", "sampler", "flow_shift", "cache", "decoder"),
     "Images and clips to start from": ("image", "last_image", "extend", "image_fit", "image_ground"),
+    "Control": ("control_video", "mask", "references", "strength", "keyframes"),
     "Adapters": ("lora", "long_adapter"),
     "Attention": tuple(ATTENTION),
     "Machine": ("device", "dtype", "precision", "memory", "force", "queue", "data_dir"),
@@ -96,6 +97,15 @@ def generate(
     extend: Annotated[str | None, typer.Option(help=sentence("extend"), metavar="FILE")] = None,
     image_fit: Annotated[Literal["crop", "pad", "stretch"], typer.Option(help=sentence("image_fit"))] = "crop",
     image_ground: Annotated[str, typer.Option(help=sentence("image_ground"), metavar="COLOUR")] = "black",
+    control_video: Annotated[str | None, typer.Option(help=sentence("control_video"), metavar="FILE")] = None,
+    mask: Annotated[str | None, typer.Option(help=sentence("mask"), metavar="FILE")] = None,
+    references: Annotated[
+        list[str] | None, typer.Option(help=sentence("references", "; repeatable"), metavar="FILE")
+    ] = None,
+    strength: Annotated[float | None, typer.Option(help=sentence("strength"))] = None,
+    keyframes: Annotated[
+        list[str] | None, typer.Option(help=sentence("keyframes", "; repeatable"), metavar="FRAME:FILE")
+    ] = None,
     snap: Annotated[bool, typer.Option("--snap", help=sentence("snap"))] = False,
     riflex: Annotated[bool | None, typer.Option(help=sentence("riflex"))] = None,
     positions: Annotated[
@@ -175,6 +185,11 @@ def generate(
         image=image,
         last_image=last_image,
         extend=extend,
+        control_video=control_video,
+        mask=mask,
+        references=references or [],
+        strength=strength,
+        keyframes=keyframes or [],
         image_fit=image_fit,
         image_ground=image_ground,
         snap=snap,

@@ -28,6 +28,7 @@ from radial_app.cli import (
     render,
     watch,
 )
+from radial_app.cli.clips import control, finish
 from radial_app.cli.serving import accounts, serve
 from radial_app.cli.terminal.text import printable
 from radial_app.cli.terminal.torchrun import refuse_several
@@ -139,7 +140,7 @@ app.add_typer(accounts.app)
 app.add_typer(presets.app)
 for command in (
     render.render, watch.watch, jobs.work, receipts.receipt, receipts.rerun, receipts.verify,
-    serve.serve, serve.studio, doctor.doctor,
+    serve.serve, serve.studio, doctor.doctor, finish.finish, control.control,
 ):  # fmt: skip
     app.command()(command)
 app.command("ui", hidden=True)(serve.studio)

@@ -57,6 +57,8 @@ def verify(
     from radial.generation.pipeline import generate
     from radial_app.cli.terminal.progress import Progress
 
+    if read_receipt(file).get("finishing"):
+        raise RequestError(f"{file} was finished, and its frames are others since: verify the clip it was made of")
     console = Console(stderr=True)
     request, encoding = request_of(file)
     claimed = read_receipt(file)

@@ -7,13 +7,14 @@ import shlex
 from typing import Any
 
 from radial.errors import RadialError
+from radial.input_files import KINDS
 from radial.request import make_request
 from radial.video.encoding import Encoding
 from radial_app.jobs.job import Job
 
 # What other fields follow from where they are left open: said first, so that the rest is held against what follows.
 _FIRST = (
-    "model", "image", "last_image", "extend", "loras", "long_adapter", "num_frames", "num_inference_steps", "height",
+    "model", *KINDS, "strength", "loras", "long_adapter", "num_frames", "num_inference_steps", "height",
     "width",
 )  # fmt: skip
 _ALREADY_DONE = {"prompt", "snap"}  # sizes of a resolved request are legal
@@ -39,7 +40,9 @@ def command_of(job: Job) -> str:
         flag = f"--{name.replace('_', '-')}"
         if name == "prompt" or value is None:
             continue
-        if name == "loras":
+        if name in ("then", "references", "keyframes"):
+            parts += [part for one in getattr(request, name) for part in (flag, str(one))]
+        elif name == "loras":
             parts += [part for lora in request.loras for part in ("--lora", str(lora))]
         elif isinstance(value, bool):
             parts.append(flag if value else f"--no-{flag[2:]}")

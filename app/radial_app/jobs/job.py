@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from radial.errors import RadialError, RequestError, explain
+from radial.input_files import KINDS, with_files
 from radial.models.find import find_model, transformer_files_in
 from radial.models.table import MODELS
 from radial.request import GenerationRequest, make_request
@@ -110,7 +111,7 @@ class ResultFile:
 def load_key(request: GenerationRequest) -> str:
     """What must be loaded for a request, in one word: requests of one word share a model."""
     loras = [str(lora) for lora in request.loras]
-    how = [request.device, request.dtype, request.starts_from_image, request.memory, request.precision]
+    how = [request.device, request.dtype, request.task, request.memory, request.precision]
     return json.dumps([request.model, loras, *how])
 
 
@@ -186,11 +187,7 @@ def make_output(**fields: Any) -> Output:
 def anchored(request: GenerationRequest, base: Path | None = None) -> GenerationRequest:
     """A request whose files are found from wherever it is rendered: relative to ``base``, or to the current folder."""
     base = base or Path.cwd()
-    changes: dict[str, Any] = {
-        name: str(base / Path(given).expanduser())
-        for name in ("image", "last_image", "extend")
-        if (given := getattr(request, name)) is not None
-    }
+    changes = with_files(request.model_dump(), lambda _, given: str(base / Path(given).expanduser()))
     model = base / Path(request.model).expanduser()
     files = [base / file.expanduser() for file in transformer_files_in(request.model)]
     if request.model not in MODELS and (model.is_dir() or (files and all(file.is_file() for file in files))):
@@ -204,7 +201,7 @@ def anchored(request: GenerationRequest, base: Path | None = None) -> Generation
 
 
 _WHATEVER_THE_MODEL = (
-    "prompt", "negative_prompt", "image", "last_image", "extend", "image_fit", "seed", "num_videos", "device", "dtype",
+    "prompt", "negative_prompt", *KINDS, "strength", "image_fit", "seed", "num_videos", "device", "dtype",
     "memory", "precision",
 )  # fmt: skip
 
@@ -230,8 +227,8 @@ def changed_request(request: GenerationRequest, changes: dict[str, Any]) -> Gene
             if fields[name] == getattr(spec, name):
                 del fields[name]
     own = {"prompt": "x", "model": request.model, "num_frames": request.num_frames,
-           "num_inference_steps": request.num_inference_steps, "loras": fields["loras"], "image": fields["image"],
-           "extend": fields["extend"]}  # fmt: skip
+           "num_inference_steps": request.num_inference_steps, "loras": fields["loras"], "strength": fields["strength"],
+           **{name: fields[name] for name in KINDS if name != "last_image"}}  # fmt: skip
     for name, value in json.loads(make_request(**own).resolve().model_dump_json()).items():
         if name not in own and name not in ("seed", "device", "dtype", "memory") and fields.get(name) == value:
             del fields[name]

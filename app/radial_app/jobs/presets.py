@@ -12,6 +12,7 @@ import yaml
 
 from radial.errors import OutputError, RequestError, first_line
 from radial.files import publish_text
+from radial.input_files import KINDS
 from radial.models.table import PRESETS
 from radial.request import make_request
 from radial.shorthands import spell_out
@@ -22,7 +23,7 @@ MAX_PRESETS = 200
 _MAX_BYTES = 32_000
 _NAME = re.compile(r"[\w][\w .+-]{0,39}")
 # What a clip is of and starts from, how many there are, and what the settings are for.
-_NO_SETTINGS = ("prompt", "then", "seed", "num_videos", "image", "last_image", "extend", "model", "preset")
+_NO_SETTINGS = ("prompt", "then", "seed", "num_videos", *KINDS, "strength", "model", "preset")
 
 
 class Presets:

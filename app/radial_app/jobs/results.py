@@ -14,6 +14,7 @@ from pathlib import Path
 
 from radial.errors import OutputError
 from radial.files import discard, rename_to_free_name, replace_with, sync
+from radial.input_files import with_files
 from radial.video.clip import Video, read_frames, read_receipt
 from radial.video.encoding import Encoding, even_sides, is_playable
 from radial.video.sound import read_sound
@@ -145,7 +146,7 @@ def digest_file(path: Path) -> str:
 def without_home_paths(video: Video) -> Video:
     """A video whose receipt does not tell the name of whose home its inputs lie in."""
     request = video.receipt["request"]
-    changes = {name: _from_home(request[name]) for name in ("model", "image", "last_image", "extend")}
+    changes = with_files(request, lambda _, path: _from_home(path)) | {"model": _from_home(request["model"])}
     loras = [lora | {"path": _from_home(lora["path"])} for lora in request["loras"]]
     return replace(video, receipt=video.receipt | {"request": request | changes | {"loras": loras}})
 

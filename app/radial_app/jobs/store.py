@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from radial.errors import OutputError, RequestError
+from radial.input_files import named_files
 from radial.request import GenerationRequest
 from radial_app.jobs.folder import close_to_others, data_folder, keep_private
 from radial_app.jobs.job import FINISHED, UNFINISHED, Control, Job, ResultFile, State, changed_request
@@ -454,22 +455,19 @@ class JobStore:
 
     def inputs_of_unfinished(self) -> set[str]:
         """The files that jobs start from which wait, run, are paused, or failed and may be tried again."""
-        names = ("image", "last_image", "extend")
-        fields = ", ".join(f"json_extract(request, '$.{name}')" for name in names)
         with explained():
             rows = self._database.execute(
-                f"SELECT {fields} FROM jobs WHERE state IN ('queued', 'running', 'paused', 'failed')"
+                "SELECT request FROM jobs WHERE state IN ('queued', 'running', 'paused', 'failed')"
             )
-            return {path for row in rows for path in row if path is not None}
+            return {path for (request,) in rows for _, path in named_files(json.loads(request))}
 
     def goes_on_from(self, paths: Iterable[str]) -> str | None:
-        """A job that has not ended and extends one of these files."""
+        """A job that has not ended and needs one of these files."""
         wanted = set(paths)
         with explained():
-            rows = self._database.execute(
-                "SELECT id, json_extract(request, '$.extend') FROM jobs WHERE state IN ('queued', 'running', 'paused')"
-            )
-            return next((id_ for id_, path in rows if path in wanted), None) if wanted else None
+            rows = self._database.execute("SELECT id, request FROM jobs WHERE state IN ('queued', 'running', 'paused')")
+            needed = ((id_, path) for id_, request in rows for _, path in named_files(json.loads(request)))
+            return next((id_ for id_, path in needed if path in wanted), None) if wanted else None
 
     def states(self, ids: Iterable[str]) -> dict[str, State]:
         """How certain jobs stand, in the order given; removed ones are not among them."""
@@ -573,7 +571,8 @@ class JobStore:
             + [f"ifnull(json_extract(request, '$.{name}'), ?) = ?" for name in ALIKE_LATER]
         )
         values = [getattr(request, name) for name in ALIKE]
-        values += [value for name, absent in ALIKE_LATER.items() for value in (absent, getattr(request, name))]
+        for name, absent in ALIKE_LATER.items():
+            values += [absent, absent if (value := getattr(request, name)) is None else value]
         with explained():
             rows = self._database.execute(
                 f"SELECT files FROM jobs WHERE state = 'done' AND {conditions} ORDER BY finished DESC LIMIT 9",

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Literal
 
 from radial.errors import OutputError, RadialError, RequestError
 from radial.files import publish
+from radial.input_files import KINDS, with_files
 from radial.models.checkpoint import INDEX, MODULAR_INDEX, checkpoint_folder
 from radial.models.find import HUB_ID, SINGLE_FILES, find_model
 from radial.models.hub.download import cached_folder, is_whole
@@ -37,7 +38,6 @@ _ID = re.compile(r"[0-9a-f]{32}\.(png|jpg|webp|avif|heic|mp4|webm)")
 _VIDEO_ID = re.compile(r"video:([0-9a-f]{8,40})(?:/(\d{1,3}))?")
 _NAME = re.compile(r"[\w][\w .+-]{0,150}")
 MAX_KEPT = 4 << 30  # bytes of uploads of a visitor
-_OWN_FILES = ("image", "last_image", "extend")
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Inputs:
             RequestError: a field breaks a rule, or names what is not there.
         """
         request = make_request(**{name: value for name, value in fields.items() if name not in SHORTHANDS})
-        given = request.model_dump(include={*_OWN_FILES, "model", "loras", "decoder"}, exclude_unset=True)
+        given = request.model_dump(include={*KINDS, "model", "loras", "decoder"}, exclude_unset=True)
         return make_request(**spell_out(self.presets.apply(fields | self.translate({"model": request.model} | given))))
 
     def translate(self, fields: dict[str, Any]) -> dict[str, Any]:
@@ -144,14 +144,7 @@ class Inputs:
         Raises:
             RequestError: one of them is not there.
         """
-        found = dict(fields)
-        for name in _OWN_FILES:
-            if isinstance(found.get(name), str):
-                file = self._file(found[name])
-                if (file.suffix in _IMAGES) == (name == "extend"):
-                    is_what = "an image, and no clip" if name == "extend" else "a clip, and no image"
-                    raise RequestError(f"{name} {found[name]} is {is_what}")
-                found[name] = str(file)
+        found = dict(fields) | with_files(fields, self._input)
         if (decoder := found.get("decoder")) not in (None, "full", "tiny"):
             raise RequestError(f"decoder must be full or tiny here, not {str(decoder)[:200]!r}: files are for commands")
         if isinstance(found.get("model"), str):
@@ -174,9 +167,7 @@ class Inputs:
     def fields(self, request: GenerationRequest) -> dict[str, Any]:
         """A request as a web user writes it; files that are not this visitor's are left out."""
         fields: dict[str, Any] = request.model_dump(mode="json")
-        for name in _OWN_FILES:
-            if (path := fields[name]) is not None:
-                fields[name] = Path(path).name if Path(path).parent == self._uploads else self._video_id(path)
+        fields |= with_files(fields, lambda _, path: self._id_of(path))
         if fields["decoder"] not in ("full", "tiny"):
             del fields["decoder"]
         if Path(fields["model"]).parent == self._folder / "models":
@@ -196,6 +187,18 @@ class Inputs:
         folders = {path.parent.name: path.parent for path in indexes}
         files = {path.name: path for suffix in SINGLE_FILES for path in sorted(models.glob(f"[!.]*{suffix}"))}
         return {name: path for name, path in (folders | files).items() if not name.startswith(".")}
+
+    def _input(self, name: str, given: str) -> str:
+        """The file that a field's id means, of a kind that the field takes."""
+        file = self._file(given)
+        is_image = file.suffix in _IMAGES
+        if ("image" if is_image else "clip") not in KINDS[name]:
+            is_what = "an image, and no clip" if is_image else "a clip, and no image"
+            raise RequestError(f"{name} {given} is {is_what}")
+        return str(file)
+
+    def _id_of(self, path: str) -> str | None:
+        return Path(path).name if Path(path).parent == self._uploads else self._video_id(path)
 
     def _file(self, given: str) -> Path:
         if not (match := _VIDEO_ID.fullmatch(given)):

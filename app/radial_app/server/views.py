@@ -239,6 +239,8 @@ class Model(BaseModel):
     starts_from: list[str]
     takes_last_image: bool
     needs_last_image: bool
+    steered_by: list[str]
+    most_references: int
     has_two_transformers: bool
     guidance_is_embedded: bool
     guidance_is_within: bool
@@ -304,6 +306,7 @@ def model_of(name: str, spec: ModelSpec, *, own: bool = False) -> Model:
         native_frames=spec.native_frames, fps=spec.fps, num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale, negative_prompt=spec.negative_prompt, starts_from=list(spec.starts_from),
         takes_last_image=spec.takes_last_image, needs_last_image=spec.needs_last_image,
+        steered_by=list(spec.steered_by), most_references=spec.most_references,
         has_two_transformers=spec.has_two_transformers, guidance_is_embedded=spec.guidance_is_embedded,
         guidance_is_within=spec.guidance_is_within,
         is_flow=spec.is_flow, knows_riflex=spec.riflex_period is not None, stride=spec.stride,
@@ -318,7 +321,7 @@ def model_of(name: str, spec: ModelSpec, *, own: bool = False) -> Model:
 
 def knows_cache(spec: ModelSpec) -> bool:
     """Whether there is a step cache for a model."""
-    return any(spec.step_cache("auto", from_image, LEAST_STEPS) is not None for from_image in (False, True))
+    return any(spec.step_cache("auto", task, LEAST_STEPS) is not None for task in ("text", "image"))
 
 
 def broken_model(name: str, problem: str) -> Model:
@@ -335,6 +338,7 @@ def _needs_of(name: str) -> Needs | None:
     if weights is None:
         return None
     images = {} if spec.text_pipeline else {"image": "x", "last_image": "x" if spec.needs_last_image else None}
+    images = {"control_video": "x"} if spec.starts_from == ["control"] else images
     try:
         return needs_of(make_request(prompt="x", model=name, seed=0, **images).resolve(), spec, weights, 2)
     except RadialError:  # one that only Python drives

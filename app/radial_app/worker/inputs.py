@@ -8,9 +8,9 @@ import os
 import secrets
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from radial.errors import OutputError, RequestError
+from radial.input_files import named_files, with_files
 from radial.request import GenerationRequest
 
 
@@ -20,7 +20,7 @@ def pack_inputs(request: GenerationRequest) -> dict[str, bytes]:
     Raises:
         RequestError: one cannot be read.
     """
-    paths = [path for path in (request.image, request.last_image, request.extend) if path is not None]
+    paths = [path for _, path in named_files(request.model_dump())]
     paths += [lora.path for lora in request.loras if not lora.path.startswith("bundled:")]
     try:
         return {path: Path(path).read_bytes() for path in paths}
@@ -44,10 +44,6 @@ def unpack_inputs(request: GenerationRequest, inputs: dict[str, bytes]) -> Gener
             partial.write_bytes(content)
             partial.replace(place)
         places[path] = str(place)
-    changes: dict[str, Any] = {
-        name: places[given]
-        for name in ("image", "last_image", "extend")
-        if (given := getattr(request, name)) is not None
-    }
+    changes = with_files(request.model_dump(), lambda _, given: places[given])
     loras = [lora.model_dump() | {"path": places.get(lora.path, lora.path)} for lora in request.loras]
     return request.with_values(**changes, loras=loras, device="auto")

@@ -16,8 +16,10 @@ Branch = Literal["cond", "uncond", "cond_uncond"]
 # How diffusers' pipelines guide a step: by one call of the transformer on a batch of two, without the prompt and with
 # it, or by a call with the prompt and then one without it.
 BATCHED = {
-    "AllegroPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXPipeline", "EasyAnimatePipeline",
-    "LTX2ImageToVideoPipeline", "LTX2Pipeline", "LTXImageToVideoPipeline", "LTXPipeline", "MochiPipeline",
+    "AllegroPipeline", "CogVideoXFunControlPipeline", "CogVideoXImageToVideoPipeline", "CogVideoXPipeline",
+    "EasyAnimatePipeline", "LTX2ConditionPipeline", "LTX2ImageToVideoPipeline", "LTX2Pipeline",
+    "LTXConditionPipeline",
+    "LTXImageToVideoPipeline", "LTXPipeline", "MochiPipeline",
 }  # fmt: skip
 BY_TWO_CALLS = {
     "CosmosTextToWorldPipeline", "HunyuanVideo15ImageToVideoPipeline", "HunyuanVideo15Pipeline",

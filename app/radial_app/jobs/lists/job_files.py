@@ -167,8 +167,9 @@ def _csv_rows(path: Path, text: str, problems: list[str]) -> Iterator[_Row]:
                 problems.append(f"{path.name}:{line}: more values than columns")
                 continue
             filled = {name: value for name, value in values.items() if value not in (None, "")}
-            if "lora" in filled:
-                filled["lora"] = [part.strip() for part in filled["lora"].split(";") if part.strip()]
+            for name in ("lora", "references", "keyframes"):
+                if name in filled:
+                    filled[name] = [part.strip() for part in filled[name].split(";") if part.strip()]
             yield line, filled
     except csv.Error as error:
         problems.append(f"{path.name}:{reader.line_num}: {error}")

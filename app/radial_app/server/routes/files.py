@@ -8,18 +8,20 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import APIRouter, File, Query, Request, UploadFile
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.background import BackgroundTask
 
 from radial.errors import RequestError
+from radial.input_files import named_files, with_files
 from radial.models.find import HUB_ID
 from radial.models.table import MODELS
 from radial.request import GenerationRequest
 from radial.version import __version__
 from radial.video.cut import join, trim
+from radial.video.finishing.finish import finish, make_finish, work_of
 from radial_app.server.archive import zip_files
 from radial_app.server.limits.media_probe import probe
 from radial_app.server.service import ServerPaths, Service
@@ -27,6 +29,7 @@ from radial_app.server.uploads import CLIPS, Upload, suffix_of
 
 MAX_ARCHIVED = 100  # videos
 MAX_JOINED = 50
+_MOST_FINISHED = 400_000_000  # pixels of all frames
 _MAX_FRAMES = 1 << 30  # bytes, where they are encoded again
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -37,7 +40,7 @@ def make_router(paths: ServerPaths) -> APIRouter:
 
     @router.post("/files")
     def upload_file(request: Request, file: Annotated[UploadFile, File()]) -> Upload:
-        """Bring an image or a clip: its id goes into a request's image, last_image or extend."""
+        """Bring an image or a clip: its id goes into a request's image, extend or control_video, say."""
         return Service(paths, request.state.visitor).inputs.take(file.file)
 
     @router.get("/files/{id}")
@@ -93,6 +96,29 @@ def make_router(paths: ServerPaths) -> APIRouter:
         output = f"{file.stem}-part{file.suffix if file.suffix in CLIPS else '.mp4'}"
         return _made(output, lambda path: trim(file, path, start, end, max_bytes=_MAX_FRAMES))
 
+    @router.get("/videos/{id}/finished", response_class=FileResponse)
+    def get_finished(
+        request: Request, id: str, index: Annotated[int, Query(ge=0, le=100_000)] = 0,
+        frames: Annotated[Literal["1", "2", "4"], Query()] = "1", scale: Annotated[float, Query(gt=0, le=4)] = 1.0,
+        speed: Annotated[float, Query(ge=0.05, le=20)] = 1.0, loop: Annotated[int, Query(ge=1, le=20)] = 1,
+        aspect: Annotated[str | None, Query(max_length=11)] = None, reframe: Literal["crop", "pad"] = "crop",
+        reverse: bool = False,
+    ) -> FileResponse:  # fmt: skip
+        """A video with more frames by what moves where, more pixels, another speed or shape; the video itself stays as
+        it is."""
+        file = Service(paths, request.state.visitor).file(id, index)
+        what = make_finish(
+            frames=int(frames), scale=scale, speed=speed, loop=loop, aspect=aspect or None, reframe=reframe,
+            reverse=reverse,
+        )  # fmt: skip
+        if (pixels := work_of([file], what)) > _MOST_FINISHED:
+            raise RequestError(
+                f"{pixels / 1e6:,.0f} million pixels are more than the {_MOST_FINISHED / 1e6:,.0f} million that are "
+                "made while you wait: ask for less, or take `radial finish` on the server"
+            )
+        output = f"{file.stem}-finished{file.suffix if file.suffix in CLIPS else '.mp4'}"
+        return _made(output, lambda path: finish([file], path, what))
+
     return router
 
 
@@ -133,10 +159,12 @@ def settings_in(service: Service, content: BinaryIO) -> dict[str, Any]:
         ) from error
     notes = []
     fields = request.model_dump(mode="json")
-    for name in ("image", "last_image", "extend"):
-        if fields[name] is not None:
-            notes.append(f"its {name.replace('_', ' ')} was {Path(fields[name]).name}: choose it again")
-            fields[name] = None
+    for label, path in named_files(fields):
+        name = label.partition(".")[0].replace("_", " ")
+        notes.append(f"its {name} was {Path(path).name}: choose it again")
+    fields |= with_files(fields, lambda *_: None)
+    if fields["strength"] is not None:
+        fields["strength"] = None  # of a clip that is not here
     adapters = service.inputs.adapters()
     kept = []
     for lora in fields["loras"]:

@@ -8,6 +8,10 @@ const write = (key, value) => { try { localStorage.setItem(key, JSON.stringify(v
 // `request`: fields by name, those that are open left out; `file`: what it is kept as; `keep`: whether the seed stays.
 export const draft = { request: { prompt: "", model: "tiny", ...read("radial-defaults", {}).request }, file: read("radial-defaults", {}).file ?? {}, quality: "standard", keep: false, ...read(KEY, {}) };
 
+// What a clip starts from, ends on and is steered by, which is no setting.
+export const BROUGHT = ["image", "last_image", "extend", "control_video", "mask", "references", "strength", "keyframes"];
+export const withoutFiles = (request) => Object.fromEntries(Object.entries(request).filter(([name]) => !BROUGHT.includes(name)));
+
 export const keepDraft = () => write(KEY, draft);
 
 export const prompts = () => read(HISTORY, []);

@@ -1,6 +1,6 @@
 // Create's form: its fields, what of them applies to a model, and what they make.
 import { button, bytes, call, dialog, h, icon, lengthOf, many, say } from "./dom.js";
-import { defaults, draft, keepDraft, prompts, remember } from "./draft.js";
+import { BROUGHT, defaults, draft, keepDraft, prompts, remember, withoutFiles } from "./draft.js";
 import { ask as askPlan, planned, showProblem } from "./estimate.js";
 import { check, choice, group, number, switches, text } from "./fields.js";
 import { drawLoras, drawZones, ZONES } from "./inputs.js";
@@ -9,7 +9,7 @@ const DRAFT = "draft";
 const FILES = [["mp4,h264", "MP4 (H.264), plays everywhere"], ["mp4,h265", "MP4 (H.265), smaller"], ["mp4,av1", "MP4 (AV1), smallest"], ["webm,vp9", "WebM (VP9)"],
   ["webm,av1", "WebM (AV1)"], ["gif,", "GIF"], ["png,", "PNG frames"]];
 const LABELS = { num_frames: "Length", height: "Height", width: "Width", num_inference_steps: "Steps", guidance_scale: "Guidance", num_videos: "Videos", image: "Start image",
-  last_image: "End image", extend: "Clip to extend", loras: "Adapters" };
+  last_image: "End image", extend: "Clip to extend", control_video: "Control video", mask: "Mask", references: "References", keyframes: "Images at frames", loras: "Adapters" };
 let models = [];
 let limits = {};
 let presets = {};
@@ -112,7 +112,9 @@ function layout() {
       h("div", { className: "field" }, length.element, times.element),
       h("div", { className: "fields" }, size.element, fields.num_videos.element, fields.seed.element, keep.element),
       h("datalist", { id: "sizes" }),
-      h("div", { id: "zones", className: "zones" }), h("div", { id: "loras", className: "stack" }),
+      h("div", { id: "zones", className: "zones" }),
+      h("details", { id: "steering" }, h("summary", {}, "Steer it by clips and images"), h("div", { className: "stack" }, h("div", { id: "steering-zones", className: "zones" }), plain("strength", "How far from the clip", { placeholder: "0 hardly, 1 wholly", hint: "makes the clip itself over; without it the clip is a signal" }))),
+      h("div", { id: "loras", className: "stack" }),
       h("details", { id: "advanced" }, h("summary", {}, "Advanced"), h("div", { className: "stack" },
         group("Sampling", fields.then.element, fields.negative_prompt.element, h("div", { className: "fields" }, plain("num_inference_steps", "Steps"), plain("guidance_scale", "Guidance"), plain("guidance_scale_2", "Guidance, second expert"), plain("guidance_start", "Guidance from", { placeholder: "0", hint: "a share of the steps; outside it each takes half the time" }), plain("guidance_end", "Guidance to", { placeholder: "1", hint: "a share of the steps" }),
           plain("true_cfg_scale", "True guidance"), plain("fps", "Frames a second"), plain("num_frames", "Frames, exactly"), pick("sampler", "Sampler", [["", "the model's own"], ["euler", "Euler"], ["lcm", "LCM, for few steps"], ["unipc", "UniPC"]]), plain("flow_shift", "Flow shift"), pick("cache", "What steps share", [["", "computed anew"], ["auto", "left out, with care"], ["fast", "left out, faster"]], { hint: "A step cache: another clip, in less time; from 10 steps on" }), pick("decoder", "Decoder", [["", "the model's own"], ["tiny", "tiny, for drafts"]], { hint: "Frames in a fraction of the time, less sharp" }), tick("batched_guidance", "Both passes of guidance in one call", false, "Faster for small clips, in more memory"))),
@@ -127,6 +129,10 @@ function layout() {
         group("File", h("div", { className: "fields wide" }, file.element, fields.crf.element, fields.name.element), fields.metadata.element)))),
   ];
 }
+
+// How images and clips of another shape are fitted: where there are some.
+const showFit = () => { document.getElementById("on-images").hidden = !modelNow().starts_from.includes("image") && !BROUGHT.some((name) => draft.request[name]); };
+addEventListener("radial-steered", () => { fields.strength.set(draft.request.strength); showFit(); });
 
 // Lists hold words alone.
 const meant = (name, value) => (value === undefined ? undefined : name === "riflex" ? value === "true" : name === "block_size" ? Number(value) : value);
@@ -177,7 +183,7 @@ function show() {
   const few = switches("Models on this machine", here.map((one) => [one.id, one.id]), (id) => chooseModel(id));
   few.show(spec.id);
   onDisk.replaceChildren(here.length > 1 && here.length < 6 ? few.element : "");
-  const from = spec.starts_from.length === 2 ? "from words or an image" : spec.starts_from[0] === "text" ? "from words" : spec.needs_last_image ? "from one image to another" : "from an image";
+  const from = spec.starts_from[0] === "control" ? "from a clip that it follows" : spec.starts_from.length === 2 ? "from words or an image" : spec.starts_from[0] === "text" ? "from words" : spec.needs_last_image ? "from one image to another" : "from an image";
   model.hint(`${spec.summary}; ${from}${spec.on_disk || spec.own ? "" : `; ${spec.download ? `about ${bytes(spec.download)} ` : ""}to download when it is first used`}`);
   quality.fill([["standard", `standard, ${many(spec.num_inference_steps, "step")}`], [DRAFT, `draft, ${many(draftSteps(spec), "step")}`],
     { group: "For few-step adapters", options: Object.keys(presets).map((name) => [name, name]) }, { group: "Your own", options: Object.keys(own).map((name) => [`own:${name}`, name]) }].filter((one) => !one.group || one.options.length));
@@ -189,10 +195,12 @@ function show() {
   if (document.activeElement !== size.control) size.set(request.width || request.height ? `${request.width ?? spec.width}x${request.height ?? spec.height}` : "");
   const images = spec.starts_from.includes("image");
   for (const name of Object.keys(ZONES)) if (!images || (name === "last_image" && !spec.takes_last_image)) delete request[name];
-  const applies = { guidance_scale_2: spec.has_two_transformers, true_cfg_scale: spec.guidance_is_embedded, sampler: spec.is_flow, flow_shift: spec.is_flow, riflex: spec.knows_riflex, positions: spec.knows_riflex, cache: spec.knows_cache, then: spec.knows_timed_prompts, decoder: spec.knows_tiny_decoder, batched_guidance: spec.knows_batched_guidance };
+  for (const name of BROUGHT) if (!(name in ZONES) && !spec.steered_by.includes(name) && !(name === "control_video" && spec.steered_by.includes("strength"))) delete request[name];
+  const applies = { strength: spec.steered_by.includes("strength"), guidance_scale_2: spec.has_two_transformers, true_cfg_scale: spec.guidance_is_embedded, sampler: spec.is_flow, flow_shift: spec.is_flow, riflex: spec.knows_riflex, positions: spec.knows_riflex, cache: spec.knows_cache, then: spec.knows_timed_prompts, decoder: spec.knows_tiny_decoder, batched_guidance: spec.knows_batched_guidance };
   for (const name of ["negative_prompt", "guidance_scale", "guidance_start", "guidance_end"]) applies[name] = !spec.guidance_is_within;
   for (const [name, does] of Object.entries(applies)) { fields[name].element.hidden = !does; if (!does) delete request[name]; }
-  document.getElementById("on-images").hidden = !images;
+  showFit();
+  if (BROUGHT.some((name) => !(name in ZONES) && request[name])) document.getElementById("steering").open = true;
   for (const [name, one] of Object.entries(fields)) {
     if (["file", "keep"].includes(name)) continue;
     const value = ["crf", "name", "metadata"].includes(name) ? draft.file[name] : request[name];
@@ -218,8 +226,9 @@ function sizesOf(spec) {
 
 // Another model begins with its own values; the words and what the clip starts from stay.
 export function chooseModel(id) {
-  const { prompt, seed, num_videos, image, last_image, extend, loras } = draft.request;
-  draft.request = Object.fromEntries(Object.entries({ prompt, model: id, seed, num_videos, image, last_image, extend, loras }).filter(([, value]) => value !== undefined));
+  const { prompt, seed, num_videos, loras } = draft.request;
+  const brought = Object.fromEntries(BROUGHT.map((name) => [name, draft.request[name]]));
+  draft.request = Object.fromEntries(Object.entries({ prompt, model: id, seed, num_videos, ...brought, loras }).filter(([, value]) => value !== undefined));
   if (draft.quality.startsWith("own:")) draft.quality = "standard";
   applyQuality();
   show();
@@ -241,7 +250,7 @@ function applyQuality() {
 
 function savePreset() {
   const name = h("input", { maxLength: 40, ariaLabel: "Name" });
-  const { prompt, seed, image, last_image, extend, model: of, ...settings } = draft.request;
+  const { prompt, seed, model: of, ...settings } = withoutFiles(draft.request);
   const box = dialog("Keep these settings", h("p", {}, "All that differs from the model's own values, without the prompt, the seed and images. It stands under Quality, and radial generate --preset takes it by its name."), name,
     h("div", { className: "actions" }, button("Keep", async () => {
       const called = name.value.trim();

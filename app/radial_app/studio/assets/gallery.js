@@ -1,6 +1,7 @@
 // The gallery: finished videos page by page, many of them at once, and one in detail at an address of its own.
 import { ask, button, bytes, call, clock, content, dialog, h, icon, many, say, when } from "./dom.js";
 import { chooseOther, compare } from "./compare.js";
+import { finisher } from "./finishing.js";
 import { fill } from "./form.js";
 import { player } from "./live.js";
 import { log } from "./queue.js";
@@ -163,6 +164,7 @@ function drawVideo(video) {
       button("Extend this clip", () => extend(video, index)), button("Start from this frame", () => startFrom(shown(), video)),
       button("Save this frame", async () => { const file = await frameOf(shown()); const link = h("a", { href: URL.createObjectURL(file), download: `${id}.png` }); link.click(); URL.revokeObjectURL(link.href); }))),
     moving ? h("details", {}, h("summary", {}, "Cut a part out"), cutter(video, shown, () => index)) : "",
+    moving ? h("details", {}, h("summary", {}, "Finish it"), finisher(video, () => index)) : "",
     h("details", {}, h("summary", {}, "Compare"), h("div", { className: "actions" }, button("With another", () => chooseOther(video, index, tile)),
       request.attention !== "dense" ? button("With dense attention", () => beside(video, { attention: "dense" }), { title: "The same seed with dense attention, then both side by side" }) : "",
       request.loras.length ? button("Adapter weights", () => weights(video)) : "", button("Small variations", () => variations(video), { title: "Four other seeds, quick and small; the best is made in full" }))),

@@ -5,6 +5,7 @@ import { fill, put as putField } from "./form.js";
 import { addMany } from "./list.js";
 import { openPlace } from "./router.js";
 import { withImages } from "./start_from.js";
+import { drawSteering } from "./steering.js";
 
 export const ZONES = { image: ["Start image", "image/*,.heic,.avif"], last_image: ["End image", "image/*,.heic,.avif"], extend: ["Clip to extend", "video/*"] };
 let adapters = [];
@@ -14,6 +15,7 @@ export function drawZones(now) {
   spec = now;
   const able = Object.keys(ZONES).filter((name) => name !== "last_image" || spec.takes_last_image);
   document.getElementById("zones").replaceChildren(...able.map((name) => zone(name, ...ZONES[name], draft.request[name])));
+  drawSteering(spec);
 }
 
 export function put(name, id) {
@@ -23,14 +25,15 @@ export function put(name, id) {
   drawZones(spec);
 }
 
-function zone(name, label, accept, id) {
-  const file = h("input", { type: "file", accept, hidden: true, onchange: () => file.files[0] && bring(name, file.files[0]) });
+// `take` is given the file that was dropped or chosen, `remove` takes it away again.
+export function zone(name, label, accept, id, { take = (file) => bring(name, file), remove = () => put(name, null), quiet = spec.starts_from.includes("image") ? "drop or choose" : "takes another model" } = {}) {
+  const file = h("input", { type: "file", accept, hidden: true, onchange: () => file.files[0] && take(file.files[0]) });
   const box = h("button", { type: "button", className: `zone${id ? " full" : ""}`, dataset: { zone: name }, ariaLabel: id ? `${label}: chosen; choose another` : label, onclick: () => file.click(),
     ondragover: (event) => { event.preventDefault(); box.classList.add("over"); },
     ondragleave: () => box.classList.remove("over"),
-    ondrop: (event) => { event.preventDefault(); box.classList.remove("over"); if (event.dataTransfer.files[0]) bring(name, event.dataTransfer.files[0]); } },
-  id ? look(id) : h("span", {}, label), id ? "" : h("span", { className: "quiet" }, spec.starts_from.includes("image") ? "drop or choose" : "takes another model"));
-  return h("div", { className: "zone-box" }, box, file, id ? button("Remove", () => put(name, null), { ariaLabel: `Remove ${label.toLowerCase()}` }) : "");
+    ondrop: (event) => { event.preventDefault(); box.classList.remove("over"); if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]); } },
+  id ? look(id) : h("span", {}, label), id ? "" : h("span", { className: "quiet" }, quiet));
+  return h("div", { className: "zone-box" }, box, file, id ? button("Remove", remove, { ariaLabel: `Remove ${label.toLowerCase()}` }) : "");
 }
 
 function look(id) {
@@ -42,12 +45,17 @@ function look(id) {
   return picture;
 }
 
-// `wanted` is the model to take where the form's own starts from words alone.
-export async function bring(name, file, wanted = null) {
+// The id of a file on the server, and whether it is an image or a clip.
+export function upload(file) {
   const form = new FormData();
   form.append("file", file);
+  return call("POST", "/v1/files", form);
+}
+
+// `wanted` is the model to take where the form's own starts from words alone.
+export async function bring(name, file, wanted = null) {
   try {
-    const { id, kind } = await call("POST", "/v1/files", form);
+    const { id, kind } = await upload(file);
     if ((kind === "clip") !== (name === "extend")) throw new Error(name === "extend" ? "this is an image; a clip can be extended" : "this is a clip; an image goes here");
     await withImages(wanted, () => put(name, id));
   } catch (error) {

@@ -1,6 +1,6 @@
 // Settings: colours, what tells that a clip is done, settings out of a video, and the keys.
 import { ask, button, call, dialog, h, say } from "./dom.js";
-import { defaults, draft, keepDefaults } from "./draft.js";
+import { defaults, draft, keepDefaults, withoutFiles } from "./draft.js";
 import { switches, text } from "./fields.js";
 import { loadSettings } from "./inputs.js";
 import { openPlace } from "./router.js";
@@ -49,7 +49,7 @@ export async function showSettings() {
     h("section", { className: "card" }, h("h2", {}, "Times of day"), hours.element),
     h("section", { className: "card" }, h("h2", {}, "What a new form begins with"), begins, h("div", { className: "actions" },
       button("What Create holds now", () => {
-        const { prompt, seed, image, last_image, extend, ...request } = draft.request;
+        const { prompt, seed, ...request } = withoutFiles(draft.request);
         keepDefaults({ request, file: draft.file });
         tellDefaults();
       }), button("The model's own values", () => { keepDefaults({}); tellDefaults(); }))),

@@ -2,7 +2,7 @@
 import { bring } from "./inputs.js";
 import { chooseModel, fill, modelNow, modelsThat } from "./form.js";
 import { button, call, dialog, h, say } from "./dom.js";
-import { draft, rememberFull, stepsInFull } from "./draft.js";
+import { draft, rememberFull, stepsInFull, withoutFiles } from "./draft.js";
 import { openPlace } from "./router.js";
 
 const takesImages = (one) => one.starts_from.includes("image");
@@ -36,7 +36,7 @@ export async function withImages(wanted, act) {
 export async function extend(video, index = 0) {
   const model = await findImageModel(video.model);
   if (!model) return;
-  const whole = model === video.model ? { ...video.request, image: null, last_image: null, seed: null, num_videos: null } : { prompt: video.prompt, model };
+  const whole = model === video.model ? { ...withoutFiles(video.request), seed: null, num_videos: null } : { prompt: video.prompt, model };
   fill({ ...whole, extend: `video:${video.id}/${index}` });
   openPlace("create");
   say(`The clip goes on from its last frame${model === video.model ? "" : `, with ${model}`}; say what happens next.`);

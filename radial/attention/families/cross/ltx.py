@@ -10,16 +10,36 @@ from radial.plans.layout import Layout, TokenGrid
 
 
 def _layouts(transformer: Any, call: Call) -> tuple[Layout, ...]:
-    grid = TokenGrid(call["num_frames"], call["height"], call["width"])
-    return (Layout.of(grid),)
+    grid, before, after = _clip(call)
+    return (Layout.of(grid, before=before, after=after, kind_before="history", kind_after="history"),)
+
+
+def _clip(call: Call) -> tuple[TokenGrid, int, int]:
+    """The clip's grid, and how many tokens of images at other frames than the first lie before it and after it.
+
+    LTX-2 names the clip's sizes, and has such images after it. LTX-Video names none where there are some, but where
+    each token lies: every image is a frame of tokens of its own, and the clip begins with the last one at time 0.
+    """
+    length = call["hidden_states"].shape[1]
+    if call.get("num_frames") is not None:
+        grid = TokenGrid(call["num_frames"], call["height"], call["width"])
+        with_images = call.get("video_coords") is not None and (length - grid.tokens) % grid.tokens_per_frame == 0
+        return grid, 0, max(0, length - grid.tokens) if with_images else 0
+    times_S, rows_S, columns_S = (call["video_coords"][0, axis] for axis in range(3))
+    height, width = len(rows_S.unique()), len(columns_S.unique())
+    times_F = times_S[:: height * width]
+    begin = int((times_F == times_S.min()).nonzero()[-1])
+    return TokenGrid(len(times_F) - begin, height, width), begin * height * width, 0
 
 
 def _refuse(transformer: Any, call: Call) -> str | None:
-    if any(call.get(name) is None for name in ("num_frames", "height", "width")):
+    sizes = [call.get(name) for name in ("num_frames", "height", "width")]
+    if None in sizes and (call.get("video_coords") is None or sizes[0] is not None):
         return "the call names no num_frames, height and width, and packed latents do not show them"
-    tokens = call["num_frames"] * call["height"] * call["width"]
-    if tokens != call["hidden_states"].shape[1]:
-        return f"conditioning tokens are packed with the clip ({call['hidden_states'].shape[1]} tokens, not {tokens})"
+    grid, before, after = _clip(call)
+    length, known = call["hidden_states"].shape[1], before + grid.tokens + after
+    if known != length:
+        return f"conditioning tokens are packed with the clip ({length} tokens, not {known})"
     if call.get("video_self_attention_mask") is not None:
         return "the call has a mask of its own for the clip's self-attention"
     return None

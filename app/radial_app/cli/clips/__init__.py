@@ -1,0 +1,1 @@
+"""Commands that make files of clips that are there, without a model."""

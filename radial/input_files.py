@@ -1,0 +1,113 @@
+"""The files that a request names: which fields name them, what they must be, and how others come in their place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from radial.errors import RequestError
+
+FileKind = Literal["image", "clip", "image or clip"]
+KINDS: dict[str, FileKind] = {
+    "image": "image", "last_image": "image", "extend": "clip", "control_video": "clip", "mask": "image or clip",
+    "references": "image", "keyframes": "image",
+}  # fmt: skip
+"""The fields of a request that name files, and what these must be."""
+Place = Callable[[str, str], Any]
+_KEYFRAME = re.compile(r"\s*(-?\d{1,6})\s*:\s*(.+)", re.DOTALL)
+
+
+class Keyframe(BaseModel):
+    """An image that a clip shows at a frame: frames count from 0, and from -1, the last one, back. ``FRAME:FILE`` says
+    the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_max_length=4096)
+
+    frame: int = Field(ge=-4097, le=4096)
+    image: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_written(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        if (match := _KEYFRAME.fullmatch(given)) is None:
+            raise ValueError(f"must be FRAME:FILE, such as 40:corner.png, not {given[:200]!r}")
+        return {"frame": int(match[1]), "image": match[2]}
+
+    def __str__(self) -> str:
+        """As the command line takes it."""
+        return f"{self.frame}:{self.image}"
+
+
+def several(given: Any) -> Any:
+    """A field's list where one is written alone."""
+    return [given] if isinstance(given, (str, Mapping)) else given
+
+
+def named_files(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The files that a request's checked fields name, each by its field; those of a list with their places in it."""
+    for name in KINDS:
+        value = fields.get(name)
+        if isinstance(value, str):
+            yield name, value
+        for place, one in enumerate(value if isinstance(value, (list, tuple)) else ()):
+            yield f"{name}.{place}", one if isinstance(one, str) else one["image"]
+
+
+def with_files(fields: Mapping[str, Any], place: Place) -> dict[str, Any]:
+    """The fields that name files, and no others, with what ``place`` makes of a field's name and a file in its place;
+    where that is None, the file is left out.
+
+    Fields may be as they were written: what breaks a rule stays as it is, to be refused by the request.
+    """
+    changed: dict[str, Any] = {}
+    for name in KINDS:
+        value = fields.get(name)
+        if value is None:
+            continue
+        if name not in ("references", "keyframes"):
+            changed[name] = place(name, value) if isinstance(value, str) else value
+            continue
+        ones = several(value)
+        if isinstance(ones, (list, tuple)):
+            placed = [_placed(name, one, place) for one in ones]
+            changed[name] = [one for one in placed if one is not None]
+        else:
+            changed[name] = value
+    return changed
+
+
+def _placed(name: str, one: Any, place: Place) -> Any:
+    if name == "references":
+        return place(name, one) if isinstance(one, str) else one
+    if isinstance(one, str) and (match := _KEYFRAME.fullmatch(one)):
+        one = {"frame": int(match[1]), "image": match[2]}
+    if isinstance(one, Mapping) and isinstance(one.get("image"), str):
+        found = place(name, one["image"])
+        return None if found is None else {**one, "image": found}
+    return one
+
+
+def check_input_files(fields: Mapping[str, Any]) -> None:
+    """Make sure that the files that a request's checked fields name are there, and of the kinds that these take.
+
+    Raises:
+        RequestError: one is not, or a mask is black all over.
+    """
+    from radial.video.control import check_mask
+    from radial.video.images import check_clip, check_image
+
+    for label, path in named_files(fields):
+        name = label.partition(".")[0]
+        try:
+            if name == "mask":
+                check_mask(Path(path))
+            else:
+                {"image": check_image, "clip": check_clip}[KINDS[name]](Path(path))
+        except RequestError as error:
+            raise RequestError(f"{name}: {error}") from error

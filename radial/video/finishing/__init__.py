@@ -1,0 +1,1 @@
+"""What is done to a clip once it is there: more frames, more pixels, another time, another frame, another sound."""

@@ -1,0 +1,78 @@
+"""Clips and images that steer a clip, dropped into the form, and a clip of the gallery finished."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import NEEDS_BROWSER, Studio
+from PIL import Image
+from test_ten_tasks import Hand
+from tiny_pipelines import CASES
+
+from radial.video.clip import Video, read_frames
+
+pytestmark = NEEDS_BROWSER
+
+
+@pytest.fixture
+def hand(page: Any, studio: Studio, tmp_path: Path) -> Hand:
+    steered = studio.folder / "data" / "models" / "steered"
+    if not steered.exists():
+        CASES["wan-vace"].build().save_pretrained(steered)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, 32:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    Video(np.full((9, 64, 64, 3), 90, np.uint8), 16).write(tmp_path / "clip.mp4")
+    page.goto(studio.url)
+    page.wait_for_selector("#estimate b")
+    return Hand(page, studio, tmp_path)
+
+
+def test_zones_for_what_a_model_is_steered_by(hand: Hand) -> None:
+    hand.click('[aria-label="Models on this machine"] button:has-text("steered")')
+    hand.click("#steering summary")
+    assert hand.page.locator('[data-zone="mask"]').count() == 0  # it is for a clip
+    hand.drop("clip.mp4", '[data-zone="control_video"]')
+    hand.page.wait_for_selector('[data-zone="control_video"] video')
+    hand.drop("mask.png", '[data-zone="mask"]')
+    hand.page.wait_for_selector('[data-zone="mask"] img')
+    hand.drop("red.png", '[data-zone="references.0"]')
+    hand.page.wait_for_selector('[data-zone="references.1"]')
+    hand.drop("red.png", '[data-zone="keyframes.0"]')
+    hand.page.wait_for_selector('[data-zone="keyframes.0"] img')
+    hand.page.fill('input[aria-label^="Frame of this image"]', "4")
+    hand.page.press('input[aria-label^="Frame of this image"]', "Tab")
+    hand.drop("clip.mp4", '[data-zone="references.1"]')
+    hand.page.wait_for_selector("#toasts p:has-text('this is a clip; an image goes here')")
+    hand.write("#prompt", "a red star")
+    body = hand.generate()
+    assert body["control_video"].endswith(".mp4")
+    assert [body[name].endswith(".png") for name in ("mask",)] == [True]
+    assert body["references"] == [body["keyframes"][0]["image"]]
+    assert body["keyframes"][0]["frame"] == 4
+    assert "strength" not in body
+    hand.click('[aria-label="Models on this machine"] button:has-text("small")')
+    hand.page.wait_for_selector('[data-zone="control_video"] video')  # a clip to make over, now
+    assert hand.page.locator('[data-zone="references.0"]').count() == 0
+    hand.page.fill("input[name=strength]", "0.4")
+    body = hand.generate()
+    assert (body["model"], body["strength"], "mask" in body) == ("small", 0.4, False)
+
+
+def test_a_clip_of_the_gallery_is_finished(hand: Hand, tmp_path: Path) -> None:
+    id_ = hand.studio.make()
+    hand.studio.wait_for(id_, "done")
+    hand.page.goto(f"{hand.studio.url}/gallery/{id_}")
+    hand.click('dialog summary:has-text("Finish it")')
+    link = hand.page.locator('dialog a:has-text("Download it finished")')
+    assert link.get_attribute("href") is None
+    hand.choose("#finish-frames", "2")
+    hand.choose("#finish-aspect", "1:1")
+    with hand.page.expect_download() as told:
+        link.click()
+    told.value.save_as(tmp_path / "finished.mp4")
+    assert read_frames(tmp_path / "finished.mp4").shape == (18, 64, 64, 3)

@@ -1,0 +1,229 @@
+"""Clips finished: frames between frames, more pixels, another time, shape and sound, and signals that steer others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from radial.errors import OutputError, RequestError
+from radial.video.clip import Video, read_frames, read_receipt
+from radial.video.control import signals_of
+from radial.video.encoding import Frames
+from radial.video.finishing.between import Pair, add_frames
+from radial.video.finishing.enlarge import load_upscaler, resized
+from radial.video.finishing.finish import finish, make_finish
+from radial.video.reader import open_clip
+from radial.video.sound import Sound, read_sound
+
+TONE = Sound(np.sin(np.arange(48_000) / 20, dtype=np.float32)[None] / 2, 48_000)
+
+
+def psnr(one: Any, other: Any) -> float:
+    return float(10 * np.log10(255**2 / np.mean((one.astype(np.float64) - other) ** 2)))
+
+
+def moving(count: int, height: int = 96, width: int = 128) -> Frames:
+    """A textured square that moves right and hides a texture that moves left."""
+    noise = np.random.default_rng(3).normal(size=(2, height + 64, width + 64, 3))
+    back, front = (cv2.GaussianBlur(one, (0, 0), 2.5) * 300 + 128 for one in noise)
+    frames = []
+    for t in range(count):
+        frame = back[16 : 16 + height, t : t + width].copy()
+        x, side = 8 + 2 * t, 40
+        frame[20 : 20 + side, x : x + side] = front[30 : 30 + side, 30 : 30 + side] * 0.5 + (110, 40, 0)
+        frames.append(frame.clip(0, 255).astype(np.uint8))
+    return np.stack(frames)
+
+
+def test_frames_between_are_nearer_than_repeated_and_blended_ones() -> None:
+    """Held-out frames of something that moves two ways at once, what one side hides included."""
+    frames = moving(13)
+    scores = []
+    for before, middle, after in zip(frames[:-2:2], frames[1:-1:2], frames[2::2], strict=True):
+        blended = ((before.astype(np.uint16) + after + 1) // 2).astype(np.uint8)
+        scores.append([psnr(Pair(before, after).at(0.5), middle), psnr(blended, middle), psnr(before, middle)])
+    flow, blend, repeat = np.mean(scores, axis=0)
+    assert flow > blend + 2
+    assert blend > repeat + 2
+
+
+def test_frames_are_added_where_nothing_is_cut() -> None:
+    """As long as before, each of its own frames among them; across a cut the nearer one is shown."""
+    still, other = np.full((64, 64, 3), 30, np.uint8), moving(1, 64, 64)[0] // 2 + 127
+    made = list(add_frames([still, still, other], 4))
+    assert len(made) == 12
+    assert all(np.array_equal(frame, still) for frame in made[:6])
+    assert all(np.array_equal(frame, other) for frame in made[6:])
+    assert list(add_frames([], 2)) == []
+    tiny = list(add_frames([still[:16, :16], still[:16, :16]], 2))
+    assert np.array_equal(tiny[1], still[:16, :16])
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One second at 16 frames, with a tone, and a receipt."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    receipt = {"radial": "0", "request": {"prompt": "a"}}
+    return Video(moving(16), 16, receipt, TONE).write(path)
+
+
+def rate_of(path: Path) -> float:
+    with open_clip(path) as opened:
+        return opened.fps or 0.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "shape", "rate", "seconds"),
+    [
+        ({"frames": 2}, (32, 96, 128), 32, 1.0), ({"frames": 4, "end": 0.25}, (16, 96, 128), 64, 0.25),
+        ({"frames": 2, "speed": 0.5}, (32, 96, 128), 16, 2.0), ({"speed": 2}, (8, 96, 128), 16, 0.5),
+        ({"start": 0.5, "loop": 3}, (24, 96, 128), 16, 1.5), ({"fps": 24}, (24, 96, 128), 24, 1.0),
+        ({"scale": 2, "end": 0.25}, (4, 192, 256), 16, 0.25), ({"size": "64x48"}, (16, 48, 64), 16, 1.0),
+        ({"aspect": "1:1"}, (16, 96, 96), 16, 1.0), ({"aspect": "9:16", "reframe": "pad"}, (16, 228, 128), 16, 1.0),
+        ({"reverse": True}, (16, 96, 128), 16, 1.0),
+    ],
+)  # fmt: skip
+def test_what_becomes_of_a_clip(
+    fields: dict[str, Any], shape: tuple[int, ...], rate: float, seconds: float, clip: Path, tmp_path: Path
+) -> None:
+    before = clip.read_bytes()
+    told: list[tuple[int, int]] = []
+    output = tmp_path / "out.mp4"
+    assert finish([clip], output, make_finish(**fields), on_frame=lambda *at: told.append(at)) == ()
+    frames = read_frames(output)
+    assert (frames.shape[:3], rate_of(output)) == (shape, rate)
+    assert told[-1] == (shape[0], shape[0])
+    sound = read_sound(output)
+    assert sound is not None
+    assert sound.samples.shape[1] / sound.rate == pytest.approx(seconds, abs=0.06)
+    assert read_receipt(output)["request"] == {"prompt": "a"}
+    done = read_receipt(output)["finishing"]
+    assert done[0]["clips"] == ["clip.mp4"]
+    assert {name: done[0][name] for name in fields} == fields
+    assert clip.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"out.mp4"}
+    if "reverse" in fields:
+        assert psnr(frames[::-1], read_frames(clip)) > 35
+
+
+def test_clips_are_joined_and_sound_is_replaced(clip: Path, tmp_path: Path) -> None:
+    silent = Video(moving(8, 64, 64), 16).write(tmp_path / "silent.mp4")
+    notes = finish([silent, clip], tmp_path / "both.mp4", make_finish())
+    assert notes == ("there is no sound in silent.mp4",)
+    assert read_frames(tmp_path / "both.mp4").shape == (24, 64, 64, 3)
+    heard = read_sound(tmp_path / "both.mp4")
+    assert heard is not None
+    assert np.abs(heard.samples[:, : heard.rate // 3]).max() < 0.05 < np.abs(heard.samples[:, heard.rate :]).max()
+    assert finish([silent], tmp_path / "heard.mp4", make_finish(sound=str(clip))) == ()
+    assert read_sound(tmp_path / "heard.mp4") is not None
+    assert finish([clip], tmp_path / "none.mp4", make_finish(sound="none")) == ()
+    assert read_sound(tmp_path / "none.mp4") is None
+    short = finish([clip], tmp_path / "long.mp4", make_finish(sound=str(clip), loop=3))
+    assert short == ("clip.mp4 has 1.0 s of sound, and the clip 3.0 s: its end is silent",)
+    finish([tmp_path / "heard.mp4"], tmp_path / "moving.gif", make_finish(frames=2))
+    assert len(read_frames(tmp_path / "moving.gif")) in (15, 16)  # two alike may be one
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"frames": 3}, "frames must be 1, 2 or 4, not 3"),
+        ({"size": "big"}, "size must be WIDTHxHEIGHT, such as 1920x1080, not 'big'"),
+        ({"size": "64x64", "scale": 2}, "size and scale say the same"),
+        ({"size": "9000x64"}, "9000x64 is too large: 8192 pixels a side are the most"),
+        ({"aspect": "tall"}, "aspect must be WIDTH:HEIGHT"), ({"start": 2}, "no frame lies between 2 s and its end"),
+        ({"start": 1, "end": 0.5}, "end 0.5 is not after start 1"), ({"speed": 0}, "speed must be greater than"),
+        ({"sound": "none.wav"}, "sound: no such file: none.wav"), ({"sound": "SILENT"}, "there is no sound in"),
+        ({"upscaler": "a.pth"}, "upscaler must be a .safetensors file, not 'a.pth'"),
+        ({"upscaler": "a.safetensors"}, "no such file: a.safetensors"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_one_line(fields: dict[str, Any], message: str, clip: Path, tmp_path: Path) -> None:
+    if fields.get("sound") == "SILENT":
+        fields = {"sound": str(Video(moving(2), 16).write(tmp_path / "silent.mp4"))}
+    with pytest.raises(RequestError, match=message):
+        finish([clip], tmp_path / "out.mp4", make_finish(**fields))
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_the_clip_itself_is_kept(clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="is the clip itself, which is kept as it is"):
+        finish([clip], clip, make_finish(frames=2), overwrite=True)
+    with pytest.raises(OutputError, match="no such file"):
+        finish([tmp_path / "gone.mp4"], tmp_path / "out.mp4", make_finish(frames=2))
+
+
+def test_a_killed_run_leaves_nothing_that_the_next_does_not_remove(tmp_path: Path) -> None:
+    source = Video(moving(40, 256, 256), 16).write(tmp_path / "clip.mp4")
+    code = (
+        "import sys; from pathlib import Path; from radial.video.finishing.finish import finish, make_finish; "
+        "finish([Path(sys.argv[1])], Path(sys.argv[2]), make_finish(frames=4, scale=2))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(source), str(tmp_path / "out.mp4")])
+    for _ in range(600):
+        if left := list(tmp_path.glob(".out.*.partial.mp4")):
+            break
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert left
+    assert not (tmp_path / "out.mp4").exists()
+    finish([source], tmp_path / "out.mp4", make_finish(end=0.25))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "out.mp4"]
+
+
+def test_an_upscalers_file_makes_pixels_tile_by_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        from spandrel.architectures.ESRGAN import ESRGAN
+    except (ImportError, RuntimeError):  # torchvision, which it wants, may not fit the torch that is here
+        pytest.skip("spandrel cannot be loaded here: pip install 'radial-video[upscale]'")
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    model = ESRGAN(num_filters=8, num_blocks=1, scale=2)
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, tmp_path / "up.safetensors")
+    enlarge, scale = load_upscaler(tmp_path / "up.safetensors", "cpu")
+    frame = moving(1)[0]
+    whole = enlarge(frame)
+    assert (scale, whole.shape) == (2, (192, 256, 3))
+    for name, value in (("_TILE", 48), ("_SHARED", 24)):
+        monkeypatch.setattr(f"radial.video.finishing.enlarge.{name}", value)
+    assert np.abs(enlarge(frame).astype(int) - whole).max() <= 1
+    save_file({"a": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(RequestError, match="holds no upscaler that spandrel knows"):
+        load_upscaler(tmp_path / "other.safetensors", "cpu")
+
+
+def test_signals_show_edges_grey_levels_and_motion() -> None:
+    frames = moving(3)
+    edges = list(signals_of(frames, "canny"))
+    assert [edge.shape for edge in edges] == [(96, 128, 3)] * 3
+    assert set(np.unique(edges[0])) == {0, 255}
+    assert edges[0][17:24, 12:44].max() == 255  # the square's upper side
+    (grey,) = signals_of(frames[:1], "grey")
+    assert np.array_equal(grey, np.repeat(cv2.cvtColor(frames[0], cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2))
+    flow = list(signals_of(frames, "flow"))
+    assert len(flow) == 3
+    assert np.array_equal(flow[2], flow[1])  # nothing follows the last one
+    inside, outside = flow[0][30:50, 18:38].mean((0, 1)), flow[0][70:90, 60:100].mean((0, 1))
+    assert inside[0] > inside[2] + 50  # to the right: red
+    assert outside[2] > outside[0] + 20  # to the left: cyan
+    (still,) = signals_of(frames[:1], "flow")
+    assert (still == 255).all()
+
+
+def test_pixels_by_lanczos_keep_what_is_there() -> None:
+    frame = moving(1)[0]
+    assert np.array_equal(resized(frame, 96, 128), frame)
+    back = resized(resized(frame, 192, 256), 96, 128)
+    assert psnr(back, frame) > 35
