@@ -147,7 +147,7 @@ class Server:
         most, over = [0], threading.Event()
 
         def look() -> None:
-            while not over.wait(0.02):
+            while not over.wait(0.05):  # each look reads all processes of the machine
                 most[0] = max(most[0], self.memory() - self.idle)
 
         watcher = threading.Thread(target=look, daemon=True)

@@ -8,11 +8,12 @@ that they are applied rightly is what tests/adapters and tests/models compute, a
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from radial.adapters.account import account_for
@@ -53,14 +54,15 @@ def write_sparse(path: Path, tensors: Tensors, metadata: dict[str, str] | None =
     return path
 
 
-def authors_tensors(one: Architecture) -> dict[str, tuple[int, ...]]:
+@functools.cache
+def authors_tensors(one: Architecture) -> Mapping[str, tuple[int, ...]]:
     """What a file of the authors of a transformer holds: shapes by name."""
-    found = {}
-    for name, parts in original_layers(one.kind, one.shapes).items():
+    found, shapes = {}, one.shapes
+    for name, parts in original_layers(one.kind, shapes).items():
         for parameter in ("weight", "bias", ""):
             own = [f"{part.layer}.{parameter}".rstrip(".") for part in parts]
-            if all(key in one.shapes for key in own):
-                shape = one.shapes[own[0]]
+            if all(key in shapes for key in own):
+                shape = shapes[own[0]]
                 found[f"{name}.{parameter}".rstrip(".")] = (parts[0].whole, *shape[1:]) if shape else ()
     return found
 

@@ -33,7 +33,7 @@ from radial.generation.sampler import replaced, scheduler_for
 from radial.loading.load import LoadedModel, load
 from radial.plans.far_field import pool_rest
 from radial.plans.layout import FarField, Layout, TokenGrid, TokenOrder
-from radial.plans.planner import Site, StaticPlanner
+from radial.plans.planner import AdaptivePlanner, Site, StaticPlanner
 from radial.plans.token_order import in_columns, token_order
 from radial.request import GenerationRequest, make_request
 from radial_finetune.evaluate import shapes
@@ -111,6 +111,10 @@ VARIANTS: dict[str, Variant] = {
     "nearest 0.30 + mean": Variant(Share("radial", 0.3), "mean", clip=True),
     "nearest 0.30 + columns": Variant(Share("radial", 0.3), "drop", "columns"),
     "nearest 0.30 + columns + mean": Variant(Share("radial", 0.3), "mean", "columns", clip=True),
+    "adaptive 0.30 + mean": Variant(AdaptivePlanner(0.3, BLOCK), "mean"),
+    "adaptive 0.30 + columns + mean": Variant(AdaptivePlanner(0.3, BLOCK), "mean", "columns", clip=True),
+    "adaptive 0.15 + columns + mean": Variant(AdaptivePlanner(0.15, BLOCK), "mean", "columns", clip=True),
+    "nearest 0.15 + columns + mean": Variant(Share("radial", 0.15), "mean", "columns", clip=True),
     "frame window 0.30 + mean": Variant(Share("window", 0.3), "mean"),
     "random 0.30 + mean": Variant(Share("random", 0.3), "mean"),
     "random 0.30 + columns + mean": Variant(Share("random", 0.3), "mean", "columns"),
@@ -253,7 +257,7 @@ class Masked(AttentionContext):
         self._masks: dict[int, tuple[Any, Tensor, Tensor]] = {}
 
     def _attend_to(self, entry: int, call: AttentionCall, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> Tensor:
-        if call.choice == 0:
+        if call.choice == 0 or self.planners[call.choice - 1].reads_content:
             return super()._attend_to(entry, call, q_BSHD, k_BSHD, v_BSHD)
         lists, tail = self._lists(entry, call, q_BSHD, k_BSHD)
         if id(lists) not in self._masks:
@@ -301,15 +305,16 @@ class _Seen(AttentionContext):
         """Relative square error of what a rung makes of them; its density, and its means a key."""
         layout = ordered(self.layouts[0], variant.token_order)
         order = sequence(layout)
-        lists = variant.planner.lists(Site(layout, 1, 0, "", self._device), None, None)
-        tail = pool_rest(lists, layout, variant.far_field)
-        errors = []
-        mask = mask_of(lists, tail, layout.tokens)
-        for index, (q, k, v, real) in enumerate(self._kept):
+        errors, shares, pairs = [], [], []
+        for index, (*qkv, real) in enumerate(self._kept):
             if index + 1 in LAYERS_LOOKED_AT:
-                ours = masked(*(x[:, order] for x in (q, k, v)), tail, *mask)
-                errors.append(relative(ours, real[:, order]))
-        return float(np.mean(errors)), lists.share_kept(layout.tokens), 0.0 if tail is None else tail.pairs
+                q, k, v = (x[:, order] for x in qkv)
+                lists = variant.planner.lists(Site(layout, index + 1, 0, "", self._device), q, k)
+                tail = pool_rest(lists, layout, variant.far_field)
+                errors.append(relative(attention(q, k, v, lists, tail=tail), real[:, order]))
+                shares.append(lists.share_kept(layout.tokens))
+                pairs.append(0.0 if tail is None else tail.pairs)
+        return float(np.mean(errors)), float(np.mean(shares)), float(np.mean(pairs))
 
 
 def ordered(layout: Layout, order: TokenOrder) -> Layout:

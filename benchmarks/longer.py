@@ -42,13 +42,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--stages", nargs="+", default=["base", "data", "train", "table"])
-    parser.add_argument("--clips", nargs="+", default=["33=512", "65=640", "97=640", "129=1024", "193=448", "257=448"])
+    parser.add_argument("--clips", nargs="+", default=["33=512", "65=768", "97=768", "129=2304", "193=320", "257=320"])
     parser.add_argument("--data-seed", type=int, default=0)
     parser.add_argument("--train-seconds", type=float, default=270)
-    parser.add_argument("--learning-rate", type=float, default=2.5e-3)
+    parser.add_argument("--learning-rate", type=float, default=1.2e-3)
+    parser.add_argument(
+        "--shift", type=float, default=8.0, help="of the noise levels: longer clips are decided nearer to noise"
+    )
     parser.add_argument("--init-adapter", help="that training begins from")
     parser.add_argument("--trial-steps", type=int, default=30, help="that tell how long one takes")
-    parser.add_argument("--batch-tokens", type=int, default=33_792)
+    parser.add_argument("--train-steps", type=int, help="in place of as many as the time allows")
+    parser.add_argument("--batch-tokens", type=int, default=101_376)
     parser.add_argument("--kinds", nargs="+", default=list(TUNED), help="adapters that are tuned")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the clips")
     parser.add_argument("--units", type=int, nargs="+", default=[4, 2, 3, 6, 8])
@@ -91,8 +95,8 @@ def train(options: argparse.Namespace) -> None:
     """Adapters of every kind on the same data, side by side, for as many steps as the time allows both."""
     common = {
         "data": str(options.out / "cache"), "model": "tiny", "rank": 64, "layers": "all",
-        "batch_tokens": options.batch_tokens, "learning_rate": options.learning_rate, "lr_scheduler": "cosine",
-        "lr_warmup_steps": 50, "weight_decay": 0.0,
+        "batch_tokens": options.batch_tokens, "learning_rate": options.learning_rate, "shift": options.shift,
+        "lr_scheduler": "cosine", "lr_warmup_steps": 50, "weight_decay": 0.0,
         "ema_decay": 0.99, "timestep_sampling": "uniform", "held_out": 0, "validate_every": 0,
         "gradient_checkpointing": False, "device": options.device, "dtype": options.dtype, "trackers": [],
         "dense_layers": 2, "checkpoint_every": 300,
@@ -100,7 +104,7 @@ def train(options: argparse.Namespace) -> None:
     if options.init_adapter:
         common["init_adapter"] = options.init_adapter
     kinds = {kind: common | TUNED[kind] for kind in options.kinds}
-    steps = steps_within(options, kinds)
+    steps = options.train_steps or steps_within(options, kinds)
     train_all(options.out / "runs", {kind: one | {"steps": steps} for kind, one in kinds.items()})
     for kind in kinds:
         log = read_log(options.out / "runs" / kind)

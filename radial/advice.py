@@ -91,6 +91,8 @@ def _without_effect(request: GenerationRequest, spec: ModelSpec) -> list[str]:
         notes.append(f"far_field {request.far_field} has no effect: dense attention leaves nothing out")
     elif request.far_field != "drop" and request.dense_layers == 0:
         notes.append(f"far_field {request.far_field} is less exact in the first layer than none: dense_layers 1 helps")
+    if request.density != 0.3 and request.attention != "adaptive":
+        notes.append(f"density {request.density:g} has no effect on {request.attention} attention: adaptive has one")
     if request.batched_guidance and not request.is_guided(spec):
         notes.append("batched_guidance has no effect: no step makes a second pass for guidance")
     if request.cache == "auto" and spec.step_cache("auto", request.task, LEAST_STEPS) is None:

@@ -38,7 +38,9 @@ WORDS = {
     "positions": "positions along time beyond the native length: the model's own, or stretched, without any tuning",
     "seed": "the same seed gives the same clip; -1 draws one and records it",
     "num_videos": "how many clips, their seeds counting up",
-    "attention": "which self-attention to use: radial, the default, or dense, where every token sees every other",
+    "attention": "which self-attention to use: radial, the default; adaptive, which chooses half of its blocks by what "
+    "the clip holds; or dense, where every token sees every other",
+    "density": "share of all blocks that adaptive attention computes; smaller is faster and less exact",
     "decay": "window of radial attention; smaller is sparser",
     "sink_frames": "leading latent frames that every token attends to",
     "variant": "the rule of the authors' code, or of the paper",

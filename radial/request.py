@@ -25,14 +25,7 @@ from radial.models.step_caches import CacheWord
 from radial.models.table import MODELS
 from radial.plans.layout import BlockSize, FarField, TokenGrid, TokenOrder
 from radial.plans.pattern import Variant
-from radial.plans.settings import (
-    AttentionSettings,
-    Decay,
-    DenseCount,
-    Kind,
-    SinkFrames,
-    SkipWidth,
-)
+from radial.plans.settings import AttentionKind, AttentionSettings, Decay, DenseCount, Density, SinkFrames, SkipWidth
 from radial.timed_prompts import MAX_PROMPTS, check_timed, split_time
 
 Positions = Literal["model", "riflex", "interpolate", "ntk", "yarn"]
@@ -43,7 +36,7 @@ MAX_IMAGES = 64  # references, and keyframes
 _LATER = (
     "sink_frames", "variant", "skip_width", "true_cfg_scale", "image_ground", "positions", "guidance_start",
     "guidance_end", "cache", "far_field", "token_order", "decoder", "batched_guidance", "then", "control_video",
-    "mask", "references", "strength", "keyframes",
+    "mask", "references", "strength", "keyframes", "density",
 )  # fmt: skip
 
 
@@ -79,7 +72,7 @@ class GenerationRequest(BaseModel):
     positions: Positions | None = None
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] = -1
     num_videos: Annotated[int, Field(ge=1, le=1000)] = 1
-    attention: Kind | None = None
+    attention: AttentionKind | None = None
     decay: Decay | None = None
     dense_layers: DenseCount | None = None
     dense_steps: DenseCount | None = None
@@ -96,6 +89,7 @@ class GenerationRequest(BaseModel):
     skip_width: SkipWidth | None = None
     far_field: FarField | None = None
     token_order: TokenOrder | None = None
+    density: Density | None = None
     guidance_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
     guidance_end: Annotated[float, Field(gt=0, le=1)] = 1.0
     cache: CacheWord = "off"
@@ -224,7 +218,13 @@ class GenerationRequest(BaseModel):
             "skip_width": pattern.skip_width,
             "far_field": "drop",
             "token_order": "raster",
+            "density": 0.3,
         } | tuned.take_over(spec, steps)
+        if self.attention == "adaptive":
+            columns = spec.takes_columns and not self.then and not self.keyframes
+            open_fields["far_field"] = "mean"
+            open_fields["token_order"] = "columns" if columns else "raster"
+            open_fields["dense_layers"] = max(1, schedule.dense_layers)
         filled: dict[str, Any] = {name: value for name, value in open_fields.items() if getattr(self, name) is None}
         if self.seed < 0:
             filled["seed"] = secrets.randbelow(2**31)

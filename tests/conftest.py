@@ -33,14 +33,23 @@ SLOW = {
     "test_without_triton", "test_worker", "test_fresh_page", "test_accessibility",
 }  # fmt: skip
 
+# Files that take long, the longest first: they begin first, so that at the end no process waits for another.
+LONG = (
+    "test_studio", "test_ranks", "test_docs", "test_train", "test_attack", "test_worker", "test_cluster",
+    "test_film_maker", "test_fresh_page", "test_measures", "test_ten_tasks", "test_operations", "test_accessibility",
+    "test_every_pipeline", "test_block_sparse", "test_seam", "test_without_triton", "test_downloads", "test_first_run",
+    "test_tail", "test_tiny", "test_from_image", "test_render", "test_single_file", "test_doors", "test_step_cache",
+    "test_ways", "test_evaluate", "test_rest", "test_formats", "test_adapter", "test_memory", "test_guidance",
+    "test_story", "test_tune", "test_fused_blocks", "test_mixed_data", "test_trainer", "test_plan",
+)  # fmt: skip
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what is slow, and begin with it. Leave out GPU tests where there is no GPU, and say so in the summary."""
+    """Mark what is slow, and begin with what takes longest. Leave out GPU tests where there is none, and say so."""
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker(pytest.mark.slow)
-    # The longest first, so that at the end no process waits for another.
-    items.sort(key=lambda item: item.path.stem not in SLOW)
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
     if torch.cuda.is_available():
         return
     chosen = [item for item in items if "gpu" not in item.keywords]

@@ -164,13 +164,13 @@ def _generate_one(
         if (kind := request.stretched_positions) is not None:
             period = request.riflex_period(model.spec)
             stack.enter_context(stretched(transformers, kind, model.spec.native_latents, period))
-        if attention.kind == "radial" or parallel is not None:
+        if attention.kind != "dense" or parallel is not None:
             installed = stack.enter_context(
                 apply(
                     pipe, **attention.as_arguments(), parallel=parallel, eight_bit=request.precision == "eight_bit",
                 )
             )  # fmt: skip
-            radial = installed if attention.kind == "radial" else None
+            radial = None if attention.kind == "dense" else installed
         cache = _accelerate(stack, request, model, transformers, installed)
         steps_tell = "callback_on_step_end" in arguments
         for transformer in transformers:

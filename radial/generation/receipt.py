@@ -15,6 +15,7 @@ from radial.generation.snapshot import Snapshot
 from radial.input_files import named_files
 from radial.loading.load import LoadedModel, fingerprint
 from radial.loading.tiny_decoder import TinyDecoder
+from radial.plans.settings import AttentionSettings
 from radial.request import GenerationRequest
 from radial.version import __version__
 
@@ -31,21 +32,30 @@ def attention_used(
             left_out = cache.skipped_share * (1 - cache.kept_blocks / max(1, model.spec.layers))
             attention["computed_share"] = round(1 - left_out, 4)
         return attention
-    if radial.plan is None:  # no step of the transformer was left
+    if not radial.context.layouts:  # no step of the transformer was left
         return snapshot.attention if snapshot else attention
     from radial_kernels.block_sparse import choose_backend
 
     like_queries = torch.empty(1, 1, 1, radial.head_dim, device=model.device, dtype=model.dtype)
     told = attention | {
         "computed_share": round(radial.computed_share, 4),
-        "density": round(radial.plan.density, 4),
-        **settings.model_dump(include={"variant", "decay", "sink_frames", "skip_width", "block_size"}),
+        **_rule(settings, radial),
         "backend": choose_backend(like_queries, block_size=settings.block_size),
     }
     if settings.token_order != "raster":
         told["token_order"] = settings.token_order
+    if settings.kind == "adaptive":
+        return told | ({} if settings.far_field == "drop" else {"far_field": settings.far_field})
     far = radial.context.far
     return told if far is None else told | {"far_field": settings.far_field, "pooled_share": round(far.pairs, 5)}
+
+
+def _rule(settings: AttentionSettings, radial: RadialAttention) -> dict[str, Any]:
+    """What decides on the blocks that are kept, and how many they are."""
+    if radial.plan is None:  # they are chosen anew at every layer and step
+        return settings.model_dump(include={"density", "sink_frames", "block_size"})
+    rule = settings.model_dump(include={"variant", "decay", "sink_frames", "skip_width", "block_size"})
+    return {"density": round(radial.plan.density, 4), **rule}
 
 
 def make_receipt(

@@ -3,10 +3,12 @@ that only asks."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from radial.errors import RequestError
 
@@ -23,9 +25,23 @@ def gpu_memory() -> tuple[int, ...]:
     if (torch := sys.modules.get("torch")) is not None:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         return tuple(torch.cuda.get_device_properties(index).total_memory for index in range(count))
+    if not _has_driver():
+        return ()  # PyTorch would find none either, after seconds
     # -P: no module of the folder that it happens to run in.
     told = subprocess.run([sys.executable, "-P", "-c", _LOOK], capture_output=True, text=True, check=True).stdout
     return tuple(json.loads(told.strip().splitlines()[-1]))
+
+
+def _has_driver() -> bool:
+    """Is there what PyTorch reaches a GPU by: NVIDIA's library, by the names that CUDA's runtime opens, or AMD's
+    device?"""
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            ctypes.CDLL(name)
+            return True
+        except OSError:
+            continue
+    return Path("/dev/kfd").exists()
 
 
 def find_device(name: str) -> str:

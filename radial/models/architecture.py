@@ -125,12 +125,13 @@ def named_weights(spec: ModelSpec) -> Weights | None:
 def _shapes(kind: str, config: str) -> Shapes:
     import diffusers
     import torch
+    from diffusers.models.modeling_utils import no_init_weights
 
     made = getattr(diffusers, kind, None)
     if made is None:
         raise ModelError(f"diffusers has no {kind}")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), no_init_weights():
             model = made.from_config(json.loads(config))
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ModelError(f"a {kind} cannot be made of its configuration: {str(error).splitlines()[0][:200]}") from error

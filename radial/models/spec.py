@@ -20,6 +20,11 @@ BATCHED_GUIDANCE = {
     "HunyuanVideoPipeline", "SkyReelsV2ImageToVideoPipeline", "SkyReelsV2Pipeline", "WanImageToVideoPipeline",
     "WanPipeline",
 }  # fmt: skip
+# Pipelines whose transformers' tokens can be put in columns.
+COLUMNS = BATCHED_GUIDANCE | {
+    "HunyuanVideo15ImageToVideoPipeline", "HunyuanVideo15Pipeline", "HunyuanVideoImageToVideoPipeline",
+    "LTXConditionPipeline", "LTXImageToVideoPipeline", "LTXPipeline", "WanVACEPipeline", "WanVideoToVideoPipeline",
+}  # fmt: skip
 Task = Literal["text", "image", "control", "video"]
 """What a clip is made from: words, an image, what steers it beside its words, or another clip that is made over."""
 # What steers a clip, by the pipelines that take it. One that makes a clip over takes what is said of it, too.
@@ -171,6 +176,11 @@ class ModelSpec:
         alone = self.control_pipeline if not (self.text_pipeline or self.image_pipeline) else None
         words = (("text", self.text_pipeline), ("image", self.image_pipeline), ("control", alone))
         return [word for word, found in words if found]
+
+    @property
+    def takes_columns(self) -> bool:
+        """Whether tokens can be put in columns."""
+        return self.pipelines <= COLUMNS
 
     @property
     def steered_by(self) -> tuple[str, ...]:

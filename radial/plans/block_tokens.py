@@ -3,7 +3,7 @@
 Where a block has the same places in several frames, as columns have, how many of its tokens attend to a key depends on
 the key's place alone for each window; so the work is tokens x windows for a row of blocks, not tokens x block size.
 
-Shapes: F frames, P places in a frame, V windows.
+Shapes: F frames, P places in a frame, V windows, R rows of blocks, C columns of blocks.
 """
 
 from __future__ import annotations
@@ -81,3 +81,37 @@ def _seen_by(
             times_FV[np.arange(frames), window_of[np.abs(np.arange(frames) - one)]] += 1
         total += times_FV @ near_VP
     return total
+
+
+def nearest_blocks(
+    layout: Layout, block_size: int, share: float, sink_frames: int, rows: NDArray[np.int32]
+) -> NDArray[np.bool_]:
+    """The blocks of keys that are nearest in time and space to some rows of blocks: ``[rows, C]``.
+
+    How far is log2(1 + frames) + log2(1 + tokens across the frame), from middle to middle, so that a row keeps ever
+    fewer with distance in either. Its own block is kept, those with tokens of the leading frames, and whatever is not
+    of the clip.
+
+    Args:
+        share: of all blocks that a row keeps, rounded.
+    """
+    grid, before = layout.grid, layout.before
+    number = np.arange(grid.tokens) if layout.tile is None else token_order(grid, layout.tile)
+    frame, place = np.divmod(number, grid.tokens_per_frame)
+    at = np.stack([frame, *np.divmod(place, grid.width)], -1)
+    starts = np.arange(0, layout.tokens, block_size) - before
+    ends = np.minimum(starts + block_size, layout.tokens - before)
+    first, end = np.clip(starts, 0, grid.tokens), np.clip(ends, 0, grid.tokens)
+    sums = np.concatenate([np.zeros((1, 3)), at.cumsum(0)])
+    middle = ((sums[end] - sums[first]) / np.maximum(end - first, 1)[:, None]).astype(np.float32)
+    sinks = np.concatenate([[0], (frame < sink_frames).cumsum()])
+    mixed = (starts < 0) | (ends > grid.tokens)
+    time, down, across = (np.abs(middle[rows, None, axis] - middle[:, axis]) for axis in range(3))
+    distance = np.log2(1 + time) + np.log2(1 + np.hypot(down, across))
+    distance[:, mixed | (sinks[end] > sinks[first])] = -1
+    distance[np.arange(len(rows)), rows] = -1
+    count = min(len(starts), max(1, round(share * len(starts))))
+    kept = distance < 0
+    np.put_along_axis(kept, distance.argsort(1, kind="stable")[:, :count], True, 1)
+    kept[mixed[rows]] = True
+    return kept

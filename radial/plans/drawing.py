@@ -23,8 +23,7 @@ def draw_plan(plan: PlanSketch, title: str) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     draw.text((_MARGIN, 20), title, fill=_INK, font=ImageFont.load_default(26))
     detail = (
-        f"{plan.density:.1%} of {plan.rows} x {plan.rows} blocks kept   "
-        f"decay {plan.pattern.decay:g}   {plan.pattern.variant} rule   {plan.block_size} tokens a block"
+        f"{plan.density:.1%} of {plan.rows} x {plan.rows} blocks kept   {plan.rule}   {plan.block_size} tokens a block"
     )
     draw.text((_MARGIN, 56), detail, fill=_INK, font=ImageFont.load_default(17))
     shade = np.asarray(_fit(plan.shade), np.float32)[..., None]

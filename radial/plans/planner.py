@@ -6,14 +6,18 @@ import functools
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from radial.plans.block_plan import BlockPlan
-from radial.plans.block_runs import check_block_size
+from radial.plans.block_runs import check_block_size, count_blocks
+from radial.plans.block_tokens import nearest_blocks
 from radial.plans.layout import Layout
 from radial.plans.pattern import RadialPattern
-from radial_kernels.block_sparse import BlockLists
+from radial_kernels.block_sparse import BlockLists, select_blocks
+
+_ROWS = 512  # of blocks, whose distances from all others are held at a time
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,49 @@ class StaticPlanner:
     def lists(self, site: Site, q_BSHD: Tensor | None = None, k_BSHD: Tensor | None = None) -> BlockPlan:
         """The plan of a site's layout."""
         return _plan_on(site.layout, self.pattern, self.block_size, site.device)
+
+
+@dataclass(frozen=True)
+class AdaptivePlanner:
+    """Half of its blocks by the clip's geometry, nearest first; the other half by content, for each head.
+
+    Geometry alone misses what a clip repeats far away, content alone is unsteady from layer to layer; each makes up for
+    the other.
+
+    Attributes:
+        density: share of all blocks that is kept, about; other tokens than the clip's are always kept.
+        sink_frames: leading frames that all attend to.
+    """
+
+    density: float
+    block_size: int = 128
+    sink_frames: int = 1
+    reads_content: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_block_size(self.block_size)
+
+    def core(self, layout: Layout) -> Tensor:
+        """The half by geometry: bool ``[rows, columns]``, on the CPU."""
+        rows = np.arange(count_blocks(layout, self.block_size), dtype=np.int32)
+        parts = np.split(rows, range(_ROWS, len(rows), _ROWS))
+        half = (nearest_blocks(layout, self.block_size, self.density / 2, self.sink_frames, part) for part in parts)
+        return torch.from_numpy(np.concatenate(list(half)))
+
+    def lists(self, site: Site, q_BSHD: Tensor | None = None, k_BSHD: Tensor | None = None) -> BlockLists:
+        """The blocks of each batch entry and head."""
+        assert q_BSHD is not None
+        assert k_BSHD is not None
+        core_RC, extra = _core_on(site.layout, self, site.device)
+        return select_blocks(q_BSHD, k_BSHD, core_RC, extra, block_size=self.block_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _core_on(layout: Layout, planner: AdaptivePlanner, device: torch.device) -> tuple[Tensor, int]:
+    """The half by geometry, and how many blocks a row keeps beside it, as sinks may be more than the half."""
+    core_RC = planner.core(layout)
+    extra = round(planner.density * len(core_RC)) - int(core_RC.sum(1).median())
+    return core_RC.to(device), max(1, extra)
 
 
 @functools.lru_cache(maxsize=8)

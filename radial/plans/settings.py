@@ -9,35 +9,40 @@ from pydantic import BaseModel, ConfigDict, Field
 from radial.plans.layout import BlockSize, FarField, Layout, TokenGrid, TokenOrder, as_layout
 from radial.plans.pattern import RadialPattern, Variant
 from radial.plans.policy import Schedule
+from radial.plans.sketch import PlanSketch
 
 if TYPE_CHECKING:
     from radial.plans.planner import Planner
 
-Kind = Literal["radial", "dense"]
+Kind = Literal["radial", "dense"]  # that adapters are tuned with
+AttentionKind = Literal["radial", "adaptive", "dense"]
+Density = Annotated[float, Field(ge=0.02, le=0.95)]
 Decay = Annotated[float, Field(gt=0, le=16)]
 SinkFrames = Annotated[int, Field(ge=0, le=4097)]
 SkipWidth = Annotated[int, Field(ge=1, le=1 << 20)]
 DenseCount = Annotated[int, Field(ge=0, le=1000)]
 # What settings mean that came later, where attention is as it was before: digests leave them out then.
-AS_BEFORE = {"far_field": "drop", "token_order": "raster"}
+AS_BEFORE = {"far_field": "drop", "token_order": "raster", "density": 0.3}
 
 
 class AttentionSettings(BaseModel):
     """Complete: nothing is left to a model's preset or an adapter's file.
 
     Attributes:
-        kind: ``radial``, or ``dense``, which leaves the rest unused.
+        kind: ``radial``; ``adaptive``, which chooses half of its blocks by content and takes of the pattern the sink
+            alone; or ``dense``, which leaves the rest unused.
         decay, sink_frames, variant, skip_width: see :class:`~radial.plans.pattern.RadialPattern`.
         block_size: tokens a block.
         dense_layers, dense_steps, dense_last_steps: see :class:`~radial.plans.policy.Schedule`.
         far_field: what becomes of the blocks that a sparse layer leaves out; see :mod:`radial.plans.far_field`.
         token_order: in which a clip's tokens come, in columns of one block each or in raster order; see
             :mod:`radial.plans.token_order`.
+        density: share of all blocks that adaptive attention keeps.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    kind: Kind
+    kind: AttentionKind
     decay: Decay
     sink_frames: SinkFrames
     variant: Variant
@@ -48,6 +53,7 @@ class AttentionSettings(BaseModel):
     dense_last_steps: DenseCount
     far_field: FarField = "drop"
     token_order: TokenOrder = "raster"
+    density: Density = 0.3
 
     @property
     def pattern(self) -> RadialPattern:
@@ -57,8 +63,10 @@ class AttentionSettings(BaseModel):
     @property
     def planners(self) -> tuple[Planner, ...]:
         """What computes the layers that are not dense."""
-        from radial.plans.planner import StaticPlanner  # brings torch, which takes seconds
+        from radial.plans.planner import AdaptivePlanner, StaticPlanner  # bring torch, which takes seconds
 
+        if self.kind == "adaptive":
+            return (AdaptivePlanner(self.density, self.block_size, self.sink_frames),)
         return (StaticPlanner(self.pattern, self.block_size),)
 
     def as_arguments(self) -> dict[str, Any]:
@@ -73,6 +81,17 @@ class AttentionSettings(BaseModel):
         from radial.plans.token_order import in_columns
 
         return as_layout(clip) if self.token_order == "raster" else in_columns(as_layout(clip), self.block_size)
+
+    def sketch(self, clip: TokenGrid | Layout) -> PlanSketch:
+        """What a sparse layer keeps of a clip's attention, and how much.
+
+        Raises:
+            RequestError: there are too many blocks.
+        """
+        layout = self.layout(clip)
+        if self.kind == "adaptive":
+            return PlanSketch.of_adaptive(layout, self.density, self.sink_frames, self.block_size)
+        return PlanSketch.of(layout, self.pattern, self.block_size)
 
     def share_computed(self, density: float) -> float:
         """Pairs that a sparse layer computes of all, where its plan keeps such a share of the blocks: those with means

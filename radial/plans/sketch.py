@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radial.plans.block_runs import check_block_size, count_blocks, kept_columns
+from radial.plans.block_tokens import nearest_blocks
 from radial.plans.layout import Layout, TokenGrid, as_layout
 from radial.plans.pattern import RadialPattern
 
@@ -21,12 +22,13 @@ class PlanSketch:
     """The kept blocks of a clip's attention, ``rows`` blocks a side.
 
     Attributes:
+        rule: by which, in words.
         density: share of blocks that are kept; of the sampled rows, which is within a hundredth of the whole.
         shade: float32 ``[sampled rows, bins]``, the share of blocks kept in each of ``bins`` parts of a row.
     """
 
     layout: Layout
-    pattern: RadialPattern
+    rule: str
     block_size: int
     rows: int
     density: float
@@ -42,9 +44,7 @@ class PlanSketch:
         check_block_size(block_size)
         layout = as_layout(clip)
         blocks = count_blocks(layout, block_size)
-        bins = min(blocks, _BINS)
-        bin_of = (np.arange(blocks, dtype=np.int64) * bins // blocks).astype(np.int32)
-        widths = np.bincount(bin_of, minlength=bins)
+        bins, bin_of, widths = _bins(blocks)
         shade, kept = [], 0
         for counts, columns in kept_columns(layout, pattern, block_size, _sample(blocks)):
             kept += int(counts.sum())
@@ -52,7 +52,35 @@ class PlanSketch:
             filled = np.bincount(places, minlength=len(counts) * bins).reshape(len(counts), bins)
             shade.append((filled / widths).astype(np.float32))
         found = np.concatenate(shade)
-        return PlanSketch(layout, pattern, block_size, blocks, kept / (len(found) * blocks), found)
+        rule = f"decay {pattern.decay:g}   {pattern.variant} rule"
+        return PlanSketch(layout, rule, block_size, blocks, kept / (len(found) * blocks), found)
+
+    @staticmethod
+    def of_adaptive(clip: TokenGrid | Layout, density: float, sink_frames: int, block_size: int) -> PlanSketch:
+        """Sketch adaptive attention: of its blocks, the half that geometry decides.
+
+        Raises:
+            RequestError: likewise.
+        """
+        check_block_size(block_size)
+        layout = as_layout(clip)
+        blocks = count_blocks(layout, block_size)
+        bins, bin_of, widths = _bins(blocks)
+        starts = np.searchsorted(bin_of, np.arange(bins))
+        rows = _sample(blocks)
+        shade = [
+            np.add.reduceat(nearest_blocks(layout, block_size, density / 2, sink_frames, part), starts, 1, np.float32)
+            for part in np.split(rows, range(512, len(rows), 512))
+        ]
+        found = (np.concatenate(shade) / widths).astype(np.float32)
+        return PlanSketch(layout, "half by place, as drawn, half by content", block_size, blocks, density, found)
+
+
+def _bins(blocks: int) -> tuple[int, NDArray[np.int32], NDArray[np.int64]]:
+    """Parts of a row: how many, that of each block, and how many blocks each has."""
+    bins = min(blocks, _BINS)
+    bin_of = (np.arange(blocks, dtype=np.int64) * bins // blocks).astype(np.int32)
+    return bins, bin_of, np.bincount(bin_of, minlength=bins)
 
 
 def _sample(blocks: int) -> NDArray[np.int32]:

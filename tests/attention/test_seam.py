@@ -99,14 +99,17 @@ def test_calls_are_known_by_their_branch_of_guidance(wan: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dynamic", "graphs"), [(True, [2, 2, 2, 2]), pytest.param(None, [2, 4, 4, 4], marks=pytest.mark.slow)]
+    ("dynamic", "backend", "graphs"),
+    [(True, "inductor", [2, 2, 2, 2]), pytest.param(None, "eager", [2, 4, 4, 4], marks=pytest.mark.slow)],
 )
-def test_another_length_or_step_compiles_nothing(wan: Any, dynamic: bool | None, graphs: list[int]) -> None:
+def test_another_length_or_step_compiles_nothing(
+    wan: Any, dynamic: bool | None, backend: str, graphs: list[int]
+) -> None:
     """Blocks compile once dense and once radial. Left to itself, torch.compile does so again at the second length, for
-    all that come after it."""
+    all that come after it: how often is decided before a backend makes anything of a graph."""
     torch._dynamo.reset()
     counters.clear()
-    wan.transformer.compile_repeated_blocks(fullgraph=True, dynamic=dynamic)
+    wan.transformer.compile_repeated_blocks(fullgraph=True, dynamic=dynamic, backend=backend)
     counted = []
     schedule = Schedule(dense_layers=1, dense_steps=1)
     with radial.apply(wan, pattern=SPARSE, block_size=BLOCK, schedule=schedule, far_field="mean"):

@@ -36,12 +36,25 @@ def test_the_version_takes_no_time() -> None:
     assert out == f"radial {__version__}\n[]\n"
 
 
-@pytest.mark.parametrize(
-    "command", ["jobs", "render", "generate", "estimate", "serving.serve", "watch", "doctor", "download"]
-)
-def test_commands_start_without_torch(command: str) -> None:
-    code = f"import sys, radial_app.cli.{command}; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+def test_commands_start_without_torch() -> None:
+    """A clip is estimated and the devices are counted without it, too, and there are as many as it finds."""
+    code = """
+import contextlib, importlib, io, sys
+from radial.loading.devices import gpu_memory
+from radial_app.cli.main import main
+for name in ("jobs", "render", "generate", "estimate", "serving.serve", "watch", "doctor", "download"):
+    importlib.import_module(f"radial_app.cli.{name}")
+    assert "torch" not in sys.modules, name
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    main(["estimate", "--device", "cpu"])
+print("torch" in sys.modules)
+devices = len(gpu_memory())
+print("torch" in sys.modules)
+import torch
+print(devices == torch.cuda.device_count())
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.split() == ["False", "False", "True"]
 
 
 def test_models_for_people_and_for_programs(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ def test_one_that_fails_does_not_stop_the_others(render: Any, capsys: Capsys, tm
 def test_ctrl_c_and_resume(in_empty_folder: Path, wan_folder: Path) -> None:
     Path("jobs.txt").write_text("a\nb\n")
     command = [sys.executable, "-m", "radial_app", "render", "jobs.txt", "--set", f"model={wan_folder}", *SET,
-               "--set", "num_inference_steps=1000", "--set", "seed=5", "--device", "cpu",
+               "--set", "num_inference_steps=200", "--set", "seed=5", "--device", "cpu",
                "--output", "o/{slug}.mp4"]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with JobStore() as store:

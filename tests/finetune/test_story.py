@@ -14,7 +14,7 @@ from radial_finetune.evaluate.story_score import StoryScore, score_story
 from radial_finetune.world.render import to_pixels
 from radial_finetune.world.scene import Figure, draw_scene, pose
 from radial_finetune.world.story import UNIT, Actor, Event, Story, draw_story, permuted, state_at, story_of
-from radial_finetune.world.story_caption import describe_story
+from radial_finetune.world.story_caption import describe_story, describe_unit, words_in_time
 from radial_finetune.world.story_render import render_stories, story_tracks
 
 
@@ -164,6 +164,20 @@ def test_a_ground_that_moves_must() -> None:
     truth, still = drawn(moving), drawn(replace(moving, drift=(0.0, 0.0)))
     assert judge(truth, moving, truth) == set()
     assert judge(still, moving, truth) == {"slip"}
+    assert judge(drawn(replace(moving, drift=(-0.25, 0.0))), moving, truth) == {"slip"}
+    assert judge(drawn(replace(moving, drift=(0.18, 0.0))), moving, truth) == set()  # words do not say how fast
+
+
+def test_words_at_a_time_say_how_large_a_figure_is_then() -> None:
+    story = sequence("spin", "grow", "rise")
+    small, large = replace(story.actors[0], scale=0.55), story.actors[0].figure
+    story = replace(story, actors=(replace(small, figure=replace(large, size="large")),))
+    told = words_in_time(story, random.Random(0))
+    assert [any(word in text for word in ("large", "big", "huge")) for text in told] == [False, True, True]
+    assert [any(word in text for word in ("small", "tiny", "little")) for text in told] == [True, False, False]
+    scene, _ = describe_unit(story, 0, random.Random(0))
+    assert scene is not None
+    assert scene.figures[0].size == "small"
 
 
 def test_those_who_leave_and_come() -> None:

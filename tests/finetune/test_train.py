@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -469,36 +471,67 @@ def test_a_run_that_is_killed_or_interrupted_goes_on(
     assert "is its adapter, --resume goes on" in " ".join(err.split())
 
 
-@pytest.mark.parametrize("how", ["copies", "shards", "shared clips", "shards, shared clips"])
+# Runs one after the other in each process: to start anew takes many times as long as to train.
+RUNS = """
+import json, os, sys
+from accelerate.state import AcceleratorState
+from radial_app.cli.main import main
+for port, arguments in json.loads(sys.argv[1]).items():
+    os.environ |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "False"}  # where they meet is not met at twice
+    try:
+        main(arguments)
+    except SystemExit as end:
+        if end.code:
+            raise
+    AcceleratorState._reset_state(reset_partial_state=True)
+"""
+
+
+def free_ports(count: int) -> list[str]:
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [str(probe.getsockname()[1]) for probe in probes]
+
+
+@pytest.mark.parametrize("how", ["copies", "shards"])
 def test_two_processes_train_as_one(config: dict[str, Any], tmp_path: Path, how: str) -> None:
     """Data parallel under torchrun (as ``accelerate launch`` starts it on GPUs; on CPUs it wants MPI) and FSDP2 under
     ``accelerate launch``, over gloo, a clip a process or each clip on both: the adapter that one process trains on
-    whole batches, within rounding; with a clip a process also over a checkpoint."""
-    alone = config | {"batch_size": 2, "steps": 3, "validate_every": 0, "device": "cpu", "caption_dropout": 0.3}
-    together = alone | {"batch_size": 1, "output": str(tmp_path / "two")}
-    if "shared clips" in how:
-        together |= {"batch_size": 2, "ulysses_degree": 2}
+    whole batches, within rounding; with a clip a process also over a checkpoint, with the other run in between."""
+    alone = config | {"batch_size": 2, "steps": 3, "validate_every": 0, "device": "cpu", "caption_dropout": 0.3,
+                      "lr_scheduler": "constant"}  # fmt: skip
+    clips = alone | {"batch_size": 1, "output": str(tmp_path / "two")}
+    shared = alone | {"ulysses_degree": 2, "output": str(tmp_path / "shared")}
     launch = ["torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    if "shards" in how:
+    if how == "shards":
         launch = [
             "accelerate.commands.launch", "--num_processes", "2", "--use_fsdp", "--fsdp_version", "2",
             "--mixed_precision", "no",
             "--dynamo_backend", "no", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP",
             "--fsdp_transformer_layer_cls_to_wrap", "WanTransformerBlock", "--fsdp_reshard_after_forward", "true",
         ]  # fmt: skip
-    runs: list[tuple[int, list[str]]] = [(3, [])] if "shared clips" in how else [(2, []), (3, ["--resume"])]
-    for steps, more in runs:
-        file = write_settings(tmp_path / f"{steps}.toml", together | {"steps": steps, "lr_scheduler": "constant"})
-        command = [sys.executable, "-m", *launch, "-m", "radial_app", "finetune", "run"]
-        done = subprocess.run([*command, str(file), *more], capture_output=True, text=True, timeout=1800,
-                              env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-    plain = alone | {"lr_scheduler": "constant", "output": str(tmp_path / "plain")}
+    files = [
+        write_settings(tmp_path / f"{name}.toml", settings)
+        for name, settings in (("clips-2", clips | {"steps": 2}), ("shared", shared), ("clips-3", clips))
+    ]
+    first, second, third = (["finetune", "run", str(file)] for file in files)
+    runs = dict(zip(free_ports(3), (first, second, [*third, "--resume"]), strict=True))
+    (tmp_path / "runs.py").write_text(RUNS)
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, str(tmp_path / "runs.py"), json.dumps(runs)], capture_output=True, text=True,
+        timeout=1800, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    plain = alone | {"output": str(tmp_path / "plain")}
     finetune(make_config(**plain))
-    one, two = adapter_of(plain), adapter_of(together)
-    assert set(one) == set(two)
-    for name in one:
-        assert torch.allclose(one[name], two[name], atol=2e-5), name
+    one = adapter_of(plain)
+    for together in (clips, shared):
+        two = adapter_of(together)
+        assert set(one) == set(two)
+        for name in one:
+            assert torch.allclose(one[name], two[name], atol=2e-5), (together["output"], name)
 
 
 def test_training_lowers_the_loss_and_acts(config: dict[str, Any], wan_folder: Path) -> None:

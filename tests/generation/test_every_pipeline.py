@@ -41,17 +41,21 @@ def case(request: pytest.FixtureRequest) -> TinyCase:
 
 
 @pytest.fixture(scope="module")
-def folder(case: TinyCase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(case: TinyCase) -> Any:
+    return case.build()
+
+
+@pytest.fixture(scope="module")
+def folder(case: TinyCase, built: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(case.name)
-    case.build().save_pretrained(folder)
+    built.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
-def pipe(case: TinyCase, folder: Path) -> Any:
-    built = case.build()
+def pipe(case: TinyCase, built: Any, folder: Path) -> Any:
     if case.name in UNSAVED:
-        return built
+        return case.build()
     loaded = type(built).from_pretrained(folder)
     loaded.set_progress_bar_config(disable=True)
     for name in vars(built).keys() - vars(loaded).keys():  # settings that a pipeline does not save

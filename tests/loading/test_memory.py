@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_refused_with_what_would(wan_folder: Path) -> None:
 def test_layouts_compute_the_same(wan_folder: Path, profile: Profile) -> None:
     from radial.attention.families.find import find_family
 
-    asked = request(wan_folder)
+    asked = request(wan_folder, height=32, width=32, num_inference_steps=1)  # Triton's interpreter counts each
     (whole,) = radial.generate(asked)
     model = load(asked)
     if profile == "low":

@@ -24,6 +24,7 @@ NEEDS_BROWSER = pytest.mark.skipif(
 )
 # Ids of the queue's rows, in their order; below them are those that failed.
 QUEUE_ROWS = "[...document.querySelectorAll('#queue > ol > li')].map((row) => row.dataset.job)"
+PASSWORD = "correct horse battery"  # of the accounts
 READY = "#estimate b"  # there once the form stands and the server has said what it makes
 
 

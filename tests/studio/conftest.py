@@ -9,13 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import CHROMIUM, Studio, new_page
+from browser import CHROMIUM, PASSWORD, Studio, new_page
+
+from radial_app.server.accounts import Accounts
 
 
 @pytest.fixture(scope="session")
 def studio(tmp_path_factory: pytest.TempPathFactory, wan_folder: Path) -> Iterator[Studio]:
     folder = tmp_path_factory.mktemp("studio")
     shutil.copytree(wan_folder, folder / "data" / "models" / "small")
+    running = Studio(folder)
+    running.start()
+    yield running
+    err = running.stop()
+    assert "Traceback" not in err, err
+
+
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory: pytest.TempPathFactory, wan_folder: Path) -> Iterator[Studio]:
+    """One with accounts: ada, who is an admin, and bob."""
+    folder = tmp_path_factory.mktemp("guarded")
+    shutil.copytree(wan_folder, folder / "data" / "models" / "small")
+    with Accounts(folder / "data") as accounts:
+        for name in ("ada", "bob"):
+            accounts.add(name, PASSWORD)
     running = Studio(folder)
     running.start()
     yield running

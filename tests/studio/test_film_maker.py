@@ -4,16 +4,25 @@ settings and keys of one's own."""
 from __future__ import annotations
 
 import io
-import shutil
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-from browser import NEEDS_BROWSER, QUEUE_ROWS, READY, Studio, go, keep_settings, open_advanced, pick_small, queued
+from browser import (
+    NEEDS_BROWSER,
+    PASSWORD,
+    QUEUE_ROWS,
+    READY,
+    Studio,
+    go,
+    keep_settings,
+    open_advanced,
+    pick_small,
+    queued,
+)
 
 from radial.video.clip import read_frames
-from radial_app.server.accounts import Accounts
 
 pytestmark = NEEDS_BROWSER
 
@@ -190,7 +199,7 @@ def test_settings_by_name_are_those_of_the_command_line(page: Any, studio: Studi
 
 def test_stop_and_keep_is_not_taken_back_by_pause(page: Any, studio: Studio) -> None:
     """What was asked of a clip is what happens: until the step has ended nothing else can be asked."""
-    id_ = studio.make_long(prompt="stopped")
+    id_ = studio.make_long(prompt="stopped", num_frames=33, height=96, width=96)
     page.wait_for_function("document.querySelector('#now .stage')?.innerText.includes('step')")
     page.evaluate(
         "() => { for (const words of ['Stop and keep', 'Pause']) "
@@ -232,38 +241,28 @@ def test_the_last_step_of_training_names_what_is_done(page: Any, studio: Studio)
     page.unroute("**/v1/tuning")
 
 
-def test_keys_are_made_and_taken_back_in_the_page(chromium: Any, tmp_path: Path, wan_folder: Path) -> None:
-    with Accounts(tmp_path / "data") as accounts:
-        accounts.add("ada", "correct horse battery")
-        accounts.add("bob", "correct horse battery")
-    (tmp_path / "data" / "models").mkdir()
-    shutil.copytree(wan_folder, tmp_path / "data" / "models" / "small")
-    guarded = Studio(tmp_path)
-    guarded.start()
-    try:
-        page = chromium.new_context(bypass_csp=True).new_page()
-        page.goto(guarded.url)
-        page.fill("input[name=name]", "bob")
-        page.fill("input[name=password]", "correct horse battery")
-        page.click("button")
-        page.wait_for_selector(READY)
-        go(page, "settings")
-        page.fill("#keys input", "for <b>scripts</b>")
-        page.click('#keys button:has-text("Make a key")')
-        key = page.inner_text("dialog pre")
-        page.keyboard.press("Escape")
-        page.wait_for_selector('#keys li:has-text("for <b>scripts</b>")')
-        with httpx.Client(base_url=guarded.url, headers={"authorization": f"Bearer {key}"}, timeout=600) as program:
-            assert program.get("/v1/about").json()["account"] == "bob"
-            for answer in (program.get("/v1/keys"), program.post("/v1/keys", json={})):
-                assert (answer.status_code, "not by a key" in answer.text) == (403, True)
-            page.click('#keys button:has-text("Take it back")')
-            page.click('dialog button:has-text("Take it back")')
-            page.wait_for_selector("#keys li", state="detached")
-            assert program.get("/v1/about").status_code == 401
-        page.context.close()
-    finally:
-        guarded.stop()
+def test_keys_are_made_and_taken_back_in_the_page(chromium: Any, guarded: Studio) -> None:
+    page = chromium.new_context(bypass_csp=True).new_page()
+    page.goto(guarded.url)
+    page.fill("input[name=name]", "bob")
+    page.fill("input[name=password]", PASSWORD)
+    page.click("button")
+    page.wait_for_selector(READY)
+    go(page, "settings")
+    page.fill("#keys input", "for <b>scripts</b>")
+    page.click('#keys button:has-text("Make a key")')
+    key = page.inner_text("dialog pre")
+    page.keyboard.press("Escape")
+    page.wait_for_selector('#keys li:has-text("for <b>scripts</b>")')
+    with httpx.Client(base_url=guarded.url, headers={"authorization": f"Bearer {key}"}, timeout=600) as program:
+        assert program.get("/v1/about").json()["account"] == "bob"
+        for answer in (program.get("/v1/keys"), program.post("/v1/keys", json={})):
+            assert (answer.status_code, "not by a key" in answer.text) == (403, True)
+        page.click('#keys li:has-text("for <b>scripts</b>") button:has-text("Take it back")')
+        page.click('dialog button:has-text("Take it back")')
+        page.wait_for_selector('#keys li:has-text("for <b>scripts</b>")', state="detached")
+        assert program.get("/v1/about").status_code == 401
+    page.context.close()
 
 
 def test_nobody_needs_a_key_where_there_are_no_accounts(studio: Studio) -> None:

@@ -60,7 +60,8 @@ def estimate(
     decoder: Decoder = "full",
     batched_guidance: BatchedGuidance = False,
     attention: Annotated[
-        Literal["radial", "dense"] | None, typer.Option(help="Which self-attention to use; radial by default.")
+        Literal["radial", "adaptive", "dense"] | None,
+        typer.Option(help="Which self-attention to use; radial by default."),
     ] = None,
     precision: PrecisionChoice = "full",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -68,8 +69,7 @@ def estimate(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead of a table.")] = False,
 ) -> None:
     """Say what a clip will take: GPU and host memory for every memory profile, disk and download, time."""
-    from radial.loading.load import choose_device
-    from radial.loading.memory import free_memory
+    from radial.loading.devices import find_device
     from radial.loading.needs import PROFILES, fit_profile
 
     written = {
@@ -82,8 +82,8 @@ def estimate(
     with told_as_options(written):
         written = Presets(data_folder(data_dir)).apply(written, left_open(context))
         request = make_request(**spell_out(written)).resolve()
-    spec, place = find_model(request.model), choose_device(request.device)
-    gpu = place.type == "cuda"
+    spec, place = find_model(request.model), find_device(request.device)
+    gpu = place != "cpu"
     planned, problem = _plan_download(spec)
     with JobStore(data_dir) as store:
         found = estimate_for(request, store, gpu=True, files=planned.files if planned else None)
@@ -103,9 +103,13 @@ def estimate(
         told["cpu"] = None if on_cpu is None else on_cpu.cpu
         told["memory"] = {p: {"gpu": found.needs.vram(p), "host": found.needs.ram(p)} for p in PROFILES}
         if gpu:
-            told["free"] = free_memory(place)
+            import torch
+
+            from radial.loading.memory import free_memory
+
+            told["free"] = free_memory(torch.device(place))
             try:
-                told["fits"] = fit_profile(request, spec, found.needs, told["free"], str(place))
+                told["fits"] = fit_profile(request, spec, found.needs, told["free"], place)
             except RadialError as error:
                 told["fits"], told["problem"] = None, str(error)
     if as_json:

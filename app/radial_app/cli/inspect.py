@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -34,9 +34,6 @@ from radial_app.cli.terminal.options import (
 from radial_app.jobs.job import OUTPUT_FOLDER, slug
 from radial_app.jobs.results import free_name
 
-if TYPE_CHECKING:
-    from radial.plans.block_plan import BlockPlan
-
 
 @takes_attention
 def inspect(
@@ -56,7 +53,6 @@ def inspect(
     from radial.plans.block_plan import BlockPlan
     from radial.plans.drawing import draw_plan, write_png
     from radial.plans.far_field import pool_rest
-    from radial.plans.sketch import PlanSketch
 
     written = {
         "prompt": "inspect", "model": model, "height": height, "width": width, "size": size, "num_frames": num_frames,
@@ -69,45 +65,48 @@ def inspect(
     path = free_name(OUTPUT_FOLDER / f"plan-{slug(clip)}.png") if output is None else output
     check_output(path, ".png", overwrite=overwrite)
     settings = request.attention_settings
-    plan = BlockPlan.build(settings.layout(request.grid(spec)), settings.pattern, settings.block_size)
-    sketch = PlanSketch.of(plan.layout, settings.pattern, settings.block_size)
+    sketch = settings.sketch(request.grid(spec))
     write_png(draw_plan(sketch, clip), path, overwrite=overwrite)
 
     dense = settings.policy.dense_share(spec.layers, request.num_inference_steps or 1)
-    far = pool_rest(plan, plan.layout, settings.far_field)
-    pooled = 0.0 if far is None else far.pairs
-    share = dense + (1 - dense) * (plan.density + pooled)
-    grid = plan.grid
+    grid, layout, rows = request.grid(spec), sketch.layout, sketch.rows
+    if settings.kind == "adaptive":  # which blocks, the clip decides
+        kept, density = round(settings.density * rows**2), settings.density
+        pooled = settings.share_computed(density) - density
+    else:
+        plan = BlockPlan.build(layout, settings.pattern, settings.block_size)
+        far = pool_rest(plan, layout, settings.far_field)
+        kept, density, pooled = plan.kept_blocks, plan.density, 0.0 if far is None else far.pairs
+    share = dense + (1 - dense) * (density + pooled)
     if as_json:
         told = {
             "model": spec.name, "tokens": grid.tokens, "grid": [grid.frames, grid.height, grid.width],
-            "block_size": plan.block_size, "blocks": plan.kept_blocks, "of": plan.rows**2, "density": plan.density,
-            "token_order": settings.token_order, "far_field": settings.far_field, "pooled_share": pooled,
-            "attention_computed": share, "drawn_in": str(path),
+            "block_size": settings.block_size, "blocks": kept, "of": rows**2, "density": density,
+            "attention": settings.kind, "token_order": settings.token_order, "far_field": settings.far_field,
+            "pooled_share": pooled, "attention_computed": share, "drawn_in": str(path),
         }  # fmt: skip
         print(json.dumps(told, indent=2))
         return
     table = Table(show_header=False, box=None)
     table.add_row("tokens", f"{grid.tokens:,} = {grid.frames} frames x {grid.height} x {grid.width}")
-    table.add_row("blocks", f"{plan.kept_blocks:,} of {plan.rows**2:,} ({plan.block_size} tokens a block)")
-    table.add_row("density", f"{plan.density:.1%} of a sparse layer's attention is computed")
-    if plan.layout.tile is not None:
-        frames, rows, columns = plan.layout.tile
-        table.add_row("token order", f"columns: blocks of about {frames} frames x {rows} x {columns}")
-    if far is not None:
+    table.add_row("blocks", f"{kept:,} of {rows**2:,} ({settings.block_size} tokens a block)")
+    table.add_row("density", f"{density:.1%} of a sparse layer's attention is computed")
+    if layout.tile is not None:
+        table.add_row("token order", "columns: blocks of about {} frames x {} x {}".format(*layout.tile))
+    if pooled:
         table.add_row("far field", f"{settings.far_field}: {pooled * grid.tokens:,.0f} means a query, on average")
     table.add_row("kept FLOPs", f"{share:.1%} of all attention, dense layers and steps included")
-    table.add_row("kernel speed-up", _expected_speed_up(plan))
+    table.add_row("kernel speed-up", _expected_speed_up(density, settings.block_size, grid.tokens))
     table.add_row("drawn in", str(path))
     Console().print(table)
 
 
-def _expected_speed_up(plan: BlockPlan) -> str:
+def _expected_speed_up(density: float, block_size: int, tokens: int) -> str:
     """What the kernel should gain on an H100, where it was measured: benchmarks/ holds the report."""
     rate, least_tokens = 1.05, 32_768
-    if plan.block_size != 128 or plan.grid.tokens < least_tokens:
+    if block_size != 128 or tokens < least_tokens:
         return f"not measured below {least_tokens:,} tokens or for blocks other than 128"
-    return f"about {rate / plan.density:.1f}x over dense cuDNN on an H100 (at {rate:g} of its rate on kept blocks)"
+    return f"about {rate / density:.1f}x over dense cuDNN on an H100 (at {rate:g} of its rate on kept blocks)"
 
 
 def models(

@@ -60,14 +60,11 @@ def estimate(
 
 
 def _density(request: GenerationRequest) -> float | None:
-    from radial.plans.sketch import PlanSketch
-
     if request.attention == "dense":
         return 1.0
     spec = find_model(request.model)
     attention = request.attention_settings
     with contextlib.suppress(RequestError):  # a plan of too many blocks
         dense = attention.policy.dense_share(spec.layers, request.num_inference_steps or 1)
-        sketch = PlanSketch.of(attention.layout(request.grid(spec)), attention.pattern, attention.block_size)
-        return dense + (1 - dense) * attention.share_computed(sketch.density)
+        return dense + (1 - dense) * attention.share_computed(attention.sketch(request.grid(spec)).density)
     return None

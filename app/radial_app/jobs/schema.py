@@ -43,7 +43,7 @@ ALIKE = ("model", "height", "width", "num_frames", "num_inference_steps", "atten
 # The same in fields that came later, which earlier jobs have not: with what these mean.
 ALIKE_LATER = {
     "cache": "off", "guidance_start": 0.0, "guidance_end": 1.0, "far_field": "drop", "token_order": "raster",
-    "decoder": "full", "batched_guidance": False, "strength": 1.0,
+    "decoder": "full", "batched_guidance": False, "density": 0.3, "strength": 1.0,
 }  # fmt: skip
 # What brings the tables of a version to the next.
 _MIGRATIONS = {

@@ -303,7 +303,7 @@ class Service:
             "stride": spec.stride[0], "first_frame": spec.first_frame,
             "computed_share": found.density, "render_seconds": found.seconds,
             "render_seconds_dense": self.store.seconds_of(request.model_copy(update={"attention": "dense"}))
-            if request.attention == "radial" else found.seconds,
+            if request.attention != "dense" else found.seconds,
             "seconds_on_h100": found.seconds_on_h100,
             "memory": found.needs and found.needs.vram("full"), "notes": list(advise(request, spec)),
         }  # fmt: skip

@@ -55,8 +55,15 @@ def look_at_ground(frames_THWC: NDArray[np.uint8], tracks: tuple[Track, ...]) ->
     return Ground(flicker, float(np.abs(median - np.median(median)).max()), float(np.mean(noises or [0.0])))
 
 
-def find_slip(frames_THWC: NDArray[np.uint8], tracks: tuple[Track, ...], way: tuple[float, float]) -> float:
-    """By how many pixels a frame a ground moves otherwise than by ``way``, along it, in the median over the clip."""
+def find_slip(
+    frames_THWC: NDArray[np.uint8], tracks: tuple[Track, ...], way: tuple[float, float], paces: tuple[float, float]
+) -> float:  # fmt: skip
+    """By how many pixels a frame a ground moves otherwise than asked for, in the median over the clip.
+
+    Args:
+        way: along x or y, to which side, by its sign.
+        paces: the least and the most pixels a frame; words do not say which.
+    """
     apart, axis = 8, 0 if way[0] else 1  # frames, over which patterns move by less than half of their period
     slips = []
     for t in range(0, len(frames_THWC) - apart, apart):
@@ -69,7 +76,8 @@ def find_slip(frames_THWC: NDArray[np.uint8], tracks: tuple[Track, ...], way: tu
             if both[edge].any():
                 costs[by] = float(np.abs(moved - second)[edge][both[edge]].mean())
         if costs:
-            slips.append(abs(min(costs, key=costs.__getitem__) - way[axis] * apart) / apart)
+            pace = min(costs, key=costs.__getitem__) / apart * np.sign(way[axis])
+            slips.append(max(paces[0] - pace, pace - paces[1], 0.0))
     return float(np.median(slips)) if slips else 0.0
 
 

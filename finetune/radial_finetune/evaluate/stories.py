@@ -53,12 +53,12 @@ def held_out_stories(count: int, units: int) -> list[Member]:
     """Stories and their prompts, the same on every machine; training draws its own from other seeds."""
     rng = random.Random(HELD_OUT_SEED + 100 * units)
     members: list[Member] = []
-    for _ in range(count):
+    for number in range(count):
         story = draw_story(rng, units)
-        prompt = describe_story(story, rng).text
-        events = tuple(describe_unit(story, unit, rng) for unit in range(units))
-        timed = words_in_time(story, random.Random(f"{HELD_OUT_SEED} {units} {len(members)}"))
-        members.append(Member(story, prompt, events, timed))
+        words = random.Random(f"{HELD_OUT_SEED} {units} {number}")
+        timed = words_in_time(story, words)
+        events = tuple(describe_unit(story, unit, words) for unit in range(units))
+        members.append(Member(story, describe_story(story, words).text, events, timed))
     return members
 
 

@@ -31,8 +31,8 @@ from radial_finetune.evaluate.score import (
     split_frame,
     templates,
 )
-from radial_finetune.world.story import COMING, LEAVING, UNIT, Actor, Event, Story
-from radial_finetune.world.story_render import StoryTrack, ground_shift, story_tracks
+from radial_finetune.world.story import COMING, DRIFTS, LEAVING, UNIT, Actor, Event, Story
+from radial_finetune.world.story_render import StoryTrack, story_tracks
 
 # Ground truth through the autoencoder stays below a half of each of these.
 MOST_FROZEN = 0.06  # of the clip
@@ -121,9 +121,9 @@ def score_story(frames_THWC: NDArray[np.uint8], story: Story, truth_THWC: NDArra
         "speed": not PACES[0] < pace < PACES[1], "events": events < 1, "order": motion < 1,
     }  # fmt: skip
     ground, clean = look_at_ground(frames_THWC, tracks), look_at_ground(truth_THWC, tracks)
-    way = [side / UNIT for side in ground_shift(replace(still, drift=story.drift), UNIT, min(height, width))]
+    paces = (DRIFTS[0] * min(height, width) / UNIT, DRIFTS[1] * min(height, width) / UNIT)
     in_time = not (found["freeze"] or found["speed"])  # of what is too slow the ground is, too
-    slip = find_slip(frames_THWC, tracks, (way[0], way[1])) if in_time and story.drift != (0.0, 0.0) else 0.0
+    slip = find_slip(frames_THWC, tracks, story.drift, paces) if in_time and story.drift != (0.0, 0.0) else 0.0
     beyond = Ground(max(0.0, ground.flicker - clean.flicker), max(0.0, ground.drift - clean.drift),
                     max(0.0, ground.noise - clean.noise))  # fmt: skip
     return StoryScore(

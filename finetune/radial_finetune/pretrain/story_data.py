@@ -9,9 +9,9 @@ import multiprocessing
 import os
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from radial.loading.load import LoadedModel, load
@@ -25,21 +25,20 @@ from radial_finetune.data.cache import (
     write_index,
     write_tensors,
 )
-from radial_finetune.data.clips import Frames
 from radial_finetune.data.prepare import encode_texts
 from radial_finetune.objective import find_objective
 from radial_finetune.pretrain.autoencoder import encode_clip
 from radial_finetune.world import describe, draw_scene
-from radial_finetune.world.render import to_pixels
 from radial_finetune.world.story import UNIT, draw_story, story_of
 from radial_finetune.world.story_caption import describe_story, words_in_time
-from radial_finetune.world.story_render import render_stories
+from radial_finetune.world.story_render import StoryParts, paint_stories, story_parts
 
 _SIDE, _FPS = 128, 16.0
 _TWO_FIGURES = 0.3  # of the native clips
+_EVENTFUL = 0.6  # of the longer ones in which all go on with one thing, which is soon learned, give way to others
 _IN_TIME = 0.8  # of the longer ones, whose words come one event at a time
 
-_Drawn = tuple[str, Frames, tuple[str, ...]]  # a clip's key, its frames, and its words, one prompt after the other
+_Drawn = tuple[str, StoryParts, tuple[str, ...]]  # a clip's key, what it is painted from, its words one after the other
 
 
 def write_story_cache(out: Path, model: LoadedModel, clips: dict[int, int], seed: int = 0, batch: int = 8) -> None:
@@ -62,9 +61,9 @@ def write_story_cache(out: Path, model: LoadedModel, clips: dict[int, int], seed
     for frames, members in _in_batches(wanted, batch):
         encoded = iter(encode_texts(objective, [text for _, _, words in members for text in words]))
         texts = [[next(encoded) for _ in words] for _, _, words in members]
-        pixels = torch.from_numpy(np.stack([clip for _, clip, _ in members])).to(vae.device)
         with torch.inference_mode():
-            pixels = pixels.permute(0, 4, 1, 2, 3).to(vae.dtype) / 127.5 - 1
+            painted = paint_stories([parts for _, parts, _ in members], frames, vae.device)
+            pixels = (((painted + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1).to(vae.dtype)
             latents = ((encode_clip(vae, pixels)[0].float() - mean) / std).to(torch.float16)
         for (key, _, words), latent, text in zip(members, latents, texts, strict=True):
             shards.add(key, latent, text[0] if len(text) == 1 else objective.join_texts(text))
@@ -105,9 +104,12 @@ def _draw(wanted: tuple[int, int, int]) -> _Drawn:
         story, words = story_of(scene, 1), (describe(scene, rng).text,)
     else:
         story = draw_story(rng, units)
+        while all(actor.goes_on for actor in story.actors) and rng.random() < _EVENTFUL:
+            story = draw_story(rng, units)
         words = words_in_time(story, rng) if rng.random() < _IN_TIME else (describe_story(story, rng).text,)
-    clip = to_pixels(render_stories([story], _SIDE, _SIDE)[0])
-    return hashlib.blake2b(f"{wanted}".encode(), digest_size=12).hexdigest(), clip, words
+    parts = story_parts(story, _SIDE, _SIDE)
+    parts = replace(parts, ground_THW=parts.ground_THW.half())  # to the process that paints
+    return hashlib.blake2b(f"{wanted}".encode(), digest_size=12).hexdigest(), parts, words
 
 
 def main() -> None:

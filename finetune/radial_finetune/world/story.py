@@ -30,6 +30,7 @@ UNIT = 32  # frame steps of an event
 GOING_ON = ("bounce", "sway", "orbit", "spin")  # these come back to where they began
 LEAVING, COMING = ("leave-left", "leave-right"), ("come-left", "come-right")
 TEXTURED = ("striped", "checkered", "speckled")
+DRIFTS = (0.15, 0.35)  # how far a ground that moves does so in a unit, in shorter sides: words do not say it
 _CAMERA = 0.08  # the most that the camera moves to either side
 
 
@@ -143,9 +144,21 @@ def _change(actor: Actor, event: Event, time: float, scale: float, aspect: float
     return x - x0, y - y0, scale, angle - angle0
 
 
-def scene_of(actor: Actor, event: Event, story: Story) -> Scene:
-    """A native clip of one event: the same figure in the same part of the frame, which does this alone."""
-    figure = replace(actor.figure, motion=event.motion, speed=event.speed, clockwise=event.clockwise)
+def figure_in(actor: Actor, unit: int) -> Figure:
+    """A figure as it is seen in a unit: of the size that it has there, at its largest."""
+    ends = [state_at(actor, UNIT * at) for at in (unit, unit + 1)]
+    seen = max((state[2] for state in ends if state is not None), default=actor.figure.radius)
+    size = min(SIZES, key=lambda name: abs(SIZES[name] * actor.figure.scale - seen))
+    return replace(actor.figure, size=size)
+
+
+def scene_of(actor: Actor, unit: int, story: Story) -> Scene | None:
+    """A native clip of what a figure does in a unit, alone in the same part of the frame, where the native world has
+    such."""
+    event = actor.event_at(unit)
+    if event is None or event.motion not in MOTIONS:
+        return None
+    figure = replace(figure_in(actor, unit), motion=event.motion, speed=event.speed, clockwise=event.clockwise)
     return Scene((figure,), story.background, story.texture_seed)
 
 
@@ -166,7 +179,7 @@ def draw_story(rng: random.Random, units: int) -> Story:
             break
     background, drift, camera = rng.choice(BACKGROUNDS), (0.0, 0.0), (0.0, 0.0)
     if background in TEXTURED and units > 1:
-        moves, way = rng.random(), rng.choice((-1, 1)) * rng.uniform(0.15, 0.35)
+        moves, way = rng.random(), rng.choice((-1, 1)) * rng.uniform(*DRIFTS)
         if moves < 0.3:
             drift = (0.0, way) if background == "striped" else (way, 0.0)
         elif moves < 0.4:

@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass, replace
 
 from radial_finetune.world.caption import GROUND_WORDS, JOINS, MOTION_WORDS, SPEED_WORDS, describe, name_figure
-from radial_finetune.world.scene import MOTIONS, Scene
-from radial_finetune.world.story import COMING, LEAVING, Actor, Event, Story, scene_of
+from radial_finetune.world.scene import Scene
+from radial_finetune.world.story import COMING, LEAVING, Actor, Event, Story, figure_in, scene_of
 
 _LEAVE = {"leave-left": "leaves to the left", "leave-right": "leaves to the right"}
 _COME = {"come-left": "comes from the left", "come-right": "comes from the right"}
@@ -47,24 +47,25 @@ def describe_story(story: Story, rng: random.Random) -> StoryCaption:
 
 def describe_unit(story: Story, unit: int, rng: random.Random) -> tuple[Scene | None, str]:
     """What happens in a unit as a native scene, where the native world has such, and in the native world's words."""
-    doing = [(actor, event) for actor in story.actors if (event := actor.event_at(unit))]
-    if all(event.motion in MOTIONS for _, event in doing):
-        figures = tuple(scene_of(actor, event, story).figures[0] for actor, event in doing)
+    parts = [scene_of(actor, unit, story) for actor in story.actors if actor.event_at(unit)]
+    if all(part is not None for part in parts):
+        figures = tuple(part.figures[0] for part in parts if part is not None)
         scene = Scene(figures, story.background, story.texture_seed)
         return scene, describe(scene, rng).text
     return None, describe_story(replace(_within(story, unit), drift=(0.0, 0.0), camera=(0.0, 0.0)), rng).text
 
 
 def words_in_time(story: Story, rng: random.Random) -> tuple[str, ...]:
-    """A prompt for each unit, as a user would write those that follow one another: whoever is there and what they do,
-    and whatever moves besides."""
+    """A prompt for each unit, as a user would write those that follow one another: whoever is there, as large as they
+    are then, what they do, and whatever moves besides."""
     return tuple(describe_story(_within(story, unit), rng).text for unit in range(story.units))
 
 
 def _within(story: Story, unit: int) -> Story:
     """What happens in one unit, as a story of its own."""
     doing = [(actor, event) for actor in story.actors if (event := actor.event_at(unit))]
-    return replace(story, actors=tuple(replace(a, events=(e,), enters=0, goes_on=False) for a, e in doing))
+    actors = (replace(a, figure=figure_in(a, unit), events=(event,), enters=0, goes_on=False) for a, event in doing)
+    return replace(story, actors=tuple(actors))
 
 
 def _words(actor: Actor, event: Event, rng: random.Random, short: bool, *, named: bool) -> str:

@@ -42,29 +42,38 @@ def story_tracks(story: Story, height: int = 128, width: int = 128) -> tuple[Sto
     return tuple(found)
 
 
+@dataclass(frozen=True)
+class StoryParts:
+    """What a story is painted from: its ground ``[T or 1, H, W]`` in -1..1, each actor's shape, colour and track."""
+
+    ground_THW: Tensor
+    actors: tuple[tuple[str, str, StoryTrack], ...]
+
+
+def story_parts(story: Story, height: int = 128, width: int = 128) -> StoryParts:
+    """Measure out a story, on the CPU."""
+    if story.drift == (0.0, 0.0) == story.camera:
+        grounds = [ground(story.background, story.texture_seed, height, width)]
+    else:
+        shifts = (ground_shift(story, frame, min(height, width)) for frame in range(story.num_frames))
+        grounds = [ground(story.background, story.texture_seed, height, width, shift) for shift in shifts]
+    tracks = story_tracks(story, height, width)
+    actors = ((actor.figure.shape, actor.figure.colour, t) for actor, t in zip(story.actors, tracks, strict=True))
+    return StoryParts(torch.stack(grounds), tuple(actors))
+
+
+def paint_stories(parts: Sequence[StoryParts], num_frames: int, device: torch.device | str = "cpu") -> Tensor:
+    """Paint stories of one length as clips ``[B, 3, T, H, W]``, float32 in -1..1."""
+    clips_BCTHW = torch.stack([one.ground_THW.to(device, torch.float32).expand(3, num_frames, -1, -1) for one in parts])
+    paint(clips_BCTHW, [one.actors for one in parts])
+    return clips_BCTHW
+
+
 def render_stories(
     stories: Sequence[Story], height: int = 128, width: int = 128, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Draw stories of one length as clips ``[B, 3, T, H, W]``, float32 in -1..1."""
-    clips_BCTHW = torch.stack([_grounds(story, height, width, device) for story in stories])
-    paint(clips_BCTHW, [
-        [(actor.figure.shape, actor.figure.colour, track)
-         for actor, track in zip(story.actors, story_tracks(story, height, width), strict=True)]
-        for story in stories
-    ])  # fmt: skip
-    return clips_BCTHW
-
-
-def _grounds(story: Story, height: int, width: int, device: torch.device | str) -> Tensor:
-    """The ground of every frame, ``[3, T, H, W]``."""
-    if story.drift == (0.0, 0.0) == story.camera:
-        still = ground(story.background, story.texture_seed, height, width).to(device)
-        return still.expand(3, story.num_frames, -1, -1).clone()
-    frames = [
-        ground(story.background, story.texture_seed, height, width, ground_shift(story, frame, min(height, width)))
-        for frame in range(story.num_frames)
-    ]
-    return torch.stack(frames).to(device).expand(3, -1, -1, -1).clone()
+    return paint_stories([story_parts(story, height, width) for story in stories], stories[0].num_frames, device)
 
 
 def ground_shift(story: Story, frame: float, side: int) -> tuple[float, float]:

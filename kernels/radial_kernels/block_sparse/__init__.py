@@ -4,6 +4,7 @@ from radial_kernels.block_sparse.api import BLOCK_SIZES, attention
 from radial_kernels.block_sparse.backends import BACKENDS, choose_backend, explain_backend
 from radial_kernels.block_sparse.lists import BlockLists
 from radial_kernels.block_sparse.merge import merge
+from radial_kernels.block_sparse.select import select_blocks
 from radial_kernels.block_sparse.tail.lists import PooledLists
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "choose_backend",
     "explain_backend",
     "merge",
+    "select_blocks",
 ]

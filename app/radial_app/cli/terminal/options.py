@@ -64,7 +64,8 @@ DataDir = Annotated[
 ]
 # What a user may set of how attention is computed, by the names of a request.
 ATTENTION: dict[str, Any] = {
-    "attention": Literal["radial", "dense"],
+    "attention": Literal["radial", "adaptive", "dense"],
+    "density": float,
     "decay": float,
     "sink_frames": int,
     "variant": Literal["published", "paper"],

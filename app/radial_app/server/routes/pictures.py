@@ -64,21 +64,20 @@ def make_router(paths: ServerPaths) -> APIRouter:
     @router.get("/plan.png")
     def draw_attention(
         request: Request, model: str = "tiny", height: int | None = None, width: int | None = None,
-        num_frames: int | None = None, decay: float | None = None,
+        num_frames: int | None = None, attention: str | None = None, decay: float | None = None,
+        density: float | None = None,
     ) -> Response:  # fmt: skip
         """A picture of which blocks of attention a clip computes."""
         from radial.plans.drawing import draw_plan
-        from radial.plans.sketch import PlanSketch
 
         fields = {"prompt": "plan", "model": model, "height": height, "width": width, "num_frames": num_frames,
-                  "decay": decay, "seed": 0}  # fmt: skip
+                  "attention": attention, "decay": decay, "density": density, "seed": 0}  # fmt: skip
         resolved = Service(paths, request.state.visitor).check(fields)
         spec = find_model(resolved.model)
-        attention = resolved.attention_settings
         size = f"{resolved.clip_width}x{resolved.clip_height}, {resolved.clip_frames} frames"
         content = io.BytesIO()
         with alone:
-            sketch = PlanSketch.of(attention.layout(resolved.grid(spec)), attention.pattern, attention.block_size)
+            sketch = resolved.attention_settings.sketch(resolved.grid(spec))
             draw_plan(sketch, f"{spec.name}, {size}").save(content, "PNG")
         return Response(content.getvalue(), media_type="image/png", headers={"cache-control": "private, max-age=3600"})
 

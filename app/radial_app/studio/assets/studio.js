@@ -46,8 +46,8 @@ function showPlan() {
   const place = document.getElementById("plan");
   const found = planned();
   if (!place?.closest("details").open || !found.request) return;
-  const { model, height, width, num_frames, decay, attention } = found.request;
-  const query = new URLSearchParams({ model, height, width, num_frames, decay });
+  const { model, height, width, num_frames, decay, attention, density } = found.request;
+  const query = new URLSearchParams({ model, height, width, num_frames, ...(attention === "adaptive" ? { attention, density } : { decay }) });
   if (place.dataset.key === `${attention} ${query}`) return;
   place.dataset.key = `${attention} ${query}`;
   const share = found.computed_share === null ? "" : `${Math.round(100 * found.computed_share)} % of all attention is computed, dense layers and steps included`;
