@@ -6,7 +6,7 @@ import json
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Query, Request
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
@@ -137,14 +137,15 @@ def make_router(paths: ServerPaths) -> APIRouter:
     def get_content(
         request: Request, id: str, index: Index = 0,
         variant: Literal["video", "playable", "thumbnail", "preview"] = "video", download: bool = False,
-    ) -> FileResponse:  # fmt: skip
+    ) -> Response:  # fmt: skip
         """The video's file; a copy that browsers play; a small picture; or a look at what is being made."""
         here = service(request)
         if variant == "preview":
-            path = here.store.preview_path(here.get(id).id)
-            if not path.is_file():
-                raise Missing(f"video {id} shows nothing yet")
-            return FileResponse(path, headers={"cache-control": "no-store"})
+            try:  # read at once: another look may come into its place, longer than the length that was told
+                look = here.store.preview_path(here.get(id).id).read_bytes()
+            except FileNotFoundError as error:
+                raise Missing(f"video {id} shows nothing yet") from error
+            return Response(look, media_type="image/webp", headers={"cache-control": "no-store"})
         if variant == "thumbnail":
             return FileResponse(here.thumbnail(id, index), headers={"cache-control": "private, max-age=600"})
         path = here.file(id, index, playable=variant == "playable")
