@@ -37,7 +37,7 @@ STATIONS = [
     "radial.version", "radial.errors", "radial.files", "radial.field_words", "radial.plans", "radial.video",
     "radial.attention",
     "radial.models", "radial.timed_prompts", "radial.request", "radial.shorthands", "radial.advice", "radial.adapters",
-    "radial.loading", "radial.generation",
+    "radial.loading", "radial.generation", "radial.stories",
     "radial_finetune.world", "radial_finetune.noise", "radial_finetune.sample_prompts", "radial_finetune.objective",
     "radial_finetune.data", "radial_finetune.adapter", "radial_finetune.training", "radial_finetune.merge",
     "radial_finetune.pretrain", "radial_finetune.evaluate", "radial_finetune.cli",

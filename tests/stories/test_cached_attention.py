@@ -152,7 +152,9 @@ def test_thinned_tokens_are_nested(size: tuple[int, int]) -> None:
     before = set(range(size[0] * size[1]))
     for power in range(8):
         left = thinned(*size, 1 << power)
-        assert list(left) == sorted(left) and set(left) <= before and left
+        assert list(left) == sorted(left)
+        assert left
+        assert set(left) <= before
         assert len(left) <= -(-size[0] * size[1] >> power) + max(size)
         before = set(left)
 

@@ -31,16 +31,14 @@ class StoryCache:
         rewrites: chunks that may be written once more.
     """
 
-    def __init__(
-        self, plan: StoryPlan, transformer: Any, height: int, width: int, *, rewrites: int = 0
-    ) -> None:
+    def __init__(self, plan: StoryPlan, transformer: Any, height: int, width: int, *, rewrites: int = 0) -> None:
         self.plan, self._height, self._width, self._rewrites = plan, height, width, rewrites
         self._turning = Turning(transformer)
         self._layers = len(transformer.blocks)
         self._frames: dict[int, list[_Pair]] = {}  # by latent frame, a pair a layer
         self._thinning: dict[int, int] = {}
         self._sums: dict[int, dict[int, list[_Pair]]] = {}  # of the frames of a segment, by chunk, where means are kept
-        self._chunk = 0
+        self._chunk, self._newest = 0, 0
         self._past: list[_Pair] = []  # what the chunk reads, a pair a layer, keys turned
         self._own: list[_Pair] = []  # of the call, a pair a layer
         self._angles: _Pair | None = None
@@ -64,10 +62,11 @@ class StoryCache:
         """Make ready what a chunk reads.
 
         Args:
-            lists: the blocks that its queries see of what it reads and of itself; all when left out.
+            lists: the blocks that its queries see, its frames from the last one back, of itself, in that order too, and
+                of what it reads, from the newest back; all when left out.
         """
         self._chunk, self.lists = chunk, lists
-        reads = self.plan.reads(chunk)
+        reads = self.plan.reads(chunk)[::-1]
         base, size = self.plan.memory.reach, self._height * self._width
         frames = torch.arange(len(self.plan.frames_of(chunk)), device=device)
         self._angles = self._turning.angles((base + frames).repeat_interleave(size))
@@ -90,22 +89,29 @@ class StoryCache:
         self._own.append((k_BSGD, v_BSGD))
         q, k = (self._turning.turn(x, self._angles) for x in (q_BSGD, k_BSGD))
         v = v_BSGD
+        if self.lists is not None:
+            q, k, v = (self._backwards(x) for x in (q, k, v))
         if self._past:
             branches = len(q) // len(self._past[0][0])
             k, v = (
-                torch.cat([past.repeat(branches, 1, 1, 1), own], 1)
+                torch.cat([own, past.repeat(branches, 1, 1, 1)], 1)
                 for past, own in zip(self._past[layer], (k, v), strict=True)
             )
         if self.lists is not None:
-            return block_sparse.attention(q, k, v, self.lists)
+            return self._backwards(block_sparse.attention(q, k, v, self.lists))
         out: Tensor = dispatch_attention_fn(q, k, v)
         return out
+
+    def _backwards(self, x_BSGD: Tensor) -> Tensor:
+        """A chunk's frames from the last one back."""
+        return x_BSGD.unflatten(1, (-1, self._height * self._width)).flip(1).flatten(1, 2)
 
     def write(self) -> None:
         """Keep the keys and values of the last call, which was of the clean chunk, and let go of what is not read
         any more."""
         size = self._height * self._width
         frames = self.plan.frames_of(self._chunk)
+        self._newest = max(self._newest, self._chunk)
         for place, frame in enumerate(frames):
             own = slice(place * size, (place + 1) * size)
             self._frames[frame] = [(k[:, own].clone(), v[:, own].clone()) for k, v in self._own]
@@ -140,7 +146,7 @@ class StoryCache:
 
     def _join_sums(self) -> None:
         """Sums of chunks that will not be written again become one."""
-        first = self._chunk + 1 - self._rewrites
+        first = self._newest + 1 - self._rewrites
         for sums in self._sums.values():
             done = [chunk for chunk in sorted(sums) if chunk < first]
             if len(done) > 1:
@@ -151,7 +157,7 @@ class StoryCache:
                 ]
 
     def _let_go(self) -> None:
-        kept = self.plan.kept(self._chunk, self._rewrites)
+        kept = self.plan.kept(self._newest, self._rewrites)
         for frame in list(self._frames):
             if frame not in kept:
                 del self._frames[frame], self._thinning[frame]

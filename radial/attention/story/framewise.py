@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from radial.attention.families.find import find_family
+from radial.attention.family import patch_sizes
 from radial.attention.processors import AttentionCall, RadialProcessors
 from radial.attention.timed_text import cross_attentions
 from radial.errors import ModelError
@@ -57,8 +58,9 @@ class Framewise:
         with contextlib.ExitStack() as undo:
             for layer, attention in family.self_attentions(transformer):
                 undo.callback(setattr, attention, "processor", attention.processor)
-                attention.processor = own.make(attention.processor, layer)
-                attention.processor.radial_choice = int(with_layers)
+                processor = own.make(attention.processor, layer)
+                processor.radial_choice = int(with_layers)
+                setattr(attention, "processor", processor)  # noqa: B010  to mypy a module has none
             for attention in cross_attentions(transformer, family):
                 undo.callback(setattr, attention, "processor", attention.processor)
                 attention.processor = text.make(attention.processor, 0)
@@ -154,7 +156,7 @@ def check_framewise(transformer: Any) -> None:
     config = transformer.config
     if config.image_dim is not None or config.in_channels != config.out_channels:
         raise ModelError("this Wan starts from an image; stories are made chunk by chunk by its text-to-video models")
-    if tuple(config.patch_size)[0] != 1:
+    if patch_sizes(config)[0] != 1:
         raise ModelError("this Wan joins latent frames into tokens, which must have one text and noise level each")
 
 
@@ -174,7 +176,8 @@ class Turning:
 
     def angles(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of tokens at places along time, each ``[S, 1, columns / 2]``, on the places' device."""
-        return tuple(table.to(places.device)[places][:, None] for table in (self._cos, self._sin))  # type: ignore[return-value]
+        cos, sin = (table.to(places.device)[places][:, None] for table in (self._cos, self._sin))
+        return cos, sin
 
     def turn(self, x_BSGD: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
         """Queries or keys turned to where they are."""

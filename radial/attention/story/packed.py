@@ -63,8 +63,10 @@ class PackedStory:
         if far_k is not None:
             far_k = self._turning.turn(far_k, self._far_angles)
         if self.lists is not None:
-            keys, values = ([k, far_k], [v_BSGD, far_v]) if far_k is not None else ([k], [v_BSGD])
-            return block_sparse.attention(q, torch.cat(keys, 1), torch.cat(values, 1), self.lists)
+            v = v_BSGD
+            if far_k is not None and far_v is not None:
+                k, v = torch.cat([k, far_k], 1), torch.cat([v, far_v], 1)
+            return block_sparse.attention(q, k, v, self.lists)
         return self._chunk_by_chunk(q, k, v_BSGD, far_k, far_v)
 
     def _far_reads(self, chunk: int) -> list[Read]:

@@ -67,10 +67,12 @@ class StoryPlan:
 
     Attributes:
         segment_chunks: how many chunks each segment has.
+        cuts: segments before which the picture cuts: their window does not reach beyond their own first frame.
     """
 
     memory: StoryMemory
     segment_chunks: tuple[int, ...]
+    cuts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.segment_chunks or min(self.segment_chunks) < 1:
@@ -144,7 +146,8 @@ def _segments(plan: StoryPlan) -> tuple[int, ...]:
 def _reads(plan: StoryPlan, chunk: int) -> tuple[Read, ...]:
     memory = plan.memory
     start, segment = plan.frames_of(chunk).start, plan.segment_of(chunk)
-    first = max(0, start - memory.window_frames)
+    cut = max((one for one in plan.cuts if 0 < one <= segment), default=0)
+    first = max(0, start - memory.window_frames, plan.segment_frames(cut).start)
     window = [Read((frame,), 1, start - frame) for frame in range(first, start)]
     if first == 0:
         return tuple(window)
