@@ -151,7 +151,7 @@ def check_framewise(transformer: Any) -> None:
         ModelError: it cannot.
     """
     name = type(transformer).__name__
-    if name != "WanTransformer3DModel":
+    if "WanTransformer3DModel" not in (kind.__name__ for kind in type(transformer).__mro__):
         raise ModelError(f"stories are made chunk by chunk by Wan's text-to-video transformers, not by {name}")
     config = transformer.config
     if config.image_dim is not None or config.in_channels != config.out_channels:
