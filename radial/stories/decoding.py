@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from radial.errors import ModelError
+from radial.generation.decoding import unscale
 from radial.video.encoding import Frames
 
 
@@ -30,11 +31,6 @@ class ChunkDecoder:
         vae.clear_cache()
         self._features: list[Any] = list(vae._feat_map)
         self._begun = False
-        config, like = vae.config, next(vae.parameters())
-        self._mean, self._std = (
-            torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1, 1)
-            for values in (config.latents_mean, config.latents_std)
-        )
         self.remembers = 2 * sum(
             module.kernel_size[0] > 1 for module in vae.decoder.modules() if isinstance(module, torch.nn.Conv3d)
         )
@@ -44,7 +40,9 @@ class ChunkDecoder:
     def decode(self, latents_CFHW: Tensor) -> Frames:
         """The frames of the latents that come next, uint8 ``[T, H, W, 3]``."""
         vae = self._vae
-        latents = latents_CFHW[None].to(self._mean) * self._std + self._mean
+        if hasattr(vae, "_hf_hook"):  # it waits in the host's memory
+            vae._hf_hook.pre_forward(vae)
+        latents = unscale(vae, latents_CFHW[None].to(vae.dtype))
         features, parts = vae.post_quant_conv(latents), []
         for place in range(features.shape[2]):
             first = {} if self._begun else {"first_chunk": True}

@@ -58,7 +58,7 @@ class StoryEngine:
     """Makes the chunks of a plan in order. Use it as a context manager, or call :meth:`close`.
 
     Args:
-        scheduler: a flow model's; it is set anew for every chunk.
+        scheduler_of: a flow model's scheduler for a chunk, given where it may draw the noise that it adds.
         latent_size: rows and columns of latents.
 
     Raises:
@@ -67,10 +67,11 @@ class StoryEngine:
     """
 
     def __init__(
-        self, transformer: Any, scheduler: Any, plan: StoryPlan, sampling: Sampling, latent_size: tuple[int, int]
-    ) -> None:
+        self, transformer: Any, scheduler_of: Callable[[torch.Generator], Any], plan: StoryPlan, sampling: Sampling,
+        latent_size: tuple[int, int],
+    ) -> None:  # fmt: skip
         self.plan, self.sampling = plan, sampling
-        self._transformer, self._scheduler = transformer, scheduler
+        self._transformer, self._scheduler_of = transformer, scheduler_of
         self._call = Framewise(transformer)
         _, rows, columns = transformer.config.patch_size
         self._grid = latent_size[0] // rows, latent_size[1] // columns
@@ -83,21 +84,21 @@ class StoryEngine:
 
     @torch.inference_mode()
     def make(
-        self, chunk: int, noise_BCFHW: Tensor, words: Words, generator: torch.Generator | None = None,
+        self, chunk: int, noise_BCFHW: Tensor, words: Words, generator: torch.Generator,
         on_step: Callable[[int], None] = lambda step: None,
     ) -> Tensor:  # fmt: skip
         """A chunk's latents, float32; :meth:`take` puts it into the cache.
 
         Args:
             noise_BCFHW: what it starts from, float32.
-            generator: of noise that the scheduler adds, where it does.
+            generator: on the CPU, of noise that the scheduler adds, where it does.
             on_step: told after each step, and may raise.
 
         Raises:
             GenerationError: they are not all numbers.
         """
         self.cache.begin(chunk, noise_BCFHW.device, lists=self._lists(chunk, noise_BCFHW.device))
-        scheduler, scale = self._scheduler, self.sampling.guidance_scale
+        scheduler, scale = self._scheduler_of(generator), self.sampling.guidance_scale
         scheduler.set_timesteps(self.sampling.num_inference_steps, device=noise_BCFHW.device)
         guided = scale > 1 and words.avoided is not None
         text = words.wanted
@@ -110,8 +111,7 @@ class StoryEngine:
             if guided:
                 wanted, avoided = velocity.chunk(2)
                 velocity = avoided + scale * (wanted - avoided)
-            extra = {} if generator is None else {"generator": generator}
-            latents = scheduler.step(velocity, timestep, latents, return_dict=False, **extra)[0]
+            latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
             on_step(step)
         if not bool(latents.isfinite().all()):
             raise GenerationError(f"the latents of chunk {chunk + 1} are not all numbers; try float32")

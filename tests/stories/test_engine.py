@@ -29,7 +29,7 @@ def transformer() -> WanTransformer3DModel:
 
 def engine_of(transformer: WanTransformer3DModel, sampling: Sampling, plan: StoryPlan = PLAN) -> StoryEngine:
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    return StoryEngine(transformer, scheduler, plan, sampling, (8, 8))
+    return StoryEngine(transformer, lambda generator: scheduler, plan, sampling, (8, 8))
 
 
 def words_of(plan: StoryPlan, chunk: int) -> Words:
@@ -47,7 +47,7 @@ def film(engine: StoryEngine, made: list[Tensor] | None = None, chunks: int | No
     for chunk, latents in enumerate(made):
         engine.take(chunk, latents, words_of(plan, chunk))
     for chunk in range(len(made), plan.chunks if chunks is None else chunks):
-        made.append(engine.make(chunk, noise_of(plan, chunk), words_of(plan, chunk)))
+        made.append(engine.make(chunk, noise_of(plan, chunk), words_of(plan, chunk), torch.Generator()))
         engine.take(chunk, made[-1], words_of(plan, chunk))
     return made
 
