@@ -60,6 +60,7 @@ class StoryEngine:
     Args:
         scheduler_of: a flow model's scheduler for a chunk, given where it may draw the noise that it adds.
         latent_size: rows and columns of latents.
+        cache_kind: of the cache, for experiments on what is remembered.
 
     Raises:
         ModelError: the transformer is none that makes stories chunk by chunk.
@@ -68,14 +69,14 @@ class StoryEngine:
 
     def __init__(
         self, transformer: Any, scheduler_of: Callable[[torch.Generator], Any], plan: StoryPlan, sampling: Sampling,
-        latent_size: tuple[int, int],
+        latent_size: tuple[int, int], cache_kind: type[StoryCache] = StoryCache,
     ) -> None:  # fmt: skip
         self.plan, self.sampling = plan, sampling
         self._transformer, self._scheduler_of = transformer, scheduler_of
         self._call = Framewise(transformer)
         _, rows, columns = transformer.config.patch_size
         self._grid = latent_size[0] // rows, latent_size[1] // columns
-        self.cache = StoryCache(plan, transformer, *self._grid, rewrites=sampling.rewrites)
+        self.cache = cache_kind(plan, transformer, *self._grid, rewrites=sampling.rewrites)
         self._clean: dict[int, tuple[Tensor, Words]] = {}  # of chunks that may be written once more
         places, wanted = Turning(transformer).places, plan.memory.reach + plan.memory.chunk_frames + 1
         if wanted > places:

@@ -66,7 +66,8 @@ class StoryRequest:
         """The windows of a story that is made so: each one's segment, and the frames that it adds."""
         found: list[tuple[int, int]] = []
         stride = self.spec.stride[0]
-        most = max(1, (self.spec.native_frames - OVERLAP) // stride)
+        # Beside the frames that it begins with: a native clip is not cut in two for a latent frame more.
+        most = max(1, (self.spec.native_frames - 1) // stride)
         for number, line in enumerate(self.lines):
             steps = max(1, round(self._seconds_of(line) * self.fps / stride))
             count = -(-steps // most)
@@ -154,7 +155,7 @@ def make_story_request(
     if rectify_every < 0:
         raise RequestError(f"rectify_every must be 0 or more chunks, not {rectify_every}")
     # Dense: what a chunk sees is its memory's to say; windows take what the model's own clips take.
-    own = {"attention": "dense", "long_adapter": False} if tuned is not None else {}
+    own = {"long_adapter": False} | ({} if tuned is None else {"attention": "dense"})
     request = request.with_values(num_frames=frames, **own).resolve()
     if request.guidance_start or request.guidance_end != 1 or request.cache != "off" or request.then:
         raise RequestError("a story takes no guidance_start, guidance_end, cache or then")

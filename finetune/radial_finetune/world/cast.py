@@ -74,17 +74,20 @@ class CastStory:
 
 
 def draw_cast_story(
-    rng: random.Random, segments: int, pattern: int = 0, *, returns: float = 0.6, gone: int = _GONE
-) -> CastStory:
+    rng: random.Random, segments: int, pattern: int = 0, *, returns: float = 0.6, gone: int = _GONE,
+    casting: random.Random | None = None,
+) -> CastStory:  # fmt: skip
     """Draw a story.
 
     Args:
         pattern: of scenes and cuts; stories of the same length and pattern have the same.
         returns: the share of scenes that bring a figure back, where one has been gone for long enough.
         gone: segments between that a figure which returns was away for, at least.
+        casting: draws names, and who returns when; stories with the same casting differ in looks and deeds alone.
     """
+    casting = casting or rng
     free = list(NAMES)
-    rng.shuffle(free)
+    casting.shuffle(free)
     background, seed = rng.choice(BACKGROUNDS), rng.getrandbits(31)
     cast: dict[str, Figure] = {}
     seen: dict[str, int] = {}
@@ -94,10 +97,10 @@ def draw_cast_story(
         if cut and rng.random() < _NEW_GROUND:
             background, seed = rng.choice(BACKGROUNDS), rng.getrandbits(31)
         away = [name for name in cast if first - seen[name] > gone]
-        back = bool(away) and (rng.random() < returns or not free)
+        back = bool(away) and (casting.random() < returns or not free)
         if not back and not free:
             away, back = [name for name in cast if name != scenes[-1].name], True
-        name = rng.choice(away) if back else free.pop()
+        name = casting.choice(away) if back else free.pop()
         figure = cast[name] if back else _draw_looks(rng, list(cast.values()))
         story = _draw_scene(rng, figure, units, background, seed)
         scenes.append(CastScene(name, story, first, first - seen[name] if back else 0, cut))

@@ -76,7 +76,7 @@ class StoryCache:
         places = [base - read.distance for read in reads for _ in thinned(self._height, self._width, read.thinning)]
         angles = self._turning.angles(torch.tensor(places, device=device))
         for layer in range(self._layers):
-            keys, values = zip(*(self._read(read, layer) for read in reads), strict=True)
+            keys, values = zip(*(self.read(read, layer) for read in reads), strict=True)
             self._past.append((self._turning.turn(torch.cat(keys, 1), angles), torch.cat(values, 1)))
 
     def attend(self, layer: int, q_BSGD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor) -> Tensor:
@@ -126,7 +126,8 @@ class StoryCache:
         self._own = []
         self._let_go()
 
-    def _read(self, read: Read, layer: int) -> _Pair:
+    def read(self, read: Read, layer: int) -> _Pair:
+        """Keys, not turned, and values of what a chunk reads."""
         if read.frames[0] not in self._frames:  # a mean, of frames that are not kept
             sums = self._sums[self.plan.segment_of_frame(read.frames[0])]
             parts = [layers[layer] for _, layers in sorted(sums.items())]

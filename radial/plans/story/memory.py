@@ -24,6 +24,7 @@ class StoryMemory(BaseModel):
     Attributes:
         chunk_frames: latent frames of a chunk.
         window_frames: latent frames before a chunk that it sees whole.
+        first_frame: whether a chunk sees the first frame of all.
         kind: what a segment leaves: nothing; its last latent frame; the mean of its frames' keys and values; or, as
             ``radial``, 2^-floor(log2 a) of its tokens when it is a segments back, so that all memory grows with the
             logarithm of the story.
@@ -36,6 +37,7 @@ class StoryMemory(BaseModel):
 
     chunk_frames: Annotated[int, Field(ge=1, le=64)] = 4
     window_frames: Annotated[int, Field(ge=1, le=512)] = 8
+    first_frame: bool = True
     kind: MemoryKind = "last_frame"
     memory_frames: Annotated[int, Field(ge=1, le=512)] | None = None
     memory_positions: Annotated[int, Field(ge=1, le=256)] = 16
@@ -167,7 +169,8 @@ def _reads(plan: StoryPlan, chunk: int) -> tuple[Read, ...]:
         Read(frames, thinning, behind + 1 + min(place, memory.memory_positions - 1))
         for place, (frames, thinning) in enumerate(left)
     ]
-    return (*reversed(remembered), Read((0,), 1, behind), *window)
+    sink = [Read((0,), 1, behind)] if memory.first_frame else []
+    return (*reversed(remembered), *sink, *window)
 
 
 def _left(memory: StoryMemory, frames: range, age: int) -> list[tuple[int, int]]:
