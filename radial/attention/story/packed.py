@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from radial.attention.context import all_of_any_length, of_any_length
 from radial.attention.story.framewise import Turning
 from radial.plans.story.memory import Read, StoryPlan, thinned
 from radial_kernels import block_sparse
@@ -55,6 +56,10 @@ class PackedStory:
         self._far_angles = self._turning.angles(torch.tensor(places, dtype=torch.long, device=device))
         self._token_of_far = self._tokens_of_far(device)
         self.lists = None if self.block_size is None else self._make_lists(self.block_size, device)
+        # Stories of one length share what torch.compile makes of a block, however they are cut.
+        all_of_any_length(self.lists)
+        for one in (*self._far_angles, *self._token_of_far):
+            of_any_length(one)
 
     def __call__(self, layer: int, q_BSGD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor) -> Tensor:
         """Attention of clean and noisy chunks."""
