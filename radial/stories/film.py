@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from radial.errors import OutputError, RequestError
+from radial.errors import GenerationError, OutputError, RequestError
 from radial.files import check_output
 from radial.generation.receipt import make_receipt
 from radial.generation.watch import Event, OnEvent
@@ -143,6 +143,8 @@ def _render(
                 on_event(Event("denoise", step + 1, steps, number))
 
             made, tensors = maker.make(number, on_step)
+            if len(made) != maker.frames_of(number):
+                raise GenerationError(f"piece {number + 1} has {len(made)} frames, not {maker.frames_of(number)}")
             size = film.append(made)
             state.add(number, Piece(about[number], tensors, size, film.frames))
             tell(number, taken_up=False)

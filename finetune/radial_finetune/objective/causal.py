@@ -91,7 +91,7 @@ def by_frame(values_BK: Tensor, frames: int) -> Tensor:
     return values_BK[:, chunk]
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=64)
 def _packed(plan: StoryPlan, transformer: Any, height: int, width: int, device: torch.device) -> PackedStory:
     _, rows, columns = transformer.config.patch_size
     return PackedStory(plan, transformer, height // rows, width // columns, device)
