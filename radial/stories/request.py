@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from radial.errors import RequestError
+from pydantic import ValidationError
+
+from radial.errors import RequestError, explain
 from radial.models.find import find_model
 from radial.models.lora_settings import adapter_file, read_adapter_settings
 from radial.models.spec import ModelSpec
@@ -148,7 +150,7 @@ def make_story_request(
         frames = spec.native_frames
     else:
         chosen = StoryMemory() if tuned is None else tuned
-        tuned = StoryMemory.model_validate(chosen.model_dump() | (memory or {}))
+        tuned = _changed(chosen, memory or {})
         if spec.has_two_transformers or spec.text_pipeline != "WanPipeline" or request.starts_from_image:
             raise RequestError(f"{spec.name} makes no story chunk by chunk; models that can: {some_names(_in_chunks)}")
         frames = spec.first_frame + tuned.chunk_frames * spec.stride[0]
@@ -161,6 +163,15 @@ def make_story_request(
         raise RequestError("a story takes no guidance_start, guidance_end, cache or then")
     native = (spec.native_frames - spec.first_frame) / (request.fps or spec.fps)
     return StoryRequest(tuple(lines), request, native if seconds is None else seconds, tuned, read_decay, rectify_every)
+
+
+def _changed(memory: StoryMemory, changes: dict[str, Any]) -> StoryMemory:
+    if changes.get("kind", memory.kind) != memory.kind:  # what is of the other kind alone
+        changes = {"memory_frames": None, "memory_thinning": 1} | changes
+    try:
+        return StoryMemory.model_validate(memory.model_dump() | changes)
+    except ValidationError as error:
+        raise RequestError("; ".join(explain(problem) for problem in error.errors())) from error
 
 
 def memory_of(request: GenerationRequest) -> StoryMemory | None:

@@ -83,14 +83,18 @@ def by_chunk(transformer: WanTransformer3DModel, plan: StoryPlan) -> tuple[Tenso
 KINDS: tuple[MemoryKind, ...] = ("none", "last_frame", "mean_pool", "radial")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_cached_chunks_are_those_of_one_masked_call(transformer: WanTransformer3DModel, kind: MemoryKind) -> None:
-    memory = StoryMemory(chunk_frames=2, window_frames=3, kind=kind, memory_positions=3)
+@pytest.mark.parametrize(("kind", "thinning"), [*((kind, 1) for kind in KINDS), ("last_frame", 4)])
+def test_cached_chunks_are_those_of_one_masked_call(
+    transformer: WanTransformer3DModel, kind: MemoryKind, thinning: int
+) -> None:
+    memory = StoryMemory(chunk_frames=2, window_frames=3, kind=kind, memory_positions=3, memory_thinning=thinning)
     plan = StoryPlan(memory, (2, 1, 3, 1, 1, 2, 1, 1, 1))
     cached, _ = by_chunk(transformer, plan)
     for in_blocks in (False, None):
         whole, packed = at_once(transformer, plan, in_blocks=in_blocks)
-        assert (packed.lists is None) == (in_blocks is False or kind == "radial")  # which leaves parts of frames
+        assert (packed.lists is None) == (
+            in_blocks is False or kind == "radial" or thinning > 1  # parts of frames
+        )
         torch.testing.assert_close(cached, whole, rtol=0, atol=1e-12)
 
 

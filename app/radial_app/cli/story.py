@@ -37,8 +37,8 @@ from radial_app.cli.terminal.text import json_text
 _GROUPS = {
     "Film": ("seconds", "height", "width", "size", "fps", "seed", "image", "continue_film"),
     "Sampling": ("num_inference_steps", "guidance_scale", "negative_prompt", "flow_shift"),
-    "Memory": ("kind", "window_frames", "chunk_frames", "memory_frames", "memory_positions", "causal", "read_decay",
-               "rectify_every"),
+    "Memory": ("kind", "window_frames", "chunk_frames", "memory_frames", "memory_thinning", "memory_positions",
+               "causal", "read_decay", "rectify_every"),
     "Machine": ("device", "dtype", "precision", "memory", "force"),
 }  # fmt: skip
 
@@ -79,6 +79,7 @@ def story(
     window_frames: Annotated[int | None, typer.Option(help="Latent frames before a chunk that it sees whole.")] = None,
     chunk_frames: Annotated[int | None, typer.Option(help="Latent frames that are made at a time.")] = None,
     memory_frames: Annotated[int | None, typer.Option(help="Latent frames that a radial memory keeps at most.")] = None,
+    memory_thinning: Annotated[int | None, typer.Option(help="One token in so many is left of a last frame.")] = None,
     memory_positions: Annotated[int | None, typer.Option(help="Distances that memory can have.")] = None,
     causal: Annotated[
         bool, typer.Option("--causal", help="The model makes stories in chunks by itself, without an adapter.")
@@ -123,7 +124,7 @@ def story(
             raise RequestError("give --output, such as film.mp4")
         chosen = {
             "kind": kind, "window_frames": window_frames, "chunk_frames": chunk_frames, "memory_frames": memory_frames,
-            "memory_positions": memory_positions,
+            "memory_thinning": memory_thinning, "memory_positions": memory_positions,
         }  # fmt: skip
         fields: dict[str, Any] = {
             "model": model, "height": height, "width": width, "size": size, "fps": fps,

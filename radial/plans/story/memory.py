@@ -11,7 +11,7 @@ import functools
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from radial.errors import RequestError
 
@@ -29,6 +29,7 @@ class StoryMemory(BaseModel):
             ``radial``, 2^-floor(log2 a) of its tokens when it is a segments back, so that all memory grows with the
             logarithm of the story.
         memory_frames: latent frames that a radial memory keeps of the segment before; all of them when left out.
+        memory_thinning: one token in so many is left of a ``last_frame``, a power of two.
         memory_positions: distances behind the window that memory can have. What is older shares the last one, so that
             no distance is beyond those that were trained.
     """
@@ -40,7 +41,19 @@ class StoryMemory(BaseModel):
     first_frame: bool = True
     kind: MemoryKind = "last_frame"
     memory_frames: Annotated[int, Field(ge=1, le=512)] | None = None
+    memory_thinning: Annotated[int, Field(ge=1, le=1024)] = 1
     memory_positions: Annotated[int, Field(ge=1, le=256)] = 16
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> StoryMemory:
+        if self.memory_thinning & (self.memory_thinning - 1):
+            below = 1 << (self.memory_thinning.bit_length() - 1)
+            raise ValueError(f"memory_thinning must be a power of two such as {below}, not {self.memory_thinning}")
+        if self.memory_thinning > 1 and self.kind != "last_frame":
+            raise ValueError(f"memory_thinning is of last_frame, and the memory is {self.kind}: leave it out")
+        if self.memory_frames is not None and self.kind != "radial":
+            raise ValueError(f"memory_frames is of a radial memory, and this one is {self.kind}: leave it out")
+        return self
 
     @property
     def reach(self) -> int:
@@ -124,7 +137,7 @@ class StoryPlan:
         for earlier in range(segment + 1):
             frames = self.segment_frames(earlier)
             if memory.kind == "last_frame" and frames.stop <= stop:
-                kept[frames[-1]] = 1
+                kept.setdefault(frames[-1], memory.memory_thinning)
             elif memory.kind == "radial" and earlier == segment:
                 kept |= dict.fromkeys(range(frames.start, min(frames.stop, stop)), 1)
             elif memory.kind == "radial":  # as old as it was to the chunks that may be written once more
@@ -157,7 +170,7 @@ def _reads(plan: StoryPlan, chunk: int) -> tuple[Read, ...]:
     for earlier in reversed(range(segment)):
         frames = plan.segment_frames(earlier)
         if memory.kind == "last_frame":
-            left.append(((frames[-1],), 1))
+            left.append(((frames[-1],), memory.memory_thinning))
         elif memory.kind == "mean_pool":
             left.append((tuple(frame for frame in frames if frame), 1))
         elif memory.kind == "radial":
