@@ -22,6 +22,8 @@ def advise(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
 def _on_length(request: GenerationRequest, spec: ModelSpec) -> list[str]:
     notes = []
     tuned = request.tuned_settings()
+    if tuned is not None and tuned.memory is not None:
+        return ["the adapter is for stories made chunk by chunk, by `radial story`; a single clip is not what it does"]
     if tuned is not None:
         bundled = any(lora.path == spec.long_adapter for lora in request.loras)
         whose = "the bundled adapter for longer clips" if bundled else "the adapter"

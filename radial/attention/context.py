@@ -94,7 +94,7 @@ class AttentionContext:
             state.reset()
             state.layouts, state.device = layouts, device
         self.state, self.branch, self.layouts, self._device = state, branch, layouts, device
-        self._lengths = tuple(_of_any_length(torch.empty(layout.tokens, 0)) for layout in layouts)
+        self._lengths = tuple(of_any_length(torch.empty(layout.tokens, 0)) for layout in layouts)
         self._masks_padding = family.masks_padding
         self._locate(family.timestep(call), family.clean_timestep)
         self._shares = []
@@ -125,7 +125,7 @@ class AttentionContext:
             tails = tuple(map(pool_rest_once, lists, state.layouts, [self.far_field] * len(lists)))
             state.lists[choice], state.tails[choice] = lists, tails
             for one in (*lists, *tails):
-                _all_of_any_length(one)
+                all_of_any_length(one)
         shares = [
             lists.share_kept(layout.tokens) for layout, lists in zip(state.layouts, state.lists[choice], strict=True)
         ]
@@ -246,14 +246,14 @@ class AttentionContext:
         return self.computed / self.total if self.total else 1.0
 
 
-def _of_any_length(tensor: Tensor) -> Tensor:
+def of_any_length(tensor: Tensor) -> Tensor:
     """A tensor that torch.compile is to make no length of its own for: another clip is not to compile a block anew."""
     torch._dynamo.maybe_mark_dynamic(tensor, list(range(tensor.ndim)))
     return tensor
 
 
-def _all_of_any_length(lists: BlockLists | PooledLists | None) -> None:
+def all_of_any_length(lists: BlockLists | PooledLists | None) -> None:
     for one in fields(lists) if lists is not None else ():
         value = getattr(lists, one.name)
         if isinstance(value, Tensor):
-            _of_any_length(value)
+            of_any_length(value)

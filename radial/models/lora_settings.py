@@ -22,6 +22,7 @@ from radial.models.spec import ModelSpec, Sampler
 from radial.models.step_caches import CacheWord
 from radial.plans.layout import BlockSize, FarField, TokenOrder
 from radial.plans.settings import Decay, DenseCount, Kind, SinkFrames, SkipWidth
+from radial.plans.story.memory import StoryMemory
 
 METADATA_KEY = "radial"
 BUNDLED_ADAPTER = "bundled:"
@@ -57,7 +58,8 @@ class AdapterSettings(BaseModel):
     ``target_frames`` is the longest clip it was tuned for, ``tuned_frames`` all of their lengths, ``native_frames`` the
     model's own; ``expert`` which of a model's two transformers it belongs to, ``high`` or ``low`` noise; ``flow_shift``
     the schedule it was tuned on. Of one that was distilled to few steps, ``num_inference_steps`` is how many, with
-    which ``sampler`` and ``guidance_scale`` they are made.
+    which ``sampler`` and ``guidance_scale`` they are made. Of one by which a model makes stories chunk by chunk,
+    ``memory`` is what a chunk sees of those before.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
@@ -84,6 +86,7 @@ class AdapterSettings(BaseModel):
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     sampler: Sampler | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
+    memory: StoryMemory | None = None
 
     def covers(self, num_frames: int) -> bool:
         """Whether clips of this length lie between those that it was tuned on; of a file that names one length, whether

@@ -22,10 +22,10 @@ Frames = NDArray[np.uint8]
 
 # On small frames x264's macroblock tree reads memory it never wrote, and its threads race: without either, the same
 # frames always make the same file.
-_X264 = {"preset": "medium", "x264-params": "mbtree=0:threads=1:lookahead-threads=1"}
+X264 = {"preset": "medium", "x264-params": "mbtree=0:threads=1:lookahead-threads=1"}
 # By codec: the encoder, its quality where none is asked for (about alike to the eye), and its options.
 _ENCODERS: dict[str, tuple[str, int, dict[str, str]]] = {
-    "h264": ("libx264", 16, _X264),
+    "h264": ("libx264", 16, X264),
     "h265": (
         "libx265",
         18,

@@ -81,8 +81,8 @@ MISSING = re.compile(
 )
 # These lack nothing.
 WORKING = re.compile(
-    r"radial (?:generate (?!.*--(?:model|lora))|render jobs\.(?:txt|yaml)(?!.*--ray)|evaluate |receipt|rerun|verify|"
-    r"inspect|estimate|doctor|jobs |presets |accounts add|studio(?!.*--listen)|serve|work|watch)"
+    r"radial (?:generate (?!.*--(?:model|lora))|render jobs\.(?:txt|yaml)(?!.*--ray)|evaluate (?!story)|receipt|rerun|"
+    r"verify|inspect|estimate|doctor|jobs |presets |accounts add|studio(?!.*--listen)|serve|work|watch)"
 )
 
 

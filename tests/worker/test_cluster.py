@@ -53,8 +53,10 @@ def test_a_killed_actor_loses_nothing(
 ) -> None:
     import ray
 
-    requests = [make_request(prompt=f"a red circle {n}", model=str(wan_folder), num_inference_steps=120, **SMALL)
-                for n in range(3)]  # fmt: skip
+    requests = [  # the first is long enough to be killed in
+        make_request(prompt=f"a red circle {n}", model=str(wan_folder), num_inference_steps=steps, **SMALL)
+        for n, steps in enumerate((120, 4, 4))
+    ]
     with JobStore() as store:
         output = Output(folder=str(tmp_path / "out"), name="{slug}")
         jobs = store.add([Job(id="", request=r.resolve(), output=output, batch="b") for r in requests])

@@ -26,6 +26,7 @@ from radial_app.cli import (
     presets,
     receipts,
     render,
+    story,
     watch,
 )
 from radial_app.cli.clips import control, finish
@@ -41,7 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 stderr = Console(stderr=True)
-_ALONE = ("render", "watch", "serve", "studio", "ui", "rerun", "inspect", "estimate", "download", "doctor")
+_ALONE = ("render", "story", "watch", "serve", "studio", "ui", "rerun", "inspect", "estimate", "download", "doctor")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -139,7 +140,7 @@ app.add_typer(jobs.app)
 app.add_typer(accounts.app)
 app.add_typer(presets.app)
 for command in (
-    render.render, watch.watch, jobs.work, receipts.receipt, receipts.rerun, receipts.verify,
+    render.render, story.story, watch.watch, jobs.work, receipts.receipt, receipts.rerun, receipts.verify,
     serve.serve, serve.studio, doctor.doctor, finish.finish, control.control,
 ):  # fmt: skip
     app.command()(command)

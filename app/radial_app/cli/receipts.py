@@ -95,6 +95,8 @@ def request_of(file: Path) -> tuple[GenerationRequest, Encoding]:
         RequestError: it is not one that can be repeated.
     """
     found = read_receipt(file)
+    if "story" in found:
+        raise RequestError(f"{file} is the film of a story: `radial story` makes it again from its lines")
     fields, encoding = found.get("request"), found.get("encoding") or {}
     if not isinstance(fields, dict) or not isinstance(encoding, dict):
         raise RequestError(f"the receipt of {file} has no request that can be read")

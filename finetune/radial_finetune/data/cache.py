@@ -29,8 +29,8 @@ VERSION = 2
 @dataclass(frozen=True)
 class CachedClip:
     """One clip: its key and shard, its size, its caption, and the number of it within its source; further captions, of
-    which a step draws one; how often it comes in an epoch; and the prompts that follow its caption, each in an equal
-    share of the clip's time."""
+    which a step draws one; how often it comes in an epoch; the prompts that follow its caption, each in an equal share
+    of the clip's time; and those of its prompts before which the picture cuts."""
 
     key: str
     shard: str
@@ -41,6 +41,7 @@ class CachedClip:
     others: tuple[str, ...] = ()
     num_repeats: int = 1
     then: tuple[str, ...] = ()
+    cuts: tuple[int, ...] = ()
 
     @property
     def texts(self) -> int:
@@ -88,7 +89,7 @@ def read_index(cache: Path) -> CacheIndex:
             CachedClip(
                 **clip
                 | {"bucket": Bucket(**clip["bucket"])}
-                | {name: tuple(clip.get(name, ())) for name in ("others", "then")}
+                | {name: tuple(clip.get(name, ())) for name in ("others", "then", "cuts")}
             )
             for clip in content.pop("clips")
         )
@@ -104,7 +105,7 @@ def read_index(cache: Path) -> CacheIndex:
 def write_index(cache: Path, index: CacheIndex) -> None:
     content = asdict(index)
     for clip in content["clips"]:  # what most clips do not have is not written: as it always was
-        for name in ("others", "then"):
+        for name in ("others", "then", "cuts"):
             if not clip[name]:
                 del clip[name]
         if clip["num_repeats"] == 1:

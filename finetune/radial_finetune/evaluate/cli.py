@@ -189,6 +189,82 @@ def shapes(
         write_png(contact_sheet(sheet[:: max(1, len(sheet) // 24)][:24]), out / "shapes.png", overwrite=True)
 
 
+@app.command()
+def story(
+    model: Model = "tiny",
+    lora: Loras = None,
+    causal: Annotated[bool, typer.Option("--causal", help="The model makes stories in chunks by itself.")] = False,
+    stories: Annotated[int, typer.Option(min=2, help="Held-out stories, in twins.")] = 64,
+    segments: Annotated[list[int] | None, typer.Option(help="Their lengths in segments, repeatable.")] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help="memory, none, window, shuffled or full; repeatable. All but full by default."),
+    ] = None,
+    remember: Annotated[
+        Literal["none", "last_frame", "mean_pool", "radial"] | None,
+        typer.Option(help="What an earlier segment leaves; as the adapter was tuned by default."),
+    ] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompts.")] = None,
+    num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    batch_size: Annotated[int, typer.Option(min=2, help="Stories that are made at a time; even.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    out: Out = None,
+) -> None:
+    """Whether figures that return in a story look as they did, and what without its memory: recall, drift, seams."""
+    from radial.loading.load import load
+    from radial.plans.drawing import write_png
+    from radial.stories.request import make_story_request
+    from radial.stories.script import Line
+    from radial_finetune.data.pictures import contact_sheet
+    from radial_finetune.evaluate import casts
+    from radial_finetune.evaluate.shapes import scoring_processes
+    from radial_finetune.world.story import UNIT
+
+    chosen = control or [one for one in casts.CONTROLS if one != "full"]
+    if unknown := [one for one in chosen if one not in casts.CONTROLS]:
+        raise RequestError(f"control must be one of {', '.join(casts.CONTROLS)}, not {unknown[0]!r}")
+    if batch_size % 2:
+        raise RequestError(f"batch_size must be even, as twins are made beside each other, not {batch_size}")
+    fields = {"model": model, "loras": [{"path": path} for path in lora or []], "guidance_scale": guidance_scale,
+              "num_inference_steps": num_inference_steps, "device": device, "dtype": dtype, "seed": seed}  # fmt: skip
+    wanted = make_story_request(
+        [Line("evaluation")], fields, causal=causal, memory={"kind": remember} if remember else None
+    )
+    if wanted.memory is None:
+        raise RequestError(f"{model} makes no story chunk by chunk: give --lora, or --causal where it does by itself")
+    loaded = load(wanted.request)
+    results: dict[str, dict[str, tuple[float, float, float]]] = {}
+    tokens: dict[str, list[int]] = {}
+    sheet: list[tuple[str, Any]] = []
+    with scoring_processes() as pool:
+        for length in segments or [6, 12]:
+            groups = casts.held_out_casts(stories, length, wanted.memory, UNIT // loaded.spec.stride[0])
+            parts = [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
+            truth = [casts.score_films(pool, casts.true_films(part), part) for part in parts]
+            results[f"truth, {length}"] = casts.summarise([one for part in truth for one in part])
+            for kind in chosen:
+                name, scores, kept = f"{kind}, {length}", [], tokens.setdefault(f"{kind}, {length}", [])
+
+                def count(chunk: int, cache: Any, kept: list[int] = kept) -> None:
+                    if chunk == len(kept):
+                        kept.append(cache.tokens)
+
+                with stderr.status(f"{name}: {stories} stories"):
+                    for part in parts:
+                        films = casts.make_films(wanted.request, loaded, wanted.memory, part, kind, seed, count)
+                        scores += casts.score_films(pool, films, part)
+                        sheet.append((f"{name}: {part[0].words[0]}", films[0]))
+                results[name] = casts.summarise(scores)
+    measures = list(dict.fromkeys(measure for result in results.values() for measure in result))
+    told = {n: {m: _interval(r[m]) if m in r else "" for m in measures} for n, r in results.items()}
+    _print_table("%", told)
+    if out is not None:
+        _write(out, "story", {"request": wanted.told(), "results": results, "tokens_kept": tokens})
+        write_png(contact_sheet(sheet[:24]), out / "story.png", overwrite=True)
+
+
 def _print_table(corner: str, columns: dict[str, dict[str, str]]) -> None:
     """A row for each measure: there are more of them than a terminal is wide."""
     table = Table(corner, *columns)

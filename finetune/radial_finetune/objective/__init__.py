@@ -5,6 +5,7 @@ Mochi predicts x - e at timestep 1000 (1 - sigma).
 """
 
 from radial_finetune.objective.base import Expert, Objective, Start, Text, Whether
+from radial_finetune.objective.causal import CUTS, CausalLoss, by_frame, plan_of
 from radial_finetune.objective.distillation import StepDistillation
 from radial_finetune.objective.find import expert_span, find_objective, objective_of, stands_for_frames
 from radial_finetune.objective.hunyuan_video import HunyuanVideoImageObjective, HunyuanVideoObjective
@@ -13,6 +14,8 @@ from radial_finetune.objective.mochi import MochiObjective
 from radial_finetune.objective.wan import WanImageObjective, WanObjective
 
 __all__ = [
+    "CUTS",
+    "CausalLoss",
     "Expert",
     "HunyuanVideoImageObjective",
     "HunyuanVideoObjective",
@@ -26,9 +29,11 @@ __all__ = [
     "WanObjective",
     "Whether",
     "add_noise",
+    "by_frame",
     "expert_span",
     "find_objective",
     "objective_of",
+    "plan_of",
     "stands_for_frames",
     "velocity_loss",
 ]

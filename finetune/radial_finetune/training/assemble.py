@@ -16,6 +16,7 @@ from radial.attention.context_parallel import ContextParallel
 from radial.attention.families.find import find_family
 from radial.attention.install import transformers_of
 from radial.attention.positions import riflex
+from radial.attention.story.framewise import check_framewise
 from radial.attention.timed_text import timed_text
 from radial.errors import RequestError
 from radial.generation.sampler import replaced, scheduler_for
@@ -33,6 +34,7 @@ from radial_finetune.data.cache import CacheIndex
 from radial_finetune.data.prepare import encode_texts
 from radial_finetune.noise import Windows
 from radial_finetune.objective import (
+    CausalLoss,
     Loss,
     Objective,
     StepDistillation,
@@ -130,6 +132,9 @@ def make_loss(config: FinetuneConfig, objective: Objective, windows: Windows | N
     Raises:
         RequestError: the model's pipeline does not take the steps that an adapter would be distilled to.
     """
+    if config.memory is not None:
+        check_framewise(objective.pipe.transformer)
+        return CausalLoss(objective, config.memory)
     if windows is None:
         return functools.partial(velocity_loss, objective)
     pipe, spec = objective.pipe, objective.spec
@@ -196,6 +201,7 @@ def adapter_settings(
         token_order=config.token_order,
         riflex=config.riflex,
         flow_shift=flow_shift,
+        memory=config.memory,
         **(few if config.distills else {}),
     )
 
@@ -221,6 +227,9 @@ def attention(
         in_time: whether there are clips in which one text follows another.
     """
     with contextlib.ExitStack() as stack:
+        if config.memory is not None:  # its loss attends by itself
+            yield
+            return
         if in_time:
             if settings.token_order == "columns":
                 raise RequestError("clips whose texts follow one another take token_order raster")

@@ -26,10 +26,11 @@ from radial_finetune.data.cache import (
     stack_latents,
 )
 from radial_finetune.noise import NoiseLevels, Sampling, Windows, noise_shift
-from radial_finetune.objective import Objective, Start, Text, Whether, expert_span
+from radial_finetune.objective import CUTS, Objective, Start, Text, Whether, expert_span, plan_of
 from radial_finetune.training.config import FinetuneConfig
 
-_Kind = tuple[Bucket, int]  # what the clips of a batch have in common: their size, and how many texts follow each other
+# What the clips of a batch have in common: their size, how many texts follow each other, and before which it cuts.
+_Kind = tuple[Bucket, int, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,16 @@ class Batches:
         self._last_share = _share("last_frame_share", config.last_frame_share, objective.last_frame, objective)
         self._members: dict[_Kind, list[CachedClip]] = {}
         for clip in self.train:
-            self._members.setdefault((clip.bucket, clip.texts), []).extend([clip] * clip.num_repeats)
+            self._members.setdefault(self._kind_of(clip), []).extend([clip] * clip.num_repeats)
         self._kinds = sorted(self._members)
+        if config.memory is not None:
+            for bucket, texts, _ in self._kinds:
+                plan_of(config.memory, objective.spec.latent_frames(bucket.num_frames), texts)
         self._which = self._choose_kinds(config.steps * config.gradient_accumulation_steps)
         self._place = _count_earlier(self._which, len(self._kinds))
+
+    def _kind_of(self, clip: CachedClip) -> _Kind:
+        return clip.bucket, clip.texts, clip.cuts if self._config.memory is not None else ()
 
     @property
     def unused(self) -> int:
@@ -87,7 +94,7 @@ class Batches:
     def buckets(self) -> tuple[Bucket, ...]:
         """The sizes that the run trains on, however few steps of it are asked for."""
         lengths = {stage.num_frames for stage in self._config.curriculum}
-        there = dict.fromkeys(bucket for bucket, _ in self._kinds)
+        there = dict.fromkeys(bucket for bucket, _, _ in self._kinds)
         return tuple(b for b in there if not lengths or b.num_frames in lengths)
 
     @property
@@ -137,7 +144,7 @@ class Batches:
     def read(self, number: int) -> Batch:
         """This process's part of a batch."""
         config = self._config
-        bucket, _ = kind = self._kinds[self._which[number]]
+        bucket, texts_of_one, cuts = kind = self._kinds[self._which[number]]
         frames, height, width = self._objective.spec.stride
         tokens = ((bucket.num_frames - 1) // frames + 1) * (bucket.height // height) * (bucket.width // width)
         whole = config.clips_in_batch(tokens) * self._ranks
@@ -147,8 +154,9 @@ class Batches:
             epoch, place = divmod(position, len(members))
             clips.append(members[_order(config.seed, epoch, len(members))[place]])
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
-        dropped = torch.rand(whole, generator=generator) < config.caption_dropout
-        sigma = self.levels_of(bucket).draw(whole, generator)
+        in_story = config.memory is not None
+        dropped = torch.rand(whole, generator=generator) < (0.0 if in_story else config.caption_dropout)
+        sigma = self._draw_levels(bucket, whole, generator)
         own = range(self._rank, whole, self._ranks)
         captions = _choose_captions(config.seed, number, clips)
         empty = self._empty_text
@@ -166,10 +174,29 @@ class Batches:
             )
         noise = [torch.randn(latents[0].shape, generator=torch.Generator().manual_seed(seeds[i])) for i in own]
         starts = self._draw_starts(number, [clips[i] for i in own], list(latents), seeds=[seeds[i] for i in own])
-        return Batch(
-            bucket, stack_latents(list(latents)), self._objective.stack_text(texts) | starts, torch.stack(noise),
-            sigma[list(own)],
-        )  # fmt: skip
+        words = self._objective.stack_text(texts)
+        if in_story:
+            silent = torch.rand(whole, texts_of_one, generator=generator) < config.caption_dropout
+            words = self._tell_story(words, texts_of_one, cuts, silent[list(own)])
+        return Batch(bucket, stack_latents(list(latents)), words | starts, torch.stack(noise), sigma[list(own)])
+
+    def _draw_levels(self, bucket: Bucket, count: int, generator: torch.Generator) -> Tensor:
+        """Noise levels of so many clips, ``[B]``; of stories, of each of their chunks, ``[B, K]``."""
+        levels, memory = self.levels_of(bucket), self._config.memory
+        if memory is None:
+            return levels.draw(count, generator)
+        chunks = (self._objective.spec.latent_frames(bucket.num_frames) - 1) // memory.chunk_frames
+        return levels.draw(count * chunks, generator).view(count, chunks)
+
+    def _tell_story(self, words: Text, texts: int, cuts: tuple[int, ...], silent_BN: Tensor) -> Text:
+        """The texts of stories, of which some segments have none, and where the picture cuts."""
+        empty = self._objective.stack_text([self._empty_text])["prompt_embeds"] if self._empty_text else None
+        told = words["prompt_embeds"].unflatten(1, (texts, -1))
+        if empty is not None:
+            told = torch.where(silent_BN[:, :, None, None], empty[:, None].to(told.dtype), told)
+        cut = torch.zeros(len(told), texts, dtype=torch.bool)
+        cut[:, list(cuts)] = True
+        return words | {"prompt_embeds": told.flatten(1, 2), CUTS: cut}
 
     def _draw_starts(
         self, number: int, clips: Sequence[CachedClip], latents: Sequence[Tensor], *, seeds: Sequence[int] = ()
@@ -194,6 +221,8 @@ class Batches:
             latents, text = read_clip(self._cache, clip)
             noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(number))
             told = self._objective.stack_text([text]) | self._draw_starts(number, [clip], [latents])
+            if self._config.memory is not None:
+                told = self._tell_story(told, clip.texts, clip.cuts, torch.zeros(1, clip.texts, dtype=torch.bool))
             for level in self.levels_of(clip.bucket).quantiles(torch.tensor(quantiles)):
                 yield Batch(clip.bucket, stack_latents([latents]), told, noise[None], level[None])
 
@@ -213,9 +242,9 @@ class Batches:
         lengths = np.where(draws[:, 1] < config.replay, first, lengths)
         which = np.empty(batches, np.int64)
         for length in set(lengths.tolist()):
-            able = [i for i, (bucket, _) in enumerate(self._kinds) if bucket.num_frames == length]
+            able = [i for i, (bucket, _, _) in enumerate(self._kinds) if bucket.num_frames == length]
             if not able:
-                there = ", ".join(sorted({str(b.num_frames) for b, _ in self._kinds}, key=int))
+                there = ", ".join(sorted({str(b.num_frames) for b, _, _ in self._kinds}, key=int))
                 raise RequestError(f"the curriculum asks for clips of {length} frames; the cache has {there}")
             shares = counts[able].cumsum() / counts[able].sum()
             which = np.where(lengths == length, np.array(able)[np.searchsorted(shares, draws[:, 0], "right")], which)

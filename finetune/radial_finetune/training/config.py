@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from radial.errors import RequestError
 from radial.plans.layout import BlockSize, FarField, TokenOrder
 from radial.plans.settings import Decay, Kind, SkipWidth
+from radial.plans.story.memory import StoryMemory
 from radial_finetune.adapter.form import AdapterForm, Layers
 from radial_finetune.adapter.form import Kind as AdapterKind
 from radial_finetune.noise import Sampling, Weighting
@@ -25,6 +26,11 @@ Count = Annotated[int, Field(ge=0)]
 _OF_TEACHER = ("num_inference_steps", "teacher_steps", "guidance_scale", "negative_prompt")
 _DISTILLED: dict[str, Any] = {"num_inference_steps": 4, "teacher_steps": 5, "caption_dropout": 0.0}
 # What draws noise levels otherwise, or weighs them.
+# What says otherwise which tokens see each other, or where they are.
+_NOT_CAUSAL = (
+    "decay", "skip_width", "dense_layers", "block_size", "far_field", "token_order", "riflex", "ulysses_degree",
+    "first_frame_share", "last_frame_share",
+)  # fmt: skip
 _OF_LEVELS = ("timestep_sampling", "logit_mean", "logit_std", "min_sigma", "max_sigma", "weighting_scheme")
 
 
@@ -42,7 +48,10 @@ class FinetuneConfig(BaseModel):
 
     Attributes:
         objective: what is learned: ``flow_matching``, clips as they are; or ``step_distillation``, to make the model's
-            clips in few steps and without guidance.
+            clips in few steps and without guidance; or ``causal``, to make stories chunk by chunk, one prompt after
+            the other.
+        memory: of causal training, what a chunk sees of those before: a table of ``chunk_frames``, ``window_frames``,
+            ``kind``, ``memory_frames`` and ``memory_positions``.
         num_inference_steps: of step distillation, how many steps, 4 when left out.
         teacher_steps: the steps that the model itself takes for each of them, 5 when left out.
         guidance_scale, negative_prompt: with which it takes them; its own when left out.
@@ -101,7 +110,8 @@ class FinetuneConfig(BaseModel):
 
     data: str
     output: str
-    objective: Literal["flow_matching", "step_distillation"] = "flow_matching"
+    objective: Literal["flow_matching", "step_distillation", "causal"] = "flow_matching"
+    memory: StoryMemory | None = None
     num_inference_steps: Annotated[int, Field(ge=2, le=100)] | None = None
     teacher_steps: Annotated[int, Field(ge=1, le=100)] | None = None
     guidance_scale: Annotated[float, Field(ge=1, le=100)] | None = None
@@ -174,11 +184,13 @@ class FinetuneConfig(BaseModel):
     def _fill_in(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        filled = {}
+        filled: dict[str, Any] = {}
         if values.get("optimizer") in LEARNING_RATES:
             filled["learning_rate"] = LEARNING_RATES[values["optimizer"]]
         if values.get("objective") == "step_distillation":
             filled |= _DISTILLED
+        if values.get("objective") == "causal":
+            filled |= {"memory": {}, "attention": "dense"}
         return filled | values
 
     @field_validator("sample_prompts", mode="before")
@@ -237,7 +249,7 @@ class FinetuneConfig(BaseModel):
 
     @model_validator(mode="after")
     def _distils(self) -> FinetuneConfig:
-        if self.objective == "flow_matching":
+        if not self.distills:
             if given := next((name for name in _OF_TEACHER if getattr(self, name) is not None), None):
                 raise ValueError(f'{given} is of objective = "step_distillation"')
             return self
@@ -250,6 +262,21 @@ class FinetuneConfig(BaseModel):
         fixed = FinetuneConfig.model_fields
         if given := next((name for name in _OF_LEVELS if getattr(self, name) != fixed[name].default), None):
             raise ValueError(f"{given} is of flow_matching: step_distillation trains at the levels of its steps")
+        return self
+
+    @model_validator(mode="after")
+    def _tells_stories(self) -> FinetuneConfig:
+        if self.objective != "causal":
+            if self.memory is not None:
+                raise ValueError('memory is of objective = "causal"')
+            return self
+        fixed = FinetuneConfig.model_fields
+        if given := next((name for name in _NOT_CAUSAL if getattr(self, name) != fixed[name].default), None):
+            raise ValueError(f"{given} is not for causal training, which sees what memory says: leave it out")
+        if self.attention != "dense":
+            raise ValueError("causal training sees what memory says, and no radial attention: leave attention out")
+        if self.sample_every:
+            raise ValueError("sample_every makes clips, and a causal adapter makes stories: leave it out")
         return self
 
     @property

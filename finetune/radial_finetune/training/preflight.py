@@ -80,9 +80,9 @@ def estimate(
 ) -> TrainingNeeds:  # fmt: skip
     """What a run on clips of these grids needs, a batch of the largest one at a time."""
     model = _measure(transformer, config)
-    densities = [
-        1.0 if config.attention == "dense" else BlockPlan.build(grid, pattern, block_size).density for grid in grids
-    ]
+    if config.memory is not None:  # a clean and a noisy frame of each
+        grids = [TokenGrid(2 * grid.frames, grid.height, grid.width) for grid in grids]
+    densities = [_density(config, grid, pattern, block_size) for grid in grids]
     flops = max(
         _step_flops(config, model, grid, density, dense_layers) for grid, density in zip(grids, densities, strict=True)
     )
@@ -94,6 +94,14 @@ def estimate(
         # A checkpoint holds the adapter to use too; beside them are the best one and the last.
         (config.keep_checkpoints + 1) * (kept + 4 * model.adapter) + 8 * model.adapter, flops / rate,
     )  # fmt: skip
+
+
+def _density(config: FinetuneConfig, grid: TokenGrid, pattern: RadialPattern, block_size: int) -> float:
+    """The share of all pairs of tokens that is computed; of stories, without their memory."""
+    if (memory := config.memory) is not None:
+        seen = 1 + memory.window_frames + memory.chunk_frames
+        return min(1.0, seen / grid.frames)
+    return 1.0 if config.attention == "dense" else BlockPlan.build(grid, pattern, block_size).density
 
 
 def forecast(config: FinetuneConfig) -> TrainingNeeds:

@@ -24,7 +24,7 @@ from radial.models.lora_settings import AdapterSettings
 from radial_finetune.data.buckets import Bucket
 from radial_finetune.data.cache import read_index
 from radial_finetune.noise import loss_weights
-from radial_finetune.objective import Loss, Objective, expert_span
+from radial_finetune.objective import Loss, Objective, by_frame, expert_span
 from radial_finetune.training.assemble import (
     adapter_settings,
     attention,
@@ -205,7 +205,8 @@ def finetune(
                 for _ in range(parts):
                     x, text, noise, sigma = next(upcoming).to(processes.device)
                     losses_BF = loss_of(transformer, x, text, noise, sigma)
-                    part_loss = (losses_BF * loss_weights(config.weighting_scheme, sigma)[:, None]).mean() / parts
+                    weights_BF = by_frame(loss_weights(config.weighting_scheme, sigma), losses_BF.shape[1])
+                    part_loss = (losses_BF * weights_BF).mean() / parts
                     part_loss.backward()
                     loss += float(part_loss.detach())
                 loss = processes.mean(loss)

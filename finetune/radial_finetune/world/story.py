@@ -168,7 +168,7 @@ def draw_story(rng: random.Random, units: int) -> Story:
     while True:
         kind = rng.random()
         if kind < 0.5 or units < 2:
-            actors = [_draw_actor(rng, units)]
+            actors = [draw_actor(rng, units)]
         elif kind < 0.7:
             actors = _draw_two(rng, units)
         elif kind < 0.88 or units < 3:
@@ -208,7 +208,7 @@ def _draw_two(rng: random.Random, units: int) -> list[Actor | None]:
     """One above the other, or side by side where nobody travels sideways; the second goes on with what it does."""
     stacked = rng.random() < 0.6
     regions = [(0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)] if stacked else [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)]
-    first, second = _draw_actor(rng, units, regions[0], 0.9), _draw_going_on(rng, regions[1], 0.9)
+    first, second = draw_actor(rng, units, regions[0], 0.9), _draw_going_on(rng, regions[1], 0.9)
     alike = first is not None and (first.figure.colour, first.figure.shape) == (
         second.figure.colour,
         second.figure.shape,
@@ -220,7 +220,7 @@ def _draw_two(rng: random.Random, units: int) -> list[Actor | None]:
 def _draw_change(rng: random.Random, units: int) -> list[Actor | None]:
     """One figure leaves, then another comes and does the rest."""
     stays = rng.randint(1, units - 2)
-    first = _draw_actor(rng, stays)
+    first = draw_actor(rng, stays)
     if first is None:
         return [None]
     first = replace(first, events=(*first.events, Event(rng.choice(LEAVING))))
@@ -237,12 +237,15 @@ def _draw_change(rng: random.Random, units: int) -> list[Actor | None]:
     return [first, second if _stays_inside(second, len(first.events) + 1, units) else None]
 
 
-def _draw_actor(
-    rng: random.Random, units: int, region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0), scale: float = 1.0
-) -> Actor | None:
-    """One figure whose events follow each other without a jump and without leaving its part of the frame."""
-    figure = _draw_figure(rng, region, scale)
-    count = units if rng.random() < 0.85 else rng.randint(1, units)
+def draw_actor(
+    rng: random.Random, units: int, region: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
+    scale: float = 1.0, figure: Figure | None = None,
+) -> Actor | None:  # fmt: skip
+    """One figure whose events follow each other without a jump and without leaving its part of the frame; None where
+    what was drawn would leave it. A figure that is given has an event in every unit."""
+    given = figure is not None
+    figure = figure or _draw_figure(rng, region, scale)
+    count = units if given or rng.random() < 0.85 else rng.randint(1, units)
     events = _draw_events(rng, figure, count)
     first = next((event for event in events if event.motion in ("grow", "shrink")), None)
     small = first is not None and first.motion == "grow"

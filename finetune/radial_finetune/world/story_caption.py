@@ -55,6 +55,13 @@ def describe_unit(story: Story, unit: int, rng: random.Random) -> tuple[Scene | 
     return None, describe_story(replace(_within(story, unit), drift=(0.0, 0.0), camera=(0.0, 0.0)), rng).text
 
 
+def describe_event(story: Story, unit: int, rng: random.Random, *, named: bool) -> str:
+    """What the only figure does in a unit, with or without a word of how it looks, and the ground."""
+    actor = story.actors[0]
+    event = actor.event_at(unit) or Event("rest")
+    return f"{_words(actor, event, rng, False, named=named)} {rng.choice(GROUND_WORDS[story.background])}"
+
+
 def words_in_time(story: Story, rng: random.Random) -> tuple[str, ...]:
     """A prompt for each unit, as a user would write those that follow one another: whoever is there, as large as they
     are then, what they do, and whatever moves besides."""

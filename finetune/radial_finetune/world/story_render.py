@@ -46,6 +46,7 @@ def story_tracks(story: Story, height: int = 128, width: int = 128) -> tuple[Sto
 class StoryParts:
     """What a story is painted from: its ground ``[T or 1, H, W]`` in -1..1, each actor's shape, colour and track."""
 
+    num_frames: int
     ground_THW: Tensor
     actors: tuple[tuple[str, str, StoryTrack], ...]
 
@@ -59,21 +60,29 @@ def story_parts(story: Story, height: int = 128, width: int = 128) -> StoryParts
         grounds = [ground(story.background, story.texture_seed, height, width, shift) for shift in shifts]
     tracks = story_tracks(story, height, width)
     actors = ((actor.figure.shape, actor.figure.colour, t) for actor, t in zip(story.actors, tracks, strict=True))
-    return StoryParts(torch.stack(grounds), tuple(actors))
+    return StoryParts(story.num_frames, torch.stack(grounds), tuple(actors))
 
 
-def paint_stories(parts: Sequence[StoryParts], num_frames: int, device: torch.device | str = "cpu") -> Tensor:
+def paint_stories(parts: Sequence[StoryParts], device: torch.device | str = "cpu") -> Tensor:
     """Paint stories of one length as clips ``[B, 3, T, H, W]``, float32 in -1..1."""
-    clips_BCTHW = torch.stack([one.ground_THW.to(device, torch.float32).expand(3, num_frames, -1, -1) for one in parts])
+    clips_BCTHW = torch.stack(
+        [one.ground_THW.to(device, torch.float32).expand(3, one.num_frames, -1, -1) for one in parts]
+    )
     paint(clips_BCTHW, [one.actors for one in parts])
     return clips_BCTHW
+
+
+def paint_scenes(scenes: Sequence[StoryParts], device: torch.device | str = "cpu") -> Tensor:
+    """Paint scenes that follow one another as one clip ``[3, T, H, W]``: the first frame, and 32 frames a unit."""
+    clips = [paint_stories([scene], device)[0] for scene in scenes]
+    return torch.cat([clips[0], *(clip[:, 1:] for clip in clips[1:])], 1)
 
 
 def render_stories(
     stories: Sequence[Story], height: int = 128, width: int = 128, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Draw stories of one length as clips ``[B, 3, T, H, W]``, float32 in -1..1."""
-    return paint_stories([story_parts(story, height, width) for story in stories], stories[0].num_frames, device)
+    return paint_stories([story_parts(story, height, width) for story in stories], device)
 
 
 def ground_shift(story: Story, frame: float, side: int) -> tuple[float, float]:

@@ -1,0 +1,189 @@
+"""``radial story``: many prompts, one film."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from radial.errors import RequestError
+from radial.files import check_output
+from radial.loading.memory_check import check_fits
+from radial.models.lora_settings import parse_lora
+from radial.shorthands import spell_out
+from radial.stories.film import Made, make_film, state_folder
+from radial.stories.request import StoryRequest, make_story_request, read_told
+from radial.stories.script import Line, read_story, read_story_file
+from radial.video.clip import read_receipt
+from radial_app.cli.terminal.options import (
+    Force,
+    Height,
+    ModelName,
+    NumInferenceSteps,
+    Overwrite,
+    PrecisionChoice,
+    Size,
+    Width,
+    in_groups,
+    left_open,
+    told_as_options,
+)
+from radial_app.cli.terminal.text import json_text
+
+_GROUPS = {
+    "Film": ("seconds", "height", "width", "size", "fps", "seed", "image", "continue_film"),
+    "Sampling": ("num_inference_steps", "guidance_scale", "negative_prompt", "flow_shift"),
+    "Memory": ("kind", "window_frames", "chunk_frames", "memory_frames", "memory_thinning", "memory_positions",
+               "causal", "read_decay", "rectify_every"),
+    "Machine": ("device", "dtype", "precision", "memory", "force"),
+}  # fmt: skip
+
+
+@in_groups(_GROUPS)
+def story(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(help="A prompt a line, or YAML; - reads it from stdin.", metavar="FILE|-")],
+    output: Annotated[Path | None, typer.Option(help="File to write, .mp4.")] = None,
+    continue_film: Annotated[
+        Path | None,
+        typer.Option("--continue", help="Go on with this film, by its receipt, with the lines given.", metavar="FILM"),
+    ] = None,
+    model: ModelName = "tiny",
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Adapter, repeatable; one that was tuned for stories makes them in chunks.", metavar="FILE[:WEIGHT]"
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, max=600, help="Of a line that does not say; a native clip's by default.")
+    ] = None,
+    height: Height = None,
+    width: Width = None,
+    size: Size = None,
+    fps: Annotated[int | None, typer.Option(help="Frames a second of the film.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same film; -1 draws one.")] = -1,
+    image: Annotated[Path | None, typer.Option(help="An image to start from, for models that need one.")] = None,
+    num_inference_steps: NumInferenceSteps = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompts.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="Words to avoid; the model's own by default.")] = None,
+    flow_shift: Annotated[float | None, typer.Option(help="Another shift of the noise schedule.")] = None,
+    kind: Annotated[
+        Literal["none", "last_frame", "mean_pool", "radial"] | None,
+        typer.Option("--remember", help="What an earlier segment leaves; as the adapter was tuned by default."),
+    ] = None,
+    window_frames: Annotated[int | None, typer.Option(help="Latent frames before a chunk that it sees whole.")] = None,
+    chunk_frames: Annotated[int | None, typer.Option(help="Latent frames that are made at a time.")] = None,
+    memory_frames: Annotated[int | None, typer.Option(help="Latent frames that a radial memory keeps at most.")] = None,
+    memory_thinning: Annotated[int | None, typer.Option(help="One token in so many is left of a last frame.")] = None,
+    memory_positions: Annotated[int | None, typer.Option(help="Distances that memory can have.")] = None,
+    causal: Annotated[
+        bool, typer.Option("--causal", help="The model makes stories in chunks by itself, without an adapter.")
+    ] = False,
+    read_decay: Annotated[
+        float | None, typer.Option(help="Read the cache by the radial rule of this decay, not whole.")
+    ] = None,
+    rectify_every: Annotated[
+        int, typer.Option(help="With --read-decay, write the cache by whole reads every so many chunks; 0: never.")
+    ] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, or cuda:N.")] = "auto",
+    dtype: Annotated[Literal["auto", "float32", "float16", "bfloat16"], typer.Option(help="Of the weights.")] = "auto",
+    precision: PrecisionChoice = "full",
+    memory: Annotated[
+        Literal["auto", "full", "balanced", "low", "lowest"], typer.Option(help="How the model is laid out over a GPU.")
+    ] = "auto",
+    force: Force = False,
+    overwrite: Overwrite = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a chunk instead of text.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the path.")] = False,
+) -> None:
+    """Make a film of many prompts, one a line; stopped in whatever way, the same command goes on with it.
+
+    Example: radial story lines.txt --model tiny --output film.mp4
+    """
+    folder = None
+    if continue_film is not None:
+        if given := _given(context) - {"file", "output", "continue_film", "overwrite", "as_json", "quiet", "force"}:
+            raise RequestError(f"a film goes on as it was made: leave out --{min(given).replace('_', '-')}")
+        before = read_told(read_receipt(continue_film))
+        lines = _read(file, frozenset(line.name for line in before.lines if line.name))
+        wanted, folder = before.with_lines((*before.lines, *lines)), state_folder(continue_film)
+        if not folder.is_dir():
+            raise RequestError(
+                f"{folder} is not there any more, and a film goes on from what it holds; `radial story` makes the film "
+                "again, with lines that follow its own"
+            )
+        overwrite = overwrite or output is None or output.absolute() == continue_film.absolute()
+        output = output or continue_film
+    else:
+        if output is None:
+            raise RequestError("give --output, such as film.mp4")
+        chosen = {
+            "kind": kind, "window_frames": window_frames, "chunk_frames": chunk_frames, "memory_frames": memory_frames,
+            "memory_thinning": memory_thinning, "memory_positions": memory_positions,
+        }  # fmt: skip
+        fields: dict[str, Any] = {
+            "model": model, "height": height, "width": width, "size": size, "fps": fps,
+            "seed": _seed_before(output) if seed == -1 and not overwrite else seed,
+            "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale,
+            "negative_prompt": negative_prompt, "flow_shift": flow_shift,
+            "image": None if image is None else str(image.absolute()),
+            "loras": [parse_lora(text) for text in lora or []], "device": device, "dtype": dtype,
+            "precision": precision, "memory": memory,
+        }  # fmt: skip
+        with told_as_options([*fields]):
+            wanted = make_story_request(
+                _read(file, frozenset()), spell_out(fields), seconds=seconds, causal=causal, read_decay=read_decay,
+                memory={name: value for name, value in chosen.items() if value is not None},
+                rectify_every=rectify_every,
+            )  # fmt: skip
+    check_output(output, ".mp4", overwrite=overwrite)
+    wanted.request.check_files()
+    if not force:
+        check_fits(wanted.request)
+    _make(wanted, output, folder, overwrite=overwrite, as_json=as_json, quiet=quiet)
+
+
+def _make(
+    wanted: StoryRequest, output: Path, folder: Path | None, *, overwrite: bool, as_json: bool, quiet: bool
+) -> None:
+    stderr = Console(stderr=True)
+
+    def on_event(event: Any) -> None:
+        if event.note and not quiet:
+            stderr.print(event.note, markup=False, highlight=False, soft_wrap=True)
+
+    def on_made(made: Made) -> None:
+        if as_json:
+            told = {"piece": made.piece, "pieces": made.pieces, "segment": made.segment, "seconds": made.seconds,
+                    "film": str(made.film), "taken_up": made.taken_up}  # fmt: skip
+            print(json_text(told), flush=True)
+        elif not quiet and not made.taken_up:
+            stderr.print(
+                f"segment {made.segment + 1} of {made.segments}: {made.seconds:.1f} s play in {made.film}",
+                markup=False, highlight=False, soft_wrap=True,
+            )  # fmt: skip
+
+    path = make_film(wanted, output, overwrite=overwrite, folder=folder, on_event=on_event, on_made=on_made)
+    print(json_text({"path": str(path)}) if as_json else path)
+
+
+def _read(file: str, known: frozenset[str]) -> tuple[Line, ...]:
+    return read_story(sys.stdin.read(), known) if file == "-" else read_story_file(Path(file), known)
+
+
+def _seed_before(output: Path) -> int:
+    """The seed of a film that was begun, where none is asked for; -1 where there is no such film."""
+    try:
+        seed = json.loads((state_folder(output) / "story.json").read_text(encoding="utf-8"))["seed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
+    return seed if isinstance(seed, int) else -1
+
+
+def _given(context: typer.Context) -> set[str]:
+    return set(context.params) - left_open(context)

@@ -1,0 +1,257 @@
+"""Whether figures that return in a story look as they did, against the shapes world's truth, with controls.
+
+Stories come in twins: the same names and returns, other looks. A chunk of a film that is made with its twin's memory
+must show the twin's figure: then it is memory that it was fetched from. Words cannot tell: captions of returns that
+describe the figure again are left out.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.pool import Pool
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from radial.attention.story.cache import StoryCache
+from radial.generation.sampler import scheduler_for
+from radial.loading.load import LoadedModel
+from radial.plans.story.memory import Read, StoryMemory, StoryPlan
+from radial.request import GenerationRequest
+from radial.stories.decoding import ChunkDecoder
+from radial.stories.engine import Sampling, StoryEngine, Words
+from radial_finetune.data.clips import Frames
+from radial_finetune.evaluate.score import find_figure, score_clip
+from radial_finetune.evaluate.shapes import HELD_OUT_SEED, bootstrap
+from radial_finetune.world.cast import PATTERNS, CastStory, draw_cast_story, render_cast
+from radial_finetune.world.render import to_pixels
+from radial_finetune.world.story import UNIT, scene_of
+from radial_finetune.world.story_caption import describe_event
+from radial_finetune.world.story_render import render_stories
+
+CONTROLS = ("memory", "none", "window", "shuffled", "full")
+_SIZE_APART = 0.123  # of the logarithm of a radius: half of what lies between two sizes
+_MOST_FRAMES = 512
+
+
+@dataclass(frozen=True)
+class SegmentScore:
+    """What became of one segment.
+
+    Attributes:
+        segment: its number.
+        returns: segments since its figure was last seen, 0 where it is new or goes on.
+        goes_on: whether it goes on from the segment before.
+        colour, shape, size, motion: whether they are as they should be.
+        confused: whether it looks like another member of the story's cast.
+        twin: whether it looks like the twin's figure of that name.
+        seam: how far its first frame is from the one before, over how far its frames are from each other in the mean;
+            1 where it goes on without a seam.
+    """
+
+    segment: int
+    returns: int
+    goes_on: bool
+    colour: bool
+    shape: bool
+    size: bool
+    motion: bool
+    confused: bool
+    twin: bool
+    seam: float
+
+
+def held_out_casts(count: int, segments: int, memory: StoryMemory, segment_latents: int) -> list[list[CastStory]]:
+    """Stories, twins beside each other, in groups of one pattern; returns come from beyond the window alone."""
+    gone = max(2, -(-memory.window_frames // segment_latents))
+    groups: list[list[CastStory]] = [[] for _ in range(PATTERNS)]
+    for pair in range(-(-count // 2)):
+        pattern = pair % PATTERNS
+        for twin in (0, 1):
+            rng = random.Random(f"{HELD_OUT_SEED} cast {segments} {pair} {twin}")
+            casting = random.Random(f"{HELD_OUT_SEED} casting {segments} {pair}")
+            story = draw_cast_story(rng, segments, pattern, gone=gone, casting=casting)
+            groups[pattern].append(_told_once(story, rng))
+    return [group for group in groups if group]
+
+
+def _told_once(story: CastStory, rng: random.Random) -> CastStory:
+    """The same story, in which a figure is described where it first appears and nowhere else."""
+    words = []
+    for segment in range(story.segments):
+        scene, unit = story.scene_of(segment)
+        named = scene.returns == 0 and unit == 0
+        words.append(f"{scene.name}: {describe_event(scene.story, unit, rng, named=named)}")
+    return CastStory(story.scenes, tuple(words))
+
+
+def memory_for(control: str, memory: StoryMemory, frames: int) -> StoryMemory:
+    """What a control's chunks see in stories of so many latent frames."""
+    changes: dict[str, dict[str, Any]] = {
+        "none": {"kind": "none"}, "window": {"kind": "none", "first_frame": False},
+        "full": {"kind": "none", "window_frames": min(frames, _MOST_FRAMES)},
+    }  # fmt: skip
+    return memory.model_copy(update=changes.get(control, {}))
+
+
+class TwinCache(StoryCache):
+    """A cache from which each story reads its twin's first frame and memory, and its own window."""
+
+    def read(self, read: Read, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values; of memory, the twin's."""
+        keys, values = super().read(read, layer)
+        if read.distance <= self.plan.memory.window_frames:
+            return keys, values
+        other = torch.arange(len(keys), device=keys.device) ^ 1
+        return keys[other], values[other]
+
+
+@torch.inference_mode()
+def make_films(
+    request: GenerationRequest, model: LoadedModel, memory: StoryMemory, stories: Sequence[CastStory], control: str,
+    seed: int = 0, on_chunk: Callable[[int, StoryCache], None] = lambda chunk, cache: None,
+) -> list[Frames]:  # fmt: skip
+    """Films of stories of one pattern, made beside each other.
+
+    Args:
+        on_chunk: told the cache after each chunk.
+    """
+    pipe, spec = model.pipe, model.spec
+    segment_chunks = UNIT // spec.stride[0] // memory.chunk_frames
+    frames = 1 + segment_chunks * memory.chunk_frames * stories[0].segments
+    seen = memory_for(control, memory, frames)
+    plan = StoryPlan(seen, (segment_chunks,) * stories[0].segments, stories[0].cuts)
+    patch = pipe.transformer.config.patch_size
+    size = request.clip_height * patch[1] // spec.stride[1], request.clip_width * patch[2] // spec.stride[2]
+    sampling = Sampling(request.num_inference_steps or spec.num_inference_steps, request.guidance_scale or 1.0)
+    kind = TwinCache if control == "shuffled" else StoryCache
+
+    def scheduler_of(generator: torch.Generator) -> Any:
+        return scheduler_for(pipe, request.sampler or "model", request.flow_shift, generator)
+
+    latents = []
+    with StoryEngine(pipe.transformer, scheduler_of, plan, sampling, size, kind) as engine:
+        words: list[Words] = []
+        for segment in range(stories[0].segments):
+            wanted, avoided = pipe.encode_prompt(
+                [story.words[segment] for story in stories], [request.negative_prompt or ""] * len(stories),
+                do_classifier_free_guidance=request.is_guided(spec), max_sequence_length=spec.max_sequence_length,
+                device=model.device,
+            )  # fmt: skip
+            words.append(Words(wanted, avoided))
+        for chunk in range(plan.chunks):
+            generator = torch.Generator("cpu").manual_seed(1_000_003 * seed + chunk)
+            shape = (len(stories), pipe.transformer.config.in_channels, len(plan.frames_of(chunk)), *size)
+            noise = torch.randn(shape, generator=generator).to(model.device)
+            told = words[plan.segment_of(chunk)]
+            latents.append(engine.make(chunk, noise, told, generator))
+            engine.take(chunk, latents[-1], told)
+            on_chunk(chunk, engine.cache)
+    return [ChunkDecoder(pipe.vae).decode(one) for one in torch.cat(latents, 2)]
+
+
+def true_films(stories: Sequence[CastStory]) -> list[Frames]:
+    """The measure's ceiling."""
+    return [to_pixels(clip) for clip in render_cast(stories)]
+
+
+def score_films(pool: Pool, films: Sequence[Frames], stories: Sequence[CastStory]) -> list[list[SegmentScore]]:
+    """Scores of films of stories that lie beside their twins."""
+    return pool.starmap(
+        score_film, [(film, stories[place], stories[place ^ 1]) for place, film in enumerate(films)], chunksize=1
+    )
+
+
+def score_film(frames_THWC: Frames, story: CastStory, twin: CastStory) -> list[SegmentScore]:
+    """What became of each segment."""
+    cast = {scene.name: scene.story.actors[0].figure for scene in story.scenes}
+    others = {scene.name: scene.story.actors[0].figure for scene in twin.scenes}
+    scores = []
+    for segment in range(story.segments):
+        scene, unit = story.scene_of(segment)
+        actor = scene.story.actors[0]
+        native = scene_of(actor, unit, scene.story)
+        assert native is not None
+        first = 1 + UNIT * segment
+        own = frames_THWC[first - 1 if segment == 0 else first : first + UNIT]
+        (score,) = score_clip(own, native)
+        colour, shape, _ = score.seen
+        figure, like = actor.figure, others[scene.name]
+        alike = [
+            name for name, one in cast.items() if name != scene.name and (one.colour, one.shape) == (colour, shape)
+        ]
+        scores.append(
+            SegmentScore(
+                segment, scene.returns if unit == 0 else 0, unit > 0, score.colour, score.shape,
+                _is_as_large(own, scene, unit), score.motion, bool(alike),
+                (like.colour, like.shape) == (colour, shape) != (figure.colour, figure.shape),
+                _seam(frames_THWC, first) if segment else 1.0,
+            )
+        )  # fmt: skip
+    return scores
+
+
+def _is_as_large(own: Frames, scene: Any, unit: int) -> bool:
+    truth = to_pixels(render_stories([scene.story], *own.shape[1:3])[0])[1 + UNIT * unit : 1 + UNIT * (unit + 1)]
+    whole = (slice(0, own.shape[1]), slice(0, own.shape[2]))
+    seen, wanted = find_figure(own, whole), find_figure(truth, whole)
+    if seen is None or wanted is None:
+        return False
+    return bool(abs(np.log(np.median(seen.radii) / np.median(wanted.radii))) < _SIZE_APART)
+
+
+def _seam(frames_THWC: Frames, first: int) -> float:
+    def change(a: int, b: int) -> float:
+        return float(np.abs(frames_THWC[a].astype(np.float32) - frames_THWC[b]).mean())
+
+    within = [change(t, t + 1) for t in range(first, min(first + UNIT, len(frames_THWC)) - 1)]
+    return change(first - 1, first) / max(float(np.mean(within)), 1e-3)
+
+
+def summarise(scores: Sequence[Sequence[SegmentScore]]) -> dict[str, tuple[float, float, float]]:
+    """Means with their 95 % intervals, as shares, and the slopes of drift, a segment."""
+    every = [one for film in scores for one in film]
+    new = [one for one in every if one.returns == 0 and not one.goes_on]
+    back = [one for one in every if one.returns]
+    found: dict[str, tuple[float, float, float]] = {}
+
+    def add(name: str, members: Sequence[SegmentScore], read: Callable[[SegmentScore], float]) -> None:
+        if members:
+            found[name] = bootstrap(np.array([float(read(one)) for one in members]))
+
+    for measure in ("colour", "shape", "size", "motion"):
+        add(f"new: {measure}", new, lambda one, measure=measure: getattr(one, measure))  # type: ignore[misc]
+    for low, high in ((1, 5), (6, 11), (12, 99)):
+        some = [one for one in back if low <= one.returns <= high]
+        for measure in ("colour", "shape", "size"):
+            name = f"back after {low} to {high}: {measure}" if high < 99 else f"back after {low} or more: {measure}"
+            add(name, some, lambda one, measure=measure: getattr(one, measure))  # type: ignore[misc]
+    add("back: another of the cast", back, lambda one: one.confused)
+    add("back: the twin's figure", back, lambda one: one.twin)
+    add("goes on: colour", [one for one in every if one.goes_on], lambda one: one.colour)
+    add("goes on: seam", [one for one in every if one.goes_on], lambda one: one.seam)
+    for measure in ("colour", "shape", "motion"):
+        found[f"drift of new {measure}, a segment"] = _slope(new, measure)
+    return found
+
+
+def _slope(members: Sequence[SegmentScore], measure: str, samples: int = 2000) -> tuple[float, float, float]:
+    """The slope of a score over the segments, with its 95 % interval."""
+    x = np.array([one.segment for one in members], np.float64)
+    y = np.array([float(getattr(one, measure)) for one in members])
+    if len(set(x.tolist())) < 2:
+        return 0.0, 0.0, 0.0
+
+    def fit(index: NDArray[np.int64]) -> float:
+        a, b = x[index] - x[index].mean(), y[index]
+        return float((a * b).sum() / max((a * a).sum(), 1e-9))
+
+    rng = np.random.default_rng(0)
+    slopes = [fit(rng.integers(0, len(x), len(x))) for _ in range(samples)]
+    low, high = np.percentile(slopes, [2.5, 97.5])
+    return fit(np.arange(len(x))), float(low), float(high)

@@ -1,0 +1,212 @@
+"""What a chunk of a story sees: the first frame, a memory of every earlier segment, a window, and itself.
+
+A story's latent frames lie in segments, one a prompt, and in chunks, which are made one after the other; a segment is
+whole chunks. Latent frame 0, which stands for one frame of the film, comes first in chunk 0. Training and generation
+both ask here, so that they see the same at the same distances.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from radial.errors import RequestError
+
+MemoryKind = Literal["none", "last_frame", "mean_pool", "radial"]
+
+
+class StoryMemory(BaseModel):
+    """How much of a story a model that makes it chunk by chunk sees; said by the adapter that made it so.
+
+    Attributes:
+        chunk_frames: latent frames of a chunk.
+        window_frames: latent frames before a chunk that it sees whole.
+        first_frame: whether a chunk sees the first frame of all.
+        kind: what a segment leaves: nothing; its last latent frame; the mean of its frames' keys and values; or, as
+            ``radial``, 2^-floor(log2 a) of its tokens when it is a segments back, so that all memory grows with the
+            logarithm of the story.
+        memory_frames: latent frames that a radial memory keeps of the segment before; all of them when left out.
+        memory_thinning: one token in so many is left of a ``last_frame``, a power of two.
+        memory_positions: distances behind the window that memory can have. What is older shares the last one, so that
+            no distance is beyond those that were trained.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    chunk_frames: Annotated[int, Field(ge=1, le=64)] = 4
+    window_frames: Annotated[int, Field(ge=1, le=512)] = 8
+    first_frame: bool = True
+    kind: MemoryKind = "last_frame"
+    memory_frames: Annotated[int, Field(ge=1, le=512)] | None = None
+    memory_thinning: Annotated[int, Field(ge=1, le=1024)] = 1
+    memory_positions: Annotated[int, Field(ge=1, le=256)] = 16
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> StoryMemory:
+        if self.memory_thinning & (self.memory_thinning - 1):
+            below = 1 << (self.memory_thinning.bit_length() - 1)
+            raise ValueError(f"memory_thinning must be a power of two such as {below}, not {self.memory_thinning}")
+        if self.memory_thinning > 1 and self.kind != "last_frame":
+            raise ValueError(f"memory_thinning is of last_frame, and the memory is {self.kind}: leave it out")
+        if self.memory_frames is not None and self.kind != "radial":
+            raise ValueError(f"memory_frames is of a radial memory, and this one is {self.kind}: leave it out")
+        return self
+
+    @property
+    def reach(self) -> int:
+        """The largest distance, in latent frames, from a chunk's first frame to anything that it sees."""
+        return self.window_frames + 1 + self.memory_positions
+
+
+@dataclass(frozen=True)
+class Read:
+    """A latent frame of the past that a chunk sees.
+
+    Attributes:
+        frames: which; of several, the mean of their keys and of their values.
+        thinning: one token in so many is left of it, a power of two.
+        distance: of its keys to the chunk's first frame, in latent frames.
+    """
+
+    frames: tuple[int, ...]
+    thinning: int
+    distance: int
+
+
+@dataclass(frozen=True)
+class StoryPlan:
+    """The chunks of a story.
+
+    Attributes:
+        segment_chunks: how many chunks each segment has.
+        cuts: segments before which the picture cuts: their window does not reach beyond their own first frame.
+    """
+
+    memory: StoryMemory
+    segment_chunks: tuple[int, ...]
+    cuts: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.segment_chunks or min(self.segment_chunks) < 1:
+            raise RequestError("a story needs a segment, and each segment a chunk at least")
+
+    @property
+    def chunks(self) -> int:
+        return sum(self.segment_chunks)
+
+    @property
+    def frames(self) -> int:
+        """Latent frames of the whole story."""
+        return 1 + self.chunks * self.memory.chunk_frames
+
+    def frames_of(self, chunk: int) -> range:
+        """The latent frames of a chunk."""
+        size = self.memory.chunk_frames
+        return range(0 if chunk == 0 else 1 + chunk * size, 1 + (chunk + 1) * size)
+
+    def segment_of(self, chunk: int) -> int:
+        """The segment that a chunk belongs to."""
+        return _segments(self)[chunk]
+
+    def segment_of_frame(self, frame: int) -> int:
+        """The segment that a latent frame belongs to."""
+        return self.segment_of(max(0, frame - 1) // self.memory.chunk_frames)
+
+    def segment_frames(self, segment: int) -> range:
+        """The latent frames of a segment."""
+        first = sum(self.segment_chunks[:segment])
+        return range(self.frames_of(first).start, self.frames_of(first + self.segment_chunks[segment] - 1).stop)
+
+    def reads(self, chunk: int) -> tuple[Read, ...]:
+        """What a chunk sees beside itself: memory from the oldest on, the first frame, the window."""
+        return _reads(self, chunk)
+
+    def kept(self, chunk: int, before: int = 0) -> dict[int, int]:
+        """The latent frames whose keys and values are needed after a chunk was made, and how far each may be thinned.
+
+        Args:
+            before: chunks that may be written once more.
+        """
+        memory, segment = self.memory, self.segment_of(chunk)
+        stop, first = self.frames_of(chunk).stop, max(0, chunk + 1 - before)
+        begin = self.frames_of(first).start if before else stop  # of what is made next
+        kept = {0: 1} | dict.fromkeys(range(max(0, begin - memory.window_frames), stop), 1)
+        for earlier in range(segment + 1):
+            frames = self.segment_frames(earlier)
+            if memory.kind == "last_frame" and frames.stop <= stop:
+                kept.setdefault(frames[-1], memory.memory_thinning)
+            elif memory.kind == "radial" and earlier == segment:
+                kept |= dict.fromkeys(range(frames.start, min(frames.stop, stop)), 1)
+            elif memory.kind == "radial":  # as old as it was to the chunks that may be written once more
+                age = max(1, self.segment_of(min(first, chunk)) - earlier)
+                for frame, thinning in _left(memory, frames, age):
+                    kept.setdefault(frame, thinning)
+        return kept
+
+    def tokens_seen(self, chunk: int, height: int, width: int) -> int:
+        """Tokens that a chunk attends to, itself included, on frames of so many rows and columns of tokens."""
+        past = sum(len(thinned(height, width, read.thinning)) for read in self.reads(chunk))
+        return past + len(self.frames_of(chunk)) * height * width
+
+
+@functools.lru_cache(maxsize=256)
+def _segments(plan: StoryPlan) -> tuple[int, ...]:
+    return tuple(number for number, chunks in enumerate(plan.segment_chunks) for _ in range(chunks))
+
+
+@functools.lru_cache(maxsize=4096)
+def _reads(plan: StoryPlan, chunk: int) -> tuple[Read, ...]:
+    memory = plan.memory
+    start, segment = plan.frames_of(chunk).start, plan.segment_of(chunk)
+    cut = max((one for one in plan.cuts if 0 < one <= segment), default=0)
+    first = max(0, start - memory.window_frames, plan.segment_frames(cut).start)
+    window = [Read((frame,), 1, start - frame) for frame in range(first, start)]
+    if first == 0:
+        return tuple(window)
+    left: list[tuple[tuple[int, ...], int]] = []  # from the newest on
+    for earlier in reversed(range(segment)):
+        frames = plan.segment_frames(earlier)
+        if memory.kind == "last_frame":
+            left.append(((frames[-1],), memory.memory_thinning))
+        elif memory.kind == "mean_pool":
+            left.append((tuple(frame for frame in frames if frame), 1))
+        elif memory.kind == "radial":
+            left += [((frame,), thinning) for frame, thinning in _left(memory, frames, segment - earlier)]
+    # What the window shows is seen there; a mean is, until the window has left its segment.
+    left = [(frames, thinning) for frames, thinning in left if frames[-1] < first and frames != (0,)]
+    behind = memory.window_frames + 1
+    remembered = [
+        Read(frames, thinning, behind + 1 + min(place, memory.memory_positions - 1))
+        for place, (frames, thinning) in enumerate(left)
+    ]
+    sink = [Read((0,), 1, behind)] if memory.first_frame else []
+    return (*reversed(remembered), *sink, *window)
+
+
+def _left(memory: StoryMemory, frames: range, age: int) -> list[tuple[int, int]]:
+    """What is left of a segment at an age: frames and their thinning, from the last frame on. What is left later is
+    part of what was left before."""
+    most = min(len(frames), memory.memory_frames or len(frames))
+    halvings = age.bit_length() - 1
+    own = min(halvings, most.bit_length() - 1)  # of its frames; the rest are of the tokens of the one that is left
+    return [(frames[-1 - (place << own)], 1 << (halvings - own)) for place in range(most >> own)]
+
+
+@functools.lru_cache(maxsize=64)
+def thinned(height: int, width: int, thinning: int) -> tuple[int, ...]:
+    """The tokens of a frame, by raster position, of which one in so many is left, spread evenly: every other one as on
+    a chessboard, every other row and column, and so on; one at least."""
+    kept = [(row, column) for row in range(height) for column in range(width)]
+    side = 1
+    while thinning > 1 and len(kept) > 1:
+        board = [(r, c) for r, c in kept if (r // side + c // side) % 2 == 0]
+        thinning //= 2
+        kept = board if board else kept[:1]
+        if thinning > 1 and len(kept) > 1:
+            rows = [(r, c) for r, c in kept if (r // side) % 2 == 0]
+            thinning, side = thinning // 2, side * 2
+            kept = rows if rows else kept[:1]
+    return tuple(row * width + column for row, column in kept)

@@ -1,0 +1,213 @@
+"""A story as asked for: its lines, the settings of its clips, and the way it is made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from radial.errors import RequestError, explain
+from radial.models.find import find_model
+from radial.models.lora_settings import adapter_file, read_adapter_settings
+from radial.models.spec import ModelSpec
+from radial.models.table import MODELS
+from radial.plans.story.memory import StoryMemory, StoryPlan
+from radial.request import GenerationRequest, make_request
+from radial.stories.script import Line
+
+Way = Literal["chunks", "windows"]
+OVERLAP = 5  # frames that a window of a text-to-video model begins with: two latent ones
+
+
+@dataclass(frozen=True)
+class StoryRequest:
+    """What film to make.
+
+    Attributes:
+        lines: its segments.
+        request: how its clips are made, resolved; its prompt counts nothing.
+        seconds: of a line that does not say.
+        memory: what a chunk sees of those before; None for a model that makes a story window by window.
+        read_decay: of the radial rule by which denoising reads the cache; None to read all of it.
+        rectify_every: see :class:`~radial.stories.engine.Sampling`.
+    """
+
+    lines: tuple[Line, ...]
+    request: GenerationRequest
+    seconds: float
+    memory: StoryMemory | None
+    read_decay: float | None = None
+    rectify_every: int = 1
+
+    @property
+    def way(self) -> Way:
+        return "windows" if self.memory is None else "chunks"
+
+    @property
+    def spec(self) -> ModelSpec:
+        return find_model(self.request.model)
+
+    @property
+    def fps(self) -> int:
+        assert self.request.fps is not None
+        return self.request.fps
+
+    def plan(self) -> StoryPlan:
+        """The chunks of a story that is made in chunks: each line's time, to the nearest one."""
+        assert self.memory is not None
+        a_chunk = self.memory.chunk_frames * self.spec.stride[0]
+        chunks = tuple(max(1, round(self._seconds_of(line) * self.fps / a_chunk)) for line in self.lines)
+        cuts = tuple(number for number, line in enumerate(self.lines) if line.cut)
+        return StoryPlan(self.memory, chunks, cuts)
+
+    def windows(self) -> tuple[tuple[int, int], ...]:
+        """The windows of a story that is made so: each one's segment, and the frames that it adds."""
+        found: list[tuple[int, int]] = []
+        stride = self.spec.stride[0]
+        # Beside the frames that it begins with: a native clip is not cut in two for a latent frame more.
+        most = max(1, (self.spec.native_frames - 1) // stride)
+        for number, line in enumerate(self.lines):
+            steps = max(1, round(self._seconds_of(line) * self.fps / stride))
+            count = -(-steps // most)
+            shares = [steps * (place + 1) // count - steps * place // count for place in range(count)]
+            found += [(number, share * stride) for share in shares]
+        return tuple(found)
+
+    def _seconds_of(self, line: Line) -> float:
+        return self.seconds if line.seconds is None else line.seconds
+
+    def with_lines(self, lines: Sequence[Line]) -> StoryRequest:
+        """The same with other segments."""
+        return replace(self, lines=tuple(lines))
+
+    def told(self) -> dict[str, Any]:
+        """All of it, in values for JSON."""
+        return {
+            "lines": [asdict(line) for line in self.lines], "seconds": self.seconds, "way": self.way,
+            "memory": None if self.memory is None else self.memory.model_dump(mode="json"),
+            "read_decay": self.read_decay, "rectify_every": self.rectify_every,
+        }  # fmt: skip
+
+    def digest(self, model: str) -> str:
+        """What every piece of the film depends on beside its lines and those before, with the model's fingerprint."""
+        told = self.told() | {"lines": None, "seconds": None, "model": model}
+        told["request"] = self.request.model_dump(mode="json", exclude={"prompt", "device", "memory", "num_frames"})
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def read_told(receipt: dict[str, Any]) -> StoryRequest:
+    """The story that a film's receipt tells of.
+
+    Raises:
+        RequestError: it is no film of a story, or of another version.
+    """
+    story, fields = receipt.get("story"), receipt.get("request")
+    if not isinstance(story, dict) or not isinstance(fields, dict):
+        raise RequestError("this is a clip, and no film of a story: `radial generate --extend` goes on with it")
+    try:
+        lines = tuple(
+            Line(one["prompt"], one["seconds"], one["name"], one["returns"], one["cut"]) for one in story["lines"]
+        )
+        memory = None if story["memory"] is None else StoryMemory.model_validate(story["memory"])
+        request = make_request(**{str(key): value for key, value in fields.items()}).resolve()
+        return StoryRequest(
+            lines, request, float(story["seconds"]), memory, story["read_decay"], int(story["rectify_every"])
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RequestError("the film's receipt does not say its story in a way that this version reads") from error
+
+
+def make_story_request(
+    lines: Sequence[Line], fields: dict[str, Any], *, seconds: float | None = None,
+    memory: dict[str, Any] | None = None, causal: bool = False, read_decay: float | None = None,
+    rectify_every: int = 1,
+) -> StoryRequest:  # fmt: skip
+    """A story from loose values.
+
+    Args:
+        fields: of a :class:`~radial.request.GenerationRequest`, without a prompt and a length.
+        seconds: of a line that does not say; a native clip's when left out.
+        memory: what a chunk sees, in place of what the adapter says that the model was tuned on.
+        causal: the model makes stories chunk by chunk, though no adapter says so.
+
+    Raises:
+        RequestError: a value is out of place, or the model cannot make a story; those that can are named.
+    """
+    spec = find_model(fields.get("model", "tiny"))
+    request = make_request(prompt=lines[0].prompt, **fields)
+    tuned = memory_of(request)
+    if tuned is None and not causal:
+        if memory or read_decay is not None or rectify_every != 1:
+            raise RequestError(
+                f"{spec.name} makes a story window by window, without a memory: add --lora with an adapter that was "
+                'tuned with objective = "causal", or say --causal of a model that is so by itself'
+            )
+        check_windows(spec, request)
+        frames = spec.native_frames
+    else:
+        chosen = StoryMemory() if tuned is None else tuned
+        tuned = _changed(chosen, memory or {})
+        if spec.has_two_transformers or spec.text_pipeline != "WanPipeline" or request.starts_from_image:
+            raise RequestError(f"{spec.name} makes no story chunk by chunk; models that can: {some_names(_in_chunks)}")
+        frames = spec.first_frame + tuned.chunk_frames * spec.stride[0]
+    if rectify_every < 0:
+        raise RequestError(f"rectify_every must be 0 or more chunks, not {rectify_every}")
+    # Dense: what a chunk sees is its memory's to say; windows take what the model's own clips take.
+    own = {"long_adapter": False} | ({} if tuned is None else {"attention": "dense"})
+    request = request.with_values(num_frames=frames, **own).resolve()
+    if request.guidance_start or request.guidance_end != 1 or request.cache != "off" or request.then:
+        raise RequestError("a story takes no guidance_start, guidance_end, cache or then")
+    native = (spec.native_frames - spec.first_frame) / (request.fps or spec.fps)
+    return StoryRequest(tuple(lines), request, native if seconds is None else seconds, tuned, read_decay, rectify_every)
+
+
+def _changed(memory: StoryMemory, changes: dict[str, Any]) -> StoryMemory:
+    if changes.get("kind", memory.kind) != memory.kind:  # what is of the other kind alone
+        changes = {"memory_frames": None, "memory_thinning": 1} | changes
+    try:
+        return StoryMemory.model_validate(memory.model_dump() | changes)
+    except ValidationError as error:
+        raise RequestError("; ".join(explain(problem) for problem in error.errors())) from error
+
+
+def memory_of(request: GenerationRequest) -> StoryMemory | None:
+    """What the first adapter that makes a model causal says."""
+    for lora in request.loras:
+        settings = read_adapter_settings(adapter_file(lora.path))
+        if settings is not None and settings.memory is not None:
+            return settings.memory
+    return None
+
+
+def check_windows(spec: ModelSpec, request: GenerationRequest) -> None:
+    """Raise RequestError where a model cannot make a story window by window."""
+    if request.starts_from_image:
+        if request.extend is not None:
+            raise RequestError("a story starts from an image, and goes on with a film by --continue: leave extend out")
+        if spec.image_pipeline is not None and spec.bucket_side is None and not spec.needs_last_image:
+            return
+        able = some_names(lambda one: one.image_pipeline is not None and one.bucket_side is None)
+        raise RequestError(f"{spec.name} makes no story from an image; models that can: {able}")
+    if spec.text_pipeline == "WanPipeline":
+        return
+    if spec.image_pipeline is not None and spec.bucket_side is None and not spec.needs_last_image:
+        raise RequestError(f"{spec.name} makes a story from an image on: give --image")
+    raise RequestError(f"{spec.name} cannot make a story; models that can: {some_names(_in_windows)}")
+
+
+def some_names(able: Any) -> str:
+    """The names of models that can do something."""
+    return ", ".join(spec.name for spec in MODELS.values() if able(spec))
+
+
+def _in_windows(spec: ModelSpec) -> bool:
+    from_image = spec.image_pipeline is not None and spec.bucket_side is None and not spec.needs_last_image
+    return spec.text_pipeline == "WanPipeline" or from_image
+
+
+def _in_chunks(spec: ModelSpec) -> bool:
+    return spec.text_pipeline == "WanPipeline" and not spec.has_two_transformers

@@ -1,0 +1,156 @@
+"""A story as its author writes it: a line a prompt, with names, times and cuts; or the same in YAML.
+
+    # a comment
+    4s anna: a small red star rises on a black background
+    anna: spins slowly
+    # cut
+    2.5s ben: a large blue ring falls on white
+
+``anna: ...`` gives a figure a name at its first mention, which describes it, and brings it back at later ones; the
+words reach the model as they stand. Seconds before a line are its time. ``# cut`` begins the next line at a hard cut.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from radial.errors import RequestError
+from radial.files import decode_text
+
+MAX_LINES = 4096
+_LONGEST = 600.0  # seconds of a line
+_SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*s\s+(?=\S)")
+_NAME = re.compile(r"([^\W\d_][\w-]{0,31})\s*:\s*", re.UNICODE)
+_RETURN = re.compile(r"@([^\W\d_][\w-]{0,31})\b", re.UNICODE)
+_CUT = re.compile(r"#\s*cut\s*", re.IGNORECASE)
+_LARGEST = 1 << 20  # bytes of a file
+
+
+@dataclass(frozen=True)
+class Line:
+    """A segment of a story.
+
+    Attributes:
+        prompt: what the model reads, the name included.
+        seconds: how long it lasts; the story's own time a line where None.
+        name: of its figure.
+        returns: whether that figure was there before.
+        cut: whether it begins at a hard cut: nothing of the segment before is in its window.
+    """
+
+    prompt: str
+    seconds: float | None = None
+    name: str | None = None
+    returns: bool = False
+    cut: bool = False
+
+
+def read_story(text: str, known: frozenset[str] = frozenset()) -> tuple[Line, ...]:
+    """The segments of a story that is written line by line.
+
+    Args:
+        known: names that were given before, as where a film goes on.
+
+    Raises:
+        RequestError: a line is empty, a name is used before it is given, a time is out of bounds; says which line.
+    """
+    lines: list[Line] = []
+    named, cut = set(known), False
+    rows = text.splitlines()
+    while rows and not rows[-1].strip():
+        rows.pop()
+    for number, row in enumerate(rows, 1):
+        if _CUT.fullmatch(row.strip()):
+            cut = True
+            continue
+        if row.lstrip().startswith("#"):
+            continue
+        if not row.strip():
+            raise RequestError(f"line {number} is empty; write a prompt, or a # to leave it out")
+        seconds, rest = None, row.strip()
+        if (time := _SECONDS.match(rest)) is not None:
+            seconds, rest = float(time[1]), rest[time.end() :]
+        lines.append(_line(rest, seconds, named, cut and bool(lines or known), f"line {number}"))
+        cut = False
+    return _checked(lines)
+
+
+def read_story_file(path: Path, known: frozenset[str] = frozenset()) -> tuple[Line, ...]:
+    """The segments of a story in a file; YAML where it is so named: a list of prompts, or of ``prompt``, ``name``,
+    ``seconds`` and ``cut``.
+
+    Raises:
+        RequestError: it cannot be read, or breaks a rule of a story.
+    """
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise RequestError(f"{path} is larger than {_LARGEST >> 20} MB: that is no story")
+        text = decode_text(path.read_bytes())
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise RequestError(f"{path} {error}") from error
+    return read_story_yaml(text, known) if path.suffix.lower() in (".yaml", ".yml") else read_story(text, known)
+
+
+def read_story_yaml(text: str, known: frozenset[str] = frozenset()) -> tuple[Line, ...]:
+    """The segments of a story in YAML.
+
+    Raises:
+        RequestError: it is no YAML, or breaks a rule of a story.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RequestError(f"the story is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, list):
+        raise RequestError("a story in YAML is a list of prompts")
+    lines: list[Line] = []
+    named = set(known)
+    for number, entry in enumerate(found, 1):
+        where = f"entry {number}"
+        values: dict[str, Any] = {"prompt": entry} if isinstance(entry, str) else entry
+        if not isinstance(values, dict) or not isinstance(values.get("prompt"), str) or not values["prompt"].strip():
+            raise RequestError(f"{where} is empty; write a prompt")
+        if unknown := set(values) - {"prompt", "name", "seconds", "cut"}:
+            raise RequestError(f"{where} has {min(map(str, unknown))!r}; known are prompt, name, seconds and cut")
+        seconds, name = values.get("seconds"), values.get("name")
+        if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float))):
+            raise RequestError(f"{where}: seconds must be a number, not {seconds!r}")
+        if name is not None and (not isinstance(name, str) or not _NAME.fullmatch(f"{name}:")):
+            raise RequestError(f"{where}: a name is one word of letters, not {name!r}")
+        words = values["prompt"].strip() if name is None else f"{name}: {values['prompt'].strip()}"
+        cut = values.get("cut") is True and bool(lines or known)
+        lines.append(_line(words, None if seconds is None else float(seconds), named, cut, where))
+    return _checked(lines)
+
+
+def _line(words: str, seconds: float | None, named: set[str], cut: bool, where: str) -> Line:
+    if seconds is not None and not 0 < seconds <= _LONGEST:
+        raise RequestError(f"{where}: a segment lasts more than 0 and at most {_LONGEST:g} seconds, not {seconds:g}")
+    name = None if (found := _NAME.match(words)) is None else found[1].casefold()
+    if found is not None and not words[found.end() :].strip():
+        raise RequestError(f"{where} names {found[1]} and says nothing of it; say what it does")
+    for mention in _RETURN.finditer(words):
+        if mention[1].casefold() not in named:
+            raise RequestError(
+                f'{where} uses the name {mention[1]} before it is given; write "{mention[1]}: " and what it looks '
+                "like on a line before"
+            )
+    returns = name is not None and name in named
+    if name is not None:
+        named.add(name)
+    return Line(" ".join(_RETURN.sub(r"\1", words).split()), seconds, name, returns, cut)
+
+
+def _checked(lines: list[Line]) -> tuple[Line, ...]:
+    if not lines:
+        raise RequestError('the story is empty; write a prompt a line, such as "anna: a red star rises on black"')
+    if len(lines) > MAX_LINES:
+        raise RequestError(f"a story has at most {MAX_LINES} lines, not {len(lines)}")
+    return tuple(lines)

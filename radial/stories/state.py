@@ -1,0 +1,107 @@
+"""A film in the making, on disk: the film so far, and of each finished piece what the next ones need.
+
+    film.story/
+        story.json          what the pieces are of
+        film.mp4            all of them so far, playable
+        pieces/000000.safetensors
+
+A piece is written once its frames are in the film, with the film's size then: a process that is killed loses the piece
+it was at, and what the film holds beyond the last whole piece is cut off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from radial.errors import OutputError, RequestError
+from radial.files import publish, publish_text
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A finished piece.
+
+    Attributes:
+        about: a digest of all that it is of: the story so far and how it was made.
+        tensors: what the pieces after it need.
+        size, frames: the film's bytes and frames, this piece included.
+    """
+
+    about: str
+    tensors: dict[str, Tensor] = field(repr=False)
+    size: int = 0
+    frames: int = 0
+
+
+class FilmState:
+    """The folder of a film in the making."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def film(self) -> Path:
+        """The film so far."""
+        return self.folder / "film.mp4"
+
+    def begin(self, told: dict[str, Any]) -> None:
+        """Make the folder, and write down what it is of.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            (self.folder / "pieces").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write {self.folder}: {error.strerror}") from error
+        publish_text(self.folder / "story.json", json.dumps(told | {"format": _FORMAT}, indent=1, ensure_ascii=False))
+
+    def add(self, number: int, piece: Piece) -> None:
+        """Write a piece, under a temporary name first.
+
+        Raises:
+            OutputError: the place cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        told = {"format": _FORMAT, "about": piece.about, "size": piece.size, "frames": piece.frames}
+        tensors = {name: x.cpu().contiguous() for name, x in piece.tensors.items()}
+        publish(
+            self._path(number),
+            lambda partial: save_file(tensors, partial, {"radial": json.dumps(told)}),
+            overwrite=True,
+        )
+
+    def pieces(self) -> Iterator[Piece]:
+        """The whole pieces from the first on, up to one that is missing or cannot be read."""
+        from safetensors import SafetensorError, safe_open
+
+        number = 0
+        while self._path(number).is_file():
+            try:
+                with safe_open(self._path(number), "pt") as file:
+                    told = json.loads((file.metadata() or {})["radial"])
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                if told["format"] != _FORMAT:
+                    raise RequestError(f"{self.folder} was made by another version; take another --output")
+                yield Piece(told["about"], tensors, int(told["size"]), int(told["frames"]))
+            except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+                return
+            number += 1
+
+    def drop_from(self, number: int) -> None:
+        """Forget the pieces from a number on."""
+        while self._path(number).is_file():
+            self._path(number).unlink()
+            number += 1
+
+    def _path(self, number: int) -> Path:
+        return self.folder / "pieces" / f"{number:06d}.safetensors"

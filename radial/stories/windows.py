@@ -1,0 +1,123 @@
+"""The pieces of a film by a model that is made for single clips: each begins with the last frames of the one before.
+
+A text-to-video model of Wan's layout holds those frames, two latent ones, at every step where they belong at its noise
+level; a model that starts from an image starts from the last frame. Nothing else of what came before is seen.
+
+Shapes: C channels, F latent frames, H and W latent rows and columns; T frames of pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from radial.attention.install import transformers_of
+from radial.generation.decoding import rescale
+from radial.generation.pipeline import generate
+from radial.generation.watch import Event
+from radial.loading.load import LoadedModel
+from radial.stories.request import OVERLAP, StoryRequest
+from radial.video.encoding import Frames
+
+_FRAMES = "frames"
+
+
+class Windows:
+    """Makes windows, or takes up those that were made before.
+
+    Args:
+        folder: for the images that windows start from.
+    """
+
+    def __init__(self, story: StoryRequest, model: LoadedModel, folder: Path) -> None:
+        self._story, self._model, self._folder = story, model, folder
+        self._windows = story.windows()
+        self._last: Frames | None = None  # of the film so far
+
+    @property
+    def count(self) -> int:
+        return len(self._windows)
+
+    def segment_of(self, piece: int) -> int:
+        """The segment of a window."""
+        return self._windows[piece][0]
+
+    def frames_of(self, piece: int) -> int:
+        """Frames that a window adds to the film."""
+        return self._windows[piece][1] + (1 if piece == 0 else 0)
+
+    def make(self, piece: int, on_step: Callable[[int], None]) -> tuple[Frames, dict[str, Tensor]]:
+        """A window's frames, and the last ones, with which the next begins."""
+        story, segment = self._story, self.segment_of(piece)
+        line, added = story.lines[segment], self._windows[piece][1]
+        begins = piece > 0 and self.segment_of(piece - 1) != segment
+        alone = piece == 0 or (line.cut and begins)
+        request = story.request.with_values(
+            prompt=line.prompt, seed=(story.request.seed * 1_000_003 + piece) % 2**31, num_frames=1 + added
+        )
+        from_image = request.image is not None
+        before = 0 if piece == 0 else 1
+        with contextlib.ExitStack() as stack:
+            if not alone and self._last is not None:
+                if from_image:
+                    request = request.with_values(image=str(self._write_image(piece)))
+                else:
+                    before = OVERLAP
+                    request = request.with_values(num_frames=OVERLAP + added)
+                    stack.enter_context(held(transformers_of(self._model.pipe), self._encode(self._last)))
+            tell: Callable[[Event], None] = lambda event: on_step(event.step) if event.stage == "denoise" else None  # noqa: E731
+            (video,) = generate(request, model=self._model, on_event=tell)
+        frames = video.frames[before:]
+        self._last = frames[-OVERLAP:]
+        return frames, {_FRAMES: torch.from_numpy(self._last.copy())}
+
+    def restore(self, piece: int, tensors: dict[str, Tensor], until: int) -> None:
+        """Take up a window that was made before."""
+        self._last = tensors[_FRAMES].numpy()
+
+    def close(self) -> None:
+        """There is nothing to put back."""
+
+    def _write_image(self, piece: int) -> Path:
+        from PIL import Image
+
+        assert self._last is not None
+        path = self._folder / f"from-{piece:06d}.png"
+        Image.fromarray(self._last[-1]).save(path)
+        return path
+
+    @torch.inference_mode()
+    def _encode(self, frames_THWC: Frames) -> Tensor:
+        vae = self._model.pipe.vae
+        pixels = torch.from_numpy(frames_THWC.copy()).to(self._model.device, vae.dtype).permute(3, 0, 1, 2)[None]
+        return rescale(vae, vae.encode(pixels / 127.5 - 1).latent_dist.mode())[0].float()
+
+
+@contextlib.contextmanager
+def held(transformers: list[Any], known_CFHW: Tensor) -> Iterator[None]:
+    """While the context lasts, the first latent frames of clips are known ones, at each call's noise level. Their noise
+    is what the sampler began with, so that its own way ends where they are."""
+    noise: list[Tensor] = []
+
+    def hold(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        seen, count = kwargs["hidden_states"], known_CFHW.shape[1]
+        if not noise:
+            noise.append(seen[:1, :, :count].float())
+        timestep = kwargs["timestep"].float()
+        sigma = (timestep.max() if timestep.ndim else timestep) / 1000
+        clean = (1 - sigma) * known_CFHW[None] + sigma * noise[0]
+        return args, kwargs | {
+            "hidden_states": torch.cat([clean.to(seen).expand(len(seen), -1, -1, -1, -1), seen[:, :, count:]], 2)
+        }
+
+    handles = [one.register_forward_pre_hook(hold, with_kwargs=True, prepend=True) for one in transformers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,159 @@
+"""A film that grows: an MP4 of fragments, playable after each part that is appended, and whole again after a crash.
+
+Each part is encoded by itself from a key frame on, without frames that wait for later ones, so that the same parts
+always make the same bytes. When the film is done, its packets are put into an ordinary MP4 with its receipt, as they
+are.
+
+Shapes: T frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from radial.errors import OutputError, RequestError
+from radial.files import publish
+from radial.video.colour import from_rgb, set_tags, tags_for
+from radial.video.encoding import X264, Frames
+
+_CRF = 16
+_TICKS = 512  # of the film's clock, a frame
+
+
+class GrowingFilm:
+    """A fragmented MP4 in the making.
+
+    Args:
+        path: the file; what it holds beyond ``size`` bytes is of a part that was never finished, and goes.
+        fps: frames a second.
+        frames: how many are in those bytes.
+
+    Raises:
+        OutputError: it cannot be written, or holds less than it should.
+    """
+
+    def __init__(self, path: Path, fps: int, *, size: int = 0, frames: int = 0) -> None:
+        self.path, self.fps, self.frames = path, fps, frames
+        try:
+            self._file = path.open("r+b" if size else "wb")
+            there = self._file.seek(0, os.SEEK_END)
+            if there < size:
+                raise OutputError(f"{path} is cut short: {there} bytes of {size} are left")
+            self._file.truncate(size)
+            self._file.seek(size)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        self.size = size
+
+    def append(self, frames_THWC: Frames) -> int:
+        """Encode frames, uint8 RGB, and write them through to the disk: the file's size then.
+
+        Raises:
+            OutputError: there is no room, or the place is gone; the film is as it was before.
+        """
+        part = _set_time(_encode_part(frames_THWC, self.fps, self.frames), self.frames * _TICKS)
+        part = _boxes(part, without=(b"mfra",) if self.size == 0 else (b"ftyp", b"moov", b"mfra"))
+        try:
+            self._file.write(part)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            try:
+                self._file.truncate(self.size)
+                self._file.seek(self.size)
+            except OSError:
+                pass  # what was written is cut off when the film goes on
+            raise _cannot_write(self.path, error) from error
+        self.size += len(part)
+        self.frames += len(frames_THWC)
+        return self.size
+
+    def close(self) -> None:
+        """Let go of the file; calling it twice does no harm."""
+        self._file.close()
+
+
+def finish_film(growing: Path, path: Path, receipt: dict[str, Any], *, overwrite: bool) -> None:
+    """An ordinary MP4 of a film's packets, with its receipt.
+
+    Raises:
+        OutputError: the name is taken and ``overwrite`` is not set, or the place cannot be written.
+    """
+    publish(path, lambda partial: _remux(growing, partial, receipt), overwrite=overwrite)
+
+
+def _remux(growing: Path, partial: Path, receipt: dict[str, Any]) -> None:
+    import av
+
+    with av.open(str(growing)) as film, av.open(str(partial), "w", format="mp4", options={
+        "movflags": "+faststart"
+    }) as whole:  # fmt: skip
+        if receipt:
+            whole.metadata["comment"] = json.dumps(receipt, ensure_ascii=False, sort_keys=True)
+        source = film.streams.video[0]
+        stream = whole.add_stream_from_template(source)
+        for packet in film.demux(source):
+            if packet.dts is not None:
+                packet.stream = stream
+                whole.mux(packet)
+
+
+def _encode_part(frames_THWC: Frames, fps: int, first: int) -> bytes:
+    """Frames as a fragmented MP4 of their own; ``first`` is their number in the film."""
+    import av
+
+    own = {
+        "movflags": "empty_moov+default_base_moof+frag_custom", "video_track_timescale": str(fps * _TICKS),
+        "use_editlist": "0", "fragment_index": str(first + 1),
+    }  # fmt: skip
+    _, height, width, _ = frames_THWC.shape
+    content = io.BytesIO()
+    with av.open(content, "w", format="mp4", options=own) as container:
+        options = {**X264, "crf": str(_CRF), "bf": "0"}
+        stream: Any = container.add_stream("libx264", rate=Fraction(fps), options=options)
+        stream.height, stream.width = height, width
+        stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
+        tags = tags_for(height, width)
+        set_tags(stream.codec_context, tags)
+        stream.codec_context.thread_count = 1
+        stream.codec_context.gop_size = max(1, len(frames_THWC))
+        for index, image in enumerate(frames_THWC):
+            frame = from_rgb(image, stream.pix_fmt, tags)
+            frame.pts, frame.time_base = index, 1 / Fraction(fps)
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return content.getvalue()
+
+
+def _set_time(part: bytes, ticks: int) -> bytes:
+    """A part whose only fragment begins at a time: its muxer begins every part at 0."""
+    place = part.find(b"tfdt", part.find(b"moof"))
+    if place < 0 or part[place + 4] != 1 or part.count(b"moof", 0, part.find(b"mdat")) != 1:
+        raise OutputError("this build of FFmpeg writes fragments that a film cannot be made of")
+    return part[: place + 8] + ticks.to_bytes(8, "big") + part[place + 16 :]
+
+
+def _boxes(part: bytes, without: tuple[bytes, ...]) -> bytes:
+    """An MP4 without boxes of some kinds: its head, which comes once a film, and the index at its end."""
+    place, kept = 0, []
+    while place + 8 <= len(part):
+        size, kind = int.from_bytes(part[place : place + 4], "big"), part[place + 4 : place + 8]
+        if size < 8:
+            raise RequestError("an MP4 with a box of no size")
+        if kind not in without:
+            kept.append(part[place : place + size])
+        place += size
+    return b"".join(kept)
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
+    problem = OutputError(f"cannot write {path}: {error.strerror or error}")
+    problem.errno = error.errno  # a full disk passes, other reasons stay
+    return problem

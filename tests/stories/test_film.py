@@ -1,0 +1,235 @@
+"""A film grows piece by piece, plays at any time, goes on bit for bit, and says what it is."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+
+from radial import ModelError, OutputError, RequestError
+from radial.loading.load import LoadedModel, load
+from radial.request import make_request
+from radial.stories.decoding import ChunkDecoder
+from radial.stories.film import Made, make_film, state_folder
+from radial.stories.request import StoryRequest, make_story_request, read_told
+from radial.stories.script import read_story, read_story_file
+from radial.video.clip import read_frames, read_receipt
+from radial.video.film import GrowingFilm, finish_film
+
+STORY = "anna: a red star rises\n0.6s anna: spins\n# cut\nben: a blue ring falls"
+
+
+@pytest.fixture(scope="module")
+def model(wan_folder: Path) -> LoadedModel:
+    return load(make_request(prompt="a", model=str(wan_folder), height=32, width=32, num_frames=9, seed=0))
+
+
+def request_of(folder: Path, text: str = STORY, *, causal: bool = True, **changes: Any) -> StoryRequest:
+    fields = {"model": str(folder), "height": 32, "width": 32, "fps": 16, "seed": 4, "num_inference_steps": 2}
+    memory = {"chunk_frames": 1, "window_frames": 2} if causal else None
+    return make_story_request(read_story(text), fields | changes, seconds=0.3, memory=memory, causal=causal)
+
+
+def drawn(count: int, first: int = 0, height: int = 48, width: int = 64) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    frames = np.zeros((count, height, width, 3), np.uint8)
+    for index in range(count):
+        frames[index, :, (2 * (first + index)) % (width - 8) :][:, :8] = (250, 90, 20)
+    return frames
+
+
+@pytest.mark.parametrize(("fps", "height"), [(16, 48), (25, 33)])
+def test_a_growing_film_plays_after_each_part(tmp_path: Path, fps: int, height: int) -> None:
+    path, made = tmp_path / "film.mp4", [drawn(17, 0, height), drawn(16, 17, height), drawn(3, 33, height)]
+    film, sizes = GrowingFilm(path, fps), []
+    for number, part in enumerate(made):
+        sizes.append(film.append(part))
+        seen = read_frames(path)
+        whole = np.concatenate(made[: number + 1])
+        assert seen.shape == whole.shape
+        assert np.abs(seen.astype(int) - whole).mean() < 3
+    film.close()
+    with av.open(str(path)) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    assert np.allclose(times, np.arange(36) / fps)
+
+    # What was never finished is cut off, and the same parts make the same bytes.
+    whole_film = path.read_bytes()
+    path.write_bytes(whole_film[: sizes[1]] + b"torn")
+    again = GrowingFilm(path, fps, size=sizes[1], frames=33)
+    again.append(made[2])
+    again.close()
+    assert path.read_bytes() == whole_film
+
+    finish_film(path, tmp_path / "whole.mp4", {"radial": "1", "story": "é"}, overwrite=False)
+    assert np.array_equal(read_frames(tmp_path / "whole.mp4"), read_frames(path))
+    assert read_receipt(tmp_path / "whole.mp4")["story"] == "é"
+    with pytest.raises(OutputError, match="cut short"):
+        GrowingFilm(path, fps, size=len(whole_film) + 1)
+
+
+def test_a_full_disk_leaves_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    film = GrowingFilm(tmp_path / "film.mp4", 16)
+    size = film.append(drawn(5))
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        with pytest.raises(OutputError, match="No space left"):
+            film.append(drawn(5, 5))
+    assert film.path.stat().st_size == size
+    assert len(read_frames(film.path)) == 5
+    film.append(drawn(4, 5))
+    assert len(read_frames(film.path)) == 9
+
+
+def test_frames_decoded_in_parts_are_those_of_the_whole() -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(base_dim=3, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[True],
+                           latents_mean=[0.1] * 4, latents_std=[0.5, 1.0, 1.5, 2.0]).eval()  # fmt: skip
+    latents = torch.randn(4, 40, 4, 4)
+    whole = ChunkDecoder(vae).decode(latents)
+    parts = ChunkDecoder(vae)
+    cut = [parts.decode(latents[:, a:b]) for a, b in ((0, 3), (3, 4), (4, 11), (11, 40))]
+    assert np.array_equal(np.concatenate(cut), whole)
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    with torch.no_grad():
+        stock = vae.decode(latents[None] * std + mean).sample[0].permute(1, 2, 3, 0)
+    assert np.abs(whole - (stock.numpy() + 1) * 127.5).max() <= 0.51
+
+    later = ChunkDecoder(vae)  # taken up: what lies farther back than it remembers does not count
+    assert later.remembers < 36
+    later.decode(latents[:, 36 - later.remembers : 36])
+    assert np.array_equal(later.decode(latents[:, 36:]), whole[-2 * 4 :])
+    with pytest.raises(ModelError, match="does not decode a film part by part"):
+        ChunkDecoder(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_film_that_was_stopped_goes_on_bit_for_bit(
+    tmp_path: Path, wan_folder: Path, model: LoadedModel, causal: bool
+) -> None:
+    story = request_of(wan_folder, causal=causal)
+    made: list[Made] = []
+    whole = make_film(story, tmp_path / "whole.mp4", model=model, on_made=made.append)
+    assert [one.segment for one in made] == sorted(one.segment for one in made)
+    assert made[-1].segment == 2
+
+    class KilledError(BaseException):
+        pass
+
+    def kill(one: Made) -> None:
+        if one.piece == 1:
+            raise KilledError
+
+    stopped = tmp_path / "stopped.mp4"
+    with pytest.raises(KilledError):
+        make_film(story, stopped, model=model, on_made=kill)
+    assert not stopped.exists()
+    growing = state_folder(stopped) / "film.mp4"
+    assert len(read_frames(growing)) == round(made[1].seconds * 16)
+    growing.write_bytes(growing.read_bytes() + b"half a part")
+    again: list[Made] = []
+    make_film(story, stopped, model=model, on_made=again.append)
+    assert [one.taken_up for one in again] == [True, True] + [False] * (len(made) - 2)
+    assert growing.read_bytes() == (state_folder(whole) / "film.mp4").read_bytes()
+
+    receipt = read_receipt(whole)
+    told = read_told(receipt)
+    assert told.digest("") == story.digest("")
+    assert told.lines == story.lines
+    times = [(line["begin"], line["end"]) for line in receipt["story"]["lines"]]
+    assert times[0][0] == 0.0
+    assert [end for _, end in times[:-1]] == [begin for begin, _ in times[1:]]
+    assert times[-1][1] == len(read_frames(whole)) / 16
+    assert receipt["story"]["way"] == ("chunks" if causal else "windows")
+
+    # It grows with its story, and what was made before stays.
+    longer = story.with_lines((*story.lines, *read_story("anna: rises", frozenset({"anna"}))))
+    make_film(longer, whole, model=model, overwrite=True)
+    assert len(read_frames(whole)) > len(read_frames(stopped))
+    assert (state_folder(whole) / "film.mp4").read_bytes().startswith(growing.read_bytes())
+
+    # Another line is another film from there on.
+    other = request_of(wan_folder, STORY.replace("spins", "falls"), causal=causal)
+    with pytest.raises(RequestError, match="another story or other settings, from segment 2 on"):
+        make_film(other, tmp_path / "new.mp4", model=model, folder=state_folder(whole))
+    anew: list[Made] = []
+    make_film(other, tmp_path / "new.mp4", model=model, folder=state_folder(whole), overwrite=True, on_made=anew.append)
+    assert {one.segment for one in anew if one.taken_up} == {0}
+
+
+def test_a_window_holds_the_frames_that_it_goes_on_from(wan_folder: Path, tmp_path: Path) -> None:
+    story = request_of(wan_folder, causal=False)
+    windows = story.windows()
+    assert [segment for segment, _ in windows] == [0, 1, 2]
+    assert windows[0][1] == 4
+    long = request_of(wan_folder, "20s a red star rises", causal=False)
+    assert sum(added for _, added in long.windows()) == 320
+    assert max(added for _, added in long.windows()) < long.spec.native_frames
+
+
+SCRIPTS = [
+    ("anna: a red star\n\nben: falls", "line 2 is empty"),
+    ("", "the story is empty"),
+    ("# only a comment", "the story is empty"),
+    ("a star meets @anna\nanna: a ring", "line 1 uses the name anna before it is given"),
+    ("anna:", "line 1 names anna and says nothing of it"),
+    ("0s a star", "more than 0 and at most 600 seconds, not 0"),
+    ("9999s a star", "at most 600 seconds, not 9999"),
+]
+
+
+@pytest.mark.parametrize(("text", "problem"), SCRIPTS)
+def test_what_is_no_story(text: str, problem: str) -> None:
+    with pytest.raises(RequestError, match=problem):
+        read_story(text)
+
+
+def test_lines_and_yaml_say_the_same(tmp_path: Path) -> None:
+    lines = read_story("# a story\nAnna: a red star\n2.5s anna: meets @Anna\n# cut\nBen: a ring\n\n")
+    assert [line.prompt for line in lines] == ["Anna: a red star", "anna: meets Anna", "Ben: a ring"]
+    assert [(line.name, line.returns, line.cut, line.seconds) for line in lines] == [
+        ("anna", False, False, None), ("anna", True, False, 2.5), ("ben", False, True, None),
+    ]  # fmt: skip
+    file = tmp_path / "story.yaml"
+    file.write_text(
+        "- 'Anna: a red star'\n- {name: anna, prompt: meets @Anna, seconds: 2.5}\n"
+        "- {name: Ben, prompt: a ring, cut: true}"
+    )
+    assert read_story_file(file) == lines
+    for text, problem in (
+        ("a: b", "is a list of prompts"), ("- prompt: ''", "entry 1 is empty"), ("- [", "not YAML"),
+        ("- {prompt: a, sound: b}", "entry 1 has 'sound'"), ("- {prompt: a, seconds: soon}", "must be a number"),
+        ("- {prompt: a, name: 'two words'}", "a name is one word"),
+    ):  # fmt: skip
+        file.write_text(text)
+        with pytest.raises(RequestError, match=problem):
+            read_story_file(file)
+    with pytest.raises(RequestError, match="cannot read"):
+        read_story_file(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize(
+    ("model_name", "arguments", "problem"),
+    [
+        ("mochi", {}, "mochi cannot make a story; models that can: tiny, wan2.1-1.3b"),
+        ("wan2.2-a14b", {"causal": True}, "makes no story chunk by chunk; models that can: tiny, wan2.1-1.3b"),
+        ("wan2.1-i2v-14b-480p", {}, "from an image on: give --image"),
+        ("tiny", {"memory": {"kind": "radial"}}, "window by window, without a memory"),
+    ],
+)
+def test_models_that_cannot_are_told_with_those_that_can(
+    model_name: str, arguments: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(RequestError, match=problem):
+        make_story_request(read_story("a red star"), {"model": model_name}, **arguments)
