@@ -61,7 +61,7 @@ def test_requests_survive_json() -> None:
         ({"num_inference_steps": -3}, "num_inference_steps .* not -3"),
         ({"seed": -2}, "seed .* not -2"),
         ({"guidance_scale": float("nan")}, "guidance_scale"),
-        ({"attention": "sparse"}, "attention must be 'radial' or 'dense', not 'sparse'"),
+        ({"attention": "sparse"}, "attention must be 'radial', 'adaptive' or 'dense', not 'sparse'"),
         ({"block_size": 48}, "block_size must be 16, 32, 64, 128 or 256, not 48"),
         ({"model": "wan9"}, r"unknown model 'wan9'; give one of `radial models`"),
         ({"colour": "red"}, "colour"),
