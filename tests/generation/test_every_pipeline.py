@@ -18,6 +18,8 @@ from radial.attention.families.find import find_family
 from radial.generation.pipeline import generate
 from radial.generation.watch import Event
 from radial.models.find import find_model
+from radial.models.spec import COLUMNS
+from radial.plans.planner import AdaptivePlanner
 from radial.request import make_request
 
 KEEP_ALL = RadialPattern(decay=16.0, sink_frames=64)
@@ -77,6 +79,9 @@ def test_all_kept_is_stock_and_sparse_is_not(case: TinyCase, pipe: Any) -> None:
     with radial.apply(pipe, pattern=KEEP_ALL, block_size=16) as installed:
         assert torch.allclose(run(case, pipe), stock, atol=2e-5 * float(stock.std()))
         assert installed.computed_share == 1.0
+    order: Any = "columns" if type(pipe).__name__ in COLUMNS else "raster"
+    with radial.apply(pipe, planners=[AdaptivePlanner(1.0, 16)], block_size=16, token_order=order):
+        assert torch.allclose(run(case, pipe), stock, atol=2e-5 * float(stock.std()))
     with radial.apply(pipe, pattern=RadialPattern(decay=0.2), block_size=16) as installed:
         sparse = run(case, pipe)
         assert installed.plan is not None
