@@ -11,8 +11,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from radial.errors import RequestError, explain
-from radial.models.find import find_model
-from radial.models.lora_settings import adapter_file, read_adapter_settings
+from radial.models.find import find_model, hub_file
+from radial.models.lora_settings import adapter_file, check_adapter_file, read_adapter_settings
 from radial.models.spec import ModelSpec
 from radial.models.table import MODELS
 from radial.plans.story.memory import StoryMemory, StoryPlan
@@ -175,8 +175,14 @@ def _changed(memory: StoryMemory, changes: dict[str, Any]) -> StoryMemory:
 
 
 def memory_of(request: GenerationRequest) -> StoryMemory | None:
-    """What the first adapter that makes a model causal says."""
+    """What the first adapter that makes a model causal says.
+
+    Raises:
+        ModelError: an adapter's file is missing or broken.
+    """
     for lora in request.loras:
+        if hub_file(lora.path) is None:
+            check_adapter_file(adapter_file(lora.path))
         settings = read_adapter_settings(adapter_file(lora.path))
         if settings is not None and settings.memory is not None:
             return settings.memory
