@@ -93,6 +93,12 @@ def _without_effect(request: GenerationRequest, spec: ModelSpec) -> list[str]:
         notes.append(f"far_field {request.far_field} has no effect: dense attention leaves nothing out")
     elif request.far_field != "drop" and request.dense_layers == 0:
         notes.append(f"far_field {request.far_field} is less exact in the first layer than none: dense_layers 1 helps")
+    sinks = (request.sink_frames or 0) / spec.latent_frames(request.clip_frames)
+    if request.attention == "adaptive" and sinks > (request.density or 0.3) / 2:
+        notes.append(
+            f"density {request.density:g} has room for no more than the {request.sink_frames} sink frames, which are "
+            f"{sinks:.0%} of the clip: more is computed, or sink_frames can be fewer"
+        )
     if request.density != 0.3 and request.attention != "adaptive":
         notes.append(f"density {request.density:g} has no effect on {request.attention} attention: adaptive has one")
     if request.batched_guidance and not request.is_guided(spec):

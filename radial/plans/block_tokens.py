@@ -8,6 +8,7 @@ Shapes: F frames, P places in a frame, V windows, R rows of blocks, C columns of
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from radial.plans.layout import Layout
 from radial.plans.pattern import RadialPattern
 from radial.plans.token_order import token_order
+
+_PAIRS = 1 << 20  # of blocks, or tokens, that are looked at together
 
 
 def kept_columns_by_token(
@@ -85,8 +88,8 @@ def _seen_by(
 
 def nearest_blocks(
     layout: Layout, block_size: int, share: float, sink_frames: int, rows: NDArray[np.int32]
-) -> NDArray[np.bool_]:
-    """The blocks of keys that are nearest in time and space to some rows of blocks: ``[rows, C]``.
+) -> Iterator[NDArray[np.bool_]]:
+    """The blocks of keys that are nearest in time and space to some rows of blocks, some rows at a time: ``[rows, C]``.
 
     How far is log2(1 + frames) + log2(1 + tokens across the frame), from middle to middle, so that a row keeps ever
     fewer with distance in either. Its own block is kept, those with tokens of the leading frames, and whatever is not
@@ -95,23 +98,47 @@ def nearest_blocks(
     Args:
         share: of all blocks that a row keeps, rounded.
     """
+    middle, first, mixed = _places_of_blocks(layout, block_size)
+    always = mixed | (first < sink_frames)
+    count = min(len(middle), max(1, round(share * len(middle))))
+    for some in np.split(rows, range(0, len(rows), max(1, _PAIRS // len(middle)))[1:]):
+        time, down, across = (np.abs(middle[some, None, axis] - middle[:, axis]) for axis in range(3))
+        # Of those as far, the first.
+        distance = np.log2(1 + time) + np.log2(1 + np.hypot(down, across)) + 1e-9 * np.arange(len(middle))
+        distance[:, always] = -1
+        distance[np.arange(len(some)), some] = -1
+        kept = distance < 0
+        np.put_along_axis(kept, distance.argpartition(count - 1, 1)[:, :count], True, 1)
+        kept[mixed[some]] = True
+        yield kept
+
+
+def blocks_beside(density: float, blocks: int, core: int) -> int:
+    """How many blocks a row keeps beside those that are nearest, of which there may be more than the half."""
+    return max(1, round(density * blocks) - core)
+
+
+@functools.lru_cache(maxsize=4)
+def _places_of_blocks(
+    layout: Layout, block_size: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Of each block the middle of its tokens of the clip, frame, row and column, the first frame that it has tokens of,
+    and whether it has others; read only."""
     grid, before = layout.grid, layout.before
-    number = np.arange(grid.tokens) if layout.tile is None else token_order(grid, layout.tile)
-    frame, place = np.divmod(number, grid.tokens_per_frame)
-    at = np.stack([frame, *np.divmod(place, grid.width)], -1)
+    order = None if layout.tile is None else token_order(grid, layout.tile)
     starts = np.arange(0, layout.tokens, block_size) - before
     ends = np.minimum(starts + block_size, layout.tokens - before)
-    first, end = np.clip(starts, 0, grid.tokens), np.clip(ends, 0, grid.tokens)
-    sums = np.concatenate([np.zeros((1, 3)), at.cumsum(0)])
-    middle = ((sums[end] - sums[first]) / np.maximum(end - first, 1)[:, None]).astype(np.float32)
-    sinks = np.concatenate([[0], (frame < sink_frames).cumsum()])
+    middle, first = np.zeros((len(starts), 3)), np.full(len(starts), grid.frames)
+    at_once = max(1, _PAIRS // block_size)
+    held = np.flatnonzero((ends > 0) & (starts < grid.tokens))
+    for some in np.split(held, range(0, len(held), at_once)[1:]):  # of a long clip all tokens take gigabytes
+        low, high = np.maximum(starts[some], 0), np.minimum(ends[some], grid.tokens)
+        number = np.arange(low[0], high[-1]) if order is None else order[low[0] : high[-1]]
+        frame, place = np.divmod(number, grid.tokens_per_frame)
+        at = (frame, *np.divmod(place, grid.width))
+        middle[some] = np.stack([np.add.reduceat(one, low - low[0]) for one in at], -1) / (high - low)[:, None]
+        first[some] = np.minimum.reduceat(frame, low - low[0])
     mixed = (starts < 0) | (ends > grid.tokens)
-    time, down, across = (np.abs(middle[rows, None, axis] - middle[:, axis]) for axis in range(3))
-    distance = np.log2(1 + time) + np.log2(1 + np.hypot(down, across))
-    distance[:, mixed | (sinks[end] > sinks[first])] = -1
-    distance[np.arange(len(rows)), rows] = -1
-    count = min(len(starts), max(1, round(share * len(starts))))
-    kept = distance < 0
-    np.put_along_axis(kept, distance.argsort(1, kind="stable")[:, :count], True, 1)
-    kept[mixed[rows]] = True
-    return kept
+    for one in (middle, first, mixed):
+        one.flags.writeable = False
+    return middle, first, mixed

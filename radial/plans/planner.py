@@ -12,12 +12,10 @@ from torch import Tensor
 
 from radial.plans.block_plan import BlockPlan
 from radial.plans.block_runs import check_block_size, count_blocks
-from radial.plans.block_tokens import nearest_blocks
+from radial.plans.block_tokens import blocks_beside, nearest_blocks
 from radial.plans.layout import Layout
 from radial.plans.pattern import RadialPattern
 from radial_kernels.block_sparse import BlockLists, select_blocks
-
-_ROWS = 512  # of blocks, whose distances from all others are held at a time
 
 
 @dataclass(frozen=True)
@@ -92,8 +90,7 @@ class AdaptivePlanner:
     def core(self, layout: Layout) -> Tensor:
         """The half by geometry: bool ``[rows, columns]``, on the CPU."""
         rows = np.arange(count_blocks(layout, self.block_size), dtype=np.int32)
-        parts = np.split(rows, range(_ROWS, len(rows), _ROWS))
-        half = (nearest_blocks(layout, self.block_size, self.density / 2, self.sink_frames, part) for part in parts)
+        half = nearest_blocks(layout, self.block_size, self.density / 2, self.sink_frames, rows)
         return torch.from_numpy(np.concatenate(list(half)))
 
     def lists(self, site: Site, q_BSHD: Tensor | None = None, k_BSHD: Tensor | None = None) -> BlockLists:
@@ -108,8 +105,7 @@ class AdaptivePlanner:
 def _core_on(layout: Layout, planner: AdaptivePlanner, device: torch.device) -> tuple[Tensor, int]:
     """The half by geometry, and how many blocks a row keeps beside it, as sinks may be more than the half."""
     core_RC = planner.core(layout)
-    extra = round(planner.density * len(core_RC)) - int(core_RC.sum(1).min())
-    return core_RC.to(device), max(1, extra)
+    return core_RC.to(device), blocks_beside(planner.density, len(core_RC), int(core_RC.sum(1).min()))
 
 
 @functools.lru_cache(maxsize=8)

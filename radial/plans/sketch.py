@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radial.plans.block_runs import check_block_size, count_blocks, kept_columns
-from radial.plans.block_tokens import nearest_blocks
+from radial.plans.block_tokens import blocks_beside, nearest_blocks
 from radial.plans.layout import Layout, TokenGrid, as_layout
 from radial.plans.pattern import RadialPattern
 
@@ -67,13 +67,15 @@ class PlanSketch:
         blocks = count_blocks(layout, block_size)
         bins, bin_of, widths = _bins(blocks)
         starts = np.searchsorted(bin_of, np.arange(bins))
-        rows = _sample(blocks)
-        shade = [
-            np.add.reduceat(nearest_blocks(layout, block_size, density / 2, sink_frames, part), starts, 1, np.float32)
-            for part in np.split(rows, range(512, len(rows), 512))
-        ]
-        found = (np.concatenate(shade) / widths).astype(np.float32)
-        return PlanSketch(layout, "half by place, as drawn, half by content", block_size, blocks, density, found)
+        shade, counts = [], []
+        for kept in nearest_blocks(layout, block_size, density / 2, sink_frames, _sample(blocks)):
+            shade.append(np.add.reduceat(kept, starts, 1, np.float32) / widths)
+            counts.append(kept.sum(1))
+        core = np.concatenate(counts)
+        kept_share = np.minimum(core + blocks_beside(density, blocks, int(core.min())), blocks).mean() / blocks
+        found = np.concatenate(shade).astype(np.float32)
+        rule = "half by place, as drawn, half by content"
+        return PlanSketch(layout, rule, block_size, blocks, float(kept_share), found)
 
 
 def _bins(blocks: int) -> tuple[int, NDArray[np.int32], NDArray[np.int64]]:

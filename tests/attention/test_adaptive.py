@@ -20,7 +20,7 @@ from radial.generation.snapshot import read_snapshot
 from radial.loading.load import load
 from radial.models.find import find_model
 from radial.models.spec import COLUMNS
-from radial.plans.block_tokens import nearest_blocks
+from radial.plans.block_tokens import _places_of_blocks, nearest_blocks
 from radial.plans.layout import Layout
 from radial.plans.planner import AdaptivePlanner
 from radial.plans.sketch import PlanSketch
@@ -41,13 +41,17 @@ def mask_of(lists: BlockLists, columns: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["raster", "text", "columns"])
-def test_nearest_blocks(layout: Layout) -> None:
+def test_nearest_blocks(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """Own, first and foreign blocks are kept, then the nearest; any rows are looked at alike."""
     rows = np.arange(-(-layout.tokens // 16), dtype=np.int32)
-    kept = nearest_blocks(layout, 16, 0.3, 1, rows)
+    (kept,) = nearest_blocks(layout, 16, 0.3, 1, rows)
     assert kept.diagonal().all()
     assert kept[:, 0].all()
-    assert np.array_equal(nearest_blocks(layout, 16, 0.3, 1, rows[5:9]), kept[5:9])
+    monkeypatch.setattr("radial.plans.block_tokens._PAIRS", 2 * len(rows))
+    _places_of_blocks.cache_clear()
+    few = list(nearest_blocks(layout, 16, 0.3, 1, rows[5:9]))
+    assert len(few) == 2
+    assert np.array_equal(np.concatenate(few), kept[5:9])
     if layout.before:
         assert kept[0].all()
         assert kept[:, -1].all()
@@ -58,6 +62,7 @@ def test_nearest_blocks(layout: Layout) -> None:
     sketch = PlanSketch.of_adaptive(layout, 0.6, 1, 16)
     assert np.array_equal(sketch.shade, kept)
     assert np.array_equal(AdaptivePlanner(0.6, 16).core(layout).numpy(), kept)
+    assert sketch.density == pytest.approx(0.6, abs=0.02 if not layout.before else 0.2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -131,6 +136,8 @@ def test_a_request_for_it_runs_stops_and_goes_on(wan_folder: Path, tmp_path: Pat
 def test_what_it_takes_is_told() -> None:
     words = make_request(prompt="a", then=["b"], num_frames=65, attention="adaptive").resolve()
     assert words.token_order == "raster"
+    sinks = make_request(prompt="a", num_frames=33, attention="adaptive", density=0.1, sink_frames=3).resolve()
+    assert any("3 sink frames, which are 33% of the clip" in note for note in advise(sinks, find_model("tiny")))
     radial_one = make_request(prompt="a", density=0.2).resolve()
     assert any("density 0.2 has no effect" in note for note in advise(radial_one, find_model("tiny")))
     with pytest.raises(RequestError, match=r"density must be .*0\.02.*not 0"):

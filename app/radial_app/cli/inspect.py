@@ -71,7 +71,7 @@ def inspect(
     dense = settings.policy.dense_share(spec.layers, request.num_inference_steps or 1)
     grid, layout, rows = request.grid(spec), sketch.layout, sketch.rows
     if settings.kind == "adaptive":  # which blocks, the clip decides
-        kept, density = round(settings.density * rows**2), settings.density
+        kept, density = round(sketch.density * rows**2), sketch.density
         pooled = settings.share_computed(density) - density
     else:
         plan = BlockPlan.build(layout, settings.pattern, settings.block_size)
