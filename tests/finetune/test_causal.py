@@ -73,7 +73,7 @@ def test_the_loss_is_of_what_generation_will_ask(config: dict[str, Any], model: 
     objective = find_objective(model.pipe, model.spec)
     settings = make_config(**config)
     batches = Batches(settings, read_index(Path(config["data"])), objective)
-    transformer, lengths = model.pipe.transformer, set()
+    transformer, lengths, silent = model.pipe.transformer, set(), 0
     for number in range(3):
         x, text, noise, sigma = batches.read(number).to(torch.device("cpu"))
         lengths.add(x.shape[2])
@@ -83,7 +83,9 @@ def test_the_loss_is_of_what_generation_will_ask(config: dict[str, Any], model: 
         loss.close()
         cuts = tuple(text[CUTS][0].nonzero().flatten().tolist())
         words = text["prompt_embeds"].unflatten(1, (-1, model.spec.max_sequence_length))
+        remembered, words = words.chunk(2, 1)
         assert cuts == SEGMENTS[words.shape[1]]
+        silent += int((words != remembered).flatten(2).any(2).sum())
         plan = plan_of(StoryMemory(**MEMORY), x.shape[2], words.shape[1], cuts)
         assert sigma.shape == (2, plan.chunks)
         assert sigma.unique().numel() == sigma.numel()
@@ -100,10 +102,12 @@ def test_the_loss_is_of_what_generation_will_ask(config: dict[str, Any], model: 
                 velocity = call(noisy, times, told, [0] * len(frames), cache.attend)
                 missed = velocity - (noise - x.float())[:, :, own]
                 found[:, own] = missed.square().mean((1, 3, 4))
-                call(x[:, :, own].float(), torch.zeros_like(times), told, [0] * len(frames), cache.attend)
+                kept = remembered[:, [plan.segment_of(chunk)]]
+                call(x[:, :, own].float(), torch.zeros_like(times), kept, [0] * len(frames), cache.attend)
                 cache.write()
         torch.testing.assert_close(losses, found, atol=1e-4, rtol=1e-4)
     assert len(lengths) == 2
+    assert silent > 0
 
 
 def test_a_run_goes_on_as_it_was(config: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ describe the figure again are left out.
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ from radial.stories.decoding import ChunkDecoder
 from radial.stories.engine import Sampling, StoryEngine, Words
 from radial_finetune.data.clips import Frames
 from radial_finetune.evaluate.score import find_figure, score_clip
-from radial_finetune.evaluate.shapes import HELD_OUT_SEED, bootstrap
-from radial_finetune.world.cast import PATTERNS, CastStory, draw_cast_story, render_cast
+from radial_finetune.evaluate.shapes import HELD_OUT_SEED
+from radial_finetune.world.cast import PATTERNS, CastScene, CastStory, draw_cast_story, render_cast
 from radial_finetune.world.render import to_pixels
 from radial_finetune.world.story import UNIT, scene_of
 from radial_finetune.world.story_caption import describe_event
@@ -37,6 +38,8 @@ from radial_finetune.world.story_render import render_stories
 CONTROLS = ("memory", "none", "window", "shuffled", "full")
 _SIZE_APART = 0.123  # of the logarithm of a radius: half of what lies between two sizes
 _MOST_FRAMES = 512
+_SAMPLES = 4000  # of pairs, for intervals
+_STILL = 0.5  # of 255: frames that differ by less do not move
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,11 @@ class SegmentScore:
         returns: segments since its figure was last seen, 0 where it is new or goes on.
         goes_on: whether it goes on from the segment before.
         colour, shape, size, motion: whether they are as they should be.
-        confused: whether it looks like another member of the story's cast.
+        confused: whether it looks like another member of the story's cast that was seen before.
         twin: whether it looks like the twin's figure of that name.
-        seam: how far its first frame is from the one before, over how far its frames are from each other in the mean;
-            1 where it goes on without a seam.
+        twin_tells: whether that says something: the two look unlike, and it returns for the first time.
+        seam: how far its first frame is from the one before, over how far frames on both sides are from each other in
+            the median; 1 where it goes on without a seam.
     """
 
     segment: int
@@ -63,6 +67,7 @@ class SegmentScore:
     motion: bool
     confused: bool
     twin: bool
+    twin_tells: bool
     seam: float
 
 
@@ -125,7 +130,8 @@ def make_films(
     segment_chunks = UNIT // spec.stride[0] // memory.chunk_frames
     frames = 1 + segment_chunks * memory.chunk_frames * stories[0].segments
     seen = memory_for(control, memory, frames)
-    plan = StoryPlan(seen, (segment_chunks,) * stories[0].segments, stories[0].cuts)
+    cuts = () if control == "full" else stories[0].cuts  # beyond which a window does not reach
+    plan = StoryPlan(seen, (segment_chunks,) * stories[0].segments, cuts)
     patch = pipe.transformer.config.patch_size
     size = request.clip_height * patch[1] // spec.stride[1], request.clip_width * patch[2] // spec.stride[2]
     sampling = Sampling(request.num_inference_steps or spec.num_inference_steps, request.guidance_scale or 1.0)
@@ -183,17 +189,28 @@ def score_film(frames_THWC: Frames, story: CastStory, twin: CastStory) -> list[S
         colour, shape, _ = score.seen
         figure, like = actor.figure, others[scene.name]
         alike = [
-            name for name, one in cast.items() if name != scene.name and (one.colour, one.shape) == (colour, shape)
+            other.name
+            for other in story.scenes
+            if other.first < segment
+            and other.name != scene.name
+            and (cast[other.name].colour, cast[other.name].shape) == (colour, shape)
         ]
         scores.append(
             SegmentScore(
                 segment, scene.returns if unit == 0 else 0, unit > 0, score.colour, score.shape,
                 _is_as_large(own, scene, unit), score.motion, bool(alike),
-                (like.colour, like.shape) == (colour, shape) != (figure.colour, figure.shape),
+                (like.colour, like.shape) == (colour, shape),
+                (like.colour, like.shape) != (figure.colour, figure.shape) and _is_first_return(story, scene),
                 _seam(frames_THWC, first) if segment else 1.0,
             )
         )  # fmt: skip
     return scores
+
+
+def _is_first_return(story: CastStory, scene: CastScene) -> bool:
+    """Whether nobody has seen the figure return before: later its twin has been seen by its name, too."""
+    return scene.returns > 0 and sum(one.name == scene.name and one.returns > 0 and one.first < scene.first
+                                     for one in story.scenes) == 0  # fmt: skip
 
 
 def _is_as_large(own: Frames, scene: Any, unit: int) -> bool:
@@ -210,48 +227,63 @@ def _seam(frames_THWC: Frames, first: int) -> float:
         return float(np.abs(frames_THWC[a].astype(np.float32) - frames_THWC[b]).mean())
 
     within = [change(t, t + 1) for t in range(first, min(first + UNIT, len(frames_THWC)) - 1)]
-    return change(first - 1, first) / max(float(np.mean(within)), 1e-3)
+    before = [change(t, t + 1) for t in range(max(0, first - UNIT), first - 1)]
+    return change(first - 1, first) / max(float(np.median(before + within)), _STILL)
 
 
 def summarise(scores: Sequence[Sequence[SegmentScore]]) -> dict[str, tuple[float, float, float]]:
-    """Means with their 95 % intervals, as shares, and the slopes of drift, a segment."""
-    every = [one for film in scores for one in film]
-    new = [one for one in every if one.returns == 0 and not one.goes_on]
-    back = [one for one in every if one.returns]
+    """Means with their 95 % intervals, as shares, and the slopes of drift, a segment. Films of twins, which lie beside
+    each other, are drawn together: what happens in one is no news of another."""
+    pairs = [[*scores[at], *(scores[at + 1] if at + 1 < len(scores) else ())] for at in range(0, len(scores), 2)]
     found: dict[str, tuple[float, float, float]] = {}
 
-    def add(name: str, members: Sequence[SegmentScore], read: Callable[[SegmentScore], float]) -> None:
-        if members:
-            found[name] = bootstrap(np.array([float(read(one)) for one in members]))
+    def add(name: str, members: Callable[[SegmentScore], bool], read: Callable[[SegmentScore], float]) -> None:
+        values = [[float(read(one)) for one in pair if members(one)] for pair in pairs]
+        if any(values):
+            found[name] = _mean_of_pairs([one for one in values if one])
+
+    def new(one: SegmentScore) -> bool:
+        return one.returns == 0 and not one.goes_on
 
     for measure in ("colour", "shape", "size", "motion"):
-        add(f"new: {measure}", new, lambda one, measure=measure: getattr(one, measure))  # type: ignore[misc]
+        add(f"new: {measure}", new, operator.attrgetter(measure))
     for low, high in ((1, 5), (6, 11), (12, 99)):
-        some = [one for one in back if low <= one.returns <= high]
         for measure in ("colour", "shape", "size"):
             name = f"back after {low} to {high}: {measure}" if high < 99 else f"back after {low} or more: {measure}"
-            add(name, some, lambda one, measure=measure: getattr(one, measure))  # type: ignore[misc]
-    add("back: another of the cast", back, lambda one: one.confused)
-    add("back: the twin's figure", back, lambda one: one.twin)
-    add("goes on: colour", [one for one in every if one.goes_on], lambda one: one.colour)
-    add("goes on: seam", [one for one in every if one.goes_on], lambda one: one.seam)
+            add(name, lambda one, low=low, high=high: low <= one.returns <= high, operator.attrgetter(measure))  # type: ignore[misc]
+    add("back: another of the cast", lambda one: one.returns > 0, lambda one: one.confused)
+    add("back: the twin's figure", lambda one: one.returns > 0 and one.twin_tells, lambda one: one.twin)
+    add("goes on: colour", lambda one: one.goes_on, lambda one: one.colour)
+    add("goes on: seam", lambda one: one.goes_on, lambda one: one.seam)
     for measure in ("colour", "shape", "motion"):
-        found[f"drift of new {measure}, a segment"] = _slope(new, measure)
+        found[f"drift of new {measure}, a segment"] = _slope(
+            [[one for one in pair if new(one)] for pair in pairs], measure
+        )
     return found
 
 
-def _slope(members: Sequence[SegmentScore], measure: str, samples: int = 2000) -> tuple[float, float, float]:
-    """The slope of a score over the segments, with its 95 % interval."""
-    x = np.array([one.segment for one in members], np.float64)
-    y = np.array([float(getattr(one, measure)) for one in members])
-    if len(set(x.tolist())) < 2:
-        return 0.0, 0.0, 0.0
+def _mean_of_pairs(values: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """The mean of all, with its 95 % interval, by drawing pairs of films."""
+    sums, counts = np.array([sum(one) for one in values]), np.array([len(one) for one in values])
+    drawn = np.random.default_rng(0).integers(0, len(values), (_SAMPLES, len(values)))
+    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
+    return float(sums.sum() / counts.sum()), float(low), float(high)
 
-    def fit(index: NDArray[np.int64]) -> float:
-        a, b = x[index] - x[index].mean(), y[index]
-        return float((a * b).sum() / max((a * a).sum(), 1e-9))
 
-    rng = np.random.default_rng(0)
-    slopes = [fit(rng.integers(0, len(x), len(x))) for _ in range(samples)]
-    low, high = np.percentile(slopes, [2.5, 97.5])
-    return fit(np.arange(len(x))), float(low), float(high)
+def _slope(pairs: Sequence[Sequence[SegmentScore]], measure: str) -> tuple[float, float, float]:
+    """The slope of a score over the segments, with its 95 % interval, by drawing pairs of films."""
+    moments = np.zeros((len(pairs), 5))  # of each pair how many, and the sums of x, y, x x and x y
+    for pair, members in enumerate(pairs):
+        x = np.array([one.segment for one in members], np.float64)
+        y = np.array([float(getattr(one, measure)) for one in members])
+        moments[pair] = len(x), x.sum(), y.sum(), (x * x).sum(), (x * y).sum()
+
+    def fit(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        count, x, y, xx, xy = np.moveaxis(sums, -1, 0)
+        spread = count * xx - x * x
+        slope: NDArray[np.float64] = np.where(spread > 1e-9, (count * xy - x * y) / np.maximum(spread, 1e-9), 0.0)
+        return slope
+
+    drawn = np.random.default_rng(0).integers(0, len(pairs), (_SAMPLES, len(pairs)))
+    low, high = np.percentile(fit(moments[drawn].sum(1)), [2.5, 97.5])
+    return float(fit(moments.sum(0))), float(low), float(high)

@@ -49,6 +49,8 @@ def look_at_ground(frames_THWC: NDArray[np.uint8], tracks: tuple[Track, ...]) ->
                          j * width // _BLOCKS : (j + 1) * width // _BLOCKS]  # fmt: skip
             if ground[part].mean() > 0.8:
                 means[t, i, j] = grey[part][ground[part]].mean()
+    if len(medians) < 0.9 * count:  # a ground in colours, or hidden, is none that is steady
+        return Ground(255.0, 255.0, 255.0)
     between = np.abs(means[1:-1] - (means[:-2] + means[2:]) / 2)
     flicker = float(np.nanmean(between)) if np.isfinite(between).any() else 0.0
     median = np.array(medians or [0.0])

@@ -1,7 +1,8 @@
 """Stories chunk by chunk: the model learns each chunk from the clean chunks before it, seen as generation sees them.
 
 A step's sequence is every clean latent frame and then every noisy one (teacher forcing), with a noise level of its own
-for each chunk, each frame reading its segment's text. What a chunk sees, and at which distances, is
+for each chunk, each frame reading its segment's text: a noisy one at times the empty text, so that guidance works, a
+clean one never, as generation remembers what was asked for. What a chunk sees, and at which distances, is
 :class:`~radial.plans.story.memory.StoryPlan`'s to say, here as in generation.
 
 Shapes: B stories, C channels, F latent frames, H, W latent height and width, K chunks, N segments, L tokens of a text.
@@ -22,6 +23,7 @@ from radial.plans.story.memory import StoryMemory, StoryPlan
 from radial_finetune.objective.base import Objective, Text
 from radial_finetune.objective.loss import as_told
 
+# A batch's text has the texts of clean frames and then those of noisy ones.
 CUTS = "cuts"  # in a batch's text: bool [B, N], the segments before which the picture cuts, the same for all
 
 
@@ -49,15 +51,17 @@ class CausalLoss:
         text_BNLD = told["prompt_embeds"].unflatten(1, (-1, self._objective.spec.max_sequence_length))
         cuts = text[CUTS][0].nonzero().flatten().tolist() if CUTS in text else []
         frames = x_BCFHW.shape[2]
-        plan = plan_of(self._memory, frames, text_BNLD.shape[1], tuple(cuts))
+        count = text_BNLD.shape[1] // 2
+        plan = plan_of(self._memory, frames, count, tuple(cuts))
         sigma_BF = by_frame(sigma_B, frames)
         level = sigma_BF[:, None, :, None, None].to(x_BCFHW.dtype)
         noisy, target = (1 - level) * x_BCFHW + level * noise_BCFHW, noise_BCFHW - x_BCFHW
         packed = _packed(plan, transformer, *x_BCFHW.shape[3:], x_BCFHW.device)
         timestep_BF = 1000 * torch.cat([torch.zeros_like(sigma_BF), sigma_BF], 1)
-        segments = [plan.segment_of_frame(frame) for frame in range(frames)]
+        clean = [plan.segment_of_frame(frame) for frame in range(frames)]
+        told_to = clean + [count + segment for segment in clean]
         both = torch.cat([x_BCFHW, noisy], 2).to(transformer.dtype)
-        predicted = self._call(both, timestep_BF, text_BNLD, segments * 2, packed)[:, :, frames:]
+        predicted = self._call(both, timestep_BF, text_BNLD, told_to, packed)[:, :, frames:]
         return (predicted.float() - target.float()).square().mean((1, 3, 4))
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from radial.loading.load import LoadedModel, load
@@ -38,6 +39,7 @@ from radial_finetune.world.story_render import StoryParts, paint_scenes, story_p
 _SIDE, _FPS = 128, 16.0
 _TWO_FIGURES = 0.3  # of the native clips
 _EVENTFUL = 0.6  # of the longer ones in which all go on with one thing, which is soon learned, give way to others
+_RETURNS = 0.8  # of the scenes of a cast that bring back whom they can
 _IN_TIME = 0.8  # of the longer ones, whose words come one event at a time
 
 # A clip's key, what its scenes are painted from, its words, one prompt after the other, and before which the picture
@@ -108,7 +110,7 @@ def _draw(wanted: _Wanted) -> _Drawn:
     rng = random.Random(f"story {seed} {frames} {number}")
     units = (frames - 1) // UNIT
     if cast:
-        told = draw_cast_story(rng, units, number % PATTERNS)
+        told = draw_cast_story(rng, units, number % PATTERNS, returns=_RETURNS, gone=1)
         return _key(wanted), _thin(*cast_parts(told, _SIDE, _SIDE)), told.words, told.cuts
     words: tuple[str, ...]
     if units == 1:
@@ -124,7 +126,7 @@ def _draw(wanted: _Wanted) -> _Drawn:
 
 def _thin(*parts: StoryParts) -> tuple[StoryParts, ...]:
     """The same in half precision, for the process that paints."""
-    return tuple(replace(one, ground_THW=one.ground_THW.half()) for one in parts)
+    return tuple(replace(one, ground_THW=one.ground_THW.astype(np.float16)) for one in parts)
 
 
 def _key(wanted: tuple[object, ...]) -> str:

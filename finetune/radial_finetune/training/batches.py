@@ -189,11 +189,13 @@ class Batches:
         return levels.draw(count * chunks, generator).view(count, chunks)
 
     def _tell_story(self, words: Text, texts: int, cuts: tuple[int, ...], silent_BN: Tensor) -> Text:
-        """The texts of stories, of which some segments have none, and where the picture cuts."""
+        """The texts of stories, of clean frames and then of noisy ones, which have none in some segments; and where the
+        picture cuts."""
         empty = self._objective.stack_text([self._empty_text])["prompt_embeds"] if self._empty_text else None
-        told = words["prompt_embeds"].unflatten(1, (texts, -1))
+        told = noisy = words["prompt_embeds"].unflatten(1, (texts, -1))
         if empty is not None:
-            told = torch.where(silent_BN[:, :, None, None], empty[:, None].to(told.dtype), told)
+            noisy = torch.where(silent_BN[:, :, None, None], empty[:, None].to(told.dtype), told)
+        told = torch.cat([told, noisy], 1)
         cut = torch.zeros(len(told), texts, dtype=torch.bool)
         cut[:, list(cuts)] = True
         return words | {"prompt_embeds": told.flatten(1, 2), CUTS: cut}

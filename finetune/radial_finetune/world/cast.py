@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from radial_finetune.world.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Figure
-from radial_finetune.world.story import UNIT, Story, draw_actor
+from radial_finetune.world.story import UNIT, Story, draw_actor, state_at
 from radial_finetune.world.story_caption import describe_event
 from radial_finetune.world.story_render import StoryParts, paint_scenes, story_parts
 
@@ -25,7 +25,7 @@ NAMES = (
 )  # fmt: skip
 PATTERNS = 6  # of scenes and cuts, that stories of one length have: those of a batch share one
 _GONE = 2  # segments after which a figure may return
-_CUTS, _NEW_GROUND, _DESCRIBED_AGAIN, _LONGER = 0.5, 0.3, 0.15, 0.3
+_CUTS, _NEW_GROUND, _DESCRIBED_AGAIN, _LONGER = 0.5, 0.3, 0.08, 0.3
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,9 @@ def _draw_looks(rng: random.Random, others: Sequence[Figure]) -> Figure:
 
 
 def _draw_scene(rng: random.Random, figure: Figure, units: int, background: str, seed: int) -> Story:
-    while (actor := draw_actor(rng, units, figure=replace(figure, tilt=rng.uniform(-0.12, 0.12)))) is None:
-        pass
-    return Story((actor,), background, seed, units)
+    while True:
+        actor = draw_actor(rng, units, figure=replace(figure, tilt=rng.uniform(-0.12, 0.12)))
+        end = None if actor is None else state_at(actor, UNIT * units)
+        # Who leaves small would be remembered so, and returns as large as ever.
+        if actor is not None and end is not None and end[2] > 0.99 * figure.radius:
+            return Story((actor,), background, seed, units)

@@ -59,6 +59,7 @@ def describe_event(story: Story, unit: int, rng: random.Random, *, named: bool) 
     """What the only figure does in a unit, with or without a word of how it looks, and the ground."""
     actor = story.actors[0]
     event = actor.event_at(unit) or Event("rest")
+    actor = replace(actor, figure=figure_in(actor, unit))  # as large as it is then
     return f"{_words(actor, event, rng, False, named=named)} {rng.choice(GROUND_WORDS[story.background])}"
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from radial_finetune.world.render import Track, ground, paint
@@ -47,7 +49,7 @@ class StoryParts:
     """What a story is painted from: its ground ``[T or 1, H, W]`` in -1..1, each actor's shape, colour and track."""
 
     num_frames: int
-    ground_THW: Tensor
+    ground_THW: NDArray[np.float32 | np.float16]
     actors: tuple[tuple[str, str, StoryTrack], ...]
 
 
@@ -60,13 +62,13 @@ def story_parts(story: Story, height: int = 128, width: int = 128) -> StoryParts
         grounds = [ground(story.background, story.texture_seed, height, width, shift) for shift in shifts]
     tracks = story_tracks(story, height, width)
     actors = ((actor.figure.shape, actor.figure.colour, t) for actor, t in zip(story.actors, tracks, strict=True))
-    return StoryParts(story.num_frames, torch.stack(grounds), tuple(actors))
+    return StoryParts(story.num_frames, torch.stack(grounds).numpy(), tuple(actors))
 
 
 def paint_stories(parts: Sequence[StoryParts], device: torch.device | str = "cpu") -> Tensor:
     """Paint stories of one length as clips ``[B, 3, T, H, W]``, float32 in -1..1."""
     clips_BCTHW = torch.stack(
-        [one.ground_THW.to(device, torch.float32).expand(3, one.num_frames, -1, -1) for one in parts]
+        [torch.from_numpy(one.ground_THW).to(device).float().expand(3, one.num_frames, -1, -1) for one in parts]
     )
     paint(clips_BCTHW, [one.actors for one in parts])
     return clips_BCTHW

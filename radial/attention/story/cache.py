@@ -128,7 +128,7 @@ class StoryCache:
 
     def read(self, read: Read, layer: int) -> _Pair:
         """Keys, not turned, and values of what a chunk reads."""
-        if read.frames[0] not in self._frames:  # a mean, of frames that are not kept
+        if len(read.frames) > 1 or read.frames[0] not in self._frames:  # a mean, whose frames need not be kept
             sums = self._sums[self.plan.segment_of_frame(read.frames[0])]
             parts = [layers[layer] for _, layers in sorted(sums.items())]
             keys, values = (torch.stack(x).sum(0) / len(read.frames) for x in zip(*parts, strict=True))
