@@ -83,12 +83,13 @@ def by_chunk(transformer: WanTransformer3DModel, plan: StoryPlan) -> tuple[Tenso
 KINDS: tuple[MemoryKind, ...] = ("none", "last_frame", "mean_pool", "radial")
 
 
+@pytest.mark.parametrize("cuts", [(), (1, 5)], ids=["on", "cut"])
 @pytest.mark.parametrize(("kind", "thinning"), [*((kind, 1) for kind in KINDS), ("last_frame", 4)])
 def test_cached_chunks_are_those_of_one_masked_call(
-    transformer: WanTransformer3DModel, kind: MemoryKind, thinning: int
+    transformer: WanTransformer3DModel, kind: MemoryKind, thinning: int, cuts: tuple[int, ...]
 ) -> None:
     memory = StoryMemory(chunk_frames=2, window_frames=3, kind=kind, memory_positions=3, memory_thinning=thinning)
-    plan = StoryPlan(memory, (2, 1, 3, 1, 1, 2, 1, 1, 1))
+    plan = StoryPlan(memory, (2, 1, 3, 1, 1, 2, 1, 1, 1), cuts)
     cached, _ = by_chunk(transformer, plan)
     for in_blocks in (False, None):
         whole, packed = at_once(transformer, plan, in_blocks=in_blocks)
