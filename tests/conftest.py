@@ -35,8 +35,10 @@ SLOW = {
 
 # Files that take long, the longest first: they begin first, so that at the end no process waits for another.
 LONG = (
-    "test_studio", "test_ranks", "test_docs", "test_train", "test_attack", "test_worker", "test_cluster",
-    "test_film_maker", "test_fresh_page", "test_measures", "test_ten_tasks", "test_operations", "test_accessibility",
+    # Of the studio in this order: a page is fresh before models are tuned and clips made by the dozen.
+    "test_accessibility", "test_film_maker", "test_fresh_page", "test_steering", "test_studio", "test_ten_tasks",
+    "test_ranks", "test_docs", "test_train", "test_attack", "test_worker", "test_cluster", "test_measures",
+    "test_operations",
     "test_every_pipeline", "test_block_sparse", "test_seam", "test_without_triton", "test_downloads", "test_first_run",
     "test_tail", "test_tiny", "test_from_image", "test_render", "test_single_file", "test_doors", "test_step_cache",
     "test_ways", "test_evaluate", "test_rest", "test_formats", "test_adapter", "test_memory", "test_guidance",
