@@ -64,6 +64,14 @@ class FilmState:
             raise OutputError(f"cannot write {self.folder}: {error.strerror}") from error
         publish_text(self.folder / "story.json", json.dumps(told | {"format": _FORMAT}, indent=1, ensure_ascii=False))
 
+    def told(self) -> dict[str, Any]:
+        """What the folder says that it is of; nothing where that cannot be read."""
+        try:
+            told = json.loads((self.folder / "story.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return told if isinstance(told, dict) else {}
+
     def add(self, number: int, piece: Piece) -> None:
         """Write a piece, under a temporary name first.
 

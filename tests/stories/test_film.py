@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +164,19 @@ def test_a_film_that_was_stopped_goes_on_bit_for_bit(
     other = request_of(wan_folder, STORY.replace("spins", "falls"), causal=causal)
     with pytest.raises(RequestError, match="another story or other settings, from segment 2 on"):
         make_film(other, tmp_path / "new.mp4", model=model, folder=state_folder(whole))
+    # Nor is one taken up that was made in another way; replacing the output is no leave to make it anew.
+    pieces = sorted((state_folder(whole) / "pieces").iterdir())
+    for changed, problem in (
+        (replace(model, fingerprint="0"), r"from segment 1 on \(weights: not as it was\)"),
+        (replace(model, device=torch.device("cuda")), r"\(device was cpu and is cuda: not"),
+        (replace(model, loras=({"name": "a", "fingerprint": "b"},)), r"\(adapters: not"),
+    ):
+        with pytest.raises(RequestError, match=problem):
+            make_film(longer, whole, model=changed, overwrite=True)
+    assert sorted((state_folder(whole) / "pieces").iterdir()) == pieces
+
     anew: list[Made] = []
-    make_film(other, tmp_path / "new.mp4", model=model, folder=state_folder(whole), overwrite=True, on_made=anew.append)
+    make_film(other, tmp_path / "new.mp4", model=model, folder=state_folder(whole), anew=True, on_made=anew.append)
     assert {one.segment for one in anew if one.taken_up} == {0}
 
 
