@@ -13,13 +13,14 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from radial import ModelError, OutputError, RequestError
+from radial import GenerationError, ModelError, OutputError, RequestError
 from radial.loading.load import LoadedModel, load
 from radial.request import make_request
 from radial.stories.decoding import ChunkDecoder
 from radial.stories.film import Made, make_film, state_folder
 from radial.stories.request import StoryRequest, make_story_request, read_told
 from radial.stories.script import read_story, read_story_file
+from radial.stories.windows import Windows, held
 from radial.video.clip import read_frames, read_receipt
 from radial.video.film import GrowingFilm, finish_film
 
@@ -180,7 +181,34 @@ def test_a_film_that_was_stopped_goes_on_bit_for_bit(
     assert {one.segment for one in anew if one.taken_up} == {0}
 
 
-def test_a_window_holds_the_frames_that_it_goes_on_from(wan_folder: Path, tmp_path: Path) -> None:
+def test_a_window_holds_the_frames_that_it_goes_on_from(
+    wan_folder: Path, tmp_path: Path, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = request_of(wan_folder, "0.25s a red star rises\n0.25s it spins\n0.25s it falls", causal=False)
+    assert [added for _, added in short.windows()] == [4, 4, 4]
+    maker, known = Windows(short, model, tmp_path), []
+
+    def spy(transformers: Any, latents: torch.Tensor) -> Any:
+        known.append(latents)
+        return held(transformers, latents)
+
+    monkeypatch.setattr("radial.stories.windows.held", spy)
+    made = [maker.make(piece, lambda step: None) for piece in range(3)]
+    assert [len(frames) for frames, _ in made] == [5, 4, 4]
+    vae = model.pipe.vae
+    mean, std = (torch.tensor(one).view(-1, 1, 1, 1) for one in (vae.config.latents_mean, vae.config.latents_std))
+    for piece in (1, 2):
+        before = made[piece - 1][1]["frames"]
+        assert torch.equal(before[-4:], torch.from_numpy(made[piece - 1][0][-4:].copy()))
+        assert len(before) == 5
+        with torch.no_grad():
+            clean = vae.encode((before.permute(3, 0, 1, 2)[None] / 127.5 - 1).to(vae.dtype)).latent_dist.mode()[0]
+        assert known[piece - 1].shape[1] == 2
+        assert torch.allclose(known[piece - 1], ((clean - mean) / std).float(), atol=1e-4)
+    maker.restore(0, {"frames": torch.zeros(4, 32, 32, 3, dtype=torch.uint8)}, 1)
+    with pytest.raises(GenerationError, match="4 frames are there to go on from, not 5"):
+        maker.make(1, lambda step: None)
+
     story = request_of(wan_folder, causal=False)
     windows = story.windows()
     assert [segment for segment, _ in windows] == [0, 1, 2]
