@@ -16,7 +16,7 @@ from radial.errors import GenerationError, OutputError, RequestError
 from radial.files import check_output
 from radial.generation.receipt import make_receipt
 from radial.generation.watch import Event, OnEvent
-from radial.loading.load import LoadedModel, load, quiet
+from radial.loading.load import LoadedModel, fingerprint, fingerprint_files, load, quiet
 from radial.stories.chunks import Chunks
 from radial.stories.request import StoryRequest
 from radial.stories.state import FilmState, Piece
@@ -80,24 +80,26 @@ def make_film(
     Raises:
         RequestError: a value is out of place, or what was made before is of another story.
         ModelError: the model cannot be loaded, or makes no stories in this way.
-        OutputError: a place cannot be written; what is finished is playable, and goes on from there.
+        OutputError: a place cannot be written, or another process is making the film; what is finished is playable, and
+            goes on from there.
         GenerationError: memory ran out or the latents stopped being numbers.
     """
     check_output(output, ".mp4", overwrite=overwrite)
     state = FilmState(folder or state_folder(output))
-    if model is None:
-        on_event(Event("load"))
-        model = load(story.request, lambda done, total: on_event(Event("download", done >> 20, total >> 20)))
-    for note in (*model.notes, *_notes(story)):
-        on_event(Event("load", note=note))
-    started = time.monotonic()
-    maker: Maker = Windows(story, model, state.folder) if story.memory is None else Chunks(story, model)
-    try:
-        with quiet():
-            ends = _render(story, model, maker, state, on_event, on_made, anew=anew)
-    finally:
-        maker.close()
-    finish_film(state.film, output, _receipt(story, model, ends, time.monotonic() - started), overwrite=overwrite)
+    with state.locked():
+        if model is None:
+            on_event(Event("load"))
+            model = load(story.request, lambda done, total: on_event(Event("download", done >> 20, total >> 20)))
+        for note in (*model.notes, *_notes(story)):
+            on_event(Event("load", note=note))
+        started = time.monotonic()
+        maker: Maker = Windows(story, model, state.folder) if story.memory is None else Chunks(story, model)
+        try:
+            with quiet():
+                ends = _render(story, model, maker, state, on_event, on_made, anew=anew)
+        finally:
+            maker.close()
+        finish_film(state.film, output, _receipt(story, model, ends, time.monotonic() - started), overwrite=overwrite)
     return output
 
 
@@ -157,7 +159,7 @@ def _render(
 
 def _abouts(story: StoryRequest, model: LoadedModel, maker: Maker) -> list[str]:
     """Of each piece, a digest of all that decides it: the settings, and every line up to its own."""
-    parts = (model.fingerprint, model.loras, model.device.type, str(model.dtype))
+    parts = (model.fingerprint, model.loras, model.device.type, str(model.dtype), *_fingerprints(story))
     whole = hashlib.sha256(story.digest(repr(parts)).encode())
     found, segment = [], -1
     for piece in range(maker.count):
@@ -170,14 +172,20 @@ def _abouts(story: StoryRequest, model: LoadedModel, maker: Maker) -> list[str]:
     return found
 
 
+def _fingerprints(story: StoryRequest) -> list[str]:
+    """Of the files that a story names beside its model and adapters."""
+    decoder = Path(story.request.decoder)
+    return fingerprint_files(story.request) + ([fingerprint(decoder)] if decoder.is_file() else [])
+
+
 def _made_with(story: StoryRequest, model: LoadedModel) -> dict[str, Any]:
     """What every piece depends on beside the lines, by the names that people know it by."""
     settings = story.request.model_dump(mode="json", exclude={"prompt", "device", "memory", "num_frames", "dtype"})
     memory = None if story.memory is None else story.memory.model_dump(mode="json")
     return settings | {
         "weights": model.fingerprint, "adapters": [dict(lora) for lora in model.loras], "remembers": memory,
-        "device": model.device.type, "dtype": str(model.dtype).removeprefix("torch."), "way": story.way,
-        "read_decay": story.read_decay, "rectify_every": story.rectify_every,
+        "files": _fingerprints(story), "device": model.device.type, "dtype": str(model.dtype).removeprefix("torch."),
+        "way": story.way, "read_decay": story.read_decay, "rectify_every": story.rectify_every,
     }  # fmt: skip
 
 

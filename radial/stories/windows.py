@@ -18,6 +18,7 @@ from torch import Tensor
 
 from radial.attention.install import transformers_of
 from radial.errors import GenerationError
+from radial.files import discard, publish
 from radial.generation.decoding import rescale
 from radial.generation.pipeline import generate
 from radial.generation.watch import Event
@@ -66,7 +67,9 @@ class Windows:
         with contextlib.ExitStack() as stack:
             if not alone and self._last is not None:
                 if from_image:
-                    request = request.with_values(image=str(self._write_image(piece)))
+                    image = self._write_image(piece)
+                    stack.callback(discard, image)
+                    request = request.with_values(image=str(image))
                 else:
                     before = OVERLAP
                     request = request.with_values(num_frames=OVERLAP + added)
@@ -88,7 +91,8 @@ class Windows:
 
         assert self._last is not None
         path = self._folder / f"from-{piece:06d}.png"
-        Image.fromarray(self._last[-1]).save(path)
+        image = Image.fromarray(self._last[-1])
+        publish(path, lambda partial: image.save(partial), overwrite=True)
         return path
 
     @torch.inference_mode()
