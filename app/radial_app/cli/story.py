@@ -135,7 +135,7 @@ def story(
             "loras": [parse_lora(text) for text in lora or []], "device": device, "dtype": dtype,
             "precision": precision, "memory": memory,
         }  # fmt: skip
-        with told_as_options([*fields]):
+        with told_as_options([*fields, "read_decay", "rectify_every"]):
             wanted = make_story_request(
                 _read(file, frozenset()), spell_out(fields), seconds=seconds, causal=causal, read_decay=read_decay,
                 memory={name: value for name, value in chosen.items() if value is not None},
