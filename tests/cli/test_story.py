@@ -71,6 +71,8 @@ def test_lines_become_a_film_that_goes_on(
         ("a star", ["--output", "f.webm"], "must end in .mp4"),
         ("a star", ["--output", "f.mp4", "--model", "mochi"], "mochi cannot make a story; models that can: tiny"),
         ("a star", ["--output", "f.mp4", "--remember", "radial"], "window by window, without a memory"),
+        ("a star", ["--output", "f.mp4", "--causal", "--read-decay", "99"], "--read-decay must be above 0 and at most"),
+        ("a star", ["--output", "f.mp4", "--causal", "--rectify-every", "4"], "--rectify-every 4 counts only with"),
         ("a star", ["--output", "f.mp4", "--causal", "--memory-thinning", "3"], "a power of two such as 2, not 3"),
     ],
 )
