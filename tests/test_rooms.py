@@ -34,8 +34,8 @@ MAY_IMPORT = {
 # The stations on the data's way: each imports those before it in its package.
 STATIONS = [
     "radial_kernels.triton_runtime", "radial_kernels.block_sparse", "radial_kernels.fused",
-    "radial.version", "radial.errors", "radial.files", "radial.field_words", "radial.plans", "radial.video",
-    "radial.attention",
+    "radial.version", "radial.errors", "radial.files", "radial.yaml_file", "radial.field_words", "radial.plans",
+    "radial.video", "radial.attention",
     "radial.models", "radial.input_files", "radial.controls", "radial.timed_prompts", "radial.request",
     "radial.shorthands", "radial.advice", "radial.adapters",
     "radial.loading", "radial.generation", "radial.stories",

@@ -17,7 +17,6 @@ from radial.advice import advise
 from radial.attention.install import RadialAttention, apply, transformers_of
 from radial.attention.positions import stretched
 from radial.attention.timed_text import timed_text
-from radial.controls import STEERING
 from radial.errors import DeviceLost, GenerationError, first_line
 from radial.generation.acceleration.batched import batched_guidance
 from radial.generation.acceleration.calls import Calls
@@ -36,8 +35,7 @@ from radial.generation.snapshot import Part, Snapshot, describe_attention
 from radial.generation.timed_words import encode_in_time
 from radial.generation.unseen_words import unseen_words
 from radial.generation.watch import Event, OnEvent, Watch
-from radial.input_files import named_files
-from radial.loading.load import LoadedModel, choose_dtype, fingerprint, load, quiet
+from radial.loading.load import LoadedModel, choose_dtype, fingerprint_files, load, quiet
 from radial.loading.tiny_decoder import TinyDecoder, load_decoder
 from radial.plans.settings import AS_BEFORE, AttentionSettings
 from radial.request import MAX_FRAMES, GenerationRequest
@@ -105,13 +103,12 @@ def generate(
 
 
 def describe_run(request: GenerationRequest, model: LoadedModel) -> str:
-    """What a snapshot of this run depends on, as a digest: the request, the weights, the device's kind."""
+    """What a snapshot of this run depends on, as a digest: the request, what its files hold, the weights, the device's
+    kind."""
     elsewhere = {"device", "num_videos", "memory", "sink_frames", "variant", "skip_width"} | request.later_fields()
     elsewhere |= {name for name, value in AS_BEFORE.items() if getattr(request, name) == value}
-    steered = [Path(path) for _, path in named_files(request.model_dump(include=set(STEERING)))]
-    files = [file for path in steered for file in (sorted(path.glob("*.png")) if path.is_dir() else [path])]
     parts = (
-        request.model_dump_json(exclude=elsewhere), *map(fingerprint, files), model.fingerprint, model.loras,
+        request.model_dump_json(exclude=elsewhere), *fingerprint_files(request), model.fingerprint, model.loras,
         model.device.type, str(model.dtype), type(model.pipe).__name__,
     )  # fmt: skip
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

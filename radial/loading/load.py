@@ -15,6 +15,7 @@ from radial.adapters.apply import load_loras
 from radial.attention.families.find import find_family
 from radial.attention.install import transformers_of
 from radial.errors import ModelError, RequestError, first_line, some
+from radial.input_files import named_files
 from radial.loading.devices import find_device
 from radial.loading.memory import choose_profile, decode_in_tiles, place
 from radial.loading.modular import pipeline_class
@@ -239,6 +240,13 @@ def fingerprint(path: Path) -> str:
             content.seek(max(size - half, half))
             digest.update(content.read())
     return digest.hexdigest()[:16]
+
+
+def fingerprint_files(request: GenerationRequest) -> list[str]:
+    """A digest of each file that a request names beside its model and adapters, frames of a folder each by itself."""
+    named = [Path(path) for _, path in named_files(request.model_dump())]
+    files = [file for path in named for file in (sorted(path.glob("*.png")) if path.is_dir() else [path])]
+    return [fingerprint(file) for file in files]
 
 
 @contextlib.contextmanager

@@ -10,16 +10,22 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from radial.controls import STEERING
 from radial.errors import RequestError, explain
 from radial.models.find import find_model, hub_file
 from radial.models.lora_settings import adapter_file, check_adapter_file, read_adapter_settings
 from radial.models.spec import ModelSpec
 from radial.models.table import MODELS
+from radial.plans.pattern import RadialPattern
 from radial.plans.story.memory import StoryMemory, StoryPlan
 from radial.request import GenerationRequest, make_request
-from radial.stories.script import Line
+from radial.stories.script import Line, check_seconds, is_number, lines_told
 
 Way = Literal["chunks", "windows"]
+# Fields of a clip's request that count nothing in a story; and in one that is made chunk by chunk, whose sampling is
+# its own.
+_CLIPS_ALONE = (*STEERING, "last_image", "num_videos", "then", "num_frames")
+_WHOLE_CLIPS = ("decoder", "positions", "riflex", "guidance_scale_2", "true_cfg_scale")
 OVERLAP = 5  # frames that a window of a text-to-video model begins with: two latent ones
 
 
@@ -109,15 +115,15 @@ def read_told(receipt: dict[str, Any]) -> StoryRequest:
     if not isinstance(story, dict) or not isinstance(fields, dict):
         raise RequestError("this is a clip, and no film of a story: `radial generate --extend` goes on with it")
     try:
-        lines = tuple(
-            Line(one["prompt"], one["seconds"], one["name"], one["returns"], one["cut"]) for one in story["lines"]
-        )
+        lines = lines_told(story["lines"])
         memory = None if story["memory"] is None else StoryMemory.model_validate(story["memory"])
         request = make_request(**{str(key): value for key, value in fields.items()}).resolve()
-        return StoryRequest(
-            lines, request, float(story["seconds"]), memory, story["read_decay"], int(story["rectify_every"])
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        seconds, decay, every = check_seconds(story["seconds"], "a line"), story["read_decay"], story["rectify_every"]
+        if seconds is None or not (decay is None or is_number(decay)) or not is_number(every):
+            raise TypeError("a number is none")
+        _check_reads(decay, every)
+        return StoryRequest(lines, request, seconds, memory, decay, int(every))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RequestError("the film's receipt does not say its story in a way that this version reads") from error
 
 
@@ -139,6 +145,11 @@ def make_story_request(
     """
     spec = find_model(fields.get("model", "tiny"))
     request = make_request(prompt=lines[0].prompt, **fields)
+    _check_has_no_part(request, _CLIPS_ALONE, "a story")
+    check_seconds(seconds, "seconds")
+    if rectify_every != 1 and read_decay is None:
+        raise RequestError(f"rectify_every {rectify_every} counts only with read_decay: give both, or neither")
+    _check_reads(read_decay, rectify_every)
     tuned = memory_of(request)
     if tuned is None and not causal:
         if memory or read_decay is not None or rectify_every != 1:
@@ -153,16 +164,35 @@ def make_story_request(
         tuned = _changed(chosen, memory or {})
         if spec.has_two_transformers or spec.text_pipeline != "WanPipeline" or request.starts_from_image:
             raise RequestError(f"{spec.name} makes no story chunk by chunk; models that can: {some_names(_in_chunks)}")
+        _check_has_no_part(request, _WHOLE_CLIPS, "a story that is made chunk by chunk")
+        if request.attention not in (None, "dense"):
+            raise RequestError(f"what a chunk sees is its memory's to say: leave attention {request.attention} out")
         frames = spec.first_frame + tuned.chunk_frames * spec.stride[0]
-    if rectify_every < 0:
-        raise RequestError(f"rectify_every must be 0 or more chunks, not {rectify_every}")
     # Dense: what a chunk sees is its memory's to say; windows take what the model's own clips take.
     own = {"long_adapter": False} | ({} if tuned is None else {"attention": "dense"})
     request = request.with_values(num_frames=frames, **own).resolve()
-    if request.guidance_start or request.guidance_end != 1 or request.cache != "off" or request.then:
-        raise RequestError("a story takes no guidance_start, guidance_end, cache or then")
+    if request.guidance_start or request.guidance_end != 1 or request.cache != "off":
+        raise RequestError("a story takes no guidance_start, guidance_end or cache")
     native = (spec.native_frames - spec.first_frame) / (request.fps or spec.fps)
     return StoryRequest(tuple(lines), request, native if seconds is None else seconds, tuned, read_decay, rectify_every)
+
+
+def _check_has_no_part(request: GenerationRequest, names: Sequence[str], whose: str) -> None:
+    """Raise RequestError where a request says something that would count nothing."""
+    given = [name for name in names if getattr(request, name) != GenerationRequest.model_fields[name].default]
+    if given:
+        raise RequestError(f"{whose} takes no {', '.join(given)}: leave it out")
+
+
+def _check_reads(read_decay: float | None, rectify_every: int) -> None:
+    """Raise RequestError where the cache cannot be read and written in such a way."""
+    if read_decay is not None:
+        try:
+            RadialPattern(decay=read_decay)
+        except RequestError as error:
+            raise RequestError(f"read_{error}") from error
+    if rectify_every < 0:
+        raise RequestError(f"rectify_every must be 0 or more chunks, not {rectify_every}")
 
 
 def _changed(memory: StoryMemory, changes: dict[str, Any]) -> StoryMemory:

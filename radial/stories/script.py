@@ -27,6 +27,9 @@ _NAME = re.compile(r"([^\W\d_][\w-]{0,31})\s*:\s*", re.UNICODE)
 _RETURN = re.compile(r"@([^\W\d_][\w-]{0,31})\b", re.UNICODE)
 _CUT = re.compile(r"#\s*cut\s*", re.IGNORECASE)
 _LARGEST = 1 << 20  # bytes of a file
+_TORN = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError)  # what YAML's tags raise at what they get
+_MOST_LETTERS = 20_000  # of a prompt, as of a clip's
+_SHOWN = 200  # letters of a value that is wrong
 
 
 @dataclass(frozen=True)
@@ -104,10 +107,24 @@ def read_story_yaml(text: str, known: frozenset[str] = frozenset()) -> tuple[Lin
     """
     import yaml
 
+    from radial.yaml_file import load_yaml
+
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RequestError(f"the story is not YAML: {' '.join(str(error).split())}") from error
+        found, _ = load_yaml(text)
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        # The last ones are what its constructors raise at tagged values that are none.
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        told = "it is nested too deep" if isinstance(error, RecursionError) else str(problem or error)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise RequestError(f"the story is not YAML: {where}{' '.join(told.split())[:_SHOWN]}") from error
     if not isinstance(found, list):
         raise RequestError("a story in YAML is a list of prompts")
     lines: list[Line] = []
@@ -117,22 +134,70 @@ def read_story_yaml(text: str, known: frozenset[str] = frozenset()) -> tuple[Lin
         values: dict[str, Any] = {"prompt": entry} if isinstance(entry, str) else entry
         if not isinstance(values, dict) or not isinstance(values.get("prompt"), str) or not values["prompt"].strip():
             raise RequestError(f"{where} is empty; write a prompt")
-        if unknown := set(values) - {"prompt", "name", "seconds", "cut"}:
-            raise RequestError(f"{where} has {min(map(str, unknown))!r}; known are prompt, name, seconds and cut")
+        if unknown := [name for name in values if name not in ("prompt", "name", "seconds", "cut")]:
+            raise RequestError(f"{where} has {_shown(next(iter(unknown)))}; known are prompt, name, seconds and cut")
         seconds, name = values.get("seconds"), values.get("name")
-        if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float))):
-            raise RequestError(f"{where}: seconds must be a number, not {seconds!r}")
+        if seconds is not None and not is_number(seconds):
+            raise RequestError(f"{where}: seconds must be a number, not {_shown(seconds)}")
         if name is not None and (not isinstance(name, str) or not _NAME.fullmatch(f"{name}:")):
-            raise RequestError(f"{where}: a name is one word of letters, not {name!r}")
+            raise RequestError(f"{where}: a name is one word of letters, not {_shown(name)}")
         words = values["prompt"].strip() if name is None else f"{name}: {values['prompt'].strip()}"
-        cut = values.get("cut") is True and bool(lines or known)
-        lines.append(_line(words, None if seconds is None else float(seconds), named, cut, where))
+        if not isinstance(cut := values.get("cut", False), bool):
+            raise RequestError(f"{where}: cut must be true or false, not {_shown(cut)}")
+        lines.append(_line(words, seconds, named, cut and bool(lines or known), where))
     return _checked(lines)
 
 
+def lines_told(told: Any) -> tuple[Line, ...]:
+    """The segments that a film's receipt tells of, by the rules of those that are written.
+
+    Raises:
+        RequestError: they break one.
+    """
+    lines = []
+    for number, one in enumerate(told if isinstance(told, list) else (), 1):
+        where, values = f"line {number}", one if isinstance(one, dict) else {}
+        prompt, seconds, name = (values.get(field) for field in ("prompt", "seconds", "name"))
+        returns, cut = values.get("returns"), values.get("cut")
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise RequestError(f"{where} is empty")
+        if name is not None and (not isinstance(name, str) or not name.strip()):
+            raise RequestError(f"{where} has a name that is none")
+        if not isinstance(returns, bool) or not isinstance(cut, bool):
+            raise RequestError(f"{where} does not say whether it returns and is cut")
+        lines.append(Line(prompt, check_seconds(seconds, where), name, returns, cut))
+    return _checked(lines)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_seconds(seconds: Any, where: str) -> float | None:
+    """How long a segment lasts, if it says so.
+
+    Raises:
+        RequestError: it is no number, or out of bounds.
+    """
+    if seconds is None:
+        return None
+    if not is_number(seconds) or not 0 < seconds <= _LONGEST:
+        shown = f"{seconds:g}" if isinstance(seconds, float) else _shown(seconds)
+        raise RequestError(f"{where}: a segment lasts more than 0 and at most {_LONGEST:g} seconds, not {shown}")
+    return float(seconds)
+
+
+def _shown(value: Any) -> str:
+    """A value as an error shows it, cut short."""
+    try:
+        return repr(value)[:_SHOWN]
+    except ValueError:  # Python writes no number of thousands of digits
+        return "a number that is far too large"
+
+
 def _line(words: str, seconds: float | None, named: set[str], cut: bool, where: str) -> Line:
-    if seconds is not None and not 0 < seconds <= _LONGEST:
-        raise RequestError(f"{where}: a segment lasts more than 0 and at most {_LONGEST:g} seconds, not {seconds:g}")
+    seconds = check_seconds(seconds, where)
     name = None if (found := _NAME.match(words)) is None else found[1].casefold()
     if found is not None and not words[found.end() :].strip():
         raise RequestError(f"{where} names {found[1]} and says nothing of it; say what it does")
@@ -153,4 +218,7 @@ def _checked(lines: list[Line]) -> tuple[Line, ...]:
         raise RequestError('the story is empty; write a prompt a line, such as "anna: a red star rises on black"')
     if len(lines) > MAX_LINES:
         raise RequestError(f"a story has at most {MAX_LINES} lines, not {len(lines)}")
+    for line in lines:
+        if len(line.prompt) > _MOST_LETTERS:
+            raise RequestError(f"a line has at most {_MOST_LETTERS} letters; the one of {line.prompt[:40]!r} has more")
     return tuple(lines)

@@ -11,16 +11,18 @@ it was at, and what the film holds beyond the last whole piece is cut off.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from radial.errors import OutputError, RequestError
-from radial.files import publish, publish_text
+from radial.files import discard, publish, publish_text
 
 _FORMAT = 1
 
@@ -52,6 +54,32 @@ class FilmState:
         """The film so far."""
         return self.folder / "film.mp4"
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from the folder, which is there while the context lasts; where nothing was begun in it,
+        it goes again.
+
+        Raises:
+            OutputError: another process has it, or it cannot be written.
+        """
+        path = self.folder / ".lock"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path, blocking=False)
+            lock.acquire()
+        except Timeout as error:
+            raise OutputError(f"the film of {self.folder} is being made by another command") from error
+        except OSError as error:
+            raise OutputError(f"cannot write {self.folder}: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if [file.name for file in self.folder.iterdir()] == [path.name]:
+                    path.unlink()
+                    self.folder.rmdir()
+            lock.release()
+
     def begin(self, told: dict[str, Any]) -> None:
         """Make the folder, and write down what it is of.
 
@@ -63,6 +91,14 @@ class FilmState:
         except OSError as error:
             raise OutputError(f"cannot write {self.folder}: {error.strerror}") from error
         publish_text(self.folder / "story.json", json.dumps(told | {"format": _FORMAT}, indent=1, ensure_ascii=False))
+
+    def told(self) -> dict[str, Any]:
+        """What the folder says that it is of; nothing where that cannot be read."""
+        try:
+            told = json.loads((self.folder / "story.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return told if isinstance(told, dict) else {}
 
     def add(self, number: int, piece: Piece) -> None:
         """Write a piece, under a temporary name first.
@@ -81,7 +117,11 @@ class FilmState:
         )
 
     def pieces(self) -> Iterator[Piece]:
-        """The whole pieces from the first on, up to one that is missing or cannot be read."""
+        """The whole pieces from the first on, up to one that is missing or cannot be read.
+
+        Raises:
+            RequestError: they are of another version of this folder.
+        """
         from safetensors import SafetensorError, safe_open
 
         number = 0
@@ -90,18 +130,28 @@ class FilmState:
                 with safe_open(self._path(number), "pt") as file:
                     told = json.loads((file.metadata() or {})["radial"])
                     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                if told["format"] != _FORMAT:
-                    raise RequestError(f"{self.folder} was made by another version; take another --output")
-                yield Piece(told["about"], tensors, int(told["size"]), int(told["frames"]))
+                version, piece = told["format"], Piece(told["about"], tensors, int(told["size"]), int(told["frames"]))
             except (OSError, SafetensorError, ValueError, KeyError, TypeError):
                 return
+            if version != _FORMAT:
+                raise RequestError(f"{self.folder} was made by another version; take another --output")
+            yield piece
             number += 1
 
     def drop_from(self, number: int) -> None:
-        """Forget the pieces from a number on."""
-        while self._path(number).is_file():
-            self._path(number).unlink()
-            number += 1
+        """Forget the pieces from a number on, also those behind a gap, and what was never finished.
+
+        Raises:
+            OutputError: they cannot be removed.
+        """
+        pieces = (self.folder / "pieces").glob("*.safetensors")
+        try:
+            for file in [one for one in pieces if one.stem.isdecimal() and int(one.stem) >= number]:
+                file.unlink()
+        except OSError as error:
+            raise OutputError(f"cannot write {self.folder}: {error.strerror}") from error
+        for file in [*self.folder.rglob(".*.partial.*")]:
+            discard(file)
 
     def _path(self, number: int) -> Path:
         return self.folder / "pieces" / f"{number:06d}.safetensors"

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from radial.attention.install import transformers_of
+from radial.errors import GenerationError
+from radial.files import discard, publish
 from radial.generation.decoding import rescale
 from radial.generation.pipeline import generate
 from radial.generation.watch import Event
@@ -65,16 +67,17 @@ class Windows:
         with contextlib.ExitStack() as stack:
             if not alone and self._last is not None:
                 if from_image:
-                    request = request.with_values(image=str(self._write_image(piece)))
+                    image = self._write_image(piece)
+                    stack.callback(discard, image)
+                    request = request.with_values(image=str(image))
                 else:
                     before = OVERLAP
                     request = request.with_values(num_frames=OVERLAP + added)
                     stack.enter_context(held(transformers_of(self._model.pipe), self._encode(self._last)))
             tell: Callable[[Event], None] = lambda event: on_step(event.step) if event.stage == "denoise" else None  # noqa: E731
             (video,) = generate(request, model=self._model, on_event=tell)
-        frames = video.frames[before:]
-        self._last = frames[-OVERLAP:]
-        return frames, {_FRAMES: torch.from_numpy(self._last.copy())}
+        self._last = video.frames[-OVERLAP:]  # of what it began with, too, where it adds fewer
+        return video.frames[before:], {_FRAMES: torch.from_numpy(self._last.copy())}
 
     def restore(self, piece: int, tensors: dict[str, Tensor], until: int) -> None:
         """Take up a window that was made before."""
@@ -88,12 +91,18 @@ class Windows:
 
         assert self._last is not None
         path = self._folder / f"from-{piece:06d}.png"
-        Image.fromarray(self._last[-1]).save(path)
+        image = Image.fromarray(self._last[-1])
+        publish(path, lambda partial: image.save(partial), overwrite=True)
         return path
 
     @torch.inference_mode()
     def _encode(self, frames_THWC: Frames) -> Tensor:
         vae = self._model.pipe.vae
+        if len(frames_THWC) != OVERLAP:
+            raise GenerationError(
+                f"{len(frames_THWC)} frames are there to go on from, not {OVERLAP}: the film was begun by an earlier "
+                "version; --overwrite makes it anew"
+            )
         pixels = torch.from_numpy(frames_THWC.copy()).to(self._model.device, vae.dtype).permute(3, 0, 1, 2)[None]
         return rescale(vae, vae.encode(pixels / 127.5 - 1).latent_dist.mode())[0].float()
 

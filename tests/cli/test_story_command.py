@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ def test_lines_become_a_film_that_goes_on(
         ("a star", ["--output", "f.webm"], "must end in .mp4"),
         ("a star", ["--output", "f.mp4", "--model", "mochi"], "mochi cannot make a story; models that can: tiny"),
         ("a star", ["--output", "f.mp4", "--remember", "radial"], "window by window, without a memory"),
+        ("a star", ["--output", "f.mp4", "--causal", "--read-decay", "99"], "--read-decay must be above 0 and at most"),
+        ("a star", ["--output", "f.mp4", "--causal", "--rectify-every", "4"], "--rectify-every 4 counts only with"),
         ("a star", ["--output", "f.mp4", "--causal", "--memory-thinning", "3"], "a power of two such as 2, not 3"),
     ],
 )
@@ -82,6 +85,34 @@ def test_what_it_cannot_take(
     code, _, err = run(capsys, "-", *words)
     assert code == 2
     assert problem in err
+
+
+def test_a_film_of_other_weights_is_made_anew_only_where_that_is_asked_for(
+    capsys: pytest.CaptureFixture[str], lines: Any, wan_folder: Path, tmp_path: Path
+) -> None:
+    model, film = tmp_path / "model", tmp_path / "film.mp4"
+    shutil.copytree(wan_folder, model)
+    lines("a red star")
+    code, _, err = run(
+        capsys, "-", "--model", str(model), "--size", "32x32", "--fps", "16", "--num-inference-steps", "1",
+        "--causal", "--chunk-frames", "1", "--window-frames", "2", "--seconds", "0.3", "--output", str(film), "--quiet",
+    )  # fmt: skip
+    assert code == 0, err
+    pieces = {file: file.read_bytes() for file in (tmp_path / "film.story").rglob("*.safetensors")}
+    (weights,) = (model / "transformer").glob("*.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+    lines("a blue ring")
+    code, _, err = run(capsys, "-", "--continue", str(film), "--quiet")
+    assert (code, "(weights: not as it was); take another --output, or --overwrite" in err) == (2, True), err
+    assert pieces == {file: file.read_bytes() for file in (tmp_path / "film.story").rglob("*.safetensors")}
+    lines("a blue ring")
+    code, _, err = run(capsys, "-", "--continue", str(film), "--overwrite", "--quiet")
+    assert code == 0, err
+    assert len(read_frames(film)) > 5
+    assert pieces != {file: file.read_bytes() for file in pieces}
 
 
 def test_a_clip_is_no_film_of_a_story(capsys: pytest.CaptureFixture[str], lines: Any, tmp_path: Path) -> None:

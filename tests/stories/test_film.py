@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,19 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from PIL import Image
+from tiny_pipelines import CASES
 
-from radial import ModelError, OutputError, RequestError
+from radial import GenerationError, ModelError, OutputError, RequestError
+from radial.generation.pipeline import describe_run
 from radial.loading.load import LoadedModel, load
 from radial.request import make_request
 from radial.stories.decoding import ChunkDecoder
 from radial.stories.film import Made, make_film, state_folder
 from radial.stories.request import StoryRequest, make_story_request, read_told
-from radial.stories.script import read_story, read_story_file
+from radial.stories.script import read_story, read_story_file, read_story_yaml
+from radial.stories.state import FilmState, Piece
+from radial.stories.windows import Windows, held
 from radial.video.clip import read_frames, read_receipt
 from radial.video.film import GrowingFilm, finish_film
 
@@ -143,6 +149,20 @@ def test_a_film_that_was_stopped_goes_on_bit_for_bit(
     assert [one.taken_up for one in again] == [True, True] + [False] * (len(made) - 2)
     assert growing.read_bytes() == (state_folder(whole) / "film.mp4").read_bytes()
 
+    # Of a film whose first piece cannot be read, none of the others counts again after the next kill.
+    if not causal:
+        (state_folder(whole) / "pieces" / "000000.safetensors").write_bytes(b"torn")
+
+        def kill_at_once(one: Made) -> None:
+            assert (one.piece, one.taken_up) == (0, False)
+            raise KilledError
+
+        with pytest.raises(KilledError):
+            make_film(story, whole, model=model, overwrite=True, on_made=kill_at_once)
+        assert len(list(FilmState(state_folder(whole)).pieces())) == 1
+        make_film(story, whole, model=model, overwrite=True)
+    assert growing.read_bytes() == (state_folder(whole) / "film.mp4").read_bytes()
+
     receipt = read_receipt(whole)
     told = read_told(receipt)
     assert told.digest("") == story.digest("")
@@ -163,12 +183,50 @@ def test_a_film_that_was_stopped_goes_on_bit_for_bit(
     other = request_of(wan_folder, STORY.replace("spins", "falls"), causal=causal)
     with pytest.raises(RequestError, match="another story or other settings, from segment 2 on"):
         make_film(other, tmp_path / "new.mp4", model=model, folder=state_folder(whole))
+    # Nor is one taken up that was made in another way; replacing the output is no leave to make it anew.
+    pieces = sorted((state_folder(whole) / "pieces").iterdir())
+    for changed, problem in (
+        (replace(model, fingerprint="0"), r"from segment 1 on \(weights: not as it was\)"),
+        (replace(model, device=torch.device("cuda")), r"\(device was cpu and is cuda: not"),
+        (replace(model, loras=({"name": "a", "fingerprint": "b"},)), r"\(adapters: not"),
+    ):
+        with pytest.raises(RequestError, match=problem):
+            make_film(longer, whole, model=changed, overwrite=True)
+    assert sorted((state_folder(whole) / "pieces").iterdir()) == pieces
+
     anew: list[Made] = []
-    make_film(other, tmp_path / "new.mp4", model=model, folder=state_folder(whole), overwrite=True, on_made=anew.append)
+    make_film(other, tmp_path / "new.mp4", model=model, folder=state_folder(whole), anew=True, on_made=anew.append)
     assert {one.segment for one in anew if one.taken_up} == {0}
 
 
-def test_a_window_holds_the_frames_that_it_goes_on_from(wan_folder: Path, tmp_path: Path) -> None:
+def test_a_window_holds_the_frames_that_it_goes_on_from(
+    wan_folder: Path, tmp_path: Path, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = request_of(wan_folder, "0.25s a red star rises\n0.25s it spins\n0.25s it falls", causal=False)
+    assert [added for _, added in short.windows()] == [4, 4, 4]
+    maker, known = Windows(short, model, tmp_path), []
+
+    def spy(transformers: Any, latents: torch.Tensor) -> Any:
+        known.append(latents)
+        return held(transformers, latents)
+
+    monkeypatch.setattr("radial.stories.windows.held", spy)
+    made = [maker.make(piece, lambda step: None) for piece in range(3)]
+    assert [len(frames) for frames, _ in made] == [5, 4, 4]
+    vae = model.pipe.vae
+    mean, std = (torch.tensor(one).view(-1, 1, 1, 1) for one in (vae.config.latents_mean, vae.config.latents_std))
+    for piece in (1, 2):
+        before = made[piece - 1][1]["frames"]
+        assert torch.equal(before[-4:], torch.from_numpy(made[piece - 1][0][-4:].copy()))
+        assert len(before) == 5
+        with torch.no_grad():
+            clean = vae.encode((before.permute(3, 0, 1, 2)[None] / 127.5 - 1).to(vae.dtype)).latent_dist.mode()[0]
+        assert known[piece - 1].shape[1] == 2
+        assert torch.allclose(known[piece - 1], ((clean - mean) / std).float(), atol=1e-4)
+    maker.restore(0, {"frames": torch.zeros(4, 32, 32, 3, dtype=torch.uint8)}, 1)
+    with pytest.raises(GenerationError, match="4 frames are there to go on from, not 5"):
+        maker.make(1, lambda step: None)
+
     story = request_of(wan_folder, causal=False)
     windows = story.windows()
     assert [segment for segment, _ in windows] == [0, 1, 2]
@@ -176,6 +234,64 @@ def test_a_window_holds_the_frames_that_it_goes_on_from(wan_folder: Path, tmp_pa
     long = request_of(wan_folder, "20s a red star rises", causal=False)
     assert sum(added for _, added in long.windows()) == 320
     assert max(added for _, added in long.windows()) < long.spec.native_frames
+
+
+def test_a_film_from_an_image_is_of_what_that_image_holds(tmp_path: Path) -> None:
+    CASES["wan-i2v"].build().save_pretrained(tmp_path / "model")
+    start, film = tmp_path / "start.png", tmp_path / "film.mp4"
+    Image.new("RGB", (96, 64), "teal").save(start)
+    story = make_story_request(
+        read_story("0.25s a red star rises\n0.25s it falls"),
+        {"model": str(tmp_path / "model"), "height": 64, "width": 96, "fps": 16, "seed": 4, "num_inference_steps": 1,
+         "image": str(start)},
+    )  # fmt: skip
+    model = load(story.request)
+    make_film(story, film, model=model)
+    left = {file.name for file in state_folder(film).rglob("*")}
+    assert left == {".lock", "story.json", "film.mp4", "pieces", "000000.safetensors", "000001.safetensors"}
+
+    # As for clips that go on from a snapshot: another picture of the same name is another one.
+    clips = [
+        story.request.model_copy(update={"image": None} | named)
+        for named in ({"image": str(start)}, {"last_image": str(start)}, {"extend": str(start)}, {})
+    ]
+    before = [describe_run(clip, model) for clip in clips]
+    Image.new("RGB", (96, 64), "red").save(start)
+    assert [describe_run(clip, model) == was for clip, was in zip(clips, before, strict=True)] == [False] * 3 + [True]
+    with pytest.raises(RequestError, match=r"from segment 1 on \(files: not as it was\)"):
+        make_film(story, film, model=model, overwrite=True)
+
+
+def test_one_process_makes_a_film(tmp_path: Path, wan_folder: Path, model: LoadedModel) -> None:
+    story, state = request_of(wan_folder), FilmState(tmp_path / "film.story")
+    with state.locked(), pytest.raises(OutputError, match="being made by another command"):
+        make_film(story, tmp_path / "film.mp4", model=model)
+    assert not state.folder.exists()
+    with state.locked():
+        state.begin({})
+    assert {file.name for file in state.folder.iterdir()} == {".lock", "pieces", "story.json"}
+    with state.locked():
+        pass
+
+
+def test_pieces_behind_one_that_cannot_be_read_never_count(tmp_path: Path) -> None:
+    state = FilmState(tmp_path / "film.story")
+    state.begin({})
+    for number in range(5):
+        state.add(number, Piece(f"{number}", {"x": torch.full((2,), float(number))}, number, number))
+    pieces = tmp_path / "film.story" / "pieces"
+    assert [piece.about for piece in state.pieces()] == ["0", "1", "2", "3", "4"]
+    (pieces / "000001.safetensors").write_bytes(b"torn")
+    (pieces / "000003.safetensors").unlink()
+    (pieces / ".000005.0a0a0a0a.partial.safetensors").write_bytes(b"half")
+    assert [piece.about for piece in state.pieces()] == ["0"]
+    state.drop_from(1)
+    assert [file.name for file in pieces.iterdir()] == ["000000.safetensors"]
+
+    file = pieces / "000000.safetensors"
+    file.write_bytes(file.read_bytes().replace(b'\\"format\\": 1', b'\\"format\\": 9'))
+    with pytest.raises(RequestError, match="was made by another version"):
+        list(state.pieces())
 
 
 SCRIPTS = [
@@ -207,16 +323,58 @@ def test_lines_and_yaml_say_the_same(tmp_path: Path) -> None:
         "- {name: Ben, prompt: a ring, cut: true}"
     )
     assert read_story_file(file) == lines
-    for text, problem in (
-        ("a: b", "is a list of prompts"), ("- prompt: ''", "entry 1 is empty"), ("- [", "not YAML"),
-        ("- {prompt: a, sound: b}", "entry 1 has 'sound'"), ("- {prompt: a, seconds: soon}", "must be a number"),
-        ("- {prompt: a, name: 'two words'}", "a name is one word"),
-    ):  # fmt: skip
-        file.write_text(text)
-        with pytest.raises(RequestError, match=problem):
-            read_story_file(file)
+    file.write_text("- 2024-99-99\n- yes")
+    assert [line.prompt for line in read_story_file(file)] == ["2024-99-99", "yes"]
     with pytest.raises(RequestError, match="cannot read"):
         read_story_file(tmp_path / "none.txt")
+
+
+YAMLS = [
+    ("a: b", "is a list of prompts"), ("", "is a list of prompts"), ("- prompt: ''", "entry 1 is empty"),
+    ("- a\n- [", "not YAML: line 2"), ("- {prompt: a, sound: b}", "entry 1 has 'sound'"),
+    ("- {prompt: a, seconds: soon}", "must be a number, not 'soon'"), ("- {prompt: a, seconds: .nan}", "not nan"),
+    ("- {prompt: a, seconds: true}", "must be a number, not True"), ("- {prompt: a, seconds: 1e999}", "not inf"),
+    ("- {prompt: a, seconds: -0.0}", "more than 0"), ("- {prompt: a, seconds: " + 4000 * "9" + "}", "not 999"),
+    ("- {prompt: a, seconds: " + 9999 * "9" + "}", "not YAML"),
+    ("- {prompt: a, seconds: !!int 0x" + 9999 * "f" + "}", "far too large|not YAML"),
+    ("- {prompt: a, seconds: [" + 9999 * "1," + "]}", r"must be a number, not \[1"),
+    ("- {prompt: a, name: 'two words'}", "a name is one word"), ("- {prompt: a, name: " + 9999 * "x" + "}", "one word"),
+    ("- {prompt: a, cut: yes please}", "cut must be true or false, not 'yes please'"),
+    ("- {prompt: a, cut: 1}", "cut must be true or false, not 1"), ("- &a [x, x]\n- *a", "aliases are not supported"),
+    (1000 * "[", "nested too deep"), ("- !!timestamp 2024-99-99", "not YAML"), ("- !!bool perhaps", "not YAML"),
+    ("- !!python/name:os.system ''", "not YAML"), ("- " + 20_001 * "a", "at most 20000 letters"),
+    ("- {prompt: a, 7: b}", "entry 1 has 7; known are"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "problem"), YAMLS)
+def test_what_is_no_story_in_yaml(text: str, problem: str) -> None:
+    with pytest.raises(RequestError, match=problem) as caught:
+        read_story_yaml(text)
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
+
+
+LINE = {"prompt": "anna: a star", "seconds": 0.5, "name": "anna", "returns": False, "cut": False}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lines": [LINE | {"seconds": "x"}]}, {"lines": [LINE | {"seconds": 1e12}]}, {"lines": [LINE | {"seconds": 0}]},
+        {"lines": [LINE | {"seconds": True}]}, {"lines": [LINE | {"prompt": " "}]}, {"lines": [LINE | {"prompt": 3}]},
+        {"lines": [LINE | {"name": 3}]}, {"lines": [LINE | {"cut": "yes"}]}, {"lines": []}, {"lines": [3]},
+        {"lines": {"a": LINE}}, {"lines": 4097 * [LINE]}, {"seconds": "x"}, {"seconds": 1e12}, {"seconds": None},
+        {"seconds": float("nan")}, {"read_decay": "x"}, {"read_decay": 99}, {"rectify_every": -1},
+        {"rectify_every": float("inf")}, {"rectify_every": None}, {"memory": 3}, {"memory": {"kind": "all"}},
+    ],
+)  # fmt: skip
+def test_receipts_of_films_are_not_trusted(wan_folder: Path, changes: dict[str, Any]) -> None:
+    story = request_of(wan_folder)
+    receipt: dict[str, Any] = {"request": story.request.model_dump(mode="json"), "story": story.told()}
+    assert read_told(receipt) == story
+    with pytest.raises(RequestError, match="does not say its story in a way that this version reads"):
+        read_told(receipt | {"story": story.told() | changes})
 
 
 @pytest.mark.parametrize(
@@ -226,6 +384,10 @@ def test_lines_and_yaml_say_the_same(tmp_path: Path) -> None:
         ("wan2.2-a14b", {"causal": True}, "makes no story chunk by chunk; models that can: tiny, wan2.1-1.3b"),
         ("wan2.1-i2v-14b-480p", {}, "from an image on: give --image"),
         ("tiny", {"memory": {"kind": "radial"}}, "window by window, without a memory"),
+        ("tiny", {"causal": True, "read_decay": 99.0}, "read_decay must be above 0 and at most 16, not 99"),
+        ("tiny", {"causal": True, "rectify_every": 4}, "rectify_every 4 counts only with read_decay"),
+        ("tiny", {"causal": True, "read_decay": 0.5, "rectify_every": -1}, "0 or more chunks, not -1"),
+        ("tiny", {"seconds": float("nan")}, "at most 600 seconds, not nan"),
     ],
 )
 def test_models_that_cannot_are_told_with_those_that_can(
@@ -233,3 +395,22 @@ def test_models_that_cannot_are_told_with_those_that_can(
 ) -> None:
     with pytest.raises(RequestError, match=problem):
         make_story_request(read_story("a red star"), {"model": model_name}, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("fields", "causal", "problem"),
+    [
+        ({"control_video": "a.mp4", "mask": "a.png"}, False, "a story takes no control_video, mask: leave"),
+        ({"control_video": "a.mp4", "strength": 0.5}, True, "a story takes no control_video, strength: leave"),
+        ({"references": ["a.png"]}, False, "a story takes no references"),
+        ({"keyframes": ["3:a.png"]}, True, "a story takes no keyframes"),
+        ({"image": "a.png", "last_image": "b.png"}, False, "a story takes no last_image"),
+        ({"num_videos": 2}, True, "a story takes no num_videos"), ({"then": ["b"]}, False, "a story takes no then"),
+        ({"num_frames": 9}, False, "a story takes no num_frames"),
+        ({"decoder": "tiny", "riflex": True}, True, "chunk by chunk takes no decoder, riflex"),
+        ({"attention": "adaptive"}, True, "leave attention adaptive out"),
+    ],
+)  # fmt: skip
+def test_what_counts_nothing_in_a_story_is_refused(fields: dict[str, Any], causal: bool, problem: str) -> None:
+    with pytest.raises(RequestError, match=problem):
+        make_story_request(read_story("a red star"), {"model": "tiny"} | fields, causal=causal)

@@ -115,6 +115,12 @@ def test_what_becomes_of_a_clip(
         assert psnr(frames[::-1], read_frames(clip)) > 35
 
 
+def test_a_receipt_is_not_trusted(tmp_path: Path) -> None:
+    clip = Video(moving(4, 64, 64), 16, {"radial": "1", "finishing": 3}).write(tmp_path / "clip.mp4")
+    finish([clip], tmp_path / "out.mp4", make_finish())
+    assert [one["clips"] for one in read_receipt(tmp_path / "out.mp4")["finishing"]] == [["clip.mp4"]]
+
+
 def test_clips_are_joined_and_sound_is_replaced(clip: Path, tmp_path: Path) -> None:
     silent = Video(moving(8, 64, 64), 16).write(tmp_path / "silent.mp4")
     notes = finish([silent, clip], tmp_path / "both.mp4", make_finish())

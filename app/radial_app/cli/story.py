@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +17,7 @@ from radial.shorthands import spell_out
 from radial.stories.film import Made, make_film, state_folder
 from radial.stories.request import StoryRequest, make_story_request, read_told
 from radial.stories.script import Line, read_story, read_story_file
+from radial.stories.state import FilmState
 from radial.video.clip import read_receipt
 from radial_app.cli.terminal.options import (
     Force,
@@ -105,7 +105,7 @@ def story(
 
     Example: radial story lines.txt --model tiny --output film.mp4
     """
-    folder = None
+    folder, anew = None, overwrite
     if continue_film is not None:
         if given := _given(context) - {"file", "output", "continue_film", "overwrite", "as_json", "quiet", "force"}:
             raise RequestError(f"a film goes on as it was made: leave out --{min(given).replace('_', '-')}")
@@ -135,7 +135,7 @@ def story(
             "loras": [parse_lora(text) for text in lora or []], "device": device, "dtype": dtype,
             "precision": precision, "memory": memory,
         }  # fmt: skip
-        with told_as_options([*fields]):
+        with told_as_options([*fields, "read_decay", "rectify_every"]):
             wanted = make_story_request(
                 _read(file, frozenset()), spell_out(fields), seconds=seconds, causal=causal, read_decay=read_decay,
                 memory={name: value for name, value in chosen.items() if value is not None},
@@ -145,11 +145,11 @@ def story(
     wanted.request.check_files()
     if not force:
         check_fits(wanted.request)
-    _make(wanted, output, folder, overwrite=overwrite, as_json=as_json, quiet=quiet)
+    _make(wanted, output, folder, overwrite=overwrite, anew=anew, as_json=as_json, quiet=quiet)
 
 
 def _make(
-    wanted: StoryRequest, output: Path, folder: Path | None, *, overwrite: bool, as_json: bool, quiet: bool
+    wanted: StoryRequest, output: Path, folder: Path | None, *, overwrite: bool, anew: bool, as_json: bool, quiet: bool
 ) -> None:
     stderr = Console(stderr=True)
 
@@ -168,7 +168,9 @@ def _make(
                 markup=False, highlight=False, soft_wrap=True,
             )  # fmt: skip
 
-    path = make_film(wanted, output, overwrite=overwrite, folder=folder, on_event=on_event, on_made=on_made)
+    path = make_film(
+        wanted, output, overwrite=overwrite, anew=anew, folder=folder, on_event=on_event, on_made=on_made
+    )  # fmt: skip
     print(json_text({"path": str(path)}) if as_json else path)
 
 
@@ -178,10 +180,7 @@ def _read(file: str, known: frozenset[str]) -> tuple[Line, ...]:
 
 def _seed_before(output: Path) -> int:
     """The seed of a film that was begun, where none is asked for; -1 where there is no such film."""
-    try:
-        seed = json.loads((state_folder(output) / "story.json").read_text(encoding="utf-8"))["seed"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return -1
+    seed = FilmState(state_folder(output)).told().get("seed")
     return seed if isinstance(seed, int) else -1
 
 

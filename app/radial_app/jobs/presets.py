@@ -16,8 +16,8 @@ from radial.input_files import KINDS
 from radial.models.table import PRESETS
 from radial.request import make_request
 from radial.shorthands import spell_out
+from radial.yaml_file import load_yaml
 from radial_app.jobs.folder import keep_private
-from radial_app.jobs.lists.yaml_file import load_yaml
 
 MAX_PRESETS = 200
 _MAX_BYTES = 32_000

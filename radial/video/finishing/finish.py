@@ -251,7 +251,8 @@ def _receipt(clips: Sequence[Path], what: Finish) -> dict[str, Any]:
         told = {name: value for name, value in what.model_dump().items() if value != Finish.model_fields[name].default}
         told |= {name: Path(told[name]).name for name in ("upscaler", "sound") if name in told}
         done = {"radial": __version__, "clips": [path.name for path in clips], **told}
-        return receipt | {"finishing": [*receipt.get("finishing", ()), done]}
+        before = receipt.get("finishing")
+        return receipt | {"finishing": [*(before if isinstance(before, list) else ()), done]}
     return {}
 
 

@@ -28,10 +28,10 @@ from radial.files import decode_text
 from radial.models.lora_settings import adapter_file, check_adapter_file, parse_lora
 from radial.request import GenerationRequest
 from radial.shorthands import SHORTHANDS, spell_out
+from radial.yaml_file import load_yaml
 from radial_app.jobs.folder import data_folder
 from radial_app.jobs.job import Job, Output, anchored, digest_of
 from radial_app.jobs.lists.prompts import draw_words, expand_prompt, numbered_lines
-from radial_app.jobs.lists.yaml_file import load_yaml
 from radial_app.jobs.presets import Presets
 
 MAX_BYTES = 20_000_000
