@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from radial.video.control import signals_of
 from radial.video.encoding import Frames
 from radial.video.finishing.between import Pair, add_frames
 from radial.video.finishing.enlarge import load_upscaler, resized
-from radial.video.finishing.finish import finish, make_finish
+from radial.video.finishing.finish import finish, make_finish, work_of
 from radial.video.reader import open_clip
 from radial.video.sound import Sound, read_sound
 
@@ -115,6 +116,43 @@ def test_what_becomes_of_a_clip(
         assert psnr(frames[::-1], read_frames(clip)) > 35
 
 
+@pytest.mark.parametrize(
+    ("fields", "pixels", "frame", "disk", "seconds"),
+    [
+        ({}, 2 * 16 * 96 * 128, 96 * 128, 0, 1.0),
+        ({"scale": 0.25, "speed": 20, "loop": 20}, 20 * 16 * (96 * 128 + 24 * 32), 96 * 128, 0, 1.25),
+        ({"aspect": "1:4", "reframe": "pad", "scale": 0.25}, 16 * (96 * 128 + 512 * 128 + 128 * 32), 512 * 128, 0, 1.0),
+        ({"reverse": True, "scale": 0.5}, 16 * (96 * 128 + 48 * 64), 96 * 128, 3 * 16 * 48 * 64, 1.0),
+        ({"frames": 4, "scale": 2, "start": 0.5}, 16 * 96 * 128 + 32 * 192 * 256, 192 * 256, 0, 0.5),
+        ({"speed": 0.05}, 16 * 96 * 128 + 320 * 96 * 128, 96 * 128, 0, 20.0),
+    ],
+)  # fmt: skip
+def test_the_work_counts_what_is_read_and_what_is_made_on_the_way(
+    fields: dict[str, Any], pixels: int, frame: int, disk: int, seconds: float, clip: Path
+) -> None:
+    work = work_of([clip], make_finish(**fields))
+    assert (work.pixels, work.frame, work.disk) == (pixels, frame, disk)
+    assert work.seconds == pytest.approx(seconds, abs=0.07)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are looked at where Linux shows them")
+def test_frames_that_are_turned_around_are_small_on_the_disk(clip: Path, tmp_path: Path) -> None:
+    """As small as they become, whatever was cut before; and in the same pictures as the other way around."""
+    fields = {"scale": 0.5, "aspect": "1:1"}
+    kept: set[int] = set()
+
+    def look(_done: int, _total: int) -> None:
+        for link in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if str(link.readlink()).startswith(str(tmp_path)) and not link.stat().st_nlink:
+                    kept.add(link.stat().st_size)
+
+    finish([clip], tmp_path / "back.mp4", make_finish(reverse=True, **fields), on_frame=look)
+    assert kept == {work_of([clip], make_finish(reverse=True, **fields)).disk} == {3 * 16 * 48 * 48}
+    finish([clip], tmp_path / "on.mp4", make_finish(**fields))
+    assert psnr(read_frames(tmp_path / "back.mp4")[::-1], read_frames(tmp_path / "on.mp4")) > 35
+
+
 def test_clips_are_joined_and_sound_is_replaced(clip: Path, tmp_path: Path) -> None:
     silent = Video(moving(8, 64, 64), 16).write(tmp_path / "silent.mp4")
     notes = finish([silent, clip], tmp_path / "both.mp4", make_finish())
@@ -140,6 +178,8 @@ def test_clips_are_joined_and_sound_is_replaced(clip: Path, tmp_path: Path) -> N
         ({"size": "big"}, "size must be WIDTHxHEIGHT, such as 1920x1080, not 'big'"),
         ({"size": "64x64", "scale": 2}, "size and scale say the same"),
         ({"size": "9000x64"}, "9000x64 is too large: 8192 pixels a side are the most"),
+        ({"aspect": "1:99999", "reframe": "pad", "scale": 1e-5}, "128x.* is too large: 8192 pixels a side"),
+        ({"aspect": "99999:1", "reframe": "pad", "size": "64x64"}, "x96 is too large: 8192 pixels a side are the most"),
         ({"aspect": "tall"}, "aspect must be WIDTH:HEIGHT"), ({"start": 2}, "no frame lies between 2 s and its end"),
         ({"start": 1, "end": 0.5}, "end 0.5 is not after start 1"), ({"speed": 0}, "speed must be greater than"),
         ({"sound": "none.wav"}, "sound: no such file: none.wav"), ({"sound": "SILENT"}, "there is no sound in"),
