@@ -103,20 +103,25 @@ def _shown(value: Any) -> str:
     return repr(value)[:200]
 
 
-def check_input_files(fields: Mapping[str, Any]) -> None:
+def check_input_files(fields: Mapping[str, Any], *, by_head: bool = False) -> None:
     """Make sure that the files that a request's checked fields name are there, and of the kinds that these take.
 
+    Args:
+        by_head: look at how files begin alone; else masks are read, too.
+
     Raises:
-        RequestError: one is not, or a mask is black all over.
+        RequestError: one is not, or a mask that is read is black all over.
     """
-    from radial.video.control import check_mask
+    from radial.video.control import check_mask, is_image
     from radial.video.images import check_clip, check_image
 
     for label, path in named_files(fields):
         name = label.partition(".")[0]
         try:
-            if name == "mask":
+            if name == "mask" and not by_head:
                 check_mask(Path(path))
+            elif name == "mask":
+                is_image(Path(path)) or check_clip(Path(path))
             else:
                 {"image": check_image, "clip": check_clip}[KINDS[name]](Path(path))
         except RequestError as error:

@@ -524,6 +524,20 @@ def test_a_request_that_came_around_the_doors_is_refused(paths: ServerPaths, tmp
         inputs.check(make_request(prompt="x", image=mine, loras=[{"path": "bundled:tiny-long"}]))
 
 
+def test_a_lists_masks_are_not_decoded_by_the_server(client: TestClient, paths: ServerPaths) -> None:
+    """Of a mask whose pixels are torn off only the worker can tell; one that is none is told at once."""
+    folder = paths.data / "inputs" / "local"
+    folder.mkdir(parents=True)
+    torn, none, clip = f"{'a' * 32}.png", f"{'b' * 32}.mp4", f"{'c' * 32}.mp4"
+    (folder / torn).write_bytes(hostile.png(512, 512, 2, 8)[:60])
+    (folder / none).write_bytes(b"\0" * 99)
+    Video(np.zeros((2, 32, 32, 3), np.uint8), 16).write(folder / clip)
+    for mask, status in ((torn, 200), (clip, 200), (none, 422)):  # the clip is black all over
+        row = {"prompt": "x {1|2}", "model": "wan2.1-vace-1.3b", "control_video": clip, "mask": mask}
+        answer = client.post("/v1/lists", json={"text": json.dumps(row), "kind": "jsonl", "dry_run": True})
+        assert answer.status_code == status, answer.text
+
+
 def test_settings_by_name_hold_no_file(client: TestClient, paths: ServerPaths, tmp_path: Path) -> None:
     for fields in ({"decoder": str(tmp_path / "a.safetensors")}, {"loras": [{"path": str(tmp_path)}]}, {"loras": "x"}):
         assert client.put("/v1/presets/mine", json=fields).status_code == 422

@@ -99,7 +99,7 @@ def read_jobs(
                 if len(jobs) >= most:
                     raise RequestError(_too_many(most))
                 written = _written(values, path.parent, presets, make)
-                job = _make_job(values, written, output, batch, source, len(jobs) + 1)
+                job = _make_job(values, written, output, batch, source, len(jobs) + 1, by_head=make is not None)
                 again = counts[job.digest] = counts.get(job.digest, -1) + 1
                 if again:
                     job = replace(job, digest=digest_of(written, job.output, again))
@@ -308,7 +308,8 @@ def _written(values: dict[str, Any], folder: Path, presets: Presets, make: Make 
 
 
 def _make_job(
-    values: dict[str, Any], written: GenerationRequest, output: Output, batch: str, source: str, index: int
+    values: dict[str, Any], written: GenerationRequest, output: Output, batch: str, source: str, index: int, *,
+    by_head: bool,
 ) -> Job:  # fmt: skip
     if "output" in values:
         output = _named(output, values["output"])
@@ -317,7 +318,7 @@ def _make_job(
         priority = int(priority)
     except (TypeError, ValueError):
         raise RequestError(f"priority must be a whole number, not {priority!r}") from None
-    written.check_files()
+    written.check_files(by_head=by_head)  # what comes from elsewhere is read by the worker alone
     for lora in written.loras:
         check_adapter_file(adapter_file(lora.path))
     request = written.resolve()
