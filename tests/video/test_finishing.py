@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ import pytest
 from radial.errors import OutputError, RequestError
 from radial.video.clip import Video, read_frames, read_receipt
 from radial.video.control import signals_of
+from radial.video.cut import trim
 from radial.video.encoding import Frames
 from radial.video.finishing.between import Pair, add_frames
 from radial.video.finishing.enlarge import load_upscaler, resized
@@ -193,6 +196,39 @@ def test_what_cannot_be_is_one_line(fields: dict[str, Any], message: str, clip: 
     with pytest.raises(RequestError, match=message):
         finish([clip], tmp_path / "out.mp4", make_finish(**fields))
     assert not (tmp_path / "out.mp4").exists()
+
+
+def clip_shown_at(path: Path, *seconds: float) -> Path:
+    """A file whose frames are shown from these seconds on."""
+    with av.open(str(path), "w") as out:
+        stream: Any = out.add_stream("libx264", rate=16)
+        stream.width = stream.height = 64
+        stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, 1000)
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for index, instant in enumerate(seconds):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 40 * index, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = round(instant * 1000), Fraction(1, 1000)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return path
+
+
+def test_time_stamps_that_are_off_are_told(tmp_path: Path) -> None:
+    slow = clip_shown_at(tmp_path / "slow.mp4", 0, 3000, 6000)
+    far = clip_shown_at(tmp_path / "far.mkv", 0, 1, 2e8)
+    for one, says in ((slow, "slow.mp4 has one frame in 2,000 s"), (far, "shows one frame for 199,999,999 s")):
+        with pytest.raises(OutputError, match=says):
+            finish([one], tmp_path / "out.mp4", make_finish())
+    with pytest.raises(OutputError, match=r"slow.mp4 has one frame in 2,000 s"):
+        trim(slow, tmp_path / "out.mp4", 0.5, 1.5)
+    with pytest.raises(OutputError, match="is a folder, and a video file is taken here"):
+        finish([tmp_path], tmp_path / "out.mp4", make_finish())
+    with open_clip(far) as opened, pytest.raises(OutputError, match=r"far.mkv shows one frame .* an hour is the most"):
+        list(opened.at(1))
+    assert not (tmp_path / "out.mp4").exists()
+    held = clip_shown_at(tmp_path / "held.mkv", 0, 90, 91)  # a still that is shown for long stays
+    finish([held], tmp_path / "out.mp4", make_finish(fps=1))
+    assert len(read_frames(tmp_path / "out.mp4")) in (91, 92)
 
 
 def test_the_clip_itself_is_kept(clip: Path, tmp_path: Path) -> None:
