@@ -121,7 +121,8 @@ def check_input_files(fields: Mapping[str, Any], *, by_head: bool = False) -> No
             if name == "mask" and not by_head:
                 check_mask(Path(path))
             elif name == "mask":
-                is_image(Path(path)) or check_clip(Path(path))
+                if not is_image(Path(path)):
+                    check_clip(Path(path))
             else:
                 {"image": check_image, "clip": check_clip}[KINDS[name]](Path(path))
         except RequestError as error:

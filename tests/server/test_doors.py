@@ -538,6 +538,27 @@ def test_a_lists_masks_are_not_decoded_by_the_server(client: TestClient, paths: 
         assert answer.status_code == status, answer.text
 
 
+def test_what_of_a_request_is_not_a_visitors_is_told(paths: ServerPaths) -> None:
+    """What is left can be asked for again: nothing stays without the file that it goes with."""
+    other = str(paths.data / "inputs" / "bob" / "a.mp4")
+    mine = str(paths.data / "inputs" / "local" / f"{'0' * 32}.png")
+    with JobStore(paths.data) as store:
+        inputs = Inputs(store, Visitor("", admin=True))
+        for given, left, gone in (
+            ({"control_video": other, "strength": 0.5}, {"control_video": None, "strength": None}, ["control video"]),
+            ({"control_video": other, "mask": mine}, {"control_video": None, "mask": None}, ["control video"]),
+            ({"references": [mine, other]}, {"references": [f"{'0' * 32}.png"]}, ["references"]),
+            ({"keyframes": [f"3:{other}"]}, {"keyframes": []}, ["keyframes"]),
+            ({"image": other, "last_image": mine}, {"image": None, "last_image": None}, ["image"]),
+            ({"image": mine, "last_image": mine}, {"image": f"{'0' * 32}.png", "last_image": f"{'0' * 32}.png"}, []),
+        ):
+            notes: list[str] = []
+            fields = inputs.fields(make_request(prompt="x", **given), notes)
+            assert {name: fields[name] for name in left} == left
+            assert notes == [f"its {name} was a.mp4, which is not among yours" for name in gone]
+            make_request(**fields)
+
+
 def test_settings_by_name_hold_no_file(client: TestClient, paths: ServerPaths, tmp_path: Path) -> None:
     for fields in ({"decoder": str(tmp_path / "a.safetensors")}, {"loras": [{"path": str(tmp_path)}]}, {"loras": "x"}):
         assert client.put("/v1/presets/mine", json=fields).status_code == 422

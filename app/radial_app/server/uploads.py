@@ -188,10 +188,21 @@ class Inputs:
         """The visitor's own settings by name, files in them by where they lie."""
         return Presets(self._folder, self._visitor.name)
 
-    def fields(self, request: GenerationRequest) -> dict[str, Any]:
-        """A request as a web user writes it; files that are not this visitor's are left out."""
+    def fields(self, request: GenerationRequest, notes: list[str] | None = None) -> dict[str, Any]:
+        """A request as a web user writes it; files that are not this visitor's are left out, as is what goes with them.
+
+        Args:
+            notes: takes what is left out.
+        """
         fields: dict[str, Any] = request.model_dump(mode="json")
+        gone = [(label, path) for label, path in named_files(fields) if self._id_of(path) is None]
         fields |= with_files(fields, lambda _, path: self._id_of(path))
+        without_what_goes_with(fields)
+        if notes is not None:
+            notes += [
+                f"its {label.partition('.')[0].replace('_', ' ')} was {Path(path).name}, which is not among yours"
+                for label, path in gone
+            ]
         if fields["decoder"] not in ("full", "tiny"):
             del fields["decoder"]
         if Path(fields["model"]).parent == self._folder / "models":
@@ -248,6 +259,14 @@ class Inputs:
             here = ", ".join(one for one in (*self.checkpoints(), *MODELS) if one not in MODELS or is_here(one))
             raise RequestError(f"model {name} is not on this server, and only admins download models; there is {here}")
         return name
+
+
+def without_what_goes_with(fields: dict[str, Any]) -> None:
+    """Leave out what means nothing without the file that it goes with."""
+    if fields["control_video"] is None:
+        fields["mask"] = fields["strength"] = None
+    if fields["image"] is None and fields["extend"] is None:
+        fields["last_image"] = None
 
 
 def name_adapters(loras: list[dict[str, Any]]) -> list[dict[str, Any]]:

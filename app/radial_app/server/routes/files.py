@@ -26,7 +26,7 @@ from radial.video.sound import MOST_SECONDS
 from radial_app.server.archive import zip_files
 from radial_app.server.limits.media_probe import probe
 from radial_app.server.service import ServerPaths, Service
-from radial_app.server.uploads import CLIPS, Upload, suffix_of
+from radial_app.server.uploads import CLIPS, Upload, suffix_of, without_what_goes_with
 
 MAX_ARCHIVED = 100  # videos
 MAX_JOINED = 50
@@ -186,8 +186,7 @@ def settings_in(service: Service, content: BinaryIO) -> dict[str, Any]:
         name = label.partition(".")[0].replace("_", " ")
         notes.append(f"its {name} was {Path(path).name}: choose it again")
     fields |= with_files(fields, lambda *_: None)
-    if fields["strength"] is not None:
-        fields["strength"] = None  # of a clip that is not here
+    without_what_goes_with(fields)
     adapters = service.inputs.adapters()
     kept = []
     for lora in fields["loras"]:
