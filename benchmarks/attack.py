@@ -329,6 +329,25 @@ def attack_numbers(server: Server) -> Round:
     return found
 
 
+def attack_lists(server: Server) -> Round:
+    """Lists that name a file of the server's in every way that YAML has."""
+    found = Round("lists in YAML that name files of the server")
+    key = server.keys.get("bob")
+    (server.folder / "there.png").write_bytes(hostile.png(32, 32, 2, 8))
+    for name in ("there.png", "elsewhere.png"):
+        for text in hostile.lists(str(server.folder / name)):
+            for dry in (True, False):
+                body = {"text": text, "kind": "yaml", "dry_run": dry}
+                answer = server.ask("POST", "/v1/lists", body, key=key)
+                found.tried += 1
+                _judge(found, f"POST /v1/lists {text}", answer, server)
+                if answer.status != 422:
+                    found.faults.append(f"POST /v1/lists {text}: {answer.status}")
+    waiting = server.ask("GET", "/v1/queue", key=key).json()["waiting"]
+    found.figure = f"{len(waiting)} wait"
+    return found
+
+
 def attack_together(server: Server, *, seconds: float = 8, share: int = 1) -> list[Round]:
     """Crowds of one visitor's, and how long another's request takes meanwhile."""
     bob, eve = server.keys["bob"], server.keys["eve"]
@@ -557,6 +576,7 @@ def run(folder: Path, *, requests: int, short: bool = False) -> list[Round]:
             else:
                 rounds.append(attack_files(server, short=short))
                 rounds.append(attack_numbers(server))
+                rounds.append(attack_lists(server))
                 rounds.append(attack_by_chance(server, requests))
                 rounds.append(attack_connections(server))
             rounds[-1].faults += [] if server.process.poll() is None else ["the server has ended"]

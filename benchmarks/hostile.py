@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import struct
@@ -146,6 +147,35 @@ def models(folder: Path) -> None:
     (folder / "entries.safetensors").write_bytes(safetensors_of(b'{"a": 5, "b": null}'))
     (folder / "noise.gguf").write_bytes(b"GGUF" + np.random.default_rng(3).bytes(2_000))
     (folder / "counts.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 1 << 60))
+
+
+def lists(path: str) -> Iterator[str]:
+    """Lists in YAML that name a file of the server's: as words, and by types that a request might take for words."""
+
+    def coded(text: str) -> str:
+        return base64.b64encode(text.encode()).decode()
+
+    word, keyed = json.dumps(path), json.dumps(f"0:{path}")
+    fields = [f"{name}: {value}" for name in ("image", "extend", "control_video", "model", "decoder")
+              for value in (word, f"!!binary {coded(path)}")]  # fmt: skip
+    fields += [f"{more}: x, {name}: !!binary {coded(path)}"
+               for more, name in (("image", "last_image"), ("control_video", "mask"))]  # fmt: skip
+    for name, value, text in (("references", word, path), ("keyframes", keyed, f"0:{path}")):
+        fields += [
+            f"{name}: [{value}]", f"{name}: !!set {{{value}}}", f"{name}: !<tag:yaml.org,2002:set> {{{value}}}",
+            f"{name}: !!binary {coded(text)}", f"{name}: [!!binary {coded(text)}]", f"{name}: !!omap [{value}: 1]",
+            f"{name}: !!pairs [{value}: 1]", f"{name}: !!python/tuple [{value}]", f"{name}: {{{value}: 1}}",
+        ]  # fmt: skip
+    fields += [f"keyframes: [{{frame: 0, image: {value}}}]" for value in (word, f"!!binary {coded(path)}", f"[{word}]")]
+    fields += [f"loras: [{{path: {value}}}]" for value in (word, f"!!binary {coded(path)}")]
+    fields += [f"loras: !!set {{{word}}}", f"lora: !!set {{{word}}}", f"lora: !!binary {coded(path)}"]
+    for field in fields:
+        model = "" if "model:" in field else "model: wan2.1-vace-1.3b, "
+        yield f"- {{prompt: x, {model}{field}}}"
+        yield f"defaults: {{{model}{field}}}\njobs: [x]"
+    for value in (f"!!set {{{word}}}", f"!r!set {{{word}}}"):
+        grid = f"grid: {{references: [{value}]}}\njobs: [{{prompt: x, model: wan2.1-vace-1.3b}}]"
+        yield f"%TAG !r! tag:yaml.org,2002:\n---\n{grid}"
 
 
 def file_of(path: str) -> dict[str, Any]:

@@ -63,7 +63,10 @@ def with_files(fields: Mapping[str, Any], place: Place) -> dict[str, Any]:
     """The fields that name files, and no others, with what ``place`` makes of a field's name and a file in its place;
     where that is None, the file is left out.
 
-    Fields may be as they were written: what breaks a rule stays as it is, to be refused by the request.
+    Fields may be as they were written, and what is not written as a file is refused: a request might take it for one.
+
+    Raises:
+        RequestError: a field holds something else than a file, or than a list of them where it takes several.
     """
     changed: dict[str, Any] = {}
     for name in KINDS:
@@ -71,42 +74,55 @@ def with_files(fields: Mapping[str, Any], place: Place) -> dict[str, Any]:
         if value is None:
             continue
         if name not in ("references", "keyframes"):
-            changed[name] = place(name, value) if isinstance(value, str) else value
+            if not isinstance(value, str):
+                raise RequestError(f"{name} must be a file, not {_shown(value)}")
+            changed[name] = place(name, value)
             continue
         ones = several(value)
-        if isinstance(ones, (list, tuple)):
-            placed = [_placed(name, one, place) for one in ones]
-            changed[name] = [one for one in placed if one is not None]
-        else:
-            changed[name] = value
+        if not isinstance(ones, (list, tuple)):
+            raise RequestError(f"{name} must be a list of files, not {_shown(value)}")
+        placed = [_placed(name, one, place) for one in ones]
+        changed[name] = [one for one in placed if one is not None]
     return changed
 
 
 def _placed(name: str, one: Any, place: Place) -> Any:
     if name == "references":
-        return place(name, one) if isinstance(one, str) else one
+        if not isinstance(one, str):
+            raise RequestError(f"references must be files, not {_shown(one)}")
+        return place(name, one)
     if isinstance(one, str) and (match := _KEYFRAME.fullmatch(one)):
         one = {"frame": int(match[1]), "image": match[2]}
-    if isinstance(one, Mapping) and isinstance(one.get("image"), str):
-        found = place(name, one["image"])
-        return None if found is None else {**one, "image": found}
-    return one
+    if not isinstance(one, Mapping) or not isinstance(one.get("image"), str):
+        raise RequestError(f"keyframes must be FRAME:FILE, such as 40:corner.png, not {_shown(one)}")
+    found = place(name, one["image"])
+    return None if found is None else {**one, "image": found}
 
 
-def check_input_files(fields: Mapping[str, Any]) -> None:
+def _shown(value: Any) -> str:
+    return repr(value)[:200]
+
+
+def check_input_files(fields: Mapping[str, Any], *, by_head: bool = False) -> None:
     """Make sure that the files that a request's checked fields name are there, and of the kinds that these take.
 
+    Args:
+        by_head: look at how files begin alone; else masks are read, too.
+
     Raises:
-        RequestError: one is not, or a mask is black all over.
+        RequestError: one is not, or a mask that is read is black all over.
     """
-    from radial.video.control import check_mask
+    from radial.video.control import check_mask, is_image
     from radial.video.images import check_clip, check_image
 
     for label, path in named_files(fields):
         name = label.partition(".")[0]
         try:
-            if name == "mask":
+            if name == "mask" and not by_head:
                 check_mask(Path(path))
+            elif name == "mask":
+                if not is_image(Path(path)):
+                    check_clip(Path(path))
             else:
                 {"image": check_image, "clip": check_clip}[KINDS[name]](Path(path))
         except RequestError as error:

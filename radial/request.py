@@ -252,8 +252,11 @@ class GenerationRequest(BaseModel):
         before is known again."""
         return {name for name in _LATER if getattr(self, name) == type(self).model_fields[name].default}
 
-    def check_files(self) -> None:
+    def check_files(self, *, by_head: bool = False) -> None:
         """Make sure that the files it starts from and ends on are there, and of the kinds that it takes them for.
+
+        Args:
+            by_head: look at how files begin alone; else masks are read, and what is black all over is none.
 
         Raises:
             RequestError: one is not.
@@ -263,7 +266,7 @@ class GenerationRequest(BaseModel):
                 f"decoder must be full, tiny, a .safetensors file, or one on the hub as org/name/file.safetensors, not "
                 f"{self.decoder[:200]!r}: there is no such file"
             )
-        check_input_files(self.model_dump())
+        check_input_files(self.model_dump(), by_head=by_head)
 
     def singles(self) -> tuple[GenerationRequest, ...]:
         """A request for each video of a resolved one, whose receipt repeats that video alone."""

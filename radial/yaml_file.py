@@ -8,14 +8,20 @@ from typing import Any
 import yaml
 
 _TWO_WAYS = "!read-in-two-ways"
+_KNOWN = [f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")]
 
 
 class _Loader(yaml.SafeLoader):
-    """Types by YAML 1.2's core schema: ``no``, ``on``, ``1:30`` and dates are words."""
+    """Types by YAML 1.2's core schema and no others: ``no``, ``on``, ``1:30`` and dates are words."""
+
+    def flatten_mapping(self, node: Any) -> None:
+        """No key means another mapping's keys."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         first: dict[Any, int] = {}
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key.start_mark)
             if key.value in first:
                 raise yaml.MarkedYAMLError(
                     problem=f"{key.value} is there twice, first in line {first[key.value]}", problem_mark=key.start_mark
@@ -31,8 +37,28 @@ class _Loader(yaml.SafeLoader):
             problem_mark=node.start_mark,
         )
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """What a node says, where its tag fits it."""
+        try:
+            return super().construct_object(node, deep)
+        except (KeyError, IndexError, ValueError) as error:
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.MarkedYAMLError(
+                problem=f"{str(node.value)[:60]!r} is no {kind}", problem_mark=node.start_mark
+            ) from error
+
+    def refuse_tag(self, node: Any) -> Any:
+        """A type that no field has."""
+        name = node.tag.replace("tag:yaml.org,2002:", "!!")[:60]
+        raise yaml.MarkedYAMLError(
+            problem=f"{name} is no type that is taken here: write words, numbers, lists and mappings without it",
+            problem_mark=node.start_mark,
+        )
+
 
 _Loader.yaml_implicit_resolvers = {}
+_Loader.yaml_constructors = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in _KNOWN}
+_Loader.add_constructor(None, _Loader.refuse_tag)
 for tag, pattern, first in (
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),

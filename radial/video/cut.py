@@ -16,7 +16,7 @@ from radial.errors import OutputError, RequestError
 from radial.files import publish
 from radial.video.encoding import Encoding, Frames, encode, encoding_for
 from radial.video.images import fit_frame
-from radial.video.reader import open_clip
+from radial.video.reader import open_clip, rate_of
 from radial.video.sound import Sound, read_sound
 
 MAX_BYTES = 8 << 30
@@ -102,7 +102,7 @@ class _Packets:
 
     def __init__(self, container: Any) -> None:
         self.stream: Any = container.streams.video[0]
-        self.rate = Fraction(self.stream.average_rate or self.stream.base_rate or 16).limit_denominator(1001)
+        self.rate = rate_of(self.stream)
         self.ticks = 1 / (self.rate * self.stream.time_base)
         packets = [packet for packet in container.demux(self.stream) if packet.size and packet.pts is not None]
         self.first = min((packet.pts for packet in packets), default=0)
@@ -153,6 +153,8 @@ def _look(clip: Path) -> _Stream:
     try:
         with av.open(str(clip)) as container:
             return _Stream(clip, container)
+    except OutputError:
+        raise
     except (av.FFmpegError, OSError, IndexError) as error:
         raise OutputError(f"{clip.name} is not a video that can be read") from error
 

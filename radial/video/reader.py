@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ _SAFE = {
 }  # fmt: skip
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders of these leave alpha out
 _SAME_RATE = 0.005  # rates that differ by less are one
+_LONGEST = 3600.0  # seconds that one frame is shown
 
 
 @dataclass
@@ -75,22 +77,32 @@ class Clip:
         file of that rate each once.
 
         Raises:
-            OutputError: the file is corrupt.
+            OutputError: the file is corrupt, or shows a frame for more than an hour.
         """
         shown: Frame | None = None
         instant, moment, own = 0, 0.0, self.fps
         # Containers round times, those of Matroska to thousandths.
         slack = 0.75 * float(self.container.streams.video[0].time_base or 0)
         pace = fps if own is None or abs(own / fps - 1) > _SAME_RATE else own
+        before = 0.0
         for moment, frame in self.frames():
+            self._check_time(moment - before)
+            before = moment
             while shown is not None and instant / pace < moment - slack - 1e-6:
                 yield shown
                 instant += 1
             shown = frame
+        self._check_time(1 / (own or fps))
         end = moment + 1 / (own or fps)
         while shown is not None and instant / pace < end - slack - 1e-6:
             yield shown
             instant += 1
+
+    def _check_time(self, seconds: float) -> None:
+        if seconds > _LONGEST:
+            raise OutputError(
+                f"{self.name} shows one frame for {seconds:,.0f} s, and an hour is the most: its time stamps are off"
+            )
 
     def _whole_frames(self, stream: Any) -> Iterator[Any]:
         """Decoded frames; two fields that are woven into one are made whole."""
@@ -164,6 +176,10 @@ def open_clip(file: Path | bytes, name: str | None = None, ground: str = "black"
     """
     import av
 
+    if isinstance(file, Path) and file.is_dir():
+        raise OutputError(
+            f"{file} is a folder, and a video file is taken here, such as MP4, WebM, MOV, MKV, AVI or GIF"
+        )
     if isinstance(file, Path) and not file.is_file():
         raise OutputError(f"no such file: {file}")
     name = name or str(file if isinstance(file, Path) else "the clip")
@@ -221,6 +237,21 @@ def read_comment(path: Path) -> str:
         return comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment)
     with open_clip(path) as clip:
         return clip.comment
+
+
+def rate_of(stream: Any) -> Fraction:
+    """Frames a second of a video stream, on average, as a fraction that files can say; 16 where it does not tell.
+
+    Raises:
+        OutputError: there are fewer than one in 1000 seconds.
+    """
+    own = Fraction(stream.average_rate or stream.base_rate or 16)
+    if own * 1000 < 1:
+        raise OutputError(
+            f"{Path(stream.container.name).name} has one frame in {float(1 / own):,.0f} s, and clips that are written "
+            "have one in 1,000 at least: write it at another rate first"
+        )
+    return own.limit_denominator(1001)
 
 
 def at_rate(frames: Iterable[Frame], own: float, fps: float) -> Iterator[Frame]:

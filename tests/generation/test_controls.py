@@ -21,6 +21,7 @@ from radial.input_files import named_files, with_files
 from radial.loading.load import load
 from radial.request import make_request
 from radial.video.clip import Video
+from radial.video.control import read_mask
 
 CLIP = {"height": 64, "width": 96, "num_frames": 9}
 WIDE = {"height": 128, "width": 192, "num_frames": 17}
@@ -235,6 +236,11 @@ def test_files_are_looked_at_before_they_are_needed(place: Path, tmp_path: Path)
     for name in ("black.png", "black.mp4"):
         with pytest.raises(RequestError, match=rf"mask: .*{name} is black all over: a mask is white where"):
             make_request(**base, mask=str(tmp_path / name)).check_files()
+        make_request(**base, mask=str(tmp_path / name)).check_files(by_head=True)
+        with pytest.raises(RequestError, match=rf"{name} is black all over: a mask is white where"):
+            read_mask(tmp_path / name, 64, 96, 3, 16, "crop")  # as the worker tells it
+    with pytest.raises(RequestError, match=r"mask: .* no clip|mask: .* is not a video"):
+        make_request(**base, mask=__file__).check_files(by_head=True)
     for fields, message in (
         ({"control_video": str(place / "red.png")}, "control_video: .* is an image, and no clip"),
         ({"references": [str(place / "clip.mp4")]}, "references: .* is a clip, and no image"),

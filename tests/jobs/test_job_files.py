@@ -121,6 +121,23 @@ jobs:
     assert [job.request.prompt for job in read(tmp_path, "b.yml", "- a\n- {prompt: b}")] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["!!set {a}", "!!binary aGk=", "!!omap [a: 1]", "!!pairs [a: 1]", "!!timestamp 2020-01-01", "!!python/tuple [a]",
+     "!<tag:yaml.org,2002:set> {a}", "{!!merge x: {a: 1}}", "!own a"],
+)  # fmt: skip
+def test_yaml_has_no_types_but_those_of_fields(tmp_path: Path, value: str) -> None:
+    (line,) = problems(tmp_path, "a.yaml", f"- prompt: x\n  then: {value}")
+    assert line.startswith("a.yaml:2: no YAML: ")
+    assert "is no type that is taken here" in line
+
+
+@pytest.mark.parametrize("value", ["!!bool x", "!!int ''", "!!float ''", "!!float 1e", "!!map [a]", "{[a]: b}"])
+def test_yaml_that_fits_no_type_is_a_line(tmp_path: Path, value: str) -> None:
+    (line,) = problems(tmp_path, "a.yaml", f"- prompt: x\n  seed: {value}")
+    assert line.startswith("a.yaml:2: no YAML: ")
+
+
 def test_the_same_line_twice_is_two_jobs(tmp_path: Path) -> None:
     one, two, three = read(tmp_path, "a.txt", "a\na\nb\n")
     assert len({one.digest, two.digest, three.digest}) == 3

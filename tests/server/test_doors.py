@@ -25,18 +25,22 @@ from fastapi.testclient import TestClient
 from serving import serving
 
 from radial import RequestError
+from radial.input_files import KINDS
 from radial.models.table import MODELS
+from radial.request import make_request
 from radial.video.clip import Video
+from radial_app.jobs.presets import Presets
 from radial_app.jobs.store import JobStore
 from radial_app.server import login
 from radial_app.server import service as desk
 from radial_app.server.access import COOKIE
-from radial_app.server.accounts import Accounts
+from radial_app.server.accounts import Accounts, Visitor
 from radial_app.server.app import make_app
 from radial_app.server.limits import media_probe
 from radial_app.server.limits.connections import MAX_HEAD, Connection
 from radial_app.server.limits.sweep import prepare_uploads
 from radial_app.server.service import ServerPaths, Service
+from radial_app.server.uploads import Inputs
 from radial_app.studio.gradio_door import API
 from radial_app.studio.mount import open_studio
 
@@ -466,6 +470,101 @@ def test_no_value_comes_around_the_rules(client: TestClient, paths: ServerPaths,
         assert client.request(method, path, content=content.encode(), headers=headers).status_code == 422
     assert client.get("/v1/queue").status_code == 200
     assert len(client.get("/v1/videos").json()["data"]) == 1
+
+
+def test_lists_in_yaml_reach_no_file_by_any_type(client: TestClient, tmp_path: Path) -> None:
+    """Refused, and whether the file is there is not told."""
+    (tmp_path / "here.png").write_bytes(hostile.png(32, 32, 2, 8))
+    there, gone = (list(hostile.lists(str(tmp_path / name))) for name in ("here.png", "gone.png"))
+    assert len(there) > 70
+    for one, other in zip(there, gone, strict=True):
+        answers = [client.post("/v1/lists", json={"text": text, "kind": "yaml"}) for text in (one, other)]
+        assert [answer.status_code for answer in answers] == [422, 422], one
+        words = [re.sub(r"(here|gone)\.png|'[^']{20,}='?", "", message_of(answer)) for answer in answers]
+        assert words[0] == words[1]
+    assert client.get("/v1/queue").json()["waiting"] == []
+
+
+@pytest.mark.parametrize("name", [*KINDS, "model", "loras"])
+def test_what_is_no_name_is_no_file(paths: ServerPaths, tmp_path: Path, name: str) -> None:
+    """Whatever a request would take for words: it is refused where ids become files, before anything is opened."""
+    with JobStore(paths.data) as store:
+        inputs = Inputs(store, Visitor("", admin=True))
+        word = f"0:{tmp_path}" if name == "keyframes" else str(tmp_path)
+        values: list[Any] = [
+            word.encode(),
+            bytearray(word.encode()),
+            {word},
+            frozenset([word]),
+            iter([word]),
+            3,
+            {word: 1},
+        ]
+        values += [] if name == "model" else [[word.encode()], [[word]], ({word},), [{"image": word.encode()}]]
+        for value in values:
+            with pytest.raises(RequestError, match=f"{name} must be|there is no adapter"):
+                inputs.translate({name: value})
+
+
+def test_a_request_that_came_around_the_doors_is_refused(paths: ServerPaths, tmp_path: Path) -> None:
+    """What is checked last, with files in the request."""
+    with JobStore(paths.data) as store:
+        inputs = Inputs(store, Visitor("", admin=True))
+        file = str(tmp_path / "a.png")
+        others = str(paths.data / "inputs" / "bob" / f"{'0' * 32}.png")
+        requests: list[dict[str, Any]] = [
+            {"image": file}, {"image": others}, {"references": [file]}, {"keyframes": [f"0:{file}"]},
+            {"control_video": file, "mask": file}, {"model": str(tmp_path)}, {"loras": [{"path": file}]},
+            {"decoder": file},
+        ]  # fmt: skip
+        for fields in requests:
+            with pytest.raises(RequestError, match=next(iter(fields))):
+                inputs.check(make_request(prompt="x", **fields))
+        mine = str(paths.data / "inputs" / "local" / f"{'0' * 32}.png")
+        inputs.check(make_request(prompt="x", image=mine, loras=[{"path": "bundled:tiny-long"}]))
+
+
+def test_a_lists_masks_are_not_decoded_by_the_server(client: TestClient, paths: ServerPaths) -> None:
+    """Of a mask whose pixels are torn off only the worker can tell; one that is none is told at once."""
+    folder = paths.data / "inputs" / "local"
+    folder.mkdir(parents=True)
+    torn, none, clip = f"{'a' * 32}.png", f"{'b' * 32}.mp4", f"{'c' * 32}.mp4"
+    (folder / torn).write_bytes(hostile.png(512, 512, 2, 8)[:60])
+    (folder / none).write_bytes(b"\0" * 99)
+    Video(np.zeros((2, 32, 32, 3), np.uint8), 16).write(folder / clip)
+    for mask, status in ((torn, 200), (clip, 200), (none, 422)):  # the clip is black all over
+        row = {"prompt": "x {1|2}", "model": "wan2.1-vace-1.3b", "control_video": clip, "mask": mask}
+        answer = client.post("/v1/lists", json={"text": json.dumps(row), "kind": "jsonl", "dry_run": True})
+        assert answer.status_code == status, answer.text
+
+
+def test_what_of_a_request_is_not_a_visitors_is_told(paths: ServerPaths) -> None:
+    """What is left can be asked for again: nothing stays without the file that it goes with."""
+    other = str(paths.data / "inputs" / "bob" / "a.mp4")
+    mine = str(paths.data / "inputs" / "local" / f"{'0' * 32}.png")
+    with JobStore(paths.data) as store:
+        inputs = Inputs(store, Visitor("", admin=True))
+        for given, left, gone in (
+            ({"control_video": other, "strength": 0.5}, {"control_video": None, "strength": None}, ["control video"]),
+            ({"control_video": other, "mask": mine}, {"control_video": None, "mask": None}, ["control video"]),
+            ({"references": [mine, other]}, {"references": [f"{'0' * 32}.png"]}, ["references"]),
+            ({"keyframes": [f"3:{other}"]}, {"keyframes": []}, ["keyframes"]),
+            ({"image": other, "last_image": mine}, {"image": None, "last_image": None}, ["image"]),
+            ({"image": mine, "last_image": mine}, {"image": f"{'0' * 32}.png", "last_image": f"{'0' * 32}.png"}, []),
+        ):
+            notes: list[str] = []
+            fields = inputs.fields(make_request(prompt="x", **given), notes)
+            assert {name: fields[name] for name in left} == left
+            assert notes == [f"its {name} was a.mp4, which is not among yours" for name in gone]
+            make_request(**fields)
+
+
+def test_settings_by_name_hold_no_file(client: TestClient, paths: ServerPaths, tmp_path: Path) -> None:
+    for fields in ({"decoder": str(tmp_path / "a.safetensors")}, {"loras": [{"path": str(tmp_path)}]}, {"loras": "x"}):
+        assert client.put("/v1/presets/mine", json=fields).status_code == 422
+    Presets(paths.data, "").keep("old", {"decoder": str(tmp_path / "a.safetensors")})
+    answer = client.post("/v1/videos", json={"prompt": "x", "preset": "old"})
+    assert (answer.status_code, message_of(answer).partition(":")[0]) == (422, "decoder must be full or tiny here")
 
 
 def test_copies_and_second_tries_count_among_those_that_wait(

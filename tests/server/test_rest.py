@@ -386,10 +386,34 @@ def test_a_video_is_finished_beside_itself(
     monkeypatch.setattr("radial_app.server.routes.files._MOST_FINISHED", 200_000)
     for query, says in (
         ("frames=3", "frames"), ("aspect=wide", "aspect must be WIDTH:HEIGHT"), ("speed=0", "speed"),
-        ("scale=4&loop=20", "are more than the 0 million that are made while you wait"),
+        ("scale=4&loop=20", "million pixels are more than the 0.2 that are made while you wait"),
+        ("loop=20&speed=20", "million pixels are more than the 0.2"),  # which are read
+        ("aspect=1:99999&reframe=pad&scale=0.25", "aspect must lie between 1:4 and 4:1, not 1:99999"),
+        ("aspect=5:1", "aspect must lie between 1:4 and 4:1, not 5:1"), ("scale=0.00001", "scale must be greater"),
     ):  # fmt: skip
         wrong = client.get(f"/v1/videos/{id_}/finished?{query}")
         assert (wrong.status_code, says in error_of(wrong)) == (422, True), query
+
+
+@pytest.mark.parametrize(
+    ("query", "bounds", "says"),
+    [
+        ("scale=4&frames=2", {"_LARGEST_MOVED": 10_000}, "million pixels a frame with more frames are more than"),
+        ("aspect=1:4&reframe=pad&scale=0.25", {"_LARGEST_FRAME": 3_000}, "million pixels a frame are more than"),
+        ("scale=0.25&frames=2", {"_LARGEST_MOVED": 1_000}, "million pixels a frame with more frames"),  # as it is read
+        ("reverse=true", {"_MAX_FRAMES": 10_000}, "MB of frames that are turned around are more than"),
+        ("speed=0.05&loop=20", {"MOST_SECONDS": 20}, "seconds are more than the 20.0 that are made while you wait"),
+    ],
+)  # fmt: skip
+def test_what_finishing_takes_is_bounded_on_the_way(
+    client: TestClient, paths: ServerPaths, monkeypatch: pytest.MonkeyPatch, query: str, bounds: Any, says: str
+) -> None:
+    id_ = client.post("/v1/videos", json={"prompt": "a", "seed": 1}).json()["id"]
+    finish(paths, id_)
+    for name, value in bounds.items():
+        monkeypatch.setattr(f"radial_app.server.routes.files.{name}", value)
+    answer = client.get(f"/v1/videos/{id_}/finished?{query}")
+    assert (answer.status_code, says in error_of(answer)) == (422, True), answer.text
 
 
 def test_two_videos_are_compared(client: TestClient, paths: ServerPaths) -> None:

@@ -57,6 +57,7 @@ def test_zones_for_what_a_model_is_steered_by(hand: Hand) -> None:
     assert "strength" not in body
     hand.click('[aria-label="Models on this machine"] button:has-text("small")')
     hand.page.wait_for_selector('[data-zone="control_video"] video')  # a clip to make over, now
+    hand.page.wait_for_selector("#toasts p:has-text('left out: Mask, References, Images at frames.')")
     assert hand.page.locator('[data-zone="references.0"]').count() == 0
     hand.page.fill("input[name=strength]", "0.4")
     body = hand.generate()

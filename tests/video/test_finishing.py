@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -17,10 +20,11 @@ import pytest
 from radial.errors import OutputError, RequestError
 from radial.video.clip import Video, read_frames, read_receipt
 from radial.video.control import signals_of
+from radial.video.cut import trim
 from radial.video.encoding import Frames
 from radial.video.finishing.between import Pair, add_frames
 from radial.video.finishing.enlarge import load_upscaler, resized
-from radial.video.finishing.finish import finish, make_finish
+from radial.video.finishing.finish import finish, make_finish, work_of
 from radial.video.reader import open_clip
 from radial.video.sound import Sound, read_sound
 
@@ -121,6 +125,43 @@ def test_a_receipt_is_not_trusted(tmp_path: Path) -> None:
     assert [one["clips"] for one in read_receipt(tmp_path / "out.mp4")["finishing"]] == [["clip.mp4"]]
 
 
+@pytest.mark.parametrize(
+    ("fields", "pixels", "frame", "disk", "seconds"),
+    [
+        ({}, 2 * 16 * 96 * 128, 96 * 128, 0, 1.0),
+        ({"scale": 0.25, "speed": 20, "loop": 20}, 20 * 16 * (96 * 128 + 24 * 32), 96 * 128, 0, 1.25),
+        ({"aspect": "1:4", "reframe": "pad", "scale": 0.25}, 16 * (96 * 128 + 512 * 128 + 128 * 32), 512 * 128, 0, 1.0),
+        ({"reverse": True, "scale": 0.5}, 16 * (96 * 128 + 48 * 64), 96 * 128, 3 * 16 * 48 * 64, 1.0),
+        ({"frames": 4, "scale": 2, "start": 0.5}, 16 * 96 * 128 + 32 * 192 * 256, 192 * 256, 0, 0.5),
+        ({"speed": 0.05}, 16 * 96 * 128 + 320 * 96 * 128, 96 * 128, 0, 20.0),
+    ],
+)  # fmt: skip
+def test_the_work_counts_what_is_read_and_what_is_made_on_the_way(
+    fields: dict[str, Any], pixels: int, frame: int, disk: int, seconds: float, clip: Path
+) -> None:
+    work = work_of([clip], make_finish(**fields))
+    assert (work.pixels, work.frame, work.disk) == (pixels, frame, disk)
+    assert work.seconds == pytest.approx(seconds, abs=0.07)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are looked at where Linux shows them")
+def test_frames_that_are_turned_around_are_small_on_the_disk(clip: Path, tmp_path: Path) -> None:
+    """As small as they become, whatever was cut before; and in the same pictures as the other way around."""
+    fields = {"scale": 0.5, "aspect": "1:1"}
+    kept: set[int] = set()
+
+    def look(_done: int, _total: int) -> None:
+        for link in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if str(link.readlink()).startswith(str(tmp_path)) and not link.stat().st_nlink:
+                    kept.add(link.stat().st_size)
+
+    finish([clip], tmp_path / "back.mp4", make_finish(reverse=True, **fields), on_frame=look)
+    assert kept == {work_of([clip], make_finish(reverse=True, **fields)).disk} == {3 * 16 * 48 * 48}
+    finish([clip], tmp_path / "on.mp4", make_finish(**fields))
+    assert psnr(read_frames(tmp_path / "back.mp4")[::-1], read_frames(tmp_path / "on.mp4")) > 35
+
+
 def test_clips_are_joined_and_sound_is_replaced(clip: Path, tmp_path: Path) -> None:
     silent = Video(moving(8, 64, 64), 16).write(tmp_path / "silent.mp4")
     notes = finish([silent, clip], tmp_path / "both.mp4", make_finish())
@@ -146,6 +187,8 @@ def test_clips_are_joined_and_sound_is_replaced(clip: Path, tmp_path: Path) -> N
         ({"size": "big"}, "size must be WIDTHxHEIGHT, such as 1920x1080, not 'big'"),
         ({"size": "64x64", "scale": 2}, "size and scale say the same"),
         ({"size": "9000x64"}, "9000x64 is too large: 8192 pixels a side are the most"),
+        ({"aspect": "1:99999", "reframe": "pad", "scale": 1e-5}, "128x.* is too large: 8192 pixels a side"),
+        ({"aspect": "99999:1", "reframe": "pad", "size": "64x64"}, "x96 is too large: 8192 pixels a side are the most"),
         ({"aspect": "tall"}, "aspect must be WIDTH:HEIGHT"), ({"start": 2}, "no frame lies between 2 s and its end"),
         ({"start": 1, "end": 0.5}, "end 0.5 is not after start 1"), ({"speed": 0}, "speed must be greater than"),
         ({"sound": "none.wav"}, "sound: no such file: none.wav"), ({"sound": "SILENT"}, "there is no sound in"),
@@ -159,6 +202,39 @@ def test_what_cannot_be_is_one_line(fields: dict[str, Any], message: str, clip: 
     with pytest.raises(RequestError, match=message):
         finish([clip], tmp_path / "out.mp4", make_finish(**fields))
     assert not (tmp_path / "out.mp4").exists()
+
+
+def clip_shown_at(path: Path, *seconds: float) -> Path:
+    """A file whose frames are shown from these seconds on."""
+    with av.open(str(path), "w") as out:
+        stream: Any = out.add_stream("libx264", rate=16)
+        stream.width = stream.height = 64
+        stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, 1000)
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for index, instant in enumerate(seconds):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 40 * index, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = round(instant * 1000), Fraction(1, 1000)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return path
+
+
+def test_time_stamps_that_are_off_are_told(tmp_path: Path) -> None:
+    slow = clip_shown_at(tmp_path / "slow.mp4", 0, 3000, 6000)
+    far = clip_shown_at(tmp_path / "far.mkv", 0, 1, 2e8)
+    for one, says in ((slow, "slow.mp4 has one frame in 2,000 s"), (far, "shows one frame for 199,999,999 s")):
+        with pytest.raises(OutputError, match=says):
+            finish([one], tmp_path / "out.mp4", make_finish())
+    with pytest.raises(OutputError, match=r"slow.mp4 has one frame in 2,000 s"):
+        trim(slow, tmp_path / "out.mp4", 0.5, 1.5)
+    with pytest.raises(OutputError, match="is a folder, and a video file is taken here"):
+        finish([tmp_path], tmp_path / "out.mp4", make_finish())
+    with open_clip(far) as opened, pytest.raises(OutputError, match=r"far.mkv shows one frame .* an hour is the most"):
+        list(opened.at(1))
+    assert not (tmp_path / "out.mp4").exists()
+    held = clip_shown_at(tmp_path / "held.mkv", 0, 90, 91)  # a still that is shown for long stays
+    finish([held], tmp_path / "out.mp4", make_finish(fps=1))
+    assert len(read_frames(tmp_path / "out.mp4")) in (91, 92)
 
 
 def test_the_clip_itself_is_kept(clip: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from radial.request import GenerationRequest
 from radial.video.reader import decode_frames
 from radial_app.jobs.estimates import estimate
 from radial_app.jobs.folder import keep_private
-from radial_app.jobs.job import UNFINISHED, Job, Output
+from radial_app.jobs.job import UNFINISHED, Job, Output, changed_request
 from radial_app.jobs.lists.job_files import JobFileError, read_jobs
 from radial_app.jobs.results import proxy_path
 from radial_app.jobs.store import JobStore
@@ -115,7 +115,7 @@ class Service:
         try:
             jobs = read_jobs(
                 Path(f"list.{kind}"), output=output, defaults=defaults, warnings=warnings, text=text,
-                translate=self.inputs.translate, most=MAX_LISTED, presets=self.inputs.presets,
+                make=self.inputs.request, most=MAX_LISTED,
             )  # fmt: skip
         except JobFileError as error:
             raise RequestError("\n".join(error.problems[:20])) from error
@@ -246,7 +246,7 @@ class Service:
         job = self.get(id_)
         if job.state == "paused" and any(file.done for file in job.files):
             raise Conflict(f"video {job.id} has made {len(job.files)} of its clips: duplicate it")
-        return self.store.edit(job.id, **self.inputs.translate(changes))
+        return self.store.edit(job.id, **self._translated(job, changes))
 
     def duplicate(self, id_: str, changes: dict[str, Any]) -> Job:
         """The same job again with other values.
@@ -256,8 +256,14 @@ class Service:
         """
         job = self.get(id_)
         self._check_room(1)
-        (copy,) = self.store.duplicate([job.id], **self.inputs.translate(changes))
+        (copy,) = self.store.duplicate([job.id], **self._translated(job, changes))
         return copy
+
+    def _translated(self, job: Job, changes: dict[str, Any]) -> dict[str, Any]:
+        found = self.inputs.translate(changes)
+        if not job.problem:  # which the store tells of
+            self.inputs.check(changed_request(job.request, found), found)
+        return found
 
     def remove(self, id_: str) -> None:
         """Forget a job; its files go into the folder ``.trash`` beside them.

@@ -10,13 +10,14 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from radial.errors import OutputError, RadialError, RequestError
 from radial.files import publish
-from radial.input_files import KINDS, with_files
+from radial.input_files import KINDS, named_files, with_files
 from radial.models.checkpoint import INDEX, MODULAR_INDEX, checkpoint_folder
 from radial.models.find import HUB_ID, SINGLE_FILES, find_model
 from radial.models.hub.download import cached_folder, is_whole
@@ -136,38 +137,72 @@ class Inputs:
         """
         request = make_request(**{name: value for name, value in fields.items() if name not in SHORTHANDS})
         given = request.model_dump(include={*KINDS, "model", "loras", "decoder"}, exclude_unset=True)
-        return make_request(**spell_out(self.presets.apply(fields | self.translate({"model": request.model} | given))))
+        translated = self.translate({"model": request.model} | given)
+        made = make_request(**spell_out(self.presets.apply(fields | translated)))
+        self.check(made)
+        return made
 
     def translate(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Fields with files in place of the ids and names of uploads, models and adapters.
 
         Raises:
-            RequestError: one of them is not there.
+            RequestError: one of them is not there, or is written as something else than a name.
         """
         found = dict(fields) | with_files(fields, self._input)
         if (decoder := found.get("decoder")) not in (None, "full", "tiny"):
             raise RequestError(f"decoder must be full or tiny here, not {str(decoder)[:200]!r}: files are for commands")
-        if isinstance(found.get("model"), str):
+        if "model" in found:
+            if not isinstance(found["model"], str):
+                raise RequestError(f"model must be a name, not {found['model']!r:.200}")
             found["model"] = self._model(found["model"])
-        if isinstance(found.get("loras"), (list, tuple)):
-            if len(found["loras"]) > MAX_LORAS:
-                raise RequestError(f"loras must be at most {MAX_LORAS}, not {len(found['loras'])}")
-            adapters = self.adapters() if found["loras"] else {}
-            found["loras"] = [
-                lora | {"path": _adapter(str(lora.get("path")), adapters)} if isinstance(lora, dict) else lora
-                for lora in found["loras"]
-            ]
+        if "loras" in found:
+            loras = found["loras"]
+            if not isinstance(loras, (list, tuple)) or not all(isinstance(lora, dict) for lora in loras):
+                raise RequestError(f"loras must be a list of adapters with path and weight, not {loras!r:.200}")
+            if len(loras) > MAX_LORAS:
+                raise RequestError(f"loras must be at most {MAX_LORAS}, not {len(loras)}")
+            adapters = self.adapters() if loras else {}
+            found["loras"] = [lora | {"path": _adapter(str(lora.get("path")), adapters)} for lora in loras]
         return found
+
+    def check(self, request: GenerationRequest, names: Container[str] = GenerationRequest.model_fields) -> None:
+        """Make sure, whatever way a request came about, that the files of these fields are the visitor's to use.
+
+        Raises:
+            RequestError: one is not.
+        """
+        for label, path in named_files(request.model_dump()):
+            name = label.partition(".")[0]
+            if name in names and self._id_of(path) is None:
+                raise RequestError(f"{name} names no upload and no video of yours")
+        if "decoder" in names and request.decoder not in ("full", "tiny"):
+            raise RequestError("decoder must be full or tiny here: files are for commands")
+        brought = {one.path for one in request.loras if not one.path.startswith(BUNDLED_ADAPTER)}
+        if "loras" in names and brought and not brought <= set(map(str, self.adapters().values())):
+            raise RequestError("loras name an adapter that is none of this server's")
+        if "model" in names and request.model not in map(str, self.checkpoints().values()):
+            self._model(request.model)
 
     @property
     def presets(self) -> Presets:
         """The visitor's own settings by name, files in them by where they lie."""
         return Presets(self._folder, self._visitor.name)
 
-    def fields(self, request: GenerationRequest) -> dict[str, Any]:
-        """A request as a web user writes it; files that are not this visitor's are left out."""
+    def fields(self, request: GenerationRequest, notes: list[str] | None = None) -> dict[str, Any]:
+        """A request as a web user writes it; files that are not this visitor's are left out, as is what goes with them.
+
+        Args:
+            notes: takes what is left out.
+        """
         fields: dict[str, Any] = request.model_dump(mode="json")
+        gone = [(label, path) for label, path in named_files(fields) if self._id_of(path) is None]
         fields |= with_files(fields, lambda _, path: self._id_of(path))
+        without_what_goes_with(fields)
+        if notes is not None:
+            notes += [
+                f"its {label.partition('.')[0].replace('_', ' ')} was {Path(path).name}, which is not among yours"
+                for label, path in gone
+            ]
         if fields["decoder"] not in ("full", "tiny"):
             del fields["decoder"]
         if Path(fields["model"]).parent == self._folder / "models":
@@ -224,6 +259,14 @@ class Inputs:
             here = ", ".join(one for one in (*self.checkpoints(), *MODELS) if one not in MODELS or is_here(one))
             raise RequestError(f"model {name} is not on this server, and only admins download models; there is {here}")
         return name
+
+
+def without_what_goes_with(fields: dict[str, Any]) -> None:
+    """Leave out what means nothing without the file that it goes with."""
+    if fields["control_video"] is None:
+        fields["mask"] = fields["strength"] = None
+    if fields["image"] is None and fields["extend"] is None:
+        fields["last_image"] = None
 
 
 def name_adapters(loras: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -189,6 +189,7 @@ class Video(BaseModel):
     batch: str
     owner: str
     request: dict[str, Any]
+    notes: list[str]
 
 
 class VideoList(BaseModel):
@@ -266,6 +267,8 @@ def video_of(job: Job, inputs: Inputs, preview: float | None = None) -> Video:
     request, done = job.request, [file for file in job.files if file.done]
     status = "completed" if job.state == "cancelled" and done else _STATUS[job.state]
     status = "failed" if job.problem else status
+    notes: list[str] = []
+    fields = inputs.fields(request, notes)
     return Video(
         id=job.id, status=status, state=job.state,
         progress=_progress(job), created_at=int(job.created),
@@ -281,7 +284,7 @@ def video_of(job: Job, inputs: Inputs, preview: float | None = None) -> Video:
                       name=Path(file.path).name)
             for i, file in enumerate(job.files) if file.done
         ],
-        favourite=job.favourite, batch=job.batch, owner=job.owner, request=inputs.fields(request),
+        favourite=job.favourite, batch=job.batch, owner=job.owner, request=fields, notes=notes,
     )  # fmt: skip
 
 

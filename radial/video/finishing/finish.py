@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -94,16 +96,26 @@ class Finish(BaseModel):
         Raises:
             RequestError: it is too large.
         """
-        if (shape := _numbers(self.aspect or "", ":")) is not None:
-            height, width = _reframed(height, width, shape, self.reframe)
+        height, width = self.reframed(height, width)
         if (size := _numbers(self.size or "", "x")) is not None:
             width, height = size
         else:
             scale = self.scale or (by_model if self.upscaler else 1)
             height, width = max(2, round(height * scale)), max(2, round(width * scale))
-        if max(height, width) > MAX_SIDE:
-            raise RequestError(f"{width}x{height} is too large: {MAX_SIDE} pixels a side are the most")
-        return height, width
+        return _held(height, width)
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """The ``aspect``, across and down; None where the clip keeps its own."""
+        return _numbers(self.aspect or "", ":")
+
+    def reframed(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what a clip of a size becomes before it is made larger or smaller.
+
+        Raises:
+            RequestError: it is too large.
+        """
+        return (height, width) if self.shape is None else _held(*_reframed(height, width, self.shape, self.reframe))
 
 
 def make_finish(**fields: Any) -> Finish:
@@ -170,16 +182,41 @@ def finish(
     return notes
 
 
-def work_of(clips: Sequence[Path], what: Finish) -> int:
-    """About how many pixels the frames of what clips become have, those that upscalers make not counted apart.
+@dataclass(frozen=True)
+class Work:
+    """About how much finishing takes.
+
+    Attributes:
+        pixels: of all frames that are read, and of all that are made of them, but for the tiles of upscalers.
+        frame: pixels of the largest frame: as it is read, in another shape, or as it becomes.
+        disk: bytes that lie on the disk meanwhile.
+        seconds: that what is made lasts.
+    """
+
+    pixels: int
+    frame: int
+    disk: int
+    seconds: float
+
+
+def work_of(clips: Sequence[Path], what: Finish) -> Work:
+    """About how much it takes to finish clips.
 
     Raises:
         RequestError: it cannot be.
         OutputError: a clip cannot be read.
     """
     sources = Sources.look(clips)
-    height, width = what.target(sources.height, sources.width)
-    return height * width * _count(sources, what)
+    first, last = sources.cut(what.start, what.end)
+    last = min(sources.count, last or sources.count)  # what comes before the first is read, too
+    own = sources.height * sources.width
+    shaped, made = (math.prod(way(sources.height, sources.width)) for way in (what.reframed, what.target))
+    count, used = _count(sources, what), last - first
+    read = last * own + (used * shaped if what.shape else 0)
+    return Work(
+        pixels=what.loop * read + max(count, what.loop * used * what.frames) * made, frame=max(own, shaped, made),
+        disk=3 * used * made if what.reverse else 0, seconds=count / float(what.rate(sources.rate)),
+    )  # fmt: skip
 
 
 def _frames(
@@ -193,12 +230,12 @@ def _once(
     sources: Sources, what: Finish, enlarge: Enlarge | None, height: int, width: int, folder: Path
 ) -> Iterator[Frame]:  # fmt: skip
     frames = sources.frames(what.start, what.end)
-    if what.reverse:
-        frames = backwards(frames, folder)
-    if (shape := _numbers(what.aspect or "", ":")) is not None:
-        size = _reframed(sources.height, sources.width, shape, what.reframe)
+    if what.shape is not None:
+        size = what.reframed(sources.height, sources.width)
         frames = (fit_frame(frame, *size, what.reframe, "black") for frame in frames)
     frames = (resized(frame if enlarge is None else enlarge(frame), height, width) for frame in frames)
+    if what.reverse:  # what lies on the disk meanwhile is as small as it becomes
+        frames = backwards(frames, folder)
     if what.frames > 1:
         frames = add_frames(frames, what.frames)
     shown = float(sources.rate * what.frames) * what.speed
@@ -263,6 +300,12 @@ def _reframed(height: int, width: int, shape: tuple[int, int], way: str) -> tupl
     keeps_width = wider if way == "crop" else not wider
     new = (round(width * down / across), width) if keeps_width else (height, round(height * across / down))
     return max(2, new[0] - new[0] % 2), max(2, new[1] - new[1] % 2)
+
+
+def _held(height: int, width: int) -> tuple[int, int]:
+    if max(height, width) > MAX_SIDE:
+        raise RequestError(f"{width}x{height} is too large: {MAX_SIDE} pixels a side are the most")
+    return height, width
 
 
 def _numbers(text: str, between: str) -> tuple[int, int] | None:

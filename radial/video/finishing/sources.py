@@ -14,7 +14,7 @@ import numpy as np
 from radial.errors import OutputError, RequestError
 from radial.video.colour import Frame
 from radial.video.images import fit_frame
-from radial.video.reader import open_clip
+from radial.video.reader import open_clip, rate_of
 from radial.video.sound import MOST_SECONDS, Sound, read_sound
 
 
@@ -44,8 +44,7 @@ class Sources:
         for path in paths:
             with open_clip(path) as clip:
                 stream = clip.container.streams.video[0]
-                own = Fraction(stream.average_rate or stream.base_rate or 16).limit_denominator(1001)
-                rate = rate or own
+                rate = rate or rate_of(stream)
                 first = next((frame for _, frame in clip.frames()), None)
                 if first is None:
                     raise OutputError(f"{path.name} has no frames")

@@ -36,7 +36,7 @@ from radial_app.jobs.presets import Presets
 
 MAX_BYTES = 20_000_000
 MAX_JOBS = 100_000
-Translate = Callable[[dict[str, Any]], dict[str, Any]]
+Make = Callable[[dict[str, Any]], GenerationRequest]
 KINDS = (".txt", ".csv", ".jsonl", ".yaml", ".yml")
 _OWN = ("lora", "output", "priority")  # what a row may say beside the fields of a request
 _FIELDS = (*GenerationRequest.model_fields, *SHORTHANDS, *_OWN)
@@ -63,7 +63,7 @@ class JobFileError(RequestError):
 def read_jobs(
     path: Path, *, output: Output, defaults: dict[str, Any] | None = None, batch: str = "",
     counts: dict[str, int] | None = None, warnings: list[str] | None = None, text: str | None = None,
-    translate: Translate | None = None, most: int = MAX_JOBS, presets: Presets | None = None,
+    make: Make | None = None, most: int = MAX_JOBS, presets: Presets | None = None,
 ) -> list[Job]:  # fmt: skip
     """The jobs of a file, resolved and checked.
 
@@ -75,15 +75,15 @@ def read_jobs(
         defaults: values of fields that a row leaves open.
         batch: name of the batch.
         counts: how often a digest came before, in other files.
-        translate: of lists from elsewhere, puts files in place of the ids and names that fields hold; nothing that lies
-            beside the list is looked at then.
+        make: of lists from elsewhere, the request that a row's fields make, with files in place of the ids and names
+            that they hold; nothing that lies beside the list is looked at then.
         most: jobs that it may have.
-        presets: settings by name that its rows may take; those of this machine's user when left out.
+        presets: settings by name that rows may take which are not made elsewhere; this machine's user's when left out.
 
     Raises:
         JobFileError: with all problems.
     """
-    folder = path.parent if translate is None else None
+    folder = path.parent if make is None else None
     presets = presets or Presets(data_folder())
     text = _read(path) if text is None else text
     warnings = [] if warnings is None else warnings
@@ -98,8 +98,8 @@ def read_jobs(
             for values in _expand({**(defaults or {}), **given}, folder, wildcards, slips, most):
                 if len(jobs) >= most:
                     raise RequestError(_too_many(most))
-                written = _written(values, path.parent, presets, translate)
-                job = _make_job(values, written, output, batch, source, len(jobs) + 1)
+                written = _written(values, path.parent, presets, make)
+                job = _make_job(values, written, output, batch, source, len(jobs) + 1, by_head=make is not None)
                 again = counts[job.digest] = counts.get(job.digest, -1) + 1
                 if again:
                     job = replace(job, digest=digest_of(written, job.output, again))
@@ -293,24 +293,23 @@ def _named(output: Output, name: Any) -> Output:
     return Output.model_validate(fields)
 
 
-def _written(
-    values: dict[str, Any], folder: Path, presets: Presets, translate: Translate | None
-) -> GenerationRequest:  # fmt: skip
+def _written(values: dict[str, Any], folder: Path, presets: Presets, make: Make | None) -> GenerationRequest:
     """The request of one job as it is written."""
     if "prompt" not in values:
         raise RequestError('prompt is missing; say what the clip shows, for example "a red circle rises"')
     fields = {name: value for name, value in values.items() if name not in _OWN}
     if "lora" in values:
         given = values["lora"] if isinstance(values["lora"], list) else [values["lora"]]
-        is_name = translate is not None
+        is_name = make is not None
         fields["loras"] = [parse_lora(one, is_name=is_name) if isinstance(one, str) else one for one in given]
-    if translate is not None:
-        return GenerationRequest.model_validate(spell_out(presets.apply(translate(fields))))
+    if make is not None:
+        return make(fields)
     return anchored(GenerationRequest.model_validate(spell_out(presets.apply(fields))), folder)
 
 
 def _make_job(
-    values: dict[str, Any], written: GenerationRequest, output: Output, batch: str, source: str, index: int
+    values: dict[str, Any], written: GenerationRequest, output: Output, batch: str, source: str, index: int, *,
+    by_head: bool,
 ) -> Job:  # fmt: skip
     if "output" in values:
         output = _named(output, values["output"])
@@ -319,7 +318,7 @@ def _make_job(
         priority = int(priority)
     except (TypeError, ValueError):
         raise RequestError(f"priority must be a whole number, not {priority!r}") from None
-    written.check_files()
+    written.check_files(by_head=by_head)  # what comes from elsewhere is read by the worker alone
     for lora in written.loras:
         check_adapter_file(adapter_file(lora.path))
     request = written.resolve()

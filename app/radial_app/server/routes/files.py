@@ -21,15 +21,19 @@ from radial.models.table import MODELS
 from radial.request import GenerationRequest
 from radial.version import __version__
 from radial.video.cut import join, trim
-from radial.video.finishing.finish import finish, make_finish, work_of
+from radial.video.finishing.finish import Finish, finish, make_finish, work_of
+from radial.video.sound import MOST_SECONDS
 from radial_app.server.archive import zip_files
 from radial_app.server.limits.media_probe import probe
 from radial_app.server.service import ServerPaths, Service
-from radial_app.server.uploads import CLIPS, Upload, suffix_of
+from radial_app.server.uploads import CLIPS, Upload, suffix_of, without_what_goes_with
 
 MAX_ARCHIVED = 100  # videos
 MAX_JOINED = 50
-_MOST_FINISHED = 400_000_000  # pixels of all frames
+_MOST_FINISHED = 400_000_000  # pixels of all frames that are read and made
+_LARGEST_FRAME = 1 << 24  # pixels
+_LARGEST_MOVED = 1 << 22  # pixels of a frame, where what moves is looked for: each takes many numbers then
+_WIDEST = 4  # times as wide as high, and as high as wide
 _MAX_FRAMES = 1 << 30  # bytes, where they are encoded again
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -99,7 +103,7 @@ def make_router(paths: ServerPaths) -> APIRouter:
     @router.get("/videos/{id}/finished", response_class=FileResponse)
     def get_finished(
         request: Request, id: str, index: Annotated[int, Query(ge=0, le=100_000)] = 0,
-        frames: Annotated[Literal["1", "2", "4"], Query()] = "1", scale: Annotated[float, Query(gt=0, le=4)] = 1.0,
+        frames: Annotated[Literal["1", "2", "4"], Query()] = "1", scale: Annotated[float, Query(ge=0.25, le=4)] = 1.0,
         speed: Annotated[float, Query(ge=0.05, le=20)] = 1.0, loop: Annotated[int, Query(ge=1, le=20)] = 1,
         aspect: Annotated[str | None, Query(max_length=11)] = None, reframe: Literal["crop", "pad"] = "crop",
         reverse: bool = False,
@@ -111,11 +115,7 @@ def make_router(paths: ServerPaths) -> APIRouter:
             frames=int(frames), scale=scale, speed=speed, loop=loop, aspect=aspect or None, reframe=reframe,
             reverse=reverse,
         )  # fmt: skip
-        if (pixels := work_of([file], what)) > _MOST_FINISHED:
-            raise RequestError(
-                f"{pixels / 1e6:,.0f} million pixels are more than the {_MOST_FINISHED / 1e6:,.0f} million that are "
-                "made while you wait: ask for less, or take `radial finish` on the server"
-            )
+        _check_work(file, what)
         output = f"{file.stem}-finished{file.suffix if file.suffix in CLIPS else '.mp4'}"
         return _made(output, lambda path: finish([file], path, what))
 
@@ -133,6 +133,29 @@ def _made(name: str, make: Callable[[Path], object]) -> FileResponse:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return FileResponse(folder / name, filename=name, background=gone, headers={"cache-control": "no-store"})
+
+
+def _check_work(file: Path, what: Finish) -> None:
+    """Make sure that a video is finished while somebody waits, within what a server may take for it.
+
+    Raises:
+        RequestError: it takes too much.
+    """
+    if what.shape is not None and not 1 / _WIDEST <= what.shape[0] / what.shape[1] <= _WIDEST:
+        raise RequestError(f"aspect must lie between 1:{_WIDEST} and {_WIDEST}:1, not {what.aspect}")
+    work = work_of([file], what)
+    largest = _LARGEST_FRAME if what.frames == 1 else _LARGEST_MOVED
+    for value, most, unit, of in (
+        (work.pixels, _MOST_FINISHED, 1e6, "million pixels"),
+        (work.frame, largest, 1e6, f"million pixels a frame{' with more frames' if what.frames > 1 else ''}"),
+        (work.disk, _MAX_FRAMES, 1e6, "MB of frames that are turned around"),
+        (work.seconds, MOST_SECONDS, 1, "seconds"),
+    ):  # fmt: skip
+        if value > most:
+            raise RequestError(
+                f"{value / unit:,.1f} {of} are more than the {most / unit:,.1f} that are made while you wait: ask for "
+                "less, or take `radial finish` on the server"
+            )
 
 
 def settings_in(service: Service, content: BinaryIO) -> dict[str, Any]:
@@ -163,8 +186,7 @@ def settings_in(service: Service, content: BinaryIO) -> dict[str, Any]:
         name = label.partition(".")[0].replace("_", " ")
         notes.append(f"its {name} was {Path(path).name}: choose it again")
     fields |= with_files(fields, lambda *_: None)
-    if fields["strength"] is not None:
-        fields["strength"] = None  # of a clip that is not here
+    without_what_goes_with(fields)
     adapters = service.inputs.adapters()
     kept = []
     for lora in fields["loras"]:

@@ -33,7 +33,8 @@ def make_router(paths: ServerPaths) -> APIRouter:
     def keep_preset(request: Request, name: str, fields: Annotated[dict[str, Any], Body()]) -> Preset:
         """Keep settings under a name: those among the fields of a request, without what the clip is of."""
         inputs = Service(paths, request.state.visitor).inputs
-        inputs.presets.keep(name, fields | inputs.translate({"loras": fields["loras"]} if "loras" in fields else {}))
+        files = {field: value for field, value in fields.items() if field in ("loras", "decoder")}
+        inputs.presets.keep(name, fields | inputs.translate(files))
         return _as_written(name, inputs.presets.get(name))
 
     @router.delete("/{name}")

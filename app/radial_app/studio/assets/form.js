@@ -53,6 +53,12 @@ export function fill(request, file) {
   show();
 }
 
+// The form shows what made a video, and says what of it is not among one's own.
+export function fillFrom(video) {
+  fill(video.request);
+  if (video.notes.length) say(`${video.notes.join("; ")}.`);
+}
+
 export async function buildForm(place) {
   const [{ data, presets: named }, told] = await Promise.all([call("GET", "/v1/models"), call("GET", "/v1/fields"), loadPresets()]);
   models = data.filter((one) => !one.problem && one.starts_from.length);
@@ -194,8 +200,11 @@ function show() {
   size.control.placeholder = `${spec.width}x${spec.height}`;
   if (document.activeElement !== size.control) size.set(request.width || request.height ? `${request.width ?? spec.width}x${request.height ?? spec.height}` : "");
   const images = spec.starts_from.includes("image");
-  for (const name of Object.keys(ZONES)) if (!images || (name === "last_image" && !spec.takes_last_image)) delete request[name];
-  for (const name of BROUGHT) if (!(name in ZONES) && !spec.steered_by.includes(name) && !(name === "control_video" && spec.steered_by.includes("strength"))) delete request[name];
+  const dropped = [];
+  const drop = (name) => { if (name in request) dropped.push(LABELS[name] ?? fields[name].label); delete request[name]; };
+  for (const name of Object.keys(ZONES)) if (!images || (name === "last_image" && !spec.takes_last_image)) drop(name);
+  for (const name of BROUGHT) if (!(name in ZONES) && !spec.steered_by.includes(name) && !(name === "control_video" && spec.steered_by.includes("strength"))) drop(name);
+  if (dropped.length) say(`${spec.id} does not take these, and they are left out: ${dropped.join(", ")}.`);
   const applies = { strength: spec.steered_by.includes("strength"), guidance_scale_2: spec.has_two_transformers, true_cfg_scale: spec.guidance_is_embedded, sampler: spec.is_flow, flow_shift: spec.is_flow, riflex: spec.knows_riflex, positions: spec.knows_riflex, cache: spec.knows_cache, then: spec.knows_timed_prompts, decoder: spec.knows_tiny_decoder, batched_guidance: spec.knows_batched_guidance };
   for (const name of ["negative_prompt", "guidance_scale", "guidance_start", "guidance_end"]) applies[name] = !spec.guidance_is_within;
   for (const [name, does] of Object.entries(applies)) { fields[name].element.hidden = !does; if (!does) delete request[name]; }
@@ -325,7 +334,7 @@ export async function editJob(video) {
   const held = video.state === "queued";
   if (held) await call("POST", `/v1/videos/${video.id}/pause`);
   draft.editing = { id: video.id, held, request: video.request, before };
-  fill(video.request);
+  fillFrom(video);
   showEditing();
 }
 

@@ -1,7 +1,7 @@
 // The live side of Create: what is rendered now, the last video when nothing is, examples when there is none, and what
 // was made lately.
 import { button, call, clock, content, h } from "./dom.js";
-import { fill } from "./form.js";
+import { fill, fillFrom } from "./form.js";
 import { extend, isDraft, promote, startFrom } from "./start_from.js";
 import { facts, row } from "./waiting.js";
 
@@ -118,10 +118,10 @@ const empty = () => h("section", { className: "card", ariaLabel: "Examples" }, h
   h("div", { className: "examples" }, ...EXAMPLES.map((prompt) => button(prompt, () => { fill({ prompt, model: "tiny" }, {}); document.getElementById("generate").focus(); }))));
 
 const failed = (video) => h("section", { className: "card", dataset: { job: video.id }, ariaLabel: "Failed" }, h("p", { className: "problem" }, video.error?.message ?? video.state), h("p", { className: "prompt clamped" }, video.prompt),
-  h("div", { className: "actions" }, button("Try again", () => call("POST", `/v1/videos/${video.id}/retry`)), button("Use these settings", () => fill(video.request))));
+  h("div", { className: "actions" }, button("Try again", () => call("POST", `/v1/videos/${video.id}/retry`)), button("Use these settings", () => fillFrom(video))));
 
 const done = (video) => h("section", { className: "card", dataset: { job: video.id }, ariaLabel: "Made" }, h("div", { className: "screen" }, player(video)), h("p", { className: "prompt clamped" }, video.prompt), h("p", { className: "quiet" }, facts(video)),
-  h("div", { className: "actions" }, h("a", { className: "button", href: `/gallery/${video.id}` }, "Open"), button("Use these settings", () => fill(video.request)),
+  h("div", { className: "actions" }, h("a", { className: "button", href: `/gallery/${video.id}` }, "Open"), button("Use these settings", () => fillFrom(video)),
     isDraft(video) ? button("Make it in full", () => promote(video), { title: "The same seed, in the model's own number of steps" }) : "",
     button("Extend this clip", () => extend(video)), button("Start from this frame", (event) => startFrom(event.currentTarget.closest("section").querySelector("video, img"), video)), h("a", { className: "button", href: `${content(video, "video")}&download=true`, download: "" }, "Download")));
 

@@ -1,6 +1,6 @@
 // The queue: order, edit, pause, cancel, and what failed.
 import { ask, button, call, clock, dialog, h, many, say, when } from "./dom.js";
-import { fill } from "./form.js";
+import { fillFrom } from "./form.js";
 import { addMany } from "./list.js";
 import { openPlace } from "./router.js";
 import { row } from "./waiting.js";
@@ -90,7 +90,7 @@ async function drawFailed(place) {
     h("li", { dataset: { job: video.id } }, h("span", { className: "picture" }, video.size),
       h("div", { className: "what" }, h("p", { className: "prompt clamped" }, video.prompt), h("p", { className: "problem" }, video.error?.message ?? "", " ", next(video))),
       h("div", { className: "actions" }, button("Try again", () => call("POST", `/v1/videos/${video.id}/retry`), { title: "From the last step that was kept" }),
-        button("Use settings", () => { fill(video.request); openPlace("create"); }), button("Log", () => log(video)),
+        button("Use settings", () => { fillFrom(video); openPlace("create"); }), button("Log", () => log(video)),
         button("Forget", async () => { await call("DELETE", `/v1/videos/${video.id}`); failedShown = ""; }, { className: "danger" })))))] : []));
 }
 
