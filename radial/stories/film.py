@@ -19,7 +19,7 @@ from radial.generation.watch import Event, OnEvent
 from radial.loading.load import LoadedModel, fingerprint, fingerprint_files, load, quiet
 from radial.stories.chunks import Chunks
 from radial.stories.request import StoryRequest
-from radial.stories.state import FilmState, Piece
+from radial.stories.state import FilmState, Piece, state_folder
 from radial.stories.windows import Windows
 from radial.video.encoding import Frames
 from radial.video.film import GrowingFilm, finish_film
@@ -54,11 +54,6 @@ class Maker(Protocol):
     def restore(self, piece: int, tensors: dict[str, Tensor], until: int) -> None: ...
 
     def close(self) -> None: ...
-
-
-def state_folder(output: Path) -> Path:
-    """Where a film is in the making, beside where it will be."""
-    return output.with_name(f"{output.stem}.story")
 
 
 def make_film(

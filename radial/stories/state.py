@@ -16,15 +16,22 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
-from torch import Tensor
 
 from radial.errors import OutputError, RequestError
 from radial.files import discard, publish, publish_text
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _FORMAT = 1
+
+
+def state_folder(output: Path) -> Path:
+    """Where a film is in the making, beside where it will be."""
+    return output.with_name(f"{output.stem}.story")
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,10 +20,10 @@ from radial.generation.pipeline import describe_run
 from radial.loading.load import LoadedModel, load
 from radial.request import make_request
 from radial.stories.decoding import ChunkDecoder
-from radial.stories.film import Made, make_film, state_folder
+from radial.stories.film import Made, make_film
 from radial.stories.request import StoryRequest, make_story_request, read_told
 from radial.stories.script import read_story, read_story_file, read_story_yaml
-from radial.stories.state import FilmState, Piece
+from radial.stories.state import FilmState, Piece, state_folder
 from radial.stories.windows import Windows, held
 from radial.video.clip import read_frames, read_receipt
 from radial.video.film import GrowingFilm, finish_film

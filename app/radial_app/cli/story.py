@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -14,10 +14,9 @@ from radial.files import check_output
 from radial.loading.memory_check import check_fits
 from radial.models.lora_settings import parse_lora
 from radial.shorthands import spell_out
-from radial.stories.film import Made, make_film, state_folder
 from radial.stories.request import StoryRequest, make_story_request, read_told
 from radial.stories.script import Line, read_story, read_story_file
-from radial.stories.state import FilmState
+from radial.stories.state import FilmState, state_folder
 from radial.video.clip import read_receipt
 from radial_app.cli.terminal.options import (
     Force,
@@ -33,6 +32,9 @@ from radial_app.cli.terminal.options import (
     told_as_options,
 )
 from radial_app.cli.terminal.text import json_text
+
+if TYPE_CHECKING:
+    from radial.stories.film import Made
 
 _GROUPS = {
     "Film": ("seconds", "height", "width", "size", "fps", "seed", "image", "continue_film"),
@@ -151,6 +153,8 @@ def story(
 def _make(
     wanted: StoryRequest, output: Path, folder: Path | None, *, overwrite: bool, anew: bool, as_json: bool, quiet: bool
 ) -> None:
+    from radial.stories.film import make_film  # brings torch, which takes seconds
+
     stderr = Console(stderr=True)
 
     def on_event(event: Any) -> None:
