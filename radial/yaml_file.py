@@ -74,6 +74,13 @@ for tag, pattern, first in (
 _Loader.add_constructor(_TWO_WAYS, _Loader.refuse)
 
 
+_DEEPEST = 32
+_BEGINS = (
+    yaml.BlockMappingStartToken, yaml.BlockSequenceStartToken, yaml.FlowMappingStartToken, yaml.FlowSequenceStartToken,
+)  # fmt: skip
+_ENDS = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
+
+
 def load_yaml(text: str) -> tuple[Any, Any]:
     """What YAML says, and the nodes that tell its lines.
 
@@ -81,7 +88,13 @@ def load_yaml(text: str) -> tuple[Any, Any]:
         yaml.YAMLError: it is none, or can be read in two ways; ``problem_mark`` says where.
         ValueError, RecursionError: it is none.
     """
+    depth = 0
     for token in yaml.scan(text, Loader=_Loader):
         if isinstance(token, yaml.AliasToken):
             raise yaml.MarkedYAMLError(problem="aliases are not supported", problem_mark=token.start_mark)
+        depth += isinstance(token, _BEGINS) - isinstance(token, _ENDS)
+        if depth > _DEEPEST:
+            raise yaml.MarkedYAMLError(
+                problem=f"nested too deep: {_DEEPEST} levels are most", problem_mark=token.start_mark
+            )
     return yaml.load(text, Loader=_Loader), yaml.compose(text, Loader=_Loader)

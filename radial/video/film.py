@@ -40,7 +40,7 @@ class GrowingFilm:
     def __init__(self, path: Path, fps: int, *, size: int = 0, frames: int = 0) -> None:
         self.path, self.fps, self.frames = path, fps, frames
         try:
-            self._file = path.open("r+b" if size else "wb")
+            self._file = path.open("r+b" if size else "wb", buffering=0)  # nothing is left to fail when it is closed
             there = self._file.seek(0, os.SEEK_END)
             if there < size:
                 raise OutputError(f"{path} is cut short: {there} bytes of {size} are left")
@@ -59,8 +59,9 @@ class GrowingFilm:
         part = _set_time(_encode_part(frames_THWC, self.fps, self.frames), self.frames * _TICKS)
         part = _boxes(part, without=(b"mfra",) if self.size == 0 else (b"ftyp", b"moov", b"mfra"))
         try:
-            self._file.write(part)
-            self._file.flush()
+            left = memoryview(part)
+            while left:
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,15 @@ def test_a_full_disk_leaves_what_is_finished(tmp_path: Path, monkeypatch: pytest
             film.append(drawn(5, 5))
     assert film.path.stat().st_size == size
     assert len(read_frames(film.path)) == 5
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, limits[1]))
+    try:
+        with pytest.raises(OutputError, match="too large"):
+            film.append(drawn(5, 5))
+        film.close()  # has nothing left to write
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    film = GrowingFilm(film.path, 16, size=size, frames=5)
     film.append(drawn(4, 5))
     assert len(read_frames(film.path)) == 9
 
