@@ -8,14 +8,15 @@ from radial.errors import some
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.spec import ModelSpec
 from radial.models.step_caches import LEAST_STEPS, why_none
+from radial.plans.settings import DENSITY
 from radial.request import GenerationRequest
 
 
 def advise(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
     """Notes on a resolved request, the weightiest last."""
     return (
-        *_on_words(request, spec), *_on_events(request, spec), *_without_effect(request, spec),
-        *_on_steps(request), *_on_length(request, spec),
+        *_on_words(request, spec), *_on_events(request, spec), *_on_density(request, spec),
+        *_without_effect(request, spec), *_on_steps(request), *_on_length(request, spec),
     )  # fmt: skip
 
 
@@ -93,14 +94,6 @@ def _without_effect(request: GenerationRequest, spec: ModelSpec) -> list[str]:
         notes.append(f"far_field {request.far_field} has no effect: dense attention leaves nothing out")
     elif request.far_field != "drop" and request.dense_layers == 0:
         notes.append(f"far_field {request.far_field} is less exact in the first layer than none: dense_layers 1 helps")
-    sinks = (request.sink_frames or 0) / spec.latent_frames(request.clip_frames)
-    if request.attention == "adaptive" and sinks > (request.density or 0.3) / 2:
-        notes.append(
-            f"density {request.density:g} has room for no more than the {request.sink_frames} sink frames, which are "
-            f"{sinks:.0%} of the clip: more is computed, or sink_frames can be fewer"
-        )
-    if request.density != 0.3 and request.attention != "adaptive":
-        notes.append(f"density {request.density:g} has no effect on {request.attention} attention: adaptive has one")
     if request.batched_guidance and not request.is_guided(spec):
         notes.append("batched_guidance has no effect: no step makes a second pass for guidance")
     if request.cache == "auto" and spec.step_cache("auto", request.task, LEAST_STEPS) is None:
@@ -109,6 +102,20 @@ def _without_effect(request: GenerationRequest, spec: ModelSpec) -> list[str]:
     if request.guidance_scale_2 is not None and not spec.has_two_transformers:
         notes.append(f"guidance_scale_2 has no effect: {spec.name} has one transformer")
     return notes
+
+
+def _on_density(request: GenerationRequest, spec: ModelSpec) -> list[str]:
+    density = DENSITY if request.density is None else request.density
+    if request.attention != "adaptive":
+        told = f"density {density:g} has no effect on {request.attention} attention: adaptive has one"
+        return [told] if density != DENSITY else []
+    sinks = (request.sink_frames or 0) / spec.latent_frames(request.clip_frames)
+    if sinks <= density / 2:
+        return []
+    return [
+        f"density {density:g} has room for no more than the {request.sink_frames} sink frames, which are {sinks:.0%} "
+        "of the clip: more is computed, or sink_frames can be fewer"
+    ]
 
 
 def _on_events(request: GenerationRequest, spec: ModelSpec) -> list[str]:

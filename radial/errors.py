@@ -69,6 +69,11 @@ class ProcessLost(Lost):
     """Another process that shares the clip has died."""
 
 
+def explain_all(problems: Sequence[Any], most: int | None = None) -> str:
+    """Several of pydantic's complaints in one line, the first so many of them."""
+    return "; ".join(explain(problem) for problem in problems[:most])
+
+
 def explain(problem: Any) -> str:
     """One of pydantic's complaints in a user's words: field, rule, value."""
     field = ".".join(str(part) for part in problem["loc"]) or "request"

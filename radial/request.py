@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from radial.controls import check_controls, check_in_time, check_together, task_of
-from radial.errors import RequestError, explain
+from radial.errors import RequestError, explain_all
 from radial.input_files import Keyframe, check_input_files, several
 from radial.models.find import find_model, hub_file
 from radial.models.lora_settings import AdapterSettings, Lora, adapter_file, read_adapter_settings
@@ -216,9 +216,7 @@ class GenerationRequest(BaseModel):
             "sink_frames": pattern.sink_frames,
             "variant": pattern.variant,
             "skip_width": pattern.skip_width,
-            "far_field": "drop",
-            "token_order": "raster",
-            "density": 0.3,
+            **AttentionSettings.as_before(),
         } | tuned.take_over(spec, steps)
         if self.attention == "adaptive":
             columns = spec.takes_columns and not self.then and not self.keyframes
@@ -397,4 +395,4 @@ def make_request(**fields: Any) -> GenerationRequest:
     try:
         return GenerationRequest(**fields)
     except ValidationError as error:
-        raise RequestError("; ".join(explain(problem) for problem in error.errors()[:10])) from error
+        raise RequestError(explain_all(error.errors(), 10)) from error

@@ -37,7 +37,7 @@ from radial.generation.unseen_words import unseen_words
 from radial.generation.watch import Event, OnEvent, Watch
 from radial.loading.load import LoadedModel, choose_dtype, fingerprint_files, load, quiet
 from radial.loading.tiny_decoder import TinyDecoder, load_decoder
-from radial.plans.settings import AS_BEFORE, AttentionSettings
+from radial.plans.settings import AttentionSettings
 from radial.request import MAX_FRAMES, GenerationRequest
 from radial.timed_prompts import begins_of
 from radial.video.clip import Video
@@ -106,7 +106,7 @@ def describe_run(request: GenerationRequest, model: LoadedModel) -> str:
     """What a snapshot of this run depends on, as a digest: the request, what its files hold, the weights, the device's
     kind."""
     elsewhere = {"device", "num_videos", "memory", "sink_frames", "variant", "skip_width"} | request.later_fields()
-    elsewhere |= {name for name, value in AS_BEFORE.items() if getattr(request, name) == value}
+    elsewhere |= {name for name, value in AttentionSettings.as_before().items() if getattr(request, name) == value}
     parts = (
         request.model_dump_json(exclude=elsewhere), *fingerprint_files(request), model.fingerprint, model.loras,
         model.device.type, str(model.dtype), type(model.pipe).__name__,

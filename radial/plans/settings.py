@@ -9,20 +9,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from radial.plans.layout import BlockSize, FarField, Layout, TokenGrid, TokenOrder, as_layout
 from radial.plans.pattern import RadialPattern, Variant
 from radial.plans.policy import Schedule
-from radial.plans.sketch import PlanSketch
 
 if TYPE_CHECKING:
     from radial.plans.planner import Planner
+    from radial.plans.sketch import PlanSketch
 
 Kind = Literal["radial", "dense"]  # that adapters are tuned with
 AttentionKind = Literal["radial", "adaptive", "dense"]
 Density = Annotated[float, Field(ge=0.02, le=0.95)]
+DENSITY = 0.3  # of adaptive attention, where nothing else is asked for
 Decay = Annotated[float, Field(gt=0, le=16)]
 SinkFrames = Annotated[int, Field(ge=0, le=4097)]
 SkipWidth = Annotated[int, Field(ge=1, le=1 << 20)]
 DenseCount = Annotated[int, Field(ge=0, le=1000)]
-# What settings mean that came later, where attention is as it was before: digests leave them out then.
-AS_BEFORE = {"far_field": "drop", "token_order": "raster", "density": 0.3}
 
 
 class AttentionSettings(BaseModel):
@@ -53,7 +52,12 @@ class AttentionSettings(BaseModel):
     dense_last_steps: DenseCount
     far_field: FarField = "drop"
     token_order: TokenOrder = "raster"
-    density: Density = 0.3
+    density: Density = DENSITY
+
+    @classmethod
+    def as_before(cls) -> dict[str, Any]:
+        """What settings mean that came later, where attention is as it was before: digests leave them out then."""
+        return {name: one.default for name, one in cls.model_fields.items() if not one.is_required()}
 
     @property
     def pattern(self) -> RadialPattern:
@@ -88,6 +92,8 @@ class AttentionSettings(BaseModel):
         Raises:
             RequestError: there are too many blocks.
         """
+        from radial.plans.sketch import PlanSketch  # brings numpy
+
         layout = self.layout(clip)
         if self.kind == "adaptive":
             return PlanSketch.of_adaptive(layout, self.density, self.sink_frames, self.block_size)

@@ -12,6 +12,7 @@ from torch import Tensor
 from radial.generation.sampler import scheduler_for
 from radial.loading.load import LoadedModel
 from radial.plans.pattern import RadialPattern
+from radial.request import GenerationRequest
 from radial.stories.decoding import ChunkDecoder
 from radial.stories.engine import Sampling, StoryEngine, Words
 from radial.stories.request import StoryRequest
@@ -31,9 +32,7 @@ class Chunks:
     def __init__(self, story: StoryRequest, model: LoadedModel) -> None:
         request = story.request
         self._story, self._model, self._plan = story, model, story.plan()
-        _, rows, columns = model.spec.stride
-        patch = model.pipe.transformer.config.patch_size
-        self._size = request.clip_height * patch[1] // rows, request.clip_width * patch[2] // columns
+        self._size = latent_size(request, model)
         pattern = None
         if story.read_decay is not None:
             pattern = RadialPattern(decay=story.read_decay, skip_width=model.spec.pattern.skip_width)
@@ -86,17 +85,29 @@ class Chunks:
         """Put the model back as it was."""
         self.engine.close()
 
-    @torch.inference_mode()
     def _words_of(self, piece: int) -> Words:
         segment = self.segment_of(piece)
         if self._words is None or self._words[0] != segment:
-            pipe: Any = self._model.pipe
-            request = self._story.request
-            guided = request.is_guided(self._model.spec)
-            wanted, avoided = pipe.encode_prompt(
-                self._model.spec.words_for(self._story.lines[segment].prompt), request.negative_prompt or "",
-                do_classifier_free_guidance=guided, max_sequence_length=self._model.spec.max_sequence_length,
-                device=pipe._execution_device,
-            )  # fmt: skip
-            self._words = segment, Words(wanted, avoided if guided else None)
+            told = encode_words(self._story.request, self._model, [self._story.lines[segment].prompt])
+            self._words = segment, told
         return self._words[1]
+
+
+def latent_size(request: GenerationRequest, model: LoadedModel) -> tuple[int, int]:
+    """Rows and columns of the latents of a request's clips."""
+    _, rows, columns = model.spec.stride
+    patch = model.pipe.transformer.config.patch_size
+    return request.clip_height * patch[1] // rows, request.clip_width * patch[2] // columns
+
+
+@torch.inference_mode()
+def encode_words(request: GenerationRequest, model: LoadedModel, prompts: list[str]) -> Words:
+    """What a segment of each of several stories shows, and what a request has avoided where it is guided."""
+    pipe: Any = model.pipe
+    guided = request.is_guided(model.spec)
+    wanted, avoided = pipe.encode_prompt(
+        [model.spec.words_for(prompt) for prompt in prompts], [request.negative_prompt or ""] * len(prompts),
+        do_classifier_free_guidance=guided, max_sequence_length=model.spec.max_sequence_length,
+        device=pipe._execution_device,
+    )  # fmt: skip
+    return Words(wanted, avoided if guided else None)

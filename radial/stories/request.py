@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from radial.controls import STEERING
-from radial.errors import RequestError, explain
+from radial.errors import RequestError, explain_all
 from radial.models.find import find_model, hub_file
 from radial.models.lora_settings import adapter_file, check_adapter_file, read_adapter_settings
 from radial.models.spec import ModelSpec
@@ -201,7 +201,7 @@ def _changed(memory: StoryMemory, changes: dict[str, Any]) -> StoryMemory:
     try:
         return StoryMemory.model_validate(memory.model_dump() | changes)
     except ValidationError as error:
-        raise RequestError("; ".join(explain(problem) for problem in error.errors())) from error
+        raise RequestError(explain_all(error.errors())) from error
 
 
 def memory_of(request: GenerationRequest) -> StoryMemory | None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from radial.errors import OutputError, RequestError, explain, first_line
+from radial.errors import OutputError, RequestError, explain, explain_all, first_line
+from radial.plans.settings import DENSITY
 from radial.request import GenerationRequest
 from radial.version import __version__
 from radial_app.jobs.job import Job, Output, ResultFile
@@ -43,7 +44,7 @@ ALIKE = ("model", "height", "width", "num_frames", "num_inference_steps", "atten
 # The same in fields that came later, which earlier jobs have not: with what these mean.
 ALIKE_LATER = {
     "cache": "off", "guidance_start": 0.0, "guidance_end": 1.0, "far_field": "drop", "token_order": "raster",
-    "decoder": "full", "batched_guidance": False, "density": 0.3, "strength": 1.0,
+    "decoder": "full", "batched_guidance": False, "density": DENSITY, "strength": 1.0,
 }  # fmt: skip
 # What brings the tables of a version to the next.
 _MIGRATIONS = {
@@ -142,7 +143,7 @@ def to_row(job: Job) -> dict[str, Any]:
     try:
         GenerationRequest.model_validate_json(request)
     except ValidationError as error:
-        raise RequestError("; ".join(explain(problem) for problem in error.errors())) from error
+        raise RequestError(explain_all(error.errors())) from error
     return row | {
         "number": job.index, "request": request, "output": job.output.model_dump_json(), "files": dump_files(job.files),
     }  # fmt: skip

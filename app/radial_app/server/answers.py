@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from radial.errors import RequestError, explain
+from radial.errors import RequestError, explain_all
 from radial.request import GenerationRequest
 
 _CODES = {401: "invalid_api_key", 403: "forbidden", 404: "not_found", 409: "conflict", 413: "too_large",
@@ -19,7 +19,7 @@ class InvalidFields(RequestError):
     """Fields of a body break their rules: pydantic's complaints, in a user's words."""
 
     def __init__(self, problems: Sequence[Any]) -> None:
-        super().__init__("; ".join(explain(one) for one in problems[:10]))
+        super().__init__(explain_all(problems, 10))
         self.param = ".".join(map(str, problems[0]["loc"])) if problems else None
 
 

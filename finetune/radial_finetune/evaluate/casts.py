@@ -7,6 +7,7 @@ describe the figure again are left out.
 
 from __future__ import annotations
 
+import functools
 import operator
 import random
 from collections.abc import Callable, Sequence
@@ -24,8 +25,9 @@ from radial.generation.sampler import scheduler_for
 from radial.loading.load import LoadedModel
 from radial.plans.story.memory import Read, StoryMemory, StoryPlan
 from radial.request import GenerationRequest
+from radial.stories.chunks import encode_words, latent_size
 from radial.stories.decoding import ChunkDecoder
-from radial.stories.engine import Sampling, StoryEngine, Words
+from radial.stories.engine import Sampling, StoryEngine
 from radial_finetune.data.clips import Frames
 from radial_finetune.evaluate.score import find_figure, score_clip
 from radial_finetune.evaluate.shapes import HELD_OUT_SEED
@@ -132,24 +134,17 @@ def make_films(
     seen = memory_for(control, memory, frames)
     cuts = () if control == "full" else stories[0].cuts  # beyond which a window does not reach
     plan = StoryPlan(seen, (segment_chunks,) * stories[0].segments, cuts)
-    patch = pipe.transformer.config.patch_size
-    size = request.clip_height * patch[1] // spec.stride[1], request.clip_width * patch[2] // spec.stride[2]
+    size = latent_size(request, model)
     sampling = Sampling(request.num_inference_steps or spec.num_inference_steps, request.guidance_scale or 1.0)
     kind = TwinCache if control == "shuffled" else StoryCache
 
-    def scheduler_of(generator: torch.Generator) -> Any:
-        return scheduler_for(pipe, request.sampler or "model", request.flow_shift, generator)
-
+    scheduler_of = functools.partial(scheduler_for, pipe, request.sampler or "model", request.flow_shift)
     latents = []
     with StoryEngine(pipe.transformer, scheduler_of, plan, sampling, size, kind) as engine:
-        words: list[Words] = []
-        for segment in range(stories[0].segments):
-            wanted, avoided = pipe.encode_prompt(
-                [story.words[segment] for story in stories], [request.negative_prompt or ""] * len(stories),
-                do_classifier_free_guidance=request.is_guided(spec), max_sequence_length=spec.max_sequence_length,
-                device=model.device,
-            )  # fmt: skip
-            words.append(Words(wanted, avoided))
+        words = [
+            encode_words(request, model, [story.words[segment] for story in stories])
+            for segment in range(stories[0].segments)
+        ]
         for chunk in range(plan.chunks):
             generator = torch.Generator("cpu").manual_seed(1_000_003 * seed + chunk)
             shape = (len(stories), pipe.transformer.config.in_channels, len(plan.frames_of(chunk)), *size)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from radial.video.flow import dense_flow, grey
 from radial_finetune.data.clips import Frames
 
 NATIVE, STRIDE = 9, 4  # latent frames of a window, and from one window to the next
@@ -109,8 +110,7 @@ def extend(
 
 def shown_slower(frames_THWC: Frames, num_frames: int) -> Frames:
     """A clip at more frames: between two of them, both moved along the optical flow from one to the other, blended."""
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames_THWC]
+    shades = [grey(frame) for frame in frames_THWC]
     rows, columns = np.mgrid[: frames_THWC.shape[1], : frames_THWC.shape[2]].astype(np.float32)
     made, ways = [], {}
     for place in np.linspace(0, len(frames_THWC) - 1, num_frames):
@@ -119,7 +119,8 @@ def shown_slower(frames_THWC: Frames, num_frames: int) -> Frames:
             made.append(frames_THWC[first])
             continue
         if first not in ways:
-            ways[first] = (flow.calc(grey[first], grey[first + 1], None), flow.calc(grey[first + 1], grey[first], None))
+            now, following = shades[first : first + 2]
+            ways[first] = dense_flow(now, following), dense_flow(following, now)
         forth, back = ways[first]
         one = cv2.remap(frames_THWC[first], columns - share * forth[..., 0], rows - share * forth[..., 1],
                         cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # fmt: skip

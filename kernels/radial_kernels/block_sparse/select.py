@@ -60,7 +60,7 @@ def select_blocks(
         m_BHDC, s_BHDC = (x[:, :, some].permute(0, 2, 3, 1) for x in (mean_k_BCHD, variance_BCHD))
         weight_BHRC = q_BHRD @ m_BHDC + 0.5 * (q_BHRD.square() @ s_BHDC)
         chosen = weight_BHRC.masked_fill_(core_RC, -math.inf).topk(extra, sorted=False).indices
-        kept_BHRC[:, some] = kept_BHRC[:, some].scatter(-1, chosen, True)
+        kept_BHRC[:, some].scatter_(-1, chosen, True)
     return BlockLists.of_mask(kept_BHRC, block_size)
 
 

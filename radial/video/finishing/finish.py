@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from radial.errors import OutputError, RequestError, explain
+from radial.errors import OutputError, RequestError, explain_all
 from radial.files import check_output, discard, publish
 from radial.version import __version__
 from radial.video.clip import read_receipt
@@ -127,7 +127,7 @@ def make_finish(**fields: Any) -> Finish:
     try:
         return Finish(**fields)
     except ValidationError as error:
-        raise RequestError("; ".join(explain(problem) for problem in error.errors())) from error
+        raise RequestError(explain_all(error.errors())) from error
 
 
 def finish(
