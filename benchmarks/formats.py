@@ -236,7 +236,7 @@ def page() -> str:
         "",
         "Models of the same tensors are told by their files' names: 480p and 720p, SkyReels V2 and Wan",
         "2.1, HunyuanVideo's",
-        "text and image models.",
+        "text and image models, LTX-Video 0.9.5 and later, CogVideoX-Fun.",
         "",
         "## Not verified",
         "",

@@ -48,6 +48,7 @@ _MARKS = {
     "skyreels-v2-14b": r"skyreels", "skyreels-v2-i2v-14b": r"skyreels", "hunyuan-video-i2v": r"i2v|image",
     "hunyuan-video-1.5-i2v": r"i2v|image", "wan2.1-i2v-14b-720p": r"720",
     "wan2.2-a14b": r"2[._-]?2|high|low", "wan2.2-i2v-a14b": r"2[._-]?2|high|low",
+    "ltx-video-0.9.5": r"0[._-]?9[._-]?[5-9]", "cogvideox-fun-5b-pose": r"fun|pose|control",
 }  # fmt: skip
 
 

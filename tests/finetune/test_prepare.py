@@ -394,23 +394,31 @@ def test_single_frames_are_taken_one_a_scene(model: LoadedModel, data: Path, tmp
 
 
 def test_a_gap_between_time_stamps_is_capped(tmp_path: Path) -> None:
-    """A frame that is shown for two hours counts for ten seconds."""
+    """A frame that is shown for half an hour counts for ten seconds; one of two hours is no clip."""
+    file = with_gap(tmp_path / "gap.mkv", 1800)
+    notes: list[str] = []
+    frames = list(resample(Source("gap.mkv", "a", file), 16, notes))
+    assert 160 <= len(frames) <= 170
+    assert any("shows a frame for more than 10 s" in note for note in notes)
+    file = with_gap(tmp_path / "off.mkv", 7200)
+    with pytest.raises(ModelError, match=r"off.mkv shows one frame for 7,200 s, and an hour is the most"):
+        list(resample(Source("off.mkv", "a", file), 16))
+
+
+def with_gap(file: Path, seconds: int) -> Path:
+    """Eight frames, and so long between two of them."""
     import av
 
-    file = tmp_path / "gap.mkv"
     with av.open(str(file), "w") as container:
         stream = container.add_stream("libx264", rate=16)
         stream.height = stream.width = 32
         stream.pix_fmt = "yuv420p"
         for number in range(8):
             frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 20 * number, np.uint8), format="rgb24")
-            frame.pts = number + (7200 * 16 if number > 3 else 0)
+            frame.pts = number + (seconds * 16 if number > 3 else 0)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    notes: list[str] = []
-    frames = list(resample(Source("gap.mkv", "a", file), 16, notes))
-    assert 160 <= len(frames) <= 170
-    assert any("shows a frame for more than 10 s" in note for note in notes)
+    return file
 
 
 def mixed(one: Any, two: Any, shares: Any) -> Any:

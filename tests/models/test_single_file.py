@@ -17,6 +17,7 @@ from sparse import Tensors, authors_tensors, published, write_sparse
 import radial
 from radial.errors import ModelError, RequestError
 from radial.loading.load import load
+from radial.models import single_file
 from radial.models.architecture import named_architectures
 from radial.models.find import find_model
 from radial.models.table import MODELS
@@ -152,13 +153,15 @@ def shapes_in(model: str, prefix: str = "") -> Tensors:
 ALIKE = {
     "wan2.1-i2v-14b-720p": "wan2.1-i2v-14b-480p", "skyreels-v2-14b": "wan2.1-14b",
     "skyreels-v2-i2v-14b": "wan2.1-i2v-14b-480p", "hunyuan-video-i2v": "hunyuan-video",
-    "hunyuan-video-1.5-i2v": "hunyuan-video-1.5",
+    "hunyuan-video-1.5-i2v": "hunyuan-video-1.5", "ltx-video-0.9.5": "ltx-video",
+    "cogvideox-fun-5b-pose": "cogvideox-5b-i2v",
 }  # fmt: skip
 NAMED = {
     "wan2.1-i2v-14b-720p": "wan2.1_i2v_720p_14B_fp16", "skyreels-v2-14b": "SkyReels-V2-T2V-14B",
     "skyreels-v2-i2v-14b": "Wan2_1-SkyReels-V2-I2V-14B-540P",
     "hunyuan-video-i2v": "hunyuan_video_image_to_video_720p_bf16",
-    "hunyuan-video-1.5-i2v": "hunyuanvideo1.5_480p_i2v",
+    "hunyuan-video-1.5-i2v": "hunyuanvideo1.5_480p_i2v", "ltx-video-0.9.5": "ltxv-2b-0.9.6-dev-04-25",
+    "cogvideox-fun-5b-pose": "CogVideoX-Fun-V1.1-5b-Pose",
 }  # fmt: skip
 
 
@@ -175,6 +178,16 @@ def test_models_are_told_by_their_tensors_and_names(model: str, tmp_path: Path) 
     if model in NAMED:
         file = file.rename(tmp_path / f"{NAMED[model]}.safetensors")
         assert find_model(str(file)).source == MODELS[model].source
+
+
+def test_names_tell_all_models_of_the_same_tensors() -> None:
+    """All but one, which a name without a mark is taken for."""
+    same: dict[Any, list[str]] = {}
+    for model, one in named_architectures().items():
+        same.setdefault((one.kind, frozenset(one.shapes.items())), []).append(model)
+    assert {model: set(models) for models in same.values() for model in models if len(models) > 1}
+    for models in same.values():
+        assert len([model for model in models if model not in single_file._MARKS]) <= 1, models
 
 
 @pytest.mark.parametrize(
