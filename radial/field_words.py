@@ -21,7 +21,8 @@ WORDS = {
     "flow_shift": "another shift of the noise schedule",
     "cache": "leave out what hardly changes from step to step: off, auto with care, fast with less",
     "decoder": "what turns latents into frames: full, or tiny for drafts",
-    "batched_guidance": "both passes of guidance in one call: faster for small clips, in more memory",
+    "batched_guidance": "both passes of guidance at once: in one call, faster for small clips, in more memory; where "
+    "processes share a clip, one on each half of them",
     "image": "the image it starts from",
     "last_image": "the image it ends on",
     "extend": "the clip that it goes on from, at its last frame",

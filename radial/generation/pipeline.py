@@ -22,6 +22,7 @@ from radial.generation.acceleration.batched import batched_guidance
 from radial.generation.acceleration.calls import Calls
 from radial.generation.acceleration.guidance import guided_within
 from radial.generation.acceleration.hooks import lasting_hooks
+from radial.generation.acceleration.split import Halves, split_guidance
 from radial.generation.acceleration.step_cache import InstalledCache, cached_steps
 from radial.generation.conditions.controls import controls_for
 from radial.generation.conditions.images import start_and_end
@@ -144,7 +145,8 @@ def _generate_one(
     attention = _attention_of(request)
     radial: RadialAttention | None = None
     installed: RadialAttention | None = None
-    parallel = None if ranks is None else ranks.parallel
+    halves = None if ranks is None or not (request.batched_guidance and request.is_guided(model.spec)) else ranks.halves
+    parallel = None if ranks is None else ranks.parallel if halves is None else halves.within
     watch.begin("encode")
     with contextlib.ExitStack() as stack:
         stack.enter_context(
@@ -168,7 +170,7 @@ def _generate_one(
                 )
             )  # fmt: skip
             radial = None if attention.kind == "dense" else installed
-        cache = _accelerate(stack, request, model, transformers, installed)
+        cache = _accelerate(stack, request, model, transformers, installed, halves)
         steps_tell = "callback_on_step_end" in arguments
         for transformer in transformers:
             hook = (lambda *_: watch.begin("denoise")) if steps_tell else watch.before_call
@@ -232,7 +234,7 @@ def _attention_of(request: GenerationRequest) -> AttentionSettings:
 
 def _accelerate(
     stack: contextlib.ExitStack, request: GenerationRequest, model: LoadedModel, transformers: list[Any],
-    installed: RadialAttention | None,
+    installed: RadialAttention | None, halves: Halves | None,
 ) -> InstalledCache | None:  # fmt: skip
     """Have the run leave out what its request allows, until the stack ends: its cache, where it has one."""
     steps, guided = request.num_inference_steps or 1, request.is_guided(model.spec)
@@ -251,7 +253,9 @@ def _accelerate(
     if in_part:
         stack.enter_context(guided_within(transformers, calls, request.guided_steps))
     if together:
-        stack.enter_context(batched_guidance(transformers, calls))
+        stack.enter_context(
+            batched_guidance(transformers, calls) if halves is None else split_guidance(transformers, calls, halves)
+        )
     return kept
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, distributed
 
 from radial.attention.context_parallel import ContextParallel, end_process_groups, peer_failures
 from radial.errors import GenerationError, Lost, RequestError, first_line
+from radial.generation.acceleration.split import Halves
 from radial.generation.resume import OnStep, Step
 from radial.models.find import find_model
 from radial.request import GenerationRequest
@@ -46,6 +47,7 @@ class Ranks:
 
     Attributes:
         parallel: how they share it.
+        halves: how they share it where each half makes one of guidance's passes; None where they are an odd number.
         device: this process's, as a request names it.
         broken: whether some process may wait in a call that never ends: nothing more can be made together.
     """
@@ -54,6 +56,7 @@ class Ranks:
         self.parallel, self.device = parallel, device
         self.broken = False
         self._words = distributed.new_group(backend="gloo", timeout=_WAITING)
+        self.halves = None if parallel.size % 2 else Halves.of(parallel.size, parallel.rank, _STUCK)
 
     @property
     def is_first(self) -> bool:
@@ -71,8 +74,11 @@ class Ranks:
         Raises:
             RequestError: they cannot.
         """
-        if request.batched_guidance:
-            raise RequestError(f"batched_guidance is for one process, not {self.size} that share a clip: leave it out")
+        if request.batched_guidance and self.halves is None:
+            raise RequestError(
+                f"batched_guidance has each half of the processes make a pass, and {self.size} have no halves: leave "
+                f"it out, or start {self.size - 1} or {self.size + 1}"
+            )
         if request.keyframes and find_model(request.model).control_pipeline != "WanVACEPipeline":
             raise RequestError(f"keyframes on {request.model} are for one process, not {self.size} that share a clip")
         if request.cache != "off":
@@ -147,6 +153,7 @@ class Ranks:
     def leave(self) -> None:
         """End what the processes share; nothing can be made together any more."""
         del self._words
+        self.halves = None
         self.parallel = replace(self.parallel, group=None)
         end_process_groups()
 

@@ -119,8 +119,8 @@ def test_ctrl_c_pauses_the_clip(in_empty_folder: Path) -> None:
 
 
 def test_a_worker_of_two_processes(in_empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One job is stopped with what there is, one cannot be loaded, two are done: of the wide one, whose attention is
-    dense, each process decodes a strip."""
+    """One job is stopped with what there is, one cannot be loaded, two are done: of the short one each makes one of
+    guidance's passes, of the wide one, whose attention is dense, each decodes a strip."""
     from radial.request import make_request
 
     def ask(**changes: object) -> Job:
@@ -128,7 +128,7 @@ def test_a_worker_of_two_processes(in_empty_folder: Path, capsys: pytest.Capture
         return Job(id="", request=request, output=make_output(folder=str(Path.cwd()), name="{job}"))
 
     with JobStore() as store:
-        long, short = store.add([ask(num_inference_steps=60), ask(num_inference_steps=2)])
+        long, short = store.add([ask(num_inference_steps=60), ask(num_inference_steps=3, batched_guidance=True)])
         wide = ask(width=256, num_inference_steps=1, attention="dense")
         bad, good = store.add([ask(model="nobody/nothing"), wide])
         process = start("work", "--until-idle", "--device", "cpu")
@@ -139,6 +139,8 @@ def test_a_worker_of_two_processes(in_empty_folder: Path, capsys: pytest.Capture
         assert (store.get(long.id).state, store.get(short.id).state) == ("cancelled", "done")
         assert len(list(Path().glob("*.mp4"))) == 3
         assert (store.get(bad.id).state, store.get(good.id).state) == ("failed", "done")
+    run_alone(capsys, *GENERATE, "--num-inference-steps", "3", "--output", "short.mp4")
+    assert np.array_equal(read_frames(Path("short.mp4")), read_frames(Path(f"{short.id}.mp4")))
     run_alone(capsys, *GENERATE, "--width", "256", "--num-inference-steps", "1", "--attention", "dense",
               "--output", "one.mp4")  # fmt: skip
     frames = [read_frames(Path(name)).astype(int) for name in ("one.mp4", f"{good.id}.mp4")]

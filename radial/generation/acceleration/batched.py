@@ -55,13 +55,12 @@ def _make_hook(transformer: nn.Module, calls: Calls) -> Any:
             self.given: Mapping[str, Any] | None = None
             self.wanted: Mapping[str, Any] | None = None
             self.half: tuple[Tensor, ...] = ()
-            self.next: Mapping[str, Any] | None = None
 
         @torch.compiler.disable
         def remember(self, module: nn.Module, args: Any, kwargs: Any) -> None:
             """Note what a second pass is given, for the steps to come."""
             if calls.branch == "uncond":
-                self.next = signature.bind(module, *args, **kwargs).arguments
+                self.given = signature.bind(module, *args, **kwargs).arguments
 
         @torch.compiler.disable
         def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -69,14 +68,14 @@ def _make_hook(transformer: nn.Module, calls: Calls) -> Any:
             bound = signature.bind(module, *args, **kwargs)
             if calls.branch == "uncond":
                 half, self.half = self.half, ()
-                if half and self.wanted is not None and _alike(self.wanted, bound.arguments):
+                if half and self.wanted is not None and alike(self.wanted, bound.arguments):
                     return half
                 return forward(*args, **kwargs)
-            self.half, self.given = (), self.next
-            pair = None if self.given is None else _paired(bound.arguments, self.given)
-            if pair is None:
+            self.half = ()
+            self.wanted = None if self.given is None else expected(bound.arguments, self.given)
+            both = None if self.wanted is None else _joined(bound.arguments, self.wanted)
+            if both is None:
                 return forward(*args, **kwargs)
-            both, self.wanted = pair
             bound.arguments.update(both)
             with named(module, "cond_uncond"):
                 made = forward(*bound.args[1:], **bound.kwargs)
@@ -86,10 +85,10 @@ def _make_hook(transformer: nn.Module, calls: Calls) -> Any:
     return BatchHook()
 
 
-def _paired(first: Mapping[str, Any], last: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Arguments of a call that makes both passes, and those that the second one is then expected to be given: the text
-    that it was ``last`` given, and all else as the ``first`` pass has it. None where they go into no batch."""
-    both, wanted = {}, dict(first)
+def expected(first: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the second pass of a step will be given: the text that it was ``last`` given, and all else as the ``first``
+    pass has it. None where that is not known."""
+    wanted = dict(first)
     for name in first.keys() | last.keys():
         one, other = first.get(name), last.get(name)
         if name in ("self", "attention_kwargs", "return_dict"):
@@ -97,16 +96,25 @@ def _paired(first: Mapping[str, Any], last: Mapping[str, Any]) -> tuple[dict[str
         if not isinstance(one, Tensor):
             if one is not None or other is not None:
                 return None
-            continue
-        text = name.startswith(("encoder_", "pooled_"))
-        mate = other if text else one
-        if name not in _BATCHED or not isinstance(mate, Tensor) or mate.shape != one.shape:
+        elif name not in _BATCHED or not isinstance(other, Tensor):
             return None
-        both[name], wanted[name] = torch.cat([one, mate]), mate
-    return both, wanted
+        elif name.startswith(("encoder_", "pooled_")):
+            wanted[name] = other
+    return wanted
 
 
-def _alike(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+def _joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The tensors of two calls as those of one that makes both; None where they go into no batch."""
+    both = {}
+    for name, one in first.items():
+        if isinstance(one, Tensor):
+            if one.shape != second[name].shape:
+                return None
+            both[name] = torch.cat([one, second[name]])
+    return both
+
+
+def alike(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
     """Whether arguments are what was expected: the same, or equal."""
     if wanted.keys() != given.keys():
         return False
