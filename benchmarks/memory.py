@@ -105,7 +105,7 @@ def run_ours(options: argparse.Namespace, ranks: Any) -> dict[str, float]:
 
     for _ in radial.generate(request, on_event=follow, ranks=ranks):
         pass
-    if ranks and not ranks.leads:
+    if ranks and not ranks.is_first:
         return {}
     return _found(marks, _now(), needs.vram(profile) / 1e9)
 
