@@ -569,7 +569,7 @@ def run(folder: Path, *, requests: int, short: bool = False) -> list[Round]:
         (folder / name).mkdir()
         server = Server(folder / name, accounts=accounts)
         try:
-            rounds.append(attack_events(server, share=7 if short else 1))
+            rounds.append(attack_events(server, share=29 if short else 1))
             if accounts:
                 rounds.append(attack_routes(server))
                 rounds += attack_together(server, seconds=2 if short else 8, share=8 if short else 1)

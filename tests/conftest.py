@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import warm
 
 # Without a GPU, kernels run in Triton's interpreter. Set before triton is first imported.
 if not torch.cuda.is_available():
@@ -22,6 +24,8 @@ os.environ["GOMP_SPINCOUNT"] = "3000"  # as the command line sets it
 # nohup has this process ignore Ctrl+C, and its children with it, which some tests send it to.
 with contextlib.suppress(ValueError):  # not in the main thread
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+warm.use()
 
 ROOT = Path(__file__).parent.parent
 _LEFT_OUT = pytest.StashKey[int]()
@@ -44,6 +48,13 @@ LONG = (
     "test_ways", "test_evaluate", "test_rest", "test_formats", "test_adapter", "test_memory", "test_guidance",
     "test_story", "test_tune", "test_fused_blocks", "test_mixed_data", "test_trainer", "test_plan",
 )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where many tests run, in several processes, what they start is to start at once."""
+    several = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
+    if several and not torch.cuda.is_available() and "RADIAL_COLD" not in os.environ:
+        warm.begin(tempfile.mkdtemp(prefix="radial-warm-"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

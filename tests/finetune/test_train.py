@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from clip_files import CUT
 from safetensors.torch import load_file
 
@@ -204,9 +205,10 @@ EVERYTHING = {
 
 
 def test_every_option_at_once_goes_on_bit_for_bit(
-    config: dict[str, Any], two_lengths: Path, tmp_path: Path, wan_folder: Path
+    config: dict[str, Any], two_lengths: Path, tmp_path: Path, wan_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A curriculum over two lengths with replay, RIFLEx, norms, an optimizer of 8 bit, checkpoints in host memory."""
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # that optimizer compiles its steps, which takes a minute
     both = [config | EVERYTHING | {"data": str(two_lengths), "output": str(tmp_path / name)} for name in ("a", "b")]
     adapter = finetune(make_config(**both[0]))
     with pytest.raises(RuntimeError, match="power cut"):
@@ -431,7 +433,8 @@ def test_compiled_blocks_train_alike(config: dict[str, Any]) -> None:
 
 def start(file: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "radial_app", "finetune", "run", str(file), *more]
-    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process: subprocess.Popen[str] = warm.start(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return process
 
 
 def write_settings(file: Path, settings: dict[str, Any]) -> Path:

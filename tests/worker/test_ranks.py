@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import warm
 
 from radial.video.clip import read_frames, read_receipt
 from radial_app.cli import main as cli
@@ -28,11 +29,10 @@ GENERATE = ["generate", "a red circle", *QUICK, "--seed", "5", "--device", "cpu"
 def start(*arguments: str, processes: int = 2) -> subprocess.Popen[str]:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(torchrun if processes > 1 else []), "-m", "radial_app", *arguments]
-    # As a shell starts it: where the tests run in the background, Ctrl+C is ignored from the start.
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+    process: subprocess.Popen[str] = warm.start(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    return process
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:

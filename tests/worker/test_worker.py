@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from PIL import Image
 
 from radial import OutputError, Video
@@ -445,7 +446,7 @@ def test_a_worker_with_nothing_to_do_unloads(store: JobStore, make: Callable[...
 def test_kill_9_in_the_middle_and_on_from_there(store: JobStore, make: Callable[..., Job], tmp_path: Path) -> None:
     job = make(num_inference_steps=60)
     command = [sys.executable, "-m", "radial_app", "work", "--until-idle", "--snapshot-seconds", "0"]
-    first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    first = warm.start(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 1800
     while store.get(job.id).step < 5:
         assert first.poll() is None
