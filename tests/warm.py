@@ -4,7 +4,7 @@ To start Python with PyTorch and diffusers takes ten seconds of a core, and what
 one. So the first process of a test run starts a source (:func:`begin`), which forks for whoever asks: tests, by
 :func:`start`, whose pid is the fork's own; and processes of the product that start others, which find a stand-in for
 Python under ``sys.executable``: it hands its arguments, files, folder and variables to the source, passes signals on,
-and the fork dies with it. Whatever runs no module and no file, or has other variables that libraries read when they are
+and the fork dies with it. Whatever runs anything else than our commands and scripts, or has other variables that libraries read when they are
 imported, is started as ever; so is all where ``RADIAL_COLD`` is set.
 """
 
@@ -23,6 +23,7 @@ import threading
 from typing import Any
 
 _SOURCE = "RADIAL_WARM_SOURCE"  # where the source listens, for everybody below
+_MODULES = ("radial_app", "torch.distributed.run", "accelerate.commands.launch")
 # Read when libraries are imported: a process that has them otherwise is no fork.
 _READ_AT_IMPORT = ("CUDA", "DIFFUSERS_", "GOMP_", "HF_", "HUGGINGFACE", "LD_", "MKL_", "OMP_", "OPENBLAS", "PYTHON",
                    "TRANSFORMERS_", "TRITON_", "USE_", "XDG_", "HOME", "PATH")  # fmt: skip
@@ -155,12 +156,13 @@ class Fork:
 
 
 def _program(arguments: list[str]) -> list[str] | None:
-    """The module that Python is to run, or the file, and its arguments; None where it is to do something else."""
+    """The module or file that Python is to run, and its arguments; None where it is to do something else, or what other
+    libraries start, which may hold more files than three."""
     for at, word in enumerate(arguments):
         if word == "-m":
-            return arguments[at + 1 :] or None
+            return arguments[at + 1 :] if arguments[at + 1 : at + 2] and arguments[at + 1] in _MODULES else None
         if word not in ("-P", "-u"):
-            return arguments[at:] if word.endswith(".py") else None
+            return arguments[at:] if word.endswith(".py") and "site-packages" not in word else None
     return None
 
 
