@@ -14,13 +14,14 @@ from torch import Tensor
 
 import radial
 from radial import ModelError, RadialPattern, RequestError, Schedule
+from radial.attention.families.find import find_family
 from radial.attention.packed.clips import PackedClips
 from radial.attention.packed.pack import Budget
 from radial.plans.planner import AdaptivePlanner, Planner, StaticPlanner
 
 # Two clips that are alike, apart from each other; a picture; sizes that are no whole blocks of 16 tokens.
 SIZES = ((6, 12, 8), (1, 10, 12), (3, 6, 10), (6, 12, 8), (9, 6, 6))
-SMALL = ((1, 8, 8), (1, 4, 6), (2, 6, 6), (1, 8, 8), (1, 4, 4))  # for kernels in the interpreter
+SMALL = ((1, 8, 8), (2, 6, 6), (1, 8, 8))  # for kernels in the interpreter
 STATIC = StaticPlanner(RadialPattern(decay=0.1, sink_frames=1, skip_width=16), 16)
 WAN, HUNYUAN = "WanTransformer3DModel", "HunyuanVideoTransformer3DModel"
 
@@ -36,14 +37,17 @@ class Way:
     dense: bool = False
     a_token: bool = False
     checkpointing: bool = False
+    fused: bool = False
     dtype: torch.dtype = torch.float64
     sizes: tuple[tuple[int, int, int], ...] = SIZES
 
     def build(self) -> Any:
         case = CASES[self.kind]
         if self.sizes is SMALL:
-            case = replace(case, layers={"num_layers": 2})
+            case = replace(case, layers={"num_layers": 1})
         transformer = case.build().to(self.dtype)
+        if self.fused:  # as models are on a GPU
+            assert find_family(transformer).fuse(transformer)
         if self.checkpointing:
             transformer.enable_gradient_checkpointing()
             transformer.train()
@@ -72,7 +76,7 @@ class Way:
 
     @contextlib.contextmanager
     def installed(self, transformer: Any) -> Iterator[radial.attention.install.RadialAttention]:
-        schedule = Schedule.dense() if self.dense else Schedule(dense_layers=1)
+        schedule = Schedule.dense() if self.dense else Schedule(dense_layers=int(self.sizes is SIZES))
         with radial.apply(
             transformer, planners=[self.planner], schedule=schedule, block_size=16, backend=self.backend,
             far_field=self.far_field,
@@ -87,6 +91,8 @@ WAYS = {
     "wan, lists of each head": Way(WAN, planner=AdaptivePlanner(0.4, 16)),
     "wan, far field": Way(WAN, far_field="mean", backend="reference"),
     "wan, kernels": Way(WAN, backend="triton", dtype=torch.float32, sizes=SMALL),
+    "wan, fused blocks": Way(WAN, fused=True, dtype=torch.float32),
+    "hunyuan, fused blocks": Way(HUNYUAN, fused=True, dtype=torch.float32),
     "hunyuan": Way(HUNYUAN, checkpointing=True),
     "hunyuan, dense": Way(HUNYUAN, dense=True),
 }
@@ -134,8 +140,9 @@ def test_each_clip_is_as_alone(way: Way) -> None:
     torch.testing.assert_close(after, alone[1])
     found = gradients_of(transformer)
     assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        scale = float(value.abs().max()) + 1e-12
+    largest = max(float(value.abs().max()) for value in wanted.values())
+    for name, value in wanted.items():  # some are nothing but rounding, as those of biases of keys
+        scale = max(float(value.abs().max()), 1e-4 * largest)
         assert float((found[name] - value).abs().max()) / scale < (1e-5 if exact else 2e-3), name
     for call, value in zip(calls, wanted_of_clips, strict=True):
         torch.testing.assert_close(call["hidden_states"].grad, value, **close)
@@ -145,22 +152,22 @@ def test_each_clip_is_as_alone(way: Way) -> None:
 def test_no_clip_sees_another(way: Way) -> None:
     """What a clip is, its words or its timestep, changes no bit of the others; NaN stays where it is."""
     transformer = way.build()
+    place = way.sizes.index(way.sizes[0], 1)  # in a group with the first one
     with torch.no_grad(), way.installed(transformer) as attention, PackedClips(transformer, attention) as packed:
         calls = way.calls(transformer)
         before = packed(calls)
         changed = list(calls)
-        changed[3] = calls[3] | {name: calls[3][name] * 1.5 for name in ("hidden_states", "timestep")}
+        changed[place] = calls[place] | {name: calls[place][name] * 1.5 for name in ("hidden_states", "timestep")}
         other = packed(changed)
-        changed[3] = calls[3] | {"hidden_states": torch.full_like(calls[3]["hidden_states"], torch.nan)}
+        changed[place] = calls[place] | {"hidden_states": torch.full_like(calls[place]["hidden_states"], torch.nan)}
         broken = packed(changed)
-        changed[3] = calls[3] | {"encoder_hidden_states": calls[3]["encoder_hidden_states"] * torch.nan}
+        changed[place] = calls[place] | {"encoder_hidden_states": calls[place]["encoder_hidden_states"] * torch.nan}
         mute = packed(changed)
-    assert not torch.equal(other[3], before[3])
-    assert bool(broken[3].isnan().all())
-    assert bool(mute[3].isnan().all())
-    for place in (0, 1, 2, 4):
-        for found in (other, broken, mute):
-            assert torch.equal(found[place], before[place])
+    assert not torch.equal(other[place], before[place])
+    assert bool(broken[place].isnan().all())
+    assert bool(mute[place].isnan().all())
+    for found in (other, broken, mute):
+        assert all(torch.equal(found[i], before[i]) for i in range(len(calls)) if i != place)
 
 
 def test_gradients_do_not_leak() -> None:
@@ -198,6 +205,13 @@ def test_what_cannot_be_packed_is_refused() -> None:
     columns = radial.apply(transformer, token_order="columns", block_size=16)
     with columns as attention, pytest.raises(ModelError, match="take token_order raster"):
         PackedClips(transformer, attention)
+    compiled = way.build()
+    compiled.compile_repeated_blocks()
+    with (
+        radial.apply(compiled) as attention,
+        pytest.raises(ModelError, match="compiled blocks would compile"),
+    ):
+        PackedClips(compiled, attention)
     mochi = CASES["MochiTransformer3DModel"].build()
     with radial.apply(mochi) as attention, pytest.raises(ModelError, match="not for MochiTransformer3DModel"):
         PackedClips(mochi, attention)

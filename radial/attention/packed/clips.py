@@ -29,8 +29,8 @@ class PackedClips:
         budget: what a pack may hold, any number of clips when left out.
 
     Raises:
-        ModelError: packed clips are not known of the model, or the installation shares clips among processes or puts
-            tokens in columns.
+        ModelError: packed clips are not known of the model, its blocks are compiled, or the installation shares clips
+            among processes or puts tokens in columns.
     """
 
     def __init__(self, transformer: Any, attention: RadialAttention, budget: Budget | None = None) -> None:
@@ -41,6 +41,9 @@ class PackedClips:
             raise ModelError("packed clips are not shared among processes: leave out parallel (ulysses_degree)")
         if self._context.column_size is not None:
             raise ModelError("packed clips keep their tokens in raster order: take token_order raster")
+        if any(getattr(block, "_compiled_call_impl", None) is not None for block, _ in self._model.blocks):
+            raise ModelError("packs differ in length from call to call, and compiled blocks would compile for each: "
+                             "take a transformer that is not compiled")  # fmt: skip
         self._state = CallState()
         context = self._context
         own = RadialProcessors(

@@ -46,9 +46,9 @@ class Budget:
             RequestError: it is.
         """
         if tokens > self.tokens:
-            raise RequestError(f"{what} {tokens:,} tokens, and a pack has room for {self.tokens:,}")
+            raise RequestError(f"{what} {tokens:,} tokens, and a pack has room for {self.tokens:,}: take fewer")
         if self.pairs is not None and pairs > self.pairs:
-            raise RequestError(f"{what} {pairs:,} pairs of tokens, and a pack has room for {self.pairs:,}")
+            raise RequestError(f"{what} {pairs:,} pairs of tokens, and a pack has room for {self.pairs:,}: take fewer")
 
 
 @dataclass(frozen=True)

@@ -19,20 +19,26 @@ def first_fit(sizes: Sequence[int], budget: Budget) -> list[list[int]]:
     Raises:
         RequestError: one clip alone is more than the budget.
     """
-    for size in set(sizes):
-        budget.check(size, size**2, "one clip has")
+    if sizes:
+        budget.check(max(sizes), max(sizes) ** 2, "one clip has")
     order = sorted(range(len(sizes)), key=lambda clip: -sizes[clip])
-    tokens, pairs = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
-    packs: list[list[int]] = [[] for _ in sizes]
+    least = min(sizes, default=0)
+    tokens, pairs = np.zeros(len(sizes) + 1, np.int64), np.zeros(len(sizes) + 1, np.int64)
+    packs: list[list[int]] = [[]]
+    full = 0  # that many from the first on, which have room for nothing that comes
     for clip in order:
         size = sizes[clip]
-        room = tokens + size <= budget.tokens
+        room = tokens[full : len(packs)] + size <= budget.tokens
         if budget.pairs is not None:
-            room &= pairs + size**2 <= budget.pairs
-        first = int(room.argmax())  # an empty one has room
+            room &= pairs[full : len(packs)] + size**2 <= budget.pairs
+        first = full + int(room.argmax())  # the last one is empty
         packs[first].append(clip)
         tokens[first] += size
         pairs[first] += size**2
+        if first == len(packs) - 1:
+            packs.append([])
+        while packs[full] and not budget.has_room(int(tokens[full]) + least, int(pairs[full]) + least**2):
+            full += 1
     return [pack for pack in packs if pack]
 
 

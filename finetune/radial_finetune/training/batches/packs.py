@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from radial.attention.packed.pack import Budget
+from radial.errors import RequestError
 from radial_finetune.data.cache import CachedClip
 from radial_finetune.objective import Objective
 from radial_finetune.training.assemble import grid_of
@@ -47,6 +48,12 @@ class Packs:
         for clip in batches.train:
             batches.check_alone(clip)
             tokens = grid_of(objective.spec, clip.bucket).tokens
+            for name, needed in (("batch_tokens", tokens), ("batch_pairs", tokens**2)):
+                if (room := getattr(config, name)) is not None and room < needed:
+                    raise RequestError(
+                        f"{name} is {room}, and one clip of {clip.bucket} needs {needed}: take that or more, or "
+                        "a cache without such clips"
+                    )
             by_size.setdefault(tokens, []).extend([clip] * clip.num_repeats)
         self._members = dict(sorted(by_size.items()))
         sizes = [tokens for tokens, members in self._members.items() for _ in members]
