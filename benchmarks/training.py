@@ -27,7 +27,7 @@ from radial.models.table import MODELS
 from radial_finetune.adapter.form import AdapterForm
 from radial_finetune.adapter.place import add_adapter
 from radial_finetune.objective import WanObjective, velocity_loss
-from radial_finetune.training.activations import offloaded_checkpoint
+from radial_finetune.training.offloading import offloaded_checkpoint
 
 SIZES = {
     "1.3b": {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},

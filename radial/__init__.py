@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from radial.attention.context_parallel import ContextParallel as ContextParallel
     from radial.attention.install import RadialAttention as RadialAttention
     from radial.attention.install import apply as apply
+    from radial.attention.packed.clips import PackedClips as PackedClips
     from radial.errors import GenerationError as GenerationError
     from radial.errors import ModelError as ModelError
     from radial.errors import OutputError as OutputError
@@ -35,6 +36,7 @@ _HOMES = {
     "GenerationRequest": "request",
     "ModelError": "errors",
     "OutputError": "errors",
+    "PackedClips": "attention.packed.clips",
     "RadialAttention": "attention.install",
     "RadialError": "errors",
     "RadialPattern": "plans.pattern",

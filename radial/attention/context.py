@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from radial.attention.context_parallel import ContextParallel
+from radial.attention.packed.pack import Pack
 from radial.attention.processors import AttentionCall
 from radial.errors import ModelError
 from radial.plans.block_plan import BlockPlan
@@ -70,12 +71,14 @@ class AttentionContext:
         self._pipe = pipe  # not its scheduler: users put in another
         self.state, self.branch = CallState(), ""
         self.layouts: tuple[Layout, ...] = ()  # of the last call
+        self.pack: Pack | None = None  # where its clips share a sequence: a layout is then that of a group
         # As long as each of them: torch.compile takes a tensor's length for one that may change, and a number not.
         self._lengths: tuple[Tensor, ...] = ()
         self._layer = 0  # that attends, where its planner reads content
         self.step, self.num_steps = 0, 1
         self.computed = self.total = 0.0
         self._shares: list[float] = []  # of attention that the last call's layers compute, in their order
+        self._weights: list[float] = []  # of each layout in these
         self._masks_padding, self._device = False, torch.device("cpu")
         self._last_noise: float | None = None
 
@@ -85,18 +88,43 @@ class AttentionContext:
         Raises:
             ModelError: a call of this kind cannot be radial, or the policy chooses a planner that is not there.
         """
-        if (reason := family.refuse(transformer, call)) is not None:
-            raise ModelError(f"this call of {type(transformer).__name__} cannot be radial: {reason}")
-        device, layouts = call["hidden_states"].device, family.layouts(transformer, call)
+        _check(family, transformer, call)
+        layouts = family.layouts(transformer, call)
         if self.column_size is not None:
             layouts = tuple(in_columns(layout, self.column_size) for layout in layouts)
+        self.pack = None
+        self._begin(family, transformer, layouts, [call], state, branch)
+
+    def begin_pack(
+        self, family: Family, transformer: nn.Module, calls: Sequence[Call], pack: Pack, state: CallState
+    ) -> None:
+        """The same of clips that share a sequence, each with the arguments that a call of its own would have.
+
+        Raises:
+            ModelError: as above, or the clips stand at several steps of a sampler.
+        """
+        for call in calls:
+            _check(family, transformer, call)
+        if len({self._scheduled_step(family.timestep(call)) for call in calls}) > 1:
+            raise ModelError("clips of a pack stand at one step of the sampler, and these at several")
+        self.pack = pack
+        self._begin(family, transformer, tuple(group.layout for group in pack.groups), calls, state, "")
+
+    def _begin(
+        self, family: Family, transformer: nn.Module, layouts: tuple[Layout, ...], calls: Sequence[Call],
+        state: CallState, branch: str,
+    ) -> None:  # fmt: skip
+        device = calls[0]["hidden_states"].device
         if state.layouts != layouts or state.device != device:
             state.reset()
             state.layouts, state.device = layouts, device
         self.state, self.branch, self.layouts, self._device = state, branch, layouts, device
         self._lengths = tuple(of_any_length(torch.empty(layout.tokens, 0)) for layout in layouts)
         self._masks_padding = family.masks_padding
-        self._locate(family.timestep(call), family.clean_timestep)
+        groups = self.pack.groups if self.pack is not None else ()
+        pairs = [group.count * group.layout.tokens**2 for group in groups] or [1] * len(layouts)
+        self._weights = [one / sum(pairs) for one in pairs]
+        self._locate(max(family.timestep(call) for call in calls), family.clean_timestep)
         self._shares = []
         for layer, attention in family.self_attentions(transformer):
             choice = self.policy.choose(layer, self.step, self.num_steps)
@@ -126,10 +154,8 @@ class AttentionContext:
             state.lists[choice], state.tails[choice] = lists, tails
             for one in (*lists, *tails):
                 all_of_any_length(one)
-        shares = [
-            lists.share_kept(layout.tokens) for layout, lists in zip(state.layouts, state.lists[choice], strict=True)
-        ]
-        return sum(shares) / len(shares)
+        kept = zip(self._weights, state.layouts, state.lists[choice], strict=True)
+        return sum(weight * lists.share_kept(layout.tokens) for weight, layout, lists in kept)
 
     def _site(self, layout: Layout, layer: int) -> Site:
         return Site(layout, layer, self.step, self.branch, self._device)
@@ -141,15 +167,21 @@ class AttentionContext:
 
     def _locate(self, timestep: float, clean: float) -> None:
         """Find the step: from the scheduler's timesteps where there is one, else by watching the noise fall."""
-        timesteps = getattr(getattr(self._pipe, "scheduler", None), "timesteps", None)
-        if timesteps is not None and len(timesteps):
-            self.step = int((timesteps.float().cpu() - timestep).abs().argmin())
-            self.num_steps = len(timesteps)
+        if (step := self._scheduled_step(timestep)) is not None:
+            self.step, self.num_steps = step, len(self._timesteps())
         elif self._last_noise is None or abs(timestep - clean) > self._last_noise:
             self.step = 0
         elif abs(timestep - clean) < self._last_noise:
             self.step += 1
         self._last_noise = abs(timestep - clean)
+
+    def _scheduled_step(self, timestep: float) -> int | None:
+        timesteps = self._timesteps()
+        return int((timesteps.float().cpu() - timestep).abs().argmin()) if len(timesteps) else None
+
+    def _timesteps(self) -> Tensor:
+        timesteps: Tensor | None = getattr(getattr(self._pipe, "scheduler", None), "timesteps", None)
+        return torch.empty(0) if timesteps is None else timesteps
 
     def attend(self, call: AttentionCall, q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> Tensor:
         """A layer's attention by what was chosen for it, in place of the function that its processor calls.
@@ -166,7 +198,12 @@ class AttentionContext:
         heads, layouts = q_BSHD.shape[2], self.layouts
         if self.parallel is not None:
             q_BSHD, k_BSHD, v_BSHD = (self.parallel.to_heads(x, layouts[0]) for x in (q_BSHD, k_BSHD, v_BSHD))
-        if len(layouts) == 1:
+        if self.pack is not None:
+            parts = zip(*map(self.pack.sequences, (q_BSHD, k_BSHD, v_BSHD)), strict=True)
+            out_BSHD = self.pack.join_sequences(
+                [self._attend_to(group, call, *part) for group, part in enumerate(parts)]
+            )
+        elif len(layouts) == 1:
             out_BSHD = self._attend_to(0, call, q_BSHD, k_BSHD, v_BSHD)
         elif len(q_BSHD) == 1:  # a processor that takes batch entries one by one
             entry = self._entry_of(q_BSHD.shape[1], call.processor)
@@ -222,7 +259,7 @@ class AttentionContext:
         layout = self.layouts[entry]
         site = self._site(layout, self._layer)
         lists = self.planners[call.choice - 1].lists(site, q_BSHD, k_BSHD)
-        self.computed += lists.share_kept(layout.tokens) / len(self.layouts)
+        self.computed += lists.share_kept(layout.tokens) * self._weights[entry]
         return lists, pool_rest(lists, layout, self.far_field)
 
     @property
@@ -244,6 +281,11 @@ class AttentionContext:
     def computed_share(self) -> float:
         """Share of all attention since installation that was computed; 1.0 before the first call."""
         return self.computed / self.total if self.total else 1.0
+
+
+def _check(family: Family, transformer: nn.Module, call: Call) -> None:
+    if (reason := family.refuse(transformer, call)) is not None:
+        raise ModelError(f"this call of {type(transformer).__name__} cannot be radial: {reason}")
 
 
 def of_any_length(tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from radial.plans.layout import Layout, TokenGrid
 if TYPE_CHECKING:
     from torch import nn
 
+    from radial.attention.packed.pack import PackedModel
     from radial.attention.token_order import TokenModules
 
 Call = Mapping[str, Any]  # the arguments of a transformer's forward, by name
@@ -34,6 +35,7 @@ class Family:
             ``_cp_plan``; None where that is not known. The tokens of the clip are split, all others are not.
         reorder: where the clip's tokens can be put in another order; None where that is not known.
         fuse: put fused kernels into the blocks of a transformer on a GPU, for good: how many blocks took them.
+        packed: how clips of unlike sizes are computed together; None where that is not known.
         timestep: the clip's, of a call.
         clean_timestep: that of a clip without noise, which timesteps come nearer to step by step.
     """
@@ -50,6 +52,7 @@ class Family:
     sharding: Callable[[Any], dict[str, Any] | None] = lambda transformer: None
     reorder: Callable[[Any], TokenModules | None] = lambda transformer: None
     fuse: Callable[[Any], int] = lambda transformer: 0
+    packed: Callable[[Any], PackedModel | None] = lambda transformer: None
     timestep: Callable[[Call], float] = lambda call: float(call["timestep"].flatten().max())
     clean_timestep: float = 0.0
 

@@ -108,6 +108,6 @@ def _core_on(layout: Layout, planner: AdaptivePlanner, device: torch.device) -> 
     return core_RC.to(device), blocks_beside(planner.density, len(core_RC), int(core_RC.sum(1).min()))
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=32)  # packed clips have a layout each
 def _plan_on(layout: Layout, pattern: RadialPattern, block_size: int, device: torch.device) -> BlockPlan:
     return BlockPlan.build(layout, pattern, block_size).to(device)

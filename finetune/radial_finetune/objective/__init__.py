@@ -9,7 +9,7 @@ from radial_finetune.objective.causal import CUTS, CausalLoss, by_frame, plan_of
 from radial_finetune.objective.distillation import StepDistillation
 from radial_finetune.objective.find import expert_span, find_objective, objective_of, stands_for_frames
 from radial_finetune.objective.hunyuan_video import HunyuanVideoImageObjective, HunyuanVideoObjective
-from radial_finetune.objective.loss import Loss, add_noise, velocity_loss
+from radial_finetune.objective.loss import Loss, add_noise, packed_loss, velocity_loss
 from radial_finetune.objective.mochi import MochiObjective
 from radial_finetune.objective.wan import WanImageObjective, WanObjective
 
@@ -33,6 +33,7 @@ __all__ = [
     "expert_span",
     "find_objective",
     "objective_of",
+    "packed_loss",
     "plan_of",
     "stands_for_frames",
     "velocity_loss",

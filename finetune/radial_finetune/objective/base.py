@@ -111,6 +111,14 @@ class Objective(ABC):
         """
         raise ModelError(f"{self.spec.name} cannot read another text at another time of a clip")
 
+    def call(self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor) -> dict[str, Any]:
+        """The arguments of a call by which the transformer predicts the velocity from clip to noise.
+
+        Raises:
+            ModelError: the model's conventions are other ones, as where clips cannot be packed.
+        """
+        raise ModelError(f"{self.spec.name} cannot be tuned on packed clips: leave packed out")
+
     @abstractmethod
     def predict(self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor) -> Tensor:
         """The velocity from clip to noise, e - x, that the transformer predicts."""

@@ -50,13 +50,19 @@ class HunyuanVideoObjective(Objective):
     def predict(
         self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor, guidance_scale: float = 1.0
     ) -> Tensor:
+        call = self.call(transformer, noisy_BCFHW, text, sigma_B, guidance_scale)
+        predicted: Tensor = transformer(**call, return_dict=False)[0]
+        return predicted
+
+    def call(
+        self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor, guidance_scale: float = 1.0
+    ) -> dict[str, Any]:
         told = self.guides_by_input(transformer.config)
-        guidance = torch.full_like(sigma_B, 1000.0 * guidance_scale) if told else None
-        return transformer(
-            hidden_states=noisy_BCFHW, timestep=1000 * sigma_B, encoder_hidden_states=text["prompt_embeds"],
-            encoder_attention_mask=text["prompt_attention_mask"], pooled_projections=text["pooled_prompt_embeds"],
-            guidance=guidance, return_dict=False,
-        )[0]  # fmt: skip
+        return {
+            "hidden_states": noisy_BCFHW, "timestep": 1000 * sigma_B, "encoder_hidden_states": text["prompt_embeds"],
+            "encoder_attention_mask": text["prompt_attention_mask"], "pooled_projections": text["pooled_prompt_embeds"],
+            "guidance": torch.full_like(sigma_B, 1000.0 * guidance_scale) if told else None,
+        }  # fmt: skip
 
     def predict_guided(
         self, transformer: Any, noisy_BCFHW: Tensor, text: Text, negative: Text, sigma_B: Tensor, scale: float
@@ -117,11 +123,11 @@ class HunyuanVideoImageObjective(HunyuanVideoObjective):
     def counted(self, losses_BF: Tensor, text: Text) -> Tensor:
         return without_first(losses_BF) if self._replaces else losses_BF
 
-    def predict(
+    def call(
         self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor, guidance_scale: float = 1.0
-    ) -> Tensor:
+    ) -> dict[str, Any]:
         if self._replaces:
             seen = torch.cat([text["first_latent"], noisy_BCFHW[:, :, 1:]], 2)
         else:
             seen = torch.cat([noisy_BCFHW, text["condition"]], 1)
-        return super().predict(transformer, seen, text, sigma_B, guidance_scale)
+        return super().call(transformer, seen, text, sigma_B, guidance_scale)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from radial.attention.packed.clips import PackedClips
+from radial_finetune.noise import Weighting, loss_weights
 from radial_finetune.objective.base import Objective, Text
+
+_log = logging.getLogger(__name__)
 
 
 class Loss(Protocol):
@@ -23,6 +30,46 @@ def velocity_loss(
     noisy, target = add_noise(x_BCFHW, noise_BCFHW, sigma_B)
     predicted = objective.predict(transformer, noisy.to(transformer.dtype), as_told(text, transformer), sigma_B)
     return objective.counted((predicted.float() - target.float()).square().mean((1, 3, 4)), text)
+
+
+def packed_loss(
+    objective: Objective, transformer: Any, packed: PackedClips, clips: Sequence[tuple[Tensor, Text, Tensor, Tensor]],
+    weights: Sequence[float], weighting: Weighting,
+) -> Tensor:  # fmt: skip
+    """The sum of the same of clips of unlike sizes, which are one call.
+
+    Clips without a finite loss are left out, and the others computed once more without them: in a pack, gradients of
+    weights have a part of every clip.
+
+    Args:
+        clips: latents, text, noise and noise level of each, batches of one.
+        weights: how much each counts.
+        weighting: and how much each noise level.
+    """
+    losses = _losses(objective, transformer, packed, clips, weights, weighting)
+    finite = losses.isfinite().tolist()
+    if all(finite) or not any(finite):
+        return losses.sum()
+    _log.warning("%d of %d clips of a step have no finite loss and are left out", finite.count(False), len(finite))
+    kept = [place for place, good in enumerate(finite) if good]
+    clips, weights = [clips[place] for place in kept], [weights[place] for place in kept]
+    return _losses(objective, transformer, packed, clips, weights, weighting).sum()
+
+
+def _losses(
+    objective: Objective, transformer: Any, packed: PackedClips, clips: Sequence[tuple[Tensor, Text, Tensor, Tensor]],
+    weights: Sequence[float], weighting: Weighting,
+) -> Tensor:  # fmt: skip
+    calls, targets = [], []
+    for x_BCFHW, text, noise_BCFHW, sigma_B in clips:
+        noisy, target = add_noise(x_BCFHW, noise_BCFHW, sigma_B)
+        calls.append(objective.call(transformer, noisy.to(transformer.dtype), as_told(text, transformer), sigma_B))
+        targets.append(target)
+    losses = []
+    for predicted, target, (_, text, _, sigma_B), weight in zip(packed(calls), targets, clips, weights, strict=True):
+        losses_BF = objective.counted((predicted.float() - target.float()).square().mean((1, 3, 4)), text)
+        losses.append(weight * (losses_BF * loss_weights(weighting, sigma_B)[:, None]).mean())
+    return torch.stack(losses)
 
 
 def as_told(text: Text, transformer: Any) -> Text:

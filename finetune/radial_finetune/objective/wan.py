@@ -67,6 +67,10 @@ class WanObjective(Objective):
         return {"prompt_embeds": torch.stack([F.pad(w, (0, 0, 0, longest - len(w))) for w in words])}
 
     def predict(self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor) -> Tensor:
+        predicted: Tensor = transformer(**self.call(transformer, noisy_BCFHW, text, sigma_B), return_dict=False)[0]
+        return predicted
+
+    def call(self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor) -> dict[str, Any]:
         timestep = 1000 * sigma_B
         if self.pipe.config.get("expand_timesteps"):  # Wan 2.2 5 B: a timestep a token
             _, _, frames, height, width = noisy_BCFHW.shape
@@ -78,9 +82,7 @@ class WanObjective(Objective):
                 timestep[:, :a_frame] = timestep[:, :a_frame].masked_fill(from_first_B[:, None], 0.0)
                 clean = torch.where(from_first_B.view(-1, 1, 1, 1, 1), text["first_latent"], noisy_BCFHW[:, :, :1])
                 noisy_BCFHW = torch.cat([clean, noisy_BCFHW[:, :, 1:]], 2)
-        return transformer(
-            hidden_states=noisy_BCFHW, timestep=timestep, encoder_hidden_states=text["prompt_embeds"], return_dict=False
-        )[0]
+        return {"hidden_states": noisy_BCFHW, "timestep": timestep, "encoder_hidden_states": text["prompt_embeds"]}
 
     @property
     def first_frame(self) -> Whether:
@@ -149,11 +151,11 @@ class WanImageObjective(WanObjective):
         told = {"condition": torch.cat([mask_CFHW, condition_CFHW])}
         return told | ({"image_embeds": start["image_embeds"]} if "image_embeds" in start else {})
 
-    def predict(self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor) -> Tensor:
-        embeds = text.get("image_embeds")
-        return transformer(
-            hidden_states=torch.cat([noisy_BCFHW, text["condition"]], 1), timestep=1000 * sigma_B,
-            encoder_hidden_states=text["prompt_embeds"],
-            encoder_hidden_states_image=None if embeds is None else embeds.flatten(0, 1),  # two an entry, one by one
-            return_dict=False,
-        )[0]  # fmt: skip
+    def call(self, transformer: Any, noisy_BCFHW: Tensor, text: Text, sigma_B: Tensor) -> dict[str, Any]:
+        call = {
+            "hidden_states": torch.cat([noisy_BCFHW, text["condition"]], 1), "timestep": 1000 * sigma_B,
+            "encoder_hidden_states": text["prompt_embeds"],
+        }  # fmt: skip
+        if (embeds := text.get("image_embeds")) is not None:
+            call["encoder_hidden_states_image"] = embeds.flatten(0, 1)  # two an entry, one by one
+        return call

@@ -15,6 +15,7 @@ import radial
 from radial.attention.context_parallel import ContextParallel
 from radial.attention.families.find import find_family
 from radial.attention.install import transformers_of
+from radial.attention.packed.clips import PackedClips, packed_model
 from radial.attention.positions import riflex
 from radial.attention.story.framewise import check_framewise
 from radial.attention.timed_text import timed_text
@@ -70,6 +71,8 @@ def load_model(config: FinetuneConfig, index: CacheIndex, device: torch.device) 
             if getattr(model.pipe, name, None) is not None:
                 getattr(model.pipe, name).to(device)
     objective = find_objective(model.pipe, model.spec)
+    if config.packed:
+        packed_model(model.pipe.transformer)
     if model.fingerprint != index.fingerprint:
         raise RequestError(f"the cache {config.data} was made with {index.model}, other weights than {config.model}")
     if config.expert is not None and config.sample_every:
@@ -219,17 +222,19 @@ def pattern_of(spec: ModelSpec, settings: AdapterSettings) -> RadialPattern:
 def attention(
     config: FinetuneConfig, model: LoadedModel, settings: AdapterSettings, parallel: ContextParallel | None,
     pipe: Any = None, *, in_time: bool = False,
-) -> Iterator[None]:  # fmt: skip
+) -> Iterator[PackedClips | None]:  # fmt: skip
     """The attention that generation will use, in the layers that are not dense; given the pipeline, also in the steps
-    that are not. Processes that share clips share dense attention too.
+    that are not. Processes that share clips share dense attention too. Without the pipeline, what calls the transformer
+    on packed clips, where the run has them.
 
     Args:
         in_time: whether there are clips in which one text follows another.
     """
     with contextlib.ExitStack() as stack:
         if config.memory is not None:  # its loss attends by itself
-            yield
+            yield None
             return
+        packs, installed = config.packed and pipe is None, None
         if in_time:
             if settings.token_order == "columns":
                 raise RequestError("clips whose texts follow one another take token_order raster")
@@ -240,12 +245,12 @@ def attention(
         if config.riflex:
             stack.enter_context(riflex([model.pipe.transformer], model.spec.riflex_period or 1.0))
         target = model.pipe.transformer if pipe is None else pipe
-        if config.attention == "dense" and parallel is not None:
-            stack.enter_context(radial.apply(target, schedule=Schedule.dense(), parallel=parallel))
+        if config.attention == "dense" and (packs or parallel is not None):
+            installed = stack.enter_context(radial.apply(target, schedule=Schedule.dense(), parallel=parallel))
         if config.attention == "radial":
             taken = config.sample_steps or model.spec.num_inference_steps
             steps = model.spec.dense_share(settings.dense_steps or 0, taken) if pipe is not None else 0
-            stack.enter_context(
+            installed = stack.enter_context(
                 radial.apply(
                     target, pattern=pattern_of(model.spec, settings), block_size=settings.block_size or 128,
                     schedule=Schedule(settings.dense_layers or 0, steps), parallel=parallel, far_field=config.far_field,
@@ -255,7 +260,7 @@ def attention(
         if pipe is not None:
             scheduler = scheduler_for(pipe, settings.sampler or "model", settings.flow_shift)
             stack.enter_context(replaced(pipe, scheduler=scheduler))
-        yield
+        yield stack.enter_context(PackedClips(target, installed)) if packs and installed is not None else None
 
 
 def grid_of(spec: ModelSpec, bucket: Bucket) -> radial.TokenGrid:

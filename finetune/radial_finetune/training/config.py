@@ -21,16 +21,18 @@ from radial_finetune.training.optimizers import LEARNING_RATES, Optimizer
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 
-
 # Settings of step distillation, and what they are when left out there.
 _OF_TEACHER = ("num_inference_steps", "teacher_steps", "guidance_scale", "negative_prompt")
 _DISTILLED: dict[str, Any] = {"num_inference_steps": 4, "teacher_steps": 5, "caption_dropout": 0.0}
-# What draws noise levels otherwise, or weighs them.
 # What says otherwise which tokens see each other, or where they are.
 _NOT_CAUSAL = (
     "decay", "skip_width", "dense_layers", "block_size", "far_field", "token_order", "riflex", "ulysses_degree",
     "first_frame_share", "last_frame_share",
 )  # fmt: skip
+# What is of packed clips, and what does not go with them.
+_OF_PACKS = ("batch_pairs", "loss_mean")
+_NOT_PACKED = ("objective", "curriculum", "ulysses_degree", "token_order", "compile")
+# What draws noise levels otherwise, or weighs them.
 _OF_LEVELS = ("timestep_sampling", "logit_mean", "logit_std", "min_sigma", "max_sigma", "weighting_scheme")
 
 
@@ -68,7 +70,10 @@ class FinetuneConfig(BaseModel):
             feed-forward layers.
         norms: whether the norms of queries and keys are tuned along.
         batch_tokens: in place of ``batch_size``, a batch holds as many clips of its length as have so many tokens
-            together, one at least: short clips leave no room unused.
+            together, one at least: short clips leave no room unused. With ``packed``, of all lengths and sizes.
+        packed: a step has clips of unlike sizes, each seeing itself alone, as many as ``batch_tokens`` and
+            ``batch_pairs`` have room for; the latter is of pairs that attend, the sum of squares of clips' tokens.
+        loss_mean: of packed clips: over each ``clip`` alike, or over each ``token``, so that longer ones count more.
         optimizer: ``adamw8bit`` keeps its moments in 8 bit (torchao); ``adafactor`` and ``came`` factors of them;
             ``prodigy`` finds the rate by itself.
         learning_rate: the optimizer's usual one when left out; of Prodigy, a factor of the rate that it finds.
@@ -129,6 +134,9 @@ class FinetuneConfig(BaseModel):
     steps: Positive = 1000
     batch_size: Positive = 1
     batch_tokens: Positive | None = None
+    packed: bool = False
+    batch_pairs: Positive | None = None
+    loss_mean: Literal["clip", "token"] = "clip"
     gradient_accumulation_steps: Positive = 1
     optimizer: Optimizer = "adamw"
     learning_rate: Annotated[float, Field(gt=0, le=10)] = LEARNING_RATES["adamw"]
@@ -279,6 +287,19 @@ class FinetuneConfig(BaseModel):
             raise ValueError("sample_every makes clips, and a causal adapter makes stories: leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _packs(self) -> FinetuneConfig:
+        fixed = FinetuneConfig.model_fields
+        if not self.packed:
+            if given := next((name for name in _OF_PACKS if getattr(self, name) != fixed[name].default), None):
+                raise ValueError(f"{given} is of packed = true")
+            return self
+        if self.batch_tokens is None:
+            raise ValueError("packed needs batch_tokens, for how many a step has room: the longest clip's, or more")
+        if given := next((name for name in _NOT_PACKED if getattr(self, name) != fixed[name].default), None):
+            raise ValueError(f"{given} does not go with packed clips: leave one out")
+        return self
+
     @property
     def distills(self) -> bool:
         """Whether the adapter is for few steps."""
@@ -306,6 +327,12 @@ class FinetuneConfig(BaseModel):
                 f"{span[0]:g} to {span[1]:g}"
             )
         return low, high
+
+    def tokens_in_batch(self, tokens: int) -> int:
+        """How many tokens a process takes at a time, of clips of so many."""
+        if self.packed and self.batch_tokens is not None:
+            return max(tokens, self.batch_tokens)
+        return tokens * self.clips_in_batch(tokens)
 
     def clips_in_batch(self, tokens: int) -> int:
         """How many clips of so many tokens a process takes at a time."""

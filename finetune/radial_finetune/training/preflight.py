@@ -183,7 +183,10 @@ def _what_fits(config: FinetuneConfig, model: _Model, tokens: int, available: fl
                     changes = fewer
             return "these would fit: " + ", ".join(f"{key} = {str(v).lower()}" for key, v in changes.items())
     least = config.model_copy(update=changes)
+    if config.packed and (config.batch_tokens or 0) > tokens:
+        return f"take a smaller batch_tokens: the longest clip has {tokens:,}"
     degree = config.ulysses_degree
+    least = least.model_copy(update={"packed": False})
     one, two = (_device_bytes(least, model, count * degree) for count in (1, 2))
     if 2 * one - two >= available:
         return "the model's weights alone do not fit"
@@ -219,7 +222,7 @@ def _measure(transformer: Any, config: FinetuneConfig) -> _Model:
 
 
 def _device_bytes(config: FinetuneConfig, model: _Model, tokens: int) -> float:
-    tokens = -(-tokens // config.ulysses_degree) * config.clips_in_batch(tokens)
+    tokens = -(-config.tokens_in_batch(tokens) // config.ulysses_degree)
     weights = float(model.weight_bytes)
     if config.base_precision == "float8":
         weights += model.weights - model.linear_bytes
@@ -246,7 +249,7 @@ def _offloaded_bytes(config: FinetuneConfig, model: _Model) -> float:
 def _host_bytes(config: FinetuneConfig, model: _Model, tokens: int) -> float:
     needed = _offloaded_bytes(config, model) if config.offload_blocks else 0.0
     if config.offload_checkpoints:
-        block = -(-tokens // config.ulysses_degree) * config.clips_in_batch(tokens) * model.width * model.itemsize
+        block = -(-config.tokens_in_batch(tokens) // config.ulysses_degree) * model.width * model.itemsize
         # Pinned memory comes in such sizes.
         needed += model.blocks * (1 << max(0, math.ceil(math.log2(max(1, block)))))
     return needed

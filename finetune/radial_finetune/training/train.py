@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from radial.attention.packed.clips import PackedClips
 from radial.errors import GenerationError, RequestError
 from radial.models.lora_settings import AdapterSettings
 from radial_finetune.data.buckets import Bucket
 from radial_finetune.data.cache import read_index
 from radial_finetune.noise import loss_weights
-from radial_finetune.objective import Loss, Objective, by_frame, expert_span
+from radial_finetune.objective import Loss, Objective, by_frame, expert_span, packed_loss
 from radial_finetune.training.assemble import (
     adapter_settings,
     attention,
@@ -35,7 +36,7 @@ from radial_finetune.training.assemble import (
     pattern_of,
     prepare_transformer,
 )
-from radial_finetune.training.batches import Batch, Batches
+from radial_finetune.training.batches import Batch, Batches, PackedBatch, Packs
 from radial_finetune.training.checkpoints import RunState, list_checkpoints, load_last_checkpoint, save_checkpoint
 from radial_finetune.training.config import FinetuneConfig
 from radial_finetune.training.exports import Exports, begin_from, digest_of, exported_weights
@@ -99,6 +100,7 @@ def finetune(
     model, objective = load_model(config, index, processes.device)
     name, _ = expert_span(model.pipe, config.expert)
     batches = Batches(config, index, objective, *processes.place)
+    packs = Packs(batches, config, objective, *processes.place) if config.packed else None
     shift = batches.shift_of(max(batches.buckets)) if config.shift_by_length or config.distills else None
     settings = adapter_settings(config, model.spec, batches.buckets, shift)
     samples = (
@@ -119,6 +121,8 @@ def finetune(
     apart = f", {batches.unused} of the same files unused" if batches.unused else ""
     on_note(f"{len(batches.train)} clips, {len(batches.held_out)} held out{apart}; {needed}")
     check(needed, config, transformer, grids, processes.device)
+    if config.packed and processes.sharded:
+        raise RequestError("packed calls a transformer's parts, and FSDP spreads weights over whole calls: take one")
     if config.optimizer not in SPREADABLE and processes.sharded:
         raise RequestError(f"{config.optimizer} needs whole matrices, and FSDP spreads them: take adamw or adamw8bit")
     scale = config.adapter_form.scale
@@ -182,20 +186,36 @@ def finetune(
                     _sample_size(batches.buckets), settings.num_inference_steps or config.sample_steps,
                     settings.guidance_scale, output / "samples", state.step, write=processes.is_first,
                 )  # fmt: skip
-            installed.enter_context(attention(config, model, settings, processes.parallel, in_time=in_time))
+            install()
         processes.wait()
+
+    packed: PackedClips | None = None
+
+    def install() -> None:
+        nonlocal packed
+        packed = installed.enter_context(attention(config, model, settings, processes.parallel, in_time=in_time))
+
+    def loss_in(batch: Batch | PackedBatch) -> Tensor:
+        if isinstance(batch, PackedBatch):
+            assert packed is not None
+            clips = [clip.to(processes.device) for clip in batch.clips]
+            return packed_loss(objective, transformer, packed, clips, batch.weights, config.weighting_scheme)
+        x, text, noise, sigma = batch.to(processes.device)
+        losses_BF = loss_of(transformer, x, text, noise, sigma)
+        weights_BF = by_frame(loss_weights(config.weighting_scheme, sigma), losses_BF.shape[1])
+        return (losses_BF * weights_BF).mean()
 
     def tell(progress: Progress, norm: float | None = None) -> None:
         log(_numbers(progress, norm))
         on_step(progress)
 
     with contextlib.ExitStack() as installed, logged as log, _interrupts() as interrupted:
-        installed.enter_context(attention(config, model, settings, processes.parallel, in_time=in_time))
+        install()
         if state.step == 0:  # what the model does untuned, to compare with
             if (untuned := look()) is not None:
                 tell(Progress(0, config.steps, None, 0.0, 0.0, validation=untuned))
             show()
-        upcoming = batches.iterate(state.step * parts)
+        upcoming: Generator[Batch | PackedBatch] = (packs or batches).iterate(state.step * parts)
         try:
             while state.step < config.steps:
                 if interrupted():
@@ -203,10 +223,7 @@ def finetune(
                 started = time.monotonic()
                 loss = 0.0
                 for _ in range(parts):
-                    x, text, noise, sigma = next(upcoming).to(processes.device)
-                    losses_BF = loss_of(transformer, x, text, noise, sigma)
-                    weights_BF = by_frame(loss_weights(config.weighting_scheme, sigma), losses_BF.shape[1])
-                    part_loss = (losses_BF * weights_BF).mean() / parts
+                    part_loss = loss_in(next(upcoming)) / parts
                     part_loss.backward()
                     loss += float(part_loss.detach())
                 loss = processes.mean(loss)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from radial.attention.family import Call, Family, numbered, rotary_outputs, split_at
+from radial.attention.packed.wan import PackedWan
 from radial.attention.token_order import TokenModules
 
 
@@ -55,7 +56,13 @@ def _fuse(transformer: Any) -> int:
     return fuse(transformer)
 
 
+def _packed(transformer: Any) -> PackedWan | None:
+    if type(transformer).__name__ != "WanTransformer3DModel" or transformer.config.image_dim is not None:
+        return None
+    return PackedWan(transformer)
+
+
 FAMILY = Family(
     self_attentions=_self_attentions, cross_attentions=_cross_attentions, refuse=_refuse, sharding=_sharding,
-    reorder=_reorder, fuse=_fuse,
+    reorder=_reorder, fuse=_fuse, packed=_packed,
 )  # fmt: skip

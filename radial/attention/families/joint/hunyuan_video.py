@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from radial.attention.family import Call, Family, numbered, patched_grid, rotary_outputs, split_at, with_text
+from radial.attention.packed.hunyuan_video import PackedHunyuanVideo
 from radial.attention.token_order import TokenModules
 from radial.plans.layout import Layout
 
@@ -38,7 +39,13 @@ def _reorder(transformer: Any) -> TokenModules:
     return TokenModules({"x_embedder": 1, "rope": 0})  # blocks that look for the first frame find it in front
 
 
+def _packed(transformer: Any) -> PackedHunyuanVideo | None:
+    if transformer.config.image_condition_type == "token_replace":  # its blocks look for the first frame's tokens
+        return None
+    return PackedHunyuanVideo(transformer)
+
+
 FAMILY = Family(
     self_attentions=_self_attentions, layouts=_layouts, masks_padding=True, sharding=_sharding, reorder=_reorder,
-    fuse=_fuse,
+    fuse=_fuse, packed=_packed,
 )  # fmt: skip

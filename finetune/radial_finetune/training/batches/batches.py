@@ -1,13 +1,14 @@
-"""Which clips a step trains on. Everything follows from the seed and the step, so that a run resumes anywhere."""
+"""Batches of clips of one size."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from radial_finetune.noise import NoiseLevels, Sampling, Windows, noise_shift
 from radial_finetune.objective import CUTS, Objective, Start, Text, Whether, expert_span, plan_of
 from radial_finetune.training.config import FinetuneConfig
 
+_Read = TypeVar("_Read")
 # What the clips of a batch have in common: their size, how many texts follow each other, and before which it cuts.
 _Kind = tuple[Bucket, int, tuple[int, ...]]
 
@@ -85,6 +87,16 @@ class Batches:
     def _kind_of(self, clip: CachedClip) -> _Kind:
         return clip.bucket, clip.texts, clip.cuts if self._config.memory is not None else ()
 
+    def check_alone(self, clip: CachedClip) -> None:
+        """Make sure that a clip reads one text for all of its time.
+
+        Raises:
+            RequestError: it does not.
+        """
+        if clip.texts > 1:
+            raise RequestError(f"{clip.source} has texts that follow one another, and packed clips read one: leave "
+                               "packed out")  # fmt: skip
+
     @property
     def unused(self) -> int:
         """Clips on neither side: those beyond ``held_out`` of the files that are held out."""
@@ -130,21 +142,12 @@ class Batches:
 
     def iterate(self, first: int) -> Generator[Batch]:
         """Batches from number ``first`` on; the next one is read while one is trained on."""
-        with ThreadPoolExecutor(1) as pool:
-            ahead: Future[Batch] | None = None
-            try:
-                for number in range(first, len(self._which)):
-                    batch = ahead.result() if ahead is not None else self.read(number)
-                    ahead = pool.submit(self.read, number + 1) if number + 1 < len(self._which) else None
-                    yield batch
-            finally:
-                if ahead is not None:
-                    ahead.cancel()
+        return read_ahead(self.read, first, len(self._which))
 
     def read(self, number: int) -> Batch:
         """This process's part of a batch."""
         config = self._config
-        bucket, texts_of_one, cuts = kind = self._kinds[self._which[number]]
+        bucket, texts_of_one, _ = kind = self._kinds[self._which[number]]
         frames, height, width = self._objective.spec.stride
         tokens = ((bucket.num_frames - 1) // frames + 1) * (bucket.height // height) * (bucket.width // width)
         whole = config.clips_in_batch(tokens) * self._ranks
@@ -152,33 +155,51 @@ class Batches:
         clips = []
         for position in range(self._place[number] * whole, (self._place[number] + 1) * whole):
             epoch, place = divmod(position, len(members))
-            clips.append(members[_order(config.seed, epoch, len(members))[place]])
+            clips.append(members[order_of(config.seed, epoch, len(members))[place]])
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
         in_story = config.memory is not None
         dropped = torch.rand(whole, generator=generator) < (0.0 if in_story else config.caption_dropout)
         sigma = self._draw_levels(bucket, whole, generator)
-        own = range(self._rank, whole, self._ranks)
+        own = list(range(self._rank, whole, self._ranks))
         captions = _choose_captions(config.seed, number, clips)
-        empty = self._empty_text
-        which = [None if dropped[i] and empty is None else captions[i] for i in own]
-        latents, told = zip(
-            *(read_clip(self._cache, clips[i], n) for i, n in zip(own, which, strict=True)), strict=True
-        )
-        texts = [empty if dropped[i] and empty is not None else text for i, text in zip(own, told, strict=True)]
         # Each clip's noise has a seed of its own, so that it does not depend on how many processes there are.
         seeds = torch.randint(2**62, (whole,), generator=generator).tolist()
+        silent = torch.rand(whole, texts_of_one, generator=generator) < config.caption_dropout if in_story else None
+        return self.take(
+            [clips[i] for i in own], [captions[i] for i in own], dropped[own], sigma[own], [seeds[i] for i in own],
+            silent_BN=None if silent is None else silent[own],
+        )  # fmt: skip
+
+    def take(
+        self, clips: Sequence[CachedClip], captions: Sequence[int], dropped: Tensor, sigma: Tensor,
+        seeds: Sequence[int], silent_BN: Tensor | None = None,
+    ) -> Batch:  # fmt: skip
+        """A batch of clips of one kind, with what was drawn for each.
+
+        Args:
+            captions: which of its captions each is told.
+            dropped: whether it is told none.
+            sigma: its noise level, or those of its chunks.
+            seeds: of its noise, and of what else is drawn for it.
+            silent_BN: of stories, the segments that are told nothing.
+        """
+        empty = self._empty_text
+        which = [None if no and empty is None else caption for no, caption in zip(dropped, captions, strict=True)]
+        latents, told = zip(
+            *(read_clip(self._cache, clip, n) for clip, n in zip(clips, which, strict=True)), strict=True
+        )
+        texts = [empty if no and empty is not None else text for no, text in zip(dropped, told, strict=True)]
         if self._objective.draws_latents:
             latents = tuple(
-                latent.float() + read_deviation(self._cache, clips[i]) * _drawn(latent, seeds[i])
-                for i, latent in zip(own, latents, strict=True)
+                latent.float() + read_deviation(self._cache, clip) * _drawn(latent, seed)
+                for clip, latent, seed in zip(clips, latents, seeds, strict=True)
             )
-        noise = [torch.randn(latents[0].shape, generator=torch.Generator().manual_seed(seeds[i])) for i in own]
-        starts = self._draw_starts(number, [clips[i] for i in own], list(latents), seeds=[seeds[i] for i in own])
+        noise = [torch.randn(latents[0].shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        starts = self._draw_starts(0, clips, list(latents), seeds=seeds)
         words = self._objective.stack_text(texts)
-        if in_story:
-            silent = torch.rand(whole, texts_of_one, generator=generator) < config.caption_dropout
-            words = self._tell_story(words, texts_of_one, cuts, silent[list(own)])
-        return Batch(bucket, stack_latents(list(latents)), words | starts, torch.stack(noise), sigma[list(own)])
+        if silent_BN is not None:
+            words = self._tell_story(words, clips[0].texts, clips[0].cuts, silent_BN)
+        return Batch(clips[0].bucket, stack_latents(list(latents)), words | starts, torch.stack(noise), sigma)
 
     def _draw_levels(self, bucket: Bucket, count: int, generator: torch.Generator) -> Tensor:
         """Noise levels of so many clips, ``[B]``; of stories, of each of their chunks, ``[B, K]``."""
@@ -315,8 +336,22 @@ def _count_earlier(which: NDArray[np.int64], kinds: int) -> NDArray[np.int64]:
     return place
 
 
-@functools.lru_cache(maxsize=8)
-def _order(seed: int, epoch: int, count: int) -> list[int]:
+def read_ahead(read: Callable[[int], _Read], first: int, end: int) -> Generator[_Read]:
+    """What is read from number ``first`` to ``end``, each one while the one before it is used."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead: Future[_Read] | None = None
+        try:
+            for number in range(first, end):
+                batch = ahead.result() if ahead is not None else read(number)
+                ahead = pool.submit(read, number + 1) if number + 1 < end else None
+                yield batch
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+
+
+@functools.lru_cache(maxsize=64)
+def order_of(seed: int, epoch: int, count: int) -> list[int]:
     """Every clip once an epoch, each epoch in an order of its own."""
     order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7919 + epoch)).tolist()
     return order

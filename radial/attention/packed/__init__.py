@@ -1,0 +1,1 @@
+"""Clips of unlike sizes in one call of a transformer, without a token of padding."""
