@@ -151,7 +151,11 @@ def test_held_stopped_and_on_to_its_end(
     # What it goes on from stays until it is given up or removed.
     other = add(replace(story, request=story.request.with_values(seed=5)))
     run(store, at(1, lambda job: store.cancel([job.id], keep=False)))
-    assert store.get(other.id).state == "cancelled"
+    assert (store.get(other.id).state, store.get(other.id).pieces, store.get(other.id).film_bytes) == (
+        "cancelled",
+        0,
+        0,
+    )
     assert not store.film_folder(other.id).exists()
     assert store.remove([job.id]) == [job.id]
     assert not store.film_folder(job.id).exists()

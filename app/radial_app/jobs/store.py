@@ -676,8 +676,12 @@ class JobStore:
                 path.unlink()
 
     def forget_film(self, job: str) -> None:
-        """Remove what the film of a job goes on from."""
+        """Remove the growing film of a job, and what it goes on from."""
+        if not self.film_folder(job).exists():
+            return
         discard(self.film_folder(job))
+        with self._transaction() as database:
+            database.execute("UPDATE jobs SET pieces = 0, film_bytes = 0 WHERE id = ?", (job,))
 
     def film_folder(self, job: str) -> Path:
         """Where the film of a job grows, and what it goes on from."""

@@ -8,6 +8,7 @@ const ENDED = ["done", "failed", "cancelled"];
 let acts = {};
 let now = null; // the story that is shown
 let seen = "";
+let asked = 0;
 
 export function buildFilm(place, given) {
   acts = given;
@@ -29,9 +30,14 @@ export async function showFilm(queue, anew = false) {
   const key = JSON.stringify([draft.shown, mine && [mine.state, mine.stage, mine.step, mine.control, mine.note, mine.story?.pieces_done], queue && [queue.counts, queue.workers]]);
   if (!anew && key === seen) return;
   seen = key;
+  const [mineNow, id] = [(asked += 1), draft.shown];
   const { data } = await call("GET", "/v1/stories?limit=12");
-  if (!data.some((one) => one.id === draft.shown)) draft.shown = data[0]?.id ?? "";
-  const told = data.find((one) => one.id === draft.shown) ?? null;
+  let told = data.find((one) => one.id === id) ?? (id ? await call("GET", `/v1/stories/${encodeURIComponent(id)}`).catch(() => null) : null);
+  if (mineNow !== asked) return; // another film, or another look at this one, was asked for meanwhile
+  if (!told) {
+    told = data[0] ?? null;
+    draft.shown = told?.id ?? "";
+  }
   draw(told, queue);
   drawOthers(data);
 }
@@ -42,8 +48,11 @@ function draw(told, queue) {
     now = null;
     return place.replaceChildren(h("h2", {}, "Your film is shown here while it is made"), h("p", { className: "quiet" }, "It plays from its first part on. What is finished stays, however it is stopped."));
   }
-  if (now?.id !== told.id || !place.querySelector("video, .wait")) place.replaceChildren(...frame(told));
+  const gone = place.querySelector("video") && !told.playable_seconds && !told.files.length; // what played is no more
+  if (now?.id !== told.id || !place.querySelector("video, .wait") || gone) place.replaceChildren(...frame());
   now = told;
+  const wait = place.querySelector(".wait");
+  if (wait) wait.textContent = ENDED.includes(told.state) ? "Nothing is kept of it" : "The first part comes soon";
   const running = told.state === "running";
   place.querySelector(".stage").textContent = stage(told, queue);
   place.querySelector(".eta").textContent = running && told.eta ? `${clock(told.eta)} left` : "";
@@ -60,7 +69,7 @@ function draw(told, queue) {
   drawSegments(place.querySelector(".segments"), told);
 }
 
-const frame = () => [h("div", { className: "screen" }, h("p", { className: "quiet wait" }, "The first part comes soon")),
+const frame = () => [h("div", { className: "screen" }, h("p", { className: "quiet wait" })),
   h("div", { className: "bar" }, h("progress", { max: 100, ariaLabel: "Progress of the film" })),
   h("p", { className: "line" }, h("span", { className: "stage" }), h("span", { className: "eta" }), h("span", { className: "plays quiet" })),
   h("p", { className: "note", hidden: true }), h("div", { className: "actions film-actions" }), h("ol", { className: "segments", ariaLabel: "Segments of the film" })];
@@ -105,11 +114,11 @@ function drawActions(place, told) {
   if (place.dataset.key === key) return;
   place.dataset.key = key;
   const act = (action) => async () => { await call("POST", `/v1/stories/${told.id}/${action}`); seen = ""; await showFilm(null, true); };
-  const asked = { disabled: Boolean(told.control) };
-  const discard = button("Discard", async () => (await ask("Give this film up, with what is made of it?", "Discard it")) && act("cancel?keep=false")(), { className: "danger", ...asked });
+  const once = { disabled: Boolean(told.control) };
+  const discard = button("Discard", async () => (await ask("Give this film up, with what is made of it?", "Discard it")) && act("cancel?keep=false")(), { className: "danger", ...once });
   const ended = ENDED.includes(told.state);
   const able = {
-    running: [button("Pause", act("pause"), asked), button("Stop and keep", act("cancel?keep=true"), { title: "Ends after this step, with what is finished", ...asked }), discard],
+    running: [button("Pause", act("pause"), once), button("Stop and keep", act("cancel?keep=true"), { title: "Ends after this step, with what is finished", ...once }), discard],
     queued: [button("Hold", act("pause")), discard], paused: [button("Go on", act("resume"), { className: "primary" }), button("Stop and keep", act("cancel?keep=true")), discard],
     failed: [button("Try again", act("retry"), { title: "From the last finished part on" })],
     cancelled: [told.goes_on && told.playable_seconds ? button("Go on to its end", act("retry"), { className: "primary", title: "From the last finished part on" }) : ""], done: [],

@@ -14,6 +14,7 @@ let adapters = [];
 let plan = null;
 let asking = false;
 let again = false;
+let refused = ""; // what kept the film from being made, until something changes
 const fields = {};
 
 const rows = () => document.querySelector("#story .lines");
@@ -52,7 +53,7 @@ function build(place) {
     h("div", { className: "zones", id: "story-image" }),
     (fields.causal = check("story-causal", "The model makes stories in chunks by itself", { hint: "A model that is not made for it gives noise", change: () => { put("causal", fields.causal.get()); drawSettings(); } })).element));
   place.replaceChildren(h("h1", { className: "visually-hidden" }, "Story"),
-    h("form", { id: "story-form", className: "card stack", ariaLabel: "What the film shows", onsubmit: (event) => { event.preventDefault(); make().catch((error) => showProblem(words(error.message))); } },
+    h("form", { id: "story-form", className: "card stack", ariaLabel: "What the film shows", onsubmit: (event) => { event.preventDefault(); make().catch((error) => showProblem(refused = words(error.message))); } },
       h("div", { className: "head" }, h("h2", {}, "One prompt after the other, one film"), button("Start over", () => { freshStory(); drawAll(); }, { className: "link" })),
       h("div", { className: "from" }), h("div", { className: "timeline", ariaHidden: "true" }), h("ol", { className: "lines" }),
       h("div", { className: "actions" }, button([icon("create"), "Add a line"], () => insert(story.lines.length), { id: "add-line" })),
@@ -165,6 +166,7 @@ function insert(index) {
 }
 
 function changed() {
+  refused = "";
   keepStory();
   const names = [...new Set([...(story.from?.kept ?? []), ...story.lines].map((line) => line.name?.trim()).filter(Boolean))];
   document.querySelector("#story-names")?.remove();
@@ -188,7 +190,7 @@ async function tell() {
       if (again) continue;
       if (found.lost) return void addEventListener("radial-back", tell, { once: true });
       plan = found;
-      if (found.problem) showProblem(words(found.problem));
+      if (found.problem || refused) showProblem(refused || words(found.problem));
       else showPlan();
     }
   } finally {
@@ -227,7 +229,8 @@ function showPlan() {
 async function make() {
   const at = empty();
   if (at >= 0) {
-    showProblem(`Line ${(story.from?.kept.length ?? 0) + at + 1} is empty: write what it shows, or remove it.`);
+    refused = `Line ${(story.from?.kept.length ?? 0) + at + 1} is empty: write what it shows, or remove it.`;
+    showProblem(refused);
     rows().children[at].querySelector(".says").focus();
     return;
   }
