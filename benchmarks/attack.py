@@ -221,16 +221,19 @@ def attack_routes(server: Server) -> Round:
     ]
     upload = server.ask("POST", "/v1/files", key=bob, file=("a.png", hostile.png(32, 32, 2, 8))).json()["id"]
     _finish(server, job)
+    story = server.ask("POST", "/v1/stories", {"lines": [CANARY, "x"], "seed": 1}, key=bob).json()["id"]
+    server.ask("POST", f"/v1/stories/{story}/cancel", key=bob)
     schema = server.ask("GET", "/openapi.json", key=server.keys["ada"]).json()
     seen: Counter[str] = Counter()
     for path, methods in schema["paths"].items():
         for method in methods:
-            if method.upper() == "DELETE" and "videos" in path:
+            if method.upper() == "DELETE" and ("videos" in path or "stories" in path):
                 continue  # the owner's comes last
             for visitor in ("nobody", "eve", "bob", "ada"):
-                filled = path.replace("{id}", upload if "/files" in path else job).replace("{action}", "pause")
+                own = upload if "/files" in path else story if "/stories" in path else job
+                filled = path.replace("{id}", own).replace("{number}", "1").replace("{action}", "pause")
                 filled = re.sub(r"\{\w+\}", "x", filled)
-                if filled.endswith("/events"):
+                if filled.endswith("/events") and "stories" not in filled:
                     filled = f"/v1/videos/{job}/events" if "videos" in filled else "/v1/videos/0000000000/events"
                 if filled == "/v1/compare":
                     filled += f"?a={job}&b={job}"
@@ -243,7 +246,7 @@ def attack_routes(server: Server) -> Round:
                 _judge(found, what, answer, server, allowed=visitor in ("bob", "ada"))
                 if visitor == "nobody" and answer.status != 401 and filled not in OPEN:
                     found.faults.append(what)
-                theirs = any(part in filled for part in (job, upload))
+                theirs = any(part in filled for part in (job, upload, story))
                 if visitor == "eve" and theirs and answer.status < 400:
                     found.faults.append(what)
                 admins = ("/v1/datasets", "/v1/tuning", "/v1/downloads", "/v1/adapters")
@@ -255,6 +258,8 @@ def attack_routes(server: Server) -> Round:
         answer = server.ask(method, f"/v1/videos/{job}", {"favourite": True}, key=server.keys["eve"])
         if answer.status != 404:
             found.faults.append(f"{method} of another's video: {answer.status}")
+    if server.ask("DELETE", f"/v1/stories/{story}", key=server.keys["eve"]).status != 404:
+        found.faults.append("DELETE of another's story")
     found.figure = ", ".join(
         f"{name} {count}" for name, count in sorted(seen.items()) if name.startswith(("nob", "eve"))
     )
@@ -452,7 +457,8 @@ def attack_by_chance(server: Server, count: int, seed: int = 0) -> Round:
                   if not path.endswith("/events")]  # fmt: skip
     seen: Counter[int] = Counter()
     words = ["prompt", "model", "image", "extend", "loras", "seconds", "size", "num_frames", "seed", "request", "place",
-             "step", "favourite", "name", "dataset", "steps", "more", "a", "height", "width", "num_videos"]  # fmt: skip
+             "step", "favourite", "name", "dataset", "steps", "more", "a", "height", "width", "num_videos",
+             "lines", "keep", "cut", "remember", "causal", "window_frames"]  # fmt: skip
     ids = [server.ask("POST", "/v1/videos", {"prompt": f"x {n}"}, key=key).json()["id"] for n in range(5)]
 
     def value(depth: int = 0) -> Any:
@@ -488,6 +494,9 @@ def attack_by_chance(server: Server, count: int, seed: int = 0) -> Round:
             method, path = "POST", "/gradio/gradio_api/run/predict"
         elif choice < 0.2:
             body, method, path = {"prompt": value(2), "file": value(2)}, "POST", "/v1/videos/check"
+        elif choice < 0.25:
+            lines = [dice.choice(["x", value(2), {"prompt": "x", dice.choice(words): value(2)}]) for _ in range(3)]
+            body, method, path = {"lines": lines, dice.choice(words): value(2)}, "POST", "/v1/stories/check"
         else:
             template, method = dice.choice(operations)
             path = path_of(template)

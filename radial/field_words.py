@@ -66,6 +66,21 @@ WORDS = {
     "crf": "quality of mp4 and webm; lower is better and larger",
     "metadata": "keep the settings in the file",
 }
+# What the fields of a story mean that a clip has not, or that mean something else there.
+STORY_WORDS = {
+    "lines": "the story's prompts in their order, each words or an object of prompt, name (of its figure), seconds, "
+    "cut (the picture cuts before it) and seed (of its own)",
+    "seconds": "of a line that does not say; a native clip's when left out",
+    "remember": "what an earlier segment leaves: nothing, its last frame, the mean of its frames, or less with age",
+    "window_frames": "latent frames before a chunk that it sees whole",
+    "chunk_frames": "latent frames that are made at a time",
+    "memory_frames": "latent frames that a radial memory keeps at most",
+    "memory_thinning": "one token in so many is left of a last frame",
+    "memory_positions": "distances that memory can have",
+    "causal": "the model makes stories in chunks by itself, without an adapter that says so",
+    "read_decay": "read the cache by the radial rule of this decay, not whole",
+    "rectify_every": "with read_decay, write the cache by whole reads every so many chunks; 0: never",
+}
 
 
 def sentence(name: str, more: str = "") -> str:

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,27 @@ class RemoteVideo:
     eta: float | None
     prompt: str
     files: int
+    error: str
+    raw: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        return self.state in ("done", "failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class RemoteStory:
+    """A story as the server told of it: the segment it is at, from 1, of how many, and for how long its film plays
+    already; ``raw`` is all it said."""
+
+    id: str
+    status: str
+    state: str
+    progress: int
+    eta: float | None
+    segment: int
+    segments: int
+    playable_seconds: float
     error: str
     raw: dict[str, Any]
 
@@ -62,6 +83,35 @@ class Client:
             OutputError: it does not answer.
         """
         return _video(self._call("POST", "/v1/videos", {"prompt": prompt} | fields))
+
+    def create_story(self, lines: Sequence[str | dict[str, Any]], **fields: Any) -> RemoteStory:
+        """Put a story into the queue: its prompts, or objects of ``prompt``, ``name``, ``seconds`` and ``cut``; fields
+        are those of a video's request, and of stories. :meth:`wait`, :meth:`download`, :meth:`cancel` and
+        :meth:`delete` take its id as a video's.
+
+        Raises:
+            RequestError: the server refuses, and says why.
+            OutputError: it does not answer.
+        """
+        return _story(self._call("POST", "/v1/stories", {"lines": list(lines)} | fields))
+
+    def continue_story(
+        self, id: str, lines: Sequence[str | dict[str, Any]], *, keep: int | None = None
+    ) -> RemoteStory:  # fmt: skip
+        """Go on with a story whose film has ended: another one of its segments, or of its first ``keep``, and lines."""
+        body = {"lines": list(lines)} | ({} if keep is None else {"keep": keep})
+        return _story(self._call("POST", f"/v1/stories/{id}/continue", body))
+
+    def get_story(self, id: str) -> RemoteStory:
+        """How a story stands."""
+        return _story(self._call("GET", f"/v1/stories/{id}"))
+
+    def story_events(self, id: str) -> Iterator[RemoteStory]:
+        """The story each time it changes, until it is finished."""
+        with self._open("GET", f"/v1/stories/{id}/events") as stream:
+            for line in stream:
+                if line.startswith(b"data: "):
+                    yield _story(json.loads(line[6:]))
 
     def get(self, id: str) -> RemoteVideo:
         """How a video stands."""
@@ -151,3 +201,9 @@ def _video(raw: dict[str, Any]) -> RemoteVideo:
     problem = (raw.get("error") or {}).get("message", "")
     return RemoteVideo(raw["id"], raw["status"], raw["state"], raw["progress"], raw["eta"], raw["prompt"],
                        len(raw["files"]), problem, raw)  # fmt: skip
+
+
+def _story(raw: dict[str, Any]) -> RemoteStory:
+    problem = (raw.get("error") or {}).get("message", "")
+    return RemoteStory(raw["id"], raw["status"], raw["state"], raw["progress"], raw["eta"], raw["segment"],
+                       len(raw["segments"]), raw["playable_seconds"], problem, raw)  # fmt: skip

@@ -45,23 +45,10 @@ class Chunks:
         self.engine = StoryEngine(model.pipe.transformer, scheduler_of, self._plan, sampling, self._size)
         self._words: tuple[int, Words] | None = None
 
-    @property
-    def count(self) -> int:
-        return self._plan.chunks
-
-    def segment_of(self, piece: int) -> int:
-        """The segment of a chunk."""
-        return self._plan.segment_of(piece)
-
-    def frames_of(self, piece: int) -> int:
-        """Frames that a chunk adds to the film."""
-        stride = self._model.spec.stride[0]
-        return stride * len(self._plan.frames_of(piece)) - (stride - 1 if piece == 0 else 0)
-
     def make(self, piece: int, on_step: Callable[[int], None]) -> tuple[Frames, dict[str, Tensor]]:
         """A chunk's frames, and what the next ones need of it."""
         # A seed for each chunk, on the CPU: it does not depend on how many were made in this process.
-        generator = torch.Generator("cpu").manual_seed((self._story.request.seed * 1_000_003 + piece) % 2**63)
+        generator = torch.Generator("cpu").manual_seed(self._story.seed_of(piece, 2**63))
         channels = self._model.pipe.transformer.config.in_channels
         shape = (1, channels, len(self._plan.frames_of(piece)), *self._size)
         noise = torch.randn(shape, generator=generator).to(self._model.device)
@@ -86,7 +73,7 @@ class Chunks:
         self.engine.close()
 
     def _words_of(self, piece: int) -> Words:
-        segment = self.segment_of(piece)
+        segment = self._plan.segment_of(piece)
         if self._words is None or self._words[0] != segment:
             told = encode_words(self._story.request, self._model, [self._story.lines[segment].prompt])
             self._words = segment, told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 import time
@@ -22,13 +23,13 @@ from radial.stories.request import StoryRequest
 from radial.stories.state import FilmState, Piece, state_folder
 from radial.stories.windows import Windows
 from radial.video.encoding import Frames
-from radial.video.film import GrowingFilm, finish_film
+from radial.video.film import Film, GrowingFilm, finish_film
 
 
 @dataclass(frozen=True)
 class Made:
-    """A piece that was finished: its number, of how many; its segment, of how many; the film so far, its seconds, and
-    whether it was there before."""
+    """A piece that was finished: its number, of how many; its segment, of how many; the film so far, its seconds and
+    bytes; whether it was there before, and if not, the piece's last frame."""
 
     piece: int
     pieces: int
@@ -36,18 +37,13 @@ class Made:
     segments: int
     film: Path
     seconds: float
+    size: int
     taken_up: bool
+    frame: Frames | None = None
 
 
 class Maker(Protocol):
     """Makes the pieces of a film in order."""
-
-    @property
-    def count(self) -> int: ...
-
-    def segment_of(self, piece: int) -> int: ...
-
-    def frames_of(self, piece: int) -> int: ...
 
     def make(self, piece: int, on_step: Callable[[int], None]) -> tuple[Frames, dict[str, Tensor]]: ...
 
@@ -58,8 +54,8 @@ class Maker(Protocol):
 
 def make_film(
     story: StoryRequest, output: Path, *, model: LoadedModel | None = None, overwrite: bool = False,
-    anew: bool = False, folder: Path | None = None, on_event: OnEvent = lambda event: None,
-    on_made: Callable[[Made], None] = lambda made: None,
+    anew: bool = False, folder: Path | None = None, base: FilmState | None = None,
+    on_event: OnEvent = lambda event: None, on_made: Callable[[Made], None] = lambda made: None,
 ) -> Path:  # fmt: skip
     """Make a story's film, or go on with one that was stopped, or whose story has grown.
 
@@ -69,6 +65,7 @@ def make_film(
         overwrite: replace the file.
         anew: make anew what was made of another story, or in another way.
         folder: of the film in the making; beside ``output`` when left out.
+        base: see :func:`grow_film`.
         on_event: told about loading, and every denoising step.
         on_made: told about every piece that is in the film.
 
@@ -85,84 +82,130 @@ def make_film(
         if model is None:
             on_event(Event("load"))
             model = load(story.request, lambda done, total: on_event(Event("download", done >> 20, total >> 20)))
-        for note in (*model.notes, *_notes(story)):
-            on_event(Event("load", note=note))
-        started = time.monotonic()
-        maker: Maker = Windows(story, model, state.folder) if story.memory is None else Chunks(story, model)
-        try:
-            with quiet():
-                ends = _render(story, model, maker, state, on_event, on_made, anew=anew)
-        finally:
-            maker.close()
-        finish_film(state.film, output, _receipt(story, model, ends, time.monotonic() - started), overwrite=overwrite)
+        film = grow_film(story, state, model, base=base, anew=anew, on_event=on_event, on_made=on_made)
+        finish_film(film.path, output, film.receipt, overwrite=overwrite)
     return output
 
 
-def _render(
-    story: StoryRequest, model: LoadedModel, maker: Maker, state: FilmState, on_event: OnEvent,
-    on_made: Callable[[Made], None], *, anew: bool,
-) -> list[int]:  # fmt: skip
-    """Make what is not there yet: the frames of the film at the end of each segment."""
-    about = _abouts(story, model, maker)
-    there = list(state.pieces())
-    pairs = zip(there, about, strict=False)
-    same = next((n for n, (piece, wanted) in enumerate(pairs) if piece.about != wanted), min(len(there), len(about)))
-    made_with = _made_with(story, model)
-    if same < len(there) and not anew:
-        differences = _differences(state.told().get("made"), made_with)
-        since = f"segment {maker.segment_of(same) + 1}" if same < len(about) else "the story's end"
-        raise RequestError(
-            f"{state.folder} holds a film of another story or other settings, from {since} on{differences}; take "
-            "another --output, or --overwrite to make it anew from there"
-        )
-    state.drop_from(same)
-    there = there[:same]
-    state.begin(story.told() | {"seed": story.request.seed, "made": made_with})
-    ends = [0] * len(story.lines)
-    frames = 0
+def grow_film(
+    story: StoryRequest, state: FilmState, model: LoadedModel, *, base: FilmState | None = None, anew: bool = False,
+    on_event: OnEvent = lambda event: None, on_made: Callable[[Made], None] = lambda made: None,
+    is_enough: Callable[[], bool] = lambda: False,
+) -> Film:  # fmt: skip
+    """Make what is not there yet of a story's film, in a folder that is locked.
 
-    def tell(piece: int, *, taken_up: bool) -> None:
+    Args:
+        base: another film, from which this one goes on where nothing of it was begun: the segments that are alike stay
+            as they were made, or it is an error.
+        anew: make anew what was made of another story, or in another way.
+        is_enough: asked after every step; once it says so, the film ends with the last piece that is there, of which it
+            has one at least.
+
+    Raises:
+        RequestError, OutputError, GenerationError: as :func:`make_film` does.
+    """
+    for note in (*model.notes, *_notes(story)):
+        on_event(Event("load", note=note))
+    started = time.monotonic()
+    maker: Maker = Windows(story, model, state.folder) if story.memory is None else Chunks(story, model)
+    try:
+        with quiet():
+            made = _render(story, model, maker, state, base, anew, on_event, on_made, is_enough)
+    finally:
+        maker.close()
+    receipt = _receipt(story, model, story.ends(made), time.monotonic() - started)
+    return Film(state.film, receipt, made == story.count())
+
+
+class _EnoughError(Exception):
+    """The film ends with what is there of it."""
+
+
+def _render(
+    story: StoryRequest, model: LoadedModel, maker: Maker, state: FilmState, base: FilmState | None, anew: bool,
+    on_event: OnEvent, on_made: Callable[[Made], None], is_enough: Callable[[], bool],
+) -> int:  # fmt: skip
+    """Make what is not there yet: how many pieces there are then."""
+    pieces, stride = story.pieces(), model.spec.stride[0]
+    added = [stride * latents + (1 if number == 0 else 0) for number, (_, latents) in enumerate(pieces)]
+    about, frames = _abouts(story, model, added), 0
+    there = _take_up(story, model, state, about, base, anew=anew)
+
+    def tell(number: int, size: int, *, taken_up: bool, frame: Frames | None = None) -> None:
         nonlocal frames
-        segment = maker.segment_of(piece)
-        frames += maker.frames_of(piece)
-        ends[segment] = frames
-        on_made(Made(piece, maker.count, segment, len(ends), state.film, frames / story.fps, taken_up))
+        frames += added[number]
+        on_made(Made(number, len(pieces), pieces[number][0], len(story.lines), state.film, frames / story.fps, size,
+                     taken_up, frame))  # fmt: skip
 
     last = there[-1] if there else Piece("", {})
     film = GrowingFilm(state.film, story.fps, size=last.size, frames=last.frames)
     try:
         for number, piece in enumerate(there):
             maker.restore(number, piece.tensors, len(there))
-            tell(number, taken_up=True)
+            tell(number, piece.size, taken_up=True)
         steps = story.request.num_inference_steps or 1
-        for number in range(len(there), maker.count):
+        for number in range(len(there), len(pieces)):
+            if number and is_enough():
+                return number
             _check_room(state.folder)
 
             def on_step(step: int, number: int = number) -> None:
                 on_event(Event("denoise", step + 1, steps, number))
+                if is_enough() and number:
+                    raise _EnoughError
 
-            made, tensors = maker.make(number, on_step)
-            if len(made) != maker.frames_of(number):
-                raise GenerationError(f"piece {number + 1} has {len(made)} frames, not {maker.frames_of(number)}")
+            try:
+                made, tensors = maker.make(number, on_step)
+            except _EnoughError:
+                return number
+            if len(made) != added[number]:
+                raise GenerationError(f"piece {number + 1} has {len(made)} frames, not {added[number]}")
             size = film.append(made)
             state.add(number, Piece(about[number], tensors, size, film.frames))
-            tell(number, taken_up=False)
+            tell(number, size, taken_up=False, frame=made[-1])
     finally:
         film.close()
-    return ends
+    return len(pieces)
 
 
-def _abouts(story: StoryRequest, model: LoadedModel, maker: Maker) -> list[str]:
+def _take_up(
+    story: StoryRequest, model: LoadedModel, state: FilmState, about: list[str], base: FilmState | None, *, anew: bool
+) -> list[Piece]:
+    """What was made before and counts; what does not is no more."""
+    told, anew_from = state.told(), 0 if anew else None  # a segment
+    if base is not None and not told:
+        told = base.told()
+        anew_from = story.alike_until(told)
+        state.take_over(base)
+    there, made_with = list(state.pieces()), _made_with(story, model)
+    pairs = zip(there, about, strict=False)
+    same = next((n for n, (piece, wanted) in enumerate(pairs) if piece.about != wanted), min(len(there), len(about)))
+    segment = story.segment_at(same) if same < len(about) else len(story.lines)
+    if same < len(there) and (anew_from is None or segment < anew_from):
+        differences = _differences(told.get("made"), made_with)
+        since = f"segment {segment + 1}" if same < len(about) else "the story's end"
+        mend = "take another --output, or --overwrite to make it anew from there"
+        if anew_from is not None:
+            mend = "a film goes on only as it was made: make this one as a story of its own"
+        raise RequestError(
+            f"{state.folder} holds a film of another story or other settings, from {since} on{differences}; {mend}"
+        )
+    state.drop_from(same)
+    state.begin(story.told() | {"seed": story.request.seed, "made": made_with})
+    return there[:same]
+
+
+def _abouts(story: StoryRequest, model: LoadedModel, added: list[int]) -> list[str]:
     """Of each piece, a digest of all that decides it: the settings, and every line up to its own."""
     parts = (model.fingerprint, model.loras, model.device.type, str(model.dtype), *_fingerprints(story))
     whole = hashlib.sha256(story.digest(repr(parts)).encode())
-    found, segment = [], -1
-    for piece in range(maker.count):
-        if maker.segment_of(piece) != segment:
-            segment = maker.segment_of(piece)
-            line = story.lines[segment]
-            whole.update(repr((line.prompt, line.cut)).encode())
-        whole.update(f"/{maker.frames_of(piece)}".encode())
+    found, before = [], -1
+    for (segment, _), frames in zip(story.pieces(), added, strict=True):
+        if segment != before:
+            before, line = segment, story.lines[segment]
+            own = () if line.seed is None else (line.seed,)
+            whole.update(repr((line.prompt, line.cut, *own)).encode())
+        whole.update(f"/{frames}".encode())
         found.append(whole.hexdigest()[:32])
     return found
 
@@ -208,16 +251,18 @@ def _notes(story: StoryRequest) -> list[str]:
 
 def _check_room(folder: Path) -> None:
     if shutil.disk_usage(folder).free < 32 << 20:
-        raise OutputError(f"the disk of {folder} is full: what is finished plays, and the film goes on from there")
+        problem = OutputError(f"the disk of {folder} is full: what is finished plays, and the film goes on from there")
+        problem.errno = errno.ENOSPC  # it passes
+        raise problem
 
 
-def _receipt(story: StoryRequest, model: LoadedModel, ends: list[int], seconds: float) -> dict[str, Any]:
-    """How a film was made, with every prompt and its time."""
+def _receipt(story: StoryRequest, model: LoadedModel, ends: tuple[int, ...], seconds: float) -> dict[str, Any]:
+    """How a film was made, with every prompt and its time; of one that was ended early, those that it has."""
     attention = {"kind": "causal" if story.memory is not None else story.request.attention_settings.kind}
     receipt = make_receipt(story.request, model, attention, {"film": round(seconds, 3)})
     begins = [0, *ends[:-1]]
     lines = [
         asdict(line) | {"begin": begin / story.fps, "end": end / story.fps}
-        for line, begin, end in zip(story.lines, begins, ends, strict=True)
+        for line, begin, end in zip(story.lines, begins, ends, strict=False)
     ]
     return receipt | {"story": story.told() | {"lines": lines}}

@@ -24,7 +24,7 @@ from radial.stories.script import Line, check_seconds, is_number, lines_told
 Way = Literal["chunks", "windows"]
 # Fields of a clip's request that count nothing in a story; and in one that is made chunk by chunk, whose sampling is
 # its own.
-_CLIPS_ALONE = (*STEERING, "last_image", "num_videos", "then", "num_frames")
+OF_CLIPS_ALONE = (*STEERING, "last_image", "num_videos", "then", "num_frames")
 _WHOLE_CLIPS = ("decoder", "positions", "riflex", "guidance_scale_2", "true_cfg_scale")
 OVERLAP = 5  # frames that a window of a text-to-video model begins with: two latent ones
 
@@ -65,30 +65,70 @@ class StoryRequest:
     def plan(self) -> StoryPlan:
         """The chunks of a story that is made in chunks: each line's time, to the nearest one."""
         assert self.memory is not None
-        a_chunk = self.memory.chunk_frames * self.spec.stride[0]
-        chunks = tuple(max(1, round(self._seconds_of(line) * self.fps / a_chunk)) for line in self.lines)
         cuts = tuple(number for number, line in enumerate(self.lines) if line.cut)
-        return StoryPlan(self.memory, chunks, cuts)
+        return StoryPlan(self.memory, tuple(count for count, _ in self._parts()), cuts)
 
-    def windows(self) -> tuple[tuple[int, int], ...]:
-        """The windows of a story that is made so: each one's segment, and the frames that it adds."""
-        found: list[tuple[int, int]] = []
-        stride = self.spec.stride[0]
-        # Beside the frames that it begins with: a native clip is not cut in two for a latent frame more.
-        most = max(1, (self.spec.native_frames - 1) // stride)
-        for number, line in enumerate(self.lines):
-            steps = max(1, round(self._seconds_of(line) * self.fps / stride))
-            count = -(-steps // most)
-            shares = [steps * (place + 1) // count - steps * place // count for place in range(count)]
-            found += [(number, share * stride) for share in shares]
+    def pieces(self) -> tuple[tuple[int, int], ...]:
+        """The pieces that the film is made of, chunks or windows: each one's segment, and the latent frames that it
+        adds beside the first of all."""
+        return tuple(
+            (number, frames * (place + 1) // count - frames * place // count)
+            for number, (count, frames) in enumerate(self._parts())
+            for place in range(count)
+        )
+
+    def count(self) -> int:
+        """How many pieces the film is made of."""
+        return sum(count for count, _ in self._parts())
+
+    def ends(self, pieces: int) -> tuple[int, ...]:
+        """When so many pieces are there, the film's frames at the end of each segment that has any."""
+        found, latents = [], 0
+        for count, frames in self._parts():
+            if pieces <= 0:
+                break
+            latents += frames * min(pieces, count) // count
+            pieces -= count
+            found.append(1 + latents * self.spec.stride[0])
         return tuple(found)
 
-    def _seconds_of(self, line: Line) -> float:
-        return self.seconds if line.seconds is None else line.seconds
+    def segment_at(self, pieces: int) -> int:
+        """The segment of the piece that is made when so many are there; the last one where all are."""
+        for number, (count, _) in enumerate(self._parts()):
+            if pieces < count:
+                return number
+            pieces -= count
+        return len(self.lines) - 1
+
+    def _parts(self) -> tuple[tuple[int, int], ...]:
+        """Of each segment, how many pieces it is made in, and the latent frames that these add."""
+        stride, spec = self.spec.stride[0], self.spec
+        times = [(self.seconds if line.seconds is None else line.seconds) * self.fps for line in self.lines]
+        if self.memory is not None:
+            size = self.memory.chunk_frames
+            chunks = (max(1, round(time / (size * stride))) for time in times)
+            return tuple((count, count * size) for count in chunks)
+        # Beside the frames that it begins with: a native clip is not cut in two for a latent frame more.
+        most = max(1, (spec.native_frames - 1) // stride)
+        latents = (max(1, round(time / stride)) for time in times)
+        return tuple((-(-frames // most), frames) for frames in latents)
+
+    def seed_of(self, piece: int, most: int) -> int:
+        """The seed of a piece, below ``most``: one of its own, however many were made in this process."""
+        seed = self.lines[self.segment_at(piece)].seed
+        return ((self.request.seed if seed is None else seed) * 1_000_003 + piece) % most
 
     def with_lines(self, lines: Sequence[Line]) -> StoryRequest:
         """The same with other segments."""
         return replace(self, lines=tuple(lines))
+
+    def alike_until(self, told: dict[str, Any]) -> int:
+        """How many of its first segments are those of another story, as :meth:`told` tells of it."""
+        lines = told.get("lines")
+        theirs = lines if isinstance(lines, list) else []
+        own = [asdict(line) for line in self.lines]
+        pairs = zip(own, theirs, strict=False)
+        return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(own), len(theirs)))
 
     def told(self) -> dict[str, Any]:
         """All of it, in values for JSON."""
@@ -115,16 +155,24 @@ def read_told(receipt: dict[str, Any]) -> StoryRequest:
     if not isinstance(story, dict) or not isinstance(fields, dict):
         raise RequestError("this is a clip, and no film of a story: `radial generate --extend` goes on with it")
     try:
-        lines = lines_told(story["lines"])
-        memory = None if story["memory"] is None else StoryMemory.model_validate(story["memory"])
-        request = make_request(**{str(key): value for key, value in fields.items()}).resolve()
-        seconds, decay, every = check_seconds(story["seconds"], "a line"), story["read_decay"], story["rectify_every"]
-        if seconds is None or not (decay is None or is_number(decay)) or not is_number(every):
-            raise TypeError("a number is none")
-        _check_reads(decay, every)
-        return StoryRequest(lines, request, seconds, memory, decay, int(every))
+        return story_told(make_request(**{str(key): value for key, value in fields.items()}).resolve(), story)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RequestError("the film's receipt does not say its story in a way that this version reads") from error
+
+
+def story_told(request: GenerationRequest, told: dict[str, Any]) -> StoryRequest:
+    """The story that :meth:`StoryRequest.told` tells of, whose clips are made as a resolved request says.
+
+    Raises:
+        KeyError, TypeError, ValueError: a value is missing, or breaks a rule.
+    """
+    lines = lines_told(told["lines"])
+    memory = None if told["memory"] is None else StoryMemory.model_validate(told["memory"])
+    seconds, decay, every = check_seconds(told["seconds"], "a line"), told["read_decay"], told["rectify_every"]
+    if seconds is None or not (decay is None or is_number(decay)) or not is_number(every):
+        raise TypeError("a number is none")
+    _check_reads(decay, every)
+    return StoryRequest(lines, request, seconds, memory, decay, int(every))
 
 
 def make_story_request(
@@ -145,7 +193,7 @@ def make_story_request(
     """
     spec = find_model(fields.get("model", "tiny"))
     request = make_request(prompt=lines[0].prompt, **fields)
-    _check_has_no_part(request, _CLIPS_ALONE, "a story")
+    _check_has_no_part(request, OF_CLIPS_ALONE, "a story")
     check_seconds(seconds, "seconds")
     if rectify_every != 1 and read_decay is None:
         raise RequestError(f"rectify_every {rectify_every} counts only with read_decay: give both, or neither")
@@ -233,6 +281,14 @@ def check_windows(spec: ModelSpec, request: GenerationRequest) -> None:
     if spec.image_pipeline is not None and spec.bucket_side is None and not spec.needs_last_image:
         raise RequestError(f"{spec.name} makes a story from an image on: give --image")
     raise RequestError(f"{spec.name} cannot make a story; models that can: {some_names(_in_windows)}")
+
+
+def ways_of(spec: ModelSpec) -> list[str]:
+    """How a model makes stories: in ``chunks``, with an adapter that was tuned for it; in ``windows``; and ``image``
+    where these must start from one."""
+    needs_image = _in_windows(spec) and spec.text_pipeline != "WanPipeline"
+    found = {"chunks": _in_chunks(spec), "windows": _in_windows(spec), "image": needs_image}
+    return [name for name, is_so in found.items() if is_so]
 
 
 def some_names(able: Any) -> str:

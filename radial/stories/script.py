@@ -13,14 +13,17 @@ words reach the model as they stand. Seconds before a line are its time. ``# cut
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from radial.errors import RequestError
 from radial.files import decode_text
+from radial.request import MAX_SEED
 
 MAX_LINES = 4096
+_OF_AN_ENTRY = ("prompt", "name", "seconds", "cut", "seed")
 _LONGEST = 600.0  # seconds of a line
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*s\s+(?=\S)")
 _NAME = re.compile(r"([^\W\d_][\w-]{0,31})\s*:\s*", re.UNICODE)
@@ -42,6 +45,7 @@ class Line:
         name: of its figure.
         returns: whether that figure was there before.
         cut: whether it begins at a hard cut: nothing of the segment before is in its window.
+        seed: that it is drawn from in place of the story's, as where it was made anew.
     """
 
     prompt: str
@@ -49,19 +53,20 @@ class Line:
     name: str | None = None
     returns: bool = False
     cut: bool = False
+    seed: int | None = None
 
 
-def read_story(text: str, known: frozenset[str] = frozenset()) -> tuple[Line, ...]:
+def read_story(text: str, known: frozenset[str] | None = None) -> tuple[Line, ...]:
     """The segments of a story that is written line by line.
 
     Args:
-        known: names that were given before, as where a film goes on.
+        known: names that were given before, where a film goes on; None where it begins.
 
     Raises:
         RequestError: a line is empty, a name is used before it is given, a time is out of bounds; says which line.
     """
     lines: list[Line] = []
-    named, cut = set(known), False
+    named, cut = set(known or ()), False
     rows = text.splitlines()
     while rows and not rows[-1].strip():
         rows.pop()
@@ -76,14 +81,14 @@ def read_story(text: str, known: frozenset[str] = frozenset()) -> tuple[Line, ..
         seconds, rest = None, row.strip()
         if (time := _SECONDS.match(rest)) is not None:
             seconds, rest = float(time[1]), rest[time.end() :]
-        lines.append(_line(rest, seconds, named, cut and bool(lines or known), f"line {number}"))
+        lines.append(_line(rest, seconds, named, cut and bool(lines or known is not None), f"line {number}"))
         cut = False
     return _checked(lines)
 
 
-def read_story_file(path: Path, known: frozenset[str] = frozenset()) -> tuple[Line, ...]:
+def read_story_file(path: Path, known: frozenset[str] | None = None) -> tuple[Line, ...]:
     """The segments of a story in a file; YAML where it is so named: a list of prompts, or of ``prompt``, ``name``,
-    ``seconds`` and ``cut``.
+    ``seconds``, ``cut`` and ``seed``.
 
     Raises:
         RequestError: it cannot be read, or breaks a rule of a story.
@@ -99,7 +104,7 @@ def read_story_file(path: Path, known: frozenset[str] = frozenset()) -> tuple[Li
     return read_story_yaml(text, known) if path.suffix.lower() in (".yaml", ".yml") else read_story(text, known)
 
 
-def read_story_yaml(text: str, known: frozenset[str] = frozenset()) -> tuple[Line, ...]:
+def read_story_yaml(text: str, known: frozenset[str] | None = None) -> tuple[Line, ...]:
     """The segments of a story in YAML.
 
     Raises:
@@ -127,16 +132,31 @@ def read_story_yaml(text: str, known: frozenset[str] = frozenset()) -> tuple[Lin
         raise RequestError(f"the story is not YAML: {where}{' '.join(told.split())[:_SHOWN]}") from error
     if not isinstance(found, list):
         raise RequestError("a story in YAML is a list of prompts")
+    return read_entries(found, known)
+
+
+def read_entries(found: Sequence[Any], known: frozenset[str] | None = None, what: str = "entry") -> tuple[Line, ...]:
+    """The segments of a story that is a list of prompts, or of ``prompt``, ``name``, ``seconds``, ``cut`` and ``seed``.
+
+    Args:
+        known: names that were given before, where a film goes on; None where it begins.
+        what: an entry is called in errors.
+
+    Raises:
+        RequestError: an entry breaks a rule of a story; says which.
+    """
+    if len(found) > MAX_LINES:
+        raise RequestError(f"a story has at most {MAX_LINES} lines, not {len(found)}")
     lines: list[Line] = []
-    named = set(known)
+    named = set(known or ())
     for number, entry in enumerate(found, 1):
-        where = f"entry {number}"
+        where = f"{what} {number}"
         values: dict[str, Any] = {"prompt": entry} if isinstance(entry, str) else entry
         if not isinstance(values, dict) or not isinstance(values.get("prompt"), str) or not values["prompt"].strip():
             raise RequestError(f"{where} is empty; write a prompt")
-        if unknown := [name for name in values if name not in ("prompt", "name", "seconds", "cut")]:
-            raise RequestError(f"{where} has {_shown(next(iter(unknown)))}; known are prompt, name, seconds and cut")
-        seconds, name = values.get("seconds"), values.get("name")
+        if unknown := [name for name in values if name not in _OF_AN_ENTRY]:
+            raise RequestError(f"{where} has {_shown(unknown[0])}; known are {', '.join(_OF_AN_ENTRY)}")
+        seconds, name, seed = values.get("seconds"), values.get("name"), check_seed(values.get("seed"), where)
         if seconds is not None and not is_number(seconds):
             raise RequestError(f"{where}: seconds must be a number, not {_shown(seconds)}")
         if name is not None and (not isinstance(name, str) or not _NAME.fullmatch(f"{name}:")):
@@ -144,7 +164,8 @@ def read_story_yaml(text: str, known: frozenset[str] = frozenset()) -> tuple[Lin
         words = values["prompt"].strip() if name is None else f"{name}: {values['prompt'].strip()}"
         if not isinstance(cut := values.get("cut", False), bool):
             raise RequestError(f"{where}: cut must be true or false, not {_shown(cut)}")
-        lines.append(_line(words, seconds, named, cut and bool(lines or known), where))
+        line = _line(words, seconds, named, cut and bool(lines or known is not None), where)
+        lines.append(replace(line, seed=seed))
     return _checked(lines)
 
 
@@ -165,13 +186,25 @@ def lines_told(told: Any) -> tuple[Line, ...]:
             raise RequestError(f"{where} has a name that is none")
         if not isinstance(returns, bool) or not isinstance(cut, bool):
             raise RequestError(f"{where} does not say whether it returns and is cut")
-        lines.append(Line(prompt, check_seconds(seconds, where), name, returns, cut))
+        seed = check_seed(values.get("seed"), where)
+        lines.append(Line(prompt, check_seconds(seconds, where), name, returns, cut, seed))
     return _checked(lines)
 
 
 def is_number(value: Any) -> bool:
     """Whether a value is a number; true and false are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_seed(seed: Any, where: str) -> int | None:
+    """The seed of a segment that has one of its own.
+
+    Raises:
+        RequestError: it is no whole number, or out of bounds.
+    """
+    if seed is not None and not (isinstance(seed, int) and is_number(seed) and 0 <= seed <= MAX_SEED):
+        raise RequestError(f"{where}: a seed is a whole number from 0 to {MAX_SEED}, not {_shown(seed)}")
+    return seed
 
 
 def check_seconds(seconds: Any, where: str) -> float | None:
@@ -194,6 +227,8 @@ def _shown(value: Any) -> str:
         return repr(value)[:_SHOWN]
     except ValueError:  # Python writes no number of thousands of digits
         return "a number that is far too large"
+    except RecursionError:
+        return "what is nested too deep"
 
 
 def _line(words: str, seconds: float | None, named: set[str], cut: bool, where: str) -> Line:
@@ -219,6 +254,8 @@ def _checked(lines: list[Line]) -> tuple[Line, ...]:
     if len(lines) > MAX_LINES:
         raise RequestError(f"a story has at most {MAX_LINES} lines, not {len(lines)}")
     for line in lines:
+        if any("\ud800" <= letter <= "\udfff" for letter in line.prompt):
+            raise RequestError("a line has halves of letters, as of text that was cut in its middle: write it anew")
         if len(line.prompt) > _MOST_LETTERS:
             raise RequestError(f"a line has at most {_MOST_LETTERS} letters; the one of {line.prompt[:40]!r} has more")
     return tuple(lines)

@@ -12,7 +12,10 @@ it was at, and what the film holds beyond the last whole piece is cut off.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +110,24 @@ class FilmState:
             return {}
         return told if isinstance(told, dict) else {}
 
+    def take_over(self, base: FilmState) -> None:
+        """Have the pieces of another film, where nothing was begun here yet.
+
+        Pieces never change, so they are shared where the disk can; the film, which grows, is a copy. Doing it again
+        after a crash does no harm.
+
+        Raises:
+            OutputError: the other film is being made, or a place cannot be written.
+        """
+        with base.locked():
+            if not base.film.is_file():
+                return
+            publish(self.film, lambda partial: shutil.copyfile(base.film, partial), overwrite=True)
+            number = 0
+            while (file := base._path(number)).is_file():
+                publish(self._path(number), functools.partial(_share, file), overwrite=True)
+                number += 1
+
     def add(self, number: int, piece: Piece) -> None:
         """Write a piece, under a temporary name first.
 
@@ -162,3 +183,11 @@ class FilmState:
 
     def _path(self, number: int) -> Path:
         return self.folder / "pieces" / f"{number:06d}.safetensors"
+
+
+def _share(file: Path, partial: Path) -> None:
+    """Give a file another name, or copy it where the disk knows no such thing."""
+    try:
+        os.link(file, partial)
+    except OSError:
+        shutil.copyfile(file, partial)

@@ -38,30 +38,16 @@ class Windows:
 
     def __init__(self, story: StoryRequest, model: LoadedModel, folder: Path) -> None:
         self._story, self._model, self._folder = story, model, folder
-        self._windows = story.windows()
+        self._windows = story.pieces()
         self._last: Frames | None = None  # of the film so far
-
-    @property
-    def count(self) -> int:
-        return len(self._windows)
-
-    def segment_of(self, piece: int) -> int:
-        """The segment of a window."""
-        return self._windows[piece][0]
-
-    def frames_of(self, piece: int) -> int:
-        """Frames that a window adds to the film."""
-        return self._windows[piece][1] + (1 if piece == 0 else 0)
 
     def make(self, piece: int, on_step: Callable[[int], None]) -> tuple[Frames, dict[str, Tensor]]:
         """A window's frames, and the last ones, with which the next begins."""
-        story, segment = self._story, self.segment_of(piece)
-        line, added = story.lines[segment], self._windows[piece][1]
-        begins = piece > 0 and self.segment_of(piece - 1) != segment
+        story, (segment, latents) = self._story, self._windows[piece]
+        line, added = story.lines[segment], latents * story.spec.stride[0]
+        begins = piece > 0 and self._windows[piece - 1][0] != segment
         alone = piece == 0 or (line.cut and begins)
-        request = story.request.with_values(
-            prompt=line.prompt, seed=(story.request.seed * 1_000_003 + piece) % 2**31, num_frames=1 + added
-        )
+        request = story.request.with_values(prompt=line.prompt, seed=story.seed_of(piece, 2**31), num_frames=1 + added)
         from_image = request.image is not None
         before = 0 if piece == 0 else 1
         with contextlib.ExitStack() as stack:
@@ -74,7 +60,11 @@ class Windows:
                     before = OVERLAP
                     request = request.with_values(num_frames=OVERLAP + added)
                     stack.enter_context(held(transformers_of(self._model.pipe), self._encode(self._last)))
-            tell: Callable[[Event], None] = lambda event: on_step(event.step) if event.stage == "denoise" else None  # noqa: E731
+
+            def tell(event: Event) -> None:
+                if event.stage == "denoise" and event.step:
+                    on_step(event.step - 1)
+
             (video,) = generate(request, model=self._model, on_event=tell)
         self._last = video.frames[-OVERLAP:]  # of what it began with, too, where it adds fewer
         return video.frames[before:], {_FRAMES: torch.from_numpy(self._last.copy())}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from radial.errors import OutputError, RequestError
 from radial.files import publish
 from radial.video.colour import from_rgb, set_tags, tags_for
-from radial.video.encoding import X264, Frames
+from radial.video.encoding import X264, Encoding, Frames
 
 _CRF = 16
 _TICKS = 512  # of the film's clock, a frame
@@ -77,6 +78,46 @@ class GrowingFilm:
     def close(self) -> None:
         """Let go of the file; calling it twice does no harm."""
         self._file.close()
+
+
+@dataclass(frozen=True)
+class Film:
+    """A film that was made: its growing file, its receipt, and whether all of it is there."""
+
+    path: Path
+    receipt: dict[str, Any] = field(repr=False)
+    whole: bool = True
+
+    def encode(self, path: Path, encoding: Encoding) -> None:
+        """Write it, as an ordinary MP4 of its packets, to this very file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        _remux(self.path, path, self.receipt if encoding.metadata else {})
+
+
+def picture_at(path: Path, seconds: float) -> Any:
+    """The picture of a film at a time, as an image of Pillow's; the last one before its end.
+
+    Raises:
+        OutputError: it cannot be read.
+    """
+    import av
+
+    try:
+        with av.open(str(path)) as film:
+            stream = film.streams.video[0]
+            film.seek(int(seconds / stream.time_base), stream=stream)
+            found = None
+            for found in film.decode(stream):
+                if found.time is not None and found.time + 1e-3 >= seconds:
+                    break
+            if found is None:
+                raise OutputError(f"{path.name} has no picture at {seconds:.2f} s")
+            return found.to_image()
+    except (av.FFmpegError, IndexError) as error:
+        raise OutputError(f"{path.name} cannot be read") from error
 
 
 def finish_film(growing: Path, path: Path, receipt: dict[str, Any], *, overwrite: bool) -> None:

@@ -213,7 +213,8 @@ def test_a_window_holds_the_frames_that_it_goes_on_from(
     wan_folder: Path, tmp_path: Path, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = request_of(wan_folder, "0.25s a red star rises\n0.25s it spins\n0.25s it falls", causal=False)
-    assert [added for _, added in short.windows()] == [4, 4, 4]
+    assert short.pieces() == ((0, 1), (1, 1), (2, 1))
+    assert [short.ends(count) for count in range(4)] == [(), (5,), (5, 9), (5, 9, 13)]
     maker, known = Windows(short, model, tmp_path), []
 
     def spy(transformers: Any, latents: torch.Tensor) -> Any:
@@ -238,12 +239,18 @@ def test_a_window_holds_the_frames_that_it_goes_on_from(
         maker.make(1, lambda step: None)
 
     story = request_of(wan_folder, causal=False)
-    windows = story.windows()
+    windows = story.pieces()
     assert [segment for segment, _ in windows] == [0, 1, 2]
-    assert windows[0][1] == 4
-    long = request_of(wan_folder, "20s a red star rises", causal=False)
-    assert sum(added for _, added in long.windows()) == 320
-    assert max(added for _, added in long.windows()) < long.spec.native_frames
+    assert windows[0][1] == 1
+    long = request_of(wan_folder, "20s a red star rises\n1s it falls", causal=False)
+    assert sum(latents for segment, latents in long.pieces() if segment == 0) == 80
+    assert 4 * max(latents for _, latents in long.pieces()) < long.spec.native_frames
+    assert [long.segment_at(count) for count in (0, long.count() - 2, long.count() - 1, long.count())] == [0, 0, 1, 1]
+    for story in (long, request_of(wan_folder)):  # however many are there, it says what they make
+        frames = [4 * latents for _, latents in story.pieces()]
+        assert [story.ends(count)[-1] for count in range(1, story.count() + 1)] == [
+            1 + sum(frames[:count]) for count in range(1, story.count() + 1)
+        ]
 
 
 def test_a_film_from_an_image_is_of_what_that_image_holds(tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ def made(studio: Studio) -> list[str]:
     ids = [studio.make(prompt=f"a clip, number {n}") for n in range(3)]
     for id_ in ids:
         studio.wait_for(id_, "done")
+    body = {"lines": ["a circle", {"prompt": "falls", "name": "ben", "cut": True}], "model": "small", "size": "64x64",
+            "seconds": 0.5, "num_inference_steps": 1, "seed": 1}  # fmt: skip
+    studio.wait_for(studio.call("POST", "/v1/stories", body)["id"], "done")
     ids.append(studio.make(prompt="fails", model="ltx-video", height=None, width=None, num_frames=None))
     studio.wait_for(ids[-1], "failed")
     return ids
@@ -62,6 +65,15 @@ def test_axe_finds_nothing(
     page.wait_for_selector(".zone")
     look("a model that starts from images")
     page.select_option("select[name=model]", "tiny")
+    go(page, "story")
+    page.wait_for_selector("#film-now .segments li.done img")
+    page.wait_for_selector("#story-told .fits")
+    look("story")
+    page.click('.segments button:has-text("From here on") >> nth=1')
+    page.wait_for_selector("#story .notice")
+    look("a film that goes on")
+    page.click('#story-form button:has-text("Start over")')
+    go(page, "create")
     block = studio.make_long(prompt="in front")
     waits = studio.make(prompt="waits")
     page.wait_for_selector("#now .stage")

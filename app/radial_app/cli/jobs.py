@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
 import typer
@@ -61,9 +61,8 @@ def list_jobs(
     table.add_column("clip", overflow="fold", ratio=1)
     for job in jobs:
         request = job.request
-        clip = (
-            f"{plain(request.prompt[:100])} ({request.model}, {request.width}x{request.height}, {request.num_frames})"
-        )
+        length = request.num_frames if job.story is None else f"a story of {len(job.story.lines)}"
+        clip = f"{plain(request.prompt[:100])} ({request.model}, {request.width}x{request.height}, {length})"
         error = f"\n[red]{escape(plain(job.error))}[/]" if job.error else ""
         colour = _COLOURS.get(job.state, "white")
         table.add_row(job.id, f"[{colour}]{job.state}[/]", where(job), clock(job.eta), f"{escape(clip)}{error}")
@@ -222,7 +221,9 @@ def work(
 
 def as_dict(job: Job) -> dict[str, Any]:
     """A job for readers of JSON."""
-    fields = asdict(job) | {"request": job.request.model_dump(mode="json"), "output": job.output.model_dump()}
+    story = None if job.story is None else job.story.told()
+    fields = asdict(replace(job, story=None)) | {"story": story}
+    fields |= {"request": job.request.model_dump(mode="json"), "output": job.output.model_dump()}
     return fields | {"files": [file.path for file in job.files if file.done]}
 
 
@@ -230,6 +231,8 @@ def where(job: Job) -> str:
     """How far it is."""
     if job.state == "running":
         video = f", video {job.video + 1}" if job.request.num_videos > 1 else ""
+        if job.story is not None:
+            video = f", segment {job.story.segment_at(job.pieces) + 1} of {len(job.story.lines)}"
         return f"{job.stage} {job.step}/{job.steps}{video}" if job.step else f"{job.stage}{video}"
     return ""
 

@@ -91,6 +91,8 @@ def render(
         devices = device or own_devices()
         if ray is None:
             check_devices(jobs, devices)
+        elif story := next((job for job in jobs if job.story is not None), None):
+            raise RequestError(f"{story.source}: a story is made on one machine, not on a cluster: leave --ray out")
         if ray is None and not force:
             check_all_fit(job.request for job in jobs)
         ours, skipped = enqueue(store, jobs, resume=resume)
@@ -253,6 +255,8 @@ def _show_jobs(jobs: list[Job], store: JobStore, *, resume: bool) -> None:
     for job in jobs:
         request = job.request
         size = f"{request.width}x{request.height}, {request.num_frames}"
+        if job.story is not None:
+            size = f"{request.width}x{request.height}, a story of {len(job.story.lines)}"
         key = f"{request.model} {size} {request.num_inference_steps} {request.attention} {request.decay}"
         if key not in known:
             known[key] = estimate(request, store)

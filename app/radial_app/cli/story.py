@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ from radial.stories.script import Line, read_story, read_story_file
 from radial.stories.state import FilmState, state_folder
 from radial.video.clip import read_receipt
 from radial_app.cli.terminal.options import (
+    DataDir,
     Force,
     Height,
     ModelName,
@@ -32,16 +34,19 @@ from radial_app.cli.terminal.options import (
     told_as_options,
 )
 from radial_app.cli.terminal.text import json_text
+from radial_app.jobs.job import Job, anchored, make_output
+from radial_app.jobs.store import JobStore
 
 if TYPE_CHECKING:
     from radial.stories.film import Made
 
+_OF_ANY_FILM = {"file", "output", "continue_film", "overwrite", "as_json", "quiet", "force", "queue", "data_dir"}
 _GROUPS = {
     "Film": ("seconds", "height", "width", "size", "fps", "seed", "image", "continue_film"),
     "Sampling": ("num_inference_steps", "guidance_scale", "negative_prompt", "flow_shift"),
     "Memory": ("kind", "window_frames", "chunk_frames", "memory_frames", "memory_thinning", "memory_positions",
                "causal", "read_decay", "rectify_every"),
-    "Machine": ("device", "dtype", "precision", "memory", "force"),
+    "Machine": ("device", "dtype", "precision", "memory", "force", "queue", "data_dir"),
 }  # fmt: skip
 
 
@@ -99,6 +104,10 @@ def story(
         Literal["auto", "full", "balanced", "low", "lowest"], typer.Option(help="How the model is laid out over a GPU.")
     ] = "auto",
     force: Force = False,
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Only put it into the queue, for `radial work` or `radial serve` to render.")
+    ] = False,
+    data_dir: DataDir = None,
     overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a chunk instead of text.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the path.")] = False,
@@ -109,16 +118,11 @@ def story(
     """
     folder, anew = None, overwrite
     if continue_film is not None:
-        if given := _given(context) - {"file", "output", "continue_film", "overwrite", "as_json", "quiet", "force"}:
+        if given := _given(context) - _OF_ANY_FILM:
             raise RequestError(f"a film goes on as it was made: leave out --{min(given).replace('_', '-')}")
-        before = read_told(read_receipt(continue_film))
+        before, folder = _made_before(continue_film, data_dir)
         lines = _read(file, frozenset(line.name for line in before.lines if line.name))
-        wanted, folder = before.with_lines((*before.lines, *lines)), state_folder(continue_film)
-        if not folder.is_dir():
-            raise RequestError(
-                f"{folder} is not there any more, and a film goes on from what it holds; `radial story` makes the film "
-                "again, with lines that follow its own"
-            )
+        wanted = before.with_lines((*before.lines, *lines))
         overwrite = overwrite or output is None or output.absolute() == continue_film.absolute()
         output = output or continue_film
     else:
@@ -139,20 +143,59 @@ def story(
         }  # fmt: skip
         with told_as_options([*fields, "read_decay", "rectify_every"]):
             wanted = make_story_request(
-                _read(file, frozenset()), spell_out(fields), seconds=seconds, causal=causal, read_decay=read_decay,
+                _read(file, None), spell_out(fields), seconds=seconds, causal=causal, read_decay=read_decay,
                 memory={name: value for name, value in chosen.items() if value is not None},
                 rectify_every=rectify_every,
             )  # fmt: skip
+        wanted = replace(wanted, request=anchored(wanted.request))
     check_output(output, ".mp4", overwrite=overwrite)
     wanted.request.check_files()
     if not force:
         check_fits(wanted.request)
-    _make(wanted, output, folder, overwrite=overwrite, anew=anew, as_json=as_json, quiet=quiet)
+    if queue:
+        _queue(wanted, output, folder, data_dir, overwrite=overwrite)
+        return
+    base = None
+    if continue_film is not None and folder is not None and folder != state_folder(continue_film):  # out of the queue
+        base, folder = FilmState(folder), None
+    _make(wanted, output, folder, base, overwrite=overwrite, anew=anew, as_json=as_json, quiet=quiet)
+
+
+def _made_before(film: Path, data_dir: Path | None) -> tuple[StoryRequest, Path]:
+    """The story of a film, and the folder that the film goes on from: beside it, or that of its job.
+
+    Raises:
+        RequestError: it is no film of a story, or the folder is gone.
+    """
+    before, folder = read_told(read_receipt(film)), state_folder(film)
+    if folder.is_dir():
+        return before, folder
+    with JobStore(data_dir) as store:
+        found = store.job_of_file(str(film.absolute()))
+        job = None if found is None else store.find_one(found[0])
+        if job is not None and job.story is not None and store.film_folder(job.id).is_dir():
+            return job.story, store.film_folder(job.id)
+    raise RequestError(
+        f"{folder} is not there any more, and a film goes on from what it holds; `radial story` makes the film "
+        "again, with lines that follow its own"
+    )
+
+
+def _queue(wanted: StoryRequest, output: Path, folder: Path | None, data_dir: Path | None, *, overwrite: bool) -> None:
+    wanted = replace(wanted, request=anchored(wanted.request))
+    name = output.stem.replace("{", "{{").replace("}", "}}")
+    job = Job(
+        id="", request=wanted.request, story=wanted, base="" if folder is None else str(folder.absolute()),
+        output=make_output(folder=str(output.absolute().parent), name=name, overwrite=overwrite),
+    )  # fmt: skip
+    with JobStore(data_dir) as store:
+        print(store.add([job])[0].id)
 
 
 def _make(
-    wanted: StoryRequest, output: Path, folder: Path | None, *, overwrite: bool, anew: bool, as_json: bool, quiet: bool
-) -> None:
+    wanted: StoryRequest, output: Path, folder: Path | None, base: FilmState | None, *, overwrite: bool, anew: bool,
+    as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
     from radial.stories.film import make_film  # brings torch, which takes seconds
 
     stderr = Console(stderr=True)
@@ -173,12 +216,12 @@ def _make(
             )  # fmt: skip
 
     path = make_film(
-        wanted, output, overwrite=overwrite, anew=anew, folder=folder, on_event=on_event, on_made=on_made
+        wanted, output, overwrite=overwrite, anew=anew, folder=folder, base=base, on_event=on_event, on_made=on_made
     )  # fmt: skip
     print(json_text({"path": str(path)}) if as_json else path)
 
 
-def _read(file: str, known: frozenset[str]) -> tuple[Line, ...]:
+def _read(file: str, known: frozenset[str] | None) -> tuple[Line, ...]:
     return read_story(sys.stdin.read(), known) if file == "-" else read_story_file(Path(file), known)
 
 

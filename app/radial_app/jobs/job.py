@@ -8,7 +8,7 @@ import re
 import string
 import time
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from radial.models.find import find_model, transformer_files_in
 from radial.models.table import MODELS
 from radial.request import GenerationRequest, make_request
 from radial.shorthands import spell_out
+from radial.stories.request import StoryRequest
 from radial.video.encoding import Encoding
 
 State = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
@@ -129,6 +130,10 @@ class Job:
         deferred_until: it waits until then, by the wall clock; for disk space, say.
         owner: the account it belongs to, where there are accounts.
         problem: why this version cannot read it; the request is then one that only stands for it.
+        story: what film to make, where it is no clip; ``request`` is then how its clips are made.
+        base: the folder of the film that it goes on from.
+        pieces: of the film that are finished.
+        film_bytes: of the growing film that they take.
     """
 
     id: str
@@ -158,6 +163,10 @@ class Job:
     owner: str = ""
     favourite: bool = False
     problem: str = ""
+    story: StoryRequest | None = None
+    base: str = ""
+    pieces: int = 0
+    film_bytes: int = 0
 
     def name_values(self, request: GenerationRequest, video: int) -> dict[str, Any]:
         """What templates of names can tell of one of its videos."""
@@ -237,9 +246,34 @@ def changed_request(request: GenerationRequest, changes: dict[str, Any]) -> Gene
     return anchored(make_request(**fields | changes)).resolve()
 
 
-def digest_of(request: GenerationRequest, output: Output, count: int = 0) -> str:
+def check_story_output(output: Output) -> None:
+    """Raise RequestError where a story's film cannot be kept as something: its parts are encoded as they come."""
+    encoding = output.encoding
+    if encoding.format != "mp4" or encoding.chosen_codec != "h264" or encoding.crf is not None:
+        raise RequestError("a story becomes an MP4 of H.264, of a quality of its own: leave format, codec and crf out")
+
+
+def changed(job: Job, changes: dict[str, Any]) -> tuple[GenerationRequest, StoryRequest | None]:
+    """What a job asks for with other values.
+
+    Raises:
+        RequestError: a value breaks a rule, or is one of a story's that stays.
+    """
+    if job.story is None:
+        return changed_request(job.request, changes), None
+    if other := sorted(changes.keys() - {"seed"}):
+        raise RequestError(
+            f"{other[0]} of a story that is queued stays as it is, and so does all but its seed: queue it anew"
+        )
+    request = job.request.with_values(**changes).resolve()
+    return request, replace(job.story, request=request)
+
+
+def digest_of(request: GenerationRequest, output: Output, count: int = 0, story: StoryRequest | None = None) -> str:
     """Tells a request that was written before: the ``count``-th of its kind in one file."""
     where = f"{output.encoding.model_dump_json()} {output.folder}"
+    if story is not None:
+        where += f" {json.dumps(story.told(), sort_keys=True)}"
     # As it was written when a sampler that was left open had a word of its own.
     written = request.model_copy(update={"sampler": request.sampler or "model"})
     text = f"{written.model_dump_json(exclude={'device', *request.later_fields()})} {where} {count}"

@@ -17,6 +17,7 @@ from radial.files import discard, rename_to_free_name, replace_with, sync
 from radial.input_files import with_files
 from radial.video.clip import Video, read_frames, read_receipt
 from radial.video.encoding import Encoding, even_sides, is_playable
+from radial.video.film import Film
 from radial.video.sound import read_sound
 from radial_app.jobs.job import Job, ResultFile
 from radial_app.jobs.store import JobStore
@@ -26,7 +27,7 @@ PASSING = {errno.ENOSPC: "disk space", errno.EDQUOT: "disk space", errno.EBUSY: 
 
 
 def publish_once(
-    store: JobStore, job: Job, index: int, video: Video, seconds: float, *, partial_clip: bool = False
+    store: JobStore, job: Job, index: int, video: Video | Film, seconds: float, *, partial_clip: bool = False
 ) -> ResultFile:
     """Give a job's video its name; ``partial_clip`` where its user ended it early.
 
@@ -34,7 +35,7 @@ def publish_once(
         OutputError: the place cannot be written; nothing is left there.
     """
     request = job.request.singles()[index]
-    wanted = job.output.path(job.name_values(request, index), shorten=True)
+    wanted = _former(job, index) or job.output.path(job.name_values(request, index), shorten=True)
     partial = _partial(job, index, wanted)
     try:
         wanted.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +46,8 @@ def publish_once(
         file = ResultFile(str(wanted.absolute()), digest, request.seed, round(seconds, 2), partial=partial_clip)
         store.record_receipt(job.id, index, video.receipt)
         file = _give_name(store, job, index, file, partial)
-        _write_proxy(video, Path(file.path), job.output.encoding)
+        if isinstance(video, Video):  # a film is always one that browsers play
+            _write_proxy(video, Path(file.path), job.output.encoding)
     except Exception as error:
         discard(partial)
         if isinstance(error, OutputError) or not isinstance(error, OSError):
@@ -85,11 +87,12 @@ def settle(store: JobStore, job: Job, index: int) -> ResultFile | None:
 def _give_name(store: JobStore, job: Job, index: int, file: ResultFile, partial: Path) -> ResultFile:
     wanted = Path(file.path)
     while True:
-        path = wanted if job.output.overwrite else free_name(wanted)
+        replaces = job.output.overwrite or wanted == _former(job, index)
+        path = wanted if replaces else free_name(wanted)
         file = replace(file, path=str(path))
         store.record_file(job.id, index, file)
         try:
-            if job.output.overwrite:
+            if replaces:
                 replace_with(partial, path)
             else:
                 rename_to_free_name(partial, path)
@@ -100,6 +103,14 @@ def _give_name(store: JobStore, job: Job, index: int, file: ResultFile, partial:
     file = replace(file, done=True)
     store.record_file(job.id, index, file)
     return file
+
+
+def _former(job: Job, index: int) -> Path | None:
+    """Where a video lies that its user had ended early; None where the file is another by now."""
+    file = job.files[index] if index < len(job.files) else None
+    if file is None or not (file.partial and file.done and Path(file.path).is_file()):
+        return None
+    return Path(file.path) if digest_file(Path(file.path)) == file.digest else None
 
 
 def _write_proxy(video: Video, path: Path, encoding: Encoding) -> None:
@@ -114,7 +125,7 @@ def _write_proxy(video: Video, path: Path, encoding: Encoding) -> None:
 def _write_missing_proxy(job: Job, path: Path) -> None:
     """The browsers' copy of a clip that was named by an attempt which ended before it had made one."""
     encoding = job.output.encoding
-    if encoding.format != "mp4" or proxy_path(path).exists() or not path.is_file():
+    if job.story is not None or encoding.format != "mp4" or proxy_path(path).exists() or not path.is_file():
         return
     height, width = job.request.clip_height, job.request.clip_width
     if not is_playable(encoding.chosen_codec, height, width):
@@ -143,7 +154,7 @@ def digest_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def without_home_paths(video: Video) -> Video:
+def without_home_paths(video: Video | Film) -> Video | Film:
     """A video whose receipt does not tell the name of whose home its inputs lie in."""
     request = video.receipt["request"]
     changes = with_files(request, lambda _, path: _from_home(path)) | {"model": _from_home(request["model"])}

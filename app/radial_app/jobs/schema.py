@@ -16,10 +16,11 @@ from pydantic import ValidationError
 from radial.errors import OutputError, RequestError, explain, explain_all, first_line
 from radial.plans.settings import DENSITY
 from radial.request import GenerationRequest
+from radial.stories.request import story_told
 from radial.version import __version__
 from radial_app.jobs.job import Job, Output, ResultFile
 
-_VERSION = 4
+_VERSION = 5
 _SCHEMA = """
 CREATE TABLE jobs (
     id TEXT PRIMARY KEY, state TEXT NOT NULL, control TEXT NOT NULL DEFAULT '', priority INTEGER NOT NULL DEFAULT 0,
@@ -71,6 +72,12 @@ CREATE INDEX results_by_path ON results (path);
 UPDATE jobs SET files = '[]' WHERE NOT json_valid(files) OR json_type(files) != 'array';
 INSERT INTO results SELECT jobs.id, key, json_extract(value, '$.path') FROM jobs, json_each(jobs.files)
 WHERE json_each.type = 'object' AND json_extract(value, '$.path') IS NOT NULL;
+""",
+    4: """
+ALTER TABLE jobs ADD COLUMN story TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN base TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN pieces INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN film_bytes INTEGER NOT NULL DEFAULT 0;
 """,
 }
 
@@ -137,7 +144,7 @@ def to_row(job: Job) -> dict[str, Any]:
     """
     row = {name: getattr(job, name) for name in (
         "id", "state", "control", "priority", "position", "batch", "source", "digest", "attempts", "worker", "created",
-        "owner", "favourite",
+        "owner", "favourite", "base", "pieces", "film_bytes",
     )}  # fmt: skip
     request = job.request.model_dump_json()
     try:
@@ -146,19 +153,23 @@ def to_row(job: Job) -> dict[str, Any]:
         raise RequestError(explain_all(error.errors())) from error
     return row | {
         "number": job.index, "request": request, "output": job.output.model_dump_json(), "files": dump_files(job.files),
+        "story": "" if job.story is None else json.dumps(job.story.told()),
     }  # fmt: skip
 
 
 def to_job(row: sqlite3.Row) -> Job:
     """The job of a row. What a row says that this version cannot read is its ``problem``, and hides no other row."""
     values = dict(row)
-    number, request, output, files = (values.pop(name) for name in ("number", "request", "output", "files"))
+    number, request, output, files, story = (
+        values.pop(name) for name in ("number", "request", "output", "files", "story")
+    )
     try:
+        read = GenerationRequest.model_validate_json(request)
         return Job(
-            request=GenerationRequest.model_validate_json(request), output=Output.model_validate_json(output),
-            files=files_of(files), index=number, **values,
+            request=read, output=Output.model_validate_json(output), files=files_of(files), index=number,
+            story=story_told(read, json.loads(story)) if story else None, **values,
         )  # fmt: skip
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         why = explain(error.errors()[0]) if isinstance(error, ValidationError) else first_line(error)
         problem = f"this job cannot be read by radial {__version__}, perhaps a later version wrote it: {why[:300]}"
         return Job(request=_stand_in(request), index=number, problem=problem, **values | {"error": problem})

@@ -20,10 +20,11 @@ from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from radial.errors import OutputError, RequestError
+from radial.files import discard
 from radial.input_files import named_files
 from radial.request import GenerationRequest
 from radial_app.jobs.folder import close_to_others, data_folder, keep_private
-from radial_app.jobs.job import FINISHED, UNFINISHED, Control, Job, ResultFile, State, changed_request
+from radial_app.jobs.job import FINISHED, UNFINISHED, Control, Job, ResultFile, State, changed
 from radial_app.jobs.locks import WorkerLocks
 from radial_app.jobs.recovery import MAX_ATTEMPTS, after_death, after_failure
 from radial_app.jobs.schema import (
@@ -58,7 +59,7 @@ class JobStore:
         self.folder = data_folder(folder)
         try:
             keep_private(self.folder)
-            for name in ("workers", "snapshots", "previews", "logs"):
+            for name in ("workers", "snapshots", "previews", "logs", "stories"):
                 keep_private(self.folder / name)
             self._database = open_database(self.folder / "jobs.db", patience)
             for name in ("jobs.db", "jobs.db-wal", "jobs.db-shm"):
@@ -135,6 +136,14 @@ class JobStore:
         with self._transaction() as database:
             database.execute("UPDATE jobs SET attempts = 1 WHERE id = ? AND state = 'running'", (job,))
 
+    def film_grew(self, job: str, pieces: int, film_bytes: int) -> None:
+        """The film of a running job has so many pieces, in so many bytes: what comes may fail as often as what was."""
+        with self._transaction() as database:
+            database.execute(
+                "UPDATE jobs SET pieces = ?, film_bytes = ?, step = 0, attempts = 1 WHERE id = ? AND state = 'running'",
+                (pieces, film_bytes, job),
+            )
+
     def record_file(self, job: str, index: int, file: ResultFile) -> None:
         """Note a video of a job, before and after it gets its name."""
         with self._transaction() as database:
@@ -204,6 +213,7 @@ class JobStore:
         for job in recovered:
             if job.control == "cancel":
                 self.forget_run(job.id)
+                self.forget_film(job.id)
         return recovered
 
     # What users do
@@ -236,8 +246,13 @@ class JobStore:
         return self._move_state(ids, ("paused",), "queued")
 
     def cancel(self, ids: Iterable[str], *, keep: bool) -> list[str]:
-        """Give jobs up; with ``keep``, running ones decode what they have."""
-        return self._control(ids, "finish" if keep else "cancel", ("queued", "paused"), "cancelled")
+        """Give jobs up; with ``keep``, running ones decode what they have, and films stay as far as they are."""
+        asked = self._control(ids, "finish" if keep else "cancel", ("queued", "paused"), "cancelled")
+        if not keep:
+            for id_, state in self.states(asked).items():
+                if state == "cancelled":
+                    self.forget_film(id_)
+        return asked
 
     def retry(self, ids: Iterable[str]) -> list[str]:
         """Try failed or cancelled jobs again, from their last snapshot where there is one."""
@@ -248,8 +263,8 @@ class JobStore:
         copies = []
         for job in map(self.get, ids):
             _check_readable(job)
-            request = changed_request(job.request, changes)
-            copies.append(Job(id="", request=request, output=job.output, index=job.index, batch=job.batch,
+            request, story = changed(job, changes)
+            copies.append(Job(id="", request=request, story=story, output=job.output, index=job.index, batch=job.batch,
                               source=job.source, priority=job.priority, owner=job.owner))  # fmt: skip
         return self.add(copies)
 
@@ -261,10 +276,10 @@ class JobStore:
         """
         job = self.get(id_)
         _check_readable(job)
-        request = changed_request(job.request, changes)
+        request, _ = changed(job, changes)
         with self._transaction() as database:
             done = database.execute(
-                "UPDATE jobs SET request = ?, digest = '', attempts = 0, files = '[]' "
+                "UPDATE jobs SET request = ?, digest = '', attempts = 0, files = '[]', pieces = 0, film_bytes = 0 "
                 "WHERE id = ? AND state IN ('queued', 'paused')",
                 (request.model_dump_json(), id_),
             )
@@ -341,8 +356,9 @@ class JobStore:
         with self._transaction() as database:
             database.execute("UPDATE jobs SET favourite = ? WHERE id = ?", (int(favourite), id_))
 
-    def remove(self, ids: Iterable[str]) -> list[str]:
-        """Forget jobs that do not run, and their snapshots; their videos stay."""
+    def remove(self, ids: Iterable[str], *, keep_films: bool = False) -> list[str]:
+        """Forget jobs that do not run, and their snapshots; their videos stay, and what films go on from where that is
+        kept."""
         removed = []
         with self._transaction() as database:
             for id_ in ids:
@@ -350,6 +366,8 @@ class JobStore:
                 removed += [id_] if done.rowcount else []
         for id_ in removed:
             self.forget_run(id_)
+            if not keep_films:
+                self.forget_film(id_)
         return removed
 
     def rows_of(self, id_: str) -> dict[str, Any]:
@@ -461,10 +479,16 @@ class JobStore:
             )
             return {path for (request,) in rows for _, path in named_files(json.loads(request))}
 
-    def goes_on_from(self, paths: Iterable[str]) -> str | None:
-        """A job that has not ended and needs one of these files."""
+    def goes_on_from(self, paths: Iterable[str], film: str = "") -> str | None:
+        """A job that has not ended and needs one of these files, or the film of a job."""
         wanted = set(paths)
         with explained():
+            row = self._database.execute(
+                "SELECT id FROM jobs WHERE state IN ('queued', 'running', 'paused') AND base = ? LIMIT 1",
+                (str(self.film_folder(film)),),
+            ).fetchone()
+            if film and row:
+                return str(row["id"])
             rows = self._database.execute("SELECT id, request FROM jobs WHERE state IN ('queued', 'running', 'paused')")
             needed = ((id_, path) for id_, request in rows for _, path in named_files(json.loads(request)))
             return next((id_ for id_, path in needed if path in wanted), None) if wanted else None
@@ -498,13 +522,13 @@ class JobStore:
 
     def page(
         self, states: Iterable[State], *, owner: str | None = None, favourites: bool = False,
-        with_files: bool = False, text: str = "",
+        with_files: bool = False, stories: bool = False, text: str = "",
         limit: int = 24, offset: int = 0, after: str | None = None, oldest_first: bool = False,
     ) -> list[Job]:  # fmt: skip
         """Jobs the latest first, those that have not ended before the others.
 
-        A page of all, of one owner, of favourites, of those with videos, of those whose prompt has a ``text``; from
-        behind a job on, where one is named, whatever has ended meanwhile.
+        A page of all, of one owner, of favourites, of those with videos, of stories, of those whose prompt has a
+        ``text``; from behind a job on, where one is named, whatever has ended meanwhile.
         """
         states = tuple(states)
         place, direction, beyond = ", ".join(_ORDER), *(("ASC", ">") if oldest_first else ("DESC", "<"))
@@ -512,11 +536,23 @@ class JobStore:
         with explained():
             rows = self._database.execute(
                 f"SELECT * FROM jobs WHERE state IN ({', '.join('?' for _ in states)}) AND owner = COALESCE(?, owner) "
-                "AND favourite >= ? AND json_array_length(files) >= ? "
+                "AND favourite >= ? AND json_array_length(files) >= ? AND (story != '') >= ? "
                 "AND (? = '' OR json_extract(request, '$.prompt') LIKE ? ESCAPE '\\') "
                 f"AND (? IS NULL OR ({place}) {beyond} (SELECT {place} FROM jobs WHERE id = ?)) "
                 f"ORDER BY {', '.join(f'{part} {direction}' for part in _ORDER)} LIMIT ? OFFSET ?",
-                (*states, owner, int(favourites), int(with_files), text, pattern, after, after, limit, offset),
+                (
+                    *states,
+                    owner,
+                    int(favourites),
+                    int(with_files),
+                    int(stories),
+                    text,
+                    pattern,
+                    after,
+                    after,
+                    limit,
+                    offset,
+                ),
             )
             return [to_job(row) for row in rows]
 
@@ -575,7 +611,8 @@ class JobStore:
             values += [absent, absent if (value := getattr(request, name)) is None else value]
         with explained():
             rows = self._database.execute(
-                f"SELECT files FROM jobs WHERE state = 'done' AND {conditions} ORDER BY finished DESC LIMIT 9",
+                f"SELECT files FROM jobs WHERE state = 'done' AND story = '' AND {conditions} "
+                "ORDER BY finished DESC LIMIT 9",
                 values,
             )
             seconds = sorted(file.seconds for row in rows for file in files_of(row["files"]))
@@ -637,6 +674,18 @@ class JobStore:
         for path in (self.snapshot_path(job), self.preview_path(job)):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+    def forget_film(self, job: str) -> None:
+        """Remove the growing film of a job, and what it goes on from."""
+        if not self.film_folder(job).exists():
+            return
+        discard(self.film_folder(job))
+        with self._transaction() as database:
+            database.execute("UPDATE jobs SET pieces = 0, film_bytes = 0 WHERE id = ?", (job,))
+
+    def film_folder(self, job: str) -> Path:
+        """Where the film of a job grows, and what it goes on from."""
+        return self.folder / "stories" / job
 
     def snapshot_path(self, job: str) -> Path:
         """Where a job keeps how far it is."""

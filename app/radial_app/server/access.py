@@ -34,7 +34,7 @@ _UPLOADS = ("/v1/files", "/v1/videos", "/v1/settings", "/v1/adapters", "/v1/data
 _OPEN = ("/login", "/healthz", *(f"/ui/{file}" for file in ("login.css", "tokens.css", "theme.js", "icon.svg")))
 _FORWARDED = (b"x-forwarded", b"forwarded", b"x-gradio", b"x-direct-url", b"x-original")
 # What a link on another page may lead to.
-_PAGES = re.compile(r"/|/(login|docs|queue|gallery|tune|models|settings)|/gallery/[0-9a-f]{1,40}")
+_PAGES = re.compile(r"/|/(login|docs|story|queue|gallery|tune|models|settings)|/(gallery|story)/[0-9a-f]{1,40}")
 _OF_OTHERS = b"access-control-"  # headers by which Gradio would let other pages read answers
 _BODY_SECONDS = 30.0  # in which some more of a body must come
 # The pages have no inline code, and nothing may be fetched from elsewhere.

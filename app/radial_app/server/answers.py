@@ -9,10 +9,11 @@ from starlette.responses import JSONResponse
 
 from radial.errors import RequestError, explain_all
 from radial.request import GenerationRequest
+from radial.stories.fields import OF_STORIES
 
 _CODES = {401: "invalid_api_key", 403: "forbidden", 404: "not_found", 409: "conflict", 413: "too_large",
           422: "invalid_value", 429: "rate_limit_exceeded", 503: "busy", 507: "insufficient_storage"}  # fmt: skip
-_FIELDS = {*GenerationRequest.model_fields, "size", "seconds", "preset", "file"}
+_FIELDS = {*GenerationRequest.model_fields, "size", "seconds", "preset", "file", "lines", "keep", *OF_STORIES}
 
 
 class InvalidFields(RequestError):

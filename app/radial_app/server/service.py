@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -124,8 +124,11 @@ class Service:
     def seconds_of(self, jobs: Iterable[Job]) -> list[float | None]:
         """How long each job should take, by what was made here."""
         known: dict[str, float | None] = {}  # of jobs that are alike
-        times = []
+        times: list[float | None] = []
         for job in jobs:
+            if job.story is not None:
+                times.append(None)
+                continue
             alike = job.request.model_dump_json(exclude={"prompt", "then", "negative_prompt", "seed"})
             if alike not in known:
                 one = self.store.seconds_of(job.request)
@@ -213,12 +216,16 @@ class Service:
             RequestError: there is no such video, or its file is gone.
         """
         file = self.file(id_, index, playable=True)
+        return self.keep_picture(f"{id_}-{index}", lambda: _first_picture(file), file.stat().st_mtime)
+
+    def keep_picture(self, name: str, draw: Callable[[], Any], since: float = 0.0) -> Path:
+        """Where a small picture lies, drawn as an image of Pillow's if it is not there, or older than a moment."""
         folder = self._paths.data / "thumbnails"
-        path = folder / f"{id_}-{index}.webp"
-        if not path.exists() or path.stat().st_mtime < file.stat().st_mtime:
+        path = folder / f"{name}.webp"
+        if not path.exists() or path.stat().st_mtime < since:
             keep_private(folder)
             with _ONE_AT_A_TIME:
-                publish(path, lambda partial: _write_thumbnail(file, partial), overwrite=True)
+                publish(path, lambda partial: _write_small(draw(), partial), overwrite=True)
         return path
 
     def act(self, id_: str, action: str, keep: bool = True) -> Job:
@@ -261,7 +268,7 @@ class Service:
 
     def _translated(self, job: Job, changes: dict[str, Any]) -> dict[str, Any]:
         found = self.inputs.translate(changes)
-        if not job.problem:  # which the store tells of
+        if not job.problem and job.story is None:  # which the store tells of
             self.inputs.check(changed_request(job.request, found), found)
         return found
 
@@ -273,12 +280,14 @@ class Service:
         """
         job = self.get(id_)
         paths = {file.path for file in job.files}
-        if (waiting := self.store.goes_on_from(paths)) is not None:
+        if (waiting := self.store.goes_on_from(paths, job.id)) is not None:
             raise Conflict(f"video {waiting} waits to go on from this one: cancel it first")
         rows = self.store.rows_of(job.id)
-        if not self.store.remove([job.id]):
+        if not self.store.remove([job.id], keep_films=True):
             raise Conflict(f"video {job.id} is running: cancel it first")
         moved = []
+        if (film := self.store.film_folder(job.id)).is_dir():
+            moved.append((str(film), str(move_to_trash(film, job.id))))
         for index, file in enumerate(job.files):
             path = Path(file.path)
             if self.store.job_of_file(file.path) is not None:  # another job's by now, which replaced it
@@ -286,8 +295,8 @@ class Service:
             for one in (path, proxy_path(path)):
                 if file.done and one.exists():
                     moved.append((str(one), str(move_to_trash(one, f"{job.id}-{index}-{one.name}"))))
-            (self._paths.data / "thumbnails" / f"{job.id}-{index}.webp").unlink(missing_ok=True)
-
+        for picture in (self._paths.data / "thumbnails").glob(f"{job.id}-*.webp"):
+            picture.unlink(missing_ok=True)
         self.trash.keep(rows, moved)
 
     @property
@@ -299,7 +308,7 @@ class Service:
         """A resolved request as its visitor writes it, what it will compute and take, and what to know of it."""
         spec = find_model(request.model)
         found = estimate(request, self.store)
-        lack, mend = _fit(request)
+        lack, mend = find_fit(request)
         return {
             "request": self.inputs.fields(request), "lack": lack, "mend": mend,
             "on_disk": checkpoint_folder(spec) is not None or cached_folder(spec.source) is not None,
@@ -320,7 +329,7 @@ class Service:
             raise RequestError(f"{MAX_WAITING} jobs wait already: wait for some, or cancel them")
 
 
-def _fit(request: GenerationRequest) -> tuple[str | None, dict[str, Any] | None]:
+def find_fit(request: GenerationRequest) -> tuple[str | None, dict[str, Any] | None]:
     """What this machine lacks for a resolved request, and values with which it would fit, where some do."""
     try:
         lack = find_lack(request)
@@ -354,17 +363,19 @@ class Conflict(RequestError):
 _PAST = {"pause": "paused", "resume": "resumed", "cancel": "cancelled", "retry": "retried"}
 
 
-def _write_thumbnail(file: Path, partial: Path) -> None:
+def _first_picture(file: Path) -> Any:
     from PIL import Image
 
     if file.suffix in (".png", ".gif", ".webp"):
-        image = Image.open(file).convert("RGB")
-    else:
-        try:
-            with contextlib.closing(decode_frames(file)) as frames:
-                image = Image.fromarray(next(frames))
-        except (OutputError, StopIteration) as error:
-            raise Missing(f"{file.name} cannot be read") from error
+        return Image.open(file).convert("RGB")
+    try:
+        with contextlib.closing(decode_frames(file)) as frames:
+            return Image.fromarray(next(frames))
+    except (OutputError, StopIteration) as error:
+        raise Missing(f"{file.name} cannot be read") from error
+
+
+def _write_small(image: Any, partial: Path) -> None:
     image.thumbnail((480, 480))
     image.save(partial, "WEBP", quality=80)
 

@@ -18,6 +18,7 @@ from radial.models.spec import BATCHED_GUIDANCE, ModelSpec
 from radial.models.step_caches import LEAST_STEPS
 from radial.models.table import MODELS
 from radial.request import GenerationRequest, make_request
+from radial.stories.request import ways_of
 from radial.timed_prompts import knows_timed_prompts
 from radial.video.encoding import Encoding
 from radial_app.jobs.job import DEFAULT_NAME, Job, Output, State, make_output
@@ -158,8 +159,19 @@ class VideoFile(BaseModel):
     name: str
 
 
+class StoryOfVideo(BaseModel):
+    """How far the film of a story is: the segment it is at, from 1, of how many; its pieces that are finished, of how
+    many; and what of it plays."""
+
+    segment: int
+    segments: int
+    pieces_done: int
+    pieces: int
+    playable_seconds: float
+
+
 class Video(BaseModel):
-    """A job, and the videos it makes."""
+    """A job, and the videos it makes; ``story`` where it makes the film of one."""
 
     id: str
     object: Literal["video"] = "video"
@@ -190,6 +202,7 @@ class Video(BaseModel):
     owner: str
     request: dict[str, Any]
     notes: list[str]
+    story: StoryOfVideo | None = None
 
 
 class VideoList(BaseModel):
@@ -222,9 +235,10 @@ class Change(BaseModel):
 
 
 class Model(BaseModel):
-    """A model and what it makes when a request leaves it open. ``download`` is about what comes where it is not here
-    yet, and ``memory`` what a GPU needs for a clip of its own size, whole and at the least, in bytes of 16-bit numbers;
-    None where nobody knows."""
+    """A model and what it makes when a request leaves it open. ``stories`` says how it makes those: in ``chunks``, with
+    an adapter that was tuned for it, in ``windows``, and whether these start from an ``image``. ``download`` is about
+    what comes where it is not here yet, and ``memory`` what a GPU needs for a clip of its own size, whole and at the
+    least, in bytes of 16-bit numbers; None where nobody knows."""
 
     id: str
     object: Literal["model"] = "model"
@@ -238,6 +252,7 @@ class Model(BaseModel):
     guidance_scale: float
     negative_prompt: str
     starts_from: list[str]
+    stories: list[str]
     takes_last_image: bool
     needs_last_image: bool
     steered_by: list[str]
@@ -268,15 +283,17 @@ def video_of(job: Job, inputs: Inputs, preview: float | None = None) -> Video:
     status = "completed" if job.state == "cancelled" and done else _STATUS[job.state]
     status = "failed" if job.problem else status
     notes: list[str] = []
-    fields = inputs.fields(request, notes)
+    fields, frames = inputs.fields(request, notes), request.clip_frames
+    if job.story is not None:
+        frames = job.story.ends(job.story.count())[-1]
     return Video(
         id=job.id, status=status, state=job.state,
         progress=_progress(job), created_at=int(job.created),
         started_at=None if job.started is None else int(job.started),
         completed_at=None if job.finished is None else int(job.finished), model=Path(request.model).name
         if Path(request.model).is_absolute() else request.model,
-        prompt=request.prompt, seconds=f"{request.clip_frames / (request.fps or 1):.4g}",
-        size=f"{request.clip_width}x{request.clip_height}", num_frames=request.clip_frames, fps=request.fps or 1,
+        prompt=request.prompt, seconds=f"{frames / (request.fps or 1):.4g}", story=_story_of(job),
+        size=f"{request.clip_width}x{request.clip_height}", num_frames=frames, fps=request.fps or 1,
         stage=job.stage, step=job.step, steps=job.steps, eta=job.eta, control=job.control,
         error=Problem(code=job.state, message=job.error or job.state) if status == "failed" else None, note=job.error,
         attempts=job.attempts, preview=preview, files=[
@@ -289,12 +306,23 @@ def video_of(job: Job, inputs: Inputs, preview: float | None = None) -> Video:
 
 
 def _progress(job: Job) -> int:
-    """Per cent of the denoising steps of all of a job's videos."""
+    """Per cent of the denoising steps of all of a job's videos, or of the film of its story."""
     if job.state == "done":
         return 100
-    videos = job.request.num_videos
     share = job.step / job.steps if job.steps and job.stage == "denoise" else float(job.stage in ("decode", "write"))
-    return min(99, int(100 * (job.video + share) / videos)) if job.state == "running" else 0
+    if job.story is not None:
+        return min(99, int(100 * (job.pieces + share) / job.story.count()))
+    return min(99, int(100 * (job.video + share) / job.request.num_videos)) if job.state == "running" else 0
+
+
+def _story_of(job: Job) -> StoryOfVideo | None:
+    if job.story is None:
+        return None
+    ends = job.story.ends(job.pieces)
+    return StoryOfVideo(
+        segment=job.story.segment_at(job.pieces) + 1, segments=len(job.story.lines), pieces_done=job.pieces,
+        pieces=job.story.count(), playable_seconds=round(ends[-1] / job.story.fps, 3) if ends else 0.0,
+    )  # fmt: skip
 
 
 def model_of(name: str, spec: ModelSpec, *, own: bool = False) -> Model:
@@ -308,6 +336,7 @@ def model_of(name: str, spec: ModelSpec, *, own: bool = False) -> Model:
         id=name, summary=spec.summary, width=spec.width, height=spec.height, num_frames=spec.num_frames,
         native_frames=spec.native_frames, fps=spec.fps, num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale, negative_prompt=spec.negative_prompt, starts_from=list(spec.starts_from),
+        stories=ways_of(spec),
         takes_last_image=spec.takes_last_image, needs_last_image=spec.needs_last_image,
         steered_by=list(spec.steered_by), most_references=spec.most_references,
         has_two_transformers=spec.has_two_transformers, guidance_is_embedded=spec.guidance_is_embedded,

@@ -17,7 +17,7 @@ from radial_app.studio.gradio_door import API, GradioDoor
 
 ASSETS = Path(__file__).with_name("assets")
 # Places of the page that have an address of their own.
-PLACES = ("/", "/queue", "/gallery", "/gallery/{id}", "/tune", "/models", "/settings")
+PLACES = ("/", "/story", "/story/{id}", "/queue", "/gallery", "/gallery/{id}", "/tune", "/models", "/settings")
 
 
 @dataclass(frozen=True)

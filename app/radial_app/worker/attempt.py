@@ -20,12 +20,15 @@ from radial.files import publish
 from radial_app.jobs.job import Job, State
 from radial_app.jobs.results import PASSING, publish_once, settle, without_home_paths
 from radial_app.jobs.store import JobStore
-from radial_app.worker.rendering import RemoteError, Rendered, Renderer, Stopped, Wish
+from radial_app.worker.rendering import FilmPlace, RemoteError, Renderer, Stopped, Wish
 
 if TYPE_CHECKING:
     from radial.generation.watch import Event
-    from radial.request import GenerationRequest
+    from radial.stories.film import Made
+    from radial.stories.request import StoryRequest
+    from radial.video.clip import Video
     from radial.video.encoding import Frames
+    from radial.video.film import Film
 
 log = logging.getLogger("radial.worker")
 
@@ -52,6 +55,8 @@ class Attempt:
         self._stage = ("load", 0, 0)
         self._reported = time.monotonic()
         self._begun: tuple[float, int] | None = None
+        # Parts that take so many steps each, the videos of a clip's job or the pieces of a film; which one it is at.
+        self._parts, self._part = (job.request.num_videos if job.story is None else job.story.count()), 0
         self._notes: set[str] = set()
 
     def run(self) -> Exception | None:
@@ -100,27 +105,42 @@ class Attempt:
 
     def _render(self) -> str:
         """Render the videos. Returns why it ended early, or nothing."""
+        if self.job.story is not None:
+            return self._render_film(self.job.story)
         for index, request in enumerate(self.job.request.singles()):
-            self._video = index
+            self._video = self._part = index
             if settle(self.store, self.job, index) is not None:
                 continue
             started, self._begun = time.monotonic(), None
             rendered = self._renderer.render(request, self.store.snapshot_path(self.job.id), self)
             if self.wish() == "cancel":
                 raise Stopped("cancel")
-            self._publish(request, rendered, time.monotonic() - started)
+            seconds = time.monotonic() - started + rendered.seconds_before
+            self._publish(rendered.video, seconds, early=rendered.finished_at is not None)
             if rendered.finished_at is not None:
                 return "stopped at step {} of {}; what there was is kept".format(*rendered.finished_at)
         return ""
 
-    def _publish(self, request: GenerationRequest, rendered: Rendered, seconds: float) -> None:
+    def _render_film(self, story: StoryRequest) -> str:
+        """Render what is left of a film. Returns why it ended early, or nothing."""
+        if settle(self.store, self.job, 0) is not None:
+            return ""
+        started, base = time.monotonic(), Path(self.job.base) if self.job.base else None
+        film = self._renderer.render_film(story, FilmPlace(self.store.film_folder(self.job.id), base), self)
+        if self.wish() == "cancel":
+            raise Stopped("cancel")
+        self._publish(film, time.monotonic() - started, early=not film.whole)
+        if film.whole:
+            return ""
+        there = len(film.receipt["story"]["lines"])
+        return f"stopped in segment {there} of {len(story.lines)}; what there was is kept, and trying again goes on"
+
+    def _publish(self, video: Video | Film, seconds: float, *, early: bool) -> None:
         self._report("write", 0, 0)
-        file = publish_once(
-            self.store, self.job, self._video, without_home_paths(rendered.video), seconds + rendered.seconds_before,
-            partial_clip=rendered.finished_at is not None,
-        )  # fmt: skip
+        told = without_home_paths(video)
+        file = publish_once(self.store, self.job, self._video, told, seconds, partial_clip=early)
         self.store.forget_run(self.job.id)
-        self._tell(self.job, (file, rendered.video))
+        self._tell(self.job, (file, video))
 
     def _stopped(self, why: Wish) -> None:
         if why == "stop":
@@ -130,6 +150,7 @@ class Attempt:
         else:
             self._end("cancelled")
             self.store.forget_run(self.job.id)
+            self.store.forget_film(self.job.id)
 
     def _end(self, state: State, error: str = "", **more: Any) -> None:
         """Settle the job, however long the database is locked: what was rendered must not be rendered again."""
@@ -164,9 +185,21 @@ class Attempt:
                 self._notes.add(event.note)
                 self._try("note", lambda: self.store.tell(self.job.id, "note", event.note))
             return
+        if self.job.story is not None:
+            self._part = max(self._part, event.video)
         if event.stage == "denoise" and event.step:
-            self._begun = self._begun or (time.monotonic(), event.step)
+            self._begun = self._begun or (time.monotonic(), self._part * event.steps + event.step)
         self._report(event.stage, event.step, event.steps)
+
+    def on_made(self, made: Made) -> None:
+        """Note how far a film is, and show what it is at. Of the pieces that are there from before, the last one says
+        all."""
+        self._part = made.piece + 1
+        if made.taken_up and made.piece + 1 <= self.job.pieces:
+            return
+        self._try("word of a piece", lambda: self.store.film_grew(self.job.id, made.piece + 1, made.size))
+        if made.frame is not None:
+            self.show(made.frame)
 
     def keep(self, write: Callable[[Path], None]) -> None:
         """Keep a snapshot, from which the next attempt goes on."""
@@ -204,10 +237,9 @@ class Attempt:
             log.warning("job %s: no %s: %s", self.job.id, what, error)
 
     def _eta(self, step: int, steps: int) -> float | None:
-        """Seconds to the last step of the last video, by the speed of the steps so far."""
-        if self._begun is None or step <= self._begun[1]:
+        """Seconds to the last step of the last part, by the speed of the steps so far."""
+        done = self._part * steps + step
+        if self._begun is None or done <= self._begun[1]:
             return None
         began, first = self._begun
-        each = (time.monotonic() - began) / (step - first)
-        videos_left = self.job.request.num_videos - self._video - 1
-        return each * (steps - step + videos_left * steps)
+        return (time.monotonic() - began) / (done - first) * (self._parts * steps - done)

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from radial.errors import GenerationError, Lost, OutputError, ProcessLost, RadialError, RequestError, first_line
 from radial.files import publish
@@ -26,7 +26,11 @@ from radial_app.worker.attempt import Attempt
 from radial_app.worker.inputs import pack_inputs
 from radial_app.worker.overdue import GRACE_SECONDS
 from radial_app.worker.ray_actor import Actor, Failure
-from radial_app.worker.rendering import Listener, Rendered
+from radial_app.worker.rendering import FilmListener, FilmPlace, Listener, Rendered
+
+if TYPE_CHECKING:
+    from radial.stories.request import StoryRequest
+    from radial.video.film import Film
 
 log = logging.getLogger("radial.cluster")
 
@@ -166,6 +170,14 @@ class _RayRenderer:
             if not ended:  # it may render on, for nobody
                 self.drop()
         raise AssertionError("a stream ends with what was rendered or with why not")
+
+    def render_film(self, story: StoryRequest, place: FilmPlace, listener: FilmListener) -> Film:
+        """Films are not rendered on a cluster: what they go on from stays on one machine.
+
+        Raises:
+            RequestError: always.
+        """
+        raise RequestError("a story is made on one machine, not on a cluster: leave --ray out")
 
     def _follow(self, stream: Any, listener: Listener) -> Iterator[Any]:
         """What the actor tells, while it is asked for what the listener wishes; one that does not answer is ended."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from radial.errors import RequestError
 from radial_app.jobs.job import Control
 from radial_app.worker.model_cache import ModelCache
 
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
     from radial.generation.resume import Step
     from radial.generation.watch import Event
     from radial.request import GenerationRequest
+    from radial.stories.film import Made
+    from radial.stories.request import StoryRequest
     from radial.video.clip import Video
     from radial.video.encoding import Frames
+    from radial.video.film import Film
 
 PREVIEW_SECONDS = 10.0  # between two pictures of what a run is at
 Wish = Control | Literal["stop"]  # what a user wants of a running job, or that its worker is to end
@@ -53,6 +57,14 @@ class Rendered:
     finished_at: tuple[int, int] | None = None
 
 
+@dataclass(frozen=True)
+class FilmPlace:
+    """Where a film grows, and the folder of the film that it goes on from, where it does."""
+
+    folder: Path
+    base: Path | None = None
+
+
 class Listener(Protocol):
     """Who hears of a video while it is rendered, and knows what its user wants."""
 
@@ -69,8 +81,23 @@ class Listener(Protocol):
         """What the clip is becoming."""
 
 
+class FilmListener(Listener, Protocol):
+    """Who hears of a film, too."""
+
+    def on_made(self, made: Made) -> None:
+        """A piece is in the film."""
+
+
 class Renderer(Protocol):
     """Where videos are rendered."""
+
+    def render_film(self, story: StoryRequest, place: FilmPlace, listener: FilmListener) -> Film:
+        """Render the film of a story, or what is left of it: what was made of it before stays.
+
+        Raises:
+            Stopped: the listener wished so.
+            RadialError: it failed, or films are not rendered here.
+        """
 
     def render(self, request: GenerationRequest, snapshot: Path, listener: Listener) -> Rendered:
         """Render one video, from the snapshot at a path where there is one.
@@ -111,6 +138,29 @@ class LocalRenderer:
             video.receipt["finished_at_step"] = steering.finished_at[0]
         before = 0.0 if taken_up is None else sum(taken_up.seconds.values())
         return Rendered(video, before, steering.finished_at)
+
+    def render_film(self, story: StoryRequest, place: FilmPlace, listener: FilmListener) -> Film:
+        """Render the film of a story; see :class:`Renderer`."""
+        from radial.stories.film import grow_film
+        from radial.stories.state import FilmState
+
+        if self._ranks is not None:
+            raise RequestError("a story is made by one process: start the worker without torchrun")
+        steering, state = _Steering(listener, self._snapshot_seconds), FilmState(place.folder)
+
+        def is_enough() -> bool:
+            wish = listener.wish()
+            if wish in ("pause", "cancel", "stop"):
+                raise Stopped(wish)
+            return wish == "finish"
+
+        with state.locked():
+            model = self._models.get(story.request, steering.on_load, steering.on_download)
+            base = None if place.base is None else FilmState(place.base)
+            return grow_film(
+                story, state, model, base=base, anew=True, on_event=listener.on_event, on_made=listener.on_made,
+                is_enough=is_enough,
+            )  # fmt: skip
 
 
 class _Steering:

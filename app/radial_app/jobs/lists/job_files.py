@@ -28,9 +28,12 @@ from radial.files import decode_text
 from radial.models.lora_settings import adapter_file, check_adapter_file, parse_lora
 from radial.request import GenerationRequest
 from radial.shorthands import SHORTHANDS, spell_out
+from radial.stories.fields import OF_STORIES, make_story
+from radial.stories.request import StoryRequest
+from radial.stories.script import Line, read_entries, read_story
 from radial.yaml_file import load_yaml
 from radial_app.jobs.folder import data_folder
-from radial_app.jobs.job import Job, Output, anchored, digest_of
+from radial_app.jobs.job import Job, Output, anchored, check_story_output, digest_of
 from radial_app.jobs.lists.prompts import draw_words, expand_prompt, numbered_lines
 from radial_app.jobs.presets import Presets
 
@@ -38,7 +41,8 @@ MAX_BYTES = 20_000_000
 MAX_JOBS = 100_000
 Make = Callable[[dict[str, Any]], GenerationRequest]
 KINDS = (".txt", ".csv", ".jsonl", ".yaml", ".yml")
-_OWN = ("lora", "output", "priority")  # what a row may say beside the fields of a request
+# What a row may say beside the fields of a request.
+_OWN = ("lora", "output", "priority", "story", *OF_STORIES)
 _FIELDS = (*GenerationRequest.model_fields, *SHORTHANDS, *_OWN)
 _Row = tuple[int, dict[str, Any]]  # a line, and the values of the job that it is about
 
@@ -98,11 +102,13 @@ def read_jobs(
             for values in _expand({**(defaults or {}), **given}, folder, wildcards, slips, most):
                 if len(jobs) >= most:
                     raise RequestError(_too_many(most))
-                written = _written(values, path.parent, presets, make)
-                job = _make_job(values, written, output, batch, source, len(jobs) + 1, by_head=make is not None)
+                lines = _lines(values)
+                written = _written(values, lines, path.parent, presets, make)
+                story = None if lines is None else _story(values, lines, written)
+                job = _make_job(values, written, story, output, batch, source, len(jobs) + 1, by_head=make is not None)
                 again = counts[job.digest] = counts.get(job.digest, -1) + 1
                 if again:
-                    job = replace(job, digest=digest_of(written, job.output, again))
+                    job = replace(job, digest=digest_of(written, job.output, again, story))
                 jobs.append(job)
             warnings += [f"{source}: {slip}" for slip in dict.fromkeys(slips)]
         except ValidationError as error:
@@ -293,8 +299,33 @@ def _named(output: Output, name: Any) -> Output:
     return Output.model_validate(fields)
 
 
-def _written(values: dict[str, Any], folder: Path, presets: Presets, make: Make | None) -> GenerationRequest:
-    """The request of one job as it is written."""
+def _lines(values: dict[str, Any]) -> tuple[Line, ...] | None:
+    """The lines of a story, where a job is one: a text of a line a prompt, or a list."""
+    if "story" not in values:
+        if of_story := next((name for name in OF_STORIES if name in values), None):
+            raise RequestError(f"{of_story} is of a story, and this is a clip: leave it out, or give story")
+        return None
+    if "prompt" in values:
+        raise RequestError("story and prompt say the same: give one of them")
+    story = values["story"]
+    if isinstance(story, str):
+        return read_story(story)
+    if not isinstance(story, list):
+        raise RequestError(f"story must be a list of prompts, or text with a prompt a line, not {story!r:.100}")
+    return read_entries(story, what="story line")
+
+
+def _story(values: dict[str, Any], lines: tuple[Line, ...], written: GenerationRequest) -> StoryRequest:
+    own = {name: values[name] for name in ("seconds", *OF_STORIES) if name in values}
+    return make_story(lines, written.model_dump(exclude={"prompt"}, exclude_unset=True) | own)
+
+
+def _written(
+    values: dict[str, Any], lines: tuple[Line, ...] | None, folder: Path, presets: Presets, make: Make | None
+) -> GenerationRequest:
+    """The request of one job as it is written; of a story, of its first line."""
+    if lines is not None:
+        values = {name: value for name, value in values.items() if name != "seconds"} | {"prompt": lines[0].prompt}
     if "prompt" not in values:
         raise RequestError('prompt is missing; say what the clip shows, for example "a red circle rises"')
     fields = {name: value for name, value in values.items() if name not in _OWN}
@@ -308,11 +339,13 @@ def _written(values: dict[str, Any], folder: Path, presets: Presets, make: Make 
 
 
 def _make_job(
-    values: dict[str, Any], written: GenerationRequest, output: Output, batch: str, source: str, index: int, *,
-    by_head: bool,
+    values: dict[str, Any], written: GenerationRequest, story: StoryRequest | None, output: Output, batch: str,
+    source: str, index: int, *, by_head: bool,
 ) -> Job:  # fmt: skip
     if "output" in values:
         output = _named(output, values["output"])
+    if story is not None:
+        check_story_output(output)
     priority = values.get("priority", 0)
     try:
         priority = int(priority)
@@ -321,10 +354,10 @@ def _make_job(
     written.check_files(by_head=by_head)  # what comes from elsewhere is read by the worker alone
     for lora in written.loras:
         check_adapter_file(adapter_file(lora.path))
-    request = written.resolve()
+    request = written.resolve() if story is None else story.request
     job = Job(
-        id="", request=request, output=output, batch=batch, source=source, index=index, priority=priority,
-        digest=digest_of(written, output),
+        id="", request=request, story=story, output=output, batch=batch, source=source, index=index, priority=priority,
+        digest=digest_of(written, output, story=story),
     )  # fmt: skip
     output.path(job.name_values(request, 0))
     return job

@@ -14,7 +14,7 @@ export function h(tag, properties = {}, ...children) {
 }
 
 const SHAPES = {
-  create: "M12 5v14M5 12h14", queue: "M4 6h16M4 12h16M4 18h10", gallery: "M4 5h16v14H4zM4 15l4-4 4 4 3-3 5 4",
+  create: "M12 5v14M5 12h14", story: "M3 5h18v14H3zM8 5v14M16 5v14M3 10h5M3 14h5M16 10h5M16 14h5", queue: "M4 6h16M4 12h16M4 18h10", gallery: "M4 5h16v14H4zM4 15l4-4 4 4 3-3 5 4",
   tune: "M5 4v7m0 4v5M12 4v3m0 4v9M19 4v9m0 4v3M3 13h4M10 9h4M17 15h4", models: "M12 3l8 4.5v9L12 21l-8-4.5v-9zM4 7.5l8 4.5 8-4.5M12 12v9",
   settings: "M12 9a3 3 0 100 6 3 3 0 000-6zM12 2v3M12 19v3M2 12h3M19 12h3M5 5l2 2M17 17l2 2M19 5l-2 2M7 17l-2 2",
   dice: "M4 4h16v16H4zM9 9h.01M15 9h.01M9 15h.01M15 15h.01", up: "M12 19V5M6 11l6-6 6 6", down: "M12 5v14M6 13l6 6 6-6", close: "M6 6l12 12M18 6L6 18",

@@ -9,7 +9,7 @@ from typing import Any
 from radial_app.server.answers import problem
 
 # Streams of events have limits of their own; the rest costs nothing, and tells strangers and machines that all is well.
-_FREE = re.compile(r"/v1/(videos/[^/]+/)?events|/healthz|/login|/ui/[\w./-]+")
+_FREE = re.compile(r"/v1/((videos|stories)/[^/]+/)?events|/healthz|/login|/ui/[\w./-]+")
 _BODY_SECONDS = 10.0  # for the whole body of a stranger
 MOST_AT_ONCE = 16  # requests of a visitor that are being answered
 MOST_WAITING = 200  # of a visitor's that wait for one of those to end

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Request, UploadFile
 from pydantic import BaseModel
@@ -25,13 +25,14 @@ from radial_app.server.views import Deleted
 
 
 class Adapter(BaseModel):
-    """An adapter in the data folder, and what it says of itself."""
+    """An adapter in the data folder, and what it says of itself; ``remembers`` where it was tuned for stories."""
 
     id: str
     bytes: int
     base_model: str | None = None
     target_frames: int | None = None
     trigger: str = ""
+    remembers: dict[str, Any] | None = None
     bundled: bool = False
     problem: str = ""
 
@@ -105,4 +106,5 @@ def adapter_of(name: str, path: Path) -> Adapter:
     except RadialError as error:
         return Adapter(id=name, bytes=path.stat().st_size, problem=str(error))
     return Adapter(id=name, bytes=path.stat().st_size, base_model=settings.base_model,
-                   target_frames=settings.target_frames, trigger=settings.trigger)  # fmt: skip
+                   target_frames=settings.target_frames, trigger=settings.trigger,
+                   remembers=None if settings.memory is None else settings.memory.model_dump())  # fmt: skip

@@ -150,7 +150,7 @@ function drawVideo(video) {
       button([icon("before"), "Previous"], () => before?.(), { disabled: !before }), button(["Next", icon("after")], () => after?.(), { disabled: !after }),
       moving ? h("span", { className: "choices", role: "group", ariaLabel: "Frame by frame" }, button("◂ frame", () => frame(-1), { title: "One frame back (,)", ariaLabel: "One frame back" }), button("frame ▸", () => frame(1), { title: "One frame on (.)", ariaLabel: "One frame on" })) : ""),
     h("p", { className: "prompt" }, video.prompt), h("p", { className: "quiet" }, facts(video)), video.note ? h("p", { className: "quiet" }, video.note) : "",
-    h("div", { className: "actions" }, button("Use these settings", leave(() => { fill(request); openPlace("create"); }), { className: "primary" }),
+    h("div", { className: "actions" }, video.story ? button("Open as a story", leave(() => go(`/story/${id}`)), { className: "primary" }) : button("Use these settings", leave(() => { fill(request); openPlace("create"); }), { className: "primary" }),
       isDraft(video) ? button("Make it in full", leave(() => promote(video, index)), { title: "The same seed, in all of its steps" }) : "", star,
       video.files.length ? h("a", { className: "button", href: `${content(video, "video", index)}&download=true`, download: "", onclick: (event) => { event.currentTarget.href = `${content(video, "video", index)}&download=true`; } }, "Download") : "",
       button("Delete", async () => {

@@ -45,7 +45,8 @@ function drawRunning(place, running, queue) {
     else if (video.stage === "download" && video.steps) bar.value = (100 * video.step) / video.steps;
     else bar.removeAttribute("value");
     const step = !video.step ? "" : video.stage === "denoise" ? `, step ${video.step} of ${video.steps}` : video.stage === "download" ? `, ${(video.step / 1024).toFixed(1)} of ${(video.steps / 1024).toFixed(1)} GB` : "";
-    box.querySelector(".stage").textContent = `${STAGES[video.stage] ?? video.stage}${step}${ASKED[video.control] ?? ""}`;
+    const segment = video.story && video.stage === "denoise" ? `, segment ${video.story.segment} of ${video.story.segments}` : "";
+    box.querySelector(".stage").textContent = `${STAGES[video.stage] ?? video.stage}${segment}${step}${ASKED[video.control] ?? ""}`;
     box.querySelector(".eta").textContent = video.eta ? `${clock(video.eta)} left` : "";
     // What was asked for once cannot be asked for otherwise until the step has ended.
     for (const one of box.querySelectorAll(".actions button")) one.disabled = Boolean(video.control);
@@ -82,7 +83,7 @@ function card(video) {
     h("div", { className: "bar" }, h("progress", { max: 100, ariaLabel: "Progress" })),
     h("p", { className: "line" }, h("span", { className: "stage" }), h("span", { className: "eta" })),
     h("p", { className: "prompt clamped" }, video.prompt), h("p", { className: "quiet" }, facts(video)),
-    h("div", { className: "actions" }, button("Pause", () => act("pause")),
+    h("div", { className: "actions" }, video.story ? h("a", { className: "button", href: `/story/${video.id}` }, "Open the story") : "", button("Pause", () => act("pause")),
       button("Stop and keep", () => act("cancel?keep=true"), { title: "Ends after this step, with what there is" }), button("Discard", () => act("cancel?keep=false"), { className: "danger" })));
 }
 
@@ -118,10 +119,10 @@ const empty = () => h("section", { className: "card", ariaLabel: "Examples" }, h
   h("div", { className: "examples" }, ...EXAMPLES.map((prompt) => button(prompt, () => { fill({ prompt, model: "tiny" }, {}); document.getElementById("generate").focus(); }))));
 
 const failed = (video) => h("section", { className: "card", dataset: { job: video.id }, ariaLabel: "Failed" }, h("p", { className: "problem" }, video.error?.message ?? video.state), h("p", { className: "prompt clamped" }, video.prompt),
-  h("div", { className: "actions" }, button("Try again", () => call("POST", `/v1/videos/${video.id}/retry`)), button("Use these settings", () => fillFrom(video))));
+  h("div", { className: "actions" }, button("Try again", () => call("POST", `/v1/videos/${video.id}/retry`)), video.story ? h("a", { className: "button", href: `/story/${video.id}` }, "Open the story") : button("Use these settings", () => fillFrom(video))));
 
 const done = (video) => h("section", { className: "card", dataset: { job: video.id }, ariaLabel: "Made" }, h("div", { className: "screen" }, player(video)), h("p", { className: "prompt clamped" }, video.prompt), h("p", { className: "quiet" }, facts(video)),
-  h("div", { className: "actions" }, h("a", { className: "button", href: `/gallery/${video.id}` }, "Open"), button("Use these settings", () => fillFrom(video)),
+  h("div", { className: "actions" }, h("a", { className: "button", href: video.story ? `/story/${video.id}` : `/gallery/${video.id}` }, "Open"), video.story ? "" : button("Use these settings", () => fillFrom(video)),
     isDraft(video) ? button("Make it in full", () => promote(video), { title: "The same seed, in the model's own number of steps" }) : "",
     button("Extend this clip", () => extend(video)), button("Start from this frame", (event) => startFrom(event.currentTarget.closest("section").querySelector("video, img"), video)), h("a", { className: "button", href: `${content(video, "video")}&download=true`, download: "" }, "Download")));
 

@@ -90,7 +90,7 @@ async function drawFailed(place) {
     h("li", { dataset: { job: video.id } }, h("span", { className: "picture" }, video.size),
       h("div", { className: "what" }, h("p", { className: "prompt clamped" }, video.prompt), h("p", { className: "problem" }, video.error?.message ?? "", " ", next(video))),
       h("div", { className: "actions" }, button("Try again", () => call("POST", `/v1/videos/${video.id}/retry`), { title: "From the last step that was kept" }),
-        button("Use settings", () => { fillFrom(video); openPlace("create"); }), button("Log", () => log(video)),
+        video.story ? h("a", { className: "button", href: `/story/${video.id}` }, "Open") : button("Use settings", () => { fillFrom(video); openPlace("create"); }), button("Log", () => log(video)),
         button("Forget", async () => { await call("DELETE", `/v1/videos/${video.id}`); failedShown = ""; }, { className: "danger" })))))] : []));
 }
 

@@ -1,7 +1,7 @@
 // The places of the page, each with an address, a title, and where it was scrolled to.
 import { h, icon } from "./dom.js";
 
-export const PLACES = { create: "Create", queue: "Queue", gallery: "Gallery", tune: "Tune", models: "Models", settings: "Settings" };
+export const PLACES = { create: "Create", story: "Story", queue: "Queue", gallery: "Gallery", tune: "Tune", models: "Models", settings: "Settings" };
 const path = (name) => (name === "create" ? "/" : `/${name}`);
 const listeners = [];
 const scrolled = {};

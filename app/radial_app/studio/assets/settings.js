@@ -5,7 +5,7 @@ import { switches, text } from "./fields.js";
 import { loadSettings } from "./inputs.js";
 import { openPlace } from "./router.js";
 
-const KEYS = [["Ctrl or ⌘ + Enter", "Generate"], ["g then c, q, g, t, m, s", "Create, Queue, Gallery, Tune, Models, Settings"], ["/", "Write a prompt"], ["← →", "Previous and next video"], [", .", "One frame back and on"],
+const KEYS = [["Ctrl or ⌘ + Enter", "Generate"], ["g then c, y, q, g, t, m, s", "Create, Story, Queue, Gallery, Tune, Models, Settings"], ["/", "Write a prompt"], ["← →", "Previous and next video"], [", .", "One frame back and on"],
   ["f", "Favourite"], ["Esc", "Close"], ["?", "This list"]];
 const stored = (name) => localStorage.getItem(`radial-${name}`);
 let built = false;
@@ -105,7 +105,7 @@ let pressed = "";
 export function listenToKeys() {
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, textarea, select") || document.querySelector("dialog")) return;
-    const place = { c: "create", q: "queue", g: "gallery", t: "tune", m: "models", s: "settings" }[event.key];
+    const place = { c: "create", y: "story", q: "queue", g: "gallery", t: "tune", m: "models", s: "settings" }[event.key];
     if (pressed === "g" && place) openPlace(place);
     else if (event.key === "?") showKeys();
     else if (event.key === "/") { event.preventDefault(); openPlace("create"); document.getElementById("prompt").focus(); }

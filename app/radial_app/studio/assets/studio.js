@@ -9,15 +9,17 @@ import { showModels } from "./models.js";
 import { showQueue } from "./queue.js";
 import { here, onPlace, startRouter } from "./router.js";
 import { listenToKeys, showKeys, showSettings, tellDone } from "./settings.js";
+import { showStory } from "./story.js";
 import { startStream } from "./stream.js";
 import { showTune } from "./tune.js";
 
 let queue = null;
 
 function show() {
-  const { name } = here();
+  const { name, id } = here();
   if (name === "models") showModels().catch((error) => say(error.message, true));
   if (name === "settings") showSettings().catch((error) => say(error.message, true));
+  if (name === "story") showStory(queue, id).catch((error) => say(error.message, true));
   showTune();
   if (!queue) return;
   if (name === "create") showLive(queue).catch((error) => say(error.message, true));

@@ -3,7 +3,7 @@ import { button, call, clock, content, dialog, h, icon, say } from "./dom.js";
 import { editJob, words } from "./form.js";
 import { openPlace } from "./router.js";
 
-export const facts = (video) => `${Number(video.seconds).toFixed(1)} s, ${video.size}, seed ${video.request.seed}, ${video.model}`;
+export const facts = (video) => `${video.story ? `story of ${video.story.segments}, ` : ""}${Number(video.seconds).toFixed(1)} s, ${video.size}, seed ${video.request.seed}, ${video.model}`;
 
 // `place` among the `count` that wait; `pick` is a box to choose it by, where several are.
 export function row(video, place, count, pick = "") {
@@ -16,7 +16,7 @@ export function row(video, place, count, pick = "") {
       button("Discard", () => act("cancel?keep=false"), { className: "danger", disabled: Boolean(video.control) })]
     : [video.state === "queued" && button([icon("up"), named("Move up")], () => move("up"), { className: "bare", dataset: { act: "up" }, disabled: place === 0 }),
       video.state === "queued" && button([icon("down"), named("Move down")], () => move("down"), { className: "bare", dataset: { act: "down" }, disabled: place === count - 1 }),
-      button("Edit", () => edit(video), { dataset: { act: "edit" } }),
+      video.story ? h("a", { className: "button", href: `/story/${video.id}` }, "Open") : button("Edit", () => edit(video), { dataset: { act: "edit" } }),
       video.state === "paused" ? button("Go on", () => act("resume")) : button("Hold", () => act("pause")),
       button("Cancel", () => act("cancel"), { className: "danger" })];
   const from = video.request.extend?.startsWith("video:") ? `/v1/videos/${video.request.extend.slice(6).split("/")[0]}/content?variant=thumbnail` : video.request.image ? `/v1/files/${video.request.image}` : "";

@@ -1,0 +1,170 @@
+"""What one visitor does with stories, beside what is done with every job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from radial.advice import advise
+from radial.errors import RequestError
+from radial.loading.devices import find_device
+from radial.models.checkpoint import checkpoint_folder
+from radial.models.hub.download import cached_folder
+from radial.stories.fields import StoryFields, make_story
+from radial.stories.request import StoryRequest
+from radial.stories.script import Line, read_entries
+from radial.video.film import picture_at
+from radial_app.jobs.job import FINISHED, Job
+from radial_app.server.service import Conflict, Missing, Service, find_fit
+from radial_app.server.stories.views import (
+    MOST_SECONDS,
+    More,
+    Story,
+    check_count,
+    read_story_body,
+    segments_of,
+    story_view,
+)
+
+
+class Stories:
+    """Stories as a visitor sees and handles them. Used in one thread, for one request."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def create(self, fields: Mapping[str, Any]) -> Story:
+        """Put a story into the queue.
+
+        Raises:
+            RequestError: a field breaks a rule, the model makes no stories, or too many jobs wait already.
+        """
+        lines, rest, output = read_story_body(fields)
+        story = self._story(lines, rest)
+        (job,) = self._service.add_jobs([Job(id="", request=story.request, story=story, output=output)])
+        return self.view(job)
+
+    def check(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """What a story would become and take, and what to know of it; nothing is queued.
+
+        Raises:
+            RequestError: a field breaks a rule, or the model makes no stories.
+        """
+        lines, rest, _ = read_story_body(fields)
+        story = self._story(lines, rest)
+        spec, (lack, mend) = story.spec, find_fit(story.request)
+        times = segments_of(story, 0)
+        return {
+            "way": story.way, "seconds": times[-1].end, "pieces": story.count(),
+            "segments": [one.model_dump(include={"begin", "end"}) for one in times],
+            "remembers": None if story.memory is None else story.memory.model_dump(mode="json"),
+            "request": self._service.inputs.fields(story.request), "lack": lack,
+            "mend": mend and {name: mend[name] for name in ("height", "width", "precision") if name in mend},
+            "on_disk": checkpoint_folder(spec) is not None or cached_folder(spec.source) is not None,
+            "on_gpu": find_device(story.request.device) != "cpu", "notes": list(advise(story.request, spec)),
+        }  # fmt: skip
+
+    def get(self, id_: str) -> Job:
+        """A story's job.
+
+        Raises:
+            RequestError: there is none of this id for this visitor.
+        """
+        try:
+            job = self._service.get(id_)
+        except Missing as error:
+            raise Missing(f"there is no story {id_[:50]!r}") from error
+        if job.story is None and not job.problem:
+            raise Missing(f"{job.id} is a video, and no story")
+        return job
+
+    def view(self, job: Job) -> Story:
+        """A story as the visitor sees it.
+
+        Raises:
+            RequestError: this version cannot read it.
+        """
+        if job.story is None:
+            raise Conflict(f"story {job.id}: {job.problem}")
+        told = replace(job, error=self._service.words(job.error))
+        goes_on = (self._service.store.film_folder(job.id) / "story.json").is_file()
+        return story_view(told, job.story, self._service.inputs, goes_on=goes_on)
+
+    def go_on(self, id_: str, more: More) -> Story:
+        """A new story out of one whose film has ended: its first segments, as they were made, and more lines.
+
+        Raises:
+            RequestError: it has not ended, what it goes on from is gone, or a line breaks a rule.
+        """
+        job = self.get(id_)
+        check_count(more.lines)
+        story = self._ended(job)
+        kept = story.lines if more.keep is None else story.lines[: more.keep]
+        known = frozenset(line.name for line in kept if line.name) if kept else None
+        wanted = story.with_lines((*kept, *read_entries(more.lines, known, "line")))
+        _check_bounds(wanted)
+        self._service.inputs.check(wanted.request)
+        new = Job(
+            id="", request=wanted.request, story=wanted, base=str(self._service.store.film_folder(job.id)),
+            output=job.output,
+        )  # fmt: skip
+        return self.view(self._service.add_jobs([new])[0])
+
+    def film(self, id_: str) -> tuple[Path, int | None]:
+        """A story's film: its file, or one that grows, and how many bytes of that play.
+
+        Raises:
+            RequestError: there is none yet.
+        """
+        job = self.get(id_)
+        if job.files and job.files[0].done and (job.state in FINISHED or not job.files[0].partial):
+            return self._service.file(id_), None
+        path = self._service.store.film_folder(job.id) / "film.mp4"
+        size = min(job.film_bytes, path.stat().st_size) if path.is_file() else 0
+        if not size:
+            raise Missing(f"story {job.id} has no film yet")
+        return path, size
+
+    def thumbnail(self, id_: str, number: int) -> Path:
+        """A small picture from the middle of a segment that is made; segments count from 1.
+
+        Raises:
+            RequestError: there is no such segment, or it is not made yet.
+        """
+        job = self.get(id_)
+        view = self.view(job)
+        if number > len(view.segments) or not view.segments[number - 1].done:
+            raise Missing(f"story {job.id} has no segment {number} yet")
+        segment, (path, _) = view.segments[number - 1], self.film(id_)
+        middle = (segment.begin + segment.end) / 2
+        return self._service.keep_picture(
+            f"{job.id}-segment-{number}-{job.request.seed}", lambda: picture_at(path, middle)
+        )
+
+    def _story(self, entries: list[Any], fields: dict[str, Any]) -> StoryRequest:
+        lines: tuple[Line, ...] = read_entries(entries, None, "line")
+        own = {name: value for name, value in fields.items() if name in StoryFields.model_fields}
+        rest = {name: value for name, value in fields.items() if name not in own}
+        written = self._service.inputs.request(rest | {"prompt": lines[0].prompt})
+        story = make_story(lines, written.model_dump(exclude={"prompt"}, exclude_unset=True) | own)
+        _check_bounds(story)
+        return story
+
+    def _ended(self, job: Job) -> StoryRequest:
+        if job.story is None:
+            raise Conflict(f"story {job.id}: {job.problem}")
+        if job.state not in FINISHED:
+            raise Conflict(f"story {job.id} is {job.state}: stop it first, and keep what there is")
+        if not (self._service.store.film_folder(job.id) / "story.json").is_file():
+            raise Missing(f"what story {job.id} goes on from is not there any more")
+        return job.story
+
+
+def _check_bounds(story: StoryRequest) -> None:
+    """Raise RequestError for a story that is too long to come over the web."""
+    check_count(story.lines)
+    seconds = sum(story.seconds if line.seconds is None else line.seconds for line in story.lines)
+    if seconds > MOST_SECONDS:
+        raise RequestError(f"a film lasts at most {MOST_SECONDS:g} seconds, not {seconds:g}")

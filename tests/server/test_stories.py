@@ -1,0 +1,225 @@
+"""Stories over REST: from lines to a film that plays while it grows, and on from there; and nobody else's."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+from serving import serving
+
+from radial import RequestError
+from radial.generation.watch import Event
+from radial.video.clip import read_frames, read_receipt
+from radial_app.client import Client
+from radial_app.jobs.job import Job
+from radial_app.jobs.store import JobStore
+from radial_app.server.accounts import Accounts
+from radial_app.server.app import make_app
+from radial_app.server.service import ServerPaths
+from radial_app.server.stories.views import MOST_LINES
+from radial_app.worker.worker import Worker
+
+PASSWORD = "correct horse battery"
+LINES: list[Any] = [{"prompt": "a red star rises", "name": "Anna"}, {"prompt": "Anna: spins", "seconds": 0.6},
+                    {"prompt": "a blue ring falls", "cut": True}]  # fmt: skip
+SMALL = {"model": "small", "size": "32x32", "fps": 16, "num_inference_steps": 1, "seconds": 0.3, "seed": 4}
+CHUNKS = SMALL | {"causal": True, "chunk_frames": 1, "window_frames": 2}
+
+
+@pytest.fixture
+def paths(tmp_path: Path, wan_folder: Path) -> ServerPaths:
+    shutil.copytree(wan_folder, tmp_path / "data" / "models" / "small")
+    return ServerPaths(tmp_path / "data", tmp_path / "out")
+
+
+@pytest.fixture
+def client(paths: ServerPaths) -> TestClient:
+    return TestClient(make_app(paths), base_url="http://127.0.0.1")
+
+
+def work(paths: ServerPaths, look: Callable[[Event], None] = lambda event: None) -> None:
+    """Render what waits, in this process; ``look`` hears of every step."""
+    with JobStore(paths.data) as store:
+        worker = Worker(store, until_idle=True)
+
+        def on_event(job: Job, event: Any) -> None:
+            if isinstance(event, Event) and event.stage == "denoise":
+                look(event)
+
+        worker.on_event = on_event
+        worker.run()
+
+
+def problem_of(answer: Any) -> str:
+    message: str = answer.json()["error"]["message"]
+    return message
+
+
+def test_from_lines_to_a_film_that_plays_while_it_grows(client: TestClient, paths: ServerPaths, tmp_path: Path) -> None:
+    plan = client.post("/v1/stories/check", json={"lines": LINES} | CHUNKS).json()
+    assert (plan["way"], plan["pieces"], plan["lack"], len(plan["segments"])) == ("chunks", 4, None, 3)
+    assert client.get("/v1/stories").json() == {"object": "list", "data": [], "has_more": False}
+    created = client.post("/v1/stories", json={"lines": LINES} | CHUNKS)
+    assert created.status_code == 200, created.text
+    story = created.json()
+    url = f"/v1/stories/{story['id']}"
+    assert (story["object"], story["status"], story["segment"], story["pieces"]) == ("story", "queued", 1, 4)
+    assert [(one["prompt"], one["name"], one["returns"], one["cut"], one["done"]) for one in story["segments"]] == [
+        ("Anna: a red star rises", "anna", False, False, False), ("Anna: spins", "anna", True, False, False),
+        ("a blue ring falls", None, False, True, False),
+    ]  # fmt: skip
+    assert [one["begin"] for one in plan["segments"]] == [one["begin"] for one in story["segments"]]
+    assert (story["request"]["model"], story["size"], story["remembers"]["chunk_frames"]) == ("small", "32x32", 1)
+    assert client.get(f"{url}/content").status_code == 404
+    assert client.post(f"{url}/continue", json={"lines": ["more"]}).status_code == 409
+    seen: list[dict[str, Any]] = []
+
+    def look(event: Event) -> None:
+        if event.video != 2 or seen:
+            return
+        now = client.get(url).json()
+        seen.append(now)
+        assert (now["state"], now["pieces_done"], now["segment"]) == ("running", 2, 2)
+        assert [one["done"] for one in now["segments"]] == [True, False, False]
+        assert now["progress"] == 50
+        growing = client.get(f"{url}/content")
+        assert (growing.status_code, len(growing.content)) == (200, now["film_bytes"])
+        (tmp_path / "now.mp4").write_bytes(growing.content)
+        assert len(read_frames(tmp_path / "now.mp4")) == round(now["playable_seconds"] * 16)
+        part = client.get(f"{url}/content?upto=1000", headers={"range": "bytes=100-"})
+        assert (part.status_code, part.content) == (206, growing.content[100:1000])
+        assert part.headers["content-range"] == "bytes 100-999/1000"
+        tail = client.get(f"{url}/content", headers={"range": "bytes=-10"})
+        assert tail.content == growing.content[-10:]
+        assert client.get(f"{url}/content", headers={"range": f"bytes={2**40}-"}).status_code == 416
+        small = client.get(f"{url}/segments/1/thumbnail")
+        assert Image.open(io.BytesIO(small.content)).size == (32, 32)
+        assert client.get(f"{url}/segments/2/thumbnail").status_code == 404
+        video = client.get(f"/v1/videos/{story['id']}").json()
+        assert (video["story"]["segment"], video["story"]["pieces_done"]) == (2, 2)
+
+    work(paths, look)
+    assert seen
+    done = client.get(url).json()
+    assert (done["status"], done["progress"], done["goes_on"], len(done["files"])) == ("completed", 100, True, 1)
+    (tmp_path / "film.mp4").write_bytes(client.get(f"{url}/content").content)
+    assert len(read_frames(tmp_path / "film.mp4")) == round(done["seconds"] * 16)
+    told = client.get(f"/v1/videos/{story['id']}/receipt").json()["story"]["lines"]
+    assert [(line["begin"], line["end"]) for line in told] == [
+        (pytest.approx(one["begin"], abs=1e-3), pytest.approx(one["end"], abs=1e-3)) for one in done["segments"]
+    ]
+    assert client.get(f"{url}/segments/3/thumbnail").status_code == 200
+
+    # On from a segment: what stays is not made again.
+    more = {"lines": [{"prompt": "Anna: falls", "seed": 9}, "@Anna rests"], "keep": 1}
+    longer = client.post(f"{url}/continue", json=more).json()
+    assert [one["prompt"] for one in longer["segments"]] == ["Anna: a red star rises", "Anna: falls", "Anna rests"]
+    assert problem_of(client.delete(url)) == f"video {longer['id']} waits to go on from this one: cancel it first"
+    made: set[int] = set()
+    work(paths, lambda event: made.add(event.video))
+    assert made == {1, 2}
+    assert client.get(f"/v1/stories/{longer['id']}").json()["state"] == "done"
+    assert [one["id"] for one in client.get("/v1/stories?limit=1").json()["data"]] == [longer["id"]]
+
+    # Into the trash and out of it, with what it goes on from.
+    assert client.delete(url).json()["deleted"]
+    assert client.get(url).status_code == 404
+    assert client.post(f"/v1/trash/{story['id']}/restore").status_code == 200
+    assert client.get(url).json()["goes_on"]
+
+
+BAD: list[tuple[dict[str, Any], str, str | None]] = [
+    ({"lines": []}, "lines must be from 1 to 256 prompts, not 0", "lines"), ({}, "lines Field required", "lines"),
+    ({"lines": ["a", " "]}, "line 2 is empty", None), ({"lines": ["a", 3]}, "line 2 is empty", None),
+    ({"lines": "a star"}, "lines must be", "lines"), ({"lines": ["a"] * (MOST_LINES + 1)}, "from 1 to 256", "lines"),
+    ({"lines": [{"prompt": "a", "seconds": 600}] * 7}, "at most 3600 seconds, not 4200", None),
+    ({"lines": [{"prompt": "a", "name": "x" * 33}]}, "a name is one word", None),
+    ({"lines": ["@ben falls"]}, "line 1 uses the name ben before it is given", None),
+    ({"lines": ["a" * 20_001]}, "at most 20000 letters", None), ({"lines": [{"prompt": "a", "x": 1}]}, "has 'x'", None),
+    ({"lines": ["a"], "model": "mochi"}, "mochi cannot make a story; models that can", None),
+    ({"lines": ["a"], "model": "/etc"}, "unknown model", None),
+    ({"lines": ["a"], "num_frames": 9}, "unknown field", None),
+    ({"lines": ["a"], "image": "/etc/passwd"}, "there is no upload", None),
+    ({"lines": ["a"], "loras": [{"path": "../x.safetensors"}]}, "there is no adapter", None),
+    ({"lines": ["a"], "loras": 3}, "loras must be", None),
+    ({"lines": ["a"], "decoder": "/x"}, "full or tiny here", None),
+    ({"lines": ["a"], "remember": "radial"}, "window by window, without a memory", None),
+    ({"lines": ["a"], "read_decay": 1e9}, "read_decay must be", None),
+    ({"lines": ["a"], "causal": "perhaps"}, "causal", None),
+    ({"lines": ["a"], "file": {"name": "a", "format": "webm"}}, "a story becomes an MP4", None),
+    ({"lines": ["a"], "file": {"name": "../a"}}, "must stay inside", None),
+    ({"lines": ["a"], "chunk_frames": 10**9, "causal": True}, "chunk_frames must be", None),
+    ({"lines": ["a"], "height": 8192, "width": 8192, "model": "small"}, "", None),
+]  # fmt: skip
+
+
+def test_what_is_no_story_costs_nothing(
+    client: TestClient, paths: ServerPaths, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
+) -> None:
+    monkeypatch.delenv("RADIAL_FORCE", raising=False)
+    for fields, problem, param in BAD:
+        with subtests.test(json.dumps(fields)[:60]):
+            for where in ("", "/check") if problem else ("",):
+                answer = client.post(f"/v1/stories{where}", json=fields)
+                assert answer.status_code == 422, answer.text
+                assert problem in problem_of(answer)
+                assert param is None or answer.json()["error"]["param"] == param
+    assert client.post("/v1/stories", json=[1]).status_code == 422
+    halves = client.post(
+        "/v1/stories", content=b'{"lines": ["a", "\\ud800"]}', headers={"content-type": "application/json"}
+    )
+    assert (halves.status_code, "halves of letters" in problem_of(halves)) == (422, True)
+    assert client.get("/v1/stories").json()["data"] == []
+    video = client.post("/v1/videos", json={"prompt": "a", "seed": 1}).json()["id"]
+    assert problem_of(client.get(f"/v1/stories/{video}")) == f"{video} is a video, and no story"
+    assert client.post(f"/v1/stories/{video}/continue", json={"lines": ["a"]}).status_code == 404
+    for number in (0, 4097):
+        assert client.get(f"/v1/stories/{video}/segments/{number}/thumbnail").status_code == 422
+    story = client.post("/v1/stories", json={"lines": ["a"]} | SMALL).json()["id"]
+    assert client.patch(f"/v1/videos/{story}", json={"request": {"height": 64}}).status_code == 422
+    assert client.patch(f"/v1/videos/{story}", json={"request": {"seed": 8}}).json()["request"]["seed"] == 8
+    assert client.post(f"/v1/stories/{story}/cancel").json()["state"] == "cancelled"
+    assert problem_of(client.post(f"/v1/stories/{story}/continue", json={"lines": ["a"]})).endswith(
+        "not there any more"
+    )
+    assert client.post(f"/v1/stories/{story}/resume").status_code == 409
+    described = client.get("/openapi.json").json()
+    body = described["paths"]["/v1/stories"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["properties"]["window_frames"]["description"] == "latent frames before a chunk that it sees whole"
+    assert "num_frames" not in body["properties"]
+
+
+def test_a_story_is_its_owners_alone(paths: ServerPaths) -> None:
+    with Accounts(paths.data) as accounts:
+        for name in ("ada", "bob", "eve"):  # the first one is an admin
+            accounts.add(name, PASSWORD)
+        keys = {name: accounts.new_key(name) for name in ("bob", "eve")}
+    with serving(make_app(paths, accounts=True)) as port:
+        bob, eve = (Client(f"http://127.0.0.1:{port}", keys[name]) for name in ("bob", "eve"))
+        story = bob.create_story(LINES, **SMALL)
+        assert (story.segments, story.state, story.playable_seconds) == (3, "queued", 0.0)
+        assert [one.id for one in bob.list()] == [story.id]
+        for act in (
+            lambda: eve.get_story(story.id), lambda: eve.continue_story(story.id, ["a"]), lambda: eve.delete(story.id),
+            lambda: eve._call("GET", f"/v1/stories/{story.id}/content"), lambda: next(eve.story_events(story.id)),
+            lambda: eve._call("GET", f"/v1/stories/{story.id}/segments/1/thumbnail"),
+            lambda: eve._call("POST", f"/v1/stories/{story.id}/cancel"),
+        ):  # fmt: skip
+            with pytest.raises(RequestError, match="there is no"):
+                act()
+        assert eve._call("GET", "/v1/stories")["data"] == []
+        work(paths)
+        told = list(bob.story_events(story.id))
+        assert (told[-1].state, told[-1].segment, told[-1].finished) == ("done", 3, True)
+        film = bob.download(bob.wait(story.id).id, paths.data / "film.mp4")
+        assert read_receipt(film)["story"]["way"] == "windows"
+        again = bob.continue_story(story.id, ["Anna: rests"])
+        assert again.raw["owner"] == "bob"
+        bob.cancel(again.id)

@@ -1,0 +1,96 @@
+"""The Story tab: lines by mouse and keys, a film that plays while it is made, stopped, and on from there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from browser import NEEDS_BROWSER, Studio, go
+
+pytestmark = NEEDS_BROWSER
+PROMPTS = "[...document.querySelectorAll('#story .lines .says')].map((one) => one.value)"
+STAGE = "document.querySelector('#film-now .stage')?.textContent"
+
+
+def says(page: Any, what: str) -> None:
+    page.wait_for_function(f"(what) => ({STAGE} ?? '').includes(what)", arg=what)
+
+
+def test_a_story_from_lines_to_a_film_that_goes_on(page: Any, studio: Studio) -> None:
+    go(page, "story")
+    page.wait_for_selector("#story .lines .says")
+    # What is made of it is said before anything is queued; what cannot be is no choice.
+    assert (
+        page.evaluate(
+            "[...document.querySelector('[name=story-model]').options].some((one) => /mochi/.test(one.value))"
+        )
+        is False
+    )
+    page.select_option("[name=story-model]", "small")
+    page.click("#make-story")
+    page.wait_for_selector('#story-told [role="alert"]:has-text("Line 1 is empty")')
+    page.fill(".says >> nth=0", "spins")
+    page.click("#add-line")
+    assert page.evaluate("document.activeElement.ariaLabel") == "Prompt of line 2"
+    page.keyboard.type("a red star rises")
+    page.fill('[aria-label="Name of the figure of line 2"]', "anna")
+    page.fill('[aria-label="Name of the figure of line 1"]', "anna")
+    page.focus(".lines .up >> nth=1")
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"{PROMPTS}[0] === 'a red star rises'")
+    assert page.evaluate("document.activeElement.textContent") == "Move down line 1"
+    page.click("#add-line")
+    page.fill(".says >> nth=2", "a blue ring falls")
+    page.check("#cut-3")
+    page.drag_and_drop(".grip >> nth=2", ".lines li >> nth=1")
+    page.wait_for_function(f"{PROMPTS}[1] === 'a blue ring falls'")
+    page.fill("[name=story-seconds]", "0.5")
+    page.fill("[name=story-size]", "64x64")
+    page.fill("[name=story-num_inference_steps]", "400")
+    page.wait_for_selector('#story-told:has-text("In windows")')
+    page.wait_for_selector('#story-told:has-text("64x64")')
+    page.reload()  # no word is lost
+    page.wait_for_function(f"{PROMPTS}.length === 3")
+    page.wait_for_selector('#story-told:has-text("64x64")')
+
+    with page.expect_response(
+        lambda answer: answer.request.method == "POST" and answer.url.endswith("/v1/stories")
+    ) as told:
+        page.click("#make-story")
+    assert told.value.status == 200, told.value.text()
+    story = told.value.json()["id"]
+    sent = told.value.request.post_data_json
+    assert [line["prompt"] for line in sent["lines"]] == ["a red star rises", "a blue ring falls", "spins"]
+    assert (sent["lines"][0]["name"], sent["lines"][1]["cut"], sent["seconds"]) == ("anna", True, 0.5)
+
+    # Its first segment plays while the second one is made.
+    page.wait_for_selector("#film-now .segments li.done img")
+    says(page, "segment 2 of 3")
+    page.wait_for_function("document.querySelector('#film-now video')?.readyState >= 2")
+    assert "upto=" in page.evaluate("document.querySelector('#film-now video').src")
+    page.wait_for_function("document.querySelector('#film-now video').currentTime > 0.1")
+    page.click('#film-now button:has-text("Stop and keep")')
+    says(page, "Stopped; what is finished plays")
+    stopped = studio.call("GET", f"/v1/stories/{story}")
+    assert (stopped["state"], [one["done"] for one in stopped["segments"]]) == ("cancelled", [True, False, False])
+
+    # On from its first segment, which stays, with other words behind it.
+    page.click('#film-now button:has-text("Go on with more lines")')
+    assert page.evaluate(PROMPTS) == ["a blue ring falls", "spins"]
+    page.click('.lines li:nth-child(1) button[title="Remove it"]')
+    page.wait_for_selector('#story-told:has-text("2 segments")')
+    with page.expect_response(lambda answer: answer.url.endswith(f"/{story}/continue")) as told:
+        page.click("#make-story")
+    longer = told.value.json()
+    assert [one["prompt"] for one in longer["segments"]] == ["anna: a red star rises", "anna: spins"]
+    says(page, "segment 2 of 2")
+    page.click('#film-now button:has-text("Pause")')
+    says(page, "On hold")
+    page.click('#film-now button:has-text("Go on")')
+    says(page, "segment 2 of 2")
+    page.click('#film-now button:has-text("Discard")')
+    page.click('dialog button:has-text("Discard it")')
+    says(page, "Given up")
+    page.goto(f"{studio.url}/story/{story}")
+    says(page, "Stopped; what is finished plays")
+    for id_ in (longer["id"], story):
+        studio.call("DELETE", f"/v1/stories/{id_}")
