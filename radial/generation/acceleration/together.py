@@ -130,7 +130,9 @@ def _check(requests: Sequence[GenerationRequest]) -> None:
 def _only_transformer(model: LoadedModel) -> list[Any]:
     found = transformers_of(model.pipe)
     if len(found) != 1:
-        raise RequestError(f"{model.spec.name} has {len(found)} transformers; requests are made together by one")
+        raise RequestError(
+            f"{model.spec.name} has {len(found)} transformers, and requests are made together by models of one"
+        )
     if model.profile != "full":
         raise RequestError(f"requests are made together by a model that is whole on its device, not memory "
                            f"{model.profile}")  # fmt: skip
