@@ -15,7 +15,9 @@ Tuning: a whole epoch of a mixed set by packs and by buckets, a transformer of W
 LoRA, gradient checkpointing, radial attention in both; the same clips, noise levels and budget of tokens. Clips a
 second, and the number of steps that took.
 
-    python benchmarks/packed.py --tiny     both at a size for the CPU, where times say nothing
+Drafts: 8 short clips of the bundled model, together and one by one.
+
+    python benchmarks/packed.py --tiny     all at a size for the CPU, where times say nothing
 """
 
 from __future__ import annotations
@@ -39,15 +41,20 @@ import radial
 from radial import RadialPattern, Schedule
 from radial.attention.packed.clips import PackedClips
 from radial.attention.packed.pack import Budget, Pack
+from radial.generation.acceleration.together import generate_together
+from radial.generation.pipeline import generate
+from radial.loading.load import load
 from radial.models.table import MODELS
 from radial.plans.block_plan import BlockPlan
 from radial.plans.layout import Layout, TokenGrid
+from radial.request import make_request
 from radial_finetune.adapter.form import AdapterForm
 from radial_finetune.adapter.place import add_adapter
 from radial_finetune.objective import WanObjective, packed_loss, velocity_loss
 from radial_finetune.training.batches.packing import first_fit
 from radial_kernels import block_sparse
 
+PARTS = ("attention", "tuning", "drafts")
 KERNELS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 OBJECTIVE = WanObjective(SimpleNamespace(config={}), MODELS["wan2.1-1.3b"])
 
@@ -95,7 +102,7 @@ TINY = Sizes(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["attention", "tuning", "both"], default="both")
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--kernel", choices=list(KERNELS), default="cudnn", help="of dense attention")
     parser.add_argument("--heads", type=int, help="12 when left out, as Wan 1.3B's; 40 of 14B")
     parser.add_argument("--rounds", type=int, default=10)
@@ -103,11 +110,13 @@ def main() -> None:
     options = parser.parse_args()
     sizes, device = (TINY, "cpu") if options.tiny else (REAL, "cuda")
     print(torch.cuda.get_device_name() if device == "cuda" else "CPU", "torch", torch.__version__, vars(options))
-    if options.part != "tuning":
+    if "attention" in options.part:
         for name, grids in sizes.mixes.items():
             compare_attention(name, grids, sizes, options, device)
-    if options.part != "attention":
+    if "tuning" in options.part:
         compare_tuning(sizes, device)
+    if "drafts" in options.part:
+        compare_drafts(*((2, 5, 2) if options.tiny else (8, 17, 20)))
 
 
 def compare_attention(
@@ -253,6 +262,29 @@ def compare_tuning(sizes: Sizes, device: str) -> None:
             memory = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
             rate = len(grids) / seconds
             print(f"  {name:8} {count:6} {seconds:8.2f} {rate:8.2f} {first / seconds:7.2f} {memory:6.1f}", flush=True)
+
+
+def compare_drafts(count: int, frames: int, steps: int) -> None:
+    requests = [
+        make_request(prompt="a red circle moves right", num_frames=frames, num_inference_steps=steps, seed=seed)
+        for seed in range(count)
+    ]
+    model = load(requests[0])
+    print(f"\ndrafts: {count} clips of {frames} frames and {steps} steps, bundled model, {model.device}")
+    first = 0.0
+    for name in ("one by one", "together"):
+        for _ in range(2):  # the first warms up
+            started = time.perf_counter()
+            if name == "together":
+                made = generate_together(requests, model=model)
+            else:
+                made = [next(generate(request, model=model)) for request in requests]
+            seconds = time.perf_counter() - started
+        failed = [str(one) for one in made if isinstance(one, Exception)]
+        if failed:
+            raise SystemExit(f"  {name} failed: {failed[0]}")
+        first = first or seconds
+        print(f"  {name:10} {seconds:8.2f} s {first / seconds:6.2f} x", flush=True)
 
 
 def build(sizes: Sizes, device: str) -> Any:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from radial.errors import OutputError as OutputError
     from radial.errors import RadialError as RadialError
     from radial.errors import RequestError as RequestError
+    from radial.generation.acceleration.together import generate_together as generate_together
     from radial.generation.pipeline import generate as generate
     from radial.loading.load import load as load
     from radial.plans.block_plan import BlockPlan as BlockPlan
@@ -46,6 +47,7 @@ _HOMES = {
     "Video": "video.clip",
     "apply": "attention.install",
     "generate": "generation.pipeline",
+    "generate_together": "generation.acceleration.together",
     "load": "loading.load",
 }
 

@@ -24,7 +24,7 @@ def test_it_runs_at_a_small_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         for grids in module.REAL.mixes.values()
     ]
     assert [round(one, 2) for one in ceilings[:2]] == [2.46, 3.62]
-    monkeypatch.setattr(sys, "argv", ["packed.py", "--tiny", "--rounds", "1"])
+    monkeypatch.setattr(sys, "argv", ["packed.py", "--tiny", "--rounds", "1", "--part", "attention", "tuning"])
     module.main()
     told = capsys.readouterr().out
     for name in ("padded", "one by one", "packed", "radial", "buckets", "packs"):

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_pipelines import CASES, WORDS
 
 import radial
 from radial import ModelError, RequestError, Schedule
 from radial.attention.packed.clips import PackedClips
 from radial.attention.packed.pack import Budget
 from radial.loading.load import LoadedModel
+from radial.models.table import MODELS
 from radial_finetune.data.cache import CacheIndex, read_index
 from radial_finetune.objective import find_objective, packed_loss, velocity_loss
 from radial_finetune.training import train
@@ -118,6 +120,28 @@ def test_the_loss_is_that_of_each_clip(two_lengths: Path, model: LoadedModel, ca
         assert f"1 of {len(clips)} clips of a step have no finite loss" in caplog.text
         every = [(x * torch.nan, *rest) for x, *rest in clips]
         assert not packed_loss(objective, transformer, call, every, pack.weights, "none").isfinite()
+
+
+@pytest.mark.parametrize(("family", "name"), [("wan22-ti2v", "wan2.2-ti2v-5b"), ("hunyuan-video", "hunyuan-video")])
+def test_other_models_have_the_loss_of_each_clip(family: str, name: str) -> None:
+    """A timestep a token, one clip's first frame given; words that attend with the clip."""
+    pipe = CASES[family].build()
+    pipe.set_progress_bar_config(disable=True)
+    objective = find_objective(pipe, replace(MODELS[name], max_sequence_length=WORDS))
+    transformer, channels = pipe.transformer, pipe.transformer.config.out_channels
+    told = [objective.stack_text([text]) for text in objective.encode_text(["a red circle turns", "grey"])]
+    clips = []
+    for place, (text, size) in enumerate(zip(told, ((2, 4, 4), (3, 4, 8)), strict=True)):
+        generator = torch.Generator().manual_seed(place)
+        x, noise = (torch.randn(1, channels, *size, generator=generator) for _ in range(2))
+        start = objective.start_of(x[0], {}, first=place == 0, last=False)
+        text = text | {name: value[None] for name, value in start.items()}
+        clips.append((x, text, noise, torch.tensor([0.4 + 0.3 * place])))
+    with radial.apply(transformer, pattern=radial.RadialPattern(decay=0.2), block_size=16) as attention:
+        alone = sum(velocity_loss(objective, transformer, *clip).mean() for clip in clips)
+        with PackedClips(transformer, attention) as call:
+            together = packed_loss(objective, transformer, call, clips, [1.0, 1.0], "none")
+    torch.testing.assert_close(together, torch.as_tensor(alone), rtol=1e-5, atol=1e-6)
 
 
 def test_runs_on_packs_go_on_bit_for_bit(config: dict[str, Any], two_lengths: Path, tmp_path: Path) -> None:
