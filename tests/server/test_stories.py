@@ -172,6 +172,13 @@ def test_what_is_no_story_costs_nothing(
                 assert problem in problem_of(answer)
                 assert param is None or answer.json()["error"]["param"] == param
     assert client.post("/v1/stories", json=[1]).status_code == 422
+    long = json.dumps({"story": [{"prompt": "a", "seconds": 600}] * 7, "seed": 1})
+    for dry in (False, True):
+        listed = client.post("/v1/lists", json={"text": long, "kind": "jsonl", "dry_run": dry})
+        assert (listed.status_code, "at most 3600 seconds" in listed.text) == (422, True)
+    listed = client.post("/v1/lists", json={"text": json.dumps({"story": ["a", "b"], "seconds": 1, "seed": 1}),
+                                            "kind": "jsonl", "dry_run": True}).json()  # fmt: skip
+    assert (listed["data"][0]["prompt"], listed["data"][0]["seconds"]) == ("a", 2.06)
     halves = client.post(
         "/v1/stories", content=b'{"lines": ["a", "\\ud800"]}', headers={"content-type": "application/json"}
     )
@@ -185,6 +192,7 @@ def test_what_is_no_story_costs_nothing(
     story = client.post("/v1/stories", json={"lines": ["a"]} | SMALL).json()["id"]
     assert client.patch(f"/v1/videos/{story}", json={"request": {"height": 64}}).status_code == 422
     assert client.patch(f"/v1/videos/{story}", json={"request": {"seed": 8}}).json()["request"]["seed"] == 8
+    assert "in no command" in problem_of(client.get(f"/v1/videos/{story}/command"))
     assert client.post(f"/v1/stories/{story}/cancel").json()["state"] == "cancelled"
     assert problem_of(client.post(f"/v1/stories/{story}/continue", json={"lines": ["a"]})).endswith(
         "not there any more"

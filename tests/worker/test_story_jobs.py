@@ -21,6 +21,7 @@ from radial.stories.script import read_story
 from radial.stories.state import state_folder
 from radial.video.clip import read_frames, read_receipt
 from radial.video.film import GrowingFilm
+from radial_app.cli import main as cli
 from radial_app.jobs.job import Job, Output
 from radial_app.jobs.store import JobStore
 from radial_app.worker.ray_backend import _RayRenderer
@@ -215,6 +216,15 @@ def test_a_film_goes_on_from_another_one(
     assert now[: len(before)] != before
     straight = make_film(changed, tmp_path / "straight.mp4")
     assert (state_folder(straight) / "film.mp4").read_bytes() == now, "as if it had been made in one go"
+
+    # So does a command: beside a film that came out of the queue nothing lies to go on from, and its job has it.
+    film, more = tmp_path / "out" / "4.mp4", tmp_path / "more.txt"
+    more.write_text("anna: rises")
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["story", str(more), "--continue", str(film), "--quiet"])
+    assert not stop.value.code
+    assert [line["prompt"] for line in read_receipt(film)["story"]["lines"]][-1] == "anna: rises"
+    assert (state_folder(film) / "film.mp4").read_bytes().startswith(before)
 
     # Where it would not be as it was made, nothing of it is made anew in silence.
     other = changed.with_lines((*lines, lines[-1]))

@@ -6,7 +6,7 @@ import contextlib
 import shlex
 from typing import Any
 
-from radial.errors import RadialError
+from radial.errors import RadialError, RequestError
 from radial.input_files import KINDS
 from radial.request import make_request
 from radial.video.encoding import Encoding
@@ -25,7 +25,12 @@ def command_of(job: Job) -> str:
 
     Where a job was made by an earlier version and has what the command cannot say, such as no shift of the noise
     schedule, that is left out.
+
+    Raises:
+        RequestError: it makes the film of a story, whose lines no command holds.
     """
+    if job.story is not None:
+        raise RequestError("the lines of a story are in no command; its receipt says them all, with their times")
     request = job.request
     values = request.model_dump(mode="json")
     written: dict[str, Any] = {"prompt": request.prompt}

@@ -168,6 +168,11 @@ class Job:
     pieces: int = 0
     film_bytes: int = 0
 
+    @property
+    def frames(self) -> int:
+        """Frames of each of its videos."""
+        return self.request.clip_frames if self.story is None else self.story.ends(self.story.count())[-1]
+
     def name_values(self, request: GenerationRequest, video: int) -> dict[str, Any]:
         """What templates of names can tell of one of its videos."""
         now = time.localtime()

@@ -31,6 +31,7 @@ from radial_app.jobs.lists.job_files import JobFileError, read_jobs
 from radial_app.jobs.results import proxy_path
 from radial_app.jobs.store import JobStore
 from radial_app.server.accounts import Visitor
+from radial_app.server.stories.views import check_bounds
 from radial_app.server.trash import Trash
 from radial_app.server.uploads import Inputs
 from radial_app.server.views import ListedVideo, Video, video_of
@@ -119,6 +120,8 @@ class Service:
             )  # fmt: skip
         except JobFileError as error:
             raise RequestError("\n".join(error.problems[:20])) from error
+        for job in jobs:
+            check_bounds(job.story)
         return [replace(job, priority=0) for job in jobs]
 
     def seconds_of(self, jobs: Iterable[Job]) -> list[float | None]:
@@ -143,7 +146,7 @@ class Service:
                 source=job.source.partition(":")[2], prompt=job.request.prompt,
                 model=self.inputs.fields(job.request)["model"],
                 size=f"{job.request.clip_width}x{job.request.clip_height}",
-                seconds=round(job.request.clip_frames / (job.request.fps or 1), 2),
+                seconds=round(job.frames / (job.request.fps or 1), 2),
                 num_inference_steps=job.request.num_inference_steps, seed=job.request.seed, render_seconds=seconds,
             )
             for job, seconds in zip(jobs, self.seconds_of(jobs), strict=True)
@@ -156,6 +159,8 @@ class Service:
             RequestError: too many jobs wait already, or this machine has not the memory for one.
         """
         self._check_room(len(jobs))
+        for job in jobs:
+            check_bounds(job.story)
         check_all_fit(job.request for job in jobs)
         return self.store.add([self._own(job) for job in jobs])
 

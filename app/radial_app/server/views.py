@@ -283,9 +283,7 @@ def video_of(job: Job, inputs: Inputs, preview: float | None = None) -> Video:
     status = "completed" if job.state == "cancelled" and done else _STATUS[job.state]
     status = "failed" if job.problem else status
     notes: list[str] = []
-    fields, frames = inputs.fields(request, notes), request.clip_frames
-    if job.story is not None:
-        frames = job.story.ends(job.story.count())[-1]
+    fields, frames = inputs.fields(request, notes), job.frames
     return Video(
         id=job.id, status=status, state=job.state,
         progress=_progress(job), created_at=int(job.created),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from radial.advice import advise
-from radial.errors import RequestError
 from radial.loading.devices import find_device
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.hub.download import cached_folder
@@ -19,9 +18,9 @@ from radial.video.film import picture_at
 from radial_app.jobs.job import FINISHED, Job
 from radial_app.server.service import Conflict, Missing, Service, find_fit
 from radial_app.server.stories.views import (
-    MOST_SECONDS,
     More,
     Story,
+    check_bounds,
     check_count,
     read_story_body,
     segments_of,
@@ -104,7 +103,6 @@ class Stories:
         kept = story.lines if more.keep is None else story.lines[: more.keep]
         known = frozenset(line.name for line in kept if line.name) if kept else None
         wanted = story.with_lines((*kept, *read_entries(more.lines, known, "line")))
-        _check_bounds(wanted)
         self._service.inputs.check(wanted.request)
         new = Job(
             id="", request=wanted.request, story=wanted, base=str(self._service.store.film_folder(job.id)),
@@ -149,7 +147,7 @@ class Stories:
         rest = {name: value for name, value in fields.items() if name not in own}
         written = self._service.inputs.request(rest | {"prompt": lines[0].prompt})
         story = make_story(lines, written.model_dump(exclude={"prompt"}, exclude_unset=True) | own)
-        _check_bounds(story)
+        check_bounds(story)
         return story
 
     def _ended(self, job: Job) -> StoryRequest:
@@ -160,11 +158,3 @@ class Stories:
         if not (self._service.store.film_folder(job.id) / "story.json").is_file():
             raise Missing(f"what story {job.id} goes on from is not there any more")
         return job.story
-
-
-def _check_bounds(story: StoryRequest) -> None:
-    """Raise RequestError for a story that is too long to come over the web."""
-    check_count(story.lines)
-    seconds = sum(story.seconds if line.seconds is None else line.seconds for line in story.lines)
-    if seconds > MOST_SECONDS:
-        raise RequestError(f"a film lasts at most {MOST_SECONDS:g} seconds, not {seconds:g}")

@@ -93,6 +93,16 @@ def check_count(lines: Sequence[Any]) -> None:
         raise RequestError(f"lines must be from 1 to {MOST_LINES} prompts, not {len(lines)}")
 
 
+def check_bounds(story: StoryRequest | None) -> None:
+    """Raise RequestError for a story that is too long to come over the web."""
+    if story is None:
+        return
+    check_count(story.lines)
+    seconds = sum(story.seconds if line.seconds is None else line.seconds for line in story.lines)
+    if seconds > MOST_SECONDS:
+        raise RequestError(f"a film lasts at most {MOST_SECONDS:g} seconds, not {seconds:g}")
+
+
 class Segment(BaseModel):
     """A segment of a story: its line, from when to when of the film it is, in seconds, and whether it is made."""
 

@@ -166,9 +166,9 @@ function drawVideo(video) {
     moving ? h("details", {}, h("summary", {}, "Cut a part out"), cutter(video, shown, () => index)) : "",
     moving ? h("details", {}, h("summary", {}, "Finish it"), finisher(video, () => index)) : "",
     h("details", {}, h("summary", {}, "Compare"), h("div", { className: "actions" }, button("With another", () => chooseOther(video, index, tile)),
-      request.attention !== "dense" ? button("With dense attention", () => beside(video, { attention: "dense" }), { title: "The same seed with dense attention, then both side by side" }) : "",
-      request.loras.length ? button("Adapter weights", () => weights(video)) : "", button("Small variations", () => variations(video), { title: "Four other seeds, quick and small; the best is made in full" }))),
-    h("details", {}, h("summary", {}, "Settings and log"), h("div", { className: "actions" }, button("Copy as command", async () => copy((await call("GET", `/v1/videos/${id}/command`)).command)), button("Log", () => log(video))),
+      request.attention !== "dense" && !video.story ? button("With dense attention", () => beside(video, { attention: "dense" }), { title: "The same seed with dense attention, then both side by side" }) : "",
+      request.loras.length && !video.story ? button("Adapter weights", () => weights(video)) : "", video.story ? "" : button("Small variations", () => variations(video), { title: "Four other seeds, quick and small; the best is made in full" }))),
+    h("details", {}, h("summary", {}, "Settings and log"), h("div", { className: "actions" }, video.story ? "" : button("Copy as command", async () => copy((await call("GET", `/v1/videos/${id}/command`)).command)), button("Log", () => log(video))),
       h("div", { className: "scroll", tabIndex: 0, role: "group", ariaLabel: "A wide table" }, h("table", {}, ...rows.map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name.replaceAll("_", " ")), h("td", {}, typeof value === "object" ? JSON.stringify(value) : String(value)))))),
       h("p", { className: "quiet" }, video.files.map((file) => `rendered in ${clock(file.render_seconds)}`).join(", "))));
   box.addEventListener("keydown", (event) => {
