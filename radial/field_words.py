@@ -28,7 +28,9 @@ WORDS = {
     "extend": "the clip that it goes on from, at its last frame",
     "control_video": "the clip that it follows, instant by instant: edges, depth, poses, grey; with a mask or a "
     "strength, the clip that it makes anew",
-    "mask": "an image or a clip, white where control_video is made anew; what is black stays",
+    "face_video": "the face that it follows: a square cut out of a clip",
+    "background_video": "the clip in which its figure takes another's place, where the mask is white",
+    "mask": "an image or a clip, white where control_video, or background_video, is made anew; what is black stays",
     "references": "images of who or what appears in it, wherever that is",
     "strength": "how far it goes from control_video, from near 0, hardly, to 1, wholly",
     "keyframes": "images that it shows at frames, counted from 0, and back from -1",

@@ -14,7 +14,7 @@ from radial.errors import RequestError
 FileKind = Literal["image", "clip", "image or clip"]
 KINDS: dict[str, FileKind] = {
     "image": "image", "last_image": "image", "extend": "clip", "control_video": "clip", "mask": "image or clip",
-    "references": "image", "keyframes": "image",
+    "references": "image", "keyframes": "image", "face_video": "clip", "background_video": "clip",
 }  # fmt: skip
 """The fields of a request that name files, and what these must be."""
 Place = Callable[[str, str], Any]

@@ -38,6 +38,7 @@ from radial.generation.unseen_words import unseen_words
 from radial.generation.watch import Event, OnEvent, Watch
 from radial.loading.load import LoadedModel, choose_dtype, fingerprint_files, load, quiet
 from radial.loading.tiny_decoder import TinyDecoder, load_decoder
+from radial.models.spec import ModelSpec
 from radial.plans.settings import AttentionSettings
 from radial.request import MAX_FRAMES, GenerationRequest
 from radial.timed_prompts import begins_of
@@ -128,7 +129,8 @@ def _generate_one(
     assert request.num_inference_steps is not None
     assert request.fps is not None
     pipe = model.pipe
-    watch = Watch(request.computed_steps, on_event, snapshot)
+    windows = model.spec.windows(request.clip_frames)
+    watch = Watch(request.computed_steps, on_event, snapshot, windows)
     size = (request.clip_height, request.clip_width)
     before = None
     if request.extend is not None:
@@ -177,7 +179,7 @@ def _generate_one(
             stack.callback(transformer.register_forward_pre_hook(hook, with_kwargs=not steps_tell).remove)
             if ranks is not None:
                 stack.callback(transformer.register_forward_pre_hook(ranks.before_call).remove)
-        if on_step is not None or snapshot is not None:
+        if windows == 1 and (on_step is not None or snapshot is not None):
             about = describe_run(request, model)
 
             def so_far() -> dict[str, Any]:
@@ -284,13 +286,25 @@ def _call_arguments(
     if not request.is_guided(model.spec):  # LTX-2 guides its sound, too, and in further ways
         offered |= {"audio_guidance_scale": 1.0, "stg_scale": 0.0, "modality_scale": 1.0}
         offered |= {"audio_stg_scale": 0.0, "audio_modality_scale": 1.0}
-    if (window := model.spec.window_frames) is not None and request.clip_frames > window:
-        # As the authors have it for long clips: frames that windows share, and a little noise on those that are there.
-        offered |= {"base_num_frames": window, "overlap_history": 17, "addnoise_condition": 20}
+    offered |= _window_arguments(request, model.spec)
     takes = inspect.signature(type(model.pipe).__call__).parameters
     if getattr(model.pipe, "transformer_2", None) is None:
         del offered["guidance_scale_2"]
     return {name: value for name, value in offered.items() if name in takes}
+
+
+def _window_arguments(request: GenerationRequest, spec: ModelSpec) -> dict[str, Any]:
+    """How pipelines that make a clip window by window, each by other words, are to cut it."""
+    if spec.window_frames is None:
+        return {}
+    windows = spec.windows(request.clip_frames)
+    if spec.image_pipeline == "HunyuanVideoFramepackPipeline":  # it counts what a section decodes to alone
+        return {"latent_window_size": spec.chunk_latents, "num_frames": windows * (spec.new_frames - 3)}
+    arguments: dict[str, Any] = {"segment_frame_length": spec.frames_at_once(request.clip_frames)}
+    if windows > 1:
+        # As the authors have it for long clips: frames that windows share, and a little noise on those that are there.
+        arguments |= {"base_num_frames": spec.window_frames, "overlap_history": 17, "addnoise_condition": 20}
+    return arguments
 
 
 def _timed_words(request: GenerationRequest, model: LoadedModel) -> dict[str, Any]:

@@ -23,14 +23,15 @@ from radial.generation.snapshot import Part, Snapshot
 
 # Pipelines with a scheduler that steps once a step, and maybe one for sound that steps after it. The others (LTX-2,
 # whose sound has none of its own that is known, diffusion forcing with a scheduler a frame, Cosmos, which steps twice)
-# start anew.
+# start anew, and so do clips that come window by window.
 RESUMABLE = {
     "AllegroPipeline", "AnyFlowPipeline", "EasyAnimatePipeline", "HunyuanVideo15ImageToVideoPipeline",
     "HunyuanVideo15Pipeline",
-    "HunyuanVideoImageToVideoPipeline", "HunyuanVideoPipeline", "Kandinsky5I2VPipeline", "Kandinsky5T2VPipeline",
+    "HunyuanVideoFramepackPipeline", "HunyuanVideoImageToVideoPipeline", "HunyuanVideoPipeline",
+    "Kandinsky5I2VPipeline", "Kandinsky5T2VPipeline",
     "LTXConditionPipeline",
     "LTXImageToVideoPipeline", "LTXPipeline", "MiniMaxH3Pipeline", "MochiPipeline", "SkyReelsV2ImageToVideoPipeline",
-    "SkyReelsV2Pipeline", "WanImageToVideoPipeline", "WanPipeline", "WanVACEPipeline",
+    "SkyReelsV2Pipeline", "WanAnimatePipeline", "WanImageToVideoPipeline", "WanPipeline", "WanVACEPipeline",
     "WanVideoToVideoPipeline",
 }  # fmt: skip
 

@@ -264,7 +264,11 @@ class Inputs:
 def without_what_goes_with(fields: dict[str, Any]) -> None:
     """Leave out what means nothing without the file that it goes with."""
     if fields["control_video"] is None:
-        fields["mask"] = fields["strength"] = None
+        fields["strength"] = None
+    if fields["background_video"] is None and (fields["control_video"] is None or fields["face_video"] is not None):
+        fields["mask"] = None
+    if fields["mask"] is None:
+        fields["background_video"] = None
     if fields["image"] is None and fields["extend"] is None:
         fields["last_image"] = None
 

@@ -9,7 +9,7 @@ const DRAFT = "draft";
 const FILES = [["mp4,h264", "MP4 (H.264), plays everywhere"], ["mp4,h265", "MP4 (H.265), smaller"], ["mp4,av1", "MP4 (AV1), smallest"], ["webm,vp9", "WebM (VP9)"],
   ["webm,av1", "WebM (AV1)"], ["gif,", "GIF"], ["png,", "PNG frames"]];
 const LABELS = { num_frames: "Length", height: "Height", width: "Width", num_inference_steps: "Steps", guidance_scale: "Guidance", num_videos: "Videos", image: "Start image",
-  last_image: "End image", extend: "Clip to extend", control_video: "Control video", mask: "Mask", references: "References", keyframes: "Images at frames", loras: "Adapters" };
+  last_image: "End image", extend: "Clip to extend", control_video: "Control video", face_video: "Face video", background_video: "Background video", mask: "Mask", references: "References", keyframes: "Images at frames", loras: "Adapters" };
 let models = [];
 let limits = {};
 let presets = {};
