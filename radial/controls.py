@@ -28,6 +28,8 @@ class Steered(Protocol):
     references: tuple[str, ...]
     strength: float | None
     keyframes: tuple[Keyframe, ...]
+    enhance: str | None
+    original_prompt: str | None
     num_inference_steps: int | None
     guidance_start: float
     guidance_end: float
@@ -65,6 +67,10 @@ def task_of(request: Steered) -> Task:
 
 def check_together(request: Steered) -> None:
     """Raise ValueError for fields that exclude or need each other, whatever the model."""
+    if request.original_prompt is not None and request.enhance is None:
+        raise ValueError("original_prompt needs enhance: the model that made the prompt of it")
+    if request.enhance is not None and request.then:
+        raise ValueError("enhance is for one prompt: leave then out")
     if request.mask is not None and request.control_video is None and request.background_video is None:
         raise ValueError("mask needs control_video: its white part is where that clip is made anew")
     if request.background_video is not None and request.mask is None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 WORDS = {
     "prompt": "what the clip shows",
     "then": "what the clip shows next, each prompt in an equal share of the time, or from when it says: '2s: it sits'",
+    "enhance": "a language model that says the prompt at more length, by hub id or folder; both prompts are kept",
+    "original_prompt": "the prompt as it was written, where enhance has made another of it",
     "negative_prompt": "words to avoid; the model's own when left out",
     "height": "height in pixels",
     "width": "width in pixels",

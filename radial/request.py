@@ -30,6 +30,7 @@ _LATER = (
     "sink_frames", "variant", "skip_width", "true_cfg_scale", "image_ground", "positions", "guidance_start",
     "guidance_end", "cache", "far_field", "token_order", "decoder", "batched_guidance", "then", "control_video",
     "mask", "references", "strength", "keyframes", "density", "face_video", "background_video",
+    "enhance", "original_prompt",
 )  # fmt: skip
 
 
@@ -96,6 +97,8 @@ class GenerationRequest(BaseModel):
     keyframes: Annotated[tuple[Keyframe, ...], Field(max_length=MAX_IMAGES)] = ()
     face_video: str | None = None
     background_video: str | None = None
+    enhance: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    original_prompt: str | None = None
 
     @field_validator("references", "keyframes", mode="before")
     @classmethod
@@ -364,7 +367,8 @@ class GenerationRequest(BaseModel):
     def is_resolved(self) -> bool:
         """Whether no field is open: only what a model may not have is still None."""
         optional = {"guidance_scale_2", "true_cfg_scale", "flow_shift", "image", "last_image", "extend", "positions",
-                    "control_video", "mask", "strength", "face_video", "background_video"}  # fmt: skip
+                    "control_video", "mask", "strength", "face_video", "background_video", "enhance",
+                    "original_prompt"}  # fmt: skip
         return self.seed >= 0 and all(value is not None for name, value in self if name not in optional)
 
     @property

@@ -17,7 +17,7 @@ from radial.advice import advise
 from radial.attention.install import RadialAttention, apply, transformers_of
 from radial.attention.positions import stretched
 from radial.attention.timed_text import timed_text
-from radial.errors import DeviceLost, GenerationError, first_line
+from radial.errors import DeviceLost, GenerationError, RequestError, first_line
 from radial.generation.acceleration.batched import batched_guidance
 from radial.generation.acceleration.calls import Calls
 from radial.generation.acceleration.guidance import guided_within
@@ -25,6 +25,7 @@ from radial.generation.acceleration.hooks import lasting_hooks
 from radial.generation.acceleration.split import Halves, split_guidance
 from radial.generation.acceleration.step_cache import InstalledCache, cached_steps
 from radial.generation.conditions.controls import controls_for
+from radial.generation.conditions.enhance import enhanced
 from radial.generation.conditions.images import start_and_end
 from radial.generation.decoding import decode_with_fallback, decoded_by
 from radial.generation.ranks import Ranks
@@ -77,6 +78,9 @@ def generate(
     request = request.resolve()
     if ranks is not None:
         ranks.check(request)
+        if request.enhance is not None and request.original_prompt is None:
+            raise RequestError("enhance is done by one process: take the prompt that it gives, or leave it out")
+    request = enhanced(request, on_event)
     if model is None:
         on_event(Event("load"))
         model = load(

@@ -53,6 +53,20 @@ def find_model(name: str, *, online: bool = True) -> ModelSpec:
     )
 
 
+def check_language_model(name: str) -> None:
+    """Make sure that a name is a folder with a language model of transformers, or can be one on the hub.
+
+    Raises:
+        RequestError: it is not.
+        ModelError: the folder has no weights as safetensors.
+    """
+    if os.path.isdir(name):
+        if not (Path(name) / "config.json").is_file() or not any(Path(name).glob("*.safetensors")):
+            raise ModelError(f"{name} is no model of transformers with weights as safetensors")
+    elif not HUB_ID.fullmatch(name):
+        raise RequestError(f"enhance must be a folder, or a hub id like org/name, not {name[:200]!r}")
+
+
 def hub_file(name: str) -> tuple[str, str] | None:
     """Repository and file of what is named ``org/name/file.safetensors``; None for other names, and for files here."""
     found = None if os.path.exists(name) else _HUB_FILE.fullmatch(name)

@@ -37,6 +37,8 @@ def test_open_fields_take_the_models_values() -> None:
         "strength",
         "face_video",
         "background_video",
+        "enhance",
+        "original_prompt",
     }
 
 

@@ -52,8 +52,8 @@ from radial_app.jobs.presets import Presets
 from radial_app.jobs.store import JobStore
 
 _GROUPS = {
-    "Clip": ("then", "negative_prompt", "model", "height", "width", "size", "num_frames", "seconds", "fps", "seed",
-             "num_videos", "snap", "riflex", "positions"),
+    "Clip": ("then", "enhance", "original_prompt", "negative_prompt", "model", "height", "width", "size", "num_frames",
+             "seconds", "fps", "seed", "num_videos", "snap", "riflex", "positions"),
     "Sampling": ("num_inference_steps", "guidance_scale", "guidance_scale_2", "guidance_start", "guidance_end",
                  "batched_guidance", "true_cfg_scale", "preset", "sampler", "flow_shift", "cache", "decoder"),
     "Images and clips to start from": ("image", "last_image", "extend", "image_fit", "image_ground"),
@@ -72,6 +72,8 @@ def generate(
     then: Annotated[
         list[str] | None, typer.Option(help=sentence("then", "; repeatable"), metavar="[SECONDS:]PROMPT")
     ] = None,
+    enhance: Annotated[str | None, typer.Option(help=sentence("enhance"), metavar="MODEL")] = None,
+    original_prompt: Annotated[str | None, typer.Option(help=sentence("original_prompt"), metavar="PROMPT")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help=sentence("negative_prompt"))] = None,
     model: ModelName = "tiny",
     height: Height = None,
@@ -165,6 +167,8 @@ def generate(
     written = dict(
         prompt=sys.stdin.read().strip() if prompt == "-" else prompt,
         then=then or [],
+        enhance=enhance,
+        original_prompt=original_prompt,
         negative_prompt=negative_prompt,
         model=model,
         height=height,

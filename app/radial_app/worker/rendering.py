@@ -89,6 +89,7 @@ class LocalRenderer:
 
     def render(self, request: GenerationRequest, snapshot: Path, listener: Listener) -> Rendered:
         """Render one video; see :class:`Renderer`."""
+        from radial.generation.conditions.enhance import enhanced
         from radial.generation.pipeline import describe_run, generate
         from radial.generation.snapshot import read_snapshot
         from radial.generation.watch import Event
@@ -96,6 +97,7 @@ class LocalRenderer:
         if self._ranks is not None:
             self._ranks.check(request)
         steering = _Steering(listener, self._snapshot_seconds)
+        request = enhanced(request, steering.on_event)
         model = self._models.get(request, steering.on_load, steering.on_download)
         steering.pipe = model.pipe
         taken_up = read_snapshot(snapshot, describe_run(request.resolve(), model))
