@@ -183,7 +183,7 @@ def _generate_one(
             stack.callback(transformer.register_forward_pre_hook(hook, with_kwargs=not steps_tell).remove)
             if ranks is not None:
                 stack.callback(transformer.register_forward_pre_hook(ranks.before_call).remove)
-        if windows == 1 and (on_step is not None or snapshot is not None):
+        if on_step is not None or snapshot is not None:
             about = describe_run(request, model)
 
             def so_far() -> dict[str, Any]:
@@ -195,7 +195,7 @@ def _generate_one(
                 parts["attention"] = radial
             if cache is not None:
                 parts["cache"] = cache
-            stack.enter_context(resumable_steps(pipe, transformers, parts, on_step, snapshot, so_far))
+            stack.enter_context(resumable_steps(pipe, transformers, parts, on_step, snapshot, so_far, windows))
         vae = getattr(pipe, "vae", None)
         if decoder is not None:
             stack.enter_context(decoded_by(vae, decoder, lambda: watch.begin("decode")))

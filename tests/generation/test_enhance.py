@@ -12,7 +12,8 @@ import transformers
 from tiny_pipelines import CASES, VOCABULARY, _tokenizer
 
 from radial import ModelError, RequestError
-from radial.generation.conditions.enhance import MAX_NEW_TOKENS, _plain_text, enhanced
+from radial.generation.conditions import enhance
+from radial.generation.conditions.enhance import _plain_text, enhanced
 from radial.generation.pipeline import generate
 from radial.generation.watch import Event
 from radial.request import GenerationRequest, make_request
@@ -38,15 +39,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def likeliest(folder: Path, prompt: str) -> str:
     """The words that the model holds likeliest, one after the other."""
-    from radial.generation.conditions.enhance import _TASK
-
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.Qwen2ForCausalLM.from_pretrained(folder)
-    messages = [{"role": "user", "content": _TASK + prompt}]
+    messages = [{"role": "user", "content": enhance._TASK + prompt}]
     told = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     ids = tokenizer(told, add_special_tokens=False, return_tensors="pt").input_ids
     begin = ids.shape[1]
-    for _ in range(MAX_NEW_TOKENS):
+    for _ in range(enhance.MAX_NEW_TOKENS):
         with torch.inference_mode():
             ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
         if ids[0, -1] == tokenizer.eos_token_id:
@@ -61,7 +60,8 @@ def request_for(folder: Path, **more: Any) -> GenerationRequest:
     )  # fmt: skip
 
 
-def test_both_prompts_are_told_and_kept(folder: Path) -> None:
+def test_both_prompts_are_told_and_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enhance, "MAX_NEW_TOKENS", 24)
     expected = likeliest(folder / "writer", PROMPT)
     assert expected
     assert expected != PROMPT

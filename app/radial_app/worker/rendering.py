@@ -164,7 +164,7 @@ class _Steering:
                 self._listener.show(frame)
         if wish in ("pause", "cancel", "stop"):
             raise Stopped(wish)
-        if wish == "finish" and not last:
+        if wish == "finish" and not last and step.can_finish:
             self.finished_at = (step.step, step.steps)
             return "finish"
         return "go on"
