@@ -48,6 +48,11 @@ def _on_length(request: GenerationRequest, spec: ModelSpec) -> list[str]:
             f"{request.clip_frames} frames are fewer than the {spec.shortest_frames} of the shortest clips that "
             f"{spec.name} was trained on: expect artifacts"
         )
+    if (windows := spec.windows(request.clip_frames)) > 1:
+        notes.append(
+            f"{request.clip_frames} frames come in {windows} windows of up to {spec.window_frames}, one after the other"
+        )
+        return notes
     longest = max(spec.native_frames, (tuned and tuned.target_frames) or 0)
     if request.clip_frames > longest and (tuned is not None or not request.loras):
         who = "the adapter was tuned for" if longest > spec.native_frames else f"{spec.name} was trained on"
@@ -109,7 +114,7 @@ def _on_density(request: GenerationRequest, spec: ModelSpec) -> list[str]:
     if request.attention != "adaptive":
         told = f"density {density:g} has no effect on {request.attention} attention: adaptive has one"
         return [told] if density != DENSITY else []
-    sinks = (request.sink_frames or 0) / spec.latent_frames(request.clip_frames)
+    sinks = (request.sink_frames or 0) / request.grid(spec).frames
     if sinks <= density / 2:
         return []
     return [

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from radial.errors import RequestError
+from radial.field_words import WORDS
 from radial.input_files import Keyframe
 from radial.models.find import pipeline_of
-from radial.models.spec import ModelSpec, Task
+from radial.models.spec import NEEDED_BY, ModelSpec, Task
 from radial.models.table import MODELS
 
-STEERING = ("control_video", "mask", "references", "keyframes", "strength")
+STEERING = ("control_video", "face_video", "background_video", "mask", "references", "keyframes", "strength")
 # Pipelines that are given noise levels of their own, which not every sampler takes.
 _OWN_LEVELS = {"LTXConditionPipeline"}
 
@@ -21,16 +22,21 @@ class Steered(Protocol):
     image: str | None
     last_image: str | None
     control_video: str | None
+    face_video: str | None
+    background_video: str | None
     mask: str | None
     references: tuple[str, ...]
     strength: float | None
     keyframes: tuple[Keyframe, ...]
+    enhance: str | None
+    original_prompt: str | None
     num_inference_steps: int | None
     guidance_start: float
     guidance_end: float
     batched_guidance: bool
     cache: Any
     sampler: Any
+    decoder: str
     token_order: Any
     then: tuple[str, ...]
 
@@ -54,20 +60,30 @@ def task_of(request: Steered) -> Task:
     """What a request's clip is made from."""
     if request.strength is not None:
         return "video"
-    if request.control_video is not None or request.mask is not None or request.references or request.keyframes:
+    if _given(request):
         return "control"
     return "image" if request.starts_from_image else "text"
 
 
 def check_together(request: Steered) -> None:
     """Raise ValueError for fields that exclude or need each other, whatever the model."""
-    if request.mask is not None and request.control_video is None:
+    if request.original_prompt is not None and request.enhance is None:
+        raise ValueError("original_prompt needs enhance: the model that made the prompt of it")
+    if request.enhance is not None and request.then:
+        raise ValueError("enhance is for one prompt: leave then out")
+    if request.mask is not None and request.control_video is None and request.background_video is None:
         raise ValueError("mask needs control_video: its white part is where that clip is made anew")
+    if request.background_video is not None and request.mask is None:
+        raise ValueError("background_video needs mask, which is white where that clip's figure is replaced")
     if request.strength is not None and request.control_video is None:
         raise ValueError("strength needs control_video: the clip that is made over")
-    for name in ("mask", "references"):
+    for name in ("face_video", "background_video", "mask", "references"):
         if request.strength is not None and getattr(request, name):
             raise ValueError(f"strength and {name} exclude each other: with strength all of a clip is made over")
+
+
+def _given(request: Steered) -> list[str]:
+    return [name for name in STEERING if getattr(request, name) not in (None, ())]
 
 
 def check_controls(request: Steered, spec: ModelSpec) -> None:
@@ -84,7 +100,7 @@ def check_controls(request: Steered, spec: ModelSpec) -> None:
         raise RequestError(f"{spec.name} takes no last_image; models that do: {able}")
     if request.last_image is None and spec.needs_last_image:
         raise RequestError(f"{spec.name} goes from one image to another: give --last-image, too")
-    given = [name for name in STEERING if getattr(request, name) not in (None, ())]
+    given = _given(request)
     if request.strength is not None:
         given.remove("control_video")  # the clip that is made over steers nothing
     for name in given:
@@ -96,12 +112,18 @@ def check_controls(request: Steered, spec: ModelSpec) -> None:
     pipeline = pipeline_of(spec, task)
     if task in ("text", "image"):
         return
+    for name in NEEDED_BY.get(pipeline, ()):
+        if name not in given:
+            raise RequestError(f"{spec.name} needs {name}: {WORDS[name]}")
+    if "background_video" in spec.steered_by and request.mask is not None and request.background_video is None:
+        raise RequestError(f"mask goes with background_video for {spec.name}: of poses no part is kept")
     if len(request.references) > spec.most_references:
         raise RequestError(
             f"references must be at most {spec.most_references} for {spec.name}, not {len(request.references)}"
         )
     if request.starts_from_image and "keyframes" not in spec.steered_by:
-        raise RequestError(f"{spec.name} does not start from an image where it takes {given[0]}: leave the image out")
+        instead = "it is a reference there" if "references" in spec.steered_by else "leave the image out"
+        raise RequestError(f"{spec.name} does not start from an image where it takes {given[0]}: {instead}")
     if request.keyframes and task == "video" and spec.video_pipeline != spec.control_pipeline:
         raise RequestError(f"keyframes and strength exclude each other for {spec.name}")
     if request.then:
@@ -112,13 +134,19 @@ def check_controls(request: Steered, spec: ModelSpec) -> None:
         raise RequestError(f"sampler {request.sampler} does not go with {given[0]} on {spec.name}: take model or euler")
 
 
-def check_in_time(request: Steered) -> None:
+def check_in_time(request: Steered, spec: ModelSpec) -> None:
     """The same of what goes by a resolved request's frames and steps.
 
     Raises:
-        RequestError: no step is guided, a keyframe lies beyond the clip or on another image, or the strength leaves no
-            step.
+        RequestError: no step is guided, a keyframe lies beyond the clip or on another image, the strength leaves no
+            step, or a clip would go on from drafts.
     """
+    by_frames = spec.pipeline_for(request.task) == "WanAnimatePipeline"
+    if by_frames and request.decoder != "full" and spec.windows(request.clip_frames) > 1:
+        raise RequestError(
+            f"decoder {request.decoder[:200]} is for clips of up to {spec.window_frames} frames on {spec.name}: longer "
+            "ones go on from their own frames; take full"
+        )
     last = request.clip_frames - 1
     taken: dict[int, str] = {}
     if request.keyframes:

@@ -6,6 +6,8 @@ from __future__ import annotations
 WORDS = {
     "prompt": "what the clip shows",
     "then": "what the clip shows next, each prompt in an equal share of the time, or from when it says: '2s: it sits'",
+    "enhance": "a language model that says the prompt at more length, by hub id or folder; both prompts are kept",
+    "original_prompt": "the prompt as it was written, where enhance has made another of it",
     "negative_prompt": "words to avoid; the model's own when left out",
     "height": "height in pixels",
     "width": "width in pixels",
@@ -28,7 +30,9 @@ WORDS = {
     "extend": "the clip that it goes on from, at its last frame",
     "control_video": "the clip that it follows, instant by instant: edges, depth, poses, grey; with a mask or a "
     "strength, the clip that it makes anew",
-    "mask": "an image or a clip, white where control_video is made anew; what is black stays",
+    "face_video": "the face that it follows: a square cut out of a clip",
+    "background_video": "the clip in which its figure takes another's place, where the mask is white",
+    "mask": "an image or a clip, white where control_video, or background_video, is made anew; what is black stays",
     "references": "images of who or what appears in it, wherever that is",
     "strength": "how far it goes from control_video, from near 0, hardly, to 1, wholly",
     "keyframes": "images that it shows at frames, counted from 0, and back from -1",

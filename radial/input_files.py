@@ -10,11 +10,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from radial.errors import RequestError
+from radial.models.find import check_language_model
 
 FileKind = Literal["image", "clip", "image or clip"]
 KINDS: dict[str, FileKind] = {
     "image": "image", "last_image": "image", "extend": "clip", "control_video": "clip", "mask": "image or clip",
-    "references": "image", "keyframes": "image",
+    "references": "image", "keyframes": "image", "face_video": "clip", "background_video": "clip",
 }  # fmt: skip
 """The fields of a request that name files, and what these must be."""
 Place = Callable[[str, str], Any]
@@ -104,7 +105,8 @@ def _shown(value: Any) -> str:
 
 
 def check_input_files(fields: Mapping[str, Any], *, by_head: bool = False) -> None:
-    """Make sure that the files that a request's checked fields name are there, and of the kinds that these take.
+    """Make sure that the files that a request's checked fields name are there, and of the kinds that these take, and
+    that the language model that is to enhance its prompt can be one.
 
     Args:
         by_head: look at how files begin alone; else masks are read, too.
@@ -115,6 +117,8 @@ def check_input_files(fields: Mapping[str, Any], *, by_head: bool = False) -> No
     from radial.video.control import check_mask, is_image
     from radial.video.images import check_clip, check_image
 
+    if fields.get("enhance") is not None and fields.get("original_prompt") is None:
+        check_language_model(fields["enhance"])
     for label, path in named_files(fields):
         name = label.partition(".")[0]
         try:

@@ -6,14 +6,7 @@ import os
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from radial.controls import check_controls, check_in_time, check_together, task_of
 from radial.errors import RequestError, explain_all
@@ -36,7 +29,8 @@ MAX_IMAGES = 64  # references, and keyframes
 _LATER = (
     "sink_frames", "variant", "skip_width", "true_cfg_scale", "image_ground", "positions", "guidance_start",
     "guidance_end", "cache", "far_field", "token_order", "decoder", "batched_guidance", "then", "control_video",
-    "mask", "references", "strength", "keyframes", "density",
+    "mask", "references", "strength", "keyframes", "density", "face_video", "background_video",
+    "enhance", "original_prompt",
 )  # fmt: skip
 
 
@@ -101,6 +95,10 @@ class GenerationRequest(BaseModel):
     references: Annotated[tuple[str, ...], Field(max_length=MAX_IMAGES)] = ()
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
     keyframes: Annotated[tuple[Keyframe, ...], Field(max_length=MAX_IMAGES)] = ()
+    face_video: str | None = None
+    background_video: str | None = None
+    enhance: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    original_prompt: str | None = None
 
     @field_validator("references", "keyframes", mode="before")
     @classmethod
@@ -239,7 +237,7 @@ class GenerationRequest(BaseModel):
             resolved.riflex_period(spec)
         if self.then and resolved.token_order not in (None, "raster"):
             raise RequestError(f"then does not go with token_order {resolved.token_order}: take raster")
-        check_in_time(resolved)
+        check_in_time(resolved, spec)
         check_timed(self.then, spec, resolved.clip_frames, resolved.fps or spec.fps, spec.pipeline_for(self.task))
         spec.step_cache(self.cache, self.task, steps)
         tuned.check_cache(self.cache)
@@ -360,15 +358,17 @@ class GenerationRequest(BaseModel):
         return self.num_frames
 
     def grid(self, spec: ModelSpec) -> TokenGrid:
-        """The latent tokens of a resolved request's clip."""
+        """The latent tokens of a resolved request's clip, of those of its frames that are denoised at once."""
         _, height, width = spec.stride
-        return TokenGrid(spec.latent_frames(self.clip_frames), self.clip_height // height, self.clip_width // width)
+        frames = spec.latent_frames(spec.frames_at_once(self.clip_frames))
+        return TokenGrid(frames, self.clip_height // height, self.clip_width // width)
 
     @property
     def is_resolved(self) -> bool:
         """Whether no field is open: only what a model may not have is still None."""
         optional = {"guidance_scale_2", "true_cfg_scale", "flow_shift", "image", "last_image", "extend", "positions",
-                    "control_video", "mask", "strength"}  # fmt: skip
+                    "control_video", "mask", "strength", "face_video", "background_video", "enhance",
+                    "original_prompt"}  # fmt: skip
         return self.seed >= 0 and all(value is not None for name, value in self if name not in optional)
 
     @property

@@ -17,7 +17,7 @@ from radial.advice import advise
 from radial.attention.install import RadialAttention, apply, transformers_of
 from radial.attention.positions import stretched
 from radial.attention.timed_text import timed_text
-from radial.errors import DeviceLost, GenerationError, first_line
+from radial.errors import DeviceLost, GenerationError, RequestError, first_line
 from radial.generation.acceleration.batched import batched_guidance
 from radial.generation.acceleration.calls import Calls
 from radial.generation.acceleration.guidance import guided_within
@@ -25,6 +25,7 @@ from radial.generation.acceleration.hooks import lasting_hooks
 from radial.generation.acceleration.split import Halves, split_guidance
 from radial.generation.acceleration.step_cache import InstalledCache, cached_steps
 from radial.generation.conditions.controls import controls_for
+from radial.generation.conditions.enhance import enhanced
 from radial.generation.conditions.images import start_and_end
 from radial.generation.decoding import decode_with_fallback, decoded_by
 from radial.generation.ranks import Ranks
@@ -38,6 +39,7 @@ from radial.generation.unseen_words import unseen_words
 from radial.generation.watch import Event, OnEvent, Watch
 from radial.loading.load import LoadedModel, choose_dtype, fingerprint_files, load, quiet
 from radial.loading.tiny_decoder import TinyDecoder, load_decoder
+from radial.models.spec import ModelSpec
 from radial.plans.settings import AttentionSettings
 from radial.request import MAX_FRAMES, GenerationRequest
 from radial.timed_prompts import begins_of
@@ -76,6 +78,9 @@ def generate(
     request = request.resolve()
     if ranks is not None:
         ranks.check(request)
+        if request.enhance is not None and request.original_prompt is None:
+            raise RequestError("enhance is done by one process: take the prompt that it gives, or leave it out")
+    request = enhanced(request, on_event)
     if model is None:
         on_event(Event("load"))
         model = load(
@@ -128,7 +133,8 @@ def _generate_one(
     assert request.num_inference_steps is not None
     assert request.fps is not None
     pipe = model.pipe
-    watch = Watch(request.computed_steps, on_event, snapshot)
+    windows = model.spec.windows(request.clip_frames)
+    watch = Watch(request.computed_steps, on_event, snapshot, windows)
     size = (request.clip_height, request.clip_width)
     before = None
     if request.extend is not None:
@@ -189,7 +195,7 @@ def _generate_one(
                 parts["attention"] = radial
             if cache is not None:
                 parts["cache"] = cache
-            stack.enter_context(resumable_steps(pipe, transformers, parts, on_step, snapshot, so_far))
+            stack.enter_context(resumable_steps(pipe, transformers, parts, on_step, snapshot, so_far, windows))
         vae = getattr(pipe, "vae", None)
         if decoder is not None:
             stack.enter_context(decoded_by(vae, decoder, lambda: watch.begin("decode")))
@@ -284,13 +290,25 @@ def _call_arguments(
     if not request.is_guided(model.spec):  # LTX-2 guides its sound, too, and in further ways
         offered |= {"audio_guidance_scale": 1.0, "stg_scale": 0.0, "modality_scale": 1.0}
         offered |= {"audio_stg_scale": 0.0, "audio_modality_scale": 1.0}
-    if (window := model.spec.window_frames) is not None and request.clip_frames > window:
-        # As the authors have it for long clips: frames that windows share, and a little noise on those that are there.
-        offered |= {"base_num_frames": window, "overlap_history": 17, "addnoise_condition": 20}
+    offered |= _window_arguments(request, model.spec)
     takes = inspect.signature(type(model.pipe).__call__).parameters
     if getattr(model.pipe, "transformer_2", None) is None:
         del offered["guidance_scale_2"]
     return {name: value for name, value in offered.items() if name in takes}
+
+
+def _window_arguments(request: GenerationRequest, spec: ModelSpec) -> dict[str, Any]:
+    """How pipelines that make a clip window by window, each by other words, are to cut it."""
+    if spec.window_frames is None:
+        return {}
+    windows = spec.windows(request.clip_frames)
+    if spec.image_pipeline == "HunyuanVideoFramepackPipeline":  # it counts what a section decodes to alone
+        return {"latent_window_size": spec.chunk_latents, "num_frames": windows * (spec.new_frames - 3)}
+    arguments: dict[str, Any] = {"segment_frame_length": spec.frames_at_once(request.clip_frames)}
+    if windows > 1:
+        # As the authors have it for long clips: frames that windows share, and a little noise on those that are there.
+        arguments |= {"base_num_frames": spec.window_frames, "overlap_history": 17, "addnoise_condition": 20}
+    return arguments
 
 
 def _timed_words(request: GenerationRequest, model: LoadedModel) -> dict[str, Any]:

@@ -27,10 +27,11 @@ from radial.generation.snapshot import Part, Snapshot
 RESUMABLE = {
     "AllegroPipeline", "AnyFlowPipeline", "EasyAnimatePipeline", "HunyuanVideo15ImageToVideoPipeline",
     "HunyuanVideo15Pipeline",
-    "HunyuanVideoImageToVideoPipeline", "HunyuanVideoPipeline", "Kandinsky5I2VPipeline", "Kandinsky5T2VPipeline",
+    "HunyuanVideoFramepackPipeline", "HunyuanVideoImageToVideoPipeline", "HunyuanVideoPipeline",
+    "Kandinsky5I2VPipeline", "Kandinsky5T2VPipeline",
     "LTXConditionPipeline",
     "LTXImageToVideoPipeline", "LTXPipeline", "MiniMaxH3Pipeline", "MochiPipeline", "SkyReelsV2ImageToVideoPipeline",
-    "SkyReelsV2Pipeline", "WanImageToVideoPipeline", "WanPipeline", "WanVACEPipeline",
+    "SkyReelsV2Pipeline", "WanAnimatePipeline", "WanImageToVideoPipeline", "WanPipeline", "WanVACEPipeline",
     "WanVideoToVideoPipeline",
 }  # fmt: skip
 
@@ -43,16 +44,18 @@ class Step:
         step, steps: steps done, and of the whole run.
         clean_latents: what the finished clip's latents look like from here.
         snapshot: takes all that is needed to go on from here.
+        can_finish: whether the clip can end here: one of several windows in its last one alone.
     """
 
     step: int
     steps: int
     clean_latents: Callable[[], Tensor] = field(repr=False)
     snapshot: Callable[[], Snapshot] = field(repr=False)
+    can_finish: bool = True
 
 
 OnStep = Callable[[Step], Literal["go on", "finish"]]
-"""Told about every step. ``finish`` decodes what the clip looks like now; what it raises ends the run."""
+"""Told about every step. ``finish`` decodes what the clip looks like now, where it can; what it raises ends the run."""
 
 
 class SchedulerPart:
@@ -92,13 +95,14 @@ class GeneratorPart:
 @contextmanager
 def resumable_steps(
     pipe: Any, transformers: list[Any], parts: Mapping[str, Part], on_step: OnStep | None, snapshot: Snapshot | None,
-    so_far: Callable[[], dict[str, Any]],
+    so_far: Callable[[], dict[str, Any]], windows: int = 1,
 ) -> Iterator[None]:  # fmt: skip
     """Tell ``on_step`` of the pipeline's steps, and take up the snapshot, while the context lasts.
 
     Args:
         parts: what the steps to come depend on beside latents and scheduler, by name.
         so_far: what else a snapshot says, by name.
+        windows: how many times the pipeline goes through all steps.
     """
     if type(pipe).__name__ not in RESUMABLE:
         yield
@@ -109,7 +113,10 @@ def resumable_steps(
     if (other := getattr(pipe, "audio_scheduler", None)) is not None:
         schedulers.append(other)
         parts |= {"audio_scheduler": SchedulerPart(other), "audio_latents": sound}
-    steps = _Steps(pipe, transformers, schedulers, parts, sound, on_step, snapshot, so_far)
+    ended = _WindowsPart([] if snapshot is None else list(snapshot.parts.get("windows", ())), windows)
+    if windows > 1:
+        parts |= {"windows": ended}
+    steps = _Steps(pipe, transformers, schedulers, parts, sound, ended, on_step, snapshot, so_far)
     own_steps = [scheduler.step for scheduler in schedulers]
     for index, (scheduler, own_step) in enumerate(zip(schedulers, own_steps, strict=True)):
         # Wrapped, as pipelines read the signature to see what a scheduler takes.
@@ -135,6 +142,20 @@ class _SoundPart:
         self.latents = state.to(device)
 
 
+@dataclass(eq=False)
+class _WindowsPart:
+    """What each window of a clip that is done ended with: the pipeline makes frames of it, and goes on from these."""
+
+    latents: list[Tensor]
+    count: int
+
+    def state(self) -> list[Tensor]:
+        return list(self.latents)
+
+    def restore(self, state: list[Tensor], device: torch.device) -> None:
+        self.latents = list(state)
+
+
 class _Steps:
     """A run's steps, of one scheduler or, where sound is denoised with the clip, of two: the clip's and the sound's.
 
@@ -143,10 +164,11 @@ class _Steps:
 
     def __init__(
         self, pipe: Any, transformers: list[Any], schedulers: list[Any], parts: Mapping[str, Part], sound: _SoundPart,
-        on_step: OnStep | None, snapshot: Snapshot | None, so_far: Callable[[], dict[str, Any]],
+        windows: _WindowsPart, on_step: OnStep | None, snapshot: Snapshot | None, so_far: Callable[[], dict[str, Any]],
     ) -> None:  # fmt: skip
         self._pipe, self._transformers, self._schedulers, self._parts = pipe, transformers, schedulers, parts
         self._sound, self._on_step, self._snapshot, self._so_far = sound, on_step, snapshot, so_far
+        self._windows = windows
         self._done = 0
         self._latents: list[Tensor] = []  # what each scheduler's step returned
         self._clean: list[Callable[[], Tensor]] = []
@@ -172,6 +194,8 @@ class _Steps:
         self._clean.append(functools.partial(_clean_latents, self._schedulers[index], model_output, began, latents))
         if index == 1:
             self._sound.latents = latents
+        if self._windows.count > 1 and self._done % self._a_window == 0:
+            self._windows.latents.append(latents.to("cpu", copy=True))  # files hold no tensor twice
         if index + 1 < len(self._schedulers) or self._ended() == "go on":
             return result
         finished = self._finish()[index]
@@ -185,7 +209,10 @@ class _Steps:
         if snapshot is None or self._done > snapshot.step:
             return None
         if self._done < snapshot.step:
-            return sample
+            window, left = divmod(self._done, self._a_window)
+            return (
+                self._windows.latents[window - 1].to(sample.device) if self._windows.count > 1 and not left else sample
+            )
         if index == 1:
             return self._sound.latents
         _stand_still(self._transformers, False)
@@ -194,10 +221,15 @@ class _Steps:
                 part.restore(snapshot.parts[name], sample.device)
         return snapshot.latents.to(sample.device)
 
+    @property
+    def _a_window(self) -> int:
+        """Steps of a window."""
+        # Of those that the scheduler has, making a clip over leaves the first ones out.
+        return getattr(self._pipe, "_num_timesteps", None) or len(self._schedulers[0].timesteps)
+
     def _ended(self) -> Literal["go on", "finish"]:
         """Tell that a step ended: whether the run goes on."""
-        # Of those that the scheduler has, making a clip over leaves the first ones out.
-        steps = getattr(self._pipe, "_num_timesteps", None) or len(self._schedulers[0].timesteps)
+        steps = self._a_window * self._windows.count
 
         def take() -> Snapshot:
             states = {name: part.state() for name, part in self._parts.items()}
@@ -205,8 +237,9 @@ class _Steps:
 
         if self._on_step is None:
             return "go on"
-        wish = self._on_step(Step(self._done, steps, self._clean[0], take))
-        return wish if self._done < steps else "go on"
+        can_finish = self._done > steps - self._a_window
+        wish = self._on_step(Step(self._done, steps, self._clean[0], take, can_finish))
+        return wish if can_finish and self._done < steps else "go on"
 
     def _finish(self) -> list[Tensor]:
         """End the run with what the finished clip looks like now."""

@@ -34,8 +34,9 @@ OnEvent = Callable[[Event], None]
 class Watch:
     """Follows one run of a pipeline: tells the stages and steps, times them, and keeps the last good latents."""
 
-    def __init__(self, steps: int, on_event: OnEvent, snapshot: Snapshot | None = None) -> None:
-        self.steps, self.on_event = steps, on_event
+    def __init__(self, steps: int, on_event: OnEvent, snapshot: Snapshot | None = None, windows: int = 1) -> None:
+        self.steps, self.on_event = steps * windows, on_event
+        self._windows, self._ended = windows, 0
         self._done = snapshot.step if snapshot else 0
         self._before = snapshot.seconds if snapshot else {}
         self.marks: dict[Stage, float] = {}
@@ -43,20 +44,22 @@ class Watch:
         self._timesteps: list[float] = []
 
     def begin(self, stage: Stage) -> None:
-        if stage not in self.marks:
+        between = stage == "decode" and self._windows > 1 and self._ended < self.steps  # windows are decoded in between
+        if stage not in self.marks and not between:
             self.marks[stage] = time.monotonic()
             self.on_event(Event(stage, 0, self.steps))
 
-    def after_step(self, _pipe: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        """What pipelines call after every step."""
+    def after_step(self, _pipe: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """What pipelines call after every step; steps count over all windows."""
+        self._ended += 1
         latents = tensors["latents"]
         if not torch.isfinite(latents).all():
             raise GenerationError(
-                f"the latents stopped being numbers at step {step + 1} of {self.steps}; try float32",
+                f"the latents stopped being numbers at step {self._ended} of {self.steps}; try float32",
                 latents=self.latents,
             )
         self.latents = latents.cpu()
-        self._end_step(step + 1)
+        self._end_step(self._ended)
         return {}
 
     def before_call(self, _module: Any, _args: Any, kwargs: dict[str, Any]) -> None:

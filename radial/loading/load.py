@@ -25,7 +25,8 @@ from radial.loading.transformer_file import is_gguf, load_transformer_file
 from radial.models.architecture import check_whole
 from radial.models.checkpoint import check_checkpoint, checkpoint_folder, components_of, spec_in
 from radial.models.find import check_packages, find_model, pipeline_of
-from radial.models.hub.download import OnProgress, cached_folder, download, find_local
+from radial.models.hub.download import OnProgress, cached_folder, find_local
+from radial.models.hub.pieces import download_model
 from radial.models.lora_settings import adapter_file, check_adapter_file
 from radial.models.spec import ModelSpec
 from radial.request import GenerationRequest
@@ -63,11 +64,7 @@ def fetch(request: GenerationRequest, on_download: OnProgress = lambda done, tot
     spec = find_model(request.model)
     check_packages(spec)
     without = spec.own_components
-    return (
-        checkpoint_folder(spec)
-        or find_local(spec.source, without)
-        or download(spec.source, on_download, without=without)
-    )
+    return checkpoint_folder(spec) or find_local(spec.source, without) or download_model(spec, on_download)
 
 
 def load(
@@ -117,6 +114,7 @@ def load(
             raise ModelError(f"cannot load {spec.name}: {first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     _take_scale(pipe)
+    _see_one_image(pipe)
     if spec.scheduler is not None:
         authors = getattr(diffusers, spec.scheduler)
         pipe.scheduler = authors.from_config(pipe.scheduler.config, timestep_spacing="trailing")
@@ -155,6 +153,16 @@ def _take_scale(pipe: Any) -> None:
     if type(pipe).__name__ == "WanVideoToVideoPipeline" and all(scales.values()):
         pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal = scales["spatial"], scales["temporal"]
         pipe.video_processor.register_to_config(vae_scale_factor=scales["spatial"])
+
+
+def _see_one_image(pipe: Any) -> None:
+    """Have models of Wan that see one image see the first of two, as VideoX-Fun's that end on another do: the pipeline
+    would have them see both as a batch."""
+    config = getattr(getattr(pipe, "transformer", None), "config", {})
+    sees = config.get("image_dim") is not None and config.get("pos_embed_seq_len") is None
+    if type(pipe).__name__ == "WanImageToVideoPipeline" and sees:
+        own = pipe.encode_image
+        pipe.encode_image = lambda image, device=None: own(image[0] if isinstance(image, list) else image, device)
 
 
 def _load_encoders(folder: Path, dtype: torch.dtype) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from radial.attention.family import patch_sizes
 from radial.errors import ModelError, first_line
 from radial.models.spec import ModelSpec
-from radial.models.table import BUNDLED, MODELS
+from radial.models.table import BUNDLED, MODELS, as_fun
 
 INDEX, MODULAR_INDEX = "model_index.json", "modular_model_index.json"
 NOT_DRIVEN = ("transformer_ref",)  # components of tasks that are not driven here: MiniMax-H3's, from references
@@ -25,7 +25,7 @@ def driven_pipelines() -> list[str]:
 
 
 def checkpoint_folder(spec: ModelSpec) -> Path | None:
-    """Where a model's files are on this machine; None for a hub id."""
+    """Where a model's files are on this machine; None for a hub id, but for one whose pieces were put together."""
     if spec.source == BUNDLED:
         from importlib.resources import files
 
@@ -33,7 +33,18 @@ def checkpoint_folder(spec: ModelSpec) -> Path | None:
         if not (folder / INDEX).exists():
             raise ModelError(f"the bundled model is missing from {folder}; reinstall radial-video")
         return folder
+    if spec.pieces:
+        folder = assembled_folder(spec)
+        return folder if folder.is_dir() and all(link.exists() for link in folder.rglob("*")) else None
     return Path(spec.source) if Path(spec.source).is_dir() else None
+
+
+def assembled_folder(spec: ModelSpec) -> Path:
+    """The folder that links the pieces of a model which lie in several places on the hub, be it there or not."""
+    from huggingface_hub import constants
+
+    without = "".join(f"--without-{name}" for name in spec.own_components)
+    return Path(constants.HF_HOME) / "radial" / f"{spec.source.replace('/', '--')}{without}"
 
 
 def index_in(folder: Path) -> Path:
@@ -89,7 +100,7 @@ def fit_spec(spec: ModelSpec, folder: Path) -> ModelSpec:
     halvings = sum(map(bool, scaling)) if isinstance(scaling, list) else None
     if halvings is not None:
         named.append(2**halvings * vae.get("patch_size_t", 1))
-    temporal = patch[0] * next((n for n in named if n), temporal // patch[0])
+    temporal = next((patch[0] * n * spec.chunk_latents for n in named if n), temporal)
     named = [vae.get(name) for name in ("scale_factor_spatial", "spatial_compression_ratio")]
     if halvings is not None:
         named.append(2**halvings * vae.get("patch_size", 1))
@@ -143,7 +154,7 @@ def read_folder(folder: Path, without: tuple[str, ...] = (), *, weights: bool = 
             f"{folder} attends by NABLA, block by block as it was trained, in place of which nothing can stand"
         )
     width = transformer.get("num_attention_heads", 40) * transformer.get("attention_head_dim", 128)
-    like = _most_like(index, transformer, folder)
+    like = as_fun(_most_like(index, transformer, folder), folder.name)
     changes: dict[str, Any] = {}
     if width <= 256:
         tiny = MODELS["tiny"]
@@ -158,10 +169,15 @@ def read_folder(folder: Path, without: tuple[str, ...] = (), *, weights: bool = 
     if kind == "WanImageToVideoPipeline":
         # Wan 2.1 sees images through an encoder, and has places for two of them or one; Wan 2.2 sees latents alone.
         places = transformer.get("pos_embed_seq_len") is not None or transformer.get("image_dim") is None
-        changes["takes_last_image"] = places
+        changes["takes_last_image"] = places or like.takes_last_image
         changes["needs_last_image"] = transformer.get("pos_embed_seq_len") is not None
     if kind.startswith("LTX2") and transformer.get("cross_attn_mod"):  # LTX-2.3 or later, as diffusers' defaults
         changes |= {"pipeline_arguments": (), "num_inference_steps": changes.get("num_inference_steps", 30)}
+    if like.pieces:
+        changes |= {"pieces": (), "base": ""}
+    if like.name == "framepack":
+        told = f"{folder.name} is taken for framepack; F1 has the same parts, and the folder's name would tell"
+        changes["note"] = told
     if kind == "HunyuanVideo15ImageToVideoPipeline" and type(side := transformer.get("target_size")) is int:
         changes["bucket_side"] = side
     changes |= _own_settings(folder, replace(like, flow_shift=changes.get("flow_shift", like.flow_shift)))
@@ -184,6 +200,8 @@ def _most_like(index: dict[str, Any], transformer: dict[str, Any], folder: Path)
         rows = [s for s in rows if s.has_two_transformers == two] or rows
         last = transformer.get("pos_embed_seq_len") is not None
         rows = [s for s in rows if two or s.takes_last_image == last] or rows
+    if kind == "HunyuanVideoFramepackPipeline" and re.search(r"(?:^|[^a-z0-9])f1(?:[^a-z0-9]|$)", str(folder).lower()):
+        return MODELS["framepack-f1"]
     rows = [s for s in rows if s.layers == transformer.get("num_layers")] or rows
     tall = [s for s in rows if f"{s.height}p" in folder.as_posix().lower()]
     return (tall or rows)[0]

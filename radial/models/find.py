@@ -13,7 +13,7 @@ from radial.models.checkpoint import read_folder
 from radial.models.hub.download import config_folder
 from radial.models.single_file import read_single_file
 from radial.models.spec import ModelSpec, Task
-from radial.models.table import MODELS, nearest
+from radial.models.table import MODELS, nearest, refuse_fun
 
 SINGLE_FILES = (".safetensors", ".gguf")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -42,6 +42,8 @@ def find_model(name: str, *, online: bool = True) -> ModelSpec:
             raise ModelError(f"there is no file {missing}")
         return read_single_file(name)
     if HUB_ID.fullmatch(name):
+        if reason := refuse_fun(name):
+            raise ModelError(reason)
         spec = read_folder(config_folder(name, online=online), weights=False)
         return replace(spec, name=name, summary="from the Hugging Face hub", source=name)
     meant = nearest(name[:200]) or "; give one of `radial models`"
@@ -49,6 +51,20 @@ def find_model(name: str, *, online: bool = True) -> ModelSpec:
         f"unknown model {name[:200]!r}{meant}; a hub id like org/name, a checkpoint folder or a transformer's file is "
         "taken, too"
     )
+
+
+def check_language_model(name: str) -> None:
+    """Make sure that a name is a folder with a language model of transformers, or can be one on the hub.
+
+    Raises:
+        RequestError: it is not.
+        ModelError: the folder has no weights as safetensors.
+    """
+    if os.path.isdir(name):
+        if not (Path(name) / "config.json").is_file() or not any(Path(name).glob("*.safetensors")):
+            raise ModelError(f"{name} is no model of transformers with weights as safetensors")
+    elif not HUB_ID.fullmatch(name):
+        raise RequestError(f"enhance must be a folder, or a hub id like org/name, not {name[:200]!r}")
 
 
 def hub_file(name: str) -> tuple[str, str] | None:
@@ -93,7 +109,6 @@ def pipeline_of(spec: ModelSpec, task: Task) -> str:
             raise RequestError(f"{spec.name} is steered by its words alone; models that are by more: {able}")
         if spec.image_pipeline is not None:
             raise RequestError(f"{spec.name} starts from an image: give --image or --extend")
-        if spec.control_pipeline is not None:
-            raise RequestError(f"{spec.name} follows another clip: give --control-video")
-        raise RequestError(f"{spec.name} is driven from Python, not from here; others: {able}")
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in spec.needs)
+        raise RequestError(f"{spec.name} follows another clip: give {options}")
     return found

@@ -19,7 +19,7 @@ from radial.models.checkpoint import INDEX, MODULAR_INDEX, read_folder
 from radial.models.experts import expert_in, name_of_other
 from radial.models.original_names import Part, original_name, plain_name
 from radial.models.spec import ModelSpec
-from radial.models.table import MODELS
+from radial.models.table import MODELS, as_fun
 from radial.models.weights import Weight, read_header, read_weights
 
 _PREFIX = re.compile(
@@ -41,6 +41,13 @@ _OTHERS = {
     "clip_x_embedder": "FramePack", "to_gate_compress": "FastWan with sparse attention",
     "prompt_adaln_single": "LTX-2.3 or later", "llm_adapter": "Anima", "time_r_in": "HunyuanVideo 1.5, step-distilled",
 }  # fmt: skip
+# Of VideoX-Fun's models on Wan, by width and by the channels that they take in.
+_NO_CONTROL = "for whose control's latents diffusers has no pipeline"
+_FUN_CHANNELS = {
+    (1536, 36): "Wan 2.1 Fun-InP of 1.3 B, which goes into a folder with its other parts in diffusers' layout",
+    (1536, 48): f"Wan 2.1 Fun-Control, {_NO_CONTROL}", (5120, 48): f"Wan 2.1 Fun-Control, {_NO_CONTROL}",
+    (5120, 52): f"Wan 2.2 Fun-Control, {_NO_CONTROL}",
+}  # fmt: skip
 # Models of the same tensors as others, that need a pipeline of their own, by what their files are called.
 _ALIKE = re.compile(r"(phantom)|(?:skyreels.*)?(?:[-_]|\b)(df|diffusion[-_]?forcing)(?:[-_]|\b)", re.IGNORECASE)
 # What the name of a file says of models whose tensors are alike.
@@ -49,6 +56,7 @@ _MARKS = {
     "hunyuan-video-1.5-i2v": r"i2v|image", "wan2.1-i2v-14b-720p": r"720",
     "wan2.2-a14b": r"2[._-]?2|high|low", "wan2.2-i2v-a14b": r"2[._-]?2|high|low",
     "ltx-video-0.9.5": r"0[._-]?9[._-]?[5-9]", "cogvideox-fun-5b-pose": r"fun|pose|control",
+    "framepack-f1": r"(?<![a-z0-9])f1(?![a-z0-9])",
 }  # fmt: skip
 
 
@@ -201,6 +209,8 @@ def check_fit(file: TransformerFile, architecture: Architecture, what: str) -> F
 def _other(file: TransformerFile) -> str:
     """Which model that is not driven here a file is of, in words, where a tensor tells."""
     name = next((model for part, model in _OTHERS.items() if any(part in key for key in file.weights)), None)
+    if name is None and (entry := file.weights.get("patch_embedding.weight")) is not None:
+        name = _FUN_CHANNELS.get((entry.shape[0], entry.shape[1] if len(entry.shape) > 1 else 0))
     return f" but {name}" if name else ""
 
 
@@ -244,6 +254,8 @@ def _tell_model(file: TransformerFile) -> ModelSpec:
         raise ModelError(
             f"{file.path} is {kind}, by its name, which needs a pipeline that is not driven for single files"
         )
+    if (fun := as_fun(MODELS[near], file.path.name)) is not MODELS[near]:
+        return fun
     same = [name for name in candidates if candidates[name].numbers == candidates[near].numbers]
     others = [name for name in same if name != near and name in _MARKS and not MODELS[name].has_two_transformers]
     if near in _MARKS or not others:

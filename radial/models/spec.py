@@ -32,9 +32,29 @@ STEERED_BY: dict[str | None, tuple[str, ...]] = {
     "CogVideoXFunControlPipeline": ("control_video",),
     "LTX2ConditionPipeline": ("keyframes",),
     "LTXConditionPipeline": ("keyframes",),
+    "WanAnimatePipeline": ("control_video", "face_video", "background_video", "mask", "references"),
     "WanVACEPipeline": ("control_video", "mask", "references", "keyframes"),
 }
+# Which of these a pipeline cannot do without.
+NEEDED_BY: dict[str | None, tuple[str, ...]] = {"WanAnimatePipeline": ("control_video", "face_video", "references")}
 _SMALL = 832 * 480  # pixels of what the authors of Wan call 480p
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A component of a model that lies alone on the hub.
+
+    Attributes:
+        component: its name in the pipeline.
+        kind: library and class.
+        source: hub id.
+        folder: there; nothing where it lies at the top.
+    """
+
+    component: str
+    kind: tuple[str, str]
+    source: str
+    folder: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +63,7 @@ class ModelSpec:
 
     Attributes:
         source: hub id, or folder.
+        pieces: components that lie elsewhere on the hub than in the ``base``, which has all others.
         transformer_files: the files that the transformers' weights come from, in place of the source's.
         note: what its user should hear of how it was found.
         has_two_transformers: one for high noise, and one for low.
@@ -80,6 +101,7 @@ class ModelSpec:
         gated: whether the hub wants its terms accepted.
         bucket_side: of the square whose area all sizes have that the image pipeline makes, where it makes but some.
         window_frames: most frames that it denoises at once; longer clips come window by window.
+        new_frames: that each further window adds.
         authors: where its settings are said.
         pattern, schedule: radial attention up to the native length, for ``num_inference_steps`` steps.
         long_pattern, long_schedule: the same beyond it.
@@ -137,10 +159,13 @@ class ModelSpec:
     gated: bool = False
     bucket_side: int | None = None
     window_frames: int | None = None
+    new_frames: int = 0
     authors: str = ""
     riflex_period: float | None = None
     step_caches: StepCaches | None = None
     long_adapter: str | None = None
+    base: str = ""
+    pieces: tuple[Piece, ...] = ()
     tiny_decoder: str = ""
     transformer_files: tuple[str, ...] = ()
     note: str = ""
@@ -159,6 +184,14 @@ class ModelSpec:
         first = self.first_frame if self.first_latents is None else self.first_latents
         return (num_frames - self.first_frame) // self.stride[0] * self.chunk_latents + first
 
+    def frames_at_once(self, num_frames: int) -> int:
+        """Of a clip of so many frames, those that are denoised at once."""
+        return num_frames if self.window_frames is None else min(num_frames, self.window_frames)
+
+    def windows(self, num_frames: int) -> int:
+        """How many times a clip of so many frames goes through all steps, a window after the other."""
+        return 1 + -(-(num_frames - self.frames_at_once(num_frames)) // max(1, self.new_frames))
+
     @property
     def own_weights(self) -> dict[str, Path]:
         """Files of the components whose weights are not the source's."""
@@ -172,10 +205,19 @@ class ModelSpec:
 
     @property
     def starts_from(self) -> list[str]:
-        """What the app can make a clip from: text, image, control; nothing where only Python drives the model."""
+        """What the app can make a clip from: text, image, control."""
         alone = self.control_pipeline if not (self.text_pipeline or self.image_pipeline) else None
         words = (("text", self.text_pipeline), ("image", self.image_pipeline), ("control", alone))
         return [word for word, found in words if found]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The files without which it makes no clip, by the fields of a request that name them."""
+        if self.text_pipeline is not None:
+            return ()
+        if self.image_pipeline is not None:
+            return ("image", "last_image") if self.needs_last_image else ("image",)
+        return NEEDED_BY.get(self.control_pipeline, ("control_video",))
 
     @property
     def takes_columns(self) -> bool:
@@ -226,7 +268,7 @@ class ModelSpec:
 
     def preset(self, num_frames: int, num_inference_steps: int) -> tuple[RadialPattern, Schedule]:
         """Pattern and schedule for a length; dense steps keep their share when there are fewer steps."""
-        longer = num_frames > self.native_frames
+        longer = self.frames_at_once(num_frames) > self.native_frames
         pattern, schedule = (self.long_pattern, self.long_schedule) if longer else (self.pattern, self.schedule)
         first, last = (
             self.dense_share(steps, num_inference_steps) for steps in (schedule.dense_steps, schedule.dense_last_steps)
@@ -249,7 +291,7 @@ class ModelSpec:
                     f"the nearest are {' and '.join(str(n * stride) for n in legal)} (--snap takes the nearest)"
                 )
         stride, first = self.stride[0], self.first_frame
-        if (num_frames - first) % stride or num_frames < 1:
+        if (num_frames - first) % stride or num_frames < max(1, first):
             legal = _nearest((num_frames - first) / stride, lowest=0 if first else 1)
             rule = f"{stride} plus {first}" if first else f"{stride}"
             raise RequestError(

@@ -77,6 +77,8 @@ def why_none(pipeline: str | None) -> str:
     """Why a pipeline's models have no cache."""
     if pipeline == "WanVACEPipeline":
         return "its control is added between blocks, and would be added once more to a residual that holds it"
+    if pipeline == "HunyuanVideoFramepackPipeline":
+        return "what it keeps of a section would be taken for the next one's"
     if (pipeline or "").startswith("Kandinsky5"):
         return "of diffusers' caches only MagCache knows its blocks, and its numbers are not known here"
     return "no cache of diffusers knows its transformer's blocks"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import replace
 
 from radial.errors import RequestError
 from radial.models import negative_prompts as words
 from radial.models import step_caches as caches
-from radial.models.spec import ModelSpec
+from radial.models.spec import ModelSpec, Piece
 from radial.models.step_caches import PIPELINE_CACHES
 from radial.plans.pattern import RadialPattern
 from radial.plans.policy import Schedule
@@ -58,6 +59,14 @@ _HUNYUAN_15 = replace(
     text_pipeline="HunyuanVideo15Pipeline", riflex_period=None, guidance_is_embedded=False,
     authors="diffusers: scripts/convert_hunyuan_video1_5_to_diffusers.py; shift 5 and guidance 6 are in the checkpoint",
 )  # fmt: skip
+# Nine latent frames a section; the first one brings the image, too.
+_FRAMEPACK = replace(
+    _HUNYUAN, text_pipeline=None, image_pipeline="HunyuanVideoFramepackPipeline", stride=(36, 16, 16), chunk_latents=9,
+    first_latents=1, window_frames=37, new_frames=36, height=480, width=832, num_frames=145, native_frames=145, fps=30,
+    num_inference_steps=25, guidance_scale=10.0, schedule=Schedule(dense_steps=6), max_sequence_length=512,
+    negative_prompt="", riflex_period=None, base="hunyuanvideo-community/HunyuanVideo",
+    authors="lllyasviel/FramePack: demo_gradio.py",
+)  # fmt: skip
 _LTX = replace(
     _WAN_21,
     tiny_decoder="",
@@ -86,6 +95,15 @@ _KANDINSKY = replace(
     exact_autoencoder=False, few_step_sampler="euler",
     packages=("torchvision",), authors="diffusers: pipeline_kandinsky.py, which reads 512 words and its authors 256",
 )  # fmt: skip
+
+
+def _framepack_pieces(transformer: str) -> tuple[Piece, ...]:
+    siglip = "lllyasviel/flux_redux_bfl"
+    return (
+        Piece("transformer", ("diffusers", "HunyuanVideoFramepackTransformer3DModel"), transformer),
+        Piece("image_encoder", ("transformers", "SiglipVisionModel"), siglip, "image_encoder"),
+        Piece("feature_extractor", ("transformers", "SiglipImageProcessor"), siglip, "feature_extractor"),
+    )
 
 
 def _row(base: ModelSpec, name: str, summary: str, source: str, **changes: object) -> ModelSpec:
@@ -185,9 +203,12 @@ MODELS: dict[str, ModelSpec] = {
             tiny_decoder="lightx2v/Autoencoders/taew2_2.safetensors",
         ),
         _row(
-            _WAN_22, "wan2.2-animate-14b", "Wan 2.2 Animate, 14 B: pose and face videos, in Python only",
-            "Wan-AI/Wan2.2-Animate-14B-Diffusers", num_frames=77, native_frames=77, fps=30, num_inference_steps=20,
-            guidance_scale=1.0, schedule=Schedule(dense_layers=1, dense_steps=5), **_IMAGE_ONLY,
+            _WAN_22, "wan2.2-animate-14b", "Wan 2.2 Animate, 14 B: who a picture shows, moved as another moves, 720p",
+            "Wan-AI/Wan2.2-Animate-14B-Diffusers", control_pipeline="WanAnimatePipeline", most_references=1,
+            first_frame=5, first_latents=2, window_frames=77, new_frames=76, num_frames=77, native_frames=77, fps=30,
+            num_inference_steps=20, guidance_scale=1.0, schedule=Schedule(dense_layers=1, dense_steps=5),
+            riflex_period=None, authors="Wan-Video/Wan2.2: wan/configs, wan/animate.py, which samples by DPM++",
+            **_IMAGE_ONLY,
         ),
         _row(
             _SKYREELS, "skyreels-v2-14b", "SkyReels V2 text-to-video, 14 B, 540p",
@@ -202,7 +223,7 @@ MODELS: dict[str, ModelSpec] = {
             _SKYREELS, "skyreels-v2-df-1.3b", "SkyReels V2 diffusion forcing, 1.3 B, 540p",
             "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers", text_pipeline="SkyReelsV2DiffusionForcingPipeline",
             image_pipeline="SkyReelsV2DiffusionForcingImageToVideoPipeline", layers=30,
-            window_frames=97, few_step_sampler="euler", negative_prompt=words.WAN, image_flow_shift=5.0,
+            window_frames=97, new_frames=80, few_step_sampler="euler", negative_prompt=words.WAN, image_flow_shift=5.0,
             image_guidance_scale=5.0,
             authors="SkyworkAI/SkyReels-V2: README, generate_video_df.py",
         ),
@@ -225,10 +246,14 @@ MODELS: dict[str, ModelSpec] = {
             image_pipeline="HunyuanVideo15ImageToVideoPipeline", bucket_side=640, **_IMAGE_ONLY,
         ),
         _row(
-            _HUNYUAN, "framepack", "FramePack on HunyuanVideo: section by section, from an image; in Python only",
-            "lllyasviel/FramePackI2V_HY", height=480, width=832, fps=30, num_inference_steps=25, guidance_scale=10.0,
-            schedule=Schedule(dense_steps=6), max_sequence_length=512, negative_prompt="",
-            authors="lllyasviel/FramePack: demo_gradio.py", **_IMAGE_ONLY,
+            _FRAMEPACK, "framepack", "FramePack on HunyuanVideo, 13 B: of any length, back from its end, from an image",
+            "lllyasviel/FramePackI2V_HY", takes_last_image=True, pieces=_framepack_pieces("lllyasviel/FramePackI2V_HY"),
+        ),
+        _row(
+            _FRAMEPACK, "framepack-f1", "FramePack F1 on HunyuanVideo, 13 B: of any length, onwards from an image",
+            "lllyasviel/FramePack_F1_I2V_HY_20250503", pipeline_arguments=(("sampling_type", "vanilla"),),
+            pieces=_framepack_pieces("lllyasviel/FramePack_F1_I2V_HY_20250503"),
+            authors="lllyasviel/FramePack: demo_gradio_f1.py",
         ),
         _row(
             _WAN_21, "mochi", "Mochi 1 preview, 10 B, 480p", "genmo/mochi-1-preview", text_pipeline="MochiPipeline",
@@ -325,6 +350,39 @@ MODELS: dict[str, ModelSpec] = {
 }  # fmt: skip
 
 
+# VideoX-Fun's models on Wan, by the names of their files and folders.
+_FUN_INP = re.compile(r"fun.*inp(?![a-z])", re.IGNORECASE)
+_FUN_HUB = re.compile(r"alibaba-pai/Wan2\.\d-(?:VACE-)?Fun(?!.*diffusers).*", re.IGNORECASE)
+
+
+def as_fun(spec: ModelSpec, name: str) -> ModelSpec:
+    """A spec of Wan that starts from an image, as VideoX-Fun's InP models are run where a file's or folder's name
+    speaks of them: they have the tensors of Wan's, and were tuned to end on an image, too."""
+    if spec.image_pipeline != "WanImageToVideoPipeline" or not _FUN_INP.search(name):
+        return spec
+    return replace(
+        spec, takes_last_image=True, num_inference_steps=50, guidance_scale=6.0, flow_shift=5.0, small_flow_shift=None,
+        schedule=Schedule(dense_layers=1, dense_steps=12), negative_prompt=words.WAN, step_caches=None,
+        authors="aigc-apps/VideoX-Fun: predict_i2v.py",
+    )  # fmt: skip
+
+
+def refuse_fun(name: str) -> str:
+    """Why a hub id of VideoX-Fun's is not loaded from there; nothing for others."""
+    if not _FUN_HUB.fullmatch(name):
+        return ""
+    if _FUN_INP.search(name):
+        return (
+            f"{name} is laid out as its authors' program wants it: give the file of its transformer, whose name is to "
+            "say Fun and InP, as the model"
+        )
+    able = ", ".join(one.name for one in MODELS.values() if "control_video" in one.steered_by)
+    return (
+        f"{name} takes the latents of its control beside the clip's, which no pipeline of diffusers gives it; models "
+        f"that follow a clip: {able}"
+    )
+
+
 # Settings that go together. Adapters distilled to few steps are trained without guidance, on a shifted schedule; by
 # distribution matching, as for Wan 2.1, on steps that lead to a clean clip and add noise anew (``lcm``).
 PRESETS: dict[str, dict[str, object]] = {
@@ -377,7 +435,7 @@ def models_page() -> str:
         starts = [word for word in starts if word != "control"] + [name.replace("_", " ") for name in spec.steered_by]
         second = "" if spec.guidance_scale_2 is None else f", {spec.guidance_scale_2:g}"
         cells = (
-            f"`{spec.name}`", spec.summary, ", ".join(starts) or "Python only", f"{spec.width}x{spec.height}",
+            f"`{spec.name}`", spec.summary, ", ".join(starts), f"{spec.width}x{spec.height}",
             f"{spec.num_frames} ({spec.native_frames})", spec.fps, spec.num_inference_steps,
             f"{spec.guidance_scale:g}{second}{_from_image(spec.image_guidance_scale)}",
             settings(spec.pattern, spec.schedule), settings(spec.long_pattern, spec.long_schedule), f"`{spec.source}`",

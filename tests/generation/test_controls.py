@@ -22,6 +22,7 @@ from radial.loading.load import load
 from radial.request import make_request
 from radial.video.clip import Video
 from radial.video.control import read_mask
+from radial.video.images import fit_frame
 
 CLIP = {"height": 64, "width": 96, "num_frames": 9}
 WIDE = {"height": 128, "width": 192, "num_frames": 17}
@@ -41,6 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(mask).save(folder / "mask.png")
     for colour in ("red", "blue"):
         Image.new("RGB", (96, 64), colour).save(folder / f"{colour}.png")
+    Image.linear_gradient("L").resize((120, 40)).convert("RGB").save(folder / "wide.png")
     return folder
 
 
@@ -79,12 +81,24 @@ def arguments_of(name: str, place: Path) -> tuple[dict[str, Any], dict[str, Any]
         return fields | WIDE, {"conditions": conditions, "frame_rate": 25, "decode_timestep": 0.05,
                                "decode_noise_scale": 0.025} | WIDE  # fmt: skip
     size = {key: CLIP[key] for key in ("height", "width")}
+    if name == "wan-animate":
+        mask, none = Image.open(place / "mask.png"), Image.new("RGB", (96, 64))
+        faces = [Image.fromarray(fit_frame(np.asarray(frame), 16, 16, "crop", "black")) for frame in clip]
+        fields = control | {
+            "face_video": str(place / "clip"), "references": str(place / "wide.png"),
+            "background_video": str(place / "clip"), "mask": str(place / "mask.png"),
+        }  # fmt: skip
+        return fields | CLIP, size | {
+            "image": Image.open(place / "wide.png"), "pose_video": clip, "face_video": faces, "mode": "replace",
+            "background_video": [Image.composite(none, frame, mask) for frame in clip], "mask_video": [mask] * 9,
+            "segment_frame_length": 9,
+        }  # fmt: skip
     if name == "cogvideox-fun":
         return control | CLIP, {"control_video": clip} | size
     return control | {"strength": 0.5} | CLIP, {"video": clip, "strength": 0.5} | size
 
 
-@pytest.mark.parametrize("name", ["wan-vace", "wan", "ltx-condition", "cogvideox", "cogvideox-fun"])
+@pytest.mark.parametrize("name", ["wan-vace", "wan", "ltx-condition", "cogvideox", "cogvideox-fun", "wan-animate"])
 def test_fields_mean_what_the_pipelines_arguments_mean(name: str, place: Path) -> None:
     """With stock attention a clip of the app is diffusers' own, frame for frame."""
     folder = place / name
@@ -193,13 +207,18 @@ def test_images_of_ltx_2_stand_in_latent_frames(place: Path, tmp_path: Path) -> 
         next(generate(near, model=model))
 
 
+ANIMATE = "wan2.2-animate-14b"
+DRIVEN: dict[str, Any] = {"model": ANIMATE, "control_video": "a", "face_video": "a", "references": "a"}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"control_video": "a.mp4"}, r"tiny takes no control_video; models that do: wan2\.1-vace-1\.3b, "
-         r"wan2\.1-vace-14b, cogvideox-fun-5b-pose; with strength 0\.6, say, it makes the clip itself over"),
+         r"wan2\.1-vace-14b, wan2\.2-animate-14b, cogvideox-fun-5b-pose; with strength 0\.6, say, it makes the clip "
+         "itself over"),
         ({"control_video": "a", "model": "mochi"}, "mochi takes no control_video; models that do"),
-        ({"references": "a.png"}, r"tiny takes no references; models that do: wan2\.1-vace-1\.3b, wan2\.1-vace-14b$"),
+        ({"references": "a.png"}, r"tiny takes no references; models that do: wan2\.1-vace-1\.3b, .*, wan2\.2-animate"),
         ({"keyframes": "3:a.png"}, "tiny takes no keyframes; models that do: wan2.1-vace"),
         ({"control_video": "a", "mask": "b", "model": "cogvideox-fun-5b-pose"}, "takes no mask; models that do"),
         ({"control_video": "a", "strength": 0.5, "model": "wan2.2-a14b"}, "takes no strength; models that do: tiny"),
@@ -221,6 +240,16 @@ def test_images_of_ltx_2_stand_in_latent_frames(place: Path, tmp_path: Path) -> 
         ({"keyframes": "1:a", "model": "ltx-video-0.9.5", "sampler": "unipc"}, "unipc does not go with keyframes"),
         ({"keyframes": "1:a", "model": "ltx-video-0.9.5", "token_order": "columns"}, "take raster"),
         ({"model": "cogvideox-fun-5b-pose"}, "follows another clip: give --control-video"),
+        ({"model": ANIMATE}, "follows another clip: give --control-video and --face-video and --references"),
+        ({"control_video": "a", "model": ANIMATE}, "needs face_video: the face that it follows: a square cut out"),
+        ({**DRIVEN, "references": ()}, "needs references: images of who or what appears"),
+        ({**DRIVEN, "references": ["a", "b"]}, "references must be at most 1 for wan2.2-animate-14b, not 2"),
+        ({**DRIVEN, "image": "a"}, "does not start from an image where it takes control_video: it is a reference"),
+        ({**DRIVEN, "mask": "a"}, "mask goes with background_video for wan2.2-animate-14b: of poses no part is kept"),
+        ({**DRIVEN, "background_video": "a"}, "background_video needs mask, which is white where"),
+        ({**DRIVEN, "num_frames": 1}, "the nearest are 5 and 9"),
+        ({**DRIVEN, "num_frames": 81, "decoder": "tiny"}, "decoder tiny is for clips of up to 77 frames"),
+        ({"face_video": "a"}, r"tiny takes no face_video; models that do: wan2\.2-animate-14b$"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_before_anything_is_loaded(fields: dict[str, Any], message: str) -> None:
@@ -253,13 +282,16 @@ def test_files_are_looked_at_before_they_are_needed(place: Path, tmp_path: Path)
 def test_every_file_of_a_request_is_found_and_placed_anew() -> None:
     """As written and as checked: what guards paths sees each of them."""
     written = {"prompt": "a", "image": "a", "control_video": "b", "mask": "c", "references": "d",
-               "keyframes": ["3:e", {"frame": 4, "image": "f"}]}  # fmt: skip
+               "keyframes": ["3:e", {"frame": 4, "image": "f"}], "face_video": "g",
+               "background_video": "h"}  # fmt: skip
     request = make_request(**written)
-    assert sorted(path for _, path in named_files(request.model_dump())) == ["a", "b", "c", "d", "e", "f"]
+    assert sorted(path for _, path in named_files(request.model_dump())) == [*"abcdefgh"]
     placed = make_request(**written | with_files(written, lambda name, path: f"/{name}/{path}"))
     assert {path for _, path in named_files(placed.model_dump())} == {
-        "/image/a", "/control_video/b", "/mask/c", "/references/d", "/keyframes/e", "/keyframes/f",
+        "/image/a", "/control_video/b", "/mask/c", "/references/d", "/keyframes/e", "/keyframes/f", "/face_video/g",
+        "/background_video/h",
     }  # fmt: skip
     assert with_files(written, lambda *_: None) == {
-        "image": None, "control_video": None, "mask": None, "references": [], "keyframes": [],
+        "image": None, "control_video": None, "mask": None, "references": [], "keyframes": [], "face_video": None,
+        "background_video": None,
     }  # fmt: skip

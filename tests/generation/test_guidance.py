@@ -33,7 +33,7 @@ STEPS = 2
 # Driven from Python alone, where a run is of more than its steps; other checkpoints of pipelines that are there; and
 # those that make a clip over, for which the app refuses it. LTX-2 guides alike with images and without.
 OTHERS = {
-    "anyflow", "wan-animate", "chronoedit", "framepack", "consisid", "wan-flf", "wan22-ti2v", "cogvideox15", "wan-v2v",
+    "anyflow", "chronoedit", "consisid", "wan-flf", "wan22-ti2v", "cogvideox15", "wan-v2v",
     "cogvideox-v2v", "ltx2-condition",
 }  # fmt: skip
 

@@ -35,6 +35,10 @@ def test_open_fields_take_the_models_values() -> None:
         "control_video",
         "mask",
         "strength",
+        "face_video",
+        "background_video",
+        "enhance",
+        "original_prompt",
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_pipelines import CASES
 
@@ -80,6 +81,32 @@ def test_a_clip_of_another_size_is_fitted(image_folder: Path, tmp_path: Path) ->
     assert frames[0, :, 24].min() > 150
 
 
+def test_wan_that_sees_one_image_ends_on_another(tmp_path: Path) -> None:
+    """As VideoX-Fun's InP models do: the image encoder sees the first, the latents hold both."""
+    from tiny_pipelines import CASES
+
+    folder = tmp_path / "Wan2.1-Fun-InP"
+    CASES["wan-i2v"].build().save_pretrained(folder)
+    for colour in ("red", "blue"):
+        Image.new("RGB", (48, 32), colour).save(tmp_path / f"{colour}.png")
+    request = make_request(
+        prompt="a", model=str(folder), image=str(tmp_path / "red.png"), last_image=str(tmp_path / "blue.png"), **SMALL
+    ).resolve()
+    model, seen = load(request), []
+
+    def look(_module: Any, _args: Any, kwargs: Any) -> None:
+        seen.append((kwargs["encoder_hidden_states_image"], kwargs["hidden_states"]))
+
+    hook = model.pipe.transformer.register_forward_pre_hook(look, with_kwargs=True)
+    next(generate(request, model=model))
+    next(generate(request.with_values(last_image=None), model=model))
+    hook.remove()
+    (both, of_both), (alone, of_alone) = seen[0], seen[-1]
+    assert torch.equal(both, alone)
+    assert of_both[0, 16:20, :, 0, 0].sum(0).tolist() == [4.0, 0.0, 1.0]  # frames that are given, by latent frames
+    assert of_alone[0, 16:20, :, 0, 0].sum(0).tolist() == [4.0, 0.0, 0.0]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -87,7 +114,7 @@ def test_a_clip_of_another_size_is_fitted(image_folder: Path, tmp_path: Path) ->
         ({"last_image": "a.png", "model": "wan2.1-flf2v-14b"}, "last_image needs image or extend"),
         ({"image": "a.png"}, "tiny does not start from an image; models that do: wan2.1-i2v-14b-480p"),
         ({"model": "wan2.1-i2v-14b-480p"}, "starts from an image: give --image or --extend"),
-        ({"model": "framepack"}, "is driven from Python, not from here"),
+        ({"model": "framepack"}, "framepack starts from an image: give --image or --extend"),
         ({"image": "a", "last_image": "b", "model": "hunyuan-video-i2v"}, "takes no last_image; models that do: wan"),
         ({"riflex": True, "model": "mochi"}, r"riflex has no constant for mochi; models with one: tiny, wan2\.1"),
         ({"image_fit": "zoom"}, "image_fit must be 'crop', 'pad' or 'stretch', not 'zoom'"),

@@ -27,6 +27,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "made over": {"control_video": "a.mp4", "strength": 0.5},
     "steered": {"model": "wan2.1-vace-1.3b", "control_video": "a.mp4", "mask": "a.png", "image": "a.png",
                 "references": ["a.png", "a.png"], "keyframes": ["3:a.png", "-1:a.png"]},
+    "animated": {"model": "wan2.2-animate-14b", "control_video": "a.mp4", "face_video": "a.mp4",
+                 "references": ["a.png"], "background_video": "a.mp4", "mask": "a.png", "num_frames": 81},
     "prompts one after the other": {"then": ["it stops", "it falls"], "num_frames": 65, "long_adapter": False},
     "longer, with the adapter that comes for it": {"num_frames": 65},
     "longer, without it": {"num_frames": 65, "long_adapter": False},

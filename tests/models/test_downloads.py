@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import save_file
 from tiny_pipelines import CASES
 
-from radial.models.hub.download import _is_wanted
+from radial.models.hub.download import is_wanted
 
 NAME = "someone/small-wan"
 
@@ -140,14 +140,14 @@ def test_what_cannot_be_fetched_is_said_before(hub: fake_hub.Hub, home: Home, mo
     assert home.run("download", "tiny")[0] == 0
 
 
-def test_only_what_diffusers_reads_is_wanted() -> None:
+def test_only_what_diffusers_readsis_wanted() -> None:
     sizes = dict.fromkeys([
         "model_index.json", "transformer/a-00001-of-00002.safetensors", "transformer/a.safetensors.index.json",
         "transformer/a.fp16.safetensors", "transformer/a.bin", "transformer/a.bin.index.json", "vae/a.fp16.safetensors",
         "tokenizer/spiece.model", "tokenizer/tokenizer.json", ".gitattributes", "assets/demo.mp4", "LICENSE.txt",
         "deep/er/a.safetensors",
     ], 1)  # fmt: skip
-    assert [name for name in sizes if _is_wanted(name, sizes)] == [
+    assert [name for name in sizes if is_wanted(name, sizes)] == [
         "model_index.json", "transformer/a-00001-of-00002.safetensors", "transformer/a.safetensors.index.json",
         "vae/a.fp16.safetensors", "tokenizer/spiece.model", "tokenizer/tokenizer.json",
     ]  # fmt: skip

@@ -15,8 +15,9 @@ import fake_hub
 import numpy as np
 import pytest
 from PIL import Image
-from truthful import CASE_OF, write_checkpoint
+from truthful import CASE_OF, write_checkpoint, write_pieces
 
+from radial.input_files import KINDS
 from radial.models.table import MODELS
 from radial.video.clip import Video, read_frames, read_receipt
 from radial.video.sound import read_sound
@@ -47,12 +48,9 @@ def arguments_for(name: str, folder: Path) -> list[str]:
     words = ["generate", "a red circle moves to the left", "--model", name, "--height", str(size[0]), "--width",
              str(size[1]), "--num-frames", str(frames), "--num-inference-steps", "2", "--snap", "--quiet",
              "--output", str(folder / f"{name}.mp4")]  # fmt: skip
-    if spec.starts_from == ["control"]:
-        words += ["--control-video", str(folder / "control.mp4")]
-    elif not spec.text_pipeline:
-        words += ["--image", str(folder / "start.png")]
-    if spec.needs_last_image:
-        words += ["--last-image", str(folder / "start.png")]
+    for field in spec.needs:
+        file = "control.mp4" if KINDS[field] == "clip" else "start.png"
+        words += [f"--{field.replace('_', '-')}", str(folder / file)]
     return words
 
 
@@ -61,7 +59,12 @@ def first_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[
     folder = tmp_path_factory.mktemp("first")
     Image.new("RGB", (96, 64), "red").save(folder / "start.png")
     Video(np.zeros((9, 64, 96, 3), np.uint8), 8).write(folder / "control.mp4")
-    sources = {MODELS[name].source: write_checkpoint(name, folder / "hub" / name) for name in OFFERED}
+    sources = {}
+    for name in OFFERED:
+        if MODELS[name].pieces:
+            sources |= write_pieces(name, folder / "hub" / name)
+        else:
+            sources[MODELS[name].source] = write_checkpoint(name, folder / "hub" / name)
     with fake_hub.serve_all(sources) as hubs:
         environment = os.environ | {
             "HF_ENDPOINT": next(iter(hubs.values())).url, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1",

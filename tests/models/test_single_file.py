@@ -154,14 +154,14 @@ ALIKE = {
     "wan2.1-i2v-14b-720p": "wan2.1-i2v-14b-480p", "skyreels-v2-14b": "wan2.1-14b",
     "skyreels-v2-i2v-14b": "wan2.1-i2v-14b-480p", "hunyuan-video-i2v": "hunyuan-video",
     "hunyuan-video-1.5-i2v": "hunyuan-video-1.5", "ltx-video-0.9.5": "ltx-video",
-    "cogvideox-fun-5b-pose": "cogvideox-5b-i2v",
+    "cogvideox-fun-5b-pose": "cogvideox-5b-i2v", "framepack-f1": "framepack",
 }  # fmt: skip
 NAMED = {
     "wan2.1-i2v-14b-720p": "wan2.1_i2v_720p_14B_fp16", "skyreels-v2-14b": "SkyReels-V2-T2V-14B",
     "skyreels-v2-i2v-14b": "Wan2_1-SkyReels-V2-I2V-14B-540P",
     "hunyuan-video-i2v": "hunyuan_video_image_to_video_720p_bf16",
     "hunyuan-video-1.5-i2v": "hunyuanvideo1.5_480p_i2v", "ltx-video-0.9.5": "ltxv-2b-0.9.6-dev-04-25",
-    "cogvideox-fun-5b-pose": "CogVideoX-Fun-V1.1-5b-Pose",
+    "cogvideox-fun-5b-pose": "CogVideoX-Fun-V1.1-5b-Pose", "framepack-f1": "FramePack_F1_I2V_HY_20250503",
 }  # fmt: skip
 
 
@@ -236,6 +236,8 @@ def test_two_transformers_are_two_files(name: str, model: str, tmp_path: Path) -
         ({"patch_embedding.weight": (5120, 48, 1, 2, 2), "ref_conv.weight": (2, 2)}, "x",
          "but Wan Fun Control with a reference image: that has no place for ref_conv.weight; of other shapes are "
          r"patch_embedding.weight (5120 x 48 x 1 x 2 x 2, not 5120 x 16 x 1 x 2 x 2)"),
+        ({"patch_embedding.weight": (5120, 48, 1, 2, 2)}, "Wan2.1-Fun-14B-Control",
+         "is not wan2.1-14b but Wan 2.1 Fun-Control, for whose control's latents diffusers has no pipeline: of other"),
         ({"head.head.weight": None, "head.head.bias": None}, "x", "the file lacks proj_out.weight, proj_out.bias"),
         ({}, "Phantom-Wan-14B", "is Phantom, by its name, which needs a pipeline"),
         ({}, "SkyReels-V2-DF-14B-540P", "is a model of diffusion forcing, by its name"),
@@ -251,6 +253,25 @@ def test_what_is_nearly_a_model_is_none(changed: dict[str, Any], name: str, told
     with pytest.raises(ModelError) as caught:
         find_model(str(file))
     assert told in str(caught.value)
+
+
+def test_models_of_videox_fun_are_told_by_their_names(tmp_path: Path) -> None:
+    """From a first and, if given, a last image they are Wan's, with settings of their own; under no name told they are
+    taken for Wan's, and from the hub they do not come."""
+    file = write_sparse(tmp_path / "wan2.1_fun_inp_14B_bf16.safetensors", shapes_in("wan2.1-i2v-14b-480p"))
+    spec = find_model(str(file))
+    assert (spec.source, spec.takes_last_image) == (MODELS["wan2.1-i2v-14b-480p"].source, True)
+    assert (spec.num_inference_steps, spec.guidance_scale, spec.shift_for(480, 832, True)) == (50, 6.0, 5.0)
+    plain = find_model(str(file.rename(tmp_path / "wan.safetensors")))
+    assert (plain.takes_last_image, plain.num_inference_steps) == (False, 40)
+    for expert in ("high", "low"):
+        write_sparse(tmp_path / f"Wan2.2-Fun-A14B-InP-{expert}-noise.safetensors", shapes_in("wan2.2-i2v-a14b"))
+    pair = find_model(str(tmp_path / "Wan2.2-Fun-A14B-InP-high-noise.safetensors"))
+    assert (len(pair.transformer_files), pair.guidance_scale, pair.source) == (2, 6.0, MODELS["wan2.2-i2v-a14b"].source)
+    with pytest.raises(ModelError, match="give the file of its transformer, whose name is to say Fun and InP"):
+        find_model("alibaba-pai/Wan2.1-Fun-14B-InP")
+    with pytest.raises(ModelError, match=r"no pipeline of diffusers gives it; models that follow a clip: wan2\.1-vace"):
+        find_model("alibaba-pai/Wan2.2-Fun-A14B-Control")
 
 
 def test_a_published_file_of_another_model(tmp_path: Path) -> None:

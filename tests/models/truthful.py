@@ -18,6 +18,8 @@ import tiny_minimax_h3
 import tiny_pipelines
 from tiny_pipelines import CASES
 
+from radial.models.table import MODELS
+
 # The tiny pipeline of each named model that the app drives.
 CASE_OF = {
     "anyflow-wan2.1-14b": "anyflow",
@@ -31,7 +33,8 @@ CASE_OF = {
     "cogvideox-fun-5b-pose": "cogvideox-fun", "ltx-video-0.9.5": "ltx-condition",
     "ltx-video-0.9.7-13b": "ltx-condition", "allegro": "allegro",
     "easyanimate-v5.1-12b": "easyanimate", "cosmos-1.0-7b": "cosmos", "kandinsky-5-lite": "kandinsky5",
-    "minimax-h3": "minimax-h3",
+    "minimax-h3": "minimax-h3", "framepack": "framepack", "framepack-f1": "framepack",
+    "wan2.2-animate-14b": "wan-animate",
 }  # fmt: skip
 SENTENCEPIECE = {
     "mochi", "ltx-video", "ltx-video-0.9.5", "ltx-video-0.9.7-13b", "cogvideox-2b", "cogvideox-5b", "cogvideox-5b-i2v",
@@ -54,6 +57,18 @@ def write_checkpoint(model: str, folder: Path) -> Path:
     (folder / "assets").mkdir()
     (folder / "assets" / "teaser.png").write_bytes(b"\x89PNG" + bytes(500))
     return folder
+
+
+def write_pieces(model: str, folder: Path) -> dict[str, Path]:
+    """The places that a model's components lie in on the hub, but for its base, by their names there."""
+    whole = folder / "whole"
+    CASES[CASE_OF[model]].build().save_pretrained(whole, max_shard_size="60KB")
+    places = {}
+    for piece in MODELS[model].pieces:
+        places[piece.source] = folder / piece.source.replace("/", "--")
+        shutil.copytree(whole / piece.component, places[piece.source] / piece.folder, dirs_exist_ok=True)
+    shutil.rmtree(whole)
+    return places
 
 
 def _wan22_i2v() -> Any:

@@ -547,6 +547,8 @@ def test_what_of_a_request_is_not_a_visitors_is_told(paths: ServerPaths) -> None
         for given, left, gone in (
             ({"control_video": other, "strength": 0.5}, {"control_video": None, "strength": None}, ["control video"]),
             ({"control_video": other, "mask": mine}, {"control_video": None, "mask": None}, ["control video"]),
+            ({"background_video": other, "mask": mine}, {"background_video": None, "mask": None}, ["background video"]),
+            ({"face_video": other}, {"face_video": None}, ["face video"]),
             ({"references": [mine, other]}, {"references": [f"{'0' * 32}.png"]}, ["references"]),
             ({"keyframes": [f"3:{other}"]}, {"keyframes": []}, ["keyframes"]),
             ({"image": other, "last_image": mine}, {"image": None, "last_image": None}, ["image"]),

@@ -137,6 +137,7 @@ BAD: list[tuple[Any, str]] = [
     ({"prompt": "a", "image": "http://localhost/x.png"}, "there is no upload"),
     ({"prompt": "a", "control_video": "/etc/passwd"}, "there is no upload '/etc/passwd'"),
     ({"prompt": "a", "control_video": "../../jobs.db", "mask": "/etc/passwd"}, "there is no upload"),
+    ({"prompt": "a", "enhance": "/etc"}, "enhance must be a language model of this server, not '/etc'; there is none"),
     ({"prompt": "a", "references": ["/etc/hostname"]}, "there is no upload '/etc/hostname'"),
     ({"prompt": "a", "references": "../a.png"}, "there is no upload '../a.png'"),
     ({"prompt": "a", "keyframes": ["0:/etc/issue"]}, "there is no upload '/etc/issue'"),
@@ -803,3 +804,24 @@ def test_a_video_that_another_goes_on_from_is_not_deleted(client: TestClient, pa
     assert (refused.status_code, f"video {more} waits to go on" in error_of(refused)) == (409, True)
     client.post(f"/v1/videos/{more}/cancel")
     assert client.delete(f"/v1/videos/{first}").status_code == 200
+
+
+def test_prompts_are_enhanced_by_the_servers_own_models_alone(tmp_path: Path) -> None:
+    writer = tmp_path / "models" / "writer"
+    writer.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (writer / name).write_text("{}")
+    paths = ServerPaths(tmp_path / "data", tmp_path / "out", (str(writer), "org/writer"))
+    paths.data.mkdir()
+    client = TestClient(make_app(paths), base_url="http://127.0.0.1")
+    assert client.get("/v1/fields").json()["enhance"]["choices"] == ["writer", "org/writer"]
+    made = client.post("/v1/videos", json={"prompt": "a", "enhance": "writer"}).json()
+    assert made["request"]["enhance"] == "writer"
+    with JobStore(paths.data) as store:
+        assert store.find_one(made["id"]).request.enhance == str(writer)
+    for other in (str(writer), "../models/writer", "org/other"):
+        answer = client.post("/v1/videos", json={"prompt": "a", "enhance": other})
+        assert answer.status_code == 422
+        assert error_of(answer) == (
+            f"enhance must be a language model of this server, not '{other}'; there is writer, org/writer"
+        )

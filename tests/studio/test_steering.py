@@ -22,6 +22,7 @@ def hand(page: Any, studio: Studio, tmp_path: Path) -> Hand:
     steered = studio.folder / "data" / "models" / "steered"
     if not steered.exists():
         CASES["wan-vace"].build().save_pretrained(steered)
+        CASES["wan-animate"].build().save_pretrained(steered.with_name("animated"))
     mask = np.zeros((64, 64), np.uint8)
     mask[:, 32:] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -62,6 +63,26 @@ def test_zones_for_what_a_model_is_steered_by(hand: Hand) -> None:
     hand.page.fill("input[name=strength]", "0.4")
     body = hand.generate()
     assert (body["model"], body["strength"], "mask" in body) == ("small", 0.4, False)
+
+
+def test_zones_for_someone_moved_as_another(hand: Hand) -> None:
+    """Poses and faces; a mask where there is a clip to take a place in, and gone with it."""
+    hand.click('[aria-label="Models on this machine"] button:has-text("animated")')
+    hand.click("#steering summary")
+    hand.drop("clip.mp4", '[data-zone="control_video"]')
+    hand.page.wait_for_selector('[data-zone="control_video"] video')
+    assert hand.page.locator('[data-zone="mask"]').count() == 0
+    for name, file in (("face_video", "clip.mp4"), ("background_video", "clip.mp4"), ("mask", "mask.png")):
+        hand.drop(file, f'[data-zone="{name}"]')
+        hand.page.wait_for_selector(f'[data-zone="{name}"] :is(video, img)')
+    hand.drop("red.png", '[data-zone="references.0"]')
+    hand.page.wait_for_selector('[data-zone="references.0"] img')
+    assert hand.page.locator('[data-zone="references.1"]').count() == 0
+    hand.write("#prompt", "a red star")
+    body = hand.generate()
+    clips = [body[name] for name in ("control_video", "face_video", "background_video")]
+    assert all(clip.endswith(".mp4") for clip in clips)
+    assert (body["mask"][-4:], len(body["references"])) == (".png", 1)
 
 
 def test_a_clip_of_the_gallery_is_finished(hand: Hand, tmp_path: Path) -> None:

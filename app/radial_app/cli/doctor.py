@@ -23,7 +23,8 @@ from radial.files import existing_folder
 from radial.loading.memory_check import check_fits
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.find import check_packages, find_model
-from radial.models.hub.download import check_disk, download_size_of, find_local
+from radial.models.hub.download import check_disk, find_local
+from radial.models.hub.pieces import model_size
 from radial.request import make_request
 from radial_app.cli.terminal.options import DataDir
 from radial_app.jobs.folder import data_folder
@@ -76,20 +77,14 @@ def examine_model(name: str) -> list[Finding]:
         found.append(Finding("files", "here"))
     else:
         try:
-            planned = download_size_of(spec.source, spec.own_components)
+            planned = model_size(spec)
             check_disk(planned)
             found.append(Finding("files", f"{planned.missing / 1e9:.1f} GB to download"))
         except RadialError as error:
             found.append(Finding("files", str(error), "note"))
-    images = (
-        {"control_video": "a.mp4"}
-        if spec.starts_from == ["control"]
-        else {}
-        if spec.text_pipeline
-        else {"image": "a.png"} | ({"last_image": "b.png"} if spec.needs_last_image else {})
-    )
+    files = dict.fromkeys(spec.needs, "a")
     try:
-        check_fits(make_request(prompt="a", model=name, seed=0, **images).resolve())
+        check_fits(make_request(prompt="a", model=name, seed=0, **files).resolve())
         found.append(Finding("memory", "a clip of its own size fits"))
     except RadialError as error:
         found.append(Finding("memory", str(error), "problem"))

@@ -15,8 +15,8 @@ from rich.filesize import decimal
 from radial.files import publish_text
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.find import find_model
-from radial.models.hub.download import check_disk, download_size_of
-from radial.models.hub.download import download as fetch
+from radial.models.hub.download import check_disk
+from radial.models.hub.pieces import download_model, model_size
 
 
 def download(
@@ -29,7 +29,7 @@ def download(
     stderr = Console(stderr=True)
     found = [find_model(name) for name in dict.fromkeys(models)]
     planned = {
-        spec.name: download_size_of(spec.source) for spec in found if checkpoint_folder(spec) is None
+        spec.name: model_size(spec) for spec in found if checkpoint_folder(spec) is None
     }  # all of them, before anything is fetched
     for spec in found:
         if spec.name not in planned:
@@ -54,5 +54,5 @@ def download(
                     told = time.monotonic()
                     publish_text(tell, json.dumps({"done": done, "total": total}))
 
-            folder = fetch(spec.source, show, plan)
+            folder = download_model(spec, show, plan)
         print(folder)

@@ -13,7 +13,8 @@ from rich.table import Table
 from radial.errors import RadialError
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.find import find_model
-from radial.models.hub.download import Download, cached_folder, download_size_of
+from radial.models.hub.download import Download, cached_folder
+from radial.models.hub.pieces import model_size
 from radial.models.spec import ModelSpec
 from radial.request import make_request
 from radial.shorthands import spell_out
@@ -125,7 +126,7 @@ def _plan_download(spec: ModelSpec) -> tuple[Download | None, str]:
     if checkpoint_folder(spec) is not None:
         return None, ""
     try:
-        return download_size_of(spec.source, spec.own_components), ""
+        return model_size(spec), ""
     except RadialError as error:
         return None, str(error)
 

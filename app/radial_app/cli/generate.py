@@ -52,12 +52,12 @@ from radial_app.jobs.presets import Presets
 from radial_app.jobs.store import JobStore
 
 _GROUPS = {
-    "Clip": ("then", "negative_prompt", "model", "height", "width", "size", "num_frames", "seconds", "fps", "seed",
-             "num_videos", "snap", "riflex", "positions"),
+    "Clip": ("then", "enhance", "original_prompt", "negative_prompt", "model", "height", "width", "size", "num_frames",
+             "seconds", "fps", "seed", "num_videos", "snap", "riflex", "positions"),
     "Sampling": ("num_inference_steps", "guidance_scale", "guidance_scale_2", "guidance_start", "guidance_end",
                  "batched_guidance", "true_cfg_scale", "preset", "sampler", "flow_shift", "cache", "decoder"),
     "Images and clips to start from": ("image", "last_image", "extend", "image_fit", "image_ground"),
-    "Control": ("control_video", "mask", "references", "strength", "keyframes"),
+    "Control": ("control_video", "face_video", "background_video", "mask", "references", "strength", "keyframes"),
     "Adapters": ("lora", "long_adapter"),
     "Attention": tuple(ATTENTION),
     "Machine": ("device", "dtype", "precision", "memory", "force", "queue", "data_dir"),
@@ -72,6 +72,8 @@ def generate(
     then: Annotated[
         list[str] | None, typer.Option(help=sentence("then", "; repeatable"), metavar="[SECONDS:]PROMPT")
     ] = None,
+    enhance: Annotated[str | None, typer.Option(help=sentence("enhance"), metavar="MODEL")] = None,
+    original_prompt: Annotated[str | None, typer.Option(help=sentence("original_prompt"), metavar="PROMPT")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help=sentence("negative_prompt"))] = None,
     model: ModelName = "tiny",
     height: Height = None,
@@ -98,6 +100,8 @@ def generate(
     image_fit: Annotated[Literal["crop", "pad", "stretch"], typer.Option(help=sentence("image_fit"))] = "crop",
     image_ground: Annotated[str, typer.Option(help=sentence("image_ground"), metavar="COLOUR")] = "black",
     control_video: Annotated[str | None, typer.Option(help=sentence("control_video"), metavar="FILE")] = None,
+    face_video: Annotated[str | None, typer.Option(help=sentence("face_video"), metavar="FILE")] = None,
+    background_video: Annotated[str | None, typer.Option(help=sentence("background_video"), metavar="FILE")] = None,
     mask: Annotated[str | None, typer.Option(help=sentence("mask"), metavar="FILE")] = None,
     references: Annotated[
         list[str] | None, typer.Option(help=sentence("references", "; repeatable"), metavar="FILE")
@@ -163,6 +167,8 @@ def generate(
     written = dict(
         prompt=sys.stdin.read().strip() if prompt == "-" else prompt,
         then=then or [],
+        enhance=enhance,
+        original_prompt=original_prompt,
         negative_prompt=negative_prompt,
         model=model,
         height=height,
@@ -186,6 +192,8 @@ def generate(
         last_image=last_image,
         extend=extend,
         control_video=control_video,
+        face_video=face_video,
+        background_video=background_video,
         mask=mask,
         references=references or [],
         strength=strength,

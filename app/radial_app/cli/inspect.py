@@ -127,7 +127,7 @@ def models(
         return
     rows = [
         (spec.name, spec.summary, f"{spec.width}x{spec.height}", str(spec.num_frames),
-         " or ".join(spec.starts_from) or "Python only", spec.source)
+         " or ".join(spec.starts_from), spec.source)
         for spec in found
     ]  # fmt: skip
     console = Console()

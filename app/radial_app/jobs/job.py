@@ -206,6 +206,8 @@ def anchored(request: GenerationRequest, base: Path | None = None) -> Generation
     files = [base / file.expanduser() for file in transformer_files_in(request.model)]
     if request.model not in MODELS and (model.is_dir() or (files and all(file.is_file() for file in files))):
         changes["model"] = ",".join(str(file) for file in files) or str(model)
+    if request.enhance is not None and (base / Path(request.enhance).expanduser()).is_dir():
+        changes["enhance"] = str(base / Path(request.enhance).expanduser())
     changes["loras"] = [
         lora.model_dump()
         | ({} if lora.path.startswith("bundled:") else {"path": str(base / Path(lora.path).expanduser())})
@@ -215,8 +217,8 @@ def anchored(request: GenerationRequest, base: Path | None = None) -> Generation
 
 
 _WHATEVER_THE_MODEL = (
-    "prompt", "negative_prompt", *KINDS, "strength", "image_fit", "seed", "num_videos", "device", "dtype",
-    "memory", "precision",
+    "prompt", "enhance", "original_prompt", "negative_prompt", *KINDS, "strength", "image_fit", "seed", "num_videos",
+    "device", "dtype", "memory", "precision",
 )  # fmt: skip
 
 

@@ -36,6 +36,8 @@ def seconds_on_h100(request: GenerationRequest, spec: ModelSpec, weights: Weight
     if eight_bit:
         attention, the_rest = attention * _EIGHT_BIT["attention"], the_rest * _EIGHT_BIT["the rest"]
     steps = request.computed_steps
-    calls = steps + (min(steps, len(request.guided_steps)) if request.is_guided(spec) else 0)
+    calls = spec.windows(request.clip_frames) * (
+        steps + (min(steps, len(request.guided_steps)) if request.is_guided(spec) else 0)
+    )
     pixels = request.clip_frames * request.clip_height * request.clip_width
     return calls * (attention + the_rest) + _DECODE[spec.exact_autoencoder] * pixels

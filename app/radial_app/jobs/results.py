@@ -157,7 +157,8 @@ def digest_file(path: Path) -> str:
 def without_home_paths(video: Video | Film) -> Video | Film:
     """A video whose receipt does not tell the name of whose home its inputs lie in."""
     request = video.receipt["request"]
-    changes = with_files(request, lambda _, path: _from_home(path)) | {"model": _from_home(request["model"])}
+    changes = with_files(request, lambda _, path: _from_home(path))
+    changes |= {name: _from_home(request[name]) for name in ("model", "enhance") if name in request}
     loras = [lora | {"path": _from_home(lora["path"])} for lora in request["loras"]]
     return replace(video, receipt=video.receipt | {"request": request | changes | {"loras": loras}})
 

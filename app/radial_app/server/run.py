@@ -15,6 +15,7 @@ import uvicorn
 from rich.console import Console
 
 from radial.errors import OutputError, RequestError, first_line
+from radial.models.find import check_language_model
 from radial_app.jobs.job import OUTPUT_FOLDER
 from radial_app.jobs.store import JobStore
 from radial_app.server.accounts import Accounts
@@ -34,16 +35,20 @@ def run_server(
     host: str, port: int, *, hosts: list[str], outputs: Path | None, devices: list[str] | None, per_device: int,
     snapshot_seconds: float, folder: Path | None, open_page: Callable[[ServerPaths], Page] | None = None,
     share: bool = False, open_browser: bool = False, grace_seconds: float = GRACE_SECONDS, proxies: Sequence[str] = (),
+    enhancers: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Serve until told to stop.
 
     Args:
         open_page: makes what is shown at ``/``.
+        enhancers: language models, folders or hub ids, that visitors may have prompts enhanced by.
 
     Raises:
         RequestError: another server keeps this queue, a package is missing, or others could come in without accounts.
         OutputError: the address cannot be listened on.
     """
+    for one in enhancers:
+        check_language_model(one)
     with JobStore(folder) as store, store.locks.slot("server") as alone:
         if not alone:
             raise RequestError(f"another server keeps the queue in {store.folder}")
@@ -63,7 +68,8 @@ def run_server(
         )  # fmt: skip
         supervisor = Supervisor(store.folder, pool, grace_seconds)
         prepare_uploads(store.folder)
-        paths = ServerPaths(store.folder, (outputs or OUTPUT_FOLDER).absolute())
+        folders = [str(Path(one).absolute()) if Path(one).is_dir() else one for one in enhancers]
+        paths = ServerPaths(store.folder, (outputs or OUTPUT_FOLDER).absolute(), tuple(folders))
         link = _open_tunnel(listener.getsockname()[1]) if share else None
         if link is not None:
             hosts = [*hosts, urlsplit(link).hostname or ""]

@@ -48,10 +48,12 @@ class ServerPaths:
     Attributes:
         data: the data folder.
         outputs: where videos go, those of an account into a folder of its name.
+        enhancers: the language models, folders or hub ids, that visitors may have prompts enhanced by.
     """
 
     data: Path
     outputs: Path
+    enhancers: tuple[str, ...] = ()
 
     def without_paths(self, message: str) -> str:
         """A message for visitors, who name things by names: without where the server keeps them."""
@@ -82,7 +84,7 @@ class Service:
     def __init__(self, paths: ServerPaths, visitor: Visitor) -> None:
         self._paths, self.visitor = paths, visitor
         self.store = store_in(paths.data)
-        self.inputs = Inputs(self.store, visitor)
+        self.inputs = Inputs(self.store, visitor, paths.enhancers)
 
     def check(self, fields: dict[str, Any]) -> GenerationRequest:
         """The resolved request of a visitor's fields.

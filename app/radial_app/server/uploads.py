@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -58,10 +58,12 @@ class Inputs:
     Args:
         database: of the data folder.
         visitor: who asks.
+        enhancers: language models that prompts may be enhanced by, folders by the last part of their paths.
     """
 
-    def __init__(self, database: JobStore, visitor: Visitor) -> None:
+    def __init__(self, database: JobStore, visitor: Visitor, enhancers: Sequence[str] = ()) -> None:
         self._database, self._visitor = database, visitor
+        self.enhancers = {Path(one).name if os.path.isdir(one) else one: one for one in enhancers}
         self._folder = folder = database.folder
         self._uploads = folder / "inputs" / (visitor.name or "local")
 
@@ -136,7 +138,7 @@ class Inputs:
             RequestError: a field breaks a rule, or names what is not there.
         """
         request = make_request(**{name: value for name, value in fields.items() if name not in SHORTHANDS})
-        given = request.model_dump(include={*KINDS, "model", "loras", "decoder"}, exclude_unset=True)
+        given = request.model_dump(include={*KINDS, "model", "loras", "decoder", "enhance"}, exclude_unset=True)
         translated = self.translate({"model": request.model} | given)
         made = make_request(**spell_out(self.presets.apply(fields | translated)))
         self.check(made)
@@ -151,6 +153,8 @@ class Inputs:
         found = dict(fields) | with_files(fields, self._input)
         if (decoder := found.get("decoder")) not in (None, "full", "tiny"):
             raise RequestError(f"decoder must be full or tiny here, not {str(decoder)[:200]!r}: files are for commands")
+        if found.get("enhance") is not None:
+            found["enhance"] = self._enhancer(found["enhance"])
         if "model" in found:
             if not isinstance(found["model"], str):
                 raise RequestError(f"model must be a name, not {found['model']!r:.200}")
@@ -177,6 +181,8 @@ class Inputs:
                 raise RequestError(f"{name} names no upload and no video of yours")
         if "decoder" in names and request.decoder not in ("full", "tiny"):
             raise RequestError("decoder must be full or tiny here: files are for commands")
+        if "enhance" in names and request.enhance not in (None, *self.enhancers.values()):
+            raise RequestError("enhance names a language model that this server does not offer")
         brought = {one.path for one in request.loras if not one.path.startswith(BUNDLED_ADAPTER)}
         if "loras" in names and brought and not brought <= set(map(str, self.adapters().values())):
             raise RequestError("loras name an adapter that is none of this server's")
@@ -205,6 +211,10 @@ class Inputs:
             ]
         if fields["decoder"] not in ("full", "tiny"):
             del fields["decoder"]
+        if fields["enhance"] is not None:
+            fields["enhance"] = next((name for name, one in self.enhancers.items() if one == fields["enhance"]), None)
+        if fields["enhance"] is None:
+            fields["original_prompt"] = None
         if Path(fields["model"]).parent == self._folder / "models":
             fields["model"] = Path(fields["model"]).name
         return fields | {"loras": name_adapters(fields["loras"])}
@@ -222,6 +232,12 @@ class Inputs:
         folders = {path.parent.name: path.parent for path in indexes}
         files = {path.name: path for suffix in SINGLE_FILES for path in sorted(models.glob(f"[!.]*{suffix}"))}
         return {name: path for name, path in (folders | files).items() if not name.startswith(".")}
+
+    def _enhancer(self, name: Any) -> str:
+        if isinstance(name, str) and name in self.enhancers:
+            return self.enhancers[name]
+        offered = ", ".join(self.enhancers) or "none: its operator starts it with --enhancer MODEL"
+        raise RequestError(f"enhance must be a language model of this server, not {name!r:.200}; there is {offered}")
 
     def _input(self, name: str, given: str) -> str:
         """The file that a field's id means, of a kind that the field takes."""
@@ -264,7 +280,11 @@ class Inputs:
 def without_what_goes_with(fields: dict[str, Any]) -> None:
     """Leave out what means nothing without the file that it goes with."""
     if fields["control_video"] is None:
-        fields["mask"] = fields["strength"] = None
+        fields["strength"] = None
+    if fields["background_video"] is None and (fields["control_video"] is None or fields["face_video"] is not None):
+        fields["mask"] = None
+    if fields["mask"] is None:
+        fields["background_video"] = None
     if fields["image"] is None and fields["extend"] is None:
         fields["last_image"] = None
 

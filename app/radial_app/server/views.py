@@ -367,11 +367,10 @@ def _needs_of(name: str) -> Needs | None:
     weights = named_weights(spec)
     if weights is None:
         return None
-    images = {} if spec.text_pipeline else {"image": "x", "last_image": "x" if spec.needs_last_image else None}
-    images = {"control_video": "x"} if spec.starts_from == ["control"] else images
+    files = dict.fromkeys(spec.needs, "x")
     try:
-        return needs_of(make_request(prompt="x", model=name, seed=0, **images).resolve(), spec, weights, 2)
-    except RadialError:  # one that only Python drives
+        return needs_of(make_request(prompt="x", model=name, seed=0, **files).resolve(), spec, weights, 2)
+    except RadialError:
         return None
 
 

@@ -116,6 +116,7 @@ class LocalRenderer:
 
     def render(self, request: GenerationRequest, snapshot: Path, listener: Listener) -> Rendered:
         """Render one video; see :class:`Renderer`."""
+        from radial.generation.conditions.enhance import enhanced
         from radial.generation.pipeline import describe_run, generate
         from radial.generation.snapshot import read_snapshot
         from radial.generation.watch import Event
@@ -123,6 +124,7 @@ class LocalRenderer:
         if self._ranks is not None:
             self._ranks.check(request)
         steering = _Steering(listener, self._snapshot_seconds)
+        request = enhanced(request, steering.on_event)
         model = self._models.get(request, steering.on_load, steering.on_download)
         steering.pipe = model.pipe
         taken_up = read_snapshot(snapshot, describe_run(request.resolve(), model))
@@ -212,7 +214,7 @@ class _Steering:
                 self._listener.show(frame)
         if wish in ("pause", "cancel", "stop"):
             raise Stopped(wish)
-        if wish == "finish" and not last:
+        if wish == "finish" and not last and step.can_finish:
             self.finished_at = (step.step, step.steps)
             return "finish"
         return "go on"

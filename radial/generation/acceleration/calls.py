@@ -23,10 +23,10 @@ BATCHED = {
 }  # fmt: skip
 BY_TWO_CALLS = {
     "CosmosTextToWorldPipeline", "HunyuanVideo15ImageToVideoPipeline", "HunyuanVideo15Pipeline",
-    "HunyuanVideoImageToVideoPipeline", "HunyuanVideoPipeline", "Kandinsky5I2VPipeline", "Kandinsky5T2VPipeline",
-    "SkyReelsV2DiffusionForcingImageToVideoPipeline", "SkyReelsV2DiffusionForcingPipeline",
-    "SkyReelsV2ImageToVideoPipeline", "SkyReelsV2Pipeline", "WanImageToVideoPipeline", "WanPipeline",
-    "WanVACEPipeline",
+    "HunyuanVideoFramepackPipeline", "HunyuanVideoImageToVideoPipeline", "HunyuanVideoPipeline",
+    "Kandinsky5I2VPipeline", "Kandinsky5T2VPipeline", "SkyReelsV2DiffusionForcingImageToVideoPipeline",
+    "SkyReelsV2DiffusionForcingPipeline", "SkyReelsV2ImageToVideoPipeline", "SkyReelsV2Pipeline",
+    "WanAnimatePipeline", "WanImageToVideoPipeline", "WanPipeline", "WanVACEPipeline",
 }  # fmt: skip
 
 

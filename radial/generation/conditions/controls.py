@@ -16,7 +16,7 @@ from radial.generation.conditions.images import at_frames
 from radial.request import GenerationRequest
 from radial.video.control import read_control, read_mask
 from radial.video.encoding import Frames
-from radial.video.images import read_image
+from radial.video.images import Fit, read_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,6 +46,9 @@ def controls_for(
         references, seen = _references(request)
         arguments = _vace(size, control, mask and mask[0], keyed) | references
         return arguments, (*notes, *(() if mask is None else mask[1]), *told, *seen)
+    if kind == "WanAnimatePipeline" and control is not None:
+        arguments, told = _animate(pipe, request, control, *how)
+        return arguments, (*notes, *told)
     if kind == "LTXConditionPipeline":
         keyed, told = at_frames(request, images)
         arguments = _ltx(keyed)
@@ -83,7 +86,27 @@ def _vace(
         frames[mask_THW] = _GREY
     for frame, image in keyed.items():
         frames[frame], anew_THW[frame] = np.asarray(image), False
-    return {"video": _pictures(frames), "mask": _pictures(anew_THW.astype(np.uint8) * 255)}
+    return {"video": _pictures(frames), "mask": _white(anew_THW)}
+
+
+def _animate(
+    pipe: Any, request: GenerationRequest, poses: Frames, fps: float, fit: Fit, ground: str
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A picture of who is animated, poses and faces, at the sizes that Wan Animate reads them in; and, in whose place
+    they are to come, the clip without what its mask shows, as its authors prepare it."""
+    assert request.face_video is not None
+    count, side = request.clip_frames, pipe.transformer.config.motion_encoder_size
+    face, notes = read_control(Path(request.face_video), side, side, count, fps, fit, ground)
+    image, seen = read_image(Path(request.references[0]), ground)
+    arguments = {"image": image, "pose_video": _pictures(poses), "face_video": _pictures(face), "mode": "animate"}
+    if request.background_video is None or request.mask is None:
+        return arguments, (*notes, *seen)
+    size = (request.clip_height, request.clip_width, count)
+    behind, told = read_control(Path(request.background_video), *size, fps, fit, ground)
+    mask_THW, of_mask = read_mask(Path(request.mask), *size, fps, fit, ground)
+    behind[mask_THW] = 0
+    arguments |= {"mode": "replace", "background_video": _pictures(behind), "mask_video": _white(mask_THW)}
+    return arguments, (*notes, *seen, *told, *of_mask)
 
 
 def _ltx(keyed: dict[int, Image]) -> dict[str, Any]:
@@ -134,3 +157,7 @@ def _pictures(frames: np.ndarray[Any, Any]) -> list[Image]:
     from PIL import Image
 
     return [Image.fromarray(frame) for frame in frames]
+
+
+def _white(mask_THW: np.ndarray[Any, Any]) -> list[Image]:
+    return _pictures(mask_THW.astype(np.uint8) * 255)

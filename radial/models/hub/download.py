@@ -114,16 +114,16 @@ def download_size_of(source: str, without: tuple[str, ...] = ()) -> Download:
     """
 
     def choose(sizes: dict[str, int]) -> tuple[str, ...]:
-        files = tuple(sorted(name for name in sizes if _is_wanted(name, sizes, without)))
+        files = tuple(sorted(name for name in sizes if is_wanted(name, sizes, without)))
         if not {INDEX, MODULAR_INDEX} & set(files):
             raise ModelError(f"{source} is no diffusers checkpoint: it has no {INDEX} and no {MODULAR_INDEX}")
         return files
 
-    return _plan(source, choose)
+    return plan(source, choose)
 
 
-def _plan(source: str, choose: Callable[[dict[str, int]], tuple[str, ...]]) -> Download:
-    """What is to come of a hub model.
+def plan(source: str, choose: Callable[[dict[str, int]], tuple[str, ...]]) -> Download:
+    """What is to come of a hub model's files.
 
     Args:
         choose: which files are wanted, of those there are with their bytes.
@@ -188,7 +188,7 @@ def download(
     import diffusers
 
     planned = planned or download_size_of(source, without)
-    folder = _follow(planned, on_progress)
+    folder = follow(planned, on_progress)
     if not without and not _is_modular(folder):  # whatever else the pipeline's class wants; it is next to nothing
         with _hub_errors(source, _BROKE_OFF):
             folder = Path(diffusers.DiffusionPipeline.download(source, use_safetensors=True))
@@ -231,8 +231,8 @@ def transformers_folder(source: str, on_progress: OnProgress = lambda done, tota
             raise ModelError(f"{source} is no model of transformers with weights as safetensors")
         return files
 
-    planned = _plan(source, choose)
-    folder = _follow(planned, on_progress)
+    planned = plan(source, choose)
+    folder = follow(planned, on_progress)
     on_progress(planned.total, planned.total)
     return folder
 
@@ -247,7 +247,7 @@ def _has_shards(folder: Path) -> bool:
     return all((folder / name).is_file() for name in names or ["model.safetensors"])
 
 
-def _follow(planned: Download, on_progress: OnProgress) -> Path:
+def follow(planned: Download, on_progress: OnProgress) -> Path:
     """Fetch what is missing, and tell of it meanwhile: the folder."""
     check_disk(planned)
     progress = _Progress(planned.present)
@@ -378,7 +378,7 @@ def _is_modular(folder: Path) -> bool:
     return index_in(folder).name == MODULAR_INDEX
 
 
-def _is_wanted(name: str, sizes: dict[str, int], without: tuple[str, ...] = ()) -> bool:
+def is_wanted(name: str, sizes: dict[str, int], without: tuple[str, ...] = ()) -> bool:
     """Whether a file is of a safetensors checkpoint in the layout of diffusers: no other formats, no second precision
     where there is a first."""
     folder, _, file = name.rpartition("/")

@@ -19,6 +19,13 @@ BehindProxy = Annotated[
     list[str] | None,
     typer.Option(help="Address of a proxy that says who asks, and whether by https; repeatable.", metavar="ADDRESS"),
 ]
+Enhancer = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A language model, folder or hub id, that visitors may have prompts enhanced by; repeatable.",
+        metavar="MODEL",
+    ),
+]
 Grace = Annotated[
     float, typer.Option(min=1, help="Seconds after which a worker that was asked to stop its job is ended.")
 ]
@@ -36,13 +43,14 @@ def serve(
     snapshot_seconds: SnapshotSeconds = 30.0,
     grace_seconds: Grace = GRACE_SECONDS,
     behind_proxy: BehindProxy = None,
+    enhancer: Enhancer = None,
     data_dir: DataDir = None,
 ) -> None:
     """Keep a worker on each device, and answer the REST interface, /healthz and /metrics."""
     _run(
         "0.0.0.0" if listen else host, port, hosts=allow_host or [], outputs=output, devices=device,
         per_device=jobs_per_device, snapshot_seconds=snapshot_seconds, grace_seconds=grace_seconds,
-        proxies=behind_proxy or [], folder=data_dir,
+        proxies=behind_proxy or [], enhancers=enhancer or [], folder=data_dir,
     )  # fmt: skip
 
 
@@ -58,6 +66,7 @@ def studio(
     snapshot_seconds: SnapshotSeconds = 30.0,
     grace_seconds: Grace = GRACE_SECONDS,
     behind_proxy: BehindProxy = None,
+    enhancer: Enhancer = None,
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
     data_dir: DataDir = None,
 ) -> None:
@@ -65,7 +74,8 @@ def studio(
     _run(
         "0.0.0.0" if listen else host, port, hosts=allow_host or [], outputs=output, devices=device,
         per_device=jobs_per_device, snapshot_seconds=snapshot_seconds, grace_seconds=grace_seconds,
-        proxies=behind_proxy or [], folder=data_dir, with_studio=True, share=share, open_browser=browser,
+        proxies=behind_proxy or [], enhancers=enhancer or [], folder=data_dir, with_studio=True, share=share,
+        open_browser=browser,
     )  # fmt: skip
 
 

@@ -187,6 +187,7 @@ def settings_in(service: Service, content: BinaryIO) -> dict[str, Any]:
         notes.append(f"its {name} was {Path(path).name}: choose it again")
     fields |= with_files(fields, lambda *_: None)
     without_what_goes_with(fields)
+    fields["enhance"] = fields["original_prompt"] = None  # the prompt is the enhanced one already
     adapters = service.inputs.adapters()
     kept = []
     for lora in fields["loras"]:

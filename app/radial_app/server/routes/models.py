@@ -32,9 +32,11 @@ def make_router(paths: ServerPaths) -> APIRouter:
         return {"object": "list", "data": sorted(data, key=lambda one: bool(one.problem)), "presets": PRESETS}
 
     @router.get("/fields")
-    def list_fields() -> dict[str, dict[str, Any]]:
+    def list_fields(request: Request) -> dict[str, dict[str, Any]]:
         """What each field of a request may be: least and most, or its choices, and what it is when left out."""
-        return describe_fields()
+        fields = describe_fields()
+        fields["enhance"]["choices"] = list(Service(paths, request.state.visitor).inputs.enhancers)
+        return fields
 
     @router.get("/models/{id:path}")
     def get_model(request: Request, id: str) -> Model:

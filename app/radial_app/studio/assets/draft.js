@@ -9,7 +9,7 @@ const write = (key, value) => { try { localStorage.setItem(key, JSON.stringify(v
 export const draft = { request: { prompt: "", model: "tiny", ...read("radial-defaults", {}).request }, file: read("radial-defaults", {}).file ?? {}, quality: "standard", keep: false, ...read(KEY, {}) };
 
 // What a clip starts from, ends on and is steered by, which is no setting.
-export const BROUGHT = ["image", "last_image", "extend", "control_video", "mask", "references", "strength", "keyframes"];
+export const BROUGHT = ["image", "last_image", "extend", "control_video", "face_video", "background_video", "mask", "references", "strength", "keyframes"];
 export const withoutFiles = (request) => Object.fromEntries(Object.entries(request).filter(([name]) => !BROUGHT.includes(name)));
 
 export const keepDraft = () => write(KEY, draft);

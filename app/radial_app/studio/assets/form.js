@@ -9,7 +9,7 @@ const DRAFT = "draft";
 const FILES = [["mp4,h264", "MP4 (H.264), plays everywhere"], ["mp4,h265", "MP4 (H.265), smaller"], ["mp4,av1", "MP4 (AV1), smallest"], ["webm,vp9", "WebM (VP9)"],
   ["webm,av1", "WebM (AV1)"], ["gif,", "GIF"], ["png,", "PNG frames"]];
 const LABELS = { num_frames: "Length", height: "Height", width: "Width", num_inference_steps: "Steps", guidance_scale: "Guidance", num_videos: "Videos", image: "Start image",
-  last_image: "End image", extend: "Clip to extend", control_video: "Control video", mask: "Mask", references: "References", keyframes: "Images at frames", loras: "Adapters" };
+  last_image: "End image", extend: "Clip to extend", control_video: "Control video", face_video: "Face video", background_video: "Background video", mask: "Mask", references: "References", keyframes: "Images at frames", loras: "Adapters" };
 let models = [];
 let limits = {};
 let presets = {};
@@ -122,7 +122,7 @@ function layout() {
       h("details", { id: "steering" }, h("summary", {}, "Steer it by clips and images"), h("div", { className: "stack" }, h("div", { id: "steering-zones", className: "zones" }), plain("strength", "How far from the clip", { placeholder: "0 hardly, 1 wholly", hint: "makes the clip itself over; without it the clip is a signal" }))),
       h("div", { id: "loras", className: "stack" }),
       h("details", { id: "advanced" }, h("summary", {}, "Advanced"), h("div", { className: "stack" },
-        group("Sampling", fields.then.element, fields.negative_prompt.element, h("div", { className: "fields" }, plain("num_inference_steps", "Steps"), plain("guidance_scale", "Guidance"), plain("guidance_scale_2", "Guidance, second expert"), plain("guidance_start", "Guidance from", { placeholder: "0", hint: "a share of the steps; outside it each takes half the time" }), plain("guidance_end", "Guidance to", { placeholder: "1", hint: "a share of the steps" }),
+        group("Sampling", pick("enhance", "Prompt at more length", [["", "as written"], ...(limits.enhance?.choices ?? []).map((name) => [name, name])], { hint: "by a language model; both prompts are kept" }), fields.then.element, fields.negative_prompt.element, h("div", { className: "fields" }, plain("num_inference_steps", "Steps"), plain("guidance_scale", "Guidance"), plain("guidance_scale_2", "Guidance, second expert"), plain("guidance_start", "Guidance from", { placeholder: "0", hint: "a share of the steps; outside it each takes half the time" }), plain("guidance_end", "Guidance to", { placeholder: "1", hint: "a share of the steps" }),
           plain("true_cfg_scale", "True guidance"), plain("fps", "Frames a second"), plain("num_frames", "Frames, exactly"), pick("sampler", "Sampler", [["", "the model's own"], ["euler", "Euler"], ["lcm", "LCM, for few steps"], ["unipc", "UniPC"]]), plain("flow_shift", "Flow shift"), pick("cache", "What steps share", [["", "computed anew"], ["auto", "left out, with care"], ["fast", "left out, faster"]], { hint: "A step cache: another clip, in less time; from 10 steps on" }), pick("decoder", "Decoder", [["", "the model's own"], ["tiny", "tiny, for drafts"]], { hint: "Frames in a fraction of the time, less sharp" }), tick("batched_guidance", "Both passes of guidance in one call", false, "Faster for small clips, in more memory"))),
         h("div", { id: "on-images" }, group("Images", h("div", { className: "fields" }, pick("image_fit", "Of another shape", [["", "cut"], ["pad", "framed"], ["stretch", "stretched"]]),
           (fields.image_ground = text("image_ground", "Under see-through parts", { placeholder: "black", maxLength: 40, change: () => put("image_ground", fields.image_ground.get()) })).element))),
@@ -205,7 +205,7 @@ function show() {
   for (const name of Object.keys(ZONES)) if (!images || (name === "last_image" && !spec.takes_last_image)) drop(name);
   for (const name of BROUGHT) if (!(name in ZONES) && !spec.steered_by.includes(name) && !(name === "control_video" && spec.steered_by.includes("strength"))) drop(name);
   if (dropped.length) say(`${spec.id} does not take these, and they are left out: ${dropped.join(", ")}.`);
-  const applies = { strength: spec.steered_by.includes("strength"), guidance_scale_2: spec.has_two_transformers, true_cfg_scale: spec.guidance_is_embedded, sampler: spec.is_flow, flow_shift: spec.is_flow, riflex: spec.knows_riflex, positions: spec.knows_riflex, cache: spec.knows_cache, then: spec.knows_timed_prompts, decoder: spec.knows_tiny_decoder, batched_guidance: spec.knows_batched_guidance };
+  const applies = { enhance: Boolean(limits.enhance?.choices?.length), strength: spec.steered_by.includes("strength"), guidance_scale_2: spec.has_two_transformers, true_cfg_scale: spec.guidance_is_embedded, sampler: spec.is_flow, flow_shift: spec.is_flow, riflex: spec.knows_riflex, positions: spec.knows_riflex, cache: spec.knows_cache, then: spec.knows_timed_prompts, decoder: spec.knows_tiny_decoder, batched_guidance: spec.knows_batched_guidance };
   for (const name of ["negative_prompt", "guidance_scale", "guidance_start", "guidance_end"]) applies[name] = !spec.guidance_is_within;
   for (const [name, does] of Object.entries(applies)) { fields[name].element.hidden = !does; if (!does) delete request[name]; }
   showFit();

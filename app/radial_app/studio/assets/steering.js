@@ -14,11 +14,13 @@ export function drawSteering(now) {
   const able = (name) => spec.steered_by.includes(name);
   place.hidden = !spec.steered_by.length;
   if (place.hidden) return;
-  const { control_video, mask, references = [], keyframes = [] } = draft.request;
+  const { control_video, background_video, references = [], keyframes = [] } = draft.request;
   const zones = [];
   const one = (name, label, accept, kinds) => zones.push(zone(name, label, accept, draft.request[name], { quiet: "drop or choose", take: (file) => bring(file, kinds, (id) => set(name, id)), remove: () => set(name, null) }));
   if (able("control_video") || able("strength")) one("control_video", able("control_video") ? "Control video" : "Clip to make over", CLIP, ["clip"]);
-  if (able("mask") && control_video) one("mask", "Mask: white is made anew", `${IMAGE},${CLIP}`, ["image", "clip"]);
+  if (able("face_video")) one("face_video", "Face that it follows", CLIP, ["clip"]);
+  if (able("background_video")) one("background_video", "Clip to take the place in", CLIP, ["clip"]);
+  if (able("mask") && (able("background_video") ? background_video : control_video)) one("mask", "Mask: white is made anew", `${IMAGE},${CLIP}`, ["image", "clip"]);
   const list = (name, label, ones, id, make, most) => [...ones, null].slice(0, most).forEach((item, index) => zones.push(h("div", { className: "zone-box" },
     zone(`${name}.${index}`, label, IMAGE, item && id(item), { quiet: "drop or choose", take: (file) => bring(file, ["image"], (brought) => set(name, [...ones.slice(0, index), make(brought, item, index), ...ones.slice(index + 1)])), remove: () => set(name, ones.filter((other) => other !== item)) }),
     name === "keyframes" && item ? frameOf(item, index, ones) : "")));
@@ -34,7 +36,8 @@ function frameOf(item, index, ones) {
 }
 
 function set(name, value) {
-  if (name === "control_video" && !value) for (const other of ["mask", "strength"]) put(other, null);
+  const goes = { control_video: ["strength", ...(spec.steered_by.includes("background_video") ? [] : ["mask"])], background_video: ["mask"] };
+  if (!value) for (const other of goes[name] ?? []) put(other, null);
   put(name, Array.isArray(value) && !value.length ? null : value);
   // A model that makes clips over and is steered by none needs to hear how far.
   if (name === "control_video" && value && !spec.steered_by.includes("control_video") && !draft.request.strength) put("strength", 0.6);
