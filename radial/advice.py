@@ -15,7 +15,7 @@ from radial.request import GenerationRequest
 def advise(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
     """Notes on a resolved request, the weightiest last."""
     return (
-        *_on_words(request, spec), *_on_events(request, spec), *_on_density(request, spec),
+        *_on_words(request, spec), *_on_events(request, spec), *_on_density(request, spec), *_on_dense_steps(request),
         *_without_effect(request, spec), *_on_steps(request), *_on_length(request, spec),
     )  # fmt: skip
 
@@ -101,6 +101,20 @@ def _without_effect(request: GenerationRequest, spec: ModelSpec) -> list[str]:
         notes.append(f"cache auto does without for {spec.name}: {why_none(pipeline)}")
     if request.guidance_scale_2 is not None and not spec.has_two_transformers:
         notes.append(f"guidance_scale_2 has no effect: {spec.name} has one transformer")
+    return notes
+
+
+def _on_dense_steps(request: GenerationRequest) -> list[str]:
+    early, every = request.early_density or 1.0, request.dense_every or 0
+    notes = []
+    if early < 1 and request.attention != "adaptive":
+        notes.append(f"early_density {early:g} has no effect on {request.attention} attention: adaptive has one")
+    elif early < 1 and not request.dense_steps:
+        notes.append(f"early_density {early:g} has no effect: dense_steps says of how many steps it is")
+    if every and request.attention == "dense":
+        notes.append(f"dense_every {every} has no effect: dense attention has no other steps")
+    elif every > (request.num_inference_steps or 1) - (request.dense_steps or 0):
+        notes.append(f"dense_every {every} has no effect: fewer steps than that follow the leading ones")
     return notes
 
 

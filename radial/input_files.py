@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from radial.errors import RequestError
 
@@ -19,6 +19,20 @@ KINDS: dict[str, FileKind] = {
 """The fields of a request that name files, and what these must be."""
 Place = Callable[[str, str], Any]
 _KEYFRAME = re.compile(r"\s*(-?\d{1,6})\s*:\s*(.+)", re.DOTALL)
+
+
+def _check_colour(ground: str) -> str:
+    if ground != "black":
+        from PIL import ImageColor
+
+        try:
+            ImageColor.getrgb(ground)
+        except ValueError:
+            raise ValueError(f"must be a colour, such as white or #7f7f7f, not {ground!r}") from None
+    return ground
+
+
+Ground = Annotated[str, Field(max_length=40), AfterValidator(_check_colour)]
 
 
 class Keyframe(BaseModel):

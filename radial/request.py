@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,7 +18,7 @@ from pydantic import (
 
 from radial.controls import check_controls, check_in_time, check_together, task_of
 from radial.errors import RequestError, explain_all
-from radial.input_files import Keyframe, check_input_files, several
+from radial.input_files import Ground, Keyframe, check_input_files, several
 from radial.models.find import find_model, hub_file
 from radial.models.lora_settings import AdapterSettings, Lora, adapter_file, read_adapter_settings
 from radial.models.spec import ModelSpec, Sampler, Task
@@ -25,7 +26,16 @@ from radial.models.step_caches import CacheWord
 from radial.models.table import MODELS
 from radial.plans.layout import BlockSize, FarField, TokenGrid, TokenOrder
 from radial.plans.pattern import Variant
-from radial.plans.settings import AttentionKind, AttentionSettings, Decay, DenseCount, Density, SinkFrames, SkipWidth
+from radial.plans.settings import (
+    AttentionKind,
+    AttentionSettings,
+    Decay,
+    DenseCount,
+    Density,
+    EarlyDensity,
+    SinkFrames,
+    SkipWidth,
+)
 from radial.timed_prompts import MAX_PROMPTS, check_timed, split_time
 
 Positions = Literal["model", "riflex", "interpolate", "ntk", "yarn"]
@@ -36,7 +46,7 @@ MAX_IMAGES = 64  # references, and keyframes
 _LATER = (
     "sink_frames", "variant", "skip_width", "true_cfg_scale", "image_ground", "positions", "guidance_start",
     "guidance_end", "cache", "far_field", "token_order", "decoder", "batched_guidance", "then", "control_video",
-    "mask", "references", "strength", "keyframes", "density",
+    "mask", "references", "strength", "keyframes", "density", "dense_every", "early_density",
 )  # fmt: skip
 
 
@@ -66,7 +76,7 @@ class GenerationRequest(BaseModel):
     last_image: str | None = None
     extend: str | None = None
     image_fit: Literal["crop", "pad", "stretch"] = "crop"
-    image_ground: Annotated[str, Field(max_length=40)] = "black"
+    image_ground: Ground = "black"
     snap: bool = False
     riflex: bool | None = None
     positions: Positions | None = None
@@ -90,6 +100,8 @@ class GenerationRequest(BaseModel):
     far_field: FarField | None = None
     token_order: TokenOrder | None = None
     density: Density | None = None
+    dense_every: DenseCount | None = None
+    early_density: EarlyDensity | None = None
     guidance_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
     guidance_end: Annotated[float, Field(gt=0, le=1)] = 1.0
     cache: CacheWord = "off"
@@ -125,18 +137,6 @@ class GenerationRequest(BaseModel):
         if any(not split_time(text)[1].strip() for text in then):
             raise ValueError("must not hold an empty prompt; say what the clip shows next")
         return then
-
-    @field_validator("image_ground")
-    @classmethod
-    def _ground_is_a_colour(cls, ground: str) -> str:
-        if ground != "black":
-            from PIL import ImageColor
-
-            try:
-                ImageColor.getrgb(ground)
-            except ValueError:
-                raise ValueError(f"must be a colour, such as white or #7f7f7f, not {ground!r}") from None
-        return ground
 
     @model_validator(mode="after")
     def _images_go_together(self) -> GenerationRequest:
@@ -206,17 +206,12 @@ class GenerationRequest(BaseModel):
             "guidance_scale_2": spec.guidance_scale_2,
             "sampler": "model",
             "attention": "radial",
-            "decay": pattern.decay,
-            "dense_layers": schedule.dense_layers,
-            "dense_steps": schedule.dense_steps,
             "flow_shift": None if self._came_resolved else spec.shift_for(*picture, self.starts_from_image),
             "riflex": False,
-            "dense_last_steps": schedule.dense_last_steps,
             "block_size": spec.block_size,
-            "sink_frames": pattern.sink_frames,
-            "variant": pattern.variant,
-            "skip_width": pattern.skip_width,
             **AttentionSettings.as_before(),
+            **asdict(pattern),
+            **schedule.dense_counts,
         } | tuned.take_over(spec, steps)
         if self.attention == "adaptive":
             columns = spec.takes_columns and not self.then and not self.keyframes

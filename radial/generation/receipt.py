@@ -53,7 +53,8 @@ def attention_used(
 def _rule(settings: AttentionSettings, radial: RadialAttention) -> dict[str, Any]:
     """What decides on the blocks that are kept, and how many they are."""
     if radial.plan is None:  # they are chosen anew at every layer and step
-        return settings.model_dump(include={"density", "sink_frames", "block_size"})
+        early = {"early_density"} if settings.early_density < 1 else set()
+        return settings.model_dump(include={"density", "sink_frames", "block_size"} | early)
     rule = settings.model_dump(include={"variant", "decay", "sink_frames", "skip_width", "block_size"})
     return {"density": round(radial.plan.density, 4), **rule}
 

@@ -68,16 +68,16 @@ def inspect(
     sketch = settings.sketch(request.grid(spec))
     write_png(draw_plan(sketch, clip), path, overwrite=overwrite)
 
-    dense = settings.policy.dense_share(spec.layers, request.num_inference_steps or 1)
     grid, layout, rows = request.grid(spec), sketch.layout, sketch.rows
     if settings.kind == "adaptive":  # which blocks, the clip decides
         kept, density = round(sketch.density * rows**2), sketch.density
-        pooled = settings.share_computed(density) - density
+        pooled, shares = settings.share_computed(density) - density, settings.shares(grid)
     else:
         plan = BlockPlan.build(layout, settings.pattern, settings.block_size)
         far = pool_rest(plan, layout, settings.far_field)
         kept, density, pooled = plan.kept_blocks, plan.density, 0.0 if far is None else far.pairs
-    share = dense + (1 - dense) * (density + pooled)
+        shares = (1.0, density + pooled)
+    share = settings.mean_share(shares, spec.layers, request.num_inference_steps or 1)
     if as_json:
         told = {
             "model": spec.name, "tokens": grid.tokens, "grid": [grid.frames, grid.height, grid.width],

@@ -73,6 +73,8 @@ ATTENTION: dict[str, Any] = {
     "dense_layers": int,
     "dense_steps": int,
     "dense_last_steps": int,
+    "dense_every": int,
+    "early_density": float,
     "block_size": int,
     "far_field": Literal["drop", "mean", "pyramid"],
     "token_order": Literal["raster", "columns"],
