@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from radial.errors import RequestError
+from radial.plans.policy import BUNDLED_POLICY
 
-FileKind = Literal["image", "clip", "image or clip"]
+FileKind = Literal["image", "clip", "image or clip", "policy"]
 KINDS: dict[str, FileKind] = {
     "image": "image", "last_image": "image", "extend": "clip", "control_video": "clip", "mask": "image or clip",
-    "references": "image", "keyframes": "image",
+    "references": "image", "keyframes": "image", "policy": "policy",
 }  # fmt: skip
 """The fields of a request that name files, and what these must be."""
 Place = Callable[[str, str], Any]
@@ -64,10 +65,11 @@ def several(given: Any) -> Any:
 
 
 def named_files(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The files that a request's checked fields name, each by its field; those of a list with their places in it."""
+    """The files that a request's checked fields name, each by its field; those of a list with their places in it. What
+    comes with the package is none."""
     for name in KINDS:
         value = fields.get(name)
-        if isinstance(value, str):
+        if isinstance(value, str) and not _is_bundled(name, value):
             yield name, value
         for place, one in enumerate(value if isinstance(value, (list, tuple)) else ()):
             yield f"{name}.{place}", one if isinstance(one, str) else one["image"]
@@ -90,7 +92,7 @@ def with_files(fields: Mapping[str, Any], place: Place) -> dict[str, Any]:
         if name not in ("references", "keyframes"):
             if not isinstance(value, str):
                 raise RequestError(f"{name} must be a file, not {_shown(value)}")
-            changed[name] = place(name, value)
+            changed[name] = value if _is_bundled(name, value) else place(name, value)
             continue
         ones = several(value)
         if not isinstance(ones, (list, tuple)):
@@ -98,6 +100,10 @@ def with_files(fields: Mapping[str, Any], place: Place) -> dict[str, Any]:
         placed = [_placed(name, one, place) for one in ones]
         changed[name] = [one for one in placed if one is not None]
     return changed
+
+
+def _is_bundled(name: str, value: str) -> bool:
+    return KINDS[name] == "policy" and value.startswith(BUNDLED_POLICY)
 
 
 def _placed(name: str, one: Any, place: Place) -> Any:
@@ -126,6 +132,7 @@ def check_input_files(fields: Mapping[str, Any], *, by_head: bool = False) -> No
     Raises:
         RequestError: one is not, or a mask that is read is black all over.
     """
+    from radial.plans.measured.policy_file import check_policy_file
     from radial.video.control import check_mask, is_image
     from radial.video.images import check_clip, check_image
 
@@ -138,6 +145,6 @@ def check_input_files(fields: Mapping[str, Any], *, by_head: bool = False) -> No
                 if not is_image(Path(path)):
                     check_clip(Path(path))
             else:
-                {"image": check_image, "clip": check_clip}[KINDS[name]](Path(path))
+                {"image": check_image, "clip": check_clip, "policy": check_policy_file}[KINDS[name]](Path(path))
         except RequestError as error:
             raise RequestError(f"{name}: {error}") from error

@@ -19,11 +19,10 @@ from pydantic import (
 from radial.controls import check_controls, check_in_time, check_together, task_of
 from radial.errors import RequestError, explain_all
 from radial.input_files import Ground, Keyframe, check_input_files, several
-from radial.models.find import find_model, hub_file
+from radial.models.find import find_model, hub_file, riflex_period_of
 from radial.models.lora_settings import AdapterSettings, Lora, adapter_file, read_adapter_settings
 from radial.models.spec import ModelSpec, Sampler, Task
 from radial.models.step_caches import CacheWord
-from radial.models.table import MODELS
 from radial.plans.layout import BlockSize, FarField, TokenGrid, TokenOrder
 from radial.plans.pattern import Variant
 from radial.plans.settings import (
@@ -35,6 +34,9 @@ from radial.plans.settings import (
     EarlyDensity,
     SinkFrames,
     SkipWidth,
+    TargetShare,
+    TargetSpeed,
+    measured_policy,
 )
 from radial.timed_prompts import MAX_PROMPTS, check_timed, split_time
 
@@ -47,6 +49,7 @@ _LATER = (
     "sink_frames", "variant", "skip_width", "true_cfg_scale", "image_ground", "positions", "guidance_start",
     "guidance_end", "cache", "far_field", "token_order", "decoder", "batched_guidance", "then", "control_video",
     "mask", "references", "strength", "keyframes", "density", "dense_every", "early_density",
+    "policy", "target_share", "target_speed",
 )  # fmt: skip
 
 
@@ -102,6 +105,9 @@ class GenerationRequest(BaseModel):
     density: Density | None = None
     dense_every: DenseCount | None = None
     early_density: EarlyDensity | None = None
+    policy: Annotated[str, Field(max_length=4096)] | None = None
+    target_share: TargetShare | None = None
+    target_speed: TargetSpeed | None = None
     guidance_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
     guidance_end: Annotated[float, Field(gt=0, le=1)] = 1.0
     cache: CacheWord = "off"
@@ -218,6 +224,9 @@ class GenerationRequest(BaseModel):
             open_fields["far_field"] = "mean"
             open_fields["token_order"] = "columns" if columns else "raster"
             open_fields["dense_layers"] = max(1, schedule.dense_layers)
+        measured = measured_policy(self.policy) if self.policy is not None and not self.is_resolved else None
+        if measured is not None:
+            open_fields |= measured.open_fields(self.target_speed)
         filled: dict[str, Any] = {name: value for name, value in open_fields.items() if getattr(self, name) is None}
         if self.seed < 0:
             filled["seed"] = secrets.randbelow(2**31)
@@ -238,6 +247,8 @@ class GenerationRequest(BaseModel):
         check_timed(self.then, spec, resolved.clip_frames, resolved.fps or spec.fps, spec.pipeline_for(self.task))
         spec.step_cache(self.cache, self.task, steps)
         tuned.check_cache(self.cache)
+        if measured is not None:
+            measured.check(spec.name, resolved.grid(spec), resolved.attention_settings.model_dump())
         return resolved
 
     def later_fields(self) -> set[str]:
@@ -310,12 +321,7 @@ class GenerationRequest(BaseModel):
         Raises:
             RequestError: it is not known for this model.
         """
-        if spec.riflex_period is None:
-            able = ", ".join(other.name for other in MODELS.values() if other.riflex_period is not None)
-            if self.positions not in (None, "model", "riflex"):
-                raise RequestError(f"positions {self.positions} is not known for {spec.name}; models with it: {able}")
-            raise RequestError(f"riflex has no constant for {spec.name}; models with one: {able}")
-        return spec.riflex_period
+        return riflex_period_of(spec, self.positions)
 
     @property
     def guided_steps(self) -> range:
@@ -363,7 +369,7 @@ class GenerationRequest(BaseModel):
     def is_resolved(self) -> bool:
         """Whether no field is open: only what a model may not have is still None."""
         optional = {"guidance_scale_2", "true_cfg_scale", "flow_shift", "image", "last_image", "extend", "positions",
-                    "control_video", "mask", "strength"}  # fmt: skip
+                    "control_video", "mask", "strength", "policy", "target_share", "target_speed"}  # fmt: skip
         return self.seed >= 0 and all(value is not None for name, value in self if name not in optional)
 
     @property

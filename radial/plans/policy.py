@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
-from radial.errors import RequestError
+from radial.errors import ModelError, RequestError
 
+BUNDLED_POLICY = "bundled:"  # how the names of policies' files begin that come with the package
 DENSE = 0  # the choice that every installation has
 _COUNTS = ("dense_layers", "dense_steps", "dense_last_steps", "dense_every")
 
@@ -21,11 +21,6 @@ class Policy(Protocol):
 
         Layers of one choice share what torch.compile makes of them.
         """
-
-
-def count_choices(policy: Policy, layers: int, num_steps: int) -> Counter[int]:
-    """How many of a clip's layer calls each planner computes, one guidance branch taken: by choice."""
-    return Counter(policy.choose(layer, step, num_steps) for layer in range(layers) for step in range(num_steps))
 
 
 @dataclass(frozen=True)
@@ -71,3 +66,25 @@ class Schedule:
         if since < 0:
             return self.early
         return DENSE if self.dense_every and (since + 1) % self.dense_every == 0 else 1
+
+
+@dataclass(frozen=True)
+class TablePolicy:
+    """A choice for each layer in each part of a run.
+
+    Attributes:
+        rows: of the parts, each of as many steps, a choice for each layer.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+
+    def choose(self, layer: int, step: int, num_steps: int) -> int:
+        """What the table says.
+
+        Raises:
+            ModelError: it has not so many layers.
+        """
+        row = self.rows[min(step * len(self.rows) // max(1, num_steps), len(self.rows) - 1)]
+        if layer >= len(row):
+            raise ModelError(f"the policy was measured on {len(row)} layers, and this model has more")
+        return row[layer]

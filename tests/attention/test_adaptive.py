@@ -129,7 +129,7 @@ def test_a_request_for_it_runs_stops_and_goes_on(wan_folder: Path, tmp_path: Pat
     assert told == resumed.receipt["attention"]
     settings, clip = request.attention_settings, request.grid(model.spec)
     shares = settings.model_copy(update={"far_field": "drop"}).shares(clip)  # a receipt tells of blocks alone
-    assert told["computed_share"] == pytest.approx(settings.mean_share(shares, 3, 4), abs=0.01)
+    assert told["computed_share"] == pytest.approx(settings.work(shares, 3, 4).mean(), abs=0.01)
     denser = make_request(**fields, density=0.6).resolve()
     assert describe_run(denser, model) != describe_run(request, model)
     for change in ({"dense_every": 3}, {"early_density": 0.5}):

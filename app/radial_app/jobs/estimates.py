@@ -65,5 +65,6 @@ def _density(request: GenerationRequest) -> float | None:
     spec = find_model(request.model)
     attention = request.attention_settings
     with contextlib.suppress(RequestError):  # a plan of too many blocks
-        return attention.mean_share(attention.shares(request.grid(spec)), spec.layers, request.num_inference_steps or 1)
+        shares = attention.shares(request.grid(spec))
+        return float(attention.work(shares, spec.layers, request.num_inference_steps or 1).mean())
     return None

@@ -201,8 +201,8 @@ def anchored(request: GenerationRequest, base: Path | None = None) -> Generation
 
 
 _WHATEVER_THE_MODEL = (
-    "prompt", "negative_prompt", *KINDS, "strength", "image_fit", "seed", "num_videos", "device", "dtype",
-    "memory", "precision",
+    "prompt", "negative_prompt", *(name for name in KINDS if name != "policy"), "strength", "image_fit", "seed",
+    "num_videos", "device", "dtype", "memory", "precision",
 )  # fmt: skip
 
 

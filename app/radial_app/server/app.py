@@ -33,6 +33,7 @@ from radial_app.server.routes import (
     keys,
     models,
     pictures,
+    policies,
     presets,
     trash,
     tuning,
@@ -95,7 +96,7 @@ def make_app(
     app.add_middleware(Guard, folder=paths.data, accounts=accounts, hosts=tuple(hosts))
     registry = CollectorRegistry()
     registry.register(_QueueCollector(paths.data))
-    for room in (videos, files, models, presets, adapters, pictures, downloads, trash, tuning, keys):
+    for room in (videos, files, models, presets, adapters, policies, pictures, downloads, trash, tuning, keys):
         app.include_router(room.make_router(paths))
     app.include_router(login.make_router(paths.data))
     app.mount("/mcp", AgentsDoor(agents))
