@@ -47,8 +47,13 @@ def main() -> None:
     parser.add_argument("--density", type=float, default=0.15)
     parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--policy", help="a file of `radial profile` to try, with the work of 0, 2 and 3 dense steps")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    if options.policy:
+        for share in (0.334, 0.445, 0.5):
+            WAYS[f"policy at {share:g}"] = {"policy": options.policy, "target_share": share}
+            options.ways.append(f"policy at {share:g}")
     options.out.mkdir(parents=True, exist_ok=True)
     members, model = shapes.held_out(8), None
     for prompt in options.prompts:
@@ -103,7 +108,7 @@ def show(out: Path) -> None:
     """The table: means over the prompts of which there is a sparse run."""
     found = numbers(out)
     sparse = {one["prompt"]: one for one in found if one["way"] == "sparse"}
-    print("| | attention computed | error | recovered | each prompt |\n|---|---|---|---|---|")
+    print("| | blocks computed | error | recovered | each prompt |\n|---|---|---|---|---|")
     for way in WAYS:
         some = [one for one in found if one["way"] == way and one["prompt"] in sparse]
         if not some:

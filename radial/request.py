@@ -224,7 +224,7 @@ class GenerationRequest(BaseModel):
             open_fields["far_field"] = "mean"
             open_fields["token_order"] = "columns" if columns else "raster"
             open_fields["dense_layers"] = max(1, schedule.dense_layers)
-        measured = measured_policy(self.policy) if self.policy is not None and not self.is_resolved else None
+        measured = None if self.policy is None else measured_policy(self.policy)
         if measured is not None:
             open_fields |= measured.open_fields(self.target_speed)
         filled: dict[str, Any] = {name: value for name, value in open_fields.items() if getattr(self, name) is None}
