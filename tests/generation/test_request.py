@@ -35,6 +35,9 @@ def test_open_fields_take_the_models_values() -> None:
         "control_video",
         "mask",
         "strength",
+        "policy",
+        "target_share",
+        "target_speed",
     }
 
 
