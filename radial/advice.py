@@ -6,17 +6,18 @@ import re
 
 from radial.errors import some
 from radial.models.checkpoint import checkpoint_folder
+from radial.models.lora_settings import adapter_file
 from radial.models.spec import ModelSpec
 from radial.models.step_caches import LEAST_STEPS, why_none
-from radial.plans.settings import DENSITY
+from radial.plans.settings import DENSITY, measured_policy
 from radial.request import GenerationRequest
 
 
 def advise(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
     """Notes on a resolved request, the weightiest last."""
     return (
-        *_on_words(request, spec), *_on_events(request, spec), *_on_density(request, spec),
-        *_without_effect(request, spec), *_on_steps(request), *_on_length(request, spec),
+        *_on_words(request, spec), *_on_events(request, spec), *_on_density(request, spec), *_on_dense_steps(request),
+        *_on_policy(request), *_without_effect(request, spec), *_on_steps(request), *_on_length(request, spec),
     )  # fmt: skip
 
 
@@ -109,7 +110,37 @@ def _without_effect(request: GenerationRequest, spec: ModelSpec) -> list[str]:
     return notes
 
 
+def _on_dense_steps(request: GenerationRequest) -> list[str]:
+    early, every = request.early_density or 1.0, request.dense_every or 0
+    notes: list[str] = []
+    if request.policy is not None:
+        return notes
+    if early < 1 and request.attention != "adaptive":
+        notes.append(f"early_density {early:g} has no effect on {request.attention} attention: adaptive has one")
+    elif early < 1 and not request.dense_steps:
+        notes.append(f"early_density {early:g} has no effect: dense_steps says of how many steps it is")
+    if every and request.attention == "dense":
+        notes.append(f"dense_every {every} has no effect: dense attention has no other steps")
+    elif every > (request.num_inference_steps or 1) - (request.dense_steps or 0):
+        notes.append(f"dense_every {every} has no effect: fewer steps than that follow the leading ones")
+    return notes
+
+
+def _on_policy(request: GenerationRequest) -> list[str]:
+    """Adapters other than a policy was measured with."""
+    if request.policy is None:
+        return []
+    about = measured_policy(request.policy).about
+    measured, ours = [lora["name"] for lora in about.loras], [adapter_file(lora.path).name for lora in request.loras]
+    if sorted(measured) == sorted(ours):
+        return []
+    with_ = ", ".join(measured) or "no adapter"
+    return [f"the policy was measured with {with_}, not with {', '.join(ours) or 'none'}: layers may count otherwise"]
+
+
 def _on_density(request: GenerationRequest, spec: ModelSpec) -> list[str]:
+    if request.policy is not None:
+        return []
     density = DENSITY if request.density is None else request.density
     if request.attention != "adaptive":
         told = f"density {density:g} has no effect on {request.attention} attention: adaptive has one"

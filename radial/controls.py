@@ -39,6 +39,9 @@ class Steered(Protocol):
     decoder: str
     token_order: Any
     then: tuple[str, ...]
+    policy: str | None
+    target_share: float | None
+    target_speed: float | None
 
     @property
     def starts_from_image(self) -> bool: ...
@@ -80,6 +83,11 @@ def check_together(request: Steered) -> None:
     for name in ("face_video", "background_video", "mask", "references"):
         if request.strength is not None and getattr(request, name):
             raise ValueError(f"strength and {name} exclude each other: with strength all of a clip is made over")
+    for name in ("target_share", "target_speed"):
+        if getattr(request, name) is not None and request.policy is None:
+            raise ValueError(f"{name} needs policy: the file that says what each layer contributes at each step")
+    if request.target_share is not None and request.target_speed is not None:
+        raise ValueError("target_share and target_speed exclude each other: give one of them")
 
 
 def _given(request: Steered) -> list[str]:

@@ -53,6 +53,11 @@ WORDS = {
     "dense_layers": "leading layers that stay dense",
     "dense_steps": "leading steps that stay dense",
     "dense_last_steps": "trailing steps that stay dense",
+    "dense_every": "every so-manieth step after the leading ones is dense, too; 0 for none",
+    "early_density": "share of blocks that adaptive attention computes in the leading dense_steps, in place of all",
+    "policy": "a file of `radial profile`, which says where dense attention counts: it chooses the layers and steps",
+    "target_share": "share of attention's work that a policy may compute; 0.4 when left out",
+    "target_speed": "in its place, how many times faster than dense, by what was measured on the policy's device",
     "block_size": "tokens a block of attention: 16, 32, 64, 128 or 256",
     "far_field": "what becomes of blocks that are left out: nothing (drop), one mean each (mean), or means of more "
     "blocks the farther away (pyramid)",

@@ -5,21 +5,36 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from radial.errors import RequestError
 from radial.models.find import check_language_model
+from radial.plans.policy import BUNDLED_POLICY
 
-FileKind = Literal["image", "clip", "image or clip"]
+FileKind = Literal["image", "clip", "image or clip", "policy"]
 KINDS: dict[str, FileKind] = {
     "image": "image", "last_image": "image", "extend": "clip", "control_video": "clip", "mask": "image or clip",
-    "references": "image", "keyframes": "image", "face_video": "clip", "background_video": "clip",
+    "references": "image", "keyframes": "image", "face_video": "clip", "background_video": "clip", "policy": "policy",
 }  # fmt: skip
 """The fields of a request that name files, and what these must be."""
 Place = Callable[[str, str], Any]
 _KEYFRAME = re.compile(r"\s*(-?\d{1,6})\s*:\s*(.+)", re.DOTALL)
+
+
+def _check_colour(ground: str) -> str:
+    if ground != "black":
+        from PIL import ImageColor
+
+        try:
+            ImageColor.getrgb(ground)
+        except ValueError:
+            raise ValueError(f"must be a colour, such as white or #7f7f7f, not {ground!r}") from None
+    return ground
+
+
+Ground = Annotated[str, Field(max_length=40), AfterValidator(_check_colour)]
 
 
 class Keyframe(BaseModel):
@@ -51,10 +66,11 @@ def several(given: Any) -> Any:
 
 
 def named_files(fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The files that a request's checked fields name, each by its field; those of a list with their places in it."""
+    """The files that a request's checked fields name, each by its field; those of a list with their places in it. What
+    comes with the package is none."""
     for name in KINDS:
         value = fields.get(name)
-        if isinstance(value, str):
+        if isinstance(value, str) and not _is_bundled(name, value):
             yield name, value
         for place, one in enumerate(value if isinstance(value, (list, tuple)) else ()):
             yield f"{name}.{place}", one if isinstance(one, str) else one["image"]
@@ -77,7 +93,7 @@ def with_files(fields: Mapping[str, Any], place: Place) -> dict[str, Any]:
         if name not in ("references", "keyframes"):
             if not isinstance(value, str):
                 raise RequestError(f"{name} must be a file, not {_shown(value)}")
-            changed[name] = place(name, value)
+            changed[name] = value if _is_bundled(name, value) else place(name, value)
             continue
         ones = several(value)
         if not isinstance(ones, (list, tuple)):
@@ -85,6 +101,10 @@ def with_files(fields: Mapping[str, Any], place: Place) -> dict[str, Any]:
         placed = [_placed(name, one, place) for one in ones]
         changed[name] = [one for one in placed if one is not None]
     return changed
+
+
+def _is_bundled(name: str, value: str) -> bool:
+    return KINDS[name] == "policy" and value.startswith(BUNDLED_POLICY)
 
 
 def _placed(name: str, one: Any, place: Place) -> Any:
@@ -114,6 +134,7 @@ def check_input_files(fields: Mapping[str, Any], *, by_head: bool = False) -> No
     Raises:
         RequestError: one is not, or a mask that is read is black all over.
     """
+    from radial.plans.measured.policy_file import check_policy_file
     from radial.video.control import check_mask, is_image
     from radial.video.images import check_clip, check_image
 
@@ -128,6 +149,6 @@ def check_input_files(fields: Mapping[str, Any], *, by_head: bool = False) -> No
                 if not is_image(Path(path)):
                     check_clip(Path(path))
             else:
-                {"image": check_image, "clip": check_clip}[KINDS[name]](Path(path))
+                {"image": check_image, "clip": check_clip, "policy": check_policy_file}[KINDS[name]](Path(path))
         except RequestError as error:
             raise RequestError(f"{name}: {error}") from error

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import os
 import secrets
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from radial.controls import check_controls, check_in_time, check_together, task_of
 from radial.errors import RequestError, explain_all
-from radial.input_files import Keyframe, check_input_files, several
-from radial.models.find import find_model, hub_file
+from radial.input_files import Ground, Keyframe, check_input_files, several
+from radial.models.find import find_model, hub_file, riflex_period_of
 from radial.models.lora_settings import AdapterSettings, Lora, adapter_file, read_adapter_settings
 from radial.models.spec import ModelSpec, Sampler, Task
 from radial.models.step_caches import CacheWord
-from radial.models.table import MODELS
 from radial.plans.layout import BlockSize, FarField, TokenGrid, TokenOrder
 from radial.plans.pattern import Variant
-from radial.plans.settings import AttentionKind, AttentionSettings, Decay, DenseCount, Density, SinkFrames, SkipWidth
+from radial.plans.settings import (
+    AttentionKind,
+    AttentionSettings,
+    Decay,
+    DenseCount,
+    Density,
+    EarlyDensity,
+    SinkFrames,
+    SkipWidth,
+    TargetShare,
+    TargetSpeed,
+    measured_policy,
+)
 from radial.timed_prompts import MAX_PROMPTS, check_timed, split_time
 
 Positions = Literal["model", "riflex", "interpolate", "ntk", "yarn"]
@@ -30,7 +42,7 @@ _LATER = (
     "sink_frames", "variant", "skip_width", "true_cfg_scale", "image_ground", "positions", "guidance_start",
     "guidance_end", "cache", "far_field", "token_order", "decoder", "batched_guidance", "then", "control_video",
     "mask", "references", "strength", "keyframes", "density", "face_video", "background_video",
-    "enhance", "original_prompt",
+    "enhance", "original_prompt", "dense_every", "early_density", "policy", "target_share", "target_speed",
 )  # fmt: skip
 
 
@@ -60,7 +72,7 @@ class GenerationRequest(BaseModel):
     last_image: str | None = None
     extend: str | None = None
     image_fit: Literal["crop", "pad", "stretch"] = "crop"
-    image_ground: Annotated[str, Field(max_length=40)] = "black"
+    image_ground: Ground = "black"
     snap: bool = False
     riflex: bool | None = None
     positions: Positions | None = None
@@ -84,6 +96,11 @@ class GenerationRequest(BaseModel):
     far_field: FarField | None = None
     token_order: TokenOrder | None = None
     density: Density | None = None
+    dense_every: DenseCount | None = None
+    early_density: EarlyDensity | None = None
+    policy: Annotated[str, Field(max_length=4096)] | None = None
+    target_share: TargetShare | None = None
+    target_speed: TargetSpeed | None = None
     guidance_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
     guidance_end: Annotated[float, Field(gt=0, le=1)] = 1.0
     cache: CacheWord = "off"
@@ -123,18 +140,6 @@ class GenerationRequest(BaseModel):
         if any(not split_time(text)[1].strip() for text in then):
             raise ValueError("must not hold an empty prompt; say what the clip shows next")
         return then
-
-    @field_validator("image_ground")
-    @classmethod
-    def _ground_is_a_colour(cls, ground: str) -> str:
-        if ground != "black":
-            from PIL import ImageColor
-
-            try:
-                ImageColor.getrgb(ground)
-            except ValueError:
-                raise ValueError(f"must be a colour, such as white or #7f7f7f, not {ground!r}") from None
-        return ground
 
     @model_validator(mode="after")
     def _images_go_together(self) -> GenerationRequest:
@@ -204,23 +209,21 @@ class GenerationRequest(BaseModel):
             "guidance_scale_2": spec.guidance_scale_2,
             "sampler": "model",
             "attention": "radial",
-            "decay": pattern.decay,
-            "dense_layers": schedule.dense_layers,
-            "dense_steps": schedule.dense_steps,
             "flow_shift": None if self._came_resolved else spec.shift_for(*picture, self.starts_from_image),
             "riflex": False,
-            "dense_last_steps": schedule.dense_last_steps,
             "block_size": spec.block_size,
-            "sink_frames": pattern.sink_frames,
-            "variant": pattern.variant,
-            "skip_width": pattern.skip_width,
             **AttentionSettings.as_before(),
+            **asdict(pattern),
+            **schedule.dense_counts,
         } | tuned.take_over(spec, steps)
         if self.attention == "adaptive":
             columns = spec.takes_columns and not self.then and not self.keyframes
             open_fields["far_field"] = "mean"
             open_fields["token_order"] = "columns" if columns else "raster"
             open_fields["dense_layers"] = max(1, schedule.dense_layers)
+        measured = None if self.policy is None else measured_policy(self.policy)
+        if measured is not None:
+            open_fields |= measured.open_fields(self.target_speed)
         filled: dict[str, Any] = {name: value for name, value in open_fields.items() if getattr(self, name) is None}
         if self.seed < 0:
             filled["seed"] = secrets.randbelow(2**31)
@@ -241,6 +244,8 @@ class GenerationRequest(BaseModel):
         check_timed(self.then, spec, resolved.clip_frames, resolved.fps or spec.fps, spec.pipeline_for(self.task))
         spec.step_cache(self.cache, self.task, steps)
         tuned.check_cache(self.cache)
+        if measured is not None:
+            measured.check(spec.name, resolved.grid(spec), resolved.attention_settings.model_dump())
         return resolved
 
     def later_fields(self) -> set[str]:
@@ -313,12 +318,7 @@ class GenerationRequest(BaseModel):
         Raises:
             RequestError: it is not known for this model.
         """
-        if spec.riflex_period is None:
-            able = ", ".join(other.name for other in MODELS.values() if other.riflex_period is not None)
-            if self.positions not in (None, "model", "riflex"):
-                raise RequestError(f"positions {self.positions} is not known for {spec.name}; models with it: {able}")
-            raise RequestError(f"riflex has no constant for {spec.name}; models with one: {able}")
-        return spec.riflex_period
+        return riflex_period_of(spec, self.positions)
 
     @property
     def guided_steps(self) -> range:
@@ -368,7 +368,7 @@ class GenerationRequest(BaseModel):
         """Whether no field is open: only what a model may not have is still None."""
         optional = {"guidance_scale_2", "true_cfg_scale", "flow_shift", "image", "last_image", "extend", "positions",
                     "control_video", "mask", "strength", "face_video", "background_video", "enhance",
-                    "original_prompt"}  # fmt: skip
+                    "original_prompt", "policy", "target_share", "target_speed"}  # fmt: skip
         return self.seed >= 0 and all(value is not None for name, value in self if name not in optional)
 
     @property

@@ -38,7 +38,7 @@ STATIONS = [
     "radial.video", "radial.attention",
     "radial.models", "radial.input_files", "radial.controls", "radial.timed_prompts", "radial.request",
     "radial.shorthands", "radial.advice", "radial.adapters",
-    "radial.loading", "radial.generation", "radial.stories",
+    "radial.loading", "radial.generation", "radial.profiling", "radial.stories",
     "radial_finetune.world", "radial_finetune.noise", "radial_finetune.sample_prompts", "radial_finetune.objective",
     "radial_finetune.data", "radial_finetune.adapter", "radial_finetune.training", "radial_finetune.merge",
     "radial_finetune.pretrain", "radial_finetune.evaluate", "radial_finetune.cli",

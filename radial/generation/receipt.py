@@ -15,6 +15,7 @@ from radial.generation.snapshot import Snapshot
 from radial.input_files import named_files
 from radial.loading.load import LoadedModel, fingerprint
 from radial.loading.tiny_decoder import TinyDecoder
+from radial.plans.measured.policy_file import policy_path
 from radial.plans.settings import AttentionSettings
 from radial.request import GenerationRequest
 from radial.version import __version__
@@ -53,7 +54,12 @@ def attention_used(
 def _rule(settings: AttentionSettings, radial: RadialAttention) -> dict[str, Any]:
     """What decides on the blocks that are kept, and how many they are."""
     if radial.plan is None:  # they are chosen anew at every layer and step
-        return settings.model_dump(include={"density", "sink_frames", "block_size"})
+        if settings.policy is not None:
+            file = policy_path(settings.policy)
+            target = settings.model_dump(include={"target_share", "target_speed"}, exclude_none=True)
+            return {"policy": {"name": file.name, "fingerprint": fingerprint(file), **target}}
+        early = {"early_density"} if settings.early_density < 1 else set()
+        return settings.model_dump(include={"density", "sink_frames", "block_size"} | early)
     rule = settings.model_dump(include={"variant", "decay", "sink_frames", "skip_width", "block_size"})
     return {"density": round(radial.plan.density, 4), **rule}
 

@@ -29,6 +29,7 @@ from radial.models.hub.download import OnProgress, cached_folder, find_local
 from radial.models.hub.pieces import download_model
 from radial.models.lora_settings import adapter_file, check_adapter_file
 from radial.models.spec import ModelSpec
+from radial.plans.measured.policy_file import policy_path
 from radial.request import GenerationRequest
 from radial_kernels.fused import EightBitWeights, refuse_eight_bit
 from radial_kernels.triton_runtime import HAS_TRITON
@@ -251,8 +252,11 @@ def fingerprint(path: Path) -> str:
 
 
 def fingerprint_files(request: GenerationRequest) -> list[str]:
-    """A digest of each file that a request names beside its model and adapters, frames of a folder each by itself."""
+    """A digest of each file that a request names beside its model and adapters, frames of a folder each by itself; and
+    of the policy that comes with the package."""
     named = [Path(path) for _, path in named_files(request.model_dump())]
+    if request.policy is not None and policy_path(request.policy) not in named:
+        named.append(policy_path(request.policy))
     files = [file for path in named for file in (sorted(path.glob("*.png")) if path.is_dir() else [path])]
     return [fingerprint(file) for file in files]
 

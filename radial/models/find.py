@@ -67,6 +67,23 @@ def check_language_model(name: str) -> None:
         raise RequestError(f"enhance must be a folder, or a hub id like org/name, not {name[:200]!r}")
 
 
+def riflex_period_of(spec: ModelSpec, positions: str | None) -> float:
+    """Latent frames after which a model repeats itself.
+
+    Args:
+        positions: that are asked for, where not RIFLEx's.
+
+    Raises:
+        RequestError: it is not known for this model.
+    """
+    if spec.riflex_period is None:
+        able = ", ".join(other.name for other in MODELS.values() if other.riflex_period is not None)
+        if positions not in (None, "model", "riflex"):
+            raise RequestError(f"positions {positions} is not known for {spec.name}; models with it: {able}")
+        raise RequestError(f"riflex has no constant for {spec.name}; models with one: {able}")
+    return spec.riflex_period
+
+
 def hub_file(name: str) -> tuple[str, str] | None:
     """Repository and file of what is named ``org/name/file.safetensors``; None for other names, and for files here."""
     found = None if os.path.exists(name) else _HUB_FILE.fullmatch(name)

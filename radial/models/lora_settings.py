@@ -26,7 +26,7 @@ from radial.plans.story.memory import StoryMemory
 
 METADATA_KEY = "radial"
 BUNDLED_ADAPTER = "bundled:"
-_STEPS = ("num_inference_steps", "sampler", "guidance_scale", "flow_shift", "dense_steps")
+_STEPS = ("num_inference_steps", "sampler", "guidance_scale", "flow_shift", "dense_steps", "dense_every")
 _Text = Annotated[str, Field(max_length=2000)]
 _Frames = Annotated[int, Field(ge=1, le=4097)]
 
@@ -78,6 +78,7 @@ class AdapterSettings(BaseModel):
     sink_frames: SinkFrames | None = None
     dense_layers: DenseCount | None = None
     dense_steps: DenseCount | None = None
+    dense_every: DenseCount | None = None
     block_size: BlockSize | None = None
     far_field: FarField | None = None
     token_order: TokenOrder | None = None
@@ -121,6 +122,7 @@ class AdapterSettings(BaseModel):
             "sink_frames": self.sink_frames, "skip_width": self.skip_width, "dense_layers": self.dense_layers,
             "block_size": self.block_size, "far_field": self.far_field, "token_order": self.token_order,
             "riflex": self.riflex, "flow_shift": self.flow_shift, "sampler": self.sampler,
+            "dense_every": self.dense_every,
             "guidance_scale": self.guidance_scale,
             "guidance_scale_2": self.guidance_scale if spec.has_two_transformers else None,
             "dense_steps": self.dense_steps and spec.dense_share(self.dense_steps, num_inference_steps),

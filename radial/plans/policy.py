@@ -6,9 +6,11 @@ import sys
 from dataclasses import dataclass
 from typing import Protocol
 
-from radial.errors import RequestError
+from radial.errors import ModelError, RequestError
 
+BUNDLED_POLICY = "bundled:"  # how the names of policies' files begin that come with the package
 DENSE = 0  # the choice that every installation has
+_COUNTS = ("dense_layers", "dense_steps", "dense_last_steps", "dense_every")
 
 
 class Policy(Protocol):
@@ -23,20 +25,25 @@ class Policy(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Early layers and early steps settle a clip's layout, the last ones its detail; they can stay dense.
+    """Early layers and early steps settle a clip's layout, the last ones its detail; they can stay dense. Dense steps
+    between sparse ones bring a run back onto its way.
 
     Attributes:
         dense_layers: leading transformer layers that are always dense.
         dense_steps: leading denoising steps in which every layer is dense.
         dense_last_steps: trailing denoising steps in which every layer is dense.
+        dense_every: after the leading dense steps, every so-manieth step is dense in every layer; 0 for none.
+        early: what computes the leading steps in place of dense attention, such as a denser planner.
     """
 
     dense_layers: int = 0
     dense_steps: int = 0
     dense_last_steps: int = 0
+    dense_every: int = 0
+    early: int = DENSE
 
     def __post_init__(self) -> None:
-        for name in ("dense_layers", "dense_steps", "dense_last_steps"):
+        for name in (*_COUNTS, "early"):
             if getattr(self, name) < 0:
                 raise RequestError(f"{name} must be 0 or more, not {getattr(self, name)}")
 
@@ -45,17 +52,39 @@ class Schedule:
         """Every layer at every step."""
         return cls(dense_layers=sys.maxsize)
 
+    @property
+    def dense_counts(self) -> dict[str, int]:
+        """Its numbers, by the names of a request."""
+        return {name: getattr(self, name) for name in _COUNTS}
+
     def choose(self, layer: int, step: int, num_steps: int) -> int:
-        """Dense, or the first planner."""
-        return DENSE if self.is_dense(layer, step, num_steps) else 1
-
-    def is_dense(self, layer: int, step: int, num_steps: int) -> bool:
-        """Whether a layer computes full attention at a step; layers and steps count from 0."""
+        """Dense, the first planner, or the one of early steps."""
         last = self.dense_last_steps > 0 and step >= num_steps - self.dense_last_steps
-        return layer < self.dense_layers or step < self.dense_steps or last
+        if layer < self.dense_layers or last:
+            return DENSE
+        since = step - self.dense_steps
+        if since < 0:
+            return self.early
+        return DENSE if self.dense_every and (since + 1) % self.dense_every == 0 else 1
 
-    def dense_share(self, layers: int, num_steps: int) -> float:
-        """Share of all layer calls of a clip that are dense."""
-        calls = layers * num_steps
-        dense = sum(self.is_dense(layer, step, num_steps) for layer in range(layers) for step in range(num_steps))
-        return dense / calls if calls else 0.0
+
+@dataclass(frozen=True)
+class TablePolicy:
+    """A choice for each layer in each part of a run.
+
+    Attributes:
+        rows: of the parts, each of as many steps, a choice for each layer.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+
+    def choose(self, layer: int, step: int, num_steps: int) -> int:
+        """What the table says.
+
+        Raises:
+            ModelError: it has not so many layers.
+        """
+        row = self.rows[min(step * len(self.rows) // max(1, num_steps), len(self.rows) - 1)]
+        if layer >= len(row):
+            raise ModelError(f"the policy was measured on {len(row)} layers, and this model has more")
+        return row[layer]

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from radial.plans.layout import BlockSize, FarField, Layout, TokenGrid, TokenOrder, as_layout
 from radial.plans.pattern import RadialPattern, Variant
-from radial.plans.policy import Schedule
+from radial.plans.policy import DENSE, Policy, Schedule
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from radial.plans.measured.policy_file import PolicyFile
     from radial.plans.planner import Planner
     from radial.plans.sketch import PlanSketch
 
 Kind = Literal["radial", "dense"]  # that adapters are tuned with
 AttentionKind = Literal["radial", "adaptive", "dense"]
 Density = Annotated[float, Field(ge=0.02, le=0.95)]
+EarlyDensity = Annotated[float, Field(ge=0.02, le=1)]
+TargetShare = Annotated[float, Field(ge=0.02, le=1)]
+TargetSpeed = Annotated[float, Field(gt=1, le=1000)]
 DENSITY = 0.3  # of adaptive attention, where nothing else is asked for
 Decay = Annotated[float, Field(gt=0, le=16)]
 SinkFrames = Annotated[int, Field(ge=0, le=4097)]
@@ -32,11 +40,16 @@ class AttentionSettings(BaseModel):
             alone; or ``dense``, which leaves the rest unused.
         decay, sink_frames, variant, skip_width: see :class:`~radial.plans.pattern.RadialPattern`.
         block_size: tokens a block.
-        dense_layers, dense_steps, dense_last_steps: see :class:`~radial.plans.policy.Schedule`.
+        dense_layers, dense_steps, dense_last_steps, dense_every: see :class:`~radial.plans.policy.Schedule`.
         far_field: what becomes of the blocks that a sparse layer leaves out; see :mod:`radial.plans.far_field`.
         token_order: in which a clip's tokens come, in columns of one block each or in raster order; see
             :mod:`radial.plans.token_order`.
         density: share of all blocks that adaptive attention keeps.
+        early_density: the same in the leading ``dense_steps``, in place of all; 1 leaves them dense.
+        policy: a file that says what each layer contributes at each step, of adaptive attention; densities and dense
+            layers and steps are then its to choose.
+        target_share, target_speed: what a policy is to reach; see
+            :meth:`radial.plans.measured.policy_file.PolicyFile.policy`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -53,6 +66,11 @@ class AttentionSettings(BaseModel):
     far_field: FarField = "drop"
     token_order: TokenOrder = "raster"
     density: Density = DENSITY
+    dense_every: DenseCount = 0
+    early_density: EarlyDensity = 1.0
+    policy: str | None = None
+    target_share: TargetShare | None = None
+    target_speed: TargetSpeed | None = None
 
     @classmethod
     def as_before(cls) -> dict[str, Any]:
@@ -66,17 +84,21 @@ class AttentionSettings(BaseModel):
 
     @property
     def planners(self) -> tuple[Planner, ...]:
-        """What computes the layers that are not dense."""
+        """What computes the layers that are not dense.
+
+        Raises:
+            ModelError: the policy's file cannot be read.
+        """
         from radial.plans.planner import AdaptivePlanner, StaticPlanner  # bring torch, which takes seconds
 
         if self.kind == "adaptive":
-            return (AdaptivePlanner(self.density, self.block_size, self.sink_frames),)
+            return tuple(AdaptivePlanner(one, self.block_size, self.sink_frames) for one in self._densities)
         return (StaticPlanner(self.pattern, self.block_size),)
 
     def as_arguments(self) -> dict[str, Any]:
         """What :func:`radial.apply` takes of it."""
         return {
-            "planners": self.planners, "policy": self.policy, "block_size": self.block_size,
+            "planners": self.planners, "policy": self.make_policy(), "block_size": self.block_size,
             "far_field": self.far_field, "token_order": self.token_order,
         }  # fmt: skip
 
@@ -86,8 +108,18 @@ class AttentionSettings(BaseModel):
 
         return as_layout(clip) if self.token_order == "raster" else in_columns(as_layout(clip), self.block_size)
 
-    def sketch(self, clip: TokenGrid | Layout) -> PlanSketch:
+    @property
+    def _densities(self) -> tuple[float, ...]:
+        """Those of adaptive attention's planners."""
+        if self.policy is not None:
+            return measured_policy(self.policy).about.densities
+        return (self.density,) if self.early_density == 1 else (self.density, self.early_density)
+
+    def sketch(self, clip: TokenGrid | Layout, density: float | None = None) -> PlanSketch:
         """What a sparse layer keeps of a clip's attention, and how much.
+
+        Args:
+            density: of adaptive attention, in place of the one that most steps have.
 
         Raises:
             RequestError: there are too many blocks.
@@ -96,7 +128,9 @@ class AttentionSettings(BaseModel):
 
         layout = self.layout(clip)
         if self.kind == "adaptive":
-            return PlanSketch.of_adaptive(layout, self.density, self.sink_frames, self.block_size)
+            return PlanSketch.of_adaptive(
+                layout, self._densities[0] if density is None else density, self.sink_frames, self.block_size
+            )
         return PlanSketch.of(layout, self.pattern, self.block_size)
 
     def share_computed(self, density: float) -> float:
@@ -104,9 +138,48 @@ class AttentionSettings(BaseModel):
         too, of a pyramid the most that they can be."""
         return density if self.far_field == "drop" else density + (1 - density) / self.block_size
 
-    @property
-    def policy(self) -> Schedule:
-        """Which layers and steps are dense."""
+    def shares(self, clip: TokenGrid | Layout) -> tuple[float, ...]:
+        """Pairs of all that a layer computes, by what is chosen for it: first of a dense one.
+
+        Raises:
+            RequestError: there are too many blocks.
+        """
+        densities = self._densities if self.kind == "adaptive" else (None,)
+        return 1.0, *(self.share_computed(self.sketch(clip, one).density) for one in densities)
+
+    def work(self, shares: Sequence[float], layers: int, num_steps: int) -> NDArray[np.float64]:
+        """Pairs of all that each layer computes at each step ``[layers, steps]``, given those of each choice; their
+        mean is what a whole clip computes."""
+        import numpy as np
+
+        policy = self.make_policy()
+        steps = range(num_steps)
+        return np.array([[shares[policy.choose(layer, step, num_steps)] for step in steps] for layer in range(layers)])
+
+    def make_policy(self) -> Policy:
+        """Which layers and steps are dense, and what computes the others.
+
+        Raises:
+            ModelError: the policy's file cannot be read.
+            RequestError: it has no policy as fast as wanted.
+        """
         if self.kind == "dense":
             return Schedule.dense()
-        return Schedule(self.dense_layers, self.dense_steps, self.dense_last_steps)
+        if self.policy is not None:
+            return measured_policy(self.policy).policy(self.target_share, self.target_speed)
+        early = 2 if self.kind == "adaptive" and self.early_density < 1 else DENSE
+        return Schedule(self.dense_layers, self.dense_steps, self.dense_last_steps, self.dense_every, early)
+
+
+def measured_policy(name: str) -> PolicyFile:
+    """What a policy's file holds.
+
+    Args:
+        name: of the file, or ``bundled:NAME``.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    from radial.plans.measured.policy_file import policy_path, read_policy  # bring numpy
+
+    return read_policy(policy_path(name))

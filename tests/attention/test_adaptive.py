@@ -105,8 +105,8 @@ def test_all_kept_is_stock_and_content_beats_place_alone(wan: Any) -> None:
 
 def test_a_request_for_it_runs_stops_and_goes_on(wan_folder: Path, tmp_path: Path) -> None:
     fields: dict[str, Any] = {
-        "model": str(wan_folder), "prompt": "a", "height": 64, "width": 64, "num_frames": 33, "num_inference_steps": 3,
-        "seed": 1, "dense_steps": 0, "block_size": 16, "attention": "adaptive",
+        "model": str(wan_folder), "prompt": "a", "height": 64, "width": 64, "num_frames": 33, "num_inference_steps": 4,
+        "seed": 1, "dense_steps": 1, "early_density": 0.6, "dense_every": 2, "block_size": 16, "attention": "adaptive",
     }  # fmt: skip
     request = make_request(**fields).resolve()
     assert (request.density, request.far_field, request.token_order) == (0.3, "mean", "columns")
@@ -118,16 +118,22 @@ def test_a_request_for_it_runs_stops_and_goes_on(wan_folder: Path, tmp_path: Pat
         return "go on"
 
     (whole,) = generate(request, model=model, on_step=on_step)
-    snapshot = read_snapshot(tmp_path / "1.safetensors", describe_run(request, model))
-    assert snapshot is not None
-    (resumed,) = generate(request, model=model, snapshot=snapshot)
-    assert np.array_equal(whole.frames, resumed.frames)
+    for done in (1, 2, 3):  # within denser first steps, before a dense one and after it
+        snapshot = read_snapshot(tmp_path / f"{done}.safetensors", describe_run(request, model))
+        assert snapshot is not None
+        (resumed,) = generate(request, model=model, snapshot=snapshot)
+        assert np.array_equal(whole.frames, resumed.frames)
     told = whole.receipt["attention"]
+    assert told["early_density"] == 0.6
     assert (told["kind"], told["density"], told["far_field"]) == ("adaptive", 0.3, "mean")
     assert told == resumed.receipt["attention"]
-    assert told["computed_share"] == pytest.approx(0.6, abs=0.04)  # the first of three layers is dense
+    settings, clip = request.attention_settings, request.grid(model.spec)
+    shares = settings.model_copy(update={"far_field": "drop"}).shares(clip)  # a receipt tells of blocks alone
+    assert told["computed_share"] == pytest.approx(settings.work(shares, 3, 4).mean(), abs=0.01)
     denser = make_request(**fields, density=0.6).resolve()
     assert describe_run(denser, model) != describe_run(request, model)
+    for change in ({"dense_every": 3}, {"early_density": 0.5}):
+        assert describe_run(make_request(**fields | change).resolve(), model) != describe_run(request, model)
     (other,) = generate(denser, model=model)
     assert not np.array_equal(other.frames, whole.frames)
     assert other.receipt["attention"]["computed_share"] > told["computed_share"]

@@ -121,7 +121,7 @@ def test_schedule_counts_layers_and_steps(wan: Any) -> None:
     ]
     assert calls == expected
     assert installed.plan is not None
-    dense = schedule.dense_share(3, 4)
+    dense = (4 + 2 * 2) / 12  # of a layer all steps, of the others two
     assert installed.computed_share == pytest.approx(dense + (1 - dense) * installed.plan.density)
 
 

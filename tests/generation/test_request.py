@@ -39,6 +39,9 @@ def test_open_fields_take_the_models_values() -> None:
         "background_video",
         "enhance",
         "original_prompt",
+        "policy",
+        "target_share",
+        "target_speed",
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -36,6 +36,7 @@ from radial_app.cli.terminal.options import (
     Size,
     Width,
     left_open,
+    takes_attention,
     told_as_options,
 )
 from radial_app.jobs.estimates import estimate as estimate_for
@@ -44,6 +45,7 @@ from radial_app.jobs.presets import Presets
 from radial_app.jobs.store import JobStore
 
 
+@takes_attention
 def estimate(
     context: typer.Context,
     model: ModelName = "tiny",
@@ -60,14 +62,11 @@ def estimate(
     cache: Cache = "off",
     decoder: Decoder = "full",
     batched_guidance: BatchedGuidance = False,
-    attention: Annotated[
-        Literal["radial", "adaptive", "dense"] | None,
-        typer.Option(help="Which self-attention to use; radial by default."),
-    ] = None,
     precision: PrecisionChoice = "full",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     data_dir: DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead of a table.")] = False,
+    **attention: Any,
 ) -> None:
     """Say what a clip will take: GPU and host memory for every memory profile, disk and download, time."""
     from radial.loading.devices import find_device
@@ -75,10 +74,10 @@ def estimate(
 
     written = {
         "prompt": "estimate", "model": model, "height": height, "width": width, "size": size, "num_frames": num_frames,
-        "seconds": seconds, "preset": preset, "attention": attention, "num_inference_steps": num_inference_steps,
+        "seconds": seconds, "preset": preset, "num_inference_steps": num_inference_steps,
         "precision": precision, "device": device, "seed": 0, "guidance_scale": guidance_scale,
         "guidance_start": guidance_start, "guidance_end": guidance_end, "cache": cache,
-        "decoder": decoder, "batched_guidance": batched_guidance,
+        "decoder": decoder, "batched_guidance": batched_guidance, **attention,
     }  # fmt: skip
     with told_as_options(written):
         written = Presets(data_folder(data_dir)).apply(written, left_open(context))

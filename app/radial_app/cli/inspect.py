@@ -51,7 +51,7 @@ def inspect(
 ) -> None:
     """Draw which blocks of attention a clip computes, and what that should save."""
     from radial.plans.block_plan import BlockPlan
-    from radial.plans.drawing import draw_plan, write_png
+    from radial.plans.drawing import draw_plan, draw_work, stacked, write_png
     from radial.plans.far_field import pool_rest
 
     written = {
@@ -66,18 +66,18 @@ def inspect(
     check_output(path, ".png", overwrite=overwrite)
     settings = request.attention_settings
     sketch = settings.sketch(request.grid(spec))
-    write_png(draw_plan(sketch, clip), path, overwrite=overwrite)
-
-    dense = settings.policy.dense_share(spec.layers, request.num_inference_steps or 1)
     grid, layout, rows = request.grid(spec), sketch.layout, sketch.rows
     if settings.kind == "adaptive":  # which blocks, the clip decides
         kept, density = round(sketch.density * rows**2), sketch.density
-        pooled = settings.share_computed(density) - density
+        pooled, shares = settings.share_computed(density) - density, settings.shares(grid)
     else:
         plan = BlockPlan.build(layout, settings.pattern, settings.block_size)
         far = pool_rest(plan, layout, settings.far_field)
         kept, density, pooled = plan.kept_blocks, plan.density, 0.0 if far is None else far.pairs
-    share = dense + (1 - dense) * (density + pooled)
+        shares = (1.0, density + pooled)
+    work = settings.work(shares, spec.layers, request.num_inference_steps or 1)
+    share = float(work.mean())
+    write_png(stacked(draw_plan(sketch, clip), draw_work(work, "Work")), path, overwrite=overwrite)
     if as_json:
         told = {
             "model": spec.name, "tokens": grid.tokens, "grid": [grid.frames, grid.height, grid.width],
@@ -95,6 +95,8 @@ def inspect(
         table.add_row("token order", "columns: blocks of about {} frames x {} x {}".format(*layout.tile))
     if pooled:
         table.add_row("far field", f"{settings.far_field}: {pooled * grid.tokens:,.0f} means a query, on average")
+    if settings.policy is not None:
+        table.add_row("policy", f"{settings.policy}: drawn are its sparsest layers")
     table.add_row("kept FLOPs", f"{share:.1%} of all attention, dense layers and steps included")
     table.add_row("kernel speed-up", _expected_speed_up(density, settings.block_size, grid.tokens))
     table.add_row("drawn in", str(path))

@@ -18,7 +18,6 @@ from radial.models.hub.download import set_offline
 from radial.version import __version__
 from radial_app.cli import (
     doctor,
-    download,
     estimate,
     generate,
     inspect,
@@ -30,6 +29,7 @@ from radial_app.cli import (
     watch,
 )
 from radial_app.cli.clips import control, finish
+from radial_app.cli.models import download, profile
 from radial_app.cli.serving import accounts, serve
 from radial_app.cli.terminal.text import printable
 from radial_app.cli.terminal.torchrun import refuse_several
@@ -42,7 +42,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 stderr = Console(stderr=True)
-_ALONE = ("render", "story", "watch", "serve", "studio", "ui", "rerun", "inspect", "estimate", "download", "doctor")
+_ALONE = (
+    "render", "story", "watch", "serve", "studio", "ui", "rerun", "inspect", "estimate", "download", "doctor",
+    "profile",
+)  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -150,3 +153,4 @@ app.command()(estimate.estimate)
 app.command()(inspect.inspect)
 app.command()(inspect.models)
 app.command()(inspect.lora)
+app.command()(profile.profile)

@@ -65,6 +65,6 @@ def _density(request: GenerationRequest) -> float | None:
     spec = find_model(request.model)
     attention = request.attention_settings
     with contextlib.suppress(RequestError):  # a plan of too many blocks
-        dense = attention.policy.dense_share(spec.layers, request.num_inference_steps or 1)
-        return dense + (1 - dense) * attention.share_computed(attention.sketch(request.grid(spec)).density)
+        shares = attention.shares(request.grid(spec))
+        return float(attention.work(shares, spec.layers, request.num_inference_steps or 1).mean())
     return None

@@ -217,8 +217,8 @@ def anchored(request: GenerationRequest, base: Path | None = None) -> Generation
 
 
 _WHATEVER_THE_MODEL = (
-    "prompt", "enhance", "original_prompt", "negative_prompt", *KINDS, "strength", "image_fit", "seed", "num_videos",
-    "device", "dtype", "memory", "precision",
+    "prompt", "enhance", "original_prompt", "negative_prompt", *(name for name in KINDS if name != "policy"),
+    "strength", "image_fit", "seed", "num_videos", "device", "dtype", "memory", "precision",
 )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ _NAME = re.compile(r"[\w][\w .+-]{0,39}")
 # What a clip is of and starts from, how many there are, and what the settings are for.
 _NO_SETTINGS = (
     "prompt", "enhance", "original_prompt", "then", "seed", "num_videos", *KINDS, "strength", "model", "preset",
+    "target_share", "target_speed",
 )  # fmt: skip
 
 

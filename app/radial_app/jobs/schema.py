@@ -46,6 +46,7 @@ ALIKE = ("model", "height", "width", "num_frames", "num_inference_steps", "atten
 ALIKE_LATER = {
     "cache": "off", "guidance_start": 0.0, "guidance_end": 1.0, "far_field": "drop", "token_order": "raster",
     "decoder": "full", "batched_guidance": False, "density": DENSITY, "strength": 1.0,
+    "dense_every": 0, "early_density": 1.0, "policy": "", "target_share": 0.0, "target_speed": 0.0,
 }  # fmt: skip
 # What brings the tables of a version to the next.
 _MIGRATIONS = {

@@ -33,6 +33,7 @@ from radial_app.server.routes import (
     keys,
     models,
     pictures,
+    policies,
     presets,
     stories,
     trash,
@@ -96,7 +97,8 @@ def make_app(
     app.add_middleware(Guard, folder=paths.data, accounts=accounts, hosts=tuple(hosts))
     registry = CollectorRegistry()
     registry.register(_QueueCollector(paths.data))
-    for room in (videos, stories, files, models, presets, adapters, pictures, downloads, trash, tuning, keys):
+    rooms = (videos, stories, files, models, presets, adapters, policies, pictures, downloads, trash, tuning, keys)
+    for room in rooms:
         app.include_router(room.make_router(paths))
     app.include_router(login.make_router(paths.data))
     app.mount("/mcp", AgentsDoor(agents))

@@ -23,6 +23,7 @@ from radial.models.find import HUB_ID, SINGLE_FILES, find_model
 from radial.models.hub.download import cached_folder, is_whole
 from radial.models.lora_settings import BUNDLED_ADAPTER, check_adapter_file
 from radial.models.table import MODELS
+from radial.plans.measured.policy_file import check_policy_file
 from radial.request import MAX_LORAS, GenerationRequest, make_request
 from radial.shorthands import SHORTHANDS, spell_out
 from radial.video.images import picture_suffix
@@ -225,6 +226,11 @@ class Inputs:
         return {file.name: file for file in files if file.is_file() and ".trash" not in file.parts
                 and not file.name.startswith(".")}  # fmt: skip
 
+    def policies(self) -> dict[str, Path]:
+        """Files of ``radial profile`` by name."""
+        files = sorted((self._folder / "policies").glob("[!.]*.safetensors"))
+        return {file.name: file for file in files if file.is_file()}
+
     def checkpoints(self) -> dict[str, Path]:
         """Checkpoint folders of one's own, and files with a transformer, by name."""
         models = self._folder / "models"
@@ -240,7 +246,11 @@ class Inputs:
         raise RequestError(f"enhance must be a language model of this server, not {name!r:.200}; there is {offered}")
 
     def _input(self, name: str, given: str) -> str:
-        """The file that a field's id means, of a kind that the field takes."""
+        """The file that a field's id or name means, of a kind that the field takes."""
+        if KINDS[name] == "policy":
+            if (path := self.policies().get(given)) is None:
+                raise RequestError(f"there is no policy {given[:200]!r}")
+            return str(path)
         file = self._file(given)
         is_image = file.suffix in _IMAGES
         if ("image" if is_image else "clip") not in KINDS[name]:
@@ -249,7 +259,9 @@ class Inputs:
         return str(file)
 
     def _id_of(self, path: str) -> str | None:
-        return Path(path).name if Path(path).parent == self._uploads else self._video_id(path)
+        if path in map(str, self.policies().values()) or Path(path).parent == self._uploads:
+            return Path(path).name
+        return self._video_id(path)
 
     def _file(self, given: str) -> Path:
         if not (match := _VIDEO_ID.fullmatch(given)):
@@ -287,6 +299,8 @@ def without_what_goes_with(fields: dict[str, Any]) -> None:
         fields["background_video"] = None
     if fields["image"] is None and fields["extend"] is None:
         fields["last_image"] = None
+    if fields["policy"] is None:
+        fields["target_share"] = fields["target_speed"] = None
 
 
 def name_adapters(loras: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -311,10 +325,25 @@ def take_adapter(folder: Path, name: str, source: Path) -> str:
         RequestError: it is no adapter of safetensors.
         OutputError: it cannot be written.
     """
-    safe = re.sub(r"[^\w.+-]+", "-", Path(name).stem).strip("-.")[:100] or "adapter"
     check_adapter_file(source)
-    (folder / "adapters").mkdir(parents=True, exist_ok=True)
-    target = folder / "adapters" / f"{safe}.safetensors"
+    return _take(folder / "adapters", name, source)
+
+
+def take_policy(folder: Path, name: str, source: Path) -> str:
+    """Put a file of ``radial profile`` into the data folder, likewise.
+
+    Raises:
+        RequestError: it is none.
+        OutputError: it cannot be written.
+    """
+    check_policy_file(source)
+    return _take(folder / "policies", name, source)
+
+
+def _take(folder: Path, name: str, source: Path) -> str:
+    safe = re.sub(r"[^\w.+-]+", "-", Path(name).stem).strip("-.")[:100] or folder.name
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{safe}.safetensors"
     publish(target, lambda partial: shutil.copyfile(source, partial), overwrite=True)
     return target.name
 

@@ -53,7 +53,7 @@ def compare(request: GenerationRequest, model: LoadedModel | None = None) -> Com
     attention = request.model_copy(update={"attention": "radial"}).attention_settings
     columns = attention.block_size if attention.token_order == "columns" else None
     context = _Beside(
-        attention.planners, attention.policy, pipe=model.pipe, far_field=attention.far_field, column_size=columns
+        attention.planners, attention.make_policy(), pipe=model.pipe, far_field=attention.far_field, column_size=columns
     )
     with RadialAttention(context, transformers_of(model.pipe)):
         (dense,) = generate(request.model_copy(update={"attention": "dense"}), model=model)

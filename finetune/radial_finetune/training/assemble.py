@@ -199,6 +199,7 @@ def adapter_settings(
         sink_frames=pattern.sink_frames,
         dense_layers=schedule.dense_layers if config.dense_layers is None else config.dense_layers,
         dense_steps=0 if config.distills else schedule.dense_steps,  # all of them as they were trained
+        dense_every=config.dense_every or None,
         block_size=config.block_size or spec.block_size,
         far_field=config.far_field,
         token_order=config.token_order,
@@ -250,11 +251,12 @@ def attention(
         if config.attention == "radial":
             taken = config.sample_steps or model.spec.num_inference_steps
             steps = model.spec.dense_share(settings.dense_steps or 0, taken) if pipe is not None else 0
+            every = settings.dense_every or 0 if pipe is not None else 0
             installed = stack.enter_context(
                 radial.apply(
                     target, pattern=pattern_of(model.spec, settings), block_size=settings.block_size or 128,
-                    schedule=Schedule(settings.dense_layers or 0, steps), parallel=parallel, far_field=config.far_field,
-                    token_order=config.token_order,
+                    schedule=Schedule(settings.dense_layers or 0, steps, dense_every=every), parallel=parallel,
+                    far_field=config.far_field, token_order=config.token_order,
                 )
             )  # fmt: skip
         if pipe is not None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from radial.errors import RequestError
 from radial.plans.layout import BlockSize, FarField, TokenOrder
-from radial.plans.settings import Decay, Kind, SkipWidth
+from radial.plans.settings import Decay, DenseCount, Kind, SkipWidth
 from radial.plans.story.memory import StoryMemory
 from radial_finetune.adapter.form import AdapterForm, Layers
 from radial_finetune.adapter.form import Kind as AdapterKind
@@ -26,8 +26,8 @@ _OF_TEACHER = ("num_inference_steps", "teacher_steps", "guidance_scale", "negati
 _DISTILLED: dict[str, Any] = {"num_inference_steps": 4, "teacher_steps": 5, "caption_dropout": 0.0}
 # What says otherwise which tokens see each other, or where they are.
 _NOT_CAUSAL = (
-    "decay", "skip_width", "dense_layers", "block_size", "far_field", "token_order", "riflex", "ulysses_degree",
-    "first_frame_share", "last_frame_share",
+    "decay", "skip_width", "dense_layers", "dense_every", "block_size", "far_field", "token_order", "riflex",
+    "ulysses_degree", "first_frame_share", "last_frame_share",
 )  # fmt: skip
 # What is of packed clips, and what does not go with them.
 _OF_PACKS = ("batch_pairs", "loss_mean")
@@ -93,6 +93,7 @@ class FinetuneConfig(BaseModel):
         replay: share of batches, in the stages after the first, that are of the first stage's length.
         attention, decay, skip_width, dense_layers, block_size: as in generation; open ones take the model's preset for
             the length.
+        dense_every: that generation, and the clips made meanwhile, take; training knows no steps.
         far_field, token_order: what becomes of blocks that radial attention leaves out, and the order of tokens, as in
             generation.
         gradient_checkpointing, offload_checkpoints: keep what enters each block, on the device or in the host's memory,
@@ -162,6 +163,7 @@ class FinetuneConfig(BaseModel):
     decay: Decay | None = None
     skip_width: SkipWidth | None = None
     dense_layers: Count | None = None
+    dense_every: DenseCount = 0
     block_size: BlockSize | None = None
     far_field: FarField = "drop"
     token_order: TokenOrder = "raster"

@@ -10,7 +10,7 @@ const FILES = [["mp4,h264", "MP4 (H.264), plays everywhere"], ["mp4,h265", "MP4 
   ["webm,av1", "WebM (AV1)"], ["gif,", "GIF"], ["png,", "PNG frames"]];
 const LABELS = { num_frames: "Length", height: "Height", width: "Width", num_inference_steps: "Steps", guidance_scale: "Guidance", num_videos: "Videos", image: "Start image",
   last_image: "End image", extend: "Clip to extend", control_video: "Control video", face_video: "Face video", background_video: "Background video", mask: "Mask", references: "References", keyframes: "Images at frames", loras: "Adapters" };
-let models = [];
+let models = [], policies = [];
 let limits = {};
 let presets = {};
 let own = {}; // settings by names of one's own
@@ -60,7 +60,8 @@ export function fillFrom(video) {
 }
 
 export async function buildForm(place) {
-  const [{ data, presets: named }, told] = await Promise.all([call("GET", "/v1/models"), call("GET", "/v1/fields"), loadPresets()]);
+  const [{ data, presets: named }, told, measured] = await Promise.all([call("GET", "/v1/models"), call("GET", "/v1/fields"), call("GET", "/v1/policies"), loadPresets()]);
+  policies = measured.filter((one) => !one.problem);
   models = data.filter((one) => !one.problem && one.starts_from.length);
   limits = told;
   presets = named;
@@ -127,7 +128,8 @@ function layout() {
         h("div", { id: "on-images" }, group("Images", h("div", { className: "fields" }, pick("image_fit", "Of another shape", [["", "cut"], ["pad", "framed"], ["stretch", "stretched"]]),
           (fields.image_ground = text("image_ground", "Under see-through parts", { placeholder: "black", maxLength: 40, change: () => put("image_ground", fields.image_ground.get()) })).element))),
         group("Attention", h("div", { className: "fields" }, pick("attention", "Attention", [["", "radial, or as tuned"], ["radial", "radial"], ["adaptive", "adaptive, by content"], ["dense", "dense"]]), plain("decay", "Window (decay)"), plain("density", "Density, where adaptive", { placeholder: "0.3", hint: "share of blocks that are computed" }),
-          plain("dense_layers", "Dense layers"), plain("dense_steps", "Dense first steps"), plain("dense_last_steps", "Dense last steps"),
+          plain("dense_layers", "Dense layers"), plain("dense_steps", "Dense first steps"), plain("dense_last_steps", "Dense last steps"), plain("dense_every", "Dense every so many steps", { placeholder: "0: none", hint: "dense steps in between bring the clip back onto its way" }), plain("early_density", "Density of first steps, where adaptive", { placeholder: "1: dense" }),
+          pick("policy", "Policy", [["", "none"], ...policies.map((one) => [one.id, `${one.id.replace(/\.safetensors$/, "")}: ${one.model}, ${one.width}x${one.height}, ${one.num_frames} frames`])], { hint: "measured on the model: it chooses which layers are dense at which steps" }), plain("target_share", "Work of the policy", { placeholder: "0.4", hint: "share of attention that it may compute: less is faster" }),
           pick("block_size", "Block size", [["", "the model's own"], ...[16, 32, 64, 128, 256].map((n) => [n, n])]), pick("far_field", "Far field", [["", "as tuned, or dropped; adaptive: means"], ["drop", "dropped"], ["mean", "a mean for each block"], ["pyramid", "means, coarser with distance"]], { hint: "what becomes of blocks that radial attention leaves out" }), pick("token_order", "Order of tokens", [["", "as tuned, or raster; adaptive: columns"], ["raster", "raster"], ["columns", "columns along time"]]), pick("riflex", "RIFLEx", [["", "as tuned"], ["true", "on"], ["false", "off"]]), pick("positions", "Positions in longer clips", [["", "the model's own"], ["interpolate", "interpolated"], ["ntk", "NTK-aware"], ["yarn", "YaRN"], ["riflex", "RIFLEx"]])), tick("long_adapter", "Use the model's own adapter for longer clips", true)),
         group("Machine", h("div", { className: "fields" }, pick("memory", "On the GPU", [["", "as much as fits"], ["full", "all of it"], ["balanced", "balanced"], ["low", "little"], ["lowest", "the least"]]),
           pick("precision", "Precision", [["", "full"], ["eight_bit", "8 bit, faster"], ["eight_bit_weights", "8-bit weights, half the memory"]]), pick("dtype", "Numbers", [["", "as the model wants"], ["float32", "float32"], ["bfloat16", "bfloat16"], ["float16", "float16"]]),

@@ -48,14 +48,15 @@ function showPlan() {
   const place = document.getElementById("plan");
   const found = planned();
   if (!place?.closest("details").open || !found.request) return;
-  const { model, height, width, num_frames, decay, attention, density } = found.request;
+  const { model, height, width, num_frames, decay, attention, density, policy, target_share, num_inference_steps } = found.request;
   const query = new URLSearchParams({ model, height, width, num_frames, ...(attention === "adaptive" ? { attention, density } : { decay }) });
-  if (place.dataset.key === `${attention} ${query}`) return;
-  place.dataset.key = `${attention} ${query}`;
+  const work = policy && `/v1/policies/${encodeURIComponent(policy)}/work.png?${new URLSearchParams({ steps: num_inference_steps, ...(target_share ? { target_share } : {}) })}`;
+  if (place.dataset.key === `${attention} ${query} ${work}`) return;
+  place.dataset.key = `${attention} ${query} ${work}`;
   const share = found.computed_share === null ? "" : `${Math.round(100 * found.computed_share)} % of all attention is computed, dense layers and steps included`;
   place.replaceChildren(attention === "dense" ? h("p", { className: "quiet" }, "Dense attention: every token sees every other.")
     : found.tokens > 300000 ? h("p", { className: "quiet" }, `${found.tokens.toLocaleString()} tokens are too many to draw here.`)
-    : h("figure", {}, h("img", { src: `/v1/plan.png?${query}`, alt: "Which blocks of attention are computed" }), h("figcaption", { className: "quiet" }, share)));
+    : h("figure", {}, h("img", { src: `/v1/plan.png?${query}`, alt: "Which blocks of attention are computed" }), work && h("img", { src: work, alt: "How much of its attention each layer computes at each step" }), h("figcaption", { className: "quiet" }, share)));
 }
 
 function begin() {

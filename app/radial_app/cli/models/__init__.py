@@ -1,0 +1,1 @@
+"""Commands on models: fetching them, and measuring what their layers contribute."""
