@@ -32,7 +32,7 @@ from radial_app.jobs.results import proxy_path
 from radial_app.jobs.store import JobStore
 from radial_app.server.accounts import Visitor
 from radial_app.server.stories.views import check_bounds
-from radial_app.server.trash import Trash
+from radial_app.server.trash import Trash, move_to_trash
 from radial_app.server.uploads import Inputs
 from radial_app.server.views import ListedVideo, Video, video_of
 
@@ -385,18 +385,3 @@ def _first_picture(file: Path) -> Any:
 def _write_small(image: Any, partial: Path) -> None:
     image.thumbnail((480, 480))
     image.save(partial, "WEBP", quality=80)
-
-
-def move_to_trash(path: Path, name: str) -> Path:
-    """Put a file or folder into the folder ``.trash`` beside it: where it lies now.
-
-    Raises:
-        OutputError: it cannot be moved.
-    """
-    trash = path.parent / ".trash"
-    try:
-        trash.mkdir(exist_ok=True)
-        path.rename(trash / name)
-        return trash / name
-    except OSError as error:
-        raise OutputError(f"cannot move {path.name} to the trash: {error.strerror}") from error

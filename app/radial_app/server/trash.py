@@ -112,3 +112,18 @@ def _read(path: Path) -> dict[str, Any] | None:
         return kept if isinstance(kept["job"]["request"], str) and isinstance(kept["moved"], list) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def move_to_trash(path: Path, name: str) -> Path:
+    """Put a file or folder into the folder ``.trash`` beside it: where it lies now.
+
+    Raises:
+        OutputError: it cannot be moved.
+    """
+    trash = path.parent / ".trash"
+    try:
+        trash.mkdir(exist_ok=True)
+        path.rename(trash / name)
+        return trash / name
+    except OSError as error:
+        raise OutputError(f"cannot move {path.name} to the trash: {error.strerror}") from error

@@ -310,10 +310,9 @@ class FinetuneConfig(BaseModel):
     @property
     def adapter_form(self) -> AdapterForm:
         """The adapter that is tuned."""
-        alpha = float(self.rank) if self.alpha is None else self.alpha
         return AdapterForm(
-            self.rank, alpha, self.layers, self.adapter, norms=self.norms, rslora=self.rslora,
-            factor=self.lokr_factor or -1,
+            self.rank, float(self.rank) if self.alpha is None else self.alpha, self.layers, self.adapter,
+            norms=self.norms, rslora=self.rslora, factor=self.lokr_factor or -1,
         )  # fmt: skip
 
     def sigmas_within(self, span: tuple[float, float]) -> tuple[float, float]:

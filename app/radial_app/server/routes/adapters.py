@@ -19,7 +19,8 @@ from radial.models.lora_settings import (
     check_adapter_file,
     read_adapter_settings,
 )
-from radial_app.server.service import Missing, ServerPaths, Service, move_to_trash
+from radial_app.server.service import Missing, ServerPaths, Service
+from radial_app.server.trash import move_to_trash
 from radial_app.server.uploads import take_adapter
 from radial_app.server.views import Deleted
 

@@ -12,7 +12,8 @@ from fastapi import APIRouter, Request
 from radial.errors import RadialError, RequestError, first_line
 from radial.models.find import find_model
 from radial.models.table import MODELS, PRESETS
-from radial_app.server.service import Missing, ServerPaths, Service, move_to_trash
+from radial_app.server.service import Missing, ServerPaths, Service
+from radial_app.server.trash import move_to_trash
 from radial_app.server.views import Deleted, Model, broken_model, describe_fields, model_of
 
 log = logging.getLogger("radial.server")

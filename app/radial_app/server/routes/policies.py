@@ -16,7 +16,8 @@ from pydantic import BaseModel
 from radial.errors import RadialError, RequestError
 from radial.plans.drawing import draw_work
 from radial.plans.measured.policy_file import bundled_policies, policy_path, read_policy
-from radial_app.server.service import Missing, ServerPaths, Service, move_to_trash
+from radial_app.server.service import Missing, ServerPaths, Service
+from radial_app.server.trash import move_to_trash
 from radial_app.server.uploads import take_policy
 from radial_app.server.views import Deleted
 
