@@ -30,7 +30,8 @@ SLOW = {
     "test_attack", "test_bounds", "test_cli", "test_cluster", "test_context_parallel", "test_doors", "test_downloads",
     "test_end_to_end", "test_first_run", "test_fused_blocks", "test_operations", "test_pretrain", "test_ranks",
     "test_render", "test_resume", "test_studio", "test_tiny", "test_together", "test_train", "test_tune",
-    "test_without_triton", "test_worker", "test_fresh_page", "test_accessibility", "test_story_place", "test_story_jobs",
+    "test_without_triton", "test_worker", "test_fresh_page", "test_accessibility", "test_story_place",
+    "test_story_jobs",
 }  # fmt: skip
 
 # Files that take long, the longest first: they begin first, so that at the end no process waits for another.
