@@ -34,13 +34,15 @@ SLOW = {
     "test_attack", "test_bounds", "test_cli", "test_cluster", "test_context_parallel", "test_doors", "test_downloads",
     "test_end_to_end", "test_first_run", "test_fused_blocks", "test_operations", "test_pretrain", "test_ranks",
     "test_render", "test_resume", "test_studio", "test_tiny", "test_together", "test_train", "test_tune",
-    "test_without_triton", "test_worker", "test_fresh_page", "test_accessibility",
+    "test_without_triton", "test_worker", "test_fresh_page", "test_accessibility", "test_story_place",
+    "test_story_jobs",
 }  # fmt: skip
 
 # Files that take long, the longest first: they begin first, so that at the end no process waits for another.
 LONG = (
     # Of the studio in this order: a page is fresh before models are tuned and clips made by the dozen.
-    "test_accessibility", "test_film_maker", "test_fresh_page", "test_steering", "test_studio", "test_ten_tasks",
+    "test_accessibility", "test_film_maker", "test_fresh_page", "test_steering", "test_story_place", "test_studio",
+    "test_ten_tasks",
     "test_ranks", "test_docs", "test_train", "test_attack", "test_worker", "test_cluster", "test_measures",
     "test_operations",
     "test_every_pipeline", "test_block_sparse", "test_seam", "test_without_triton", "test_downloads", "test_first_run",

@@ -106,8 +106,9 @@ def _give_name(store: JobStore, job: Job, index: int, file: ResultFile, partial:
 
 
 def _former(job: Job, index: int) -> Path | None:
-    """Where a video lies that its user had ended early; None where the file is another by now."""
-    file = job.files[index] if index < len(job.files) else None
+    """Where a film lies that its user had ended early, and of which the whole one begins with the same pieces; None of
+    clips, whose parts are others, and where the file is another by now."""
+    file = job.files[index] if job.story is not None and index < len(job.files) else None
     if file is None or not (file.partial and file.done and Path(file.path).is_file()):
         return None
     return Path(file.path) if digest_file(Path(file.path)) == file.digest else None
