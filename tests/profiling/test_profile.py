@@ -18,7 +18,7 @@ from radial.generation.pipeline import describe_run, generate
 from radial.generation.snapshot import read_snapshot
 from radial.loading.load import load
 from radial.plans.measured.budget import spend
-from radial.plans.measured.policy_file import About, PolicyFile, policy_path, read_policy
+from radial.plans.measured.policy_file import About, PolicyFile, bundled_policies, policy_path, read_policy
 from radial.plans.planner import AdaptivePlanner
 from radial.plans.policy import DENSE, TablePolicy
 from radial.profiling.profile import profile
@@ -190,6 +190,11 @@ def test_what_a_policy_is_not_for_is_refused(wan_folder: Path, tmp_path: Path) -
     refuse("no policy file", policy=str(tmp_path / "gone.safetensors"))
     refuse("names no policy", policy="bundled:../a")
     assert clip(wan_folder, policy=file, num_frames=21).resolve().clip_frames == 21  # near enough
+    for name in bundled_policies():  # what comes with the package is for what it says
+        about = read_policy(policy_path(name)).about
+        size = {"height": about.height, "width": about.width, "num_frames": about.num_frames}
+        own = make_request(prompt="a", model=about.model, policy=name, **size).resolve()
+        assert [Path(lora.path).name for lora in own.loras] == [lora["name"] for lora in about.loras]
     text = Path(file).read_bytes()
     (tmp_path / "torn.safetensors").write_bytes(text[:-9])
     refuse("torn.safetensors is broken", policy=str(tmp_path / "torn.safetensors"))
