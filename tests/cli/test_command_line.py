@@ -42,7 +42,10 @@ def test_commands_start_without_torch() -> None:
 import contextlib, importlib, io, sys
 from radial.loading.devices import gpu_memory
 from radial_app.cli.main import main
-for name in ("jobs", "render", "generate", "estimate", "serving.serve", "watch", "doctor", "download", "story"):
+for name in (
+    "jobs", "render", "generate", "estimate", "serving.serve", "watch", "doctor", "models.download", "models.profile",
+    "story",
+):
     importlib.import_module(f"radial_app.cli.{name}")
     assert "torch" not in sys.modules, name
 with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
