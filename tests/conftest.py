@@ -20,6 +20,7 @@ if not torch.cuda.is_available():
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RADIAL_FORCE"] = "1"  # whatever the memory of the machine
 os.environ["GOMP_SPINCOUNT"] = "3000"  # as the command line sets it
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "True"  # as the studio sets it
 
 # nohup has this process ignore Ctrl+C, and its children with it, which some tests send it to.
 with contextlib.suppress(ValueError):  # not in the main thread
