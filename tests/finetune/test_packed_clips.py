@@ -84,7 +84,17 @@ def test_an_epoch_has_every_clip_once(two_lengths: Path, model: LoadedModel) -> 
 
 
 def test_weights_add_up_over_processes(two_lengths: Path, model: LoadedModel) -> None:
+    """And over the parts of a step, so that each clip counts as among processes, however many share its pack."""
     for mean in ("clip", "token"):
+        packs = packs_of(two_lengths, model, loss_mean=mean, gradient_accumulation_steps=3)
+        parts = [packs.read(number) for number in range(3)]
+        assert len({len(pack.clips) for pack in parts}) > 1
+        assert sum(sum(pack.weights) for pack in parts) / 3 == pytest.approx(1)
+        rates = {
+            weight / (1 if mean == "clip" else clip.latents[0, 0].numel() // 4)
+            for pack in parts for clip, weight in zip(pack.clips, pack.weights, strict=True)
+        }  # fmt: skip
+        assert max(rates) == pytest.approx(min(rates))
         both = [packs_of(two_lengths, model, rank, 2, loss_mean=mean) for rank in (0, 1)]
         step = [one.read(0) for one in both]
         assert sum(sum(pack.weights) for pack in step) / 2 == pytest.approx(1)

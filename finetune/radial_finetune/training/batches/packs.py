@@ -27,7 +27,7 @@ from radial_finetune.training.offloading import BLOCKS
 @dataclass(frozen=True)
 class PackedBatch:
     """A process's part of a step: clips, each a batch of one, and how much the loss of each counts. Weights add up to
-    one over the mean of all processes."""
+    one over the mean of all processes and of the parts that a step is made of."""
 
     clips: tuple[Batch, ...]
     weights: tuple[float, ...]
@@ -75,15 +75,21 @@ class Packs:
 
     def read(self, number: int) -> PackedBatch:
         """This process's pack of a step."""
-        config = self._config
+        parts = self._config.gradient_accumulation_steps
+        together = [self._all_of(number - number % parts + part) for part in range(parts)]
+        counted = [self._counts(tokens) for one in together for pack in one for tokens, _ in pack]
+        scale = self._ranks * parts / sum(counted)
         epoch, place = divmod(number, len(self._steps))
-        order = np.random.default_rng([config.seed, 5, epoch]).permutation(len(self._steps))
-        step = self._steps[order[place]]
-        counted = [self._counts(tokens) for pack in step for tokens, _ in pack]
-        scale = self._ranks / sum(counted)
-        own = step[(self._rank + place) % self._ranks]  # in turn, as the last one of a step has the most to do
+        # In turn, as the last one of a step has the most to do.
+        own = together[number % parts][(self._rank + place) % self._ranks]
         clips = tuple(self._read_clip(epoch, tokens, member) for tokens, member in own)
         return PackedBatch(clips, tuple(self._counts(tokens) * scale for tokens, _ in own))
+
+    def _all_of(self, number: int) -> list[list[tuple[int, int]]]:
+        """All processes' packs."""
+        epoch, place = divmod(number, len(self._steps))
+        order = np.random.default_rng([self._config.seed, 5, epoch]).permutation(len(self._steps))
+        return self._steps[order[place]]
 
     def _counts(self, tokens: int) -> float:
         return float(tokens) if self._config.loss_mean == "token" else 1.0
