@@ -25,8 +25,8 @@ from typing import Any
 _SOURCE = "RADIAL_WARM_SOURCE"  # where the source listens, for everybody below
 _MODULES = ("radial_app", "torch.distributed.run", "accelerate.commands.launch")
 # Read when libraries are imported: a process that has them otherwise is no fork.
-_READ_AT_IMPORT = ("CUDA", "DIFFUSERS_", "GOMP_", "HF_", "HOME", "HUGGINGFACE", "LD_PRELOAD", "MKL_", "OMP_", "OPENBLAS",
-                   "PATH", "PYTHON", "TRANSFORMERS_", "TRITON_", "USE_", "XDG_")  # fmt: skip
+_READ_AT_IMPORT = ("CUDA", "DIFFUSERS_", "GOMP_", "HF_", "HOME", "HUGGINGFACE", "LD_PRELOAD", "MKL_", "OMP_",
+                   "OPENBLAS", "PATH", "PYTHON", "TRANSFORMERS_", "TRITON_", "USE_", "XDG_")  # fmt: skip
 
 
 def begin(folder: str) -> None:

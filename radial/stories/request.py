@@ -120,7 +120,8 @@ class StoryRequest:
 
     def with_lines(self, lines: Sequence[Line]) -> StoryRequest:
         """The same with other segments."""
-        return replace(self, lines=tuple(lines))
+        request = self.request.model_copy(update={"prompt": lines[0].prompt})  # by which the film is known
+        return replace(self, lines=tuple(lines), request=request)
 
     def alike_until(self, told: dict[str, Any]) -> int:
         """How many of its first segments are those of another story, as :meth:`told` tells of it."""

@@ -12,6 +12,7 @@ it was at, and what the film holds beyond the last whole piece is cut off.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -78,9 +79,11 @@ class FilmState:
             lock = FileLock(path, blocking=False)
             lock.acquire()
         except Timeout as error:
-            raise OutputError(f"the film of {self.folder} is being made by another command") from error
+            problem = OutputError(f"the film of {self.folder} is being made by another command")
+            problem.errno = errno.EBUSY  # it passes
+            raise problem from error
         except OSError as error:
-            raise OutputError(f"cannot write {self.folder}: {error.strerror}") from error
+            raise self._unwritable(error) from error
         try:
             yield
         finally:
@@ -99,7 +102,7 @@ class FilmState:
         try:
             (self.folder / "pieces").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"cannot write {self.folder}: {error.strerror}") from error
+            raise self._unwritable(error) from error
         publish_text(self.folder / "story.json", json.dumps(told | {"format": _FORMAT}, indent=1, ensure_ascii=False))
 
     def told(self) -> dict[str, Any]:
@@ -177,9 +180,14 @@ class FilmState:
             for file in [one for one in pieces if one.stem.isdecimal() and int(one.stem) >= number]:
                 file.unlink()
         except OSError as error:
-            raise OutputError(f"cannot write {self.folder}: {error.strerror}") from error
+            raise self._unwritable(error) from error
         for file in [*self.folder.rglob(".*.partial.*")]:
             discard(file)
+
+    def _unwritable(self, error: OSError) -> OutputError:
+        problem = OutputError(f"cannot write {self.folder}: {error.strerror}")
+        problem.errno = error.errno  # a full disk passes, other reasons stay
+        return problem
 
     def _path(self, number: int) -> Path:
         return self.folder / "pieces" / f"{number:06d}.safetensors"

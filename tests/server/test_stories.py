@@ -122,6 +122,12 @@ def test_from_lines_to_a_film_that_plays_while_it_grows(client: TestClient, path
     longer = client.post(f"{url}/continue", json=more).json()
     assert [one["prompt"] for one in longer["segments"]] == ["Anna: a red star rises", "Anna: falls", "Anna rests"]
     assert problem_of(client.delete(url)) == f"video {longer['id']} waits to go on from this one: cancel it first"
+    assert "the seed of a story that goes on stays" in problem_of(
+        client.patch(f"/v1/videos/{longer['id']}", json={"request": {"seed": 8}})
+    )
+    anew = client.post(f"{url}/continue", json={"lines": ["a whole new beginning"], "keep": 0}).json()
+    assert client.get(f"/v1/videos/{anew['id']}").json()["prompt"] == "a whole new beginning"
+    client.post(f"/v1/videos/{anew['id']}/cancel?keep=false", json={})
     made: set[int] = set()
     work(paths, lambda event: made.add(event.video))
     assert made == {1, 2}

@@ -431,3 +431,19 @@ def test_models_that_cannot_are_told_with_those_that_can(
 def test_what_counts_nothing_in_a_story_is_refused(fields: dict[str, Any], causal: bool, problem: str) -> None:
     with pytest.raises(RequestError, match=problem):
         make_story_request(read_story("a red star"), {"model": "tiny"} | fields, causal=causal)
+
+
+def test_a_folder_that_another_process_has_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a full disk is: what passes says so by its number."""
+    state = FilmState(tmp_path / "film")
+    with state.locked(), pytest.raises(OutputError, match="is being made by another command") as busy:
+        FilmState(state.folder).locked().__enter__()
+    assert busy.value.errno == errno.EBUSY
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", fail)
+    with pytest.raises(OutputError, match="No space left") as full:
+        state.begin({})
+    assert full.value.errno == errno.ENOSPC

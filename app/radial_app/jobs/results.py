@@ -23,7 +23,7 @@ from radial_app.jobs.job import Job, ResultFile
 from radial_app.jobs.store import JobStore
 
 # Failures that pass by themselves.
-PASSING = {errno.ENOSPC: "disk space", errno.EDQUOT: "disk space", errno.EBUSY: "the database"}
+PASSING = {errno.ENOSPC: "disk space", errno.EDQUOT: "disk space", errno.EBUSY: "what another process has"}
 
 
 def publish_once(

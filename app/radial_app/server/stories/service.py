@@ -106,7 +106,7 @@ class Stories:
         self._service.inputs.check(wanted.request)
         new = Job(
             id="", request=wanted.request, story=wanted, base=str(self._service.store.film_folder(job.id)),
-            output=job.output,
+            output=job.output.model_copy(update={"overwrite": False}),
         )  # fmt: skip
         return self.view(self._service.add_jobs([new])[0])
 

@@ -54,7 +54,7 @@ function build(place) {
     (fields.causal = check("story-causal", "The model makes stories in chunks by itself", { hint: "A model that is not made for it gives noise", change: () => { put("causal", fields.causal.get()); drawSettings(); } })).element));
   place.replaceChildren(h("h1", { className: "visually-hidden" }, "Story"),
     h("form", { id: "story-form", className: "card stack", ariaLabel: "What the film shows", onsubmit: (event) => { event.preventDefault(); make().catch((error) => showProblem(refused = words(error.message))); } },
-      h("div", { className: "head" }, h("h2", {}, "One prompt after the other, one film"), button("Start over", () => { freshStory(); drawAll(); }, { className: "link" })),
+      h("div", { className: "head" }, h("h2", {}, "One prompt after the other, one film"), button("Start over", () => { const undo = toUndo(); freshStory(); drawAll(); undo(); }, { className: "link" })),
       h("div", { className: "from" }), h("div", { className: "timeline", ariaHidden: "true" }), h("ol", { className: "lines" }),
       h("div", { className: "actions" }, button([icon("create"), "Add a line"], () => insert(story.lines.length), { id: "add-line" })),
       h("p", { className: "quiet" }, NEEDS_NAME), settings, h("div", { id: "story-told", ariaLive: "polite", className: "stack tight" }),
@@ -244,6 +244,7 @@ async function make() {
 
 // Lines for what follows the first `keep` segments of a story; the one behind them is drawn anew where it stays in words.
 function goOn(told, keep, drawn) {
+  const undo = toUndo();
   const lines = told.segments.map(lineOf);
   const rest = told.request;
   story.from = { id: told.id, kept: lines.slice(0, keep), fields: { model: rest.model, size: told.size, seconds: told.line_seconds, loras: rest.loras, ...(rest.image ? { image: rest.image } : {}), ...(told.way === "chunks" ? { causal: true } : {}) } };
@@ -254,4 +255,11 @@ function goOn(told, keep, drawn) {
   openPlace("story");
   drawAll();
   rows().querySelector(".says").focus();
+  undo();
+}
+
+// Call it before lines are replaced: what it gives offers them back, where anything was written.
+function toUndo() {
+  const before = structuredClone({ lines: story.lines, from: story.from });
+  return () => before.lines.some((line) => line.prompt.trim()) && say("Other lines stand here now.", false, ["Undo", () => { Object.assign(story, before); keepStory(); drawAll(); }]);
 }
