@@ -64,7 +64,7 @@ def check_language_model(name: str) -> None:
         if not (Path(name) / "config.json").is_file() or not any(Path(name).glob("*.safetensors")):
             raise ModelError(f"{name} is no model of transformers with weights as safetensors")
     elif not HUB_ID.fullmatch(name):
-        raise RequestError(f"enhance must be a folder, or a hub id like org/name, not {name[:200]!r}")
+        raise RequestError(f"enhance must be a folder that is there, or a hub id like org/name, not {name[:200]!r}")
 
 
 def riflex_period_of(spec: ModelSpec, positions: str | None) -> float:

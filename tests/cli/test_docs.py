@@ -76,7 +76,7 @@ FOR_LESS = {
 STAYING = {"studio": "http://", "serve": "http://", "watch": "watching", "work": ""}  # until they are stopped
 # What may be missing where nothing but the demo was made, in the words that say so.
 MISSING = re.compile(
-    r"the Hugging Face hub is not asked|pip install|no (?:such )?(?:LoRA )?file|there is no|No such file|"
+    r"the Hugging Face hub is not asked|pip install|no (?:such )?(?:LoRA |policy )?file|there is no|No such file|"
     r"no Ray cluster|has no videos|no caption"
 )
 # These lack nothing.

@@ -81,7 +81,9 @@ def test_both_prompts_are_told_and_kept(folder: Path, monkeypatch: pytest.Monkey
 
 def test_what_cannot_be_asked_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(RequestError, match="enhance must be a folder, or a hub id like org/name, not 'no-model'"):
+    with pytest.raises(
+        RequestError, match="enhance must be a folder that is there, or a hub id like org/name, not 'no-model'"
+    ):
         request_for(folder).with_values(enhance="no-model").check_files()
     with pytest.raises(ModelError, match="the Hugging Face hub is not asked"):
         enhanced(request_for(folder).with_values(enhance="some/writer"))
