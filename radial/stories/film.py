@@ -104,7 +104,12 @@ def grow_film(
     Raises:
         RequestError, OutputError, GenerationError: as :func:`make_film` does.
     """
-    for note in (*model.notes, *_notes(story)):
+    if story.stride != model.spec.stride[0]:
+        raise RequestError(
+            f"the story is for a model of {story.stride} frames a latent one, and {model.spec.name} has "
+            f"{model.spec.stride[0]}: make it as a story of its own"
+        )
+    for note in (*model.notes, *_notes(story, model)):
         on_event(Event("load", note=note))
     started = time.monotonic()
     maker: Maker = Windows(story, model, state.folder) if story.memory is None else Chunks(story, model)
@@ -126,7 +131,7 @@ def _render(
     on_event: OnEvent, on_made: Callable[[Made], None], is_enough: Callable[[], bool],
 ) -> int:  # fmt: skip
     """Make what is not there yet: how many pieces there are then."""
-    pieces, stride = story.pieces(), model.spec.stride[0]
+    pieces, stride = story.pieces(), story.stride
     added = [stride * latents + (1 if number == 0 else 0) for number, (_, latents) in enumerate(pieces)]
     about, frames = _abouts(story, model, added), 0
     there = _take_up(story, model, state, about, base, anew=anew)
@@ -239,11 +244,11 @@ def _differences(before: Any, now: dict[str, Any]) -> str:
     return f" ({'; '.join(told)}: not as it was)" if told else ""
 
 
-def _notes(story: StoryRequest) -> list[str]:
+def _notes(story: StoryRequest, model: LoadedModel) -> list[str]:
     notes = []
     if story.memory is None:
         notes.append(
-            f"{story.spec.name} is made for single clips: the story is made window by window, each from the last "
+            f"{model.spec.name} is made for single clips: the story is made window by window, each from the last "
             "frames of the one before; a figure that was away does not look as it did"
         )
     return notes

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +204,25 @@ def test_what_is_no_story_costs_nothing(
     body = described["paths"]["/v1/stories"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body["properties"]["window_frames"]["description"] == "latent frames before a chunk that it sees whole"
     assert "num_frames" not in body["properties"]
+
+
+def test_a_story_whose_model_is_gone_hides_nothing(client: TestClient, paths: ServerPaths) -> None:
+    id_ = client.post("/v1/stories", json={"lines": LINES} | SMALL).json()["id"]
+    before = client.get(f"/v1/stories/{id_}").json()
+    assert client.delete("/v1/models/small").status_code == 200
+    assert client.get(f"/v1/stories/{id_}").json()["segments"] == before["segments"]
+    assert [one["id"] for one in client.get("/v1/stories").json()["data"]] == [id_]
+    assert [one["id"] for one in client.get("/v1/videos").json()["data"]] == [id_]
+    work(paths)
+    failed = client.get(f"/v1/stories/{id_}").json()
+    assert (failed["state"], "small" in failed["error"]["message"]) == ("failed", True)
+
+    # Rows of earlier versions do not say what the model was: they alone cannot be read.
+    other = client.post("/v1/stories", json={"lines": ["a"]} | SMALL | {"model": "tiny"}).json()["id"]
+    with closing(sqlite3.connect(paths.data / "jobs.db")) as database, database:
+        database.execute("UPDATE jobs SET story = json_remove(story, '$.stride', '$.native_frames')")
+    assert [one["id"] for one in client.get("/v1/stories").json()["data"]] == [other]
+    assert client.get(f"/v1/videos/{id_}").json()["status"] == "failed"
 
 
 def test_a_story_is_its_owners_alone(paths: ServerPaths) -> None:

@@ -244,7 +244,7 @@ def test_a_window_holds_the_frames_that_it_goes_on_from(
     assert windows[0][1] == 1
     long = request_of(wan_folder, "20s a red star rises\n1s it falls", causal=False)
     assert sum(latents for segment, latents in long.pieces() if segment == 0) == 80
-    assert 4 * max(latents for _, latents in long.pieces()) < long.spec.native_frames
+    assert 4 * max(latents for _, latents in long.pieces()) < long.native_frames
     assert [long.segment_at(count) for count in (0, long.count() - 2, long.count() - 1, long.count())] == [0, 0, 1, 1]
     for story in (long, request_of(wan_folder)):  # however many are there, it says what they make
         frames = [4 * latents for _, latents in story.pieces()]

@@ -10,6 +10,7 @@ from typing import Any
 from radial.advice import advise
 from radial.loading.devices import find_device
 from radial.models.checkpoint import checkpoint_folder
+from radial.models.find import find_model
 from radial.models.hub.download import cached_folder
 from radial.stories.fields import StoryFields, make_story
 from radial.stories.request import StoryRequest
@@ -53,7 +54,7 @@ class Stories:
         """
         lines, rest, _ = read_story_body(fields)
         story = self._story(lines, rest)
-        spec, (lack, mend) = story.spec, find_fit(story.request)
+        spec, (lack, mend) = find_model(story.request.model), find_fit(story.request)
         times = segments_of(story, 0)
         return {
             "way": story.way, "seconds": times[-1].end, "pieces": story.count(),
