@@ -171,6 +171,17 @@ class FilmState:
             yield piece
             number += 1
 
+    def mark_of(self, number: int) -> str | None:
+        """What tells a piece, and the film up to it, from every other one; None where it cannot be read."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._path(number), "numpy") as file:
+                told = json.loads((file.metadata() or {})["radial"])
+            return f"{int(told['size'])}-{told['about']}"
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            return None
+
     def drop_from(self, number: int) -> None:
         """Forget the pieces from a number on, also those behind a gap, and what was never finished.
 
