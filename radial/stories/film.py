@@ -96,15 +96,20 @@ def grow_film(
 
     Args:
         base: another film, from which this one goes on where nothing of it was begun: the segments that are alike stay
-            as they were made, or it is an error.
-        anew: make anew what was made of another story, or in another way.
+            as they were made, at every attempt, or it is an error.
+        anew: make anew what was made of another story, or in another way; a note says so.
         is_enough: asked after every step; once it says so, the film ends with the last piece that is there, of which it
             has one at least.
 
     Raises:
         RequestError, OutputError, GenerationError: as :func:`make_film` does.
     """
-    for note in (*model.notes, *_notes(story)):
+    if story.stride != model.spec.stride[0]:
+        raise RequestError(
+            f"the story is for a model of {story.stride} frames a latent one, and {model.spec.name} has "
+            f"{model.spec.stride[0]}: make it as a story of its own"
+        )
+    for note in (*model.notes, *_notes(story, model)):
         on_event(Event("load", note=note))
     started = time.monotonic()
     maker: Maker = Windows(story, model, state.folder) if story.memory is None else Chunks(story, model)
@@ -126,10 +131,10 @@ def _render(
     on_event: OnEvent, on_made: Callable[[Made], None], is_enough: Callable[[], bool],
 ) -> int:  # fmt: skip
     """Make what is not there yet: how many pieces there are then."""
-    pieces, stride = story.pieces(), model.spec.stride[0]
+    pieces, stride = story.pieces(), story.stride
     added = [stride * latents + (1 if number == 0 else 0) for number, (_, latents) in enumerate(pieces)]
     about, frames = _abouts(story, model, added), 0
-    there = _take_up(story, model, state, about, base, anew=anew)
+    there = _take_up(story, model, state, about, base, on_event, anew=anew)
 
     def tell(number: int, size: int, *, taken_up: bool, frame: Frames | None = None) -> None:
         nonlocal frames
@@ -169,29 +174,36 @@ def _render(
 
 
 def _take_up(
-    story: StoryRequest, model: LoadedModel, state: FilmState, about: list[str], base: FilmState | None, *, anew: bool
-) -> list[Piece]:
+    story: StoryRequest, model: LoadedModel, state: FilmState, about: list[str], base: FilmState | None,
+    on_event: OnEvent, *, anew: bool,
+) -> list[Piece]:  # fmt: skip
     """What was made before and counts; what does not is no more."""
-    told, anew_from = state.told(), 0 if anew else None  # a segment
+    told, begun = state.told(), True
+    kept = told.get("kept") if base is not None else 0  # segments, of the film that this one goes on from
     if base is not None and not told:
-        told = base.told()
-        anew_from = story.alike_until(told)
-        state.take_over(base)
+        told, begun = state.take_over(base), False
+        kept = story.alike_until(told)
+    kept = kept if isinstance(kept, int) else 0
+    anew_from = kept if anew or base is not None else None  # a segment
     there, made_with = list(state.pieces()), _made_with(story, model)
     pairs = zip(there, about, strict=False)
     same = next((n for n, (piece, wanted) in enumerate(pairs) if piece.about != wanted), min(len(there), len(about)))
     segment = story.segment_at(same) if same < len(about) else len(story.lines)
+    differences = _differences(told.get("made"), made_with)
+    since = f"segment {segment + 1}" if same < len(about) else "the story's end"
     if same < len(there) and (anew_from is None or segment < anew_from):
-        differences = _differences(told.get("made"), made_with)
-        since = f"segment {segment + 1}" if same < len(about) else "the story's end"
         mend = "take another --output, or --overwrite to make it anew from there"
-        if anew_from is not None:
+        if base is not None:
             mend = "a film goes on only as it was made: make this one as a story of its own"
         raise RequestError(
             f"{state.folder} holds a film of another story or other settings, from {since} on{differences}; {mend}"
         )
+    if begun and same < min(len(there), len(about)):
+        parts = "1 finished part is" if len(there) - same == 1 else f"{len(there) - same} finished parts are"
+        why = differences or ": the story is another one from there on"
+        on_event(Event("load", note=f"{parts} made anew, from {since} on{why}"))
     state.drop_from(same)
-    state.begin(story.told() | {"seed": story.request.seed, "made": made_with})
+    state.begin(story.told() | {"seed": story.request.seed, "made": made_with, "kept": kept})
     return there[:same]
 
 
@@ -239,11 +251,11 @@ def _differences(before: Any, now: dict[str, Any]) -> str:
     return f" ({'; '.join(told)}: not as it was)" if told else ""
 
 
-def _notes(story: StoryRequest) -> list[str]:
+def _notes(story: StoryRequest, model: LoadedModel) -> list[str]:
     notes = []
     if story.memory is None:
         notes.append(
-            f"{story.spec.name} is made for single clips: the story is made window by window, each from the last "
+            f"{model.spec.name} is made for single clips: the story is made window by window, each from the last "
             "frames of the one before; a figure that was away does not look as it did"
         )
     return notes

@@ -25,6 +25,7 @@ Way = Literal["chunks", "windows"]
 # Fields of a clip's request that count nothing in a story; and in one that is made chunk by chunk, whose sampling is
 # its own.
 OF_CLIPS_ALONE = (*STEERING, "last_image", "num_videos", "then", "num_frames")
+_OF_MODELS = ("stride", "native_frames")
 _WHOLE_CLIPS = ("decoder", "positions", "riflex", "guidance_scale_2", "true_cfg_scale")
 OVERLAP = 5  # frames that a window of a text-to-video model begins with: two latent ones
 
@@ -40,22 +41,23 @@ class StoryRequest:
         memory: what a chunk sees of those before; None for a model that makes a story window by window.
         read_decay: of the radial rule by which denoising reads the cache; None to read all of it.
         rectify_every: see :class:`~radial.stories.engine.Sampling`.
+        stride: frames of a latent one of its model.
+        native_frames: of that model's own clips. Both are kept here, so that a story says its times when its model is
+            gone.
     """
 
     lines: tuple[Line, ...]
     request: GenerationRequest
     seconds: float
     memory: StoryMemory | None
+    stride: int
+    native_frames: int
     read_decay: float | None = None
     rectify_every: int = 1
 
     @property
     def way(self) -> Way:
         return "windows" if self.memory is None else "chunks"
-
-    @property
-    def spec(self) -> ModelSpec:
-        return find_model(self.request.model)
 
     @property
     def fps(self) -> int:
@@ -89,7 +91,7 @@ class StoryRequest:
                 break
             latents += frames * min(pieces, count) // count
             pieces -= count
-            found.append(1 + latents * self.spec.stride[0])
+            found.append(1 + latents * self.stride)
         return tuple(found)
 
     def segment_at(self, pieces: int) -> int:
@@ -102,14 +104,14 @@ class StoryRequest:
 
     def _parts(self) -> tuple[tuple[int, int], ...]:
         """Of each segment, how many pieces it is made in, and the latent frames that these add."""
-        stride, spec = self.spec.stride[0], self.spec
+        stride = self.stride
         times = [(self.seconds if line.seconds is None else line.seconds) * self.fps for line in self.lines]
         if self.memory is not None:
             size = self.memory.chunk_frames
             chunks = (max(1, round(time / (size * stride))) for time in times)
             return tuple((count, count * size) for count in chunks)
         # Beside the frames that it begins with: a native clip is not cut in two for a latent frame more.
-        most = max(1, (spec.native_frames - 1) // stride)
+        most = max(1, (self.native_frames - 1) // stride)
         latents = (max(1, round(time / stride)) for time in times)
         return tuple((-(-frames // most), frames) for frames in latents)
 
@@ -133,6 +135,10 @@ class StoryRequest:
 
     def told(self) -> dict[str, Any]:
         """All of it, in values for JSON."""
+        return self.asked() | {"stride": self.stride, "native_frames": self.native_frames}
+
+    def asked(self) -> dict[str, Any]:
+        """The same without what its model says."""
         return {
             "lines": [asdict(line) for line in self.lines], "seconds": self.seconds, "way": self.way,
             "memory": None if self.memory is None else self.memory.model_dump(mode="json"),
@@ -141,7 +147,7 @@ class StoryRequest:
 
     def digest(self, model: str) -> str:
         """What every piece of the film depends on beside its lines and those before, with the model's fingerprint."""
-        told = self.told() | {"lines": None, "seconds": None, "model": model}
+        told = self.asked() | {"lines": None, "seconds": None, "model": model}
         told["request"] = self.request.model_dump(mode="json", exclude={"prompt", "device", "memory", "num_frames"})
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -156,13 +162,15 @@ def read_told(receipt: dict[str, Any]) -> StoryRequest:
     if not isinstance(story, dict) or not isinstance(fields, dict):
         raise RequestError("this is a clip, and no film of a story: `radial generate --extend` goes on with it")
     try:
-        return story_told(make_request(**{str(key): value for key, value in fields.items()}).resolve(), story)
+        request = make_request(**{str(key): value for key, value in fields.items()}).resolve()
+        return story_told(request, {key: value for key, value in story.items() if key not in _OF_MODELS})
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RequestError("the film's receipt does not say its story in a way that this version reads") from error
 
 
 def story_told(request: GenerationRequest, told: dict[str, Any]) -> StoryRequest:
-    """The story that :meth:`StoryRequest.told` tells of, whose clips are made as a resolved request says.
+    """The story that :meth:`StoryRequest.told` tells of, whose clips are made as a resolved request says. What its
+    model says, where it is not told, the model is asked for; the hub is not.
 
     Raises:
         KeyError, TypeError, ValueError: a value is missing, or breaks a rule.
@@ -173,7 +181,13 @@ def story_told(request: GenerationRequest, told: dict[str, Any]) -> StoryRequest
     if seconds is None or not (decay is None or is_number(decay)) or not is_number(every):
         raise TypeError("a number is none")
     _check_reads(decay, every)
-    return StoryRequest(lines, request, seconds, memory, decay, int(every))
+    if not any(name in told for name in _OF_MODELS):  # of an earlier version
+        spec = find_model(request.model, online=False)
+        told = told | {"stride": spec.stride[0], "native_frames": spec.native_frames}
+    stride, native = (told[name] for name in _OF_MODELS)
+    if not all(isinstance(one, int) and not isinstance(one, bool) and 1 <= one <= 1 << 16 for one in (stride, native)):
+        raise TypeError("a count of frames is none")
+    return StoryRequest(lines, request, seconds, memory, stride, native, decay, int(every))
 
 
 def make_story_request(
@@ -223,7 +237,10 @@ def make_story_request(
     if request.guidance_start or request.guidance_end != 1 or request.cache != "off":
         raise RequestError("a story takes no guidance_start, guidance_end or cache")
     native = (spec.native_frames - spec.first_frame) / (request.fps or spec.fps)
-    return StoryRequest(tuple(lines), request, native if seconds is None else seconds, tuned, read_decay, rectify_every)
+    return StoryRequest(
+        tuple(lines), request, native if seconds is None else seconds, tuned, spec.stride[0], spec.native_frames,
+        read_decay, rectify_every,
+    )  # fmt: skip
 
 
 def _check_has_no_part(request: GenerationRequest, names: Sequence[str], whose: str) -> None:

@@ -113,23 +113,28 @@ class FilmState:
             return {}
         return told if isinstance(told, dict) else {}
 
-    def take_over(self, base: FilmState) -> None:
-        """Have the pieces of another film, where nothing was begun here yet.
+    def take_over(self, base: FilmState) -> dict[str, Any]:
+        """Have the pieces of another film, where nothing was begun here yet: what that one is of.
 
         Pieces never change, so they are shared where the disk can; the film, which grows, is a copy. Doing it again
         after a crash does no harm.
 
         Raises:
-            OutputError: the other film is being made, or a place cannot be written.
+            RequestError: the other film is not there any more.
+            OutputError: it is being made, or a place cannot be written.
         """
         with base.locked():
-            if not base.film.is_file():
-                return
+            told = base.told()
+            if not told or not base.film.is_file():
+                raise RequestError(
+                    f"what this film goes on from, {base.folder}, is not there any more: make it as a story of its own"
+                )
             publish(self.film, lambda partial: shutil.copyfile(base.film, partial), overwrite=True)
             number = 0
             while (file := base._path(number)).is_file():
                 publish(self._path(number), functools.partial(_share, file), overwrite=True)
                 number += 1
+        return told
 
     def add(self, number: int, piece: Piece) -> None:
         """Write a piece, under a temporary name first.
@@ -168,6 +173,17 @@ class FilmState:
                 raise RequestError(f"{self.folder} was made by another version; take another --output")
             yield piece
             number += 1
+
+    def mark_of(self, number: int) -> str | None:
+        """What tells a piece, and the film up to it, from every other one; None where it cannot be read."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._path(number), "numpy") as file:
+                told = json.loads((file.metadata() or {})["radial"])
+            return f"{int(told['size'])}-{told['about']}"
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            return None
 
     def drop_from(self, number: int) -> None:
         """Forget the pieces from a number on, also those behind a gap, and what was never finished.

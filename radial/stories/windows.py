@@ -44,7 +44,7 @@ class Windows:
     def make(self, piece: int, on_step: Callable[[int], None]) -> tuple[Frames, dict[str, Tensor]]:
         """A window's frames, and the last ones, with which the next begins."""
         story, (segment, latents) = self._story, self._windows[piece]
-        line, added = story.lines[segment], latents * story.spec.stride[0]
+        line, added = story.lines[segment], latents * story.stride
         begins = piece > 0 and self._windows[piece - 1][0] != segment
         alone = piece == 0 or (line.cut and begins)
         request = story.request.with_values(prompt=line.prompt, seed=story.seed_of(piece, 2**31), num_frames=1 + added)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +210,72 @@ def test_what_is_no_story_costs_nothing(
     body = described["paths"]["/v1/stories"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body["properties"]["window_frames"]["description"] == "latent frames before a chunk that it sees whole"
     assert "num_frames" not in body["properties"]
+
+
+def test_a_film_that_went_on_is_shown_as_far_as_it_is(client: TestClient, paths: ServerPaths, tmp_path: Path) -> None:
+    id_ = client.post("/v1/stories", json={"lines": LINES} | CHUNKS).json()["id"]
+    url = f"/v1/stories/{id_}"
+
+    def work_until(piece: int, action: str) -> dict[str, Any]:
+        def look(event: Event) -> None:
+            if event.video == piece and not client.get(url).json()["control"]:
+                assert client.post(f"{url}/{action}").status_code == 200
+
+        work(paths, look)
+        told: dict[str, Any] = client.get(url).json()
+        return told
+
+    def frames() -> int:
+        (tmp_path / "seen.mp4").write_bytes(client.get(f"{url}/content").content)
+        return len(read_frames(tmp_path / "seen.mp4"))
+
+    stopped = work_until(1, "cancel")
+    assert (stopped["state"], stopped["pieces_done"], frames()) == ("cancelled", 1, 5)
+    first = client.get(f"{url}/segments/1/thumbnail").content
+    assert client.post(f"{url}/retry").json()["state"] == "queued"
+    held = work_until(3, "pause")
+    length = round(held["playable_seconds"] * 16)
+    assert (held["state"], held["pieces_done"], frames()) == ("paused", 3, length)
+    assert client.get(f"{url}/segments/1/thumbnail").content == first
+    part = client.get(f"{url}/segments/2/thumbnail").content
+
+    # Where it failed further on, its file is the older one.
+    with closing(sqlite3.connect(paths.data / "jobs.db")) as database, database:
+        database.execute("UPDATE jobs SET state = 'failed'")
+    assert frames() == length
+    with closing(sqlite3.connect(paths.data / "jobs.db")) as database, database:
+        database.execute("UPDATE jobs SET state = 'paused'")
+
+    # Stopped while it waits, it is published as far as it is, and no more is made.
+    waits = client.post(f"{url}/cancel").json()
+    assert (waits["state"], waits["control"]) == ("queued", "finish")
+    made: list[Event] = []
+    work(paths, made.append)
+    ended = client.get(url).json()
+    assert (made, ended["state"], ended["pieces_done"], frames()) == ([], "cancelled", 3, length)
+    assert len(read_frames(next(paths.outputs.glob("*.mp4")))) == length
+    shutil.rmtree(paths.data / "stories" / id_)
+    assert client.get(f"{url}/segments/2/thumbnail").status_code == 200
+    assert part != first
+
+
+def test_a_story_whose_model_is_gone_hides_nothing(client: TestClient, paths: ServerPaths) -> None:
+    id_ = client.post("/v1/stories", json={"lines": LINES} | SMALL).json()["id"]
+    before = client.get(f"/v1/stories/{id_}").json()
+    assert client.delete("/v1/models/small").status_code == 200
+    assert client.get(f"/v1/stories/{id_}").json()["segments"] == before["segments"]
+    assert [one["id"] for one in client.get("/v1/stories").json()["data"]] == [id_]
+    assert [one["id"] for one in client.get("/v1/videos").json()["data"]] == [id_]
+    work(paths)
+    failed = client.get(f"/v1/stories/{id_}").json()
+    assert (failed["state"], "small" in failed["error"]["message"]) == ("failed", True)
+
+    # Rows of earlier versions do not say what the model was: they alone cannot be read.
+    other = client.post("/v1/stories", json={"lines": ["a"]} | SMALL | {"model": "tiny"}).json()["id"]
+    with closing(sqlite3.connect(paths.data / "jobs.db")) as database, database:
+        database.execute("UPDATE jobs SET story = json_remove(story, '$.stride', '$.native_frames')")
+    assert [one["id"] for one in client.get("/v1/stories").json()["data"]] == [other]
+    assert client.get(f"/v1/videos/{id_}").json()["status"] == "failed"
 
 
 def test_a_story_is_its_owners_alone(paths: ServerPaths) -> None:

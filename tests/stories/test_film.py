@@ -209,6 +209,40 @@ def test_a_film_that_was_stopped_goes_on_bit_for_bit(
     assert {one.segment for one in anew if one.taken_up} == {0}
 
 
+def test_what_is_kept_of_another_film_is_never_made_anew(tmp_path: Path, wan_folder: Path, model: LoadedModel) -> None:
+    story, base, notes = request_of(wan_folder), FilmState(tmp_path / "base.story"), list[str]()
+
+    def make(name: str, wanted: StoryRequest, model: LoadedModel = model, **more: Any) -> list[Made]:
+        made: list[Made] = []
+        make_film(wanted, tmp_path / name, model=model, anew=True, overwrite=True, on_made=made.append,
+                  on_event=lambda event: notes.append(event.note), **more)  # fmt: skip
+        return made
+
+    other = replace(model, fingerprint="0")
+    with pytest.raises(RequestError, match=r"base.story, is not there any more"):
+        make("gone.mp4", story, base=base)
+    assert not base.folder.exists()
+    make("base.mp4", story, folder=base.folder)
+    longer = story.with_lines((*story.lines[:2], replace(story.lines[2], seed=9)))
+    made = make("longer.mp4", longer, base=base)
+    assert [one.taken_up for one in made] == [one.segment < 2 for one in made]
+    assert not any("anew" in note for note in notes)
+    pieces = [file.stat().st_mtime_ns for file in sorted((state_folder(tmp_path / "longer.mp4") / "pieces").iterdir())]
+
+    # So it is at the next attempt, whose weights are others.
+    with pytest.raises(RequestError, match=r"from segment 1 on \(weights: not as it was\); a film goes on only as"):
+        make("longer.mp4", longer, other, base=base)
+    assert pieces == [
+        file.stat().st_mtime_ns for file in sorted((state_folder(tmp_path / "longer.mp4") / "pieces").iterdir())
+    ]
+    # Of a story of its own it is made anew, and said.
+    assert not any(one.taken_up for one in make("base.mp4", story, other, folder=base.folder))
+    assert "4 finished parts are made anew, from segment 1 on (weights: not as it was)" in notes
+    base.film.unlink()
+    with pytest.raises(RequestError, match=r"base.story, is not there any more"):
+        make("gone.mp4", story, base=base)
+
+
 def test_a_window_holds_the_frames_that_it_goes_on_from(
     wan_folder: Path, tmp_path: Path, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,7 +278,7 @@ def test_a_window_holds_the_frames_that_it_goes_on_from(
     assert windows[0][1] == 1
     long = request_of(wan_folder, "20s a red star rises\n1s it falls", causal=False)
     assert sum(latents for segment, latents in long.pieces() if segment == 0) == 80
-    assert 4 * max(latents for _, latents in long.pieces()) < long.spec.native_frames
+    assert 4 * max(latents for _, latents in long.pieces()) < long.native_frames
     assert [long.segment_at(count) for count in (0, long.count() - 2, long.count() - 1, long.count())] == [0, 0, 1, 1]
     for story in (long, request_of(wan_folder)):  # however many are there, it says what they make
         frames = [4 * latents for _, latents in story.pieces()]

@@ -282,7 +282,7 @@ def digest_of(request: GenerationRequest, output: Output, count: int = 0, story:
     """Tells a request that was written before: the ``count``-th of its kind in one file."""
     where = f"{output.encoding.model_dump_json()} {output.folder}"
     if story is not None:
-        where += f" {json.dumps(story.told(), sort_keys=True)}"
+        where += f" {json.dumps(story.asked(), sort_keys=True)}"
     # As it was written when a sampler that was left open had a word of its own.
     written = request.model_copy(update={"sampler": request.sampler or "model"})
     text = f"{written.model_dump_json(exclude={'device', *request.later_fields()})} {where} {count}"

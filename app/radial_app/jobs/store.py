@@ -109,8 +109,9 @@ class JobStore:
                 if job.problem:  # for another version
                     continue
                 database.execute(
-                    "UPDATE jobs SET state = 'running', control = '', worker = ?, attempts = attempts + 1, error = '', "
-                    "started = COALESCE(started, ?), stage = 'load', step = 0, steps = 0, eta = NULL WHERE id = ?",
+                    "UPDATE jobs SET state = 'running', control = CASE control WHEN 'finish' THEN control ELSE '' END, "
+                    "worker = ?, attempts = attempts + 1, error = '', started = COALESCE(started, ?), stage = 'load', "
+                    "step = 0, steps = 0, eta = NULL WHERE id = ?",
                     (worker, now, job.id),
                 )
                 self._tell(job.id, "state", f"begun by {worker}, attempt {job.attempts + 1}")
@@ -246,13 +247,32 @@ class JobStore:
         return self._move_state(ids, ("paused",), "queued")
 
     def cancel(self, ids: Iterable[str], *, keep: bool) -> list[str]:
-        """Give jobs up; with ``keep``, running ones decode what they have, and films stay as far as they are."""
-        asked = self._control(ids, "finish" if keep else "cancel", ("queued", "paused"), "cancelled")
+        """Give jobs up; with ``keep``, running ones decode what they have, and films stay as far as they are: of those
+        that wait a worker publishes what there is."""
+        ids = list(ids)
+        films = self._end_films(ids) if keep else []
+        others = [id_ for id_ in ids if id_ not in films]
+        asked = films + self._control(others, "finish" if keep else "cancel", ("queued", "paused"), "cancelled")
         if not keep:
             for id_, state in self.states(asked).items():
                 if state == "cancelled":
                     self.forget_film(id_)
         return asked
+
+    def _end_films(self, ids: Iterable[str]) -> list[str]:
+        """Queue films that wait and have some pieces, to end with these: which ones are such."""
+        films = []
+        with self._transaction() as database:
+            for id_ in ids:
+                done = database.execute(
+                    "UPDATE jobs SET state = 'queued', control = 'finish', attempts = 0, error = '', "
+                    "deferred_until = 0 WHERE id = ? AND state IN ('queued', 'paused') AND story != '' AND pieces > 0",
+                    (id_,),
+                ).rowcount
+                if done:
+                    self._tell(id_, "state", "queued, to end with what there is")
+                    films.append(id_)
+        return films
 
     def retry(self, ids: Iterable[str]) -> list[str]:
         """Try failed or cancelled jobs again, from their last snapshot where there is one."""
@@ -411,7 +431,7 @@ class JobStore:
                     marks = ", ".join("?" for _ in waiting)
                     finished = time.time() if state in FINISHED else None
                     done = database.execute(
-                        f"UPDATE jobs SET state = ?, finished = ? WHERE id = ? AND state IN ({marks})",
+                        f"UPDATE jobs SET state = ?, control = '', finished = ? WHERE id = ? AND state IN ({marks})",
                         (state, finished, id_, *waiting),
                     ).rowcount
                     if done:

@@ -56,7 +56,7 @@ class Attempt:
         self._reported = time.monotonic()
         self._begun: tuple[float, int] | None = None
         # Parts that take so many steps each, the videos of a clip's job or the pieces of a film; which one it is at.
-        self._parts, self._part = (job.request.num_videos if job.story is None else job.story.count()), 0
+        self._parts, self._part = job.request.num_videos, 0
         self._notes: set[str] = set()
 
     def run(self) -> Exception | None:
@@ -125,6 +125,7 @@ class Attempt:
         """Render what is left of a film. Returns why it ended early, or nothing."""
         if settle(self.store, self.job, 0) is not None:
             return ""
+        self._parts = story.count()
         started, base = time.monotonic(), Path(self.job.base) if self.job.base else None
         film = self._renderer.render_film(story, FilmPlace(self.store.film_folder(self.job.id), base), self)
         if self.wish() == "cancel":

@@ -10,10 +10,12 @@ from typing import Any
 from radial.advice import advise
 from radial.loading.devices import find_device
 from radial.models.checkpoint import checkpoint_folder
+from radial.models.find import find_model
 from radial.models.hub.download import cached_folder
 from radial.stories.fields import StoryFields, make_story
 from radial.stories.request import StoryRequest
 from radial.stories.script import Line, read_entries
+from radial.stories.state import FilmState
 from radial.video.film import picture_at
 from radial_app.jobs.job import FINISHED, Job
 from radial_app.server.service import Conflict, Missing, Service, find_fit
@@ -53,7 +55,7 @@ class Stories:
         """
         lines, rest, _ = read_story_body(fields)
         story = self._story(lines, rest)
-        spec, (lack, mend) = story.spec, find_fit(story.request)
+        spec, (lack, mend) = find_model(story.request.model), find_fit(story.request)
         times = segments_of(story, 0)
         return {
             "way": story.way, "seconds": times[-1].end, "pieces": story.count(),
@@ -111,19 +113,29 @@ class Stories:
         return self.view(self._service.add_jobs([new])[0])
 
     def film(self, id_: str) -> tuple[Path, int | None]:
-        """A story's film: its file, or one that grows, and how many bytes of that play.
+        """A story's film: its file, or the one that grows where that has more, and how many bytes of that play.
 
         Raises:
             RequestError: there is none yet.
         """
         job = self.get(id_)
-        if job.files and job.files[0].done and (job.state in FINISHED or not job.files[0].partial):
-            return self._service.file(id_), None
         path = self._service.store.film_folder(job.id) / "film.mp4"
         size = min(job.film_bytes, path.stat().st_size) if path.is_file() else 0
+        if job.files and job.files[0].done and not (size and self._grew(job)):
+            return self._service.file(id_), None
         if not size:
             raise Missing(f"story {job.id} has no film yet")
         return path, size
+
+    def _grew(self, job: Job) -> bool:
+        """Whether a film went on since its user had ended it early: what was published then is older."""
+        if job.story is None or not job.files[0].partial:
+            return False
+        if job.state not in FINISHED:
+            return True
+        receipts = self._service.store.receipts(job.id)
+        published = receipts[0]["story"]["lines"][-1]["end"] * job.story.fps if receipts else 0
+        return (job.story.ends(job.pieces) or (0,))[-1] > round(published)
 
     def thumbnail(self, id_: str, number: int) -> Path:
         """A small picture from the middle of a segment that is made; segments count from 1.
@@ -135,11 +147,15 @@ class Stories:
         view = self.view(job)
         if number > len(view.segments) or not view.segments[number - 1].done:
             raise Missing(f"story {job.id} has no segment {number} yet")
-        segment, (path, _) = view.segments[number - 1], self.film(id_)
+        segment, state = view.segments[number - 1], FilmState(self._service.store.film_folder(job.id))
+        assert job.story is not None
+        last = max(n for n, (of, _) in enumerate(job.story.pieces()) if of == number - 1)
+        if (mark := state.mark_of(last)) is not None and state.film.is_file():
+            path = state.film
+        else:  # what it goes on from is gone
+            path, mark = self._service.file(id_), job.files[0].digest
         middle = (segment.begin + segment.end) / 2
-        return self._service.keep_picture(
-            f"{job.id}-segment-{number}-{job.request.seed}", lambda: picture_at(path, middle)
-        )
+        return self._service.keep_picture(f"{job.id}-segment-{number}-{mark}", lambda: picture_at(path, middle))
 
     def _story(self, entries: list[Any], fields: dict[str, Any]) -> StoryRequest:
         lines: tuple[Line, ...] = read_entries(entries, None, "line")
