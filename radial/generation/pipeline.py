@@ -17,7 +17,7 @@ from radial.advice import advise
 from radial.attention.install import RadialAttention, apply, transformers_of
 from radial.attention.positions import stretched
 from radial.attention.timed_text import timed_text
-from radial.errors import DeviceLost, GenerationError, RequestError, first_line
+from radial.errors import GenerationError, RequestError
 from radial.generation.acceleration.batched import batched_guidance
 from radial.generation.acceleration.calls import Calls
 from radial.generation.acceleration.guidance import guided_within
@@ -36,7 +36,7 @@ from radial.generation.shared_decoding import shared_decoding
 from radial.generation.snapshot import Part, Snapshot, describe_attention
 from radial.generation.timed_words import encode_in_time
 from radial.generation.unseen_words import unseen_words
-from radial.generation.watch import Event, OnEvent, Watch
+from radial.generation.watch import Event, OnEvent, Watch, device_errors
 from radial.loading.load import LoadedModel, choose_dtype, fingerprint_files, load, quiet
 from radial.loading.tiny_decoder import TinyDecoder, load_decoder
 from radial.models.spec import ModelSpec
@@ -207,17 +207,13 @@ def _generate_one(
         stack.enter_context(quiet())
         if request.then:
             arguments |= _timed_words(request, model)
-        try:
+        with device_errors(
+            model.device,
+            lambda: f"in stage {list(watch.marks)[-1]}; ask for fewer frames or a smaller size",
+            lambda: watch.latents,
+        ):
             output = pipe(**arguments)
             frames, sound = _as_array(output.frames), _sound_of(output, pipe)
-        except torch.OutOfMemoryError as error:
-            raise GenerationError(
-                f"out of memory on {model.device} in stage {list(watch.marks)[-1]}; ask for fewer frames or a "
-                "smaller size",
-                latents=watch.latents,
-            ) from error
-        except torch.AcceleratorError as error:
-            raise DeviceLost(f"{model.device} has stopped answering ({first_line(error)})", watch.latents) from error
     if not np.isfinite(frames).all():
         raise GenerationError("the decoded frames are not all numbers; try float32", latents=watch.latents)
     if frames.shape[:3] != (request.num_frames, request.height, request.width):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from radial.errors import GenerationError
+from radial.errors import DeviceLost, GenerationError, first_line
 from radial.generation.snapshot import Snapshot
 
 Stage = Literal["load", "download", "encode", "denoise", "decode"]
@@ -29,6 +30,28 @@ class Event:
 
 
 OnEvent = Callable[[Event], None]
+
+
+@contextlib.contextmanager
+def device_errors(
+    device: torch.device, hint: Callable[[], str], latents: Callable[[], Tensor | None] = lambda: None
+) -> Iterator[None]:
+    """PyTorch's errors of a device in the user's words.
+
+    Args:
+        hint: where memory ran out, and what helps.
+        latents: the last good ones.
+
+    Raises:
+        DeviceLost: the device has stopped answering.
+        GenerationError: its memory ran out.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise GenerationError(f"out of memory on {device} {hint()}", latents()) from error
+    except torch.AcceleratorError as error:
+        raise DeviceLost(f"{device} has stopped answering ({first_line(error)})", latents()) from error
 
 
 class Watch:

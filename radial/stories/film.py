@@ -16,7 +16,7 @@ from torch import Tensor
 from radial.errors import GenerationError, OutputError, RequestError
 from radial.files import check_output
 from radial.generation.receipt import make_receipt
-from radial.generation.watch import Event, OnEvent
+from radial.generation.watch import Event, OnEvent, device_errors
 from radial.loading.load import LoadedModel, fingerprint, fingerprint_files, load, quiet
 from radial.stories.chunks import Chunks
 from radial.stories.request import StoryRequest
@@ -112,12 +112,14 @@ def grow_film(
     for note in (*model.notes, *_notes(story, model)):
         on_event(Event("load", note=note))
     started = time.monotonic()
-    maker: Maker = Windows(story, model, state.folder) if story.memory is None else Chunks(story, model)
-    try:
-        with quiet():
-            made = _render(story, model, maker, state, base, anew, on_event, on_made, is_enough)
-    finally:
-        maker.close()
+    hint = "while a part was made; what is finished plays, and a smaller size or a shorter memory takes less"
+    with device_errors(model.device, lambda: hint):
+        maker: Maker = Windows(story, model, state.folder) if story.memory is None else Chunks(story, model)
+        try:
+            with quiet():
+                made = _render(story, model, maker, state, base, anew, on_event, on_made, is_enough)
+        finally:
+            maker.close()
     receipt = _receipt(story, model, story.ends(made), time.monotonic() - started)
     return Film(state.film, receipt, made == story.count())
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from radial import OutputError, RequestError
 from radial.generation.watch import Event
+from radial.stories.engine import StoryEngine
 from radial.stories.film import make_film
 from radial.stories.request import StoryRequest, make_story_request
 from radial.stories.script import read_story
@@ -196,6 +198,34 @@ def test_a_full_disk_holds_a_film_and_costs_nothing_of_it(
     Worker(store).run_here(found)
     assert store.get(job.id).state == "done"
     assert growing.read_bytes() == straight
+
+
+def test_a_lost_gpu_sends_a_film_back_and_no_memory_fails_it(
+    store: JobStore, add: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, plain, calls = add(), StoryEngine.make, []
+
+    def break_at_second(error: Exception) -> Callable[..., Any]:
+        def make(engine: StoryEngine, piece: int, *args: Any) -> Any:
+            calls.append(piece)
+            if piece == 1:
+                raise error
+            return plain(engine, piece, *args)
+
+        return make
+
+    monkeypatch.setattr(StoryEngine, "make", break_at_second(torch.AcceleratorError("CUDA error: launch failure\nx")))
+    worker = Worker(store, until_idle=True)
+    worker.run()
+    found = store.get(job.id)
+    assert (worker.broken, found.state, found.pieces) == (True, "queued", 1)
+    assert found.error == "cpu has stopped answering (CUDA error: launch failure)"
+    monkeypatch.setattr(StoryEngine, "make", break_at_second(torch.OutOfMemoryError("CUDA out of memory")))
+    worker = Worker(store, until_idle=True)
+    worker.run()
+    found = store.get(job.id)
+    assert (worker.broken, found.state, found.pieces, calls) == (False, "failed", 1, [0, 1, 1])
+    assert found.error.startswith("out of memory on cpu while a part was made; what is finished plays")
 
 
 def test_a_film_goes_on_from_another_one(
