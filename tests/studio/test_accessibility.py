@@ -50,6 +50,7 @@ def test_axe_finds_nothing(
 
     def look(what: str) -> None:
         page.wait_for_timeout(400)
+        page.evaluate("document.querySelector('#toasts').replaceChildren()")  # they lie over what is below, for seconds
         for colours, only in (("light", TAGS), ("dark", OF_COLOURS)):
             page.evaluate("(name) => { document.documentElement.dataset.theme = name; }", colours)
             with subtests.test(f"{what}, {colours}"):
