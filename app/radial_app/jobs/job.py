@@ -272,8 +272,6 @@ def changed(job: Job, changes: dict[str, Any]) -> tuple[GenerationRequest, Story
         raise RequestError(
             f"{other[0]} of a story that is queued stays as it is, and so does all but its seed: queue it anew"
         )
-    if changes and job.base:
-        raise RequestError("the seed of a story that goes on stays: its first segments were made from it")
     request = job.request.with_values(**changes).resolve()
     return request, replace(job.story, request=request)
 

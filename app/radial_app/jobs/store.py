@@ -297,6 +297,8 @@ class JobStore:
         job = self.get(id_)
         _check_readable(job)
         request, _ = changed(job, changes)
+        if job.base:
+            raise RequestError("the seed of a story that goes on stays: its first segments were made from it")
         with self._transaction() as database:
             done = database.execute(
                 "UPDATE jobs SET request = ?, digest = '', attempts = 0, files = '[]', pieces = 0, film_bytes = 0 "
