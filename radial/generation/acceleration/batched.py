@@ -1,15 +1,10 @@
-"""Both passes of a guided step in one call of the transformer, on a batch of two, where the pipeline makes two calls.
-
-What the second pass is given beside the first one's arguments, its text, is the same at every step. So the first step
-is made as ever, and what its second call was given is remembered; from then on the first call of a step makes both,
-and the second one is handed its half. Where it was given anything else than expected, it is made by itself.
-"""
+"""Both passes of a guided step in one call of the transformer, on a batch of two."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,90 +12,24 @@ from torch import Tensor, nn
 
 from radial.generation.acceleration.calls import Calls
 from radial.generation.acceleration.guidance import named
-
-_HOOK = "radial_batched_guidance"
-# Arguments of the transformers of these pipelines that have an entry for each entry of the batch.
-_BATCHED = {
-    "encoder_attention_mask", "encoder_hidden_states", "encoder_hidden_states_image", "guidance", "hidden_states",
-    "pooled_projections", "timestep",
-}  # fmt: skip
+from radial.generation.acceleration.passes import Made, both_at_once
 
 
-@contextlib.contextmanager
-def batched_guidance(transformers: list[Any], calls: Calls) -> Iterator[None]:
+def batched_guidance(transformers: list[Any], calls: Calls) -> contextlib.AbstractContextManager[None]:
     """Make both passes in one call while the context lasts; to be entered after all that hooks into transformers."""
-    from diffusers.hooks import HookRegistry
-
-    with contextlib.ExitStack() as undo:
-        for transformer in transformers:
-            hook = _make_hook(transformer, calls)
-            # Also while a run that goes on stands still, so that its first own step is what it was.
-            undo.callback(transformer.register_forward_pre_hook(hook.remember, with_kwargs=True).remove)
-            registry = HookRegistry.check_if_exists_or_initialize(transformer)
-            registry.register_hook(hook, _HOOK)
-            undo.callback(registry.remove_hook, _HOOK, recurse=False)
-        yield
+    return both_at_once(transformers, calls, _in_one_call)
 
 
-def _make_hook(transformer: nn.Module, calls: Calls) -> Any:
-    from diffusers.hooks import ModelHook
-
-    signature = inspect.signature(type(transformer).forward)
-
-    class BatchHook(ModelHook):
-        """Knows what the second pass was last given, and its half of what was made last; pipelines take tuples."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.given: Mapping[str, Any] | None = None
-            self.wanted: Mapping[str, Any] | None = None
-            self.half: tuple[Tensor, ...] = ()
-
-        @torch.compiler.disable
-        def remember(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-            """Note what a second pass is given, for the steps to come."""
-            if calls.branch == "uncond":
-                self.given = signature.bind(module, *args, **kwargs).arguments
-
-        @torch.compiler.disable
-        def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            forward = self.fn_ref.original_forward
-            bound = signature.bind(module, *args, **kwargs)
-            if calls.branch == "uncond":
-                half, self.half = self.half, ()
-                if half and self.wanted is not None and alike(self.wanted, bound.arguments):
-                    return half
-                return forward(*args, **kwargs)
-            self.half = ()
-            self.wanted = None if self.given is None else expected(bound.arguments, self.given)
-            both = None if self.wanted is None else _joined(bound.arguments, self.wanted)
-            if both is None:
-                return forward(*args, **kwargs)
-            bound.arguments.update(both)
-            with named(module, "cond_uncond"):
-                made = forward(*bound.args[1:], **bound.kwargs)
-            self.half = tuple(part.chunk(2)[1] for part in made)
-            return tuple(part.chunk(2)[0] for part in made)
-
-    return BatchHook()
-
-
-def expected(first: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the second pass of a step will be given: the text that it was ``last`` given, and all else as the ``first``
-    pass has it. None where that is not known."""
-    wanted = dict(first)
-    for name in first.keys() | last.keys():
-        one, other = first.get(name), last.get(name)
-        if name in ("self", "attention_kwargs", "return_dict"):
-            continue
-        if not isinstance(one, Tensor):
-            if one is not None or other is not None:
-                return None
-        elif name not in _BATCHED or not isinstance(other, Tensor):
-            return None
-        elif name.startswith(("encoder_", "pooled_")):
-            wanted[name] = other
-    return wanted
+def _in_one_call(
+    transformer: nn.Module, forward: Callable[..., Any], first: inspect.BoundArguments, second: Mapping[str, Any]
+) -> tuple[Made, Made] | None:
+    both = _joined(first.arguments, second)
+    if both is None:
+        return None
+    first.arguments.update(both)
+    with named(transformer, "cond_uncond"):
+        made = forward(*first.args[1:], **first.kwargs)
+    return tuple(part.chunk(2)[0] for part in made), tuple(part.chunk(2)[1] for part in made)
 
 
 def _joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -112,17 +41,3 @@ def _joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, An
                 return None
             both[name] = torch.cat([one, second[name]])
     return both
-
-
-def alike(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
-    """Whether arguments are what was expected: the same, or equal."""
-    if wanted.keys() != given.keys():
-        return False
-    for name, value in wanted.items():
-        other = given[name]
-        if isinstance(value, Tensor):
-            if value is not other and not (isinstance(other, Tensor) and torch.equal(value, other)):
-                return False
-        elif value is not other and value != other:
-            return False
-    return True

@@ -1,27 +1,22 @@
 """The two passes of a guided step on two halves of the processes that share a clip: the first half makes the pass with
 the prompt, the second one the pass without, at the same time, and they exchange what came of it.
-
-As in :mod:`radial.generation.acceleration.batched`, what the second pass is given is known from the step before: in a
-transformer's first step every process makes both.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 
 from radial.attention.context_parallel import ContextParallel, peer_failures
-from radial.generation.acceleration.batched import alike, expected
 from radial.generation.acceleration.calls import Calls
 from radial.generation.acceleration.guidance import named
-
-_HOOK = "radial_split_guidance"
+from radial.generation.acceleration.passes import Made, both_at_once
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Halves:
         own = groups[rank // half]
         return cls(rank < half, None if own is None else ContextParallel.over(own), pairs[rank % half])
 
-    def exchange(self, parts: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def exchange(self, parts: Made) -> tuple[Made, Made]:
         """What the pass with the prompt made, and what the one without made, from this half's own.
 
         Raises:
@@ -65,62 +60,16 @@ class Halves:
         return tuple(pair[0] for pair in both), tuple(pair[1] for pair in both)
 
 
-@contextlib.contextmanager
-def split_guidance(transformers: list[Any], calls: Calls, halves: Halves) -> Iterator[None]:
+def split_guidance(transformers: list[Any], calls: Calls, halves: Halves) -> contextlib.AbstractContextManager[None]:
     """Make a pass on each half while the context lasts; to be entered after all that hooks into transformers."""
-    from diffusers.hooks import HookRegistry
 
-    with contextlib.ExitStack() as undo:
-        for transformer in transformers:
-            hook = _make_hook(transformer, calls, halves)
-            # Also while a run that goes on stands still, so that its first own step is what it was.
-            undo.callback(transformer.register_forward_pre_hook(hook.remember, with_kwargs=True).remove)
-            registry = HookRegistry.check_if_exists_or_initialize(transformer)
-            registry.register_hook(hook, _HOOK)
-            undo.callback(registry.remove_hook, _HOOK, recurse=False)
-        yield
+    def on_both_halves(
+        transformer: nn.Module, forward: Callable[..., Any], first: inspect.BoundArguments, second: Mapping[str, Any]
+    ) -> tuple[Made, Made]:
+        if halves.has_prompt:
+            return halves.exchange(forward(*first.args[1:], **first.kwargs))
+        first.arguments.update(second)
+        with named(transformer, "uncond"):
+            return halves.exchange(forward(*first.args[1:], **first.kwargs))
 
-
-def _make_hook(transformer: nn.Module, calls: Calls, halves: Halves) -> Any:
-    from diffusers.hooks import ModelHook
-
-    signature = inspect.signature(type(transformer).forward)
-
-    class SplitHook(ModelHook):
-        """Knows what the second pass was last given, and what it made in this step; pipelines take tuples."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.given: Mapping[str, Any] | None = None
-            self.wanted: Mapping[str, Any] | None = None
-            self.without_prompt: tuple[Tensor, ...] = ()
-
-        @torch.compiler.disable
-        def remember(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-            """Note what a second pass is given, for the steps to come."""
-            if calls.branch == "uncond":
-                self.given = signature.bind(module, *args, **kwargs).arguments
-
-        @torch.compiler.disable
-        def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            forward = self.fn_ref.original_forward
-            bound = signature.bind(module, *args, **kwargs)
-            if calls.branch == "uncond":
-                made, self.without_prompt = self.without_prompt, ()
-                if made and self.wanted is not None and alike(self.wanted, bound.arguments):
-                    return made
-                return forward(*args, **kwargs)
-            self.without_prompt = ()
-            self.wanted = None if self.given is None else expected(bound.arguments, self.given)
-            if self.wanted is None:
-                return forward(*args, **kwargs)
-            if halves.has_prompt:
-                own = forward(*args, **kwargs)
-            else:
-                bound.arguments.update(self.wanted)
-                with named(module, "uncond"):
-                    own = forward(*bound.args[1:], **bound.kwargs)
-            with_prompt, self.without_prompt = halves.exchange(own)
-            return with_prompt
-
-    return SplitHook()
+    return both_at_once(transformers, calls, on_both_halves)
