@@ -12,7 +12,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from radial.errors import OutputError, RequestError
+from radial.errors import ModelError, OutputError, RequestError
+
+BUNDLED = "bundled:"  # how the names of adapters and policies begin that come with the package
 
 
 def check_output(path: Path, suffix: str, *, overwrite: bool) -> None:
@@ -175,3 +177,28 @@ def rename_to_free_name(partial: Path, path: Path) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         os.replace(partial, path)
     _sync_folder(path.parent)
+
+
+def bundled_file(name: str, folder: str, what: str) -> Path:
+    """Where an adapter or a policy lies; ``bundled:NAME`` is one that comes with the package, in this folder of it.
+
+    Raises:
+        ModelError: it cannot be a name.
+    """
+    if not name.startswith(BUNDLED):
+        return Path(name)
+    bare = name.removeprefix(BUNDLED)
+    if not re.fullmatch(r"[\w-]+", bare):
+        raise ModelError(f"{name!r} names no {what} that comes with the package")
+    return _assets() / folder / f"{bare}.safetensors"
+
+
+def bundled_names(folder: str) -> list[str]:
+    """The names of what a folder of the package holds."""
+    return [f"{BUNDLED}{path.stem}" for path in sorted((_assets() / folder).glob("*.safetensors"))]
+
+
+def _assets() -> Path:
+    from importlib.resources import files
+
+    return Path(str(files("radial_assets")))

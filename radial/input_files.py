@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from radial.errors import RequestError
+from radial.files import BUNDLED
 from radial.models.find import check_language_model
-from radial.plans.policy import BUNDLED_POLICY
 
 FileKind = Literal["image", "clip", "image or clip", "policy"]
 KINDS: dict[str, FileKind] = {
@@ -104,7 +104,7 @@ def with_files(fields: Mapping[str, Any], place: Place) -> dict[str, Any]:
 
 
 def _is_bundled(name: str, value: str) -> bool:
-    return KINDS[name] == "policy" and value.startswith(BUNDLED_POLICY)
+    return KINDS[name] == "policy" and value.startswith(BUNDLED)
 
 
 def _placed(name: str, one: Any, place: Place) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import struct
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +17,7 @@ from pydantic import (
 )
 
 from radial.errors import ModelError, RequestError, first_line
+from radial.files import BUNDLED, bundled_file, bundled_names
 from radial.models.spec import ModelSpec, Sampler
 from radial.models.step_caches import CacheWord
 from radial.plans.layout import BlockSize, FarField, TokenOrder
@@ -25,7 +25,6 @@ from radial.plans.settings import Decay, DenseCount, Kind, SinkFrames, SkipWidth
 from radial.plans.story.memory import StoryMemory
 
 METADATA_KEY = "radial"
-BUNDLED_ADAPTER = "bundled:"
 _STEPS = ("num_inference_steps", "sampler", "guidance_scale", "flow_shift", "dense_steps", "dense_every")
 _Text = Annotated[str, Field(max_length=2000)]
 _Frames = Annotated[int, Field(ge=1, le=4097)]
@@ -132,22 +131,12 @@ class AdapterSettings(BaseModel):
 
 def adapter_file(path: str) -> Path:
     """The file of an adapter; ``bundled:NAME`` is one that comes with the package."""
-    if not path.startswith(BUNDLED_ADAPTER):
-        return Path(path)
-    from importlib.resources import files
-
-    name = path.removeprefix(BUNDLED_ADAPTER)
-    if not re.fullmatch(r"[\w-]+", name):
-        raise ModelError(f"{path!r} names no adapter that comes with the package")
-    return Path(str(files("radial_assets"))) / "adapters" / f"{name}.safetensors"
+    return bundled_file(path, "adapters", "adapter")
 
 
 def bundled_adapters() -> list[str]:
     """The names of the adapters that come with the package."""
-    from importlib.resources import files
-
-    folder = Path(str(files("radial_assets"))) / "adapters"
-    return [f"{BUNDLED_ADAPTER}{path.stem}" for path in sorted(folder.glob("*.safetensors"))]
+    return bundled_names("adapters")
 
 
 def check_adapter_file(path: Path) -> None:
@@ -213,7 +202,7 @@ def parse_lora(text: str, *, is_name: bool = False) -> dict[str, Any]:
     fields: dict[str, Any] = {"expert": expert} if at and expert in ("high", "low") else {}
     rest = rest if fields else text
     path, colon, weight = rest.rpartition(":")
-    if not colon or (not is_name and Path(rest).exists()) or path + colon == BUNDLED_ADAPTER:
+    if not colon or (not is_name and Path(rest).exists()) or path + colon == BUNDLED:
         return {"path": rest} | fields
     try:
         return {"path": path, "weight": float(weight)} | fields

@@ -8,7 +8,6 @@ from typing import Protocol
 
 from radial.errors import ModelError, RequestError
 
-BUNDLED_POLICY = "bundled:"  # how the names of policies' files begin that come with the package
 DENSE = 0  # the choice that every installation has
 _COUNTS = ("dense_layers", "dense_steps", "dense_last_steps", "dense_every")
 

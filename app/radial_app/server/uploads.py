@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from radial.errors import OutputError, RadialError, RequestError
-from radial.files import publish
+from radial.files import BUNDLED, publish
 from radial.input_files import KINDS, named_files, with_files
 from radial.models.checkpoint import INDEX, MODULAR_INDEX, checkpoint_folder
 from radial.models.find import HUB_ID, SINGLE_FILES, find_model
 from radial.models.hub.download import cached_folder, is_whole
-from radial.models.lora_settings import BUNDLED_ADAPTER, check_adapter_file
+from radial.models.lora_settings import check_adapter_file
 from radial.models.table import MODELS
 from radial.plans.measured.policy_file import check_policy_file
 from radial.request import MAX_LORAS, GenerationRequest, make_request
@@ -184,7 +184,7 @@ class Inputs:
             raise RequestError("decoder must be full or tiny here: files are for commands")
         if "enhance" in names and request.enhance not in (None, *self.enhancers.values()):
             raise RequestError("enhance names a language model that this server does not offer")
-        brought = {one.path for one in request.loras if not one.path.startswith(BUNDLED_ADAPTER)}
+        brought = {one.path for one in request.loras if not one.path.startswith(BUNDLED)}
         if "loras" in names and brought and not brought <= set(map(str, self.adapters().values())):
             raise RequestError("loras name an adapter that is none of this server's")
         if "model" in names and request.model not in map(str, self.checkpoints().values()):
@@ -305,13 +305,11 @@ def without_what_goes_with(fields: dict[str, Any]) -> None:
 
 def name_adapters(loras: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Adapters by names in place of paths."""
-    return [
-        lora if lora["path"].startswith(BUNDLED_ADAPTER) else lora | {"path": Path(lora["path"]).name} for lora in loras
-    ]
+    return [lora if lora["path"].startswith(BUNDLED) else lora | {"path": Path(lora["path"]).name} for lora in loras]
 
 
 def _adapter(name: str, adapters: dict[str, Path]) -> str:
-    if name.startswith(BUNDLED_ADAPTER):
+    if name.startswith(BUNDLED):
         return name
     if (path := adapters.get(name)) is None or not _NAME.fullmatch(name):
         raise RequestError(f"there is no adapter {name[:200]!r}")

@@ -7,7 +7,6 @@ Shapes: K parts of a run, L layers, M planners.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +17,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from radial.errors import ModelError, RequestError, explain, first_line
-from radial.files import publish
+from radial.files import bundled_file, bundled_names, publish
 from radial.plans.layout import BlockSize, FarField, TokenGrid, TokenOrder
 from radial.plans.measured.budget import spend
-from radial.plans.policy import BUNDLED_POLICY, TablePolicy
+from radial.plans.policy import TablePolicy
 
 MAX_DENSITIES = 16
 TARGET_SHARE = 0.4  # of attention's work, where nothing else is asked for
@@ -189,22 +188,12 @@ def policy_path(name: str) -> Path:
     Raises:
         ModelError: it cannot be a name.
     """
-    if not name.startswith(BUNDLED_POLICY):
-        return Path(name)
-    from importlib.resources import files
-
-    bare = name.removeprefix(BUNDLED_POLICY)
-    if not re.fullmatch(r"[\w-]+", bare):
-        raise ModelError(f"{name!r} names no policy that comes with the package")
-    return Path(str(files("radial_assets"))) / "policies" / f"{bare}.safetensors"
+    return bundled_file(name, "policies", "policy")
 
 
 def bundled_policies() -> list[str]:
     """The names of the policies that come with the package."""
-    from importlib.resources import files
-
-    folder = Path(str(files("radial_assets"))) / "policies"
-    return [f"{BUNDLED_POLICY}{path.stem}" for path in sorted(folder.glob("*.safetensors"))]
+    return bundled_names("policies")
 
 
 def read_policy(path: Path) -> PolicyFile:
