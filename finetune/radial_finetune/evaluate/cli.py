@@ -240,12 +240,12 @@ def story(
     sheet: list[tuple[str, Any]] = []
     with scoring_processes() as pool:
         for length in segments or [6, 12]:
-            groups = casts.held_out_casts(stories, length, wanted.memory, UNIT // loaded.spec.stride[0])
+            groups = casts.held_out_casts(stories, length, wanted.memory, UNIT // loaded.spec.stride[0], batch_size)
             parts = [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
-            truth = [casts.score_films(pool, casts.true_films(part), part) for part in parts]
-            results[f"truth, {length}"] = casts.summarise([one for part in truth for one in part])
+            truth = [casts.score_films(pool, casts.true_films(part, loaded.device), part) for part in parts]
+            results[f"truth, {length}"] = casts.summarise([one for part in truth for one in part.get()])
             for kind in chosen:
-                name, scores, kept = f"{kind}, {length}", [], tokens.setdefault(f"{kind}, {length}", [])
+                name, scored, kept = f"{kind}, {length}", [], tokens.setdefault(f"{kind}, {length}", [])
 
                 def count(chunk: int, cache: Any, kept: list[int] = kept) -> None:
                     if chunk == len(kept):
@@ -254,9 +254,9 @@ def story(
                 with stderr.status(f"{name}: {stories} stories"):
                     for part in parts:
                         films = casts.make_films(wanted.request, loaded, wanted.memory, part, kind, seed, count)
-                        scores += casts.score_films(pool, films, part)
+                        scored.append(casts.score_films(pool, films, part))
                         sheet.append((f"{name}: {part[0].words[0]}", films[0]))
-                results[name] = casts.summarise(scores)
+                results[name] = casts.summarise([one for part in scored for one in part.get()])
     measures = list(dict.fromkeys(measure for result in results.values() for measure in result))
     told = {n: {m: _interval(r[m]) if m in r else "" for m in measures} for n, r in results.items()}
     _print_table("%", told)
