@@ -1,7 +1,7 @@
 """Where runs of one model that share its transformer meet: their calls, and stand-ins that hand these over.
 
-One thread runs at a time. A run's pipeline has a stand-in for the transformer, which hands its call over and waits; once
-every run that goes on has come to a call, those of one timestep are made as a pack, in the order of the runs.
+One thread runs at a time. A run's pipeline has a stand-in for the transformer, which hands its call over and waits;
+once every run that goes on has come to a call, those of one timestep are made as a pack, in the order of the runs.
 """
 
 from __future__ import annotations
