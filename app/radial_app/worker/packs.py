@@ -96,7 +96,13 @@ def render_together(
     jobs = sorted(jobs, key=lambda job: job.id)  # the same after a kill, wherever they were moved in the queue
     ends: list[Exception | None] = [None] * len(jobs)
     not_settled: list[BaseException] = []
-    with Together([job.request for job in jobs]) as together:
+    try:
+        shared_run = Together([job.request for job in jobs])
+    except RadialError as error:  # of a file that is gone, say: each tells of it
+        log.warning("jobs are rendered one by one after all: %s", error)
+        alone = LocalRenderer(models, snapshot_seconds)
+        return _worst([Attempt(store, job, alone, stop=stop, tell=tell).run() for job in jobs])
+    with shared_run as together:
         shared = _Shared(store, jobs, together, models, snapshot_seconds, stop)
 
         def attempt(number: int) -> None:
@@ -110,6 +116,10 @@ def render_together(
         together.run(attempt)
     if not_settled:
         raise not_settled[0]
+    return _worst(ends)
+
+
+def _worst(ends: Sequence[Exception | None]) -> Exception | None:
     errors = [error for error in ends if error is not None]
     return max(errors, key=lambda error: (isinstance(error, Lost), not isinstance(error, RadialError)), default=None)
 
