@@ -25,6 +25,7 @@ from radial.request import make_request
 from radial.video.clip import read_frames, read_receipt
 from radial_app.jobs.job import Job, Output
 from radial_app.jobs.store import JobStore, snapshot_before
+from radial_app.worker.pool import WorkerPool
 from radial_app.worker.worker import Worker
 
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 9, "num_inference_steps": 4, "decay": 0.3}
@@ -137,9 +138,9 @@ Worker(JobStore(), until_idle=True, snapshot_seconds=0.0, device="cpu").run()
 def test_kill_9_in_the_middle_of_a_pack(
     store: JobStore, make: Callable[..., Job], wan_folder: Path, paying: None, tmp_path: Path
 ) -> None:
-    """They go on together, each from its own snapshot of the same step, even where the kill came between two of these:
-    bit for bit what is made without a kill."""
-    steps, seldom = 6, 1e9
+    """They go on together, each from its own snapshot of the same step, even where the kill came between two of these,
+    and again after their worker was told to stop: bit for bit what is made without either."""
+    steps, seldom = 8, 1e9
     fields: list[dict[str, Any]] = [{"seed": 1}, {"seed": 2, "num_frames": 5}, {"seed": 3, "height": 48}]
     straight = [make(num_inference_steps=steps, **one) for one in fields]
     worker(store, snapshot_seconds=seldom).run()
@@ -166,13 +167,27 @@ def test_kill_9_in_the_middle_of_a_pack(
     if before.exists() and last.exists():
         before.replace(last)
     store.prioritise([jobs[2].id], 5)  # its place in the queue is not its place in the pack
-    made: list[str] = []
+    starts: list[int] = []
     again = worker(store, snapshot_seconds=seldom)
-    again.on_event = lambda job, event: made.append(event.note) if getattr(event, "note", "") else None
+
+    def on_event(job: Job, event: Any) -> None:
+        if isinstance(event, Event) and "goes on from step " in event.note:
+            starts.append(int(event.note.partition("goes on from step ")[2].split()[0]))
+        if isinstance(event, Event) and event.stage == "denoise" and event.step > starts[0]:
+            again.stop.set()
+
+    again.on_event = on_event
     again.run()
+    found = [store.get(job.id) for job in jobs]
+    assert [one.state for one in found] == ["queued"] * 3
+    assert len({one.pack for one in found}) == 1
+    last_one = worker(store, snapshot_seconds=seldom)
+    last_one.on_event = on_event
+    last_one.run()
     assert [store.get(job.id).state for job in jobs] == ["done"] * 3
-    starts = {note.partition("goes on from step ")[2] for note in made if "goes on" in note}
-    assert len(starts) == 1
+    assert starts[:3] == [starts[0]] * 3
+    assert starts[3:] == [starts[3]] * 3
+    assert starts[0] < starts[3] < steps
     for job, one, frames in zip(jobs, fields, wanted, strict=True):
         assert np.array_equal(frames_of(tmp_path, one["seed"]), frames)
         assert set(read_receipt(tmp_path / "out" / f"{one['seed']}.mp4")["packed_with"]) == {
@@ -230,6 +245,12 @@ def test_who_waits_alone(
     # Two workers have half each.
     with store.locks.alive("cpu-2-bbbbbb"):
         assert len(mates(*(make() for _ in range(4)))) == 1
+
+
+def test_workers_are_started_without_packs_where_that_is_asked(store: JobStore) -> None:
+    for pack in (True, False):
+        (command,) = WorkerPool(store, ["cpu"], pack=pack)._commands.values()
+        assert ("--no-pack" in command) is not pack
 
 
 def test_a_pack_fits_into_memory(wan_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
