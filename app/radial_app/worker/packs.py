@@ -49,8 +49,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("radial.worker")
 
 
-def find_mates(store: JobStore, first: Job, waiting: Sequence[Job]) -> list[Job]:
-    """The jobs that wait and are to be rendered together with one that was claimed; none where it is to be alone.
+def find_mates(store: JobStore, first: Job, waiting: Sequence[Job], device: str) -> list[Job]:
+    """The jobs that wait and are to be rendered on a device together with one that was claimed; none where it is to be
+    alone.
 
     Those that were together when their worker died are so again. Else it is the next ones in the queue, so that no job
     is overtaken, of one owner, as many as pays and fits, and no more than this worker's share of them.
@@ -61,20 +62,22 @@ def find_mates(store: JobStore, first: Job, waiting: Sequence[Job]) -> list[Job]
     if first.pack:
         again = [job for job in waiting if job.pack == first.pack]
         return [job for job in again if _are_alike(store, first, job)]
-    spec, device = find_model(first.request.model), _device_name(first.request.device)
+    spec, name = find_model(first.request.model), _device_name(device)
     chosen = [first]
     for job in waiting:
         longest = max(one.request.grid(spec).tokens for one in chosen)
-        if len(chosen) >= clips_together(spec.name, longest, device):
+        if len(chosen) >= clips_together(spec.name, longest, name):
             break
         if job.pack or job.owner != first.owner or not _are_alike(store, first, job):
             break
-        if len(chosen) >= clips_together(spec.name, job.request.grid(spec).tokens, device):
+        if len(chosen) >= clips_together(spec.name, job.request.grid(spec).tokens, name):
             break
         chosen.append(job)
     share = -(-len(chosen) // max(1, len(store.locks.living())))
     chosen = chosen[:share]
-    return chosen[1 : count_fitting([job.request for job in chosen])] if len(chosen) > 1 else []
+    if len(chosen) == 1:
+        return []
+    return chosen[1 : count_fitting([job.request.model_copy(update={"device": device}) for job in chosen])]
 
 
 def render_together(

@@ -145,7 +145,8 @@ class Worker:
                 one for one in self.store.find(["queued"], self._batch, limit=None if job.pack else _LOOK_AHEAD)
                 if self._takes(one) and not now < one.deferred_until <= now + LONGEST_WAIT
             ]  # fmt: skip
-            mates = find_mates(self.store, job, waiting)
+            device = job.request.device if self._device == "auto" else self._device
+            mates = find_mates(self.store, job, waiting, device)
             return self.store.claim_beside(self.name, job, mates) if mates else []
         except RadialError as error:  # what is amiss with the job is told where it is rendered
             log.warning("job %s is rendered alone: %s", job.id, error)
