@@ -415,7 +415,7 @@ def find_preset(name: str, spec: ModelSpec) -> dict[str, object]:
 def nearest(name: str) -> str:
     """The names of models that one may have meant, in words; nothing where none is near."""
     if name == "tiny-control":
-        return f"; its file {CONTROL_FILE} is not there: python -m radial_finetune.pretrain.control makes it"
+        return f"; there is no {CONTROL_FILE}, which python -m radial_finetune.pretrain.control makes"
     known = {key.lower(): spec.name for spec in MODELS.values() for key in (spec.name, spec.source)}
     found = list(dict.fromkeys(known[key] for key in difflib.get_close_matches(name.lower(), known, 6, 0.6)))[:3]
     return f"; do you mean {' or '.join(found)}?" if found else ""

@@ -30,7 +30,8 @@ from radial.request import GenerationRequest
 from radial.video.encoding import Frames
 from radial_finetune.evaluate.score import Sighting, find_figure, fit_templates, nearest_colour, shape_of
 from radial_finetune.evaluate.shapes import HELD_OUT_SEED, bootstrap
-from radial_finetune.world.scene import Figure
+from radial_finetune.world.render import tracks
+from radial_finetune.world.scene import Figure, draw_scene
 from radial_finetune.world.steered import SIGNALS, Steered, caption, dig, draw_steered, draw_track, show
 
 MOST_DECIBELS = 99.0  # of frames that are the same
@@ -51,11 +52,11 @@ def _on_a_path(rng: random.Random, *, named: bool = True) -> Steered:
     return replace(drawn, scene=scene, truth=truth, prompt=caption(scene, rng, named=named, moving=False), picture=None)
 
 
-def _masked(rng: random.Random) -> Steered:
-    """A clip whose figure, or one of two, is made anew within a box."""
-    drawn = draw_steered(rng, "text")
-    drawn = replace(drawn, prompt=caption(drawn.scene, rng))
-    return dig(drawn, rng, "part" if len(drawn.truth) == 2 else "swept")
+def _masked(rng: random.Random, figures: int) -> Steered:
+    """A clip whose figure is made anew in a box about its way, or one of two in its half of the frame."""
+    scene = draw_scene(rng, figures)
+    drawn = Steered(scene, tracks(scene, 33, 128, 128), caption(scene, rng), "inpaint", 33, 128)
+    return dig(drawn, rng, "part" if figures == 2 else "swept")
 
 
 def _given_frames(rng: random.Random, frames: tuple[int, ...]) -> Steered:
@@ -71,7 +72,8 @@ def _pictured(rng: random.Random) -> Steered:
 
 TASKS: dict[str, Callable[[random.Random], Steered]] = {
     **{name: functools.partial(_signal, task=name) for name in SIGNALS},
-    "inpaint": _masked,
+    "inpaint": functools.partial(_masked, figures=1),
+    "inpaint one of two": functools.partial(_masked, figures=2),
     "first frame": lambda rng: _given_frames(rng, (0,)),
     "middle frames": lambda rng: _given_frames(rng, (8, 24)),
     "reference": _pictured,

@@ -41,6 +41,7 @@ class ControlTraining:
         seconds: of all calls together, what they take to start and to save included; the learning rate falls to zero
             over the last ``cooldown`` share.
         steps: an end before that.
+        layers: beside which blocks of VACE stand.
         referenced: share of steps whose clips have a picture of their figure.
         pool_size: encoded examples kept at hand, of which ``referenced`` have a picture.
         refresh_every: steps between two batches of new examples; while the pool fills, a quarter of that.
@@ -49,6 +50,7 @@ class ControlTraining:
 
     seconds: float
     steps: int | None = None
+    layers: tuple[int, ...] = VACE_LAYERS
     batch_size: int = 64
     muon_lr: float = 2e-3
     adam_lr: float = 6e-4
@@ -68,7 +70,7 @@ class ControlTraining:
     save_every: float = 120.0  # seconds
 
 
-def add_control(base: WanTransformer3DModel, layers: tuple[int, ...] = VACE_LAYERS) -> WanVACETransformer3DModel:
+def add_control(base: WanTransformer3DModel, layers: tuple[int, ...]) -> WanVACETransformer3DModel:
     """A model with blocks of VACE beside some layers of another one, copies of these; what they say counts for nothing
     until it is learned. Only they are to be trained."""
     names = (
@@ -121,7 +123,7 @@ def train_control(
     begun = time.monotonic()
     device = encoder.device
     torch.manual_seed(training.seed)
-    transformer = add_control(base).to(device)
+    transformer = add_control(base, training.layers).to(device)
     run = _Run(transformer, training, device)
     step, spent = _resume(out, run, device)
     begun -= spent
@@ -275,10 +277,10 @@ def _save(out: Path, run: _Run, step: int, seconds: float, digest: str) -> None:
     for other in out.glob("state-*"):
         if other != whole:
             shutil.rmtree(other)
-    write_control(out / FILE, dict(zip(run.names, run.average, strict=True)), digest)
+    write_control(out / FILE, dict(zip(run.names, run.average, strict=True)), digest, run.training.layers)
 
 
-def write_control(path: Path, weights: dict[str, Tensor], digest: str, layers: tuple[int, ...] = VACE_LAYERS) -> None:
+def write_control(path: Path, weights: dict[str, Tensor], digest: str, layers: tuple[int, ...]) -> None:
     """Write a control as ``--model tiny-control`` puts it together with the bundled model of that digest."""
     partial = path.with_suffix(".partial")
     tensors = {name: one.detach().half().cpu().contiguous() for name, one in weights.items()}
@@ -310,6 +312,7 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(ControlTraining, name))
     for name in ("muon_lr", "adam_lr", "referenced"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(ControlTraining, name))
+    parser.add_argument("--layers", type=int, nargs="+", default=VACE_LAYERS, help="beside which blocks of VACE stand")
     parser.add_argument("--no-compile", action="store_true")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -319,7 +322,8 @@ def main() -> None:
     for part in (pipe.transformer, pipe.vae, pipe.text_encoder):
         part.to(device).eval().requires_grad_(False)
     training = ControlTraining(
-        seconds=60 * options.minutes, steps=options.steps, batch_size=options.batch_size, muon_lr=options.muon_lr,
+        seconds=60 * options.minutes, steps=options.steps,
+        layers=tuple(options.layers), batch_size=options.batch_size, muon_lr=options.muon_lr,
         adam_lr=options.adam_lr, referenced=options.referenced, pool_size=options.pool_size,
         num_frames=options.num_frames, side=options.side, processes=options.processes, seed=options.seed,
         compile=not options.no_compile and device.type == "cuda",
