@@ -65,21 +65,23 @@ def put_together(base: Path, control: Path) -> Path:
     from huggingface_hub import constants
     from safetensors import SafetensorError, safe_open
 
+    links = {file.relative_to(base): file for file in sorted(base.rglob("*")) if file.is_file()}
     try:
+        # All that the folder is made of, so that one of another installation or version is another.
+        made_of = [(file.resolve(), file.stat()) for file in (*links.values(), control)]
+        told_of = "\n".join(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in made_of)
+        place = (
+            Path(constants.HF_HOME) / "radial" / f"{control.stem}--{hashlib.sha256(told_of.encode()).hexdigest()[:16]}"
+        )
+        if place.is_dir():
+            return place
         with safe_open(control, "pt") as file:
             told, names = file.metadata() or {}, list(file.keys())
         layers = json.loads(told["vace_layers"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ModelError(f"{control} holds no blocks of VACE that say where they stand: {first_line(error)}") from error
-    if told.get("base") != (digest := transformer_digest(base)):
+    if told.get("base") != transformer_digest(base):
         raise ModelError(f"the blocks of VACE in {control.name} were trained beside another model than {base}")
-    links = {file.relative_to(base): file for file in sorted(base.rglob("*")) if file.is_file()}
-    # All that the folder is made of, so that one of another installation or version is another.
-    made_of = [digest, *(f"{file.resolve()} {file.stat().st_mtime_ns}" for file in (*links.values(), control))]
-    key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
-    place = Path(constants.HF_HOME) / "radial" / f"{control.stem}--{key}"
-    if place.is_dir():
-        return place
     inner = Path("transformer")
     (shards,) = (name for name in links if name.parent == inner and name.name.endswith(".index.json"))
     index = read_json(links.pop(shards))

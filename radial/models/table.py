@@ -147,7 +147,7 @@ CONTROL_FILE = bundled_file(BUNDLED_CONTROL, "control", "model")
 # The bundled model with blocks of VACE beside its own; among the models as soon as the package has these.
 TINY_CONTROL = _row(
     _TINY, "tiny-control", "bundled: moving shapes, steered by clips, masks, images", BUNDLED_CONTROL,
-    step_caches=None, video_pipeline=None, long_adapter=None, **_VACE | {"most_references": 1},
+    step_caches=None, video_pipeline=None, long_adapter=None, riflex_period=None, **_VACE | {"most_references": 1},
 )  # fmt: skip
 
 MODELS: dict[str, ModelSpec] = {

@@ -309,10 +309,9 @@ def control(
             scores = [steering.score_control(film, one) for film, one in zip(films, members, strict=True)]
             results[f"{name}, {kind}"] = steering.summarise_controls(scores)
         for film, one in list(zip(made[attention], members, strict=True))[:3]:
-            shown = one.frames() if one.signal() is None else one.signal()
-            sheet += [(f"{name}: {one.prompt}", shown), ("made", film)]
+            sheet += [(f"{name}: {one.prompt}", steering.shown(one)), ("made", film)]
     told = steering.to_markdown(results)
-    Console().print(told, highlight=False, markup=False)
+    Console().print(told, highlight=False, markup=False, soft_wrap=True)
     if out is not None:
         _write(out, "control", {"request": request.model_dump(mode="json"), "results": results})
         publish_text(out / "control.md", told)

@@ -171,6 +171,12 @@ def arguments_of(drawn: Steered) -> dict[str, Any]:
     return arguments | ({} if reference is None else {"reference_images": [Image.fromarray(reference)]})
 
 
+def shown(drawn: Steered) -> Frames:
+    """What a model is shown of a clip, grey where it makes it anew; a picture of the figure first."""
+    arguments = arguments_of(drawn)
+    return np.stack([np.asarray(one) for one in (*arguments.get("reference_images", ()), *arguments["video"])])
+
+
 def through_autoencoder(model: LoadedModel, members: Sequence[Steered]) -> list[Frames]:
     """The true clips as the model's autoencoder gives them back: more than it keeps nothing can keep."""
     vae, clips = model.pipe.vae, []
