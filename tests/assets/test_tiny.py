@@ -73,15 +73,11 @@ def test_a_figure_goes_where_a_clip_says(tmp_path: Path) -> None:
     signal_THWC = drawn.signal()
     assert signal_THWC is not None
     Video(signal_THWC, 16).write(tmp_path / "path.mp4")
-    (video,) = generate(
-        make_request(
-            prompt=drawn.prompt,
-            model="tiny-control",
-            control_video=str(tmp_path / "path.mp4"),
-            seed=0,
-            num_inference_steps=8,
-        )  # fmt: skip
-    )
+    request = make_request(
+        prompt=drawn.prompt, model="tiny-control", control_video=str(tmp_path / "path.mp4"), seed=0,
+        num_inference_steps=8,
+    )  # fmt: skip
+    (video,) = generate(request)
     score = score_control(video.frames, drawn)
     assert score.figure
     assert score.colour
