@@ -96,7 +96,10 @@ def teach_names(
         step += 1
         if time.monotonic() - last_log > 20:
             last_log = time.monotonic()
-            log(f"{done:4.0%} step {step} moved {moved.item():.5f} " + " ".join(f"{n} {r:.3f}" for n, r in right.items()))
+            log(
+                f"{done:4.0%} step {step} moved {moved.item():.5f} "
+                + " ".join(f"{n} {r:.3f}" for n, r in right.items())
+            )
     log(f"done: {step} steps, captions without a name moved by {moved.item():.5f} of their variance")
     return encoder.eval().requires_grad_(False)
 
