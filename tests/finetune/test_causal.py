@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from radial import ModelError, RequestError
 from radial.adapters.file import read_adapter
@@ -234,6 +234,8 @@ def _makes_stories(adapter: Path, config: dict[str, Any]) -> None:
     them."""
     told = load_file(adapter)["transformer.story_memory.tokens"]
     assert told.shape[0] == 2
+    before = load_file(adapter.parent / "step-000002" / "adapter.safetensors")["transformer.story_memory.tokens"]
+    assert not torch.equal(told, before), "they learn"
     fields = {
         "model": config["model"], "height": 32, "width": 32, "seed": 1, "num_inference_steps": 2,
         "loras": [{"path": str(adapter)}], "device": "cpu", "fps": 16,
@@ -264,12 +266,17 @@ def _makes_stories(adapter: Path, config: dict[str, Any]) -> None:
         plain_tensors(read_adapter(adapter))
     with pytest.raises(RequestError, match="no place for them in a checkpoint"):
         merge(config["model"], [{"path": str(adapter)}], adapter.parent / "merged", torch.float32)
+    tokenless = adapter.parent / "tokenless.safetensors"
+    save_file({name: x for name, x in load_file(adapter).items() if "tokens" not in name}, tokenless)
     for count in (2, 3):
         transformer = type(loaded.pipe.transformer).from_config(loaded.pipe.transformer.config)
         add_adapter(transformer, WanObjective, make_config(**config).adapter_form)
         train_tokens(transformer, count)
         parameters = {name: one for name, one in transformer.named_parameters() if one.requires_grad}
         if count == 2:
+            drawn = transformer.story_memory.tokens.detach().clone()
+            begin_from(tokenless, parameters, {}, 1.0)
+            assert torch.equal(transformer.story_memory.tokens, drawn)
             begin_from(adapter, parameters, {}, 1.0)
             assert torch.equal(transformer.story_memory.tokens, told)
             continue

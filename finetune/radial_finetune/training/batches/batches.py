@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radial.errors import RequestError
+from radial.plans.story.memory import spread
 from radial_finetune.data.buckets import Bucket
 from radial_finetune.data.cache import (
     CachedClip,
@@ -93,6 +94,8 @@ class Batches:
         if config.memory is not None:
             for bucket, texts, _ in self._kinds:
                 plan_of(config.memory, objective.spec.latent_frames(bucket.num_frames), texts)
+                _, rows, columns = objective.spec.stride
+                spread(bucket.height // rows, bucket.width // columns, config.memory.memory_tokens or 0)
         self._which = self._choose_kinds(config.steps * config.gradient_accumulation_steps)
         self._place = _count_earlier(self._which, len(self._kinds))
 
