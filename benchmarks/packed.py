@@ -15,7 +15,8 @@ Tuning: a whole epoch of a mixed set by packs and by buckets, a transformer of W
 LoRA, gradient checkpointing, radial attention in both; the same clips, noise levels and budget of tokens. Clips a
 second, and the number of steps that took.
 
-Drafts: 8 short clips of the bundled model, together and one by one.
+Drafts: 8 short clips of the bundled model, together and one by one, and what the table of where packs pay should say
+of them.
 
     python benchmarks/packed.py --tiny     all at a size for the CPU, where times say nothing
 """
@@ -29,6 +30,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,6 +43,7 @@ import radial
 from radial import RadialPattern, Schedule
 from radial.attention.packed.clips import PackedClips
 from radial.attention.packed.pack import Budget, Pack
+from radial.generation.acceleration.pack_rates import Rate
 from radial.generation.acceleration.together import generate_together
 from radial.generation.pipeline import generate
 from radial.loading.load import load
@@ -285,6 +288,11 @@ def compare_drafts(count: int, frames: int, steps: int) -> None:
             raise SystemExit(f"  {name} failed: {failed[0]}")
         first = first or seconds
         print(f"  {name:10} {seconds:8.2f} s {first / seconds:6.2f} x", flush=True)
+    device = torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu"
+    tokens = requests[0].resolve().grid(model.spec).tokens
+    measured = f"{date.today()}, benchmarks/packed.py --part drafts"
+    rate = Rate(model.spec.name, device, tokens, count, round(first / seconds, 2), measured)
+    print(f"  a row of pack_rates.py: {rate}", flush=True)
 
 
 def build(sizes: Sizes, device: str) -> Any:

@@ -148,10 +148,10 @@ def load(
 
 
 def _take_scale(pipe: Any) -> None:
-    """Have a pipeline take the scale of its autoencoder as that says it: those of Wan that make a clip over count the
-    autoencoder's layers, and are wrong where it takes patches first or has more of them."""
+    """Have a pipeline take the scale of its autoencoder as that says it: those of Wan that make a clip over or steer it
+    count the autoencoder's layers, and are wrong where it takes patches first or has more of them."""
     scales = {name: pipe.vae.config.get(f"scale_factor_{name}") for name in ("spatial", "temporal")}
-    if type(pipe).__name__ == "WanVideoToVideoPipeline" and all(scales.values()):
+    if type(pipe).__name__ in ("WanVideoToVideoPipeline", "WanVACEPipeline") and all(scales.values()):
         pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal = scales["spatial"], scales["temporal"]
         pipe.video_processor.register_to_config(vae_scale_factor=scales["spatial"])
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from radial.errors import ModelError, RequestError
 from radial.loading.devices import find_device, gpu_memory, number_bytes
-from radial.loading.needs import fit_profile, needs_of
+from radial.loading.needs import Needs, fit_profile, needs_of
 from radial.models.architecture import named_weights
 from radial.models.checkpoint import checkpoint_folder, spec_in
 from radial.models.find import find_model
@@ -64,6 +64,32 @@ def check_fits(request: GenerationRequest, processes: int = 1) -> None:
             f"this clip of {find_model(request.model).name} {lack}: take a smaller model, eight_bit_weights, or "
             "another machine (--force tries it all the same)"
         )
+
+
+def count_fitting(requests: Sequence[GenerationRequest]) -> int:
+    """How many of resolved requests of one model, from the first on, can be made together on the device of the first:
+    with all weights on it, beside what others have of it. One, where nobody knows."""
+    import psutil
+    import torch
+
+    from radial.loading.memory import free_memory
+
+    try:
+        weighed = [find_weights(request) for request in requests]
+    except ModelError:  # told where it is loaded
+        return 1
+    device = find_device(requests[0].device)
+    number = number_bytes(requests[0].dtype, device)
+    most = psutil.virtual_memory().total if device == "cpu" else free_memory(torch.device(device))
+    needs: list[Needs] = []
+    for request, (spec, weights) in zip(requests, weighed, strict=True):
+        if weights is None:
+            break
+        needs.append(needs_of(request, spec, weights, number))
+        all_of_them = Needs.together(needs)
+        if (all_of_them.cpu if device == "cpu" else all_of_them.vram("full")) > most:
+            return max(1, len(needs) - 1)
+    return max(1, len(needs))
 
 
 def find_lack(request: GenerationRequest, processes: int = 1) -> str | None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -55,6 +56,14 @@ class Needs:
         decode = int(self.decode * Strips.cut_into(latents, processes).widest) + whole
         return replace(self, clip=self.clip // processes, decode=min(self.decode, decode),
                        decode_tiled=self.decode_tiled + whole)  # fmt: skip
+
+    @classmethod
+    def together(cls, clips: Sequence[Needs]) -> Needs:
+        """Of clips whose calls of one model are made together: they are decoded one after the other."""
+        return replace(
+            clips[0], clip=sum(one.clip for one in clips), decode=max(one.decode for one in clips),
+            decode_tiled=max(one.decode_tiled for one in clips), frames=sum(one.frames for one in clips),
+        )  # fmt: skip
 
     def vram(self, profile: Profile) -> int:
         """The most that lies on the GPU at once."""

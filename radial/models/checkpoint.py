@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 import re
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from radial.attention.family import patch_sizes
-from radial.errors import ModelError, first_line
+from radial.errors import ModelError, OutputError, first_line
 from radial.models.spec import ModelSpec
-from radial.models.table import BUNDLED, MODELS, as_fun
+from radial.models.table import BUNDLED, BUNDLED_CONTROL, CONTROL_FILE, MODELS, as_fun
 
 INDEX, MODULAR_INDEX = "model_index.json", "modular_model_index.json"
 NOT_DRIVEN = ("transformer_ref",)  # components of tasks that are not driven here: MiniMax-H3's, from references
+CONTROL_CHANNELS = 96  # of what VACE reads: two clips of latents, and a mask for each pixel of a latent place
 _WITH_WEIGHTS = ("transformer", "vae", "audio_vae", "text_encoder", "image_encoder", "vocoder")
 
 
@@ -27,16 +31,91 @@ def driven_pipelines() -> list[str]:
 def checkpoint_folder(spec: ModelSpec) -> Path | None:
     """Where a model's files are on this machine; None for a hub id, but for one whose pieces were put together."""
     if spec.source == BUNDLED:
-        from importlib.resources import files
-
-        folder = Path(str(files("radial_assets"))) / "tiny"
-        if not (folder / INDEX).exists():
-            raise ModelError(f"the bundled model is missing from {folder}; reinstall radial-video")
-        return folder
+        return bundled_folder("tiny")
+    if spec.source == BUNDLED_CONTROL:
+        return put_together(bundled_folder("tiny"), CONTROL_FILE)
     if spec.pieces:
         folder = assembled_folder(spec)
         return folder if folder.is_dir() and all(link.exists() for link in folder.rglob("*")) else None
     return Path(spec.source) if Path(spec.source).is_dir() else None
+
+
+def bundled_folder(name: str) -> Path:
+    """The folder of a model that comes with the package whole.
+
+    Raises:
+        ModelError: it is missing.
+    """
+    from importlib.resources import files
+
+    folder = Path(str(files("radial_assets"))) / name
+    if not (folder / INDEX).exists():
+        raise ModelError(f"the bundled model is missing from {folder}; reinstall radial-video")
+    return folder
+
+
+def put_together(base: Path, control: Path) -> Path:
+    """A folder of links, laid out as a checkpoint of VACE: a whole model of Wan in diffusers' layout, and a file with
+    blocks of VACE for its transformer, whose metadata says beside which layers they stand and the base's digest.
+
+    Raises:
+        ModelError: the file is none, or its blocks were trained beside another model.
+        OutputError: links cannot be made in the cache of the hub.
+    """
+    from huggingface_hub import constants
+    from safetensors import SafetensorError, safe_open
+
+    links = {file.relative_to(base): file for file in sorted(base.rglob("*")) if file.is_file()}
+    try:
+        # All that the folder is made of, so that one of another installation or version is another.
+        made_of = [(file.resolve(), file.stat()) for file in (*links.values(), control)]
+        told_of = "\n".join(f"{file} {stat.st_size} {stat.st_mtime_ns}" for file, stat in made_of)
+        place = (
+            Path(constants.HF_HOME) / "radial" / f"{control.stem}--{hashlib.sha256(told_of.encode()).hexdigest()[:16]}"
+        )
+        if place.is_dir():
+            return place
+        with safe_open(control, "pt") as file:
+            told, names = file.metadata() or {}, list(file.keys())
+        layers = json.loads(told["vace_layers"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ModelError(f"{control} holds no blocks of VACE that say where they stand: {first_line(error)}") from error
+    if told.get("base") != transformer_digest(base):
+        raise ModelError(f"the blocks of VACE in {control.name} were trained beside another model than {base}")
+    inner = Path("transformer")
+    (shards,) = (name for name in links if name.parent == inner and name.name.endswith(".index.json"))
+    index = read_json(links.pop(shards))
+    index["weight_map"] |= dict.fromkeys(names, control.name)
+    pipeline = {k: v for k, v in read_json(links.pop(Path(INDEX))).items() if k != "expand_timesteps"}
+    pipeline |= {"_class_name": "WanVACEPipeline", "transformer": ["diffusers", "WanVACETransformer3DModel"]}
+    config = read_json(links.pop(inner / "config.json"))
+    config |= {"_class_name": "WanVACETransformer3DModel", "vace_layers": layers, "vace_in_channels": CONTROL_CHANNELS}
+    written = {Path(INDEX): pipeline, inner / "config.json": config, shards: index}
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent) as made:
+            whole = Path(made) / "model"
+            for name, file in (links | {inner / control.name: control}).items():
+                (whole / name).parent.mkdir(parents=True, exist_ok=True)
+                (whole / name).symlink_to(file.resolve())
+            for name, value in written.items():
+                (whole / name).write_text(json.dumps(value, indent=2), encoding="utf-8")
+            with contextlib.suppress(FileExistsError):  # another process was first
+                whole.rename(place)
+    except OSError as error:
+        if not place.is_dir():
+            raise OutputError(
+                error.errno, f"cannot put {control.stem} together in {place}: {error.strerror}"
+            ) from error
+    return place
+
+
+def transformer_digest(folder: Path) -> str:
+    """A digest of the transformer's weights in a checkpoint."""
+    digest = hashlib.sha256()
+    for file in sorted((folder / "transformer").glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def assembled_folder(spec: ModelSpec) -> Path:
@@ -190,7 +269,7 @@ def _most_like(index: dict[str, Any], transformer: dict[str, Any], folder: Path)
     """The named model that a checkpoint is most like: of its pipeline, with as many transformers, channels and layers;
     of those that differ in the size of their clips alone the one that the folder's name speaks of."""
     kind = index["_class_name"]
-    rows = [s for s in MODELS.values() if s.name != "tiny" and kind in s.pipelines]
+    rows = [s for s in MODELS.values() if not s.source.startswith("bundled:") and kind in s.pipelines]
     rows = [s for s in rows if kind in (s.text_pipeline, s.image_pipeline, s.control_pipeline)] or rows
     if kind in ("WanPipeline", "WanImageToVideoPipeline"):
         if index.get("expand_timesteps"):

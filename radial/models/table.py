@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 
 from radial.errors import RequestError
+from radial.files import bundled_file
 from radial.models import negative_prompts as words
 from radial.models import step_caches as caches
 from radial.models.spec import ModelSpec, Piece
@@ -14,7 +15,7 @@ from radial.models.step_caches import PIPELINE_CACHES
 from radial.plans.pattern import RadialPattern
 from radial.plans.policy import Schedule
 
-BUNDLED = "bundled:tiny"
+BUNDLED, BUNDLED_CONTROL = "bundled:tiny", "bundled:tiny-control"
 
 # Settings for radial attention: Wan, Wan 2.2 and HunyuanVideo as published; Mochi's and all others' are ours, with the
 # published share of dense steps.
@@ -119,32 +120,41 @@ _LTX_CONDITION = dict.fromkeys(
     ("text_pipeline", "image_pipeline", "control_pipeline", "video_pipeline"), "LTXConditionPipeline"
 )
 
+_TINY = ModelSpec(
+    name="tiny",
+    summary="bundled: moving shapes, works offline on a laptop",
+    source=BUNDLED,
+    authors="made here: docs/bundled-model.md",
+    height=128,
+    width=128,
+    num_frames=33,
+    num_inference_steps=20,
+    guidance_scale=3.0,
+    native_frames=33,
+    max_sequence_length=128,
+    # 64 tokens a frame: blocks of 16 and a skip rule to their measure, or nothing far would be left.
+    pattern=RadialPattern(decay=1.0, skip_width=16),
+    schedule=Schedule(dense_layers=1, dense_steps=2),
+    long_pattern=RadialPattern(decay=1.0, skip_width=16),
+    block_size=16,
+    layers=12,
+    riflex_period=9.0,
+    long_adapter="bundled:tiny-long",
+    step_caches=caches.TINY,
+    video_pipeline="WanVideoToVideoPipeline",
+)
+CONTROL_FILE = bundled_file(BUNDLED_CONTROL, "control", "model")
+# The bundled model with blocks of VACE beside its own; among the models as soon as the package has these.
+TINY_CONTROL = _row(
+    _TINY, "tiny-control", "bundled: moving shapes, steered by clips, masks, images", BUNDLED_CONTROL,
+    step_caches=None, video_pipeline=None, long_adapter=None, riflex_period=None, **_VACE | {"most_references": 1},
+)  # fmt: skip
+
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
-        ModelSpec(
-            name="tiny",
-            summary="bundled: moving shapes, works offline on a laptop",
-            source=BUNDLED,
-            authors="made here: docs/bundled-model.md",
-            height=128,
-            width=128,
-            num_frames=33,
-            num_inference_steps=20,
-            guidance_scale=3.0,
-            native_frames=33,
-            max_sequence_length=128,
-            # 64 tokens a frame: blocks of 16 and a skip rule to their measure, or nothing far would be left.
-            pattern=RadialPattern(decay=1.0, skip_width=16),
-            schedule=Schedule(dense_layers=1, dense_steps=2),
-            long_pattern=RadialPattern(decay=1.0, skip_width=16),
-            block_size=16,
-            layers=12,
-            riflex_period=9.0,
-            long_adapter="bundled:tiny-long",
-            step_caches=caches.TINY,
-            video_pipeline="WanVideoToVideoPipeline",
-        ),
+        _TINY,
+        *([TINY_CONTROL] if CONTROL_FILE.is_file() else []),
         _row(
             _WAN_21, "wan2.1-1.3b", "Wan 2.1 text-to-video, 1.3 B, 480p", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
             guidance_scale=6.0, flow_shift=8.0, authors="Wan-Video/Wan2.1: README, \"for the T2V-1.3B model\"",
@@ -404,6 +414,8 @@ def find_preset(name: str, spec: ModelSpec) -> dict[str, object]:
 
 def nearest(name: str) -> str:
     """The names of models that one may have meant, in words; nothing where none is near."""
+    if name == "tiny-control":
+        return f"; there is no {CONTROL_FILE}, which python -m radial_finetune.pretrain.control makes"
     known = {key.lower(): spec.name for spec in MODELS.values() for key in (spec.name, spec.source)}
     found = list(dict.fromkeys(known[key] for key in difflib.get_close_matches(name.lower(), known, 6, 0.6)))[:3]
     return f"; do you mean {' or '.join(found)}?" if found else ""

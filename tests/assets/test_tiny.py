@@ -6,8 +6,13 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
+import pytest
+
 from radial.generation.pipeline import generate
+from radial.models.table import CONTROL_FILE
 from radial.request import make_request
+from radial.video.clip import Video
+from radial_finetune.evaluate.control import held_out_controls, score_control
 from radial_finetune.evaluate.score import score_clip
 from radial_finetune.world import Figure, Scene
 
@@ -59,3 +64,22 @@ def test_it_goes_on_for_four_times_as_long() -> None:
     assert score.whole_motion
     assert score.persistence > 0.95
     assert score.repetition < 0.05
+
+
+@pytest.mark.skipif(not CONTROL_FILE.is_file(), reason="the package has no control for the bundled model")
+def test_a_figure_goes_where_a_clip_says(tmp_path: Path) -> None:
+    assert CONTROL_FILE.stat().st_size < 16_000_000
+    (drawn,) = held_out_controls("path", 1)
+    signal_THWC = drawn.signal()
+    assert signal_THWC is not None
+    Video(signal_THWC, 16).write(tmp_path / "path.mp4")
+    request = make_request(
+        prompt=drawn.prompt, model="tiny-control", control_video=str(tmp_path / "path.mp4"), seed=0,
+        num_inference_steps=8,
+    )  # fmt: skip
+    (video,) = generate(request)
+    score = score_control(video.frames, drawn)
+    assert score.figure
+    assert score.colour
+    assert score.path is not None
+    assert score.path < 0.05

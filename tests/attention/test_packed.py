@@ -14,6 +14,7 @@ from torch import Tensor
 
 import radial
 from radial import ModelError, RadialPattern, RequestError, Schedule
+from radial.attention.context_parallel import ContextParallel
 from radial.attention.families.find import find_family
 from radial.attention.packed.clips import PackedClips
 from radial.attention.packed.pack import Budget
@@ -204,6 +205,9 @@ def test_what_cannot_be_packed_is_refused() -> None:
             packed([{**calls[0], "hidden_states": calls[0]["hidden_states"].repeat(2, 1, 1, 1, 1)}])
     columns = radial.apply(transformer, token_order="columns", block_size=16)
     with columns as attention, pytest.raises(ModelError, match="take token_order raster"):
+        PackedClips(transformer, attention)
+    shared = radial.apply(transformer, parallel=ContextParallel(None, 0, 2))
+    with shared as attention, pytest.raises(ModelError, match="not shared among processes: leave out parallel"):
         PackedClips(transformer, attention)
     compiled = way.build()
     compiled.compile_repeated_blocks()

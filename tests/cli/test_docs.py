@@ -71,6 +71,7 @@ FOR_LESS = {
     "generate": ["--num-frames", "9", "--num-inference-steps", "1"],
     "render": ["--set", "num_frames=5", "--set", "num_inference_steps=1", "--jobs-per-device", "1"],
     "evaluate attention": ["--num-frames", "9", "--num-inference-steps", "1"],
+    "evaluate control": ["--num-inference-steps", "1", "--clips", "1", "--task", "path"],
     "evaluate shapes": ["--num-frames", "9", "--num-inference-steps", "1", "--prompts", "1"],
 }
 STAYING = {"studio": "http://", "serve": "http://", "watch": "watching", "work": ""}  # until they are stopped
@@ -81,8 +82,8 @@ MISSING = re.compile(
 )
 # These lack nothing.
 WORKING = re.compile(
-    r"radial (?:generate (?!.*--(?:model|lora))|render jobs\.(?:txt|yaml)(?!.*--ray)|evaluate (?!story)|receipt|rerun|"
-    r"verify|inspect|estimate|doctor|jobs |presets |accounts add|studio(?!.*--listen)|serve|work|watch)"
+    r"radial (?:generate (?!.*--(?:model|lora))|render jobs\.(?:txt|yaml)(?!.*--ray)|evaluate (?!story|control)|"
+    r"receipt|rerun|verify|inspect|estimate|doctor|jobs |presets |accounts add|studio(?!.*--listen)|serve|work|watch)"
 )
 
 

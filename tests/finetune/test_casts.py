@@ -46,7 +46,7 @@ def test_the_truth_is_right_and_a_twin_s_film_is_the_twin_s() -> None:
 
 def test_returns_come_from_beyond_the_window_and_are_not_described() -> None:
     returned = 0
-    for story in itertools.chain(*held_out_casts(12, 12, MEMORY, 8)):
+    for story in itertools.chain(*held_out_casts(12, 12, MEMORY, 8, at_once=2)):
         for scene in story.scenes:
             figure = scene.story.actors[0].figure
             words = story.words[scene.first].split()

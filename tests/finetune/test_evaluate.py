@@ -14,6 +14,8 @@ import pytest
 from clip_files import write_video
 from PIL import Image
 
+from radial import Video
+from radial.generation.acceleration.together import generate_together
 from radial.loading.load import LoadedModel
 from radial.request import make_request
 from radial.video.fidelity import fidelity
@@ -138,6 +140,18 @@ def test_the_command_measures_files(clip: Any, tmp_path: Path, capsys: pytest.Ca
         with pytest.raises(SystemExit) as stopped:
             main(["evaluate", "clips", str(tmp_path / bad)])
         assert stopped.value.code in (1, 2)
+
+
+def test_a_batch_of_clips_is_a_pack_of_them(model: LoadedModel, wan_folder: Path) -> None:
+    request = make_request(prompt="a", model=str(wan_folder), height=32, width=32, num_frames=9, decay=0.3,
+                           num_inference_steps=2, dense_steps=1).resolve()  # fmt: skip
+    prompts = ["a red circle", "a", "a circle"]
+    batch = shapes.generate_clips(request, model, prompts, 3, first_seed=5)
+    alike = [request.model_copy(update={"prompt": one, "seed": 5 + number}) for number, one in enumerate(prompts)]
+    for one, other in zip(batch, generate_together(alike, model=model), strict=True):
+        assert isinstance(other, Video)
+        assert other.receipt["packed"] == 3
+        assert np.abs(one.astype(int) - other.frames).max() <= 1
 
 
 def test_the_command_holds_a_model_against_the_world(

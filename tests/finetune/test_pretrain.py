@@ -71,7 +71,7 @@ def test_training_attention_is_the_stock_one() -> None:
     model = denoiser.WanTransformer3DModel(**denoiser.CONFIG | {"num_layers": 1})
     inputs = (torch.randn(1, 16, 3, 8, 8), torch.tensor([500.0]), torch.randn(1, 8, 128))
     stock = model(*inputs, return_dict=False)[0]
-    model.blocks[0].attn1.set_processor(denoiser._SelfAttention())
+    model.blocks[0].attn1.set_processor(denoiser.SelfAttention())
     assert torch.allclose(model(*inputs, return_dict=False)[0], stock, atol=1e-5)
 
 

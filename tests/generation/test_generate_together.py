@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from radial import GenerationError, RequestError, Video
-from radial.generation.acceleration import together as module
+from radial.generation.acceleration import meeting as module
 from radial.generation.acceleration.together import generate_together
 from radial.generation.pipeline import generate
 from radial.generation.watch import Event
@@ -55,7 +55,7 @@ def test_one_that_fails_fails_alone(wan_folder: Path, model: LoadedModel, monkey
     """One whose latents stop being numbers, and one that is ended from without."""
     requests = requests_of(wan_folder)
     (wanted,) = generate(requests[1], model=model)
-    plain = module._Meeting.call
+    plain = module.Meeting.call
 
     def broken(self: Any, number: int, call: dict[str, Any]) -> Any:
         if number == 0:
@@ -66,7 +66,7 @@ def test_one_that_fails_fails_alone(wan_folder: Path, model: LoadedModel, monkey
         if number == 2 and event.stage == "denoise" and event.step == 1:
             raise GenerationError("its user ended it")
 
-    monkeypatch.setattr(module._Meeting, "call", broken)
+    monkeypatch.setattr(module.Meeting, "call", broken)
     first, second, third = generate_together(requests, model=model, on_event=ended)
     assert isinstance(first, GenerationError)
     assert "stopped being numbers at step 1" in str(first)

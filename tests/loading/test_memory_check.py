@@ -28,7 +28,9 @@ SAID = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("model", [name for name, spec in MODELS.items() if spec.starts_from and name != "tiny"])
+@pytest.mark.parametrize(
+    "model", [name for name, spec in MODELS.items() if spec.starts_from and not spec.source.startswith("bundled:")]
+)
 def test_every_offered_model_has_its_sizes(model: str) -> None:
     weights = named_weights(MODELS[model])
     assert weights is not None

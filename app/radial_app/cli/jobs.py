@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from radial.errors import RequestError
-from radial_app.cli.terminal.options import DataDir, SnapshotSeconds
+from radial_app.cli.terminal.options import DataDir, Pack, SnapshotSeconds
 from radial_app.cli.terminal.text import json_text, printable
 from radial_app.cli.terminal.torchrun import is_other_rank
 from radial_app.jobs.job import FINISHED, Job, State
@@ -172,6 +172,7 @@ def work(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
     until_idle: Annotated[bool, typer.Option("--until-idle", help="End when no job waits.")] = False,
     snapshot_seconds: SnapshotSeconds = 30.0,
+    pack: Pack = True,
     unload_seconds: Annotated[float, typer.Option(min=0, help="Without a job until the model is unloaded.")] = 300.0,
     batch: Annotated[str | None, typer.Option(help="Only the jobs of one batch.")] = None,
     slot: Annotated[str | None, typer.Option(hidden=True)] = None,
@@ -197,7 +198,7 @@ def work(
         ranks = stack.enter_context(as_first_rank(device))
         worker = Worker(
             store, ranks, device=ranks.device if ranks else device, until_idle=until_idle, batch=batch,
-            snapshot_seconds=snapshot_seconds, unload_seconds=unload_seconds,
+            snapshot_seconds=snapshot_seconds, unload_seconds=unload_seconds, pack=pack,
         )  # fmt: skip
         log_to(store.folder / "logs" / f"worker-{device.replace(':', '-')}.jsonl")
         logging.getLogger("radial").addHandler(logging.StreamHandler())

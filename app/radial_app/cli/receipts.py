@@ -115,5 +115,6 @@ def _told(value: object) -> str:
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """What of two receipts could make two clips differ."""
-    names = ("radial", "model", "loras", "inputs", "attention", "guidance", "cache", "device", "dtype", "versions")
+    names = ("radial", "model", "loras", "inputs", "attention", "guidance", "cache", "packed", "device", "dtype",
+             "versions")  # fmt: skip
     return [(name, then.get(name), now.get(name)) for name in names if then.get(name) != now.get(name)]

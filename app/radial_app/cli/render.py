@@ -29,6 +29,7 @@ from radial_app.cli.terminal.options import (
     Force,
     Format,
     Metadata,
+    Pack,
     PerDevice,
     SnapshotSeconds,
 )
@@ -68,6 +69,7 @@ def render(
     device: Device = None,
     jobs_per_device: PerDevice = 1,
     snapshot_seconds: SnapshotSeconds = 30.0,
+    pack: Pack = True,
     manifest: Annotated[Path | None, typer.Option(help="JSON file that lists the results.", metavar="FILE")] = None,
     ray: Annotated[
         str | None, typer.Option(help="Render on a Ray cluster: its address, or `local`.", metavar="ADDRESS")
@@ -109,7 +111,7 @@ def render(
             elif ours:
                 pool = WorkerPool(
                     store, devices, per_device=jobs_per_device, batch=batch,
-                    snapshot_seconds=snapshot_seconds,
+                    snapshot_seconds=snapshot_seconds, pack=pack,
                 )  # fmt: skip
                 show_batch(store, ours, pool)
         except KeyboardInterrupt:

@@ -14,7 +14,17 @@ from radial.errors import OutputError, RequestError
 from radial.files import publish_text
 from radial_app.cli.render import Defaults, Template, check_devices, check_place, enqueue, output_of, read_all
 from radial_app.cli.terminal.batch import stderr, stop_pool
-from radial_app.cli.terminal.options import Codec, Crf, DataDir, Device, Format, Metadata, PerDevice, SnapshotSeconds
+from radial_app.cli.terminal.options import (
+    Codec,
+    Crf,
+    DataDir,
+    Device,
+    Format,
+    Metadata,
+    Pack,
+    PerDevice,
+    SnapshotSeconds,
+)
 from radial_app.cli.terminal.text import printable
 from radial_app.jobs.folder import data_folder
 from radial_app.jobs.presets import Presets
@@ -33,6 +43,7 @@ def watch(
     device: Device = None,
     jobs_per_device: PerDevice = 1,
     snapshot_seconds: SnapshotSeconds = 30.0,
+    pack: Pack = True,
     until_empty: Annotated[bool, typer.Option("--until-empty", help="End when all is rendered.")] = False,
     data_dir: DataDir = None,
 ) -> None:
@@ -49,7 +60,7 @@ def watch(
         store.recover()
         pool = WorkerPool(
             store, device or own_devices(), per_device=jobs_per_device, batch="watch",
-            snapshot_seconds=snapshot_seconds,
+            snapshot_seconds=snapshot_seconds, pack=pack,
         )  # fmt: skip
         stderr.print(f"watching {folder}; Ctrl+C ends", highlight=False)
         try:

@@ -134,6 +134,7 @@ class Job:
         base: the folder of the film that it goes on from.
         pieces: of the film that are finished.
         film_bytes: of the growing film that they take.
+        pack: of those that are rendered together, until it ends; what they have in common.
     """
 
     id: str
@@ -167,6 +168,7 @@ class Job:
     base: str = ""
     pieces: int = 0
     film_bytes: int = 0
+    pack: str = ""
 
     @property
     def frames(self) -> int:

@@ -20,7 +20,7 @@ from radial.stories.request import story_told
 from radial.version import __version__
 from radial_app.jobs.job import Job, Output, ResultFile
 
-_VERSION = 5
+_VERSION = 6
 _SCHEMA = """
 CREATE TABLE jobs (
     id TEXT PRIMARY KEY, state TEXT NOT NULL, control TEXT NOT NULL DEFAULT '', priority INTEGER NOT NULL DEFAULT 0,
@@ -79,6 +79,9 @@ ALTER TABLE jobs ADD COLUMN story TEXT NOT NULL DEFAULT '';
 ALTER TABLE jobs ADD COLUMN base TEXT NOT NULL DEFAULT '';
 ALTER TABLE jobs ADD COLUMN pieces INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE jobs ADD COLUMN film_bytes INTEGER NOT NULL DEFAULT 0;
+""",
+    5: """
+ALTER TABLE jobs ADD COLUMN pack TEXT NOT NULL DEFAULT '';
 """,
 }
 
@@ -145,7 +148,7 @@ def to_row(job: Job) -> dict[str, Any]:
     """
     row = {name: getattr(job, name) for name in (
         "id", "state", "control", "priority", "position", "batch", "source", "digest", "attempts", "worker", "created",
-        "owner", "favourite", "base", "pieces", "film_bytes",
+        "owner", "favourite", "base", "pieces", "film_bytes", "pack",
     )}  # fmt: skip
     request = job.request.model_dump_json()
     try:

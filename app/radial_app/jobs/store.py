@@ -108,15 +108,34 @@ class JobStore:
             for job in map(to_job, database.execute(query, values)):
                 if job.problem:  # for another version
                     continue
-                database.execute(
-                    "UPDATE jobs SET state = 'running', control = CASE control WHEN 'finish' THEN control ELSE '' END, "
-                    "worker = ?, attempts = attempts + 1, error = '', started = COALESCE(started, ?), stage = 'load', "
-                    "step = 0, steps = 0, eta = NULL WHERE id = ?",
-                    (worker, now, job.id),
-                )
-                self._tell(job.id, "state", f"begun by {worker}, attempt {job.attempts + 1}")
-                return self.get(job.id)
+                return self._begin(job, worker)
         return None
+
+    def claim_beside(self, worker: str, first: Job, others: Iterable[Job]) -> list[Job]:
+        """Take jobs that wait to be rendered together with one that was claimed, all at once: as many of them as still
+        wait as they were read. What they have in common is noted, so that after a kill they go on together."""
+        jobs = []
+        with self._transaction() as database:
+            for job in others:
+                row = database.execute("SELECT * FROM jobs WHERE id = ? AND state = 'queued'", (job.id,)).fetchone()
+                now = to_job(row) if row else None
+                if now is not None and (now.request, now.output, now.pack) == (job.request, job.output, job.pack):
+                    jobs.append(self._begin(job, worker, " together with others"))
+            if jobs:
+                pack = first.pack or new_id()
+                ids = [(pack, job.id) for job in (first, *jobs)]
+                database.executemany("UPDATE jobs SET pack = ? WHERE id = ?", ids)
+        return [self.get(job.id) for job in jobs]
+
+    def _begin(self, job: Job, worker: str, how: str = "") -> Job:
+        self._database.execute(
+            "UPDATE jobs SET state = 'running', control = CASE control WHEN 'finish' THEN control ELSE '' END, "
+            "worker = ?, attempts = attempts + 1, error = '', started = COALESCE(started, ?), stage = 'load', "
+            "step = 0, steps = 0, eta = NULL WHERE id = ?",
+            (worker, time.time(), job.id),
+        )
+        self._tell(job.id, "state", f"begun by {worker}, attempt {job.attempts + 1}{how}")
+        return self.get(job.id)
 
     def control_of(self, job: str) -> Control:
         """What the user of a running job wants."""
@@ -178,9 +197,10 @@ class JobStore:
                 state, error = after_failure(row["control"], row["attempts"], error, counts=failed_attempt)
             database.execute(
                 "UPDATE jobs SET state = ?, control = '', worker = '', error = ?, eta = NULL, deferred_until = ?, "
-                "finished = ?, attempts = MAX(0, attempts - ?) WHERE id = ? AND state = 'running'",
+                "finished = ?, attempts = MAX(0, attempts - ?), pack = CASE ? WHEN 'queued' THEN pack ELSE '' END "
+                "WHERE id = ? AND state = 'running'",
                 (state, error, now + min(wait, LONGEST_WAIT) if wait else 0, now if state in FINISHED else None,
-                 0 if failed_attempt else 1, job),
+                 0 if failed_attempt else 1, state, job),
             )  # fmt: skip
             self._tell(job, "error" if state == "failed" else "state", f"{state}: {error}" if error else state)
         return state
@@ -205,9 +225,9 @@ class JobStore:
                     for job in [to_job(row) for row in rows]:
                         state, error = after_death(job, reasons.get(worker), max_attempts)
                         database.execute(
-                            "UPDATE jobs SET state = ?, control = '', worker = '', error = ?, eta = NULL, finished = ? "
-                            "WHERE id = ?",
-                            (state, error, time.time() if state in FINISHED else None, job.id),
+                            "UPDATE jobs SET state = ?, control = '', worker = '', error = ?, eta = NULL, "
+                            "finished = ?, pack = CASE ? WHEN 'queued' THEN pack ELSE '' END WHERE id = ?",
+                            (state, error, time.time() if state in FINISHED else None, state, job.id),
                         )
                         self._tell(job.id, "error", error)
                         recovered.append(job)
@@ -301,8 +321,8 @@ class JobStore:
             raise RequestError("the seed of a story that goes on stays: its first segments were made from it")
         with self._transaction() as database:
             done = database.execute(
-                "UPDATE jobs SET request = ?, digest = '', attempts = 0, files = '[]', pieces = 0, film_bytes = 0 "
-                "WHERE id = ? AND state IN ('queued', 'paused')",
+                "UPDATE jobs SET request = ?, digest = '', attempts = 0, files = '[]', pieces = 0, film_bytes = 0, "
+                "pack = '' WHERE id = ? AND state IN ('queued', 'paused')",
                 (request.model_dump_json(), id_),
             )
             if not done.rowcount:
@@ -693,7 +713,8 @@ class JobStore:
 
     def forget_run(self, job: str) -> None:
         """Remove what only a job that goes on needs."""
-        for path in (self.snapshot_path(job), self.preview_path(job)):
+        kept = self.snapshot_path(job)
+        for path in (kept, snapshot_before(kept), self.preview_path(job)):
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -716,6 +737,11 @@ class JobStore:
     def preview_path(self, job: str) -> Path:
         """Where a running job shows what it is at, now and then."""
         return self.folder / "previews" / f"{job}.webp"
+
+
+def snapshot_before(path: Path) -> Path:
+    """Where the snapshot before the one at a path is kept, of jobs that are rendered together."""
+    return path.with_suffix(f".before{path.suffix}")
 
 
 def new_id() -> str:

@@ -35,13 +35,14 @@ def run_server(
     host: str, port: int, *, hosts: list[str], outputs: Path | None, devices: list[str] | None, per_device: int,
     snapshot_seconds: float, folder: Path | None, open_page: Callable[[ServerPaths], Page] | None = None,
     share: bool = False, open_browser: bool = False, grace_seconds: float = GRACE_SECONDS, proxies: Sequence[str] = (),
-    enhancers: Sequence[str] = (),
+    enhancers: Sequence[str] = (), pack: bool = True,
 ) -> None:  # fmt: skip
     """Serve until told to stop.
 
     Args:
         open_page: makes what is shown at ``/``.
         enhancers: language models, folders or hub ids, that visitors may have prompts enhanced by.
+        pack: whether workers render jobs together where that pays.
 
     Raises:
         RequestError: another server keeps this queue, a package is missing, or others could come in without accounts.
@@ -64,7 +65,7 @@ def run_server(
         log_to(store.folder / "logs" / "server.jsonl")
         pool = WorkerPool(
             store, devices or own_devices(), per_device=per_device, until_idle=False,
-            snapshot_seconds=snapshot_seconds, owner="serve",
+            snapshot_seconds=snapshot_seconds, owner="serve", pack=pack,
         )  # fmt: skip
         supervisor = Supervisor(store.folder, pool, grace_seconds)
         prepare_uploads(store.folder)

@@ -36,6 +36,16 @@ DISK_SECONDS = 30.0  # that a job waits for disk space
 _TELL_SECONDS = 0.5  # between two reports of progress
 
 
+def wish_of(store: JobStore, job: str, stop: threading.Event) -> Wish:
+    """What the user of a running job wants of it, or that its worker is to end."""
+    try:
+        control = store.control_of(job)
+    except OutputError as error:
+        log.warning("job %s: %s", job, error)
+        control = ""
+    return "stop" if stop.is_set() and control not in ("pause", "cancel") else control
+
+
 class Attempt:
     """One attempt at a job that was claimed.
 
@@ -115,7 +125,7 @@ class Attempt:
             rendered = self._renderer.render(request, self.store.snapshot_path(self.job.id), self)
             if self.wish() == "cancel":
                 raise Stopped("cancel")
-            seconds = time.monotonic() - started + rendered.seconds_before
+            seconds = (time.monotonic() - started + rendered.seconds_before) / rendered.together
             self._publish(rendered.video, seconds, early=rendered.finished_at is not None)
             if rendered.finished_at is not None:
                 return "stopped at step {} of {}; what there was is kept".format(*rendered.finished_at)
@@ -171,12 +181,7 @@ class Attempt:
 
     def wish(self) -> Wish:
         """What the user of the job wants of it, or that the worker is to end."""
-        try:
-            control = self.store.control_of(self.job.id)
-        except OutputError as error:
-            log.warning("job %s: %s", self.job.id, error)
-            control = ""
-        return "stop" if self._stop.is_set() and control not in ("pause", "cancel") else control
+        return wish_of(self.store, self.job.id, self._stop)
 
     def on_event(self, event: Event) -> None:
         """Note how far the job is."""

@@ -33,11 +33,13 @@ class WorkerPool:
         devices: one worker each, or ``per_device``.
         batch: the only batch that they render; all when left out.
         until_idle: whether they end when nothing waits.
+        pack: whether they render jobs together where that pays.
     """
 
     def __init__(
         self, store: JobStore, devices: Sequence[str], *, per_device: int = 1, batch: str | None = None,
         until_idle: bool = True, snapshot_seconds: float = 30.0, owner: str = "render",
+        pack: bool = True,
     ) -> None:  # fmt: skip
         self._store, self._owner = store, owner
         places = [
@@ -49,6 +51,7 @@ class WorkerPool:
                 sys.executable, "-P", "-m", "radial_app", "work", "--device", device, "--slot", slot, "--owner", owner,
                 "--data-dir", str(store.folder), "--snapshot-seconds", str(snapshot_seconds),
                 *(["--until-idle"] if until_idle else []), *(["--batch", batch] if batch else []),
+                *([] if pack else ["--no-pack"]),
             ]
             for device, slot in places
         }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -15,6 +15,7 @@ from radial_app.worker.model_cache import ModelCache
 if TYPE_CHECKING:
     from radial.generation.ranks import Ranks
     from radial.generation.resume import Step
+    from radial.generation.snapshot import Snapshot
     from radial.generation.watch import Event
     from radial.request import GenerationRequest
     from radial.stories.film import Made
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from radial.video.film import Film
 
 PREVIEW_SECONDS = 10.0  # between two pictures of what a run is at
+BESIDE = "packed_with"  # in receipts and snapshots: the jobs that a clip was made together with
 Wish = Control | Literal["stop"]  # what a user wants of a running job, or that its worker is to end
 
 
@@ -50,11 +52,13 @@ class Rendered:
     Attributes:
         seconds_before: that earlier attempts spent on it.
         finished_at: the step after which its user ended it, and how many there would have been.
+        together: how many clips the time was spent on, itself among them.
     """
 
     video: Video
     seconds_before: float = 0.0
     finished_at: tuple[int, int] | None = None
+    together: int = 1
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class LocalRenderer:
 
         if self._ranks is not None:
             self._ranks.check(request)
-        steering = _Steering(listener, self._snapshot_seconds)
+        steering = Steering(listener, self._snapshot_seconds)
         request = enhanced(request, steering.on_event)
         model = self._models.get(request, steering.on_load, steering.on_download)
         steering.pipe = model.pipe
@@ -136,10 +140,7 @@ class LocalRenderer:
             request, model=model, on_event=steering.on_event, on_step=steering.on_step, snapshot=taken_up,
             ranks=self._ranks,
         )  # fmt: skip
-        if steering.finished_at is not None:
-            video.receipt["finished_at_step"] = steering.finished_at[0]
-        before = 0.0 if taken_up is None else sum(taken_up.seconds.values())
-        return Rendered(video, before, steering.finished_at)
+        return finished(video, steering, taken_up)
 
     def render_film(self, story: StoryRequest, place: FilmPlace, listener: FilmListener) -> Film:
         """Render the film of a story; see :class:`Renderer`."""
@@ -148,7 +149,7 @@ class LocalRenderer:
 
         if self._ranks is not None:
             raise RequestError("a story is made by one process: start the worker without torchrun")
-        steering, state = _Steering(listener, self._snapshot_seconds), FilmState(place.folder)
+        steering, state = Steering(listener, self._snapshot_seconds), FilmState(place.folder)
 
         def is_enough() -> bool:
             wish = listener.wish()
@@ -165,7 +166,24 @@ class LocalRenderer:
             )  # fmt: skip
 
 
-class _Steering:
+def finished(video: Video, steering: Steering, taken_up: Snapshot | None, beside: Iterable[str] = ()) -> Rendered:
+    """A video with what its receipt says of how it was made.
+
+    Args:
+        taken_up: the snapshot that it went on from.
+        beside: the jobs that it shared calls with.
+    """
+    parts = {} if taken_up is None else taken_up.parts
+    if steering.finished_at is not None:
+        video.receipt["finished_at_step"] = steering.finished_at[0]
+    if others := sorted({*parts.get(BESIDE, ()), *beside}):
+        video.receipt.setdefault("packed", len(others) + 1)
+        video.receipt[BESIDE] = others
+    before = 0.0 if taken_up is None else sum(taken_up.seconds.values())
+    return Rendered(video, before, steering.finished_at)
+
+
+class Steering:
     """Keeps snapshots and pictures when it is time, and ends a run where somebody wishes so."""
 
     def __init__(self, listener: Listener, snapshot_seconds: float) -> None:
@@ -199,13 +217,12 @@ class _Steering:
     def on_step(self, step: Step) -> Literal["go on", "finish"]:
         """Between two steps of pipelines that can go on."""
         self._resumable = True
-        wish, now = self._listener.wish(), time.monotonic()
-        last = step.step == step.steps  # decoding is where memory runs out: whatever comes, the steps are safe
-        if now - self._kept >= self._snapshot_seconds or last or wish in ("pause", "stop"):
-            self._kept = now
+        wish, is_due = self.decide(step)
+        now, last = time.monotonic(), step.step == step.steps
+        if is_due:
             snapshot = step.snapshot()
             if snapshot.latents.isfinite().all():  # else the pipeline is about to say so
-                self._listener.keep(snapshot.write)
+                self.keep(snapshot)
         if now - self._shown >= PREVIEW_SECONDS and not last:
             from radial.generation.preview import preview_frame
 
@@ -218,3 +235,16 @@ class _Steering:
             self.finished_at = (step.step, step.steps)
             return "finish"
         return "go on"
+
+    def decide(self, step: Step) -> tuple[Wish, bool]:
+        """After a step: what the user wishes, and whether it is time for a snapshot."""
+        wish, now = self._listener.wish(), time.monotonic()
+        last = step.step == step.steps  # decoding is where memory runs out: whatever comes, the steps are safe
+        is_due = now - self._kept >= self._snapshot_seconds or last or wish in ("pause", "stop")
+        if is_due:
+            self._kept = now
+        return wish, is_due
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Keep a snapshot."""
+        self._listener.keep(snapshot.write)

@@ -13,7 +13,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from radial.errors import Lost, OutputError, RadialError, RequestError
 from radial_app.jobs.job import Job
-from radial_app.jobs.store import JobStore
+from radial_app.jobs.store import LONGEST_WAIT, JobStore
 from radial_app.tuning.runs import Tuning
 from radial_app.worker.attempt import Attempt
 from radial_app.worker.model_cache import ModelCache
+from radial_app.worker.packs import find_mates, render_together
 from radial_app.worker.rendering import LocalRenderer
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ log = logging.getLogger("radial.worker")
 
 POLL_SECONDS = 0.5
 _LOOK_AGAIN = 2.0  # seconds after which a deferred job may be due
+_LOOK_AHEAD = 64  # jobs that are looked at for those to be rendered together
 
 
 class Worker:
@@ -45,14 +47,16 @@ class Worker:
         unload_seconds: without a job after which the model leaves the memory.
         until_idle: end when no job waits any more, instead of waiting for more.
         batch: the only one whose jobs it takes.
+        pack: whether it renders jobs together where that pays.
     """
 
     def __init__(
         self, store: JobStore, ranks: Ranks | None = None, *, device: str = "auto", snapshot_seconds: float = 30.0,
-        unload_seconds: float = 300.0, until_idle: bool = False, batch: str | None = None,
+        unload_seconds: float = 300.0, until_idle: bool = False, batch: str | None = None, pack: bool = True,
     ) -> None:  # fmt: skip
         self.store, self.ranks = store, ranks
         self._device, self._unload_seconds, self._until_idle, self._batch = device, unload_seconds, until_idle, batch
+        self._snapshot_seconds, self._pack = snapshot_seconds, pack and ranks is None
         # Hears the pipeline's events, and of each video with the file that it became.
         self.on_event: Callable[[Job, Any], None] = lambda job, event: None
         self.name = f"{device.replace(':', '-')}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -91,7 +95,7 @@ class Worker:
         while not self.stop.is_set():
             if (job := self._next()) is not None:
                 self._idle_since = None
-                self.render(job)
+                self.render(job, self._claim_mates(job))
             elif self._until_idle and not self._waits():
                 break
             else:
@@ -131,6 +135,27 @@ class Worker:
             log.warning("%s", error)
             return None
 
+    def _claim_mates(self, job: Job) -> list[Job]:
+        """The jobs that are to be rendered together with one, claimed too."""
+        if not self._pack:
+            return []
+        try:
+            now = time.time()
+            waiting = [
+                one for one in self.store.find(["queued"], self._batch, limit=None if job.pack else _LOOK_AHEAD)
+                if self._takes(one) and not now < one.deferred_until <= now + LONGEST_WAIT
+            ]  # fmt: skip
+            device = job.request.device if self._device == "auto" else self._device
+            mates = find_mates(self.store, job, waiting, device)
+            return self.store.claim_beside(self.name, job, mates) if mates else []
+        except RadialError as error:  # what is amiss with the job is told where it is rendered
+            log.warning("job %s is rendered alone: %s", job.id, error)
+            return []
+
+    def _takes(self, job: Job) -> bool:
+        """Whether it can render a job."""
+        return not job.problem and (not self._devices() or job.request.device in self._devices())
+
     def _lent_to_training(self) -> bool:
         """Whether a fine-tuning run needs the GPU: jobs wait meanwhile, and the model leaves the memory."""
         if not self._device.startswith("cuda") or Tuning(self.store.folder).at_work() is None:
@@ -144,8 +169,7 @@ class Worker:
         return same.get(self._device, ("auto", self._device))
 
     def _waits(self) -> bool:
-        waiting = [job for job in self.store.find(["queued"], self._batch) if not job.problem]
-        return any(not self._devices() or job.request.device in self._devices() for job in waiting)
+        return any(map(self._takes, self.store.find(["queued"], self._batch)))
 
     def _rest(self) -> None:
         now = time.monotonic()
@@ -161,10 +185,16 @@ class Worker:
             self.ranks.order(("drop",))
         self._models.drop()
 
-    def render(self, job: Job) -> None:
-        """Render a job that was claimed, and leave it finished, paused or queued."""
+    def render(self, job: Job, mates: Sequence[Job] = ()) -> None:
+        """Render a job that was claimed, and others together with it, and leave them finished, paused or queued."""
         self.error, self.job = None, job.id
-        self.error = Attempt(self.store, job, self._renderer, stop=self.stop, tell=self.on_event).run()
+        if mates:
+            jobs = [self.store.get(job.id), *mates]
+            self.error = render_together(
+                self.store, jobs, self._models, self._snapshot_seconds, self.stop, self.on_event
+            )
+        else:
+            self.error = Attempt(self.store, job, self._renderer, stop=self.stop, tell=self.on_event).run()
         if self.broken:
             self.stop.set()
         elif self.error is not None and not isinstance(self.error, RadialError):

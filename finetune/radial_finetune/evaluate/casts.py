@@ -12,7 +12,7 @@ import operator
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.pool import Pool
+from multiprocessing.pool import AsyncResult, Pool
 from typing import Any
 
 import numpy as np
@@ -73,12 +73,19 @@ class SegmentScore:
     seam: float
 
 
-def held_out_casts(count: int, segments: int, memory: StoryMemory, segment_latents: int) -> list[list[CastStory]]:
-    """Stories, twins beside each other, in groups of one pattern; returns come from beyond the window alone."""
+def held_out_casts(
+    count: int, segments: int, memory: StoryMemory, segment_latents: int, at_once: int = 16
+) -> list[list[CastStory]]:
+    """Stories, twins beside each other, in groups of one pattern; returns come from beyond the window alone.
+
+    Args:
+        at_once: how many are made beside each other: there are no more patterns than fill so many.
+    """
     gone = max(2, -(-memory.window_frames // segment_latents))
-    groups: list[list[CastStory]] = [[] for _ in range(PATTERNS)]
+    patterns = min(PATTERNS, max(1, count // at_once))
+    groups: list[list[CastStory]] = [[] for _ in range(patterns)]
     for pair in range(-(-count // 2)):
-        pattern = pair % PATTERNS
+        pattern = pair % patterns
         for twin in (0, 1):
             rng = random.Random(f"{HELD_OUT_SEED} cast {segments} {pair} {twin}")
             casting = random.Random(f"{HELD_OUT_SEED} casting {segments} {pair}")
@@ -156,14 +163,16 @@ def make_films(
     return [ChunkDecoder(pipe.vae).decode(one) for one in torch.cat(latents, 2)]
 
 
-def true_films(stories: Sequence[CastStory]) -> list[Frames]:
+def true_films(stories: Sequence[CastStory], device: torch.device | str = "cpu") -> list[Frames]:
     """The measure's ceiling."""
-    return [to_pixels(clip) for clip in render_cast(stories)]
+    return [to_pixels(clip.cpu()) for clip in render_cast(stories, device=device)]
 
 
-def score_films(pool: Pool, films: Sequence[Frames], stories: Sequence[CastStory]) -> list[list[SegmentScore]]:
-    """Scores of films of stories that lie beside their twins."""
-    return pool.starmap(
+def score_films(
+    pool: Pool, films: Sequence[Frames], stories: Sequence[CastStory]
+) -> AsyncResult[list[list[SegmentScore]]]:
+    """Begin to score films of stories that lie beside their twins, while others are made; ``get`` waits for it."""
+    return pool.starmap_async(
         score_film, [(film, stories[place], stories[place ^ 1]) for place, film in enumerate(films)], chunksize=1
     )
 

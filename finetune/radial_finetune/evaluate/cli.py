@@ -240,12 +240,12 @@ def story(
     sheet: list[tuple[str, Any]] = []
     with scoring_processes() as pool:
         for length in segments or [6, 12]:
-            groups = casts.held_out_casts(stories, length, wanted.memory, UNIT // loaded.spec.stride[0])
+            groups = casts.held_out_casts(stories, length, wanted.memory, UNIT // loaded.spec.stride[0], batch_size)
             parts = [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
-            truth = [casts.score_films(pool, casts.true_films(part), part) for part in parts]
-            results[f"truth, {length}"] = casts.summarise([one for part in truth for one in part])
+            truth = [casts.score_films(pool, casts.true_films(part, loaded.device), part) for part in parts]
+            results[f"truth, {length}"] = casts.summarise([one for part in truth for one in part.get()])
             for kind in chosen:
-                name, scores, kept = f"{kind}, {length}", [], tokens.setdefault(f"{kind}, {length}", [])
+                name, scored, kept = f"{kind}, {length}", [], tokens.setdefault(f"{kind}, {length}", [])
 
                 def count(chunk: int, cache: Any, kept: list[int] = kept) -> None:
                     if chunk == len(kept):
@@ -254,15 +254,68 @@ def story(
                 with stderr.status(f"{name}: {stories} stories"):
                     for part in parts:
                         films = casts.make_films(wanted.request, loaded, wanted.memory, part, kind, seed, count)
-                        scores += casts.score_films(pool, films, part)
+                        scored.append(casts.score_films(pool, films, part))
                         sheet.append((f"{name}: {part[0].words[0]}", films[0]))
-                results[name] = casts.summarise(scores)
+                results[name] = casts.summarise([one for part in scored for one in part.get()])
     measures = list(dict.fromkeys(measure for result in results.values() for measure in result))
     told = {n: {m: _interval(r[m]) if m in r else "" for m in measures} for n, r in results.items()}
     _print_table("%", told)
     if out is not None:
         _write(out, "story", {"request": wanted.told(), "results": results, "tokens_kept": tokens})
         write_png(contact_sheet(sheet[:24]), out / "story.png", overwrite=True)
+
+
+@app.command()
+def control(
+    model: Model = "tiny-control",
+    task: Annotated[list[str] | None, typer.Option(help="What steers, repeatable; all by default.")] = None,
+    clips: Annotated[int, typer.Option(min=1, help="Held-out clips of each task.")] = 32,
+    attention: Annotated[Literal["radial", "dense"], typer.Option(help="radial or dense.")] = "radial",
+    guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompt.")] = None,
+    num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    out: Out = None,
+) -> None:
+    """Whether a model of the shapes world follows what steers it: figure, colour, path, holes, what is given."""
+    from radial.files import publish_text
+    from radial.loading.load import load
+    from radial.plans.drawing import write_png
+    from radial.request import make_request
+    from radial_finetune.data.pictures import contact_sheet
+    from radial_finetune.evaluate import control as steering
+
+    chosen = task or list(steering.TASKS)
+    if unknown := [one for one in chosen if one not in steering.TASKS]:
+        raise RequestError(f"task must be one of {', '.join(steering.TASKS)}, not {unknown[0]!r}")
+    request = make_request(
+        prompt="evaluation", model=model, attention=attention, guidance_scale=guidance_scale,
+        num_inference_steps=num_inference_steps, device=device, dtype=dtype, seed=0,
+    ).resolve()  # fmt: skip
+    loaded = load(request)
+    if "control_video" not in loaded.spec.steered_by or "keyframes" not in loaded.spec.steered_by:
+        raise RequestError(f"{model} is not steered as VACE is; tiny-control is")
+    results: dict[str, dict[str, tuple[float, float, float]]] = {}
+    sheet: list[tuple[str, Any]] = []
+    for name in chosen:
+        members = steering.held_out_controls(name, clips)
+        with stderr.status(f"{name}: {clips} clips"):
+            made = {
+                "truth": [one.frames() for one in members],
+                "autoencoder": steering.through_autoencoder(loaded, members),
+                attention: steering.make_controlled(request, loaded, members),
+            }
+        for kind, films in made.items():
+            scores = [steering.score_control(film, one) for film, one in zip(films, members, strict=True)]
+            results[f"{name}, {kind}"] = steering.summarise_controls(scores)
+        for film, one in list(zip(made[attention], members, strict=True))[:3]:
+            sheet += [(f"{name}: {one.prompt}", steering.shown(one)), ("made", film)]
+    told = steering.to_markdown(results)
+    Console().print(told, highlight=False, markup=False, soft_wrap=True)
+    if out is not None:
+        _write(out, "control", {"request": request.model_dump(mode="json"), "results": results})
+        publish_text(out / "control.md", told)
+        write_png(contact_sheet(sheet), out / "control.png", overwrite=True)
 
 
 def _print_table(corner: str, columns: dict[str, dict[str, str]]) -> None:

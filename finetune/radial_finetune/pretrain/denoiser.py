@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -113,14 +113,24 @@ class ClipPool:
         self.cursor = (self.cursor + count) % len(self.latents)
 
 
-def flow_loss(transformer: WanTransformer3DModel, latents_BCTHW: Tensor, text_BLD: Tensor, flow_shift: float) -> Tensor:
-    """Flow matching: at x = (1 - sigma) latents + sigma noise the model predicts noise - latents (Wan's sign)."""
+def flow_loss(
+    transformer: WanTransformer3DModel | WanVACETransformer3DModel,
+    latents_BCTHW: Tensor,
+    text_BLD: Tensor,
+    flow_shift: float,
+    **steering: Tensor,
+) -> Tensor:
+    """Flow matching: at x = (1 - sigma) latents + sigma noise the model predicts noise - latents (Wan's sign).
+
+    Args:
+        steering: what the transformer is told beside the text.
+    """
     uniform = torch.rand(len(latents_BCTHW), device=latents_BCTHW.device)
     sigma = flow_shift * uniform / (1 + (flow_shift - 1) * uniform)
     noise = torch.randn_like(latents_BCTHW)
     noisy = torch.lerp(latents_BCTHW, noise, sigma.view(-1, 1, 1, 1, 1))
     with torch.autocast(latents_BCTHW.device.type, torch.bfloat16, enabled=latents_BCTHW.is_cuda, cache_enabled=False):
-        (predicted,) = transformer(noisy, sigma * 1000, text_BLD, return_dict=False)
+        (predicted,) = transformer(noisy, sigma * 1000, text_BLD, return_dict=False, **steering)
     return F.mse_loss(predicted.float(), noise - latents_BCTHW)
 
 
@@ -167,7 +177,7 @@ def train_denoiser(
     for _ in range(0, training.pool_size, chunk):
         pool.refill(chunk, training.two_figures[0])
     for block in transformer.blocks:
-        block.attn1.set_processor(_SelfAttention())
+        block.attn1.set_processor(SelfAttention())
     if training.compile:
         transformer.compile_repeated_blocks(fullgraph=True)
 
@@ -219,7 +229,7 @@ def train_denoiser(
     return _averaged(transformer, average)
 
 
-class _SelfAttention:
+class SelfAttention:
     """diffusers' Wan self-attention with the rotation written so that the compiler makes one fast kernel of it:
     the stock processor's assignment to every other element costs a third of a training step."""
 

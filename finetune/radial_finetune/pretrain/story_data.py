@@ -39,6 +39,7 @@ from radial_finetune.world.story_render import StoryParts, paint_scenes, story_p
 _SIDE, _FPS = 128, 16.0
 _TWO_FIGURES = 0.3  # of the native clips
 _EVENTFUL = 0.6  # of the longer ones in which all go on with one thing, which is soon learned, give way to others
+_INVENTED = 0.9  # of the names of a cast: a model that is told of anybody must learn who it is
 _RETURNS = 0.8  # of the scenes of a cast that bring back whom they can
 _IN_TIME = 0.8  # of the longer ones, whose words come one event at a time
 
@@ -115,7 +116,7 @@ def _draw(wanted: _Wanted) -> _Drawn:
     rng = random.Random(f"story {seed} {frames} {number}")
     units = (frames - 1) // UNIT
     if cast:
-        told = draw_cast_story(rng, units, number % PATTERNS, returns=_RETURNS, gone=1)
+        told = draw_cast_story(rng, units, number % PATTERNS, returns=_RETURNS, gone=1, invented=_INVENTED)
         return _key(wanted), _thin(*cast_parts(told, _SIDE, _SIDE)), told.words, told.cuts, bare_words(told, rng)
     words: tuple[str, ...]
     if units == 1:

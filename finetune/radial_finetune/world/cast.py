@@ -23,6 +23,9 @@ NAMES = (
     "anna", "ben", "carl", "dora", "emil", "fay", "gus", "hana", "ivan", "judy", "kim", "leo", "mia", "nils", "olga",
     "paul", "quinn", "rosa", "sven", "tara", "udo", "vera", "will", "xena", "yuri", "zoe",
 )  # fmt: skip
+_BEGIN = ("", "b", "br", "c", "d", "dr", "f", "g", "h", "j", "k", "kl", "l", "m", "n", "p", "qu", "r", "s", "st", "t", "tr",
+          "v", "w", "x", "y", "z")  # fmt: skip
+_END = ("", "n", "s", "r", "l", "m", "k", "t", "x", "d")
 PATTERNS = 6  # of scenes and cuts, that stories of one length have: those of a batch share one
 _GONE = 2  # segments after which a figure may return
 _CUTS, _NEW_GROUND, _DESCRIBED_AGAIN, _LONGER = 0.5, 0.3, 0.08, 0.3
@@ -75,7 +78,7 @@ class CastStory:
 
 def draw_cast_story(
     rng: random.Random, segments: int, pattern: int = 0, *, returns: float = 0.6, gone: int = _GONE,
-    casting: random.Random | None = None,
+    casting: random.Random | None = None, invented: float = 0.0,
 ) -> CastStory:  # fmt: skip
     """Draw a story.
 
@@ -84,10 +87,13 @@ def draw_cast_story(
         returns: the share of scenes that bring a figure back, where one has been gone for long enough.
         gone: segments between that a figure which returns was away for, at least.
         casting: draws names, and who returns when; stories with the same casting differ in looks and deeds alone.
+        invented: the share of names that nobody has heard, in place of :data:`NAMES`.
     """
     casting = casting or rng
     free = list(NAMES)
     casting.shuffle(free)
+    if invented:
+        free = list(dict.fromkeys(draw_name(casting) if casting.random() < invented else name for name in free))
     background, seed = rng.choice(BACKGROUNDS), rng.getrandbits(31)
     cast: dict[str, Figure] = {}
     seen: dict[str, int] = {}
@@ -140,6 +146,12 @@ def render_cast(stories: Sequence[CastStory], height: int = 128, width: int = 12
                 device: torch.device | str = "cpu") -> Tensor:  # fmt: skip
     """Draw stories of one length, ``[B, 3, T, H, W]``, float32 in -1..1: the first frame, and 32 frames a segment."""
     return torch.stack([paint_scenes(cast_parts(story, height, width), device) for story in stories])
+
+
+def draw_name(rng: random.Random) -> str:
+    """A name that nobody has heard: two to four syllables, or one that ends on a letter more."""
+    name = "".join(rng.choice(_BEGIN) + rng.choice("aeiou") for _ in range(rng.choice((1, 2, 2, 2, 3, 3, 4))))
+    return name + rng.choice(_END if len(name) > 2 else _END[1:])
 
 
 def _draw_looks(rng: random.Random, others: Sequence[Figure]) -> Figure:

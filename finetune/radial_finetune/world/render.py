@@ -46,11 +46,16 @@ def render(
     height: int = 128,
     width: int = 128,
     device: torch.device | str = "cpu",
+    truths: Sequence[Sequence[Track]] | None = None,
 ) -> Tensor:
-    """Draw scenes as clips ``[B, 3, T, H, W]``, float32 in -1..1."""
+    """Draw scenes as clips ``[B, 3, T, H, W]``, float32 in -1..1.
+
+    Args:
+        truths: where the figures of each scene are, in place of what their motions say.
+    """
     ground_B1HW = torch.stack([_ground(scene, height, width) for scene in scenes]).to(device)[:, None]
     clips_BCTHW = ground_B1HW[:, :, None].expand(-1, 3, num_frames, -1, -1).clone()
-    truths = [tracks(scene, num_frames, height, width) for scene in scenes]
+    truths = truths or [tracks(scene, num_frames, height, width) for scene in scenes]
     paint(clips_BCTHW, [[(f.shape, f.colour, t) for f, t in zip(s.figures, truth, strict=True)]
                         for s, truth in zip(scenes, truths, strict=True)])  # fmt: skip
     return clips_BCTHW

@@ -44,7 +44,7 @@ def controls_for(
         mask = None if request.mask is None else read_mask(Path(request.mask), *size, *how)
         keyed, told = at_frames(request, images)
         references, seen = _references(request)
-        arguments = _vace(size, control, mask and mask[0], keyed) | references
+        arguments = vace_arguments(size, control, mask and mask[0], keyed) | references
         return arguments, (*notes, *(() if mask is None else mask[1]), *told, *seen)
     if kind == "WanAnimatePipeline" and control is not None:
         arguments, told = _animate(pipe, request, control, *how)
@@ -72,11 +72,18 @@ def _references(request: GenerationRequest) -> tuple[dict[str, Any], tuple[str, 
     return ({"reference_images": [image for image, _ in read]} if read else {}), notes
 
 
-def _vace(
+def vace_arguments(
     size: tuple[int, int, int], control: Frames | None, mask_THW: np.ndarray[Any, Any] | None, keyed: dict[int, Image]
 ) -> dict[str, Any]:  # fmt: skip
     """Frames and masks of VACE: grey and white where the clip is made anew, as its authors have it; the signal of a
-    control is shown, and made anew all the same."""
+    control is shown, and made anew all the same.
+
+    Args:
+        size: height, width and frames of the clip.
+        control: uint8 ``[T, H, W, 3]``.
+        mask_THW: where the control is to be made anew.
+        keyed: images of the clip's size, by the frames that they are.
+    """
     if control is None and not keyed:
         return {}
     height, width, count = size

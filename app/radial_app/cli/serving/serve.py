@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from radial.errors import RequestError
-from radial_app.cli.terminal.options import DataDir, Device, PerDevice, SnapshotSeconds
+from radial_app.cli.terminal.options import DataDir, Device, Pack, PerDevice, SnapshotSeconds
 from radial_app.worker.overdue import GRACE_SECONDS
 
 Host = Annotated[str, typer.Option(help="Address to listen on; others than this machine's need accounts.")]
@@ -41,6 +41,7 @@ def serve(
     device: Device = None,
     jobs_per_device: PerDevice = 1,
     snapshot_seconds: SnapshotSeconds = 30.0,
+    pack: Pack = True,
     grace_seconds: Grace = GRACE_SECONDS,
     behind_proxy: BehindProxy = None,
     enhancer: Enhancer = None,
@@ -49,7 +50,7 @@ def serve(
     """Keep a worker on each device, and answer the REST interface, /healthz and /metrics."""
     _run(
         "0.0.0.0" if listen else host, port, hosts=allow_host or [], outputs=output, devices=device,
-        per_device=jobs_per_device, snapshot_seconds=snapshot_seconds, grace_seconds=grace_seconds,
+        per_device=jobs_per_device, snapshot_seconds=snapshot_seconds, pack=pack, grace_seconds=grace_seconds,
         proxies=behind_proxy or [], enhancers=enhancer or [], folder=data_dir,
     )  # fmt: skip
 
@@ -64,6 +65,7 @@ def studio(
     device: Device = None,
     jobs_per_device: PerDevice = 1,
     snapshot_seconds: SnapshotSeconds = 30.0,
+    pack: Pack = True,
     grace_seconds: Grace = GRACE_SECONDS,
     behind_proxy: BehindProxy = None,
     enhancer: Enhancer = None,
@@ -73,7 +75,7 @@ def studio(
     """Open the studio: make, queue, watch and keep videos in the browser. Everything `radial serve` does, too."""
     _run(
         "0.0.0.0" if listen else host, port, hosts=allow_host or [], outputs=output, devices=device,
-        per_device=jobs_per_device, snapshot_seconds=snapshot_seconds, grace_seconds=grace_seconds,
+        per_device=jobs_per_device, snapshot_seconds=snapshot_seconds, pack=pack, grace_seconds=grace_seconds,
         proxies=behind_proxy or [], enhancers=enhancer or [], folder=data_dir, with_studio=True, share=share,
         open_browser=browser,
     )  # fmt: skip

@@ -26,6 +26,7 @@ Crf = Annotated[int | None, typer.Option(help=sentence("crf"))]
 Metadata = Annotated[bool, typer.Option("--metadata/--no-metadata", help=sentence("metadata"))]
 Device = Annotated[list[str] | None, typer.Option(help="cpu or cuda:N, repeatable; all of the machine by default.")]
 PerDevice = Annotated[int, typer.Option(min=1, max=16, help="Workers on each device.")]
+Pack = Annotated[bool, typer.Option("--pack/--no-pack", help="Render jobs together where that was measured to pay.")]
 SnapshotSeconds = Annotated[float, typer.Option(min=0, help="Between two snapshots of a run.")]
 PrecisionChoice = Annotated[
     Literal["full", "eight_bit", "eight_bit_weights"],
