@@ -23,8 +23,10 @@ NAMES = (
     "anna", "ben", "carl", "dora", "emil", "fay", "gus", "hana", "ivan", "judy", "kim", "leo", "mia", "nils", "olga",
     "paul", "quinn", "rosa", "sven", "tara", "udo", "vera", "will", "xena", "yuri", "zoe",
 )  # fmt: skip
-_BEGIN = ("", "b", "br", "c", "d", "dr", "f", "g", "h", "j", "k", "kl", "l", "m", "n", "p", "qu", "r", "s", "st", "t", "tr",
-          "v", "w", "x", "y", "z")  # fmt: skip
+_BEGIN = (
+    "", "b", "br", "c", "d", "dr", "f", "g", "h", "j", "k", "kl", "l", "m", "n", "p", "qu", "r", "s", "st", "t", "tr",
+    "v", "w", "x", "y", "z",
+)  # fmt: skip
 _END = ("", "n", "s", "r", "l", "m", "k", "t", "x", "d")
 PATTERNS = 6  # of scenes and cuts, that stories of one length have: those of a batch share one
 _GONE = 2  # segments after which a figure may return
