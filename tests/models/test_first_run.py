@@ -72,8 +72,9 @@ def first_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[
         }  # fmt: skip
         environment.pop("HF_HUB_OFFLINE", None)
         (folder / "commands.json").write_text(json.dumps({name: arguments_for(name, folder) for name in OFFERED}))
+        (folder / "driver.py").write_text(DRIVER)
         subprocess.run(
-            [sys.executable, "-c", DRIVER, str(folder / "commands.json"), str(folder / "results.json")], cwd=folder,
+            [sys.executable, "driver.py", str(folder / "commands.json"), str(folder / "results.json")], cwd=folder,
             env=environment, check=True, timeout=1800,
         )  # fmt: skip
         yield json.loads((folder / "results.json").read_text()), folder, hubs
