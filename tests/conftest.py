@@ -19,6 +19,7 @@ import warm
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # others start processes that import PyTorch anew, for seconds
 os.environ["RADIAL_FORCE"] = "1"  # whatever the memory of the machine
 os.environ["GOMP_SPINCOUNT"] = "3000"  # as the command line sets it
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "True"  # as the studio sets it
