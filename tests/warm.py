@@ -4,8 +4,8 @@ To start Python with PyTorch and diffusers takes ten seconds of a core, and what
 one. So the first process of a test run starts a source (:func:`begin`), which forks for whoever asks: tests, by
 :func:`start`, whose pid is the fork's own; and processes of the product that start others, which find a stand-in for
 Python under ``sys.executable``: it hands its arguments, files, folder and variables to the source, passes signals on,
-and the fork dies with it. What runs anything but our commands and scripts, or has other variables that libraries read
-when they are imported, is started as ever; so is all where ``RADIAL_COLD`` is set.
+and the fork dies with it. A fork reads the hub's variables again. What runs anything but our commands and scripts, or
+has others that libraries read when they are imported, is started as ever; so is all where ``RADIAL_COLD`` is set.
 """
 
 from __future__ import annotations
