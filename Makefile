@@ -11,7 +11,7 @@ demo: .venv/.installed
 	$(BIN)/radial generate "a large red star moves from left to right on a striped background" --seed 7
 
 test: .venv/.installed-dev
-	echo "all tests, some 30 minutes on two cores"
+	echo "all tests, some 35 minutes on two cores"
 	$(PYTEST)
 
 test-quick: .venv/.installed-dev

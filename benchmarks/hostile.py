@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,19 @@ from PIL import Image
 DEEP = 100_000  # brackets, far beyond what a parser nests
 
 
-def images() -> Iterator[tuple[str, bytes]]:
-    """Pictures of few bytes and many pixels, and what only begins like one."""
+@cache
+def images() -> tuple[tuple[str, bytes], ...]:
+    """Pictures of few bytes and many pixels, and what only begins like one; to make them takes a while."""
+    return tuple(_images())
+
+
+@cache
+def clips() -> tuple[tuple[str, bytes], ...]:
+    """Clips of few bytes and many pixels or frames, and what only begins like one; to make them takes a while."""
+    return tuple(_clips())
+
+
+def _images() -> Iterator[tuple[str, bytes]]:
     for side, kind, depth in ((7_900, 2, 8), (7_900, 6, 16), (10_000, 2, 8), (60_000, 0, 1)):
         yield f"PNG of {side}x{side}, kind {kind}, {depth} bits", png(side, side, kind, depth)
     whole = png(64, 64, 2, 8)
@@ -51,8 +63,7 @@ def images() -> Iterator[tuple[str, bytes]]:
         yield f"noise that begins as {name}", head + np.random.default_rng(0).bytes(5_000)
 
 
-def clips() -> Iterator[tuple[str, bytes]]:
-    """Clips of few bytes and many pixels or frames, and what only begins like one."""
+def _clips() -> Iterator[tuple[str, bytes]]:
     yield "MP4 of 6 frames of 8192x8192", clip("mp4", "libx264", 8192, 8192, 6, options={"preset": "ultrafast"})
     yield "MP4 of 2 frames of 16000x8000", clip("mp4", "libx264", 16_000, 8_000, 2, options={"preset": "ultrafast"})
     yield (
@@ -205,7 +216,7 @@ def gradio_paths() -> list[str]:
 def png(width: int, height: int, kind: int, depth: int) -> bytes:
     """A PNG of zeros: ``kind`` 0 is grey, 2 RGB, 6 RGBA."""
     row = bytes(1 + (width * {0: 1, 2: 3, 6: 4}[kind] * depth + 7) // 8)
-    packer, parts = zlib.compressobj(9), []
+    packer, parts = zlib.compressobj(1), []
     for _ in range(height):
         parts.append(packer.compress(row))
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
@@ -256,5 +267,5 @@ def zip_of(entries: list[tuple[str, bytes]], packing: int = zipfile.ZIP_DEFLATED
         for name, data in entries:
             info = zipfile.ZipInfo("x")
             info.filename, info.compress_type = name, packing
-            archive.writestr(info, data)
+            archive.writestr(info, data, compresslevel=1)
     return content.getvalue()

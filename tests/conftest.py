@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import tempfile
@@ -18,6 +19,7 @@ import warm
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # others start processes that import PyTorch anew, for seconds
 os.environ["RADIAL_FORCE"] = "1"  # whatever the memory of the machine
 os.environ["GOMP_SPINCOUNT"] = "3000"  # as the command line sets it
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "True"  # as the studio sets it
@@ -74,6 +76,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
         config.stash[_LEFT_OUT] = len(left_out)
         items[:] = chosen
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays to the end: nobody need look through it for what may go, time and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

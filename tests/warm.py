@@ -4,14 +4,16 @@ To start Python with PyTorch and diffusers takes ten seconds of a core, and what
 one. So the first process of a test run starts a source (:func:`begin`), which forks for whoever asks: tests, by
 :func:`start`, whose pid is the fork's own; and processes of the product that start others, which find a stand-in for
 Python under ``sys.executable``: it hands its arguments, files, folder and variables to the source, passes signals on,
-and the fork dies with it. What runs anything but our commands and scripts, or has other variables that libraries read
-when they are imported, is started as ever; so is all where ``RADIAL_COLD`` is set.
+and the fork dies with it. A fork reads the hub's variables again. What runs anything but our commands and scripts, or
+has others that libraries read when they are imported, is started as ever; so is all where ``RADIAL_COLD`` is set.
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
+import gc
+import importlib
 import json
 import os
 import select
@@ -20,13 +22,16 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 _SOURCE = "RADIAL_WARM_SOURCE"  # where the source listens, for everybody below
 _MODULES = ("radial_app", "torch.distributed.run", "accelerate.commands.launch")
 # Read when libraries are imported: a process that has them otherwise is no fork.
-_READ_AT_IMPORT = ("CUDA", "DIFFUSERS_", "GOMP_", "HF_", "HOME", "HUGGINGFACE", "LD_PRELOAD", "MKL_", "OMP_",
-                   "OPENBLAS", "PATH", "PYTHON", "TRANSFORMERS_", "TRITON_", "USE_", "XDG_")  # fmt: skip
+_READ_AT_IMPORT = ("CUDA", "DIFFUSERS_", "GOMP_", "HOME", "HUGGINGFACE", "LD_PRELOAD", "MKL_", "OMP_", "OPENBLAS",
+                   "PATH", "PYTHON", "TRANSFORMERS_", "TRITON_", "USE_", "XDG_")  # fmt: skip
+_OF_THE_HUB = "HF_"  # read then too, but a fork reads them again
+_UNBUFFERED = "PYTHONUNBUFFERED"  # as -u, which a fork knows
 
 
 def begin(folder: str) -> None:
@@ -55,8 +60,8 @@ def use() -> None:
         sys.executable = os.path.join(os.path.dirname(os.environ[_SOURCE]), "python")
 
 
-def _imported_with(environment: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(_READ_AT_IMPORT)}
+def _starting_with(beginnings: str | tuple[str, ...], environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(beginnings) and name != _UNBUFFERED}
 
 
 def start(command: list[str], **options: Any) -> Any:
@@ -212,13 +217,19 @@ def be_stand_in(python: str) -> None:
 def _be_source(listener: socket.socket, stand_in: str, parent: int) -> None:
     """Import what forks need, then fork for whoever asks until the test run has ended."""
     sys.path[0] = os.getcwd()
-    imported_with = _imported_with(dict(os.environ))
+    imported_with = _starting_with(_READ_AT_IMPORT, os.environ)
     import torch
     from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
     from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
+    import radial_app.server.run
     import radial_finetune.training.train  # noqa: F401
 
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # as the studio sets it
+    with contextlib.suppress(ImportError):
+        import radial_app.studio.page  # noqa: F401
+    gc.collect()
+    gc.freeze()  # forks neither look through what they share nor copy it for that
     del AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, PreTrainedTokenizerFast, UMT5EncoderModel, torch
     sys.executable = stand_in
     wakes, woken = os.pipe()
@@ -241,7 +252,7 @@ def _be_source(listener: socket.socket, stand_in: str, parent: int) -> None:
         if listener in ready:
             connection, _ = listener.accept()
             asked, files = _hear(connection)
-            if _imported_with(asked["environment"]) != imported_with:
+            if _starting_with(_READ_AT_IMPORT, asked["environment"]) != imported_with:
                 connection.sendall(b"-1\n")
                 connection.close()
             elif (pid := os.fork()) == 0:
@@ -281,6 +292,23 @@ def _bury(forks: dict[int, tuple[socket.socket, dict[str, Any]]]) -> None:
         connection.close()
 
 
+def _read_again() -> None:
+    """Have all libraries know the hub's variables as they are now: the constants read from them are read again, and put
+    where they were imported by name."""
+    for name in ("huggingface_hub.constants", "diffusers.utils.constants"):
+        constants = sys.modules[name]
+        before = dict(vars(constants))
+        importlib.reload(constants)
+        changed = {key: (old, vars(constants)[key]) for key, old in before.items() if key.isupper()}
+        changed = {key: (old, new) for key, (old, new) in changed.items() if old != new}
+        for module in list(sys.modules.values()):
+            there = getattr(module, "__dict__", {})
+            for key in changed.keys() & there.keys():
+                old, new = changed[key]
+                if type(there[key]) is type(old) and there[key] == old:
+                    setattr(module, key, new)
+
+
 def _become(asked: dict[str, Any], files: list[int]) -> None:
     """Be a process that was just started with such arguments, and end as one."""
     import atexit
@@ -295,15 +323,19 @@ def _become(asked: dict[str, Any], files: list[int]) -> None:
     for number, file in enumerate(files):
         os.dup2(file, number)
     os.closerange(3, 4096)
+    of_the_hub = _starting_with(_OF_THE_HUB, os.environ)
     os.environ.clear()
     os.environ.update(asked["environment"])
+    if _starting_with(_OF_THE_HUB, os.environ) != of_the_hub:
+        _read_again()
     os.chdir(asked["cwd"])
     arguments = asked["arguments"]
     sys.argv = _program(arguments) or [""]
     if "-P" not in arguments:
         sys.path.insert(0, asked["cwd"] if "-m" in arguments else os.path.dirname(os.path.abspath(sys.argv[0])))
+    at_once = "-u" in arguments or bool(os.environ.get(_UNBUFFERED))
     sys.stdout, sys.stderr = (
-        open(number, "w", encoding="utf-8", closefd=False, buffering=1 if "-u" in arguments or number == 2 else -1)  # noqa: SIM115
+        open(number, "w", encoding="utf-8", closefd=False, buffering=1 if at_once or number == 2 else -1)  # noqa: SIM115
         for number in (1, 2)
     )
     random.seed()

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from radial.models.table import MODELS
 from radial.video.clip import read_frames, read_receipt
 from radial_app.cli import main as cli
+from radial_app.jobs.store import JobStore
 
 QUICK = ["--height", "32", "--width", "48", "--num-frames", "5", "--num-inference-steps", "2"]
 
@@ -311,11 +312,13 @@ def test_the_path_is_on_stdout_also_when_progress_is_live(in_empty_folder: Path)
     assert b"decoding frames" in shown
 
 
-def test_ctrl_c_stops_cleanly(in_empty_folder: Path) -> None:
+def test_ctrl_c_stops_cleanly(in_empty_folder: Path, data_folder: Path) -> None:
     command = [sys.executable, "-m", "radial_app", "generate", "a red circle", "--num-inference-steps", "900"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(12)
-    assert process.poll() is None, process.communicate()
+    with JobStore(data_folder) as store:
+        while not any(job.step for job in store.find(["running"])):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=1800)
     assert process.returncode == 130

@@ -170,7 +170,8 @@ def test_what_a_model_needs_is_told_before_it_comes(hub: fake_hub.Hub, tmp_path:
 def test_a_transformer_in_one_file_spares_the_hubs(hub: fake_hub.Hub, tmp_path: Path) -> None:
     """All of a model but its transformer's weights: what a file of one's own stands in for."""
     home = Home(hub, tmp_path)
-    script = f"""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
 from pathlib import Path
 from radial.models.hub.download import download, find_local
 assert find_local({NAME!r}, ("transformer",)) is None
@@ -178,8 +179,8 @@ folder = download({NAME!r}, without=("transformer",))
 assert find_local({NAME!r}, ("transformer",)) == folder
 assert find_local({NAME!r}) is None
 print(sorted(path.name for path in (folder / "transformer").iterdir()))
-"""
-    done = subprocess.run([sys.executable, "-c", script], env=home.environment, capture_output=True, text=True)
+""")
+    done = subprocess.run([sys.executable, str(script)], env=home.environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "['config.json']\n"
     assert not any(name.startswith("transformer/") and name.endswith(".safetensors") for name in hub.sent)

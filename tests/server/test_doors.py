@@ -715,8 +715,9 @@ def test_two_clips_are_compared_a_frame_at_a_time(client: TestClient, paths: Ser
     assert path.is_file()
 
 
-def test_strangers_take_no_turn_from_others(paths: ServerPaths) -> None:
+def test_strangers_take_no_turn_from_others(paths: ServerPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has not logged in may hold back bodies as long as they like: the page to log in and the health stay open."""
+    monkeypatch.setattr("radial_app.server.limits.turns._BODY_SECONDS", 3.0)  # they end in turn, after as long each
     with Accounts(paths.data) as accounts:
         accounts.add("ada", PASSWORD)
     with serving(make_app(paths)) as port:

@@ -142,7 +142,7 @@ def test_a_short_queue_under_fire(tmp_path: Path, wan_folder: Path) -> None:
     chaos = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(chaos)
     options = argparse.Namespace(
-        model=str(wan_folder), jobs=3, steps=150, num_frames=9, worker_kills=1, server_kills=1, between=(8.0, 12.0),
+        model=str(wan_folder), jobs=3, steps=100, num_frames=9, worker_kills=1, server_kills=1, between=(2.0, 4.0),
         full_disk=False, seed=0, limit=240, server="serve",
     )  # fmt: skip
     report = chaos.run(tmp_path, options)

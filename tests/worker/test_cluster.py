@@ -55,7 +55,7 @@ def test_a_killed_actor_loses_nothing(
 
     requests = [  # the first is long enough to be killed in
         make_request(prompt=f"a red circle {n}", model=str(wan_folder), num_inference_steps=steps, **SMALL)
-        for n, steps in enumerate((120, 4, 4))
+        for n, steps in enumerate((60, 4, 4))
     ]
     with JobStore() as store:
         output = Output(folder=str(tmp_path / "out"), name="{slug}")

@@ -96,7 +96,8 @@ def test_kill_9_in_the_middle_and_on_from_there(
     store: JobStore, add: Callable[..., Job], story: StoryRequest, straight: bytes, tmp_path: Path
 ) -> None:
     job = add()
-    kill = (
+    script = tmp_path / "kill.py"
+    script.write_text(
         "import os, signal, sys, radial_app.worker.attempt as a\n"
         "plain = a.Attempt.on_event\n"
         "def on_event(self, event):\n"
@@ -107,7 +108,7 @@ def test_kill_9_in_the_middle_and_on_from_there(
         "sys.argv = ['radial', 'work', '--until-idle', '--device', 'cpu']\n"
         "from radial_app.cli.main import main; main()"
     )
-    first = subprocess.run([sys.executable, "-c", kill], stderr=subprocess.PIPE, check=False)
+    first = subprocess.run([sys.executable, str(script)], stderr=subprocess.PIPE, check=False)
     assert first.returncode == -signal.SIGKILL, first.stderr
     found = store.get(job.id)
     assert (found.state, found.pieces) == ("running", 2)
