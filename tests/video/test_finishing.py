@@ -24,7 +24,9 @@ from radial.video.cut import trim
 from radial.video.encoding import Frames
 from radial.video.finishing.between import Pair, add_frames
 from radial.video.finishing.enlarge import load_upscaler, resized
-from radial.video.finishing.finish import finish, make_finish, work_of
+from radial.video.finishing.finish import finish, work_of
+from radial.video.finishing.sources import Sources
+from radial.video.finishing.steps import make_finish
 from radial.video.reader import open_clip
 from radial.video.sound import Sound, read_sound
 
@@ -63,12 +65,12 @@ def test_frames_between_are_nearer_than_repeated_and_blended_ones() -> None:
 def test_frames_are_added_where_nothing_is_cut() -> None:
     """As long as before, each of its own frames among them; across a cut the nearer one is shown."""
     still, other = np.full((64, 64, 3), 30, np.uint8), moving(1, 64, 64)[0] // 2 + 127
-    made = list(add_frames([still, still, other], 4))
+    made = [frame() for frame in add_frames([lambda: still, lambda: still, lambda: other], 4)]
     assert len(made) == 12
     assert all(np.array_equal(frame, still) for frame in made[:6])
     assert all(np.array_equal(frame, other) for frame in made[6:])
     assert list(add_frames([], 2)) == []
-    tiny = list(add_frames([still[:16, :16], still[:16, :16]], 2))
+    tiny = [frame() for frame in add_frames([lambda: still[:16, :16]] * 2, 2)]
     assert np.array_equal(tiny[1], still[:16, :16])
 
 
@@ -139,7 +141,7 @@ def test_a_receipt_is_not_trusted(tmp_path: Path) -> None:
 def test_the_work_counts_what_is_read_and_what_is_made_on_the_way(
     fields: dict[str, Any], pixels: int, frame: int, disk: int, seconds: float, clip: Path
 ) -> None:
-    work = work_of([clip], make_finish(**fields))
+    work = work_of(Sources.look([clip]), make_finish(**fields))
     assert (work.pixels, work.frame, work.disk) == (pixels, frame, disk)
     assert work.seconds == pytest.approx(seconds, abs=0.07)
 
@@ -157,7 +159,7 @@ def test_frames_that_are_turned_around_are_small_on_the_disk(clip: Path, tmp_pat
                     kept.add(link.stat().st_size)
 
     finish([clip], tmp_path / "back.mp4", make_finish(reverse=True, **fields), on_frame=look)
-    assert kept == {work_of([clip], make_finish(reverse=True, **fields)).disk} == {3 * 16 * 48 * 48}
+    assert kept == {work_of(Sources.look([clip]), make_finish(reverse=True, **fields)).disk} == {3 * 16 * 48 * 48}
     finish([clip], tmp_path / "on.mp4", make_finish(**fields))
     assert psnr(read_frames(tmp_path / "back.mp4")[::-1], read_frames(tmp_path / "on.mp4")) > 35
 
@@ -247,7 +249,8 @@ def test_the_clip_itself_is_kept(clip: Path, tmp_path: Path) -> None:
 def test_a_killed_run_leaves_nothing_that_the_next_does_not_remove(tmp_path: Path) -> None:
     source = Video(moving(40, 256, 256), 16).write(tmp_path / "clip.mp4")
     code = (
-        "import sys; from pathlib import Path; from radial.video.finishing.finish import finish, make_finish; "
+        "import sys; from pathlib import Path; from radial.video.finishing.finish import finish; "
+        "from radial.video.finishing.steps import make_finish; "
         "finish([Path(sys.argv[1])], Path(sys.argv[2]), make_finish(frames=4, scale=2))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(source), str(tmp_path / "out.mp4")])

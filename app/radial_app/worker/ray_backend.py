@@ -26,11 +26,13 @@ from radial_app.worker.attempt import Attempt
 from radial_app.worker.inputs import pack_inputs
 from radial_app.worker.overdue import GRACE_SECONDS
 from radial_app.worker.ray_actor import Actor, Failure
-from radial_app.worker.rendering import FilmListener, FilmPlace, Listener, Rendered
+from radial_app.worker.rendering import FilmListener, FilmPlace, FinishListener, Listener, Rendered
 
 if TYPE_CHECKING:
     from radial.stories.request import StoryRequest
+    from radial.video.encoding import Encoding
     from radial.video.film import Film
+    from radial.video.finishing.steps import Finish
 
 log = logging.getLogger("radial.cluster")
 
@@ -178,6 +180,16 @@ class _RayRenderer:
             RequestError: always.
         """
         raise RequestError("a story is made on one machine, not on a cluster: leave --ray out")
+
+    def finish(
+        self, clips: list[Path], what: Finish, folder: Path, encoding: Encoding, listener: FinishListener
+    ) -> Film:  # fmt: skip
+        """Clips are not finished on a cluster: they lie on one machine.
+
+        Raises:
+            RequestError: always.
+        """
+        raise RequestError("a clip is finished on one machine, not on a cluster: leave --ray out")
 
     def _follow(self, stream: Any, listener: Listener) -> Iterator[Any]:
         """What the actor tells, while it is asked for what the listener wishes; one that does not answer is ended."""

@@ -26,6 +26,14 @@ def resized(frame: Frame, height: int, width: int) -> Frame:
     return np.asarray(cv2.resize(np.ascontiguousarray(frame), (width, height), interpolation=way), np.uint8)
 
 
+def check_upscaler_file(path: Path) -> None:
+    """Raise RequestError where a file is missing, or of a kind that is not opened."""
+    if path.suffix.lower() != ".safetensors":
+        raise RequestError(f"upscaler must be a .safetensors file, not {path.name!r}: others may run code when opened")
+    if not path.is_file():
+        raise RequestError(f"no such file: {path}")
+
+
 def load_upscaler(path: Path, device: str = "auto") -> tuple[Enlarge, int]:
     """What an upscaler's file, of ESRGAN's kind or any other that spandrel knows, makes of a frame, and how many times
     as wide and high that is.
@@ -34,10 +42,7 @@ def load_upscaler(path: Path, device: str = "auto") -> tuple[Enlarge, int]:
         RequestError: the file is missing, pickled, or holds no upscaler.
         ModelError: spandrel is not installed.
     """
-    if path.suffix.lower() != ".safetensors":
-        raise RequestError(f"upscaler must be a .safetensors file, not {path.name!r}: others may run code when opened")
-    if not path.is_file():
-        raise RequestError(f"no such file: {path}")
+    check_upscaler_file(path)
     try:
         import spandrel
     except (ImportError, RuntimeError) as error:  # torchvision, which it wants, may not fit the torch that is here

@@ -21,7 +21,9 @@ from radial.models.table import MODELS
 from radial.request import GenerationRequest
 from radial.version import __version__
 from radial.video.cut import join, trim
-from radial.video.finishing.finish import Finish, finish, make_finish, work_of
+from radial.video.finishing.finish import finish, work_of
+from radial.video.finishing.sources import Sources
+from radial.video.finishing.steps import Finish, make_finish
 from radial.video.sound import MOST_SECONDS
 from radial_app.server.archive import zip_files
 from radial_app.server.limits.media_probe import probe
@@ -143,7 +145,7 @@ def _check_work(file: Path, what: Finish) -> None:
     """
     if what.shape is not None and not 1 / _WIDEST <= what.shape[0] / what.shape[1] <= _WIDEST:
         raise RequestError(f"aspect must lie between 1:{_WIDEST} and {_WIDEST}:1, not {what.aspect}")
-    work = work_of([file], what)
+    work = work_of(Sources.look([file]), what)
     largest = _LARGEST_FRAME if what.frames == 1 else _LARGEST_MOVED
     for value, most, unit, of in (
         (work.pixels, _MOST_FINISHED, 1e6, "million pixels"),
