@@ -18,6 +18,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
+from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 from safetensors.torch import save_file
 
 from radial.errors import ModelError, OutputError, RequestError
@@ -335,15 +337,19 @@ def test_an_upscalers_file_makes_pixels_tile_by_tile(tmp_path: Path, monkeypatch
     for name, value in (("_TILE", 48), ("_SHARED", 24)):
         monkeypatch.setattr(f"radial.video.finishing.enlarge.{name}", value)
     assert np.abs(enlarge(frame).astype(int) - truth).max() <= 1
-    clip = Video(moving(3, 32, 32), 16).write(tmp_path / "clip.mp4")
+    clip = Video(moving(3, 64, 64), 16).write(tmp_path / "clip.mp4")
     finish([clip], tmp_path / "large.mp4", make_finish(upscaler=str(files["real"])))
-    assert read_frames(tmp_path / "large.mp4").shape == (3, 128, 128, 3)
+    assert read_frames(tmp_path / "large.mp4").shape == (3, 256, 256, 3)
 
 
 def test_a_file_that_is_no_upscaler_is_refused(tmp_path: Path) -> None:
     torch.save(upscaler_weights("real"), tmp_path / "real.pth")
     with pytest.raises(RequestError, match=r"must be a .safetensors file, not 'real.pth': others may run code"):
         load_upscaler(tmp_path / "real.pth")
+    for upsampler in (LTXLatentUpsamplerModel, LTX2LatentUpsamplerModel):
+        upsampler(in_channels=4, mid_channels=32, num_blocks_per_stage=1).save_pretrained(tmp_path)
+        with pytest.raises(RequestError, match=r"upsamples latents while a clip is made, as LTX-Video's do"):
+            load_upscaler(tmp_path / "diffusion_pytorch_model.safetensors")
     try:
         import spandrel  # noqa: F401
     except (ImportError, RuntimeError):
