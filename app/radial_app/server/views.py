@@ -23,7 +23,7 @@ from radial.timed_prompts import knows_timed_prompts
 from radial.video.encoding import Encoding
 from radial_app.jobs.job import DEFAULT_NAME, Job, Output, State, make_output
 from radial_app.server.answers import InvalidFields
-from radial_app.server.finishing.bounds import FinishBody
+from radial_app.server.finishing.bounds import FinishBody, FinishField
 from radial_app.server.uploads import Inputs
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
@@ -70,7 +70,7 @@ class VideoRequest(GenerationRequest):
     seconds: float | None = Field(None, gt=0, le=600)
     preset: str | None = Field(None, max_length=40)
     file: FileRequest | None = None
-    finish: FinishBody | None = None
+    finish: FinishField = None
 
 
 def read_request(fields: dict[str, Any]) -> tuple[dict[str, Any], Output, FinishBody | None]:

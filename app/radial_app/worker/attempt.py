@@ -21,7 +21,7 @@ from radial_app.jobs.finishing import Finishing
 from radial_app.jobs.job import Job, State
 from radial_app.jobs.results import PASSING, publish_once, settle, without_home_paths
 from radial_app.jobs.store import JobStore
-from radial_app.worker.rendering import FilmPlace, RemoteError, Renderer, Stopped, Wish
+from radial_app.worker.rendering import FilmPlace, FinishTask, RemoteError, Renderer, Stopped, Wish
 
 if TYPE_CHECKING:
     from radial.generation.watch import Event
@@ -150,8 +150,11 @@ class Attempt:
             folder = self.store.finishing_folder(job.id, index)
             if settle(self.store, job, index) is None:
                 started = time.monotonic()
-                clips = [Path(clip) for clip in finish.clips] or [Path(job.files[index - job.renders].path)]
-                film = self._renderer.finish(clips, finish.what, folder, job.finished_encoding, self)
+                clips = finish.clips or (job.files[index - job.renders].path,)
+                film = self._renderer.finish(
+                    FinishTask(tuple(map(Path, clips)), finish.what, folder, job.finished_encoding, job.request.device),
+                    self,
+                )
                 if self.wish() == "cancel":
                     raise Stopped("cancel")
                 self._publish(film, time.monotonic() - started, early=False)

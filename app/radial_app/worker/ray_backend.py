@@ -26,13 +26,11 @@ from radial_app.worker.attempt import Attempt
 from radial_app.worker.inputs import pack_inputs
 from radial_app.worker.overdue import GRACE_SECONDS
 from radial_app.worker.ray_actor import Actor, Failure
-from radial_app.worker.rendering import FilmListener, FilmPlace, FinishListener, Listener, Rendered
+from radial_app.worker.rendering import FilmListener, FilmPlace, FinishListener, FinishTask, Listener, Rendered
 
 if TYPE_CHECKING:
     from radial.stories.request import StoryRequest
-    from radial.video.encoding import Encoding
     from radial.video.film import Film
-    from radial.video.finishing.steps import Finish
 
 log = logging.getLogger("radial.cluster")
 
@@ -181,9 +179,7 @@ class _RayRenderer:
         """
         raise RequestError("a story is made on one machine, not on a cluster: leave --ray out")
 
-    def finish(
-        self, clips: list[Path], what: Finish, folder: Path, encoding: Encoding, listener: FinishListener
-    ) -> Film:  # fmt: skip
+    def finish(self, task: FinishTask, listener: FinishListener) -> Film:
         """Clips are not finished on a cluster: they lie on one machine.
 
         Raises:

@@ -67,6 +67,17 @@ class FilmPlace:
     base: Path | None = None
 
 
+@dataclass(frozen=True)
+class FinishTask:
+    """Clips, what is done to them, the folder where that grows, what it is kept as, and the device of an upscaler."""
+
+    clips: tuple[Path, ...]
+    what: Finish
+    folder: Path
+    encoding: Encoding
+    device: str
+
+
 class Listener(Protocol):
     """Who hears of a video while it is rendered, and knows what its user wants."""
 
@@ -100,9 +111,7 @@ class FinishListener(Listener, Protocol):
 class Renderer(Protocol):
     """Where videos are rendered."""
 
-    def finish(
-        self, clips: list[Path], what: Finish, folder: Path, encoding: Encoding, listener: FinishListener
-    ) -> Film:  # fmt: skip
+    def finish(self, task: FinishTask, listener: FinishListener) -> Film:
         """Finish clips, or what is left of it: pieces that lie in the folder stay.
 
         Raises:
@@ -183,9 +192,7 @@ class LocalRenderer:
                 is_enough=is_enough,
             )  # fmt: skip
 
-    def finish(
-        self, clips: list[Path], what: Finish, folder: Path, encoding: Encoding, listener: FinishListener
-    ) -> Film:  # fmt: skip
+    def finish(self, task: FinishTask, listener: FinishListener) -> Film:
         """Finish clips; see :class:`Renderer`. An upscaler takes the place of the model where both have no room."""
         import torch
 
@@ -193,7 +200,8 @@ class LocalRenderer:
         from radial.loading.devices import find_device
         from radial.video.finishing.pieces import finish_in_pieces
 
-        device = find_device(self._models.device) if what.upscaler else "cpu"
+        own = self._models.device
+        device = find_device(task.device if own == "auto" else own) if task.what.upscaler else "cpu"
         looked = 0.0
 
         def look() -> None:
@@ -209,8 +217,8 @@ class LocalRenderer:
 
         def make() -> tuple[Film, tuple[str, ...]]:
             return finish_in_pieces(
-                clips, what, folder, encoding=encoding, device=device, on_frame=on_frame, on_piece=listener.on_piece,
-                look=look,
+                task.clips, task.what, task.folder, encoding=task.encoding, device=device, on_frame=on_frame,
+                on_piece=listener.on_piece, look=look,
             )  # fmt: skip
 
         with device_errors(torch.device(device), lambda: "while a clip was finished; what is finished is kept"):

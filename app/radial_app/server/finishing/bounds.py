@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from radial.errors import RequestError
 from radial.video.finishing.finish import work_of
@@ -48,6 +48,12 @@ class FinishBody(BaseModel):
             RequestError: the values do not go together.
         """
         return make_finish(**self.model_dump(exclude={"index", "join"}) | files)
+
+
+# The same as a field of another body, said in full where that is described.
+FinishField = Annotated[
+    FinishBody | None, WithJsonSchema({"anyOf": [FinishBody.model_json_schema(), {"type": "null"}]})
+]
 
 
 class FinishRequest(FinishBody):
