@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("radial.worker")
 
 DISK_SECONDS = 30.0  # that a job waits for disk space
+_SHOWN_SIDE = 640  # pixels of a finished frame that is shown, or about that
 _TELL_SECONDS = 0.5  # between two reports of progress
 
 
@@ -231,9 +232,11 @@ class Attempt:
         if made.frame is not None:
             self.show(made.frame)
 
-    def on_piece(self) -> None:
+    def on_piece(self, frame: Frames) -> None:
         """A piece of a finished clip is on the disk: what comes may fail as often as what was."""
         self._try("word of a piece", lambda: self.store.got_further(self.job.id))
+        step = max(1, max(frame.shape) // _SHOWN_SIDE)
+        self.show(frame[::step, ::step])
 
     def keep(self, write: Callable[[Path], None]) -> None:
         """Keep a snapshot, from which the next attempt goes on."""

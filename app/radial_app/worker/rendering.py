@@ -104,8 +104,8 @@ class FilmListener(Listener, Protocol):
 class FinishListener(Listener, Protocol):
     """Who hears of a clip that is finished, too."""
 
-    def on_piece(self) -> None:
-        """A piece of it is on the disk."""
+    def on_piece(self, frame: Frames) -> None:
+        """A piece of it is on the disk, which ends with a frame."""
 
 
 class Renderer(Protocol):

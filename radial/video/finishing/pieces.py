@@ -25,8 +25,8 @@ _MOST_BYTES = 200_000_000  # of its frames, as they are encoded
 
 def finish_in_pieces(
     clips: Sequence[Path], what: Finish, folder: Path, *, encoding: Encoding | None = None, device: str = "cpu",
-    on_frame: Callable[[int, int], None] = lambda done, total: None, on_piece: Callable[[], None] = lambda: None,
-    look: Callable[[], None] = lambda: None,
+    on_frame: Callable[[int, int], None] = lambda done, total: None,
+    on_piece: Callable[[Frame], None] = lambda frame: None, look: Callable[[], None] = lambda: None,
 ) -> tuple[Film, tuple[str, ...]]:  # fmt: skip
     """Finish a clip, or several one after the other, into a film that grows in a folder; it goes on there from the last
     whole piece, where the clips and what is asked for are the same.
@@ -35,7 +35,7 @@ def finish_in_pieces(
         encoding: MP4 of H.264; its ``crf`` is heeded.
         device: where an upscaler computes.
         on_frame: told how many frames are made, and about how many there will be.
-        on_piece: told of each piece that is on the disk.
+        on_piece: told of each piece that is on the disk, by its last frame.
         look: called at every frame that is read or made; what it raises ends the run.
 
     Returns:
@@ -58,10 +58,11 @@ def finish_in_pieces(
 
         def append() -> None:
             film.append(np.stack(made))
+            last = made[-1]
             made.clear()
             told = {"key": key, "size": film.size, "frames": film.frames}
             publish_text(folder / "finished.json", json.dumps(told))
-            on_piece()
+            on_piece(last)
 
         try:
             on_frame(frames, max(clip.count, frames))
