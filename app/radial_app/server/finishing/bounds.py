@@ -66,13 +66,14 @@ class FinishRequest(FinishBody):
 @dataclass(frozen=True)
 class Bounds:
     """The most that is taken: pixels of all frames that are read and made, of one, of one where what moves is looked
-    for, and bytes on the disk."""
+    for, bytes on the disk, and seconds of what is made; and what is said of more."""
 
     pixels: int
     frame: int
     moved: int
     disk: int
-    else_: str
+    says: str
+    seconds: float = MOST_SECONDS
 
 
 WHILE_YOU_WAIT = Bounds(400_000_000, 1 << 24, 1 << 22, 1 << 30, "are made while you wait: queue it, or ask for less")
@@ -93,10 +94,10 @@ def check_work(sources: Sources, what: Finish, bounds: Bounds) -> None:
         (work.frame, bounds.frame if what.frames == 1 else bounds.moved, 1e6,
          f"million pixels a frame{' with more frames' if what.frames > 1 else ''}"),
         (work.disk, bounds.disk, 1e6, "MB of frames that are turned around"),
-        (work.seconds, MOST_SECONDS, 1, "seconds"),
+        (work.seconds, bounds.seconds, 1, "seconds"),
     ):  # fmt: skip
         if value > most:
-            raise RequestError(f"{value / unit:,.1f} {of} are more than the {most / unit:,.1f} that {bounds.else_}")
+            raise RequestError(f"{value / unit:,.1f} {of} are more than the {most / unit:,.1f} that {bounds.says}")
 
 
 def check_after(job: Job, what: Finish) -> None:
