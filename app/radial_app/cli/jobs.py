@@ -64,13 +64,11 @@ def list_jobs(
         request = job.request
         length = request.num_frames if job.story is None else f"a story of {len(job.story.lines)}"
         clip = f"{plain(request.prompt[:100])} ({request.model}, {request.width}x{request.height}, {length})"
-        if job.finish is not None:
-            size = f"{job.finish.width}x{job.finish.height}, {job.finish.num_frames}, " if job.beside else ""
-            clip = (
-                f"{plain(request.prompt[:100])} ({size}{said(job.finish.what)})"
-                if job.beside
-                else (f"{clip}, then {said(job.finish.what)}")
-            )
+        if job.finish is not None and job.beside:
+            made = f"{job.finish.width}x{job.finish.height}, {job.finish.num_frames}"
+            clip = f"{plain(request.prompt[:100])} (finished: {made}, {said(job.finish.what)})"
+        elif job.finish is not None:
+            clip += f", then {said(job.finish.what)}"
         error = f"\n[red]{escape(plain(job.error))}[/]" if job.error else ""
         colour = _COLOURS.get(job.state, "white")
         table.add_row(job.id, f"[{colour}]{job.state}[/]", where(job), clock(job.eta), f"{escape(clip)}{error}")
