@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from radial.errors import ModelError, OutputError, RequestError
@@ -80,6 +82,34 @@ def publish(path: Path, write: Callable[[Path], object], *, overwrite: bool) -> 
         raise problem from error
     finally:
         discard(partial)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Keep other processes out while the context lasts; the lock's file goes with it, however it ends.
+
+    Args:
+        busy: what is said where another process is in.
+
+    Raises:
+        OutputError: another one is, which passes, or the place cannot be written.
+    """
+    lock = FileLock(path, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        problem = OutputError(busy)
+        problem.errno = errno.EBUSY
+        raise problem from error
+    except OSError as error:
+        problem = OutputError(f"cannot write {path.parent}: {error.strerror or error}")
+        problem.errno = error.errno
+        raise problem from error
+    try:
+        yield
+    finally:
+        discard(path)  # while it is held: whoever comes next makes one of its own
+        lock.release()
 
 
 def decode_text(content: bytes) -> str:

@@ -84,6 +84,11 @@ class Client:
         """
         return _video(self._call("POST", "/v1/videos", {"prompt": prompt} | fields))
 
+    def finish(self, id: str, **fields: Any) -> RemoteVideo:
+        """Put a job into the queue that finishes a video that is there, into one of its own: fields are those of
+        ``radial finish``, ``index`` which of its files, and ``join`` ids of videos that are joined to it first."""
+        return _video(self._call("POST", f"/v1/videos/{id}/finish", fields))
+
     def create_story(self, lines: Sequence[str | dict[str, Any]], **fields: Any) -> RemoteStory:
         """Put a story into the queue: its prompts, or objects of ``prompt``, ``name``, ``seconds`` and ``cut``; fields
         are those of a video's request, and of stories. :meth:`wait`, :meth:`download`, :meth:`cancel` and

@@ -14,13 +14,13 @@ from torch import Tensor
 from radial.errors import DeviceLost, GenerationError, first_line
 from radial.generation.snapshot import Snapshot
 
-Stage = Literal["load", "download", "encode", "denoise", "decode"]
+Stage = Literal["load", "download", "encode", "denoise", "decode", "finish"]
 
 
 @dataclass(frozen=True)
 class Event:
-    """Progress: a stage began (``step`` 0), a denoising step ended or megabytes of a download came, or there is a
-    ``note`` for the user. ``video`` counts from 0."""
+    """Progress: a stage began (``step`` 0), a denoising step ended, megabytes of a download came or frames were
+    finished, or there is a ``note`` for the user. ``video`` counts from 0."""
 
     stage: Stage
     step: int = 0

@@ -21,9 +21,11 @@ from radial.errors import OutputError, RequestError
 from radial.files import publish
 from radial.video.colour import from_rgb, set_tags, tags_for
 from radial.video.encoding import X264, Encoding, Frames
+from radial.video.sound import Sound, add_sound_stream, write_sound
 
 _CRF = 16
-_TICKS = 512  # of the film's clock, a frame
+_TICKS = 512  # of the film's clock, a frame, at whole rates
+_MOST_TICKS = 2**31 - 1  # a second
 
 
 class GrowingFilm:
@@ -33,13 +35,16 @@ class GrowingFilm:
         path: the file; what it holds beyond ``size`` bytes is of a part that was never finished, and goes.
         fps: frames a second.
         frames: how many are in those bytes.
+        crf: quality of H.264, lower is better.
 
     Raises:
         OutputError: it cannot be written, or holds less than it should.
     """
 
-    def __init__(self, path: Path, fps: int, *, size: int = 0, frames: int = 0) -> None:
-        self.path, self.fps, self.frames = path, fps, frames
+    def __init__(
+        self, path: Path, fps: int | Fraction, *, size: int = 0, frames: int = 0, crf: int = _CRF
+    ) -> None:  # fmt: skip
+        self.path, self.fps, self.frames, self._crf = path, Fraction(fps), frames, crf
         try:
             self._file = path.open("r+b" if size else "wb", buffering=0)  # nothing is left to fail when it is closed
             there = self._file.seek(0, os.SEEK_END)
@@ -57,7 +62,8 @@ class GrowingFilm:
         Raises:
             OutputError: there is no room, or the place is gone; the film is as it was before.
         """
-        part = _set_time(_encode_part(frames_THWC, self.fps, self.frames), self.frames * _TICKS)
+        part = _encode_part(frames_THWC, self.fps, self.frames, self._crf)
+        part = _set_time(part, self.frames * _clock(self.fps)[1])
         part = _boxes(part, without=(b"mfra",) if self.size == 0 else (b"ftyp", b"moov", b"mfra"))
         try:
             left = memoryview(part)
@@ -82,11 +88,12 @@ class GrowingFilm:
 
 @dataclass(frozen=True)
 class Film:
-    """A film that was made: its growing file, its receipt, and whether all of it is there."""
+    """A film that was made: its growing file, its receipt, whether all of it is there, and what is heard."""
 
     path: Path
     receipt: dict[str, Any] = field(repr=False)
     whole: bool = True
+    sound: Sound | None = field(default=None, repr=False)
 
     def encode(self, path: Path, encoding: Encoding) -> None:
         """Write it, as an ordinary MP4 of its packets, to this very file.
@@ -94,7 +101,7 @@ class Film:
         Raises:
             OSError: it cannot be written.
         """
-        _remux(self.path, path, self.receipt if encoding.metadata else {})
+        _remux(self.path, path, self.receipt if encoding.metadata else {}, self.sound)
 
 
 def picture_at(path: Path, seconds: float) -> Any:
@@ -129,7 +136,7 @@ def finish_film(growing: Path, path: Path, receipt: dict[str, Any], *, overwrite
     publish(path, lambda partial: _remux(growing, partial, receipt), overwrite=overwrite)
 
 
-def _remux(growing: Path, partial: Path, receipt: dict[str, Any]) -> None:
+def _remux(growing: Path, partial: Path, receipt: dict[str, Any], sound: Sound | None = None) -> None:
     import av
 
     with av.open(str(growing)) as film, av.open(str(partial), "w", format="mp4", options={
@@ -139,25 +146,36 @@ def _remux(growing: Path, partial: Path, receipt: dict[str, Any]) -> None:
             whole.metadata["comment"] = json.dumps(receipt, ensure_ascii=False, sort_keys=True)
         source = film.streams.video[0]
         stream = whole.add_stream_from_template(source)
+        sound_stream = None if sound is None else add_sound_stream(whole, "mp4", sound)
         for packet in film.demux(source):
             if packet.dts is not None:
                 packet.stream = stream
                 whole.mux(packet)
+        if sound is not None:
+            write_sound(whole, sound_stream, sound)
 
 
-def _encode_part(frames_THWC: Frames, fps: int, first: int) -> bytes:
+def _clock(rate: Fraction) -> tuple[int, int]:
+    """Ticks a second, and a frame, of a film's clock: as fine as the container can say."""
+    ticks = _TICKS
+    while ticks > 1 and rate.numerator * ticks > _MOST_TICKS:
+        ticks //= 2
+    return rate.numerator * ticks, rate.denominator * ticks
+
+
+def _encode_part(frames_THWC: Frames, fps: Fraction, first: int, crf: int) -> bytes:
     """Frames as a fragmented MP4 of their own; ``first`` is their number in the film."""
     import av
 
     own = {
-        "movflags": "empty_moov+default_base_moof+frag_custom", "video_track_timescale": str(fps * _TICKS),
+        "movflags": "empty_moov+default_base_moof+frag_custom", "video_track_timescale": str(_clock(fps)[0]),
         "use_editlist": "0", "fragment_index": str(first + 1),
     }  # fmt: skip
     _, height, width, _ = frames_THWC.shape
     content = io.BytesIO()
     with av.open(content, "w", format="mp4", options=own) as container:
-        options = {**X264, "crf": str(_CRF), "bf": "0"}
-        stream: Any = container.add_stream("libx264", rate=Fraction(fps), options=options)
+        options = {**X264, "crf": str(crf), "bf": "0"}
+        stream: Any = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = height, width
         stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
         tags = tags_for(height, width)
@@ -166,7 +184,7 @@ def _encode_part(frames_THWC: Frames, fps: int, first: int) -> bytes:
         stream.codec_context.gop_size = max(1, len(frames_THWC))
         for index, image in enumerate(frames_THWC):
             frame = from_rgb(image, stream.pix_fmt, tags)
-            frame.pts, frame.time_base = index, 1 / Fraction(fps)
+            frame.pts, frame.time_base = index, 1 / fps
             for packet in stream.encode(frame):
                 container.mux(packet)
         for packet in stream.encode():

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ _SAFE = {
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders of these leave alpha out
 _SAME_RATE = 0.005  # rates that differ by less are one
 _LONGEST = 3600.0  # seconds that one frame is shown
+Shown = TypeVar("Shown")
 
 
 @dataclass
@@ -254,8 +255,8 @@ def rate_of(stream: Any) -> Fraction:
     return own.limit_denominator(1001)
 
 
-def at_rate(frames: Iterable[Frame], own: float, fps: float) -> Iterator[Frame]:
-    """Frames of one rate at another: at each instant the one that is shown then."""
+def at_rate(frames: Iterable[Shown], own: float, fps: float) -> Iterator[Shown]:
+    """Frames of one rate, or what makes them, at another: at each instant the one that is shown then."""
     instant = 0
     for index, frame in enumerate(frames):
         while instant * own < (index + 1) * fps - 1e-6:

@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from radial_app.server import uploads as inputs
 from radial_app.server.access import COOKIE, MAX_BODY
 from radial_app.server.accounts import Accounts, Throttle
 from radial_app.server.app import make_app
+from radial_app.server.finishing.bounds import WHILE_YOU_WAIT
 from radial_app.server.limits import streams
 from radial_app.server.service import ServerPaths
 
@@ -384,7 +386,7 @@ def test_a_video_is_finished_beside_itself(
     (tmp_path / "finished.mp4").write_bytes(answer.content)
     assert read_frames(tmp_path / "finished.mp4").shape == (20, 32, 16, 3)
     assert Path(file.path).read_bytes() == before
-    monkeypatch.setattr("radial_app.server.routes.files._MOST_FINISHED", 200_000)
+    monkeypatch.setattr("radial_app.server.routes.files.WHILE_YOU_WAIT", replace(WHILE_YOU_WAIT, pixels=200_000))
     for query, says in (
         ("frames=3", "frames"), ("aspect=wide", "aspect must be WIDTH:HEIGHT"), ("speed=0", "speed"),
         ("scale=4&loop=20", "million pixels are more than the 0.2 that are made while you wait"),
@@ -399,11 +401,11 @@ def test_a_video_is_finished_beside_itself(
 @pytest.mark.parametrize(
     ("query", "bounds", "says"),
     [
-        ("scale=4&frames=2", {"_LARGEST_MOVED": 10_000}, "million pixels a frame with more frames are more than"),
-        ("aspect=1:4&reframe=pad&scale=0.25", {"_LARGEST_FRAME": 3_000}, "million pixels a frame are more than"),
-        ("scale=0.25&frames=2", {"_LARGEST_MOVED": 1_000}, "million pixels a frame with more frames"),  # as it is read
-        ("reverse=true", {"_MAX_FRAMES": 10_000}, "MB of frames that are turned around are more than"),
-        ("speed=0.05&loop=20", {"MOST_SECONDS": 20}, "seconds are more than the 20.0 that are made while you wait"),
+        ("scale=4&frames=2", {"moved": 10_000}, "million pixels a frame with more frames are more than"),
+        ("aspect=1:4&reframe=pad&scale=0.25", {"frame": 3_000}, "million pixels a frame are more than"),
+        ("scale=0.25&frames=2", {"moved": 1_000}, "million pixels a frame with more frames"),  # as it is read
+        ("reverse=true", {"disk": 10_000}, "MB of frames that are turned around are more than"),
+        ("speed=0.05&loop=20", {"seconds": 20}, "seconds are more than the 20.0 that are made while you wait"),
     ],
 )  # fmt: skip
 def test_what_finishing_takes_is_bounded_on_the_way(
@@ -411,8 +413,7 @@ def test_what_finishing_takes_is_bounded_on_the_way(
 ) -> None:
     id_ = client.post("/v1/videos", json={"prompt": "a", "seed": 1}).json()["id"]
     finish(paths, id_)
-    for name, value in bounds.items():
-        monkeypatch.setattr(f"radial_app.server.routes.files.{name}", value)
+    monkeypatch.setattr("radial_app.server.routes.files.WHILE_YOU_WAIT", replace(WHILE_YOU_WAIT, **bounds))
     answer = client.get(f"/v1/videos/{id_}/finished?{query}")
     assert (answer.status_code, says in error_of(answer)) == (422, True), answer.text
 

@@ -98,3 +98,32 @@ def test_a_clip_of_the_gallery_is_finished(hand: Hand, tmp_path: Path) -> None:
         link.click()
     told.value.save_as(tmp_path / "finished.mp4")
     assert read_frames(tmp_path / "finished.mp4").shape == (18, 64, 64, 3)
+
+
+def test_a_clip_is_finished_through_the_queue(hand: Hand, tmp_path: Path) -> None:
+    """After its render, as the form says, and again from the gallery; by an upscaler where the server has one."""
+    hand.write("#prompt", "a red star")
+    hand.click("#advanced > summary")
+    hand.choose("#then-frames", "2")
+    body = hand.generate()
+    assert body["finish"] == {"frames": 2}
+    (first,) = hand.studio.call("GET", "/v1/videos?limit=1")["data"]
+    hand.studio.wait_for(first["id"], "done")
+    told = hand.studio.call("GET", f"/v1/videos/{first['id']}")
+    assert [file["finished"] for file in told["files"]] == [False, True]
+    hand.page.goto(f"{hand.studio.url}/gallery/{first['id']}")
+    hand.page.wait_for_selector('dialog button:has-text("finished")')
+    hand.click('dialog summary:has-text("Finish it")')
+    queue = hand.page.locator('dialog button:has-text("Put it into the queue")')
+    assert queue.is_disabled()
+    hand.choose("#finish-sound", "none")
+    assert hand.page.locator('dialog a:has-text("Download it finished")').get_attribute("href") is None
+    hand.choose("#finish-scale", "2")
+    queue.click()
+    hand.page.wait_for_selector("#toasts p:has-text('comes into the gallery')")
+    (second,) = hand.studio.call("GET", "/v1/videos?limit=1")["data"]
+    assert (second["renders"], second["finish"]) == (0, {"scale": 2.0, "sound": "none"})
+    hand.studio.wait_for(second["id"], "done")
+    hand.page.goto(f"{hand.studio.url}/gallery/{second['id']}")
+    hand.page.wait_for_selector("dialog p:has-text('finished: 2 times as large, silent')")
+    assert hand.page.locator('dialog button:has-text("Small variations")').count() == 0

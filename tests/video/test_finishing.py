@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -16,15 +17,22 @@ import av
 import cv2
 import numpy as np
 import pytest
+import torch
+from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
+from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
+from safetensors.torch import save_file
 
-from radial.errors import OutputError, RequestError
+from radial.errors import ModelError, OutputError, RequestError
+from radial.files import locked
 from radial.video.clip import Video, read_frames, read_receipt
 from radial.video.control import signals_of
 from radial.video.cut import trim
 from radial.video.encoding import Frames
 from radial.video.finishing.between import Pair, add_frames
 from radial.video.finishing.enlarge import load_upscaler, resized
-from radial.video.finishing.finish import finish, make_finish, work_of
+from radial.video.finishing.finish import finish, work_of
+from radial.video.finishing.sources import Sources
+from radial.video.finishing.steps import make_finish
 from radial.video.reader import open_clip
 from radial.video.sound import Sound, read_sound
 
@@ -63,12 +71,12 @@ def test_frames_between_are_nearer_than_repeated_and_blended_ones() -> None:
 def test_frames_are_added_where_nothing_is_cut() -> None:
     """As long as before, each of its own frames among them; across a cut the nearer one is shown."""
     still, other = np.full((64, 64, 3), 30, np.uint8), moving(1, 64, 64)[0] // 2 + 127
-    made = list(add_frames([still, still, other], 4))
+    made = [frame() for frame in add_frames([lambda: still, lambda: still, lambda: other], 4)]
     assert len(made) == 12
     assert all(np.array_equal(frame, still) for frame in made[:6])
     assert all(np.array_equal(frame, other) for frame in made[6:])
     assert list(add_frames([], 2)) == []
-    tiny = list(add_frames([still[:16, :16], still[:16, :16]], 2))
+    tiny = [frame() for frame in add_frames([lambda: still[:16, :16]] * 2, 2)]
     assert np.array_equal(tiny[1], still[:16, :16])
 
 
@@ -139,7 +147,7 @@ def test_a_receipt_is_not_trusted(tmp_path: Path) -> None:
 def test_the_work_counts_what_is_read_and_what_is_made_on_the_way(
     fields: dict[str, Any], pixels: int, frame: int, disk: int, seconds: float, clip: Path
 ) -> None:
-    work = work_of([clip], make_finish(**fields))
+    work = work_of(Sources.look([clip]), make_finish(**fields))
     assert (work.pixels, work.frame, work.disk) == (pixels, frame, disk)
     assert work.seconds == pytest.approx(seconds, abs=0.07)
 
@@ -157,7 +165,7 @@ def test_frames_that_are_turned_around_are_small_on_the_disk(clip: Path, tmp_pat
                     kept.add(link.stat().st_size)
 
     finish([clip], tmp_path / "back.mp4", make_finish(reverse=True, **fields), on_frame=look)
-    assert kept == {work_of([clip], make_finish(reverse=True, **fields)).disk} == {3 * 16 * 48 * 48}
+    assert kept == {work_of(Sources.look([clip]), make_finish(reverse=True, **fields)).disk} == {3 * 16 * 48 * 48}
     finish([clip], tmp_path / "on.mp4", make_finish(**fields))
     assert psnr(read_frames(tmp_path / "back.mp4")[::-1], read_frames(tmp_path / "on.mp4")) > 35
 
@@ -247,7 +255,8 @@ def test_the_clip_itself_is_kept(clip: Path, tmp_path: Path) -> None:
 def test_a_killed_run_leaves_nothing_that_the_next_does_not_remove(tmp_path: Path) -> None:
     source = Video(moving(40, 256, 256), 16).write(tmp_path / "clip.mp4")
     code = (
-        "import sys; from pathlib import Path; from radial.video.finishing.finish import finish, make_finish; "
+        "import sys; from pathlib import Path; from radial.video.finishing.finish import finish; "
+        "from radial.video.finishing.steps import make_finish; "
         "finish([Path(sys.argv[1])], Path(sys.argv[2]), make_finish(frames=4, scale=2))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(source), str(tmp_path / "out.mp4")])
@@ -263,27 +272,118 @@ def test_a_killed_run_leaves_nothing_that_the_next_does_not_remove(tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "out.mp4"]
 
 
-def test_an_upscalers_file_makes_pixels_tile_by_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        from spandrel.architectures.ESRGAN import ESRGAN
-    except (ImportError, RuntimeError):  # torchvision, which it wants, may not fit the torch that is here
-        pytest.skip("spandrel cannot be loaded here: pip install 'radial-video[upscale]'")
-    import torch
-    from safetensors.torch import save_file
+def upscaler_weights(kind: str, wide: int = 6, grown: int = 32) -> dict[str, torch.Tensor]:
+    """A tiny ESRGAN of one block that makes sides of four times the pixels, under the names that public files have:
+    those of Real-ESRGAN, of BSRGAN, or of the first ESRGAN."""
+    dice = torch.Generator().manual_seed(0)
+    names = {
+        "real": ("conv_first", "body.0.rdb{}.conv{}", "conv_body", "conv_up1", "conv_up2", "conv_hr", "conv_last"),
+        "bsr": ("conv_first", "RRDB_trunk.0.RDB{}.conv{}", "trunk_conv", "upconv1", "upconv2", "HRconv", "conv_last"),
+        "first": ("model.0", "model.1.sub.0.RDB{}.conv{}.0", "model.1.sub.1", "model.3", "model.6", "model.8",
+                  "model.10"),
+    }[kind]  # fmt: skip
+    shapes = {names[0]: (wide, 3), names[6]: (3, wide)} | dict.fromkeys(names[2:6], (wide, wide))
+    for block, number in itertools.product(range(1, 4), range(1, 6)):
+        out = grown if number < 5 else wide
+        shapes[names[1].format(block, number)] = (out, wide + (number - 1) * grown)
+    found = {}
+    for name, (out, into) in shapes.items():
+        found[f"{name}.weight"] = torch.randn((out, into, 3, 3), generator=dice) * (0.5 / into**0.5)
+        found[f"{name}.bias"] = torch.randn(out, generator=dice) * 0.05
+    found[f"{names[6]}.bias"] += 0.5
+    return found
 
-    torch.manual_seed(0)
-    model = ESRGAN(num_filters=8, num_blocks=1, scale=2)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, tmp_path / "up.safetensors")
-    enlarge, scale = load_upscaler(tmp_path / "up.safetensors", "cpu")
-    frame = moving(1)[0]
-    whole = enlarge(frame)
-    assert (scale, whole.shape) == (2, (192, 256, 3))
+
+def enlarged_by_formula(weights: dict[str, torch.Tensor], frame: Any) -> Any:
+    """What those of Real-ESRGAN's names make of a frame, in 64 bits: dense blocks whose ends are added at a fifth."""
+    functional = torch.nn.functional
+
+    def convolve(x: torch.Tensor, name: str) -> torch.Tensor:
+        return functional.conv2d(x, weights[f"{name}.weight"].double(), weights[f"{name}.bias"].double(), padding=1)
+
+    def leak(x: torch.Tensor) -> torch.Tensor:
+        return functional.leaky_relu(x, 0.2)
+
+    first = convolve(torch.from_numpy(frame.copy()).permute(2, 0, 1)[None].double() / 255, "conv_first")
+    x = first
+    for block in range(1, 4):
+        seen = [x]
+        for number in range(1, 5):
+            seen.append(leak(convolve(torch.cat(seen, 1), f"body.0.rdb{block}.conv{number}")))
+        x = x + 0.2 * convolve(torch.cat(seen, 1), f"body.0.rdb{block}.conv5")
+    x = first + convolve(first + 0.2 * x, "conv_body")
+    for name in ("conv_up1", "conv_up2"):
+        x = leak(convolve(functional.interpolate(x, scale_factor=2, mode="nearest"), name))
+    made = convolve(leak(convolve(x, "conv_hr")), "conv_last")[0].clamp(0, 1).permute(1, 2, 0)
+    return (made * 255).round().to(torch.uint8).numpy()
+
+
+def test_an_upscalers_file_makes_pixels_tile_by_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame, files = moving(1)[0], {kind: tmp_path / f"{kind}.safetensors" for kind in ("real", "bsr", "first")}
+    for kind, file in files.items():
+        save_file(upscaler_weights(kind), file)
+    try:
+        import spandrel  # noqa: F401
+    except (ImportError, RuntimeError):  # torchvision, which it wants, may not fit the torch that is here
+        with pytest.raises(ModelError, match=r"needs spandrel .*pip install 'radial-video\[upscale\]'"):
+            load_upscaler(files["real"])
+        pytest.skip("spandrel cannot be loaded here: pip install 'radial-video[upscale]'")
+    truth = enlarged_by_formula(upscaler_weights("real"), frame)
+    assert truth.std() > 5
+    for file in files.values():
+        enlarge, scale = load_upscaler(file, "cpu")
+        assert scale == 4
+        assert np.abs(enlarge(frame).astype(int) - truth).max() <= 1, file.stem
     for name, value in (("_TILE", 48), ("_SHARED", 24)):
         monkeypatch.setattr(f"radial.video.finishing.enlarge.{name}", value)
-    assert np.abs(enlarge(frame).astype(int) - whole).max() <= 1
-    save_file({"a": torch.zeros(3)}, tmp_path / "other.safetensors")
-    with pytest.raises(RequestError, match="holds no upscaler that spandrel knows"):
-        load_upscaler(tmp_path / "other.safetensors", "cpu")
+    assert np.abs(enlarge(frame).astype(int) - truth).max() <= 1
+    clip = Video(moving(3, 64, 64), 16).write(tmp_path / "clip.mp4")
+    finish([clip], tmp_path / "large.mp4", make_finish(upscaler=str(files["real"])))
+    assert read_frames(tmp_path / "large.mp4").shape == (3, 256, 256, 3)
+
+
+def test_a_file_that_is_no_upscaler_is_refused(tmp_path: Path) -> None:
+    torch.save(upscaler_weights("real"), tmp_path / "real.pth")
+    with pytest.raises(RequestError, match=r"must be a .safetensors file, not 'real.pth': others may run code"):
+        load_upscaler(tmp_path / "real.pth")
+    for upsampler in (LTXLatentUpsamplerModel, LTX2LatentUpsamplerModel):
+        upsampler(in_channels=4, mid_channels=32, num_blocks_per_stage=1).save_pretrained(tmp_path)
+        with pytest.raises(RequestError, match=r"upsamples latents while a clip is made, as LTX-Video's do"):
+            load_upscaler(tmp_path / "diffusion_pytorch_model.safetensors")
+    try:
+        import spandrel  # noqa: F401
+    except (ImportError, RuntimeError):
+        pytest.skip("spandrel cannot be loaded here: pip install 'radial-video[upscale]'")
+    torch.save(upscaler_weights("real"), tmp_path / "pickled.safetensors")
+    with pytest.raises(RequestError, match=r"pickled.safetensors is no file of safetensors"):
+        load_upscaler(tmp_path / "pickled.safetensors")
+    cut = (tmp_path / "cut.safetensors", upscaler_weights("real"))
+    save_file(cut[1], cut[0])
+    cut[0].write_bytes(cut[0].read_bytes()[:-100])
+    with pytest.raises(RequestError, match=r"cut.safetensors is no file of safetensors"):
+        load_upscaler(cut[0])
+    for name, weights in (
+        ("nothing", {"a": torch.zeros(3)}),
+        ("adapter", {"blocks.0.attn1.to_q.lora_A.weight": torch.zeros(4, 8)}),
+        ("torn", {name: x for name, x in upscaler_weights("real").items() if "conv_hr" not in name}),
+    ):
+        save_file(weights, tmp_path / f"{name}.safetensors")
+        with pytest.raises(RequestError, match=f"{name}.safetensors holds no upscaler that spandrel knows"):
+            load_upscaler(tmp_path / f"{name}.safetensors", "cpu")
+
+
+def test_a_failed_run_leaves_nothing_behind(clip: Path, tmp_path: Path) -> None:
+    """No part and no lock, whatever it failed of; and while another one writes it is told."""
+    with pytest.raises(ZeroDivisionError):
+        finish([clip], tmp_path / "out.mp4", make_finish(), on_frame=lambda done, total: print(done // 0))
+    assert list(tmp_path.iterdir()) == []
+    with (
+        locked(tmp_path / ".out.mp4.lock", "busy"),
+        pytest.raises(OutputError, match=r"out.mp4 is being written by another command"),
+    ):
+        finish([clip], tmp_path / "out.mp4", make_finish())
+    finish([clip], tmp_path / "out.mp4", make_finish(end=0.25))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
 
 
 def test_signals_show_edges_grey_levels_and_motion() -> None:

@@ -17,6 +17,7 @@ from radial.models.lora_settings import parse_lora
 from radial.request import GenerationRequest, make_request
 from radial.shorthands import spell_out
 from radial.video.encoding import encoding_for
+from radial.video.finishing.steps import parse_finish
 from radial_app.cli.terminal.options import (
     ATTENTION,
     BatchedGuidance,
@@ -46,6 +47,7 @@ from radial_app.cli.terminal.options import (
     told_as_options,
 )
 from radial_app.cli.terminal.torchrun import is_other_rank
+from radial_app.jobs.finishing import finishing_after
 from radial_app.jobs.folder import data_folder
 from radial_app.jobs.job import DEFAULT_NAME, OUTPUT_FOLDER, Job, Output, anchored, make_output
 from radial_app.jobs.presets import Presets
@@ -60,7 +62,7 @@ _GROUPS = {
     "Control": ("control_video", "face_video", "background_video", "mask", "references", "strength", "keyframes"),
     "Adapters": ("lora", "long_adapter"),
     "Attention": tuple(ATTENTION),
-    "Machine": ("device", "dtype", "precision", "memory", "force", "queue", "data_dir"),
+    "Machine": ("device", "dtype", "precision", "memory", "force", "finish", "queue", "data_dir"),
 }  # fmt: skip
 
 
@@ -141,6 +143,10 @@ def generate(
     codec: Codec = None,
     crf: Crf = None,
     metadata: Metadata = True,
+    finish: Annotated[
+        str | None,
+        typer.Option(help="Then finish it, beside itself, as `radial finish` does.", metavar="frames=2,scale=2,..."),
+    ] = None,
     queue: Annotated[
         bool, typer.Option("--queue", help="Only put it into the queue, for `radial work` or `radial serve` to render.")
     ] = False,
@@ -220,7 +226,8 @@ def generate(
         request.check_files()
         request = request.resolve()
         place = output_place(output, video_format, codec, crf, metadata, overwrite, request)
-    job = Job(id="", request=request, output=place)
+        then_finish = None if finish is None else finishing_after(parse_finish(finish), place.encoding)
+    job = Job(id="", request=request, output=place, finish=then_finish)
     if not force:
         check_fits(request)
     with JobStore(data_dir) as store:

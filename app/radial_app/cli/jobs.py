@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from radial.errors import RequestError
+from radial.video.finishing.steps import Finish
 from radial_app.cli.terminal.options import DataDir, Pack, SnapshotSeconds
 from radial_app.cli.terminal.text import json_text, printable
 from radial_app.cli.terminal.torchrun import is_other_rank
@@ -63,6 +64,11 @@ def list_jobs(
         request = job.request
         length = request.num_frames if job.story is None else f"a story of {len(job.story.lines)}"
         clip = f"{plain(request.prompt[:100])} ({request.model}, {request.width}x{request.height}, {length})"
+        if job.finish is not None and job.beside:
+            made = f"{job.finish.width}x{job.finish.height}, {job.finish.num_frames}"
+            clip = f"{plain(request.prompt[:100])} (finished: {made}, {said(job.finish.what)})"
+        elif job.finish is not None:
+            clip += f", then {said(job.finish.what)}"
         error = f"\n[red]{escape(plain(job.error))}[/]" if job.error else ""
         colour = _COLOURS.get(job.state, "white")
         table.add_row(job.id, f"[{colour}]{job.state}[/]", where(job), clock(job.eta), f"{escape(clip)}{error}")
@@ -223,7 +229,8 @@ def work(
 def as_dict(job: Job) -> dict[str, Any]:
     """A job for readers of JSON."""
     story = None if job.story is None else job.story.told()
-    fields = asdict(replace(job, story=None)) | {"story": story}
+    finish = None if job.finish is None else job.finish.model_dump(mode="json")
+    fields = asdict(replace(job, story=None, finish=None)) | {"story": story, "finish": finish}
     fields |= {"request": job.request.model_dump(mode="json"), "output": job.output.model_dump()}
     return fields | {"files": [file.path for file in job.files if file.done]}
 
@@ -231,11 +238,16 @@ def as_dict(job: Job) -> dict[str, Any]:
 def where(job: Job) -> str:
     """How far it is."""
     if job.state == "running":
-        video = f", video {job.video + 1}" if job.request.num_videos > 1 else ""
-        if job.story is not None:
+        video = f", video {job.video + 1}" if job.results > 1 else ""
+        if job.story is not None and job.stage != "finish":
             video = f", segment {job.story.segment_at(job.pieces) + 1} of {len(job.story.lines)}"
         return f"{job.stage} {job.step}/{job.steps}{video}" if job.step else f"{job.stage}{video}"
     return ""
+
+
+def said(what: Finish) -> str:
+    """What is done to a clip, in the words of the command line."""
+    return ", ".join(f"{name}={value}" for name, value in what.told().items())
 
 
 def plain(text: str) -> str:

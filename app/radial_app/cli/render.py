@@ -93,8 +93,9 @@ def render(
         devices = device or own_devices()
         if ray is None:
             check_devices(jobs, devices)
-        elif story := next((job for job in jobs if job.story is not None), None):
-            raise RequestError(f"{story.source}: a story is made on one machine, not on a cluster: leave --ray out")
+        elif one := next((job for job in jobs if job.story is not None or job.finish is not None), None):
+            what = "a clip is finished" if one.story is None else "a story is made"
+            raise RequestError(f"{one.source}: {what} on one machine, not on a cluster: leave --ray out")
         if ray is None and not force:
             check_all_fit(job.request for job in jobs)
         ours, skipped = enqueue(store, jobs, resume=resume)

@@ -10,6 +10,7 @@ from radial.errors import RadialError, RequestError
 from radial.input_files import KINDS
 from radial.request import make_request
 from radial.video.encoding import Encoding
+from radial_app.jobs.finishing import Finishing
 from radial_app.jobs.job import Job
 
 # What other fields follow from where they are left open: said first, so that the rest is held against what follows.
@@ -29,6 +30,8 @@ def command_of(job: Job) -> str:
     Raises:
         RequestError: it makes the film of a story, whose lines no command holds.
     """
+    if job.finish is not None and job.finish.clips:
+        return _finish_command(job.finish)
     if job.story is not None:
         raise RequestError("the lines of a story are in no command; its receipt says them all, with their times")
     request = job.request
@@ -53,6 +56,8 @@ def command_of(job: Job) -> str:
             parts.append(flag if value else f"--no-{flag[2:]}")
         else:
             parts += [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
+    if job.finish is not None:
+        parts += ["--finish", ",".join(f"{name}={value}" for name, value in job.finish.what.changes().items())]
     encoding, plain = job.output.encoding, Encoding()
     for name in ("format", "codec", "crf"):
         if getattr(encoding, name) != getattr(plain, name):
@@ -61,6 +66,13 @@ def command_of(job: Job) -> str:
         parts.append("--no-metadata")
     dashes = request.prompt.startswith("-")
     return shlex.join([*parts, "--", request.prompt] if dashes else [*parts[:2], request.prompt, *parts[2:]])
+
+
+def _finish_command(finish: Finishing) -> str:
+    parts = ["radial", "finish", *finish.clips]
+    for name, value in finish.what.changes().items():
+        parts += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return shlex.join(parts)
 
 
 def _following(written: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from radial.request import GenerationRequest, make_request
 from radial.shorthands import spell_out
 from radial.stories.request import StoryRequest
 from radial.video.encoding import Encoding
+from radial_app.jobs.finishing import Finishing
 
 State = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
 Control = Literal["", "pause", "finish", "cancel"]
@@ -133,6 +134,7 @@ class Job:
         story: what film to make, where it is no clip; ``request`` is then how its clips are made.
         base: the folder of the film that it goes on from.
         pieces: of the film that are finished.
+        finish: what is done to its clips when they are there, or to others, where it renders none.
         film_bytes: of the growing film that they take.
         pack: of those that are rendered together, until it ends; what they have in common.
     """
@@ -169,10 +171,38 @@ class Job:
     pieces: int = 0
     film_bytes: int = 0
     pack: str = ""
+    finish: Finishing | None = None
+
+    @property
+    def renders(self) -> int:
+        """Videos that it renders; none where it finishes clips that were there."""
+        return 0 if self.beside else self.request.num_videos
+
+    @property
+    def results(self) -> int:
+        """Videos that it makes: those that it renders, then those that are finished."""
+        return self.renders if self.finish is None else max(1, 2 * self.renders)
+
+    @property
+    def beside(self) -> bool:
+        """Whether it finishes clips that were there, and renders none."""
+        return self.finish is not None and bool(self.finish.clips)
+
+    @property
+    def finished_encoding(self) -> Encoding:
+        """What finished clips are kept as: MP4 of H.264, as good as what they are made of."""
+        own = self.output.encoding
+        return Encoding(metadata=own.metadata, crf=own.crf if own.chosen_codec == "h264" else None)
+
+    def single(self, index: int) -> GenerationRequest:
+        """The request of one of its videos."""
+        return self.request.singles()[index % self.request.num_videos]
 
     @property
     def frames(self) -> int:
         """Frames of each of its videos."""
+        if self.finish is not None and self.finish.clips:
+            return self.finish.num_frames
         return self.request.clip_frames if self.story is None else self.story.ends(self.story.count())[-1]
 
     def name_values(self, request: GenerationRequest, video: int) -> dict[str, Any]:
@@ -268,6 +298,12 @@ def changed(job: Job, changes: dict[str, Any]) -> tuple[GenerationRequest, Story
     Raises:
         RequestError: a value breaks a rule, or is one of a story's that stays.
     """
+    if job.beside and changes:
+        raise RequestError(
+            "this job finishes a clip and renders none: queue it anew where something else is to be done"
+        )
+    if job.beside:
+        return job.request, None
     if job.story is None:
         return changed_request(job.request, changes), None
     if other := sorted(changes.keys() - {"seed"}):
@@ -278,11 +314,16 @@ def changed(job: Job, changes: dict[str, Any]) -> tuple[GenerationRequest, Story
     return request, replace(job.story, request=request)
 
 
-def digest_of(request: GenerationRequest, output: Output, count: int = 0, story: StoryRequest | None = None) -> str:
+def digest_of(
+    request: GenerationRequest, output: Output, count: int = 0, story: StoryRequest | None = None,
+    finish: Finishing | None = None,
+) -> str:  # fmt: skip
     """Tells a request that was written before: the ``count``-th of its kind in one file."""
     where = f"{output.encoding.model_dump_json()} {output.folder}"
     if story is not None:
         where += f" {json.dumps(story.asked(), sort_keys=True)}"
+    if finish is not None:
+        where += f" {finish.model_dump_json()}"
     # As it was written when a sampler that was left open had a word of its own.
     written = request.model_copy(update={"sampler": request.sampler or "model"})
     text = f"{written.model_dump_json(exclude={'device', *request.later_fields()})} {where} {count}"

@@ -18,6 +18,9 @@ from radial.input_files import with_files
 from radial.video.clip import Video, read_frames, read_receipt
 from radial.video.encoding import Encoding, even_sides, is_playable
 from radial.video.film import Film
+from radial.video.finishing.finish import finish
+from radial.video.finishing.steps import make_finish
+from radial.video.reader import open_clip
 from radial.video.sound import read_sound
 from radial_app.jobs.job import Job, ResultFile
 from radial_app.jobs.store import JobStore
@@ -34,8 +37,8 @@ def publish_once(
     Raises:
         OutputError: the place cannot be written; nothing is left there.
     """
-    request = job.request.singles()[index]
-    wanted = _former(job, index) or job.output.path(job.name_values(request, index), shorten=True)
+    request = job.single(index)
+    wanted = _former(job, index) or _wanted(job, index)
     partial = _partial(job, index, wanted)
     try:
         wanted.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +51,8 @@ def publish_once(
         file = _give_name(store, job, index, file, partial)
         if isinstance(video, Video):  # a film is always one that browsers play
             _write_proxy(video, Path(file.path), job.output.encoding)
+        elif index >= job.renders:
+            _write_finished_proxy(Path(file.path))
     except Exception as error:
         discard(partial)
         if isinstance(error, OutputError) or not isinstance(error, OSError):
@@ -66,20 +71,20 @@ def settle(store: JobStore, job: Job, index: int) -> ResultFile | None:
     if file.partial:  # the rest is wanted after all
         return None
     if file.done:
-        _write_missing_proxy(job, Path(file.path))
+        _write_missing_proxy(job, index, Path(file.path))
         return file
     path, partial = Path(file.path), _partial(job, index, Path(file.path))
     if path.exists() and digest_file(path) == file.digest:
         discard(partial)
         file = replace(file, done=True)
         store.record_file(job.id, index, file)
-        _write_missing_proxy(job, path)
+        _write_missing_proxy(job, index, path)
         return file
     if partial.exists() and digest_file(partial) == file.digest:
         if path.is_file() and path.stat().st_size == 0:  # claimed, where there are no hard links, and not filled
             path.unlink()
         file = _give_name(store, job, index, file, partial)
-        _write_missing_proxy(job, Path(file.path))
+        _write_missing_proxy(job, index, Path(file.path))
         return file
     return None
 
@@ -87,7 +92,7 @@ def settle(store: JobStore, job: Job, index: int) -> ResultFile | None:
 def _give_name(store: JobStore, job: Job, index: int, file: ResultFile, partial: Path) -> ResultFile:
     wanted = Path(file.path)
     while True:
-        replaces = job.output.overwrite or wanted == _former(job, index)
+        replaces = (job.output.overwrite or wanted == _former(job, index)) and not _is_source(job, wanted)
         path = wanted if replaces else free_name(wanted)
         file = replace(file, path=str(path))
         store.record_file(job.id, index, file)
@@ -103,6 +108,20 @@ def _give_name(store: JobStore, job: Job, index: int, file: ResultFile, partial:
     file = replace(file, done=True)
     store.record_file(job.id, index, file)
     return file
+
+
+def _wanted(job: Job, index: int) -> Path:
+    """The name that a video should have: of one that is finished after it was rendered, that of what it was made of."""
+    if 0 < job.renders <= index:
+        master = Path(job.files[index - job.renders].path)
+        return master.with_name(f"{master.stem}-finished.mp4")
+    return job.output.path(job.name_values(job.single(index), index), shorten=True)
+
+
+def _is_source(job: Job, path: Path) -> bool:
+    """Whether a clip lies there that a job finishes, which is kept as it is."""
+    clips = job.finish.clips if job.finish is not None else ()
+    return path.exists() and any(Path(clip).exists() and path.samefile(clip) for clip in clips)
 
 
 def _former(job: Job, index: int) -> Path | None:
@@ -123,9 +142,24 @@ def _write_proxy(video: Video, path: Path, encoding: Encoding) -> None:
     copy.write(proxy_path(path), encoding=Encoding(metadata=encoding.metadata, crf=20), overwrite=True)
 
 
-def _write_missing_proxy(job: Job, path: Path) -> None:
+def _write_finished_proxy(path: Path) -> None:
+    """A copy for browsers of a finished clip whose sides are odd."""
+    if not path.is_file() or proxy_path(path).exists():
+        return
+    with open_clip(path) as clip:
+        stream = clip.container.streams.video[0]
+        height, width = stream.height, stream.width
+    if not is_playable("h264", height, width):
+        even = make_finish(size=f"{width + width % 2}x{height + height % 2}")
+        finish([path], proxy_path(path), even, encoding=Encoding(crf=20), overwrite=True)
+
+
+def _write_missing_proxy(job: Job, index: int, path: Path) -> None:
     """The browsers' copy of a clip that was named by an attempt which ended before it had made one."""
     encoding = job.output.encoding
+    if index >= job.renders:
+        _write_finished_proxy(path)
+        return
     if job.story is not None or encoding.format != "mp4" or proxy_path(path).exists() or not path.is_file():
         return
     height, width = job.request.clip_height, job.request.clip_width
@@ -157,7 +191,8 @@ def digest_file(path: Path) -> str:
 
 def without_home_paths(video: Video | Film) -> Video | Film:
     """A video whose receipt does not tell the name of whose home its inputs lie in."""
-    request = video.receipt["request"]
+    if not isinstance(request := video.receipt.get("request"), dict):  # a finished clip that was not made here
+        return video
     changes = with_files(request, lambda _, path: _from_home(path))
     changes |= {name: _from_home(request[name]) for name in ("model", "enhance") if name in request}
     loras = [lora | {"path": _from_home(lora["path"])} for lora in request["loras"]]

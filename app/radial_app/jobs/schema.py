@@ -18,6 +18,7 @@ from radial.plans.settings import DENSITY
 from radial.request import GenerationRequest
 from radial.stories.request import story_told
 from radial.version import __version__
+from radial_app.jobs.finishing import Finishing
 from radial_app.jobs.job import Job, Output, ResultFile
 
 _VERSION = 6
@@ -82,6 +83,7 @@ ALTER TABLE jobs ADD COLUMN film_bytes INTEGER NOT NULL DEFAULT 0;
 """,
     5: """
 ALTER TABLE jobs ADD COLUMN pack TEXT NOT NULL DEFAULT '';
+ALTER TABLE jobs ADD COLUMN finish TEXT NOT NULL DEFAULT '';
 """,
 }
 
@@ -158,20 +160,22 @@ def to_row(job: Job) -> dict[str, Any]:
     return row | {
         "number": job.index, "request": request, "output": job.output.model_dump_json(), "files": dump_files(job.files),
         "story": "" if job.story is None else json.dumps(job.story.told()),
+        "finish": "" if job.finish is None else job.finish.model_dump_json(),
     }  # fmt: skip
 
 
 def to_job(row: sqlite3.Row) -> Job:
     """The job of a row. What a row says that this version cannot read is its ``problem``, and hides no other row."""
     values = dict(row)
-    number, request, output, files, story = (
-        values.pop(name) for name in ("number", "request", "output", "files", "story")
+    number, request, output, files, story, finish = (
+        values.pop(name) for name in ("number", "request", "output", "files", "story", "finish")
     )
     try:
         read = GenerationRequest.model_validate_json(request)
         return Job(
             request=read, output=Output.model_validate_json(output), files=files_of(files), index=number,
-            story=story_told(read, json.loads(story)) if story else None, **values,
+            story=story_told(read, json.loads(story)) if story else None,
+            finish=Finishing.model_validate_json(finish) if finish else None, **values,
         )  # fmt: skip
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         why = explain(error.errors()[0]) if isinstance(error, ValidationError) else first_line(error)

@@ -304,8 +304,9 @@ class JobStore:
         for job in map(self.get, ids):
             _check_readable(job)
             request, story = changed(job, changes)
-            copies.append(Job(id="", request=request, story=story, output=job.output, index=job.index, batch=job.batch,
-                              source=job.source, priority=job.priority, owner=job.owner))  # fmt: skip
+            copies.append(Job(id="", request=request, story=story, finish=job.finish, output=job.output,
+                              index=job.index, batch=job.batch, source=job.source, priority=job.priority,
+                              owner=job.owner))  # fmt: skip
         return self.add(copies)
 
     def edit(self, id_: str, **changes: Any) -> Job:
@@ -517,9 +518,9 @@ class JobStore:
         """The files that jobs start from which wait, run, are paused, or failed and may be tried again."""
         with explained():
             rows = self._database.execute(
-                "SELECT request FROM jobs WHERE state IN ('queued', 'running', 'paused', 'failed')"
+                "SELECT request, finish FROM jobs WHERE state IN ('queued', 'running', 'paused', 'failed')"
             )
-            return {path for (request,) in rows for _, path in named_files(json.loads(request))}
+            return {path for row in rows for path in _needed(*row)}
 
     def goes_on_from(self, paths: Iterable[str], film: str = "") -> str | None:
         """A job that has not ended and needs one of these files, or the film of a job."""
@@ -531,8 +532,10 @@ class JobStore:
             ).fetchone()
             if film and row:
                 return str(row["id"])
-            rows = self._database.execute("SELECT id, request FROM jobs WHERE state IN ('queued', 'running', 'paused')")
-            needed = ((id_, path) for id_, request in rows for _, path in named_files(json.loads(request)))
+            rows = self._database.execute(
+                "SELECT id, request, finish FROM jobs WHERE state IN ('queued', 'running', 'paused')"
+            )
+            needed = ((id_, path) for id_, request, finish in rows for path in _needed(request, finish))
             return next((id_ for id_, path in needed if path in wanted), None) if wanted else None
 
     def states(self, ids: Iterable[str]) -> dict[str, State]:
@@ -653,11 +656,12 @@ class JobStore:
             values += [absent, absent if (value := getattr(request, name)) is None else value]
         with explained():
             rows = self._database.execute(
-                f"SELECT files FROM jobs WHERE state = 'done' AND story = '' AND {conditions} "
-                "ORDER BY finished DESC LIMIT 9",
+                "SELECT files, json_extract(request, '$.num_videos') AS rendered FROM jobs WHERE state = 'done' "
+                "AND story = '' AND (finish = '' OR json_array_length(finish, '$.clips') = 0) "
+                f"AND {conditions} ORDER BY finished DESC LIMIT 9",
                 values,
             )
-            seconds = sorted(file.seconds for row in rows for file in files_of(row["files"]))
+            seconds = sorted(file.seconds for row in rows for file in files_of(row["files"])[: row["rendered"]])
         return seconds[len(seconds) // 2] if seconds else None
 
     def receipts(self, job: str) -> list[dict[str, Any]]:
@@ -730,6 +734,10 @@ class JobStore:
         """Where the film of a job grows, and what it goes on from."""
         return self.folder / "stories" / job
 
+    def finishing_folder(self, job: str, index: int) -> Path:
+        """Where a job's video grows that is finished."""
+        return self.film_folder(job) / f"finished-{index}"
+
     def snapshot_path(self, job: str) -> Path:
         """Where a job keeps how far it is."""
         return self.folder / "snapshots" / f"{job}.safetensors"
@@ -747,6 +755,15 @@ def snapshot_before(path: Path) -> Path:
 def new_id() -> str:
     """A short id; later ones sort after earlier ones."""
     return f"{int(time.time()):x}{secrets.token_hex(6)}"
+
+
+def _needed(request: str, finish: str) -> set[str]:
+    """The files that a row's job starts from."""
+    files = {path for _, path in named_files(json.loads(request))}
+    if finish:
+        found = json.loads(finish)
+        files |= {*found["clips"], *filter(None, (found["what"]["upscaler"], found["what"]["sound"]))}
+    return files
 
 
 def _check_readable(job: Job) -> None:

@@ -53,8 +53,8 @@ def make_tools(paths: ServerPaths) -> FastMCP[None]:
         fields |= ({"seconds": seconds} if seconds else {}) | ({"size": size} if size else {})
 
         def add(service: Service) -> dict[str, Any]:
-            written, output = read_request(fields)
-            (job,) = service.add([service.check(written)], output)
+            written, output, finish = read_request(fields)
+            (job,) = service.add([service.check(written)], output, finish)
             return _short(service, job)
 
         return await answer(context, add)

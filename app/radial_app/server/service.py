@@ -25,12 +25,14 @@ from radial.models.hub.download import cached_folder
 from radial.request import GenerationRequest
 from radial.video.reader import decode_frames
 from radial_app.jobs.estimates import estimate
+from radial_app.jobs.finishing import finishing_after
 from radial_app.jobs.folder import keep_private
 from radial_app.jobs.job import UNFINISHED, Job, Output, changed_request
 from radial_app.jobs.lists.job_files import JobFileError, read_jobs
 from radial_app.jobs.results import proxy_path
 from radial_app.jobs.store import JobStore
 from radial_app.server.accounts import Visitor
+from radial_app.server.finishing.bounds import FinishBody, check_after, read_order
 from radial_app.server.stories.views import check_bounds
 from radial_app.server.trash import Trash, move_to_trash
 from radial_app.server.uploads import Inputs
@@ -94,13 +96,21 @@ class Service:
         """
         return self.inputs.request(fields).resolve()
 
-    def add(self, requests: Iterable[GenerationRequest], output: Output | None = None) -> list[Job]:
-        """Put resolved requests into the queue.
+    def add(
+        self, requests: Iterable[GenerationRequest], output: Output | None = None, finish: FinishBody | None = None
+    ) -> list[Job]:  # fmt: skip
+        """Put resolved requests into the queue; ``finish`` is done to each when it is there.
 
         Raises:
             RequestError: too many jobs wait already, or this machine has not the memory for one.
         """
-        return self.add_jobs([Job(id="", request=request, output=output or Output()) for request in requests])
+        output = output or Output()
+        after = (
+            None
+            if finish is None
+            else finishing_after(read_order(finish, self.inputs, self._paths.data), output.encoding)
+        )
+        return self.add_jobs([Job(id="", request=request, output=output, finish=after) for request in requests])
 
     def read_list(
         self, text: str, kind: str, defaults: dict[str, Any], output: Output, warnings: list[str]
@@ -131,7 +141,7 @@ class Service:
         known: dict[str, float | None] = {}  # of jobs that are alike
         times: list[float | None] = []
         for job in jobs:
-            if job.story is not None:
+            if job.story is not None or job.beside:
                 times.append(None)
                 continue
             alike = job.request.model_dump_json(exclude={"prompt", "then", "negative_prompt", "seed"})
@@ -163,7 +173,9 @@ class Service:
         self._check_room(len(jobs))
         for job in jobs:
             check_bounds(job.story)
-        check_all_fit(job.request for job in jobs)
+            if job.finish is not None and not job.beside:
+                check_after(job, job.finish.what)
+        check_all_fit(job.request for job in jobs if job.renders)
         return self.store.add([self._own(job) for job in jobs])
 
     def _own(self, job: Job) -> Job:
@@ -275,7 +287,7 @@ class Service:
 
     def _translated(self, job: Job, changes: dict[str, Any]) -> dict[str, Any]:
         found = self.inputs.translate(changes)
-        if not job.problem and job.story is None:  # which the store tells of
+        if not job.problem and job.story is None and not job.beside:  # which the store tells of
             self.inputs.check(changed_request(job.request, found), found)
         return found
 

@@ -258,6 +258,17 @@ class Inputs:
             raise RequestError(f"{name} {given} is {is_what}")
         return str(file)
 
+    def clip(self, given: str) -> str:
+        """The clip that an upload's or a video's id means.
+
+        Raises:
+            RequestError: there is none of this id, or it is an image.
+        """
+        file = self._file(given)
+        if file.suffix in _IMAGES:
+            raise RequestError(f"{given} is an image, and no clip")
+        return str(file)
+
     def _id_of(self, path: str) -> str | None:
         if path in map(str, self.policies().values()) or Path(path).parent == self._uploads:
             return Path(path).name

@@ -23,6 +23,7 @@ from radial.timed_prompts import knows_timed_prompts
 from radial.video.encoding import Encoding
 from radial_app.jobs.job import DEFAULT_NAME, Job, Output, State, make_output
 from radial_app.server.answers import InvalidFields
+from radial_app.server.finishing.bounds import FinishBody, FinishField
 from radial_app.server.uploads import Inputs
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
@@ -38,6 +39,7 @@ _SAYS = WORDS | {
     "image": "the image it starts from: an upload's id, or video:ID/0",
     "loras": "adapters: path is a name from /v1/adapters, weight how strongly it acts",
     "preset": "settings that go together, such as 4-step", "file": "what it is kept as",
+    "finish": "what is done to it when it is there, into a file of its own: frames and scale, say",
     "name": "a template, such as {slug}-{seed}",
 }  # fmt: skip
 
@@ -68,10 +70,12 @@ class VideoRequest(GenerationRequest):
     seconds: float | None = Field(None, gt=0, le=600)
     preset: str | None = Field(None, max_length=40)
     file: FileRequest | None = None
+    finish: FinishField = None
 
 
-def read_request(fields: dict[str, Any]) -> tuple[dict[str, Any], Output]:
-    """The fields of a request as it came over the web, checked, and what its videos are kept as.
+def read_request(fields: dict[str, Any]) -> tuple[dict[str, Any], Output, FinishBody | None]:
+    """The fields of a request as it came over the web, checked, what its videos are kept as, and what is done to them
+    when they are there.
 
     Raises:
         RequestError: a field breaks a rule.
@@ -80,7 +84,8 @@ def read_request(fields: dict[str, Any]) -> tuple[dict[str, Any], Output]:
         request = VideoRequest.model_validate(fields)
     except ValidationError as error:
         raise InvalidFields(error.errors()) from error
-    return request.model_dump(mode="json", exclude_unset=True, exclude={"file"}), output_of(request.file)
+    told = request.model_dump(mode="json", exclude_unset=True, exclude={"file", "finish"})
+    return told, output_of(request.file), request.finish
 
 
 def output_of(file: FileRequest | None) -> Output:
@@ -150,9 +155,10 @@ class Problem(BaseModel):
 
 
 class VideoFile(BaseModel):
-    """One of a job's videos: fetch it as ``content?index=``."""
+    """One of a job's videos: fetch it as ``content?index=``; ``finished`` where it was made of another one."""
 
     index: int
+    finished: bool
     seed: int
     render_seconds: float
     partial: bool
@@ -171,7 +177,8 @@ class StoryOfVideo(BaseModel):
 
 
 class Video(BaseModel):
-    """A job, and the videos it makes; ``story`` where it makes the film of one."""
+    """A job, and the videos it makes; ``story`` where it makes the film of one, and ``finish`` what is done to what it
+    renders, or to clips that were there, where it ``renders`` none."""
 
     id: str
     object: Literal["video"] = "video"
@@ -203,6 +210,8 @@ class Video(BaseModel):
     request: dict[str, Any]
     notes: list[str]
     story: StoryOfVideo | None = None
+    finish: dict[str, Any] | None = None
+    renders: int = 1
 
 
 class VideoList(BaseModel):
@@ -283,20 +292,23 @@ def video_of(job: Job, inputs: Inputs, preview: float | None = None) -> Video:
     status = "completed" if job.state == "cancelled" and done else _STATUS[job.state]
     status = "failed" if job.problem else status
     notes: list[str] = []
-    fields, frames = inputs.fields(request, notes), job.frames
+    fields, frames, fps, size = inputs.fields(request, notes), job.frames, request.fps or 1.0, _size_of(job)
+    if job.finish is not None and job.beside:
+        fps = job.finish.fps
     return Video(
         id=job.id, status=status, state=job.state,
         progress=_progress(job), created_at=int(job.created),
         started_at=None if job.started is None else int(job.started),
         completed_at=None if job.finished is None else int(job.finished), model=Path(request.model).name
         if Path(request.model).is_absolute() else request.model,
-        prompt=request.prompt, seconds=f"{frames / (request.fps or 1):.4g}", story=_story_of(job),
-        size=f"{request.clip_width}x{request.clip_height}", num_frames=frames, fps=request.fps or 1,
+        prompt=request.prompt, seconds=f"{frames / fps:.4g}", story=_story_of(job),
+        size=size, num_frames=frames, fps=max(1, round(fps)), renders=job.renders,
+        finish=None if job.finish is None else job.finish.what.told(),
         stage=job.stage, step=job.step, steps=job.steps, eta=job.eta, control=job.control,
         error=Problem(code=job.state, message=job.error or job.state) if status == "failed" else None, note=job.error,
         attempts=job.attempts, preview=preview, files=[
-            VideoFile(index=i, seed=file.seed, render_seconds=file.seconds, partial=file.partial,
-                      name=Path(file.path).name)
+            VideoFile(index=i, finished=i >= job.renders, seed=file.seed, render_seconds=file.seconds,
+                      partial=file.partial, name=Path(file.path).name)
             for i, file in enumerate(job.files) if file.done
         ],
         favourite=job.favourite, batch=job.batch, owner=job.owner, request=fields, notes=notes,
@@ -304,13 +316,20 @@ def video_of(job: Job, inputs: Inputs, preview: float | None = None) -> Video:
 
 
 def _progress(job: Job) -> int:
-    """Per cent of the denoising steps of all of a job's videos, or of the film of its story."""
+    """Per cent of the steps and frames of all of a job's videos, or of the film of its story."""
     if job.state == "done":
         return 100
-    share = job.step / job.steps if job.steps and job.stage == "denoise" else float(job.stage in ("decode", "write"))
-    if job.story is not None:
+    share = job.step / job.steps if job.steps and job.stage in ("denoise", "finish") else 0.0
+    share = max(share, float(job.stage in ("decode", "write")))
+    if job.story is not None and job.stage != "finish":
         return min(99, int(100 * (job.pieces + share) / job.story.count()))
-    return min(99, int(100 * (job.video + share) / job.request.num_videos)) if job.state == "running" else 0
+    return min(99, int(100 * (job.video + share) / job.results)) if job.state == "running" else 0
+
+
+def _size_of(job: Job) -> str:
+    if job.finish is not None and job.beside:
+        return f"{job.finish.width}x{job.finish.height}"
+    return f"{job.request.clip_width}x{job.request.clip_height}"
 
 
 def _story_of(job: Job) -> StoryOfVideo | None:

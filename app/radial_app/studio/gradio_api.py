@@ -37,9 +37,9 @@ def make_api(paths: ServerPaths) -> gr.Blocks:
         """
         fields = json.loads(more or "{}") | {"prompt": prompt, "seed": int(seed)}
         fields |= {name: value for name, value in (("model", model), ("size", size), ("seconds", seconds)) if value}
-        written, output = read_request(fields)
+        written, output, finish = read_request(fields)
         here = service(request)
-        (job,) = here.add([here.check(written)], output)
+        (job,) = here.add([here.check(written)], output, finish)
         return _told(here, job.id)
 
     def status(video_id: str, request: gr.Request) -> dict[str, Any]:

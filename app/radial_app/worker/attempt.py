@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from radial.errors import Lost, OutputError, RadialError
-from radial.files import publish
+from radial.files import discard, publish
+from radial_app.jobs.finishing import Finishing
 from radial_app.jobs.job import Job, State
 from radial_app.jobs.results import PASSING, publish_once, settle, without_home_paths
 from radial_app.jobs.store import JobStore
-from radial_app.worker.rendering import FilmPlace, RemoteError, Renderer, Stopped, Wish
+from radial_app.worker.rendering import FilmPlace, FinishTask, RemoteError, Renderer, Stopped, Wish
 
 if TYPE_CHECKING:
     from radial.generation.watch import Event
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("radial.worker")
 
 DISK_SECONDS = 30.0  # that a job waits for disk space
+_SHOWN_SIDE = 640  # pixels of a finished frame that is shown, or about that
 _TELL_SECONDS = 0.5  # between two reports of progress
 
 
@@ -66,7 +68,7 @@ class Attempt:
         self._reported = time.monotonic()
         self._begun: tuple[float, int] | None = None
         # Parts that take so many steps each, the videos of a clip's job or the pieces of a film; which one it is at.
-        self._parts, self._part = job.request.num_videos, 0
+        self._parts, self._part = job.renders, 0
         self._notes: set[str] = set()
 
     def run(self) -> Exception | None:
@@ -114,10 +116,15 @@ class Attempt:
         return None
 
     def _render(self) -> str:
-        """Render the videos. Returns why it ended early, or nothing."""
-        if self.job.story is not None:
-            return self._render_film(self.job.story)
-        for index, request in enumerate(self.job.request.singles()):
+        """Render the videos, and finish them where that is asked for. Returns why it ended early, or nothing."""
+        early = self._render_clips() if self.job.story is None else self._render_film(self.job.story)
+        if not early and self.job.finish is not None:
+            self._finish(self.job.finish)
+        return early
+
+    def _render_clips(self) -> str:
+        """Render the videos of a clip's job, if it renders any. Returns why it ended early, or nothing."""
+        for index, request in enumerate(self.job.request.singles()[: self.job.renders]):
             self._video = self._part = index
             if settle(self.store, self.job, index) is not None:
                 continue
@@ -146,6 +153,26 @@ class Attempt:
         there = len(film.receipt["story"]["lines"])
         return f"stopped in segment {there} of {len(story.lines)}; what there was is kept, and trying again goes on"
 
+    def _finish(self, finish: Finishing) -> None:
+        """Finish what was rendered, each beside itself, or the clips that were there."""
+        self.job = job = self.store.get(self.job.id)  # with the names of what was rendered
+        for index in range(job.renders, job.results):
+            self._video, self._parts, self._part, self._begun = index, 1, 0, None
+            folder = self.store.finishing_folder(job.id, index)
+            if settle(self.store, job, index) is None:
+                started = time.monotonic()
+                clips = finish.clips or (job.files[index - job.renders].path,)
+                film = self._renderer.finish(
+                    FinishTask(tuple(map(Path, clips)), finish.what, folder, job.finished_encoding, job.request.device),
+                    self,
+                )
+                if self.wish() == "cancel":
+                    raise Stopped("cancel")
+                self._publish(film, time.monotonic() - started, early=False)
+            discard(folder)
+        with contextlib.suppress(OSError):  # of a story it holds more
+            self.store.film_folder(job.id).rmdir()
+
     def _publish(self, video: Video | Film, seconds: float, *, early: bool) -> None:
         self._report("write", 0, 0)
         told = without_home_paths(video)
@@ -158,6 +185,9 @@ class Attempt:
             self._end("queued", "its worker was told to stop", failed_attempt=False)
         elif why == "pause":
             self._end("paused", failed_attempt=False)
+        elif why == "finish":  # what is finished in part plays for nobody
+            self._end("cancelled", "stopped while it was finished; trying again goes on from there")
+            self.store.forget_run(self.job.id)
         else:
             self._end("cancelled")
             self.store.forget_run(self.job.id)
@@ -191,9 +221,9 @@ class Attempt:
                 self._notes.add(event.note)
                 self._try("note", lambda: self.store.tell(self.job.id, "note", event.note))
             return
-        if self.job.story is not None:
+        if self.job.story is not None and event.stage != "finish":
             self._part = max(self._part, event.video)
-        if event.stage == "denoise" and event.step:
+        if event.stage in ("denoise", "finish") and event.step:
             self._begun = self._begun or (time.monotonic(), self._part * event.steps + event.step)
         self._report(event.stage, event.step, event.steps)
 
@@ -206,6 +236,12 @@ class Attempt:
         self._try("word of a piece", lambda: self.store.film_grew(self.job.id, made.piece + 1, made.size))
         if made.frame is not None:
             self.show(made.frame)
+
+    def on_piece(self, frame: Frames) -> None:
+        """A piece of a finished clip is on the disk: what comes may fail as often as what was."""
+        self._try("word of a piece", lambda: self.store.got_further(self.job.id))
+        step = max(1, max(frame.shape) // _SHOWN_SIDE)
+        self.show(frame[::step, ::step])
 
     def keep(self, write: Callable[[Path], None]) -> None:
         """Keep a snapshot, from which the next attempt goes on."""

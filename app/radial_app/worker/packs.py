@@ -29,6 +29,8 @@ from radial_app.worker.rendering import (
     BESIDE,
     FilmListener,
     FilmPlace,
+    FinishListener,
+    FinishTask,
     Listener,
     LocalRenderer,
     Rendered,
@@ -135,14 +137,15 @@ def _may_share(store: JobStore, job: Job) -> bool:
     begun = job.attempts - (job.state == "running")
     if begun > (1 if job.pack else 0) or (not job.pack and store.snapshot_path(job.id).exists()):
         return False
-    of_one_clip = job.story is None and request.num_videos == 1 and not (job.files or job.problem or job.control)
+    of_one_clip = job.story is None and job.finish is None and request.num_videos == 1
+    is_fresh = not (job.files or job.problem or job.control)
     is_plain = not list(named_files(request.model_dump())) and (
         request.enhance is None or request.original_prompt is not None
     )
     whole = request.memory in ("auto", "full") and not spec.has_two_transformers
     # What other kinds of attention find out of a clip would be found of the whole pack.
     fixed = request.attention in ("dense", "radial")
-    return of_one_clip and is_plain and whole and fixed and why_alone(request) is None
+    return of_one_clip and is_fresh and is_plain and whole and fixed and why_alone(request) is None
 
 
 def _are_alike(store: JobStore, one: Job, other: Job) -> bool:
@@ -224,6 +227,10 @@ class _Seat:
     def render_film(self, story: StoryRequest, place: FilmPlace, listener: FilmListener) -> Film:
         """Films are rendered alone."""
         raise RequestError("a story is rendered by itself")
+
+    def finish(self, task: FinishTask, listener: FinishListener) -> Film:
+        """Clips are finished alone."""
+        raise RequestError("clips are finished by themselves")
 
     def render(self, request: GenerationRequest, snapshot: Path, listener: Listener) -> Rendered:
         """Render one video; see :class:`~radial_app.worker.rendering.Renderer`."""

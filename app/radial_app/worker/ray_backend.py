@@ -26,7 +26,7 @@ from radial_app.worker.attempt import Attempt
 from radial_app.worker.inputs import pack_inputs
 from radial_app.worker.overdue import GRACE_SECONDS
 from radial_app.worker.ray_actor import Actor, Failure
-from radial_app.worker.rendering import FilmListener, FilmPlace, Listener, Rendered
+from radial_app.worker.rendering import FilmListener, FilmPlace, FinishListener, FinishTask, Listener, Rendered
 
 if TYPE_CHECKING:
     from radial.stories.request import StoryRequest
@@ -178,6 +178,14 @@ class _RayRenderer:
             RequestError: always.
         """
         raise RequestError("a story is made on one machine, not on a cluster: leave --ray out")
+
+    def finish(self, task: FinishTask, listener: FinishListener) -> Film:
+        """Clips are not finished on a cluster: they lie on one machine.
+
+        Raises:
+            RequestError: always.
+        """
+        raise RequestError("a clip is finished on one machine, not on a cluster: leave --ray out")
 
     def _follow(self, stream: Any, listener: Listener) -> Iterator[Any]:
         """What the actor tells, while it is asked for what the listener wishes; one that does not answer is ended."""

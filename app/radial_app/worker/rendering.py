@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from radial.stories.film import Made
     from radial.stories.request import StoryRequest
     from radial.video.clip import Video
-    from radial.video.encoding import Frames
+    from radial.video.encoding import Encoding, Frames
     from radial.video.film import Film
+    from radial.video.finishing.steps import Finish
 
+_LOOK_SECONDS = 0.2  # between two looks at what is wished while a clip is finished
 PREVIEW_SECONDS = 10.0  # between two pictures of what a run is at
 BESIDE = "packed_with"  # in receipts and snapshots: the jobs that a clip was made together with
 Wish = Control | Literal["stop"]  # what a user wants of a running job, or that its worker is to end
@@ -69,6 +71,17 @@ class FilmPlace:
     base: Path | None = None
 
 
+@dataclass(frozen=True)
+class FinishTask:
+    """Clips, what is done to them, the folder where that grows, what it is kept as, and the device of an upscaler."""
+
+    clips: tuple[Path, ...]
+    what: Finish
+    folder: Path
+    encoding: Encoding
+    device: str
+
+
 class Listener(Protocol):
     """Who hears of a video while it is rendered, and knows what its user wants."""
 
@@ -92,8 +105,23 @@ class FilmListener(Listener, Protocol):
         """A piece is in the film."""
 
 
+class FinishListener(Listener, Protocol):
+    """Who hears of a clip that is finished, too."""
+
+    def on_piece(self, frame: Frames) -> None:
+        """A piece of it is on the disk, which ends with a frame."""
+
+
 class Renderer(Protocol):
     """Where videos are rendered."""
+
+    def finish(self, task: FinishTask, listener: FinishListener) -> Film:
+        """Finish clips, or what is left of it: pieces that lie in the folder stay.
+
+        Raises:
+            Stopped: the listener wished so.
+            RadialError: it failed, or clips are not finished here.
+        """
 
     def render_film(self, story: StoryRequest, place: FilmPlace, listener: FilmListener) -> Film:
         """Render the film of a story, or what is left of it: what was made of it before stays.
@@ -164,6 +192,47 @@ class LocalRenderer:
                 story, state, model, base=base, anew=True, on_event=listener.on_event, on_made=listener.on_made,
                 is_enough=is_enough,
             )  # fmt: skip
+
+    def finish(self, task: FinishTask, listener: FinishListener) -> Film:
+        """Finish clips; see :class:`Renderer`. An upscaler takes the place of the model where both have no room."""
+        import torch
+
+        from radial.generation.watch import Event, device_errors
+        from radial.loading.devices import find_device
+        from radial.video.finishing.pieces import finish_in_pieces
+
+        own = self._models.device
+        device = find_device(task.device if own == "auto" else own) if task.what.upscaler else "cpu"
+        looked = 0.0
+
+        def look() -> None:
+            nonlocal looked
+            if time.monotonic() - looked < _LOOK_SECONDS:
+                return
+            looked = time.monotonic()
+            if wish := listener.wish():
+                raise Stopped(wish)
+
+        def on_frame(done: int, total: int) -> None:
+            listener.on_event(Event("finish", done, total))
+
+        def make() -> tuple[Film, tuple[str, ...]]:
+            return finish_in_pieces(
+                task.clips, task.what, task.folder, encoding=task.encoding, device=device, on_frame=on_frame,
+                on_piece=listener.on_piece, look=look,
+            )  # fmt: skip
+
+        with device_errors(torch.device(device), lambda: "while a clip was finished; what is finished is kept"):
+            try:
+                film, notes = make()
+            except torch.OutOfMemoryError:
+                if not self._models.holds:
+                    raise
+                self._models.drop()
+                film, notes = make()
+        for note in notes:
+            listener.on_event(Event("finish", note=note))
+        return film
 
 
 def finished(video: Video, steering: Steering, taken_up: Snapshot | None, beside: Iterable[str] = ()) -> Rendered:

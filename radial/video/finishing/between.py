@@ -6,13 +6,15 @@ Shapes: H rows, W columns; flows are columns and rows a pixel goes by, ``[H, W, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from radial.video.colour import Frame
+from radial.video.finishing.later import Later, once
 from radial.video.flow import dense_flow, grey
 
 Flow = NDArray[np.float32]
@@ -22,19 +24,27 @@ _TRUST = 1.5  # pixels by which there and back may miss each other
 _LEAST = 0.1  # of a side's share, however little it is trusted: where both miss, both are seen
 
 
-def add_frames(frames: Iterable[Frame], factor: int) -> Iterator[Frame]:
+def add_frames(frames: Iterable[Later], factor: int) -> Iterator[Later]:
     """A clip at ``factor`` times its rate: ``factor - 1`` frames between each two, and the last one as often, so that
     it lasts as long. Across a cut nothing moves: the nearer frame is shown."""
-    before: Frame | None = None
+    before: Later | None = None
     for frame in frames:
         if before is not None:
             yield before
-            pair = Pair(before, frame)
-            yield from (pair.at(index / factor) for index in range(1, factor))
+            pair = once(_pair, before, frame)
+            yield from (functools.partial(_at, pair, index / factor) for index in range(1, factor))
         before = frame
     for _ in range(factor if before is not None else 0):
         assert before is not None
         yield before
+
+
+def _pair(first: Later, second: Later) -> Pair:
+    return Pair(first(), second())
+
+
+def _at(pair: Callable[[], Pair], share: float) -> Frame:
+    return pair().at(share)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ import numpy as np
 from radial.errors import ModelError, RequestError, first_line
 from radial.video.colour import Frame
 
+_LATENT = {"initial_conv.weight", "res_blocks.0.conv1.weight", "post_upsample_res_blocks.0.conv1.weight"}
 Enlarge = Callable[[Frame], Frame]
 _TILE, _SHARED = 512, 16  # pixels that an upscaler sees at a time, and that two tiles share at each side
 
@@ -26,6 +27,29 @@ def resized(frame: Frame, height: int, width: int) -> Frame:
     return np.asarray(cv2.resize(np.ascontiguousarray(frame), (width, height), interpolation=way), np.uint8)
 
 
+def check_upscaler_file(path: Path) -> None:
+    """Raise RequestError where a file is missing, or of a kind that is not opened."""
+    if path.suffix.lower() != ".safetensors":
+        raise RequestError(f"upscaler must be a .safetensors file, not {path.name!r}: others may run code when opened")
+    if not path.is_file():
+        raise RequestError(f"no such file: {path}")
+
+
+def _names_in(path: Path) -> set[str]:
+    """The names of a file's tensors.
+
+    Raises:
+        RequestError: it is no file of safetensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise RequestError(f"{path} is no file of safetensors: {first_line(error)}") from error
+
+
 def load_upscaler(path: Path, device: str = "auto") -> tuple[Enlarge, int]:
     """What an upscaler's file, of ESRGAN's kind or any other that spandrel knows, makes of a frame, and how many times
     as wide and high that is.
@@ -34,23 +58,22 @@ def load_upscaler(path: Path, device: str = "auto") -> tuple[Enlarge, int]:
         RequestError: the file is missing, pickled, or holds no upscaler.
         ModelError: spandrel is not installed.
     """
-    if path.suffix.lower() != ".safetensors":
-        raise RequestError(f"upscaler must be a .safetensors file, not {path.name!r}: others may run code when opened")
-    if not path.is_file():
-        raise RequestError(f"no such file: {path}")
+    check_upscaler_file(path)
+    if _names_in(path) >= _LATENT:
+        raise RequestError(
+            f"{path} upsamples latents while a clip is made, as LTX-Video's do, and not the frames of one that is "
+            "there: take a file of ESRGAN's kind"
+        )
     try:
         import spandrel
     except (ImportError, RuntimeError) as error:  # torchvision, which it wants, may not fit the torch that is here
         raise ModelError(
             f"an upscaler's file needs spandrel ({first_line(error)}): pip install 'radial-video[upscale]'"
         ) from error
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         found = spandrel.ModelLoader().load_from_state_dict(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise RequestError(f"{path} is no file of safetensors: {first_line(error)}") from error
     except (spandrel.UnsupportedModelError, RuntimeError, ValueError, KeyError) as error:
         raise RequestError(f"{path} holds no upscaler that spandrel knows") from error
     if not isinstance(found, spandrel.ImageModelDescriptor) or (found.input_channels, found.output_channels) != (3, 3):

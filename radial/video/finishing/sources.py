@@ -13,6 +13,7 @@ import numpy as np
 
 from radial.errors import OutputError, RequestError
 from radial.video.colour import Frame
+from radial.video.finishing.later import Later, once
 from radial.video.images import fit_frame
 from radial.video.reader import open_clip, rate_of
 from radial.video.sound import MOST_SECONDS, Sound, read_sound
@@ -59,7 +60,7 @@ class Sources:
         """Frames of all."""
         return sum(self.counts)
 
-    def frames(self, start: float = 0.0, end: float | None = None) -> Iterator[Frame]:
+    def frames(self, start: float = 0.0, end: float | None = None) -> Iterator[Later]:
         """Those that are shown from ``start`` to before ``end``, in seconds."""
         first, last = self.cut(start, end)
         yield from itertools.islice(self._all(), first, last)
@@ -80,11 +81,11 @@ class Sources:
             )
         return first, last
 
-    def _all(self) -> Iterator[Frame]:
+    def _all(self) -> Iterator[Later]:
         for path in self.paths:
             with open_clip(path) as clip:
                 for frame in clip.at(float(self.rate)):
-                    yield fit_frame(frame, self.height, self.width, "pad", "black")
+                    yield once(fit_frame, frame, self.height, self.width, "pad", "black")
 
     def sound(self, start: float = 0.0, end: float | None = None) -> tuple[Sound | None, tuple[str, ...]]:
         """What is heard between two seconds, and which clips have no sound."""
@@ -102,17 +103,22 @@ class Sources:
         return heard and heard.between(start, end), tuple(notes)
 
 
-def backwards(frames: Iterable[Frame], folder: Path) -> Iterator[Frame]:
+def backwards(frames: Iterable[Later], folder: Path) -> Iterator[Later]:
     """Frames from the last to the first, kept on the disk meanwhile, in a file that nobody sees and that is gone with
     this process."""
     with tempfile.TemporaryFile(dir=folder) as kept:
         shape: tuple[int, ...] = ()
         count = 0
-        for frame in frames:
+        for later in frames:
+            frame = later()
             shape = frame.shape
             kept.write(np.ascontiguousarray(frame).tobytes())
             count += 1
         size = int(np.prod(shape))
         for index in reversed(range(count)):
             kept.seek(index * size)
-            yield np.frombuffer(kept.read(size), np.uint8).reshape(shape)
+            yield once(_picture, kept.read(size), shape)
+
+
+def _picture(content: bytes, shape: tuple[int, ...]) -> Frame:
+    return np.frombuffer(content, np.uint8).reshape(shape)

@@ -38,6 +38,6 @@ def control(
         raise RequestError(f"{output} is the clip itself: give another --output")
     check_output(output, encoding.suffix, overwrite=overwrite)
     source = Sources.look([clip])
-    signals = signals_of(source.frames(), signal, low, high)
+    signals = signals_of((frame() for frame in source.frames()), signal, low, high)
     publish(output, lambda partial: encode(signals, source.rate, {}, partial, encoding), overwrite=overwrite)
     print(output)

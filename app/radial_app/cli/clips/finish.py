@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -11,13 +11,17 @@ from rich.markup import escape
 
 from radial.errors import RequestError
 from radial.video.encoding import Encoding
-from radial_app.cli.terminal.options import Codec, Crf, Metadata, Overwrite, in_groups, told_as_options
+from radial_app.cli.terminal.options import Codec, Crf, DataDir, Metadata, Overwrite, in_groups, told_as_options
+
+if TYPE_CHECKING:
+    from radial.video.finishing.steps import Finish
 
 stderr = Console(stderr=True)
 _GROUPS = {
     "Time": ("start", "end", "reverse", "speed", "frames", "fps", "loop"),
     "Picture": ("aspect", "reframe", "scale", "size", "upscaler", "device"),
     "Sound": ("sound",),
+    "Queue": ("queue", "data_dir"),
 }
 
 
@@ -54,6 +58,11 @@ def finish(
     codec: Codec = None,
     crf: Crf = None,
     metadata: Metadata = True,
+    queue: Annotated[
+        bool,
+        typer.Option("--queue", help="Only put it into the queue: `radial work` or `radial serve` goes on with it."),
+    ] = False,
+    data_dir: DataDir = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the path.")] = False,
 ) -> None:
     """Finish a clip: more frames, more pixels, another time, shape or sound. The clip stays as it is.
@@ -65,7 +74,7 @@ def finish(
     from radial.loading.devices import find_device
     from radial.video.encoding import encoding_for
     from radial.video.finishing.finish import finish as write
-    from radial.video.finishing.finish import make_finish
+    from radial.video.finishing.steps import make_finish
     from radial_app.jobs.job import make_output
     from radial_app.jobs.results import free_name
 
@@ -81,6 +90,9 @@ def finish(
             output = free_name(clips[0].with_name(f"{clips[0].stem}-finished.mp4"))
         chosen = {"format": encoding_for(output).format, "codec": codec, "crf": crf, "metadata": metadata}
         encoding: Encoding = make_output(encoding=chosen).encoding
+        if queue:
+            print(_queue(clips, output, what, encoding, device, data_dir, overwrite=overwrite))
+            return
         chosen_device = find_device(device) if upscaler else "cpu"
         with Progress(console=stderr, transient=True, disable=quiet) as progress:
             task = progress.add_task("frames", total=None)
@@ -94,3 +106,27 @@ def finish(
     for note in () if quiet else notes:
         stderr.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
     print(output)
+
+
+def _queue(
+    clips: list[Path], output: Path, what: Finish, encoding: Encoding, device: str, data_dir: Path | None, *,
+    overwrite: bool,
+) -> str:  # fmt: skip
+    """Put it into the queue: the job's id."""
+    from radial.files import check_output
+    from radial_app.jobs.finishing import check_finished_output, finishing_of, request_of
+    from radial_app.jobs.job import Job, make_output
+    from radial_app.jobs.store import JobStore
+
+    check_finished_output(encoding, beside=True)
+    if any(output.exists() and output.samefile(clip) for clip in clips if clip.exists()):
+        raise RequestError(f"{output} is the clip itself, which is kept as it is: give another output")
+    check_output(output, encoding.suffix, overwrite=overwrite)
+    name = output.stem.replace("{", "{{").replace("}", "}}")
+    kept = {"folder": str(output.absolute().parent), "name": name, "encoding": encoding.model_dump()}
+    job = Job(
+        id="", request=request_of(clips, device), finish=finishing_of(clips, what),
+        output=make_output(**kept, overwrite=overwrite),
+    )  # fmt: skip
+    with JobStore(data_dir) as store:
+        return store.add([job])[0].id

@@ -18,6 +18,7 @@ _WORDS = {
     "denoise": "denoising",
     "decode": "decoding frames",
     "write": "writing the file",
+    "finish": "finishing frames",
 }
 
 

@@ -126,7 +126,7 @@ def _print_result(file: ResultFile, video: Any, seconds: float, stderr: Console,
         print(json_text(result), flush=True)
         return
     if not quiet:
-        share, cache = video.receipt["attention"].get("computed_share"), video.receipt.get("cache")
+        share, cache = video.receipt.get("attention", {}).get("computed_share"), video.receipt.get("cache")
         computed = "" if share is None else f", {share:.0%} of attention computed"
         left_out = f", {cache['skipped']:.0%} of the transformer's calls left out by {cache['method']}" if cache else ""
         told = f"in {seconds:.1f} s{computed}{left_out}"

@@ -32,6 +32,7 @@ from radial.stories.fields import OF_STORIES, make_story
 from radial.stories.request import StoryRequest
 from radial.stories.script import Line, read_entries, read_story
 from radial.yaml_file import load_yaml
+from radial_app.jobs.finishing import check_no_files, finishing_after, read_finish
 from radial_app.jobs.folder import data_folder
 from radial_app.jobs.job import Job, Output, anchored, check_story_output, digest_of
 from radial_app.jobs.lists.prompts import draw_words, expand_prompt, numbered_lines
@@ -42,7 +43,7 @@ MAX_JOBS = 100_000
 Make = Callable[[dict[str, Any]], GenerationRequest]
 KINDS = (".txt", ".csv", ".jsonl", ".yaml", ".yml")
 # What a row may say beside the fields of a request.
-_OWN = ("lora", "output", "priority", "story", *OF_STORIES)
+_OWN = ("lora", "output", "priority", "finish", "story", *OF_STORIES)
 _FIELDS = (*GenerationRequest.model_fields, *SHORTHANDS, *_OWN)
 _Row = tuple[int, dict[str, Any]]  # a line, and the values of the job that it is about
 
@@ -105,10 +106,10 @@ def read_jobs(
                 lines = _lines(values)
                 written = _written(values, lines, path.parent, presets, make)
                 story = None if lines is None else _story(values, lines, written)
-                job = _make_job(values, written, story, output, batch, source, len(jobs) + 1, by_head=make is not None)
+                job = _make_job(values, written, story, output, batch, source, len(jobs) + 1, folder)
                 again = counts[job.digest] = counts.get(job.digest, -1) + 1
                 if again:
-                    job = replace(job, digest=digest_of(written, job.output, again, story))
+                    job = replace(job, digest=digest_of(written, job.output, again, story, job.finish))
                 jobs.append(job)
             warnings += [f"{source}: {slip}" for slip in dict.fromkeys(slips)]
         except ValidationError as error:
@@ -340,10 +341,16 @@ def _written(
 
 def _make_job(
     values: dict[str, Any], written: GenerationRequest, story: StoryRequest | None, output: Output, batch: str,
-    source: str, index: int, *, by_head: bool,
+    source: str, index: int, folder: Path | None,
 ) -> Job:  # fmt: skip
     if "output" in values:
         output = _named(output, values["output"])
+    finish = None
+    if values.get("finish"):
+        what = read_finish(values["finish"])
+        if folder is None:
+            check_no_files(what)
+        finish = finishing_after(what, output.encoding, folder)
     if story is not None:
         check_story_output(output)
     priority = values.get("priority", 0)
@@ -351,13 +358,13 @@ def _make_job(
         priority = int(priority)
     except (TypeError, ValueError):
         raise RequestError(f"priority must be a whole number, not {priority!r}") from None
-    written.check_files(by_head=by_head)  # what comes from elsewhere is read by the worker alone
+    written.check_files(by_head=folder is None)  # what comes from elsewhere is read by the worker alone
     for lora in written.loras:
         check_adapter_file(adapter_file(lora.path))
     request = written.resolve() if story is None else story.request
     job = Job(
         id="", request=request, story=story, output=output, batch=batch, source=source, index=index, priority=priority,
-        digest=digest_of(written, output, story=story),
+        digest=digest_of(written, output, story=story, finish=finish), finish=finish,
     )  # fmt: skip
     output.path(job.name_values(request, 0))
     return job

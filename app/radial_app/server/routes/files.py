@@ -21,19 +21,17 @@ from radial.models.table import MODELS
 from radial.request import GenerationRequest
 from radial.version import __version__
 from radial.video.cut import join, trim
-from radial.video.finishing.finish import Finish, finish, make_finish, work_of
-from radial.video.sound import MOST_SECONDS
+from radial.video.finishing.finish import finish
+from radial.video.finishing.sources import Sources
+from radial.video.finishing.steps import make_finish
 from radial_app.server.archive import zip_files
+from radial_app.server.finishing.bounds import WHILE_YOU_WAIT, check_work, upscalers
 from radial_app.server.limits.media_probe import probe
 from radial_app.server.service import ServerPaths, Service
 from radial_app.server.uploads import CLIPS, Upload, suffix_of, without_what_goes_with
 
 MAX_ARCHIVED = 100  # videos
 MAX_JOINED = 50
-_MOST_FINISHED = 400_000_000  # pixels of all frames that are read and made
-_LARGEST_FRAME = 1 << 24  # pixels
-_LARGEST_MOVED = 1 << 22  # pixels of a frame, where what moves is looked for: each takes many numbers then
-_WIDEST = 4  # times as wide as high, and as high as wide
 _MAX_FRAMES = 1 << 30  # bytes, where they are encoded again
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -100,6 +98,11 @@ def make_router(paths: ServerPaths) -> APIRouter:
         output = f"{file.stem}-part{file.suffix if file.suffix in CLIPS else '.mp4'}"
         return _made(output, lambda path: trim(file, path, start, end, max_bytes=_MAX_FRAMES))
 
+    @router.get("/upscalers")
+    def list_upscalers() -> list[str]:
+        """The upscalers that a video can be finished by."""
+        return list(upscalers(paths.data))
+
     @router.get("/videos/{id}/finished", response_class=FileResponse)
     def get_finished(
         request: Request, id: str, index: Annotated[int, Query(ge=0, le=100_000)] = 0,
@@ -115,7 +118,7 @@ def make_router(paths: ServerPaths) -> APIRouter:
             frames=int(frames), scale=scale, speed=speed, loop=loop, aspect=aspect or None, reframe=reframe,
             reverse=reverse,
         )  # fmt: skip
-        _check_work(file, what)
+        check_work(Sources.look([file]), what, WHILE_YOU_WAIT)
         output = f"{file.stem}-finished{file.suffix if file.suffix in CLIPS else '.mp4'}"
         return _made(output, lambda path: finish([file], path, what))
 
@@ -133,29 +136,6 @@ def _made(name: str, make: Callable[[Path], object]) -> FileResponse:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return FileResponse(folder / name, filename=name, background=gone, headers={"cache-control": "no-store"})
-
-
-def _check_work(file: Path, what: Finish) -> None:
-    """Make sure that a video is finished while somebody waits, within what a server may take for it.
-
-    Raises:
-        RequestError: it takes too much.
-    """
-    if what.shape is not None and not 1 / _WIDEST <= what.shape[0] / what.shape[1] <= _WIDEST:
-        raise RequestError(f"aspect must lie between 1:{_WIDEST} and {_WIDEST}:1, not {what.aspect}")
-    work = work_of([file], what)
-    largest = _LARGEST_FRAME if what.frames == 1 else _LARGEST_MOVED
-    for value, most, unit, of in (
-        (work.pixels, _MOST_FINISHED, 1e6, "million pixels"),
-        (work.frame, largest, 1e6, f"million pixels a frame{' with more frames' if what.frames > 1 else ''}"),
-        (work.disk, _MAX_FRAMES, 1e6, "MB of frames that are turned around"),
-        (work.seconds, MOST_SECONDS, 1, "seconds"),
-    ):  # fmt: skip
-        if value > most:
-            raise RequestError(
-                f"{value / unit:,.1f} {of} are more than the {most / unit:,.1f} that are made while you wait: ask for "
-                "less, or take `radial finish` on the server"
-            )
 
 
 def settings_in(service: Service, content: BinaryIO) -> dict[str, Any]:

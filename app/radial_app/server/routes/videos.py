@@ -13,6 +13,8 @@ from starlette.datastructures import UploadFile
 from radial.errors import RequestError
 from radial_app.jobs.command import command_of
 from radial_app.jobs.job import FINISHED, UNFINISHED
+from radial_app.server.finishing.bounds import FinishRequest
+from radial_app.server.finishing.orders import finish_video
 from radial_app.server.limits.streams import Look, Streams
 from radial_app.server.service import Conflict, Missing, ServerPaths, Service
 from radial_app.server.views import (
@@ -63,8 +65,8 @@ def make_router(paths: ServerPaths) -> APIRouter:
             here = service(request)
             if upload is not None:
                 fields["image"] = here.inputs.take(upload.file).id
-            written, output = read_request(fields)
-            (job,) = here.add([here.check(written)], output)
+            written, output, finish = read_request(fields)
+            (job,) = here.add([here.check(written)], output, finish)
             return here.view(job)
 
         return await run_in_threadpool(add)
@@ -182,6 +184,12 @@ def make_router(paths: ServerPaths) -> APIRouter:
         """The same video again, with other values of its request."""
         here = service(request)
         return here.view(here.duplicate(id, changes))
+
+    @router.post("/videos/{id}/finish")
+    def queue_finish(request: Request, id: str, wanted: FinishRequest) -> Video:
+        """Put a job into the queue that finishes a video, into a file of its own: the video stays as it is."""
+        here = service(request)
+        return here.view(finish_video(here, id, wanted))
 
     @router.post("/videos/{id}/{action}")
     def act_on_video(

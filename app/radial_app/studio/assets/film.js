@@ -2,7 +2,7 @@
 import { ask, button, call, clock, h, many, say } from "./dom.js";
 import { story as draft, keepStory } from "./story_draft.js";
 
-const STAGES = { load: "Loading the model", download: "Downloading the model", encode: "Reading the prompts", denoise: "Making", decode: "Decoding", write: "Writing the file" };
+const STAGES = { load: "Loading the model", download: "Downloading the model", encode: "Reading the prompts", denoise: "Making", decode: "Decoding", write: "Writing the file", finish: "Finishing the frames" };
 const ASKED = { pause: " - pauses after this step", finish: " - ends after this step", cancel: " - ends" };
 const ENDED = ["done", "failed", "cancelled"];
 let acts = {};

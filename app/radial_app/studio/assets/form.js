@@ -1,8 +1,9 @@
 // Create's form: its fields, what of them applies to a model, and what they make.
 import { button, bytes, call, dialog, h, icon, lengthOf, many, say } from "./dom.js";
-import { BROUGHT, defaults, draft, keepDraft, prompts, remember, withoutFiles } from "./draft.js";
+import { BROUGHT, defaults, draft, keepDraft, prompts, remember, then, withoutFiles } from "./draft.js";
 import { ask as askPlan, planned, showProblem } from "./estimate.js";
 import { check, choice, group, number, switches, text } from "./fields.js";
+import { finishFields } from "./finishing.js";
 import { drawLoras, drawZones, ZONES } from "./inputs.js";
 
 const DRAFT = "draft";
@@ -15,7 +16,7 @@ let limits = {};
 let presets = {};
 let own = {}; // settings by names of one's own
 const fields = {};
-let times, length, size, quality, model, onDisk;
+let times, length, size, quality, model, onDisk, finishing;
 
 export const modelNow = () => models.find((one) => one.id === draft.request.model) ?? models[0];
 export const modelsThat = (test) => models.filter(test);
@@ -49,6 +50,7 @@ export function fill(request, file) {
   draft.request.model ??= "tiny";
   if (request.loras?.length === 1 && request.loras[0].path?.startsWith("bundled:") && request.long_adapter !== false) delete draft.request.loras;
   if (file) draft.file = file;
+  delete draft.finish;
   draft.quality = "standard";
   show();
 }
@@ -106,6 +108,7 @@ function layout() {
   file.set = ((plain) => () => plain(draft.file.format ? `${draft.file.format},${draft.file.codec ?? ""}` : FILES[0][0]))(file.set);
   fields.crf = number("crf", "Quality of the file", { type: "integer", minimum: 0, maximum: 63, placeholder: "as good as needed", hint: "CRF: lower is better and larger", change: () => put("crf", fields.crf.get(), draft.file) });
   fields.name = text("name", "Name of the file", { maxLength: 500, placeholder: "{slug}-{seed}", change: () => put("name", fields.name.get(), draft.file) });
+  finishing = finishFields(["frames", "scale", "aspect", "loop"], () => { draft.finish = finishing.get(); changed(); }, "then");
   fields.metadata = check("metadata", "Keep the settings in the file", { value: true, change: () => put("metadata", fields.metadata.get(), draft.file) });
 
   return [
@@ -134,6 +137,7 @@ function layout() {
         group("Machine", h("div", { className: "fields" }, pick("memory", "On the GPU", [["", "as much as fits"], ["full", "all of it"], ["balanced", "balanced"], ["low", "little"], ["lowest", "the least"]]),
           pick("precision", "Precision", [["", "full"], ["eight_bit", "8 bit, faster"], ["eight_bit_weights", "8-bit weights, half the memory"]]), pick("dtype", "Numbers", [["", "as the model wants"], ["float32", "float32"], ["bfloat16", "bfloat16"], ["float16", "float16"]]),
           (fields.device = text("device", "Device", { placeholder: "auto", maxLength: 20, change: () => put("device", fields.device.get()) })).element), tick("snap", "Take the nearest size that can be made", false)),
+        group("When it is made, finished beside it", h("div", { className: "fields", id: "then-finish" }, ...finishing.elements)),
         group("File", h("div", { className: "fields wide" }, file.element, fields.crf.element, fields.name.element), fields.metadata.element)))),
   ];
 }
@@ -218,6 +222,7 @@ function show() {
     one.set(Array.isArray(value) ? value.join("\n") : value);  // a prompt a line
   }
   fields.file.set();
+  finishing.set(draft.finish ?? {});
   fields.crf.element.hidden = ["gif", "png"].includes(draft.file.format);
   drawZones(spec);
   drawLoras();
@@ -297,7 +302,7 @@ export async function generate() {
   press.disabled = true;
   try {
     const file = Object.keys(draft.file).length ? { file: draft.file } : {};
-    const video = await call("POST", "/v1/videos", { ...draft.request, ...file });
+    const video = await call("POST", "/v1/videos", { ...draft.request, ...file, ...then() });
     remember(draft.request.prompt);
     if (draft.keep) { fields.seed.set(video.request.seed); put("seed", video.request.seed); }
     say(`${many(video.request.num_videos, "video")} queued, seed ${video.request.seed}.`);
@@ -323,7 +328,7 @@ function showLines() {
 
 async function generateLines() {
   const { prompt, seed, num_videos, ...defaults } = draft.request;
-  const { ids } = await call("POST", "/v1/lists", { text: prompt, kind: "txt", defaults, ...(Object.keys(draft.file).length ? { file: draft.file } : {}) });
+  const { ids } = await call("POST", "/v1/lists", { text: prompt, kind: "txt", defaults: { ...defaults, ...then() }, ...(Object.keys(draft.file).length ? { file: draft.file } : {}) });
   remember(prompt);
   say(`${many(ids.length, "video")} queued.`);
   dispatchEvent(new CustomEvent("radial-queued"));

@@ -69,7 +69,7 @@ export function tile(video, full = false) {
   const animated = /\.(mp4|webm)$/.test(video.files[0]?.name ?? "");
   const picture = h("span", { className: "picture" }, video.files.length ? h("img", { src: content(video, "thumbnail"), loading: "lazy", alt: "" }) : h("span", {}, video.state),
     video.favourite ? h("span", { className: "mark star", title: "favourite" }, "★") : "", video.files[0]?.partial ? h("span", { className: "mark stopped" }, "stopped early") : "",
-    h("span", { className: "mark length" }, `${Number(video.seconds).toFixed(1)} s${video.files.length > 1 ? ` × ${video.files.length}` : ""}`));
+    h("span", { className: "mark length" }, `${Number(video.seconds).toFixed(1)} s${video.files.length > 1 ? ` × ${video.files.length}` : ""}`), video.finish && !video.renders ? h("span", { className: "mark stopped" }, "finished") : "");
   const made = video.completed_at ? when(video.completed_at) : "";
   const link = h("a", { href: `/gallery/${video.id}`, title: video.prompt }, picture, h("span", { className: "words" }, h("span", { className: "prompt clamped" }, video.prompt), h("span", { className: "quiet" }, `${video.model}${made ? `, ${made}` : ""}`)));
   let moving = null;
@@ -131,7 +131,7 @@ function drawVideo(video) {
   let index = 0;
   const screen = h("div", { className: "screen" }, player(video));
   const shown = () => screen.firstElementChild;
-  const several = video.files.length > 1 ? h("div", { className: "actions" }, ...video.files.map((file) => button(`seed ${file.seed}`, () => { index = file.index; screen.replaceChildren(player(video, index)); }))) : "";
+  const several = video.files.length > 1 ? h("div", { className: "actions" }, ...video.files.map((file) => button(`seed ${file.seed}${file.finished ? ", finished" : ""}`, () => { index = file.index; screen.replaceChildren(player(video, index)); }))) : "";
   const leave = (act) => async () => { await act(); box.close(); };
   const star = button([icon("star"), h("span", {}, video.favourite ? "Favourite, take back" : "Favourite")], async () => {
     video.favourite = !video.favourite;
@@ -164,10 +164,10 @@ function drawVideo(video) {
       button("Extend this clip", () => extend(video, index)), button("Start from this frame", () => startFrom(shown(), video)),
       button("Save this frame", async () => { const file = await frameOf(shown()); const link = h("a", { href: URL.createObjectURL(file), download: `${id}.png` }); link.click(); URL.revokeObjectURL(link.href); }))),
     moving ? h("details", {}, h("summary", {}, "Cut a part out"), cutter(video, shown, () => index)) : "",
-    moving ? h("details", {}, h("summary", {}, "Finish it"), finisher(video, () => index)) : "",
+    moving ? h("details", {}, h("summary", {}, "Finish it"), finisher(video, () => index, () => box.close())) : "",
     h("details", {}, h("summary", {}, "Compare"), h("div", { className: "actions" }, button("With another", () => chooseOther(video, index, tile)),
-      request.attention !== "dense" && !video.story ? button("With dense attention", () => beside(video, { attention: "dense" }), { title: "The same seed with dense attention, then both side by side" }) : "",
-      request.loras.length && !video.story ? button("Adapter weights", () => weights(video)) : "", video.story ? "" : button("Small variations", () => variations(video), { title: "Four other seeds, quick and small; the best is made in full" }))),
+      request.attention !== "dense" && !video.story && video.renders ? button("With dense attention", () => beside(video, { attention: "dense" }), { title: "The same seed with dense attention, then both side by side" }) : "",
+      request.loras.length && !video.story && video.renders ? button("Adapter weights", () => weights(video)) : "", video.story || !video.renders ? "" : button("Small variations", () => variations(video), { title: "Four other seeds, quick and small; the best is made in full" }))),
     h("details", {}, h("summary", {}, "Settings and log"), h("div", { className: "actions" }, video.story ? "" : button("Copy as command", async () => copy((await call("GET", `/v1/videos/${id}/command`)).command)), button("Log", () => log(video))),
       h("div", { className: "scroll", tabIndex: 0, role: "group", ariaLabel: "A wide table" }, h("table", {}, ...rows.map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name.replaceAll("_", " ")), h("td", {}, typeof value === "object" ? JSON.stringify(value) : String(value)))))),
       h("p", { className: "quiet" }, video.files.map((file) => `rendered in ${clock(file.render_seconds)}`).join(", "))));

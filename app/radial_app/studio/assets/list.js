@@ -1,6 +1,6 @@
 // Many videos at once: a list of prompts, a table, JSON lines or YAML, seen before it is queued.
 import { button, call, clock, dialog, h, many, say } from "./dom.js";
-import { draft } from "./draft.js";
+import { draft, then } from "./draft.js";
 import { choice, text } from "./fields.js";
 
 const KINDS = [["txt", "prompts, one a line"], ["csv", "CSV, with a header"], ["jsonl", "JSON lines"], ["yaml", "YAML, with grids and wildcards"]];
@@ -23,7 +23,7 @@ export async function addMany(file) {
   };
   const body = (dry_run) => {
     const { prompt, seed, num_videos, ...others } = draft.request;
-    return { text: words.get() ?? "", kind: kind.get(), dry_run, defaults: settings.checked ? others : {}, ...(Object.keys(draft.file).length ? { file: draft.file } : {}) };
+    return { text: words.get() ?? "", kind: kind.get(), dry_run, defaults: settings.checked ? { ...others, ...then() } : {}, ...(Object.keys(draft.file).length ? { file: draft.file } : {}) };
   };
   const send = async (dry_run) => {
     forget();

@@ -5,7 +5,7 @@ import { fill, fillFrom } from "./form.js";
 import { extend, isDraft, promote, startFrom } from "./start_from.js";
 import { facts, row } from "./waiting.js";
 
-const STAGES = { load: "Loading the model", download: "Downloading the model", encode: "Reading the prompt", denoise: "Making the clip", decode: "Decoding the frames", write: "Writing the file" };
+const STAGES = { load: "Loading the model", download: "Downloading the model", encode: "Reading the prompt", denoise: "Making the clip", decode: "Decoding the frames", write: "Writing the file", finish: "Finishing the frames" };
 const ASKED = { pause: " - pauses after this step", finish: " - ends after this step", cancel: " - ends" };
 export const EXAMPLES = ["a large red star moves from left to right on a striped background", "a purple triangle grows on a grey background",
   "a small green square rises on a dotted background", "a white ring turns on a dark background"];
@@ -41,10 +41,10 @@ function drawRunning(place, running, queue) {
   for (const video of running) {
     const box = place.querySelector(`[data-job="${video.id}"]`);
     const bar = box.querySelector("progress");
-    if (video.stage === "denoise" && video.steps) bar.value = video.progress;
+    if (["denoise", "finish"].includes(video.stage) && video.steps) bar.value = video.progress;
     else if (video.stage === "download" && video.steps) bar.value = (100 * video.step) / video.steps;
     else bar.removeAttribute("value");
-    const step = !video.step ? "" : video.stage === "denoise" ? `, step ${video.step} of ${video.steps}` : video.stage === "download" ? `, ${(video.step / 1024).toFixed(1)} of ${(video.steps / 1024).toFixed(1)} GB` : "";
+    const step = !video.step ? "" : video.stage === "denoise" ? `, step ${video.step} of ${video.steps}` : video.stage === "finish" ? `, ${video.step} of ${video.steps}` : video.stage === "download" ? `, ${(video.step / 1024).toFixed(1)} of ${(video.steps / 1024).toFixed(1)} GB` : "";
     const segment = video.story && video.stage === "denoise" ? `, segment ${video.story.segment} of ${video.story.segments}` : "";
     box.querySelector(".stage").textContent = `${STAGES[video.stage] ?? video.stage}${segment}${step}${ASKED[video.control] ?? ""}`;
     box.querySelector(".eta").textContent = video.eta ? `${clock(video.eta)} left` : "";

@@ -63,7 +63,7 @@ export async function startFrom(player, video) {
 }
 
 // Fewer steps than the model's own, and not because an adapter for few steps was used.
-export const isDraft = ({ id, model, files, request, story }) => !story && files.length > 0 && (stepsInFull(id) !== null
+export const isDraft = ({ id, model, files, request, story, renders }) => !story && renders > 0 && files.length > 0 && (stepsInFull(id) !== null
   || modelsThat((one) => one.id === model && one.num_inference_steps > request.num_inference_steps).length > 0 && !(request.num_inference_steps <= 8 && request.guidance_scale === 1));
 
 export async function promote(video, index = 0) {

@@ -3,7 +3,10 @@ import { button, call, clock, content, dialog, h, icon, say } from "./dom.js";
 import { editJob, words } from "./form.js";
 import { openPlace } from "./router.js";
 
-export const facts = (video) => `${video.story ? `story of ${video.story.segments}, ` : ""}${Number(video.seconds).toFixed(1)} s, ${video.size}, seed ${video.request.seed}, ${video.model}`;
+const SAID = { frames: (n) => `${n} times the frames`, scale: (n) => `${n} times as large`, size: String, aspect: String, speed: (n) => `${n} times as fast`, loop: (n) => `shown ${n} times`, reverse: () => "backwards", upscaler: (name) => `by ${name.replace(/\.safetensors$/, "")}`, sound: (name) => (name === "none" ? "silent" : "another sound") };
+// What is done to a clip when it is there, or to one that was there, in words.
+export const finishOf = (video) => (video.finish ? `${video.renders ? ", then " : "finished: "}${Object.entries(video.finish).map(([name, value]) => SAID[name]?.(value) ?? `${name} ${value}`).join(", ") || "joined"}${video.renders ? "" : "; "}` : "");
+export const facts = (video) => `${video.renders ? "" : finishOf(video)}${video.story ? `story of ${video.story.segments}, ` : ""}${Number(video.seconds).toFixed(1)} s, ${video.size}, ${video.renders ? `seed ${video.request.seed}, ` : ""}${video.model}${video.renders ? finishOf(video) : ""}`;
 
 // `place` among the `count` that wait; `pick` is a box to choose it by, where several are.
 export function row(video, place, count, pick = "") {
@@ -16,7 +19,7 @@ export function row(video, place, count, pick = "") {
       button("Discard", () => act("cancel?keep=false"), { className: "danger", disabled: Boolean(video.control) })]
     : [video.state === "queued" && button([icon("up"), named("Move up")], () => move("up"), { className: "bare", dataset: { act: "up" }, disabled: place === 0 }),
       video.state === "queued" && button([icon("down"), named("Move down")], () => move("down"), { className: "bare", dataset: { act: "down" }, disabled: place === count - 1 }),
-      video.story ? h("a", { className: "button", href: `/story/${video.id}` }, "Open") : button("Edit", () => edit(video), { dataset: { act: "edit" } }),
+      video.story ? h("a", { className: "button", href: `/story/${video.id}` }, "Open") : video.renders > 0 && button("Edit", () => edit(video), { dataset: { act: "edit" } }),
       video.state === "paused" ? button("Go on", () => act("resume")) : button("Hold", () => act("pause")),
       button("Cancel", () => act("cancel"), { className: "danger" })];
   const from = video.request.extend?.startsWith("video:") ? `/v1/videos/${video.request.extend.slice(6).split("/")[0]}/content?variant=thumbnail` : video.request.image ? `/v1/files/${video.request.image}` : "";

@@ -1,0 +1,1 @@
+"""Clips finished for visitors: while they wait, or through the queue."""
