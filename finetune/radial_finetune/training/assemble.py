@@ -45,6 +45,7 @@ from radial_finetune.objective import (
     stands_for_frames,
     velocity_loss,
 )
+from radial_finetune.training.compilation import compile_blocks
 from radial_finetune.training.config import FinetuneConfig
 from radial_finetune.training.offloading import OffloadedBlocks, offloaded_checkpoint, plain_checkpoint
 from radial_finetune.training.processes import Processes, whole
@@ -122,7 +123,7 @@ def prepare_transformer(
         transformer.enable_gradient_checkpointing(*([offloaded_checkpoint] if config.offload_checkpoints else []))
     transformer.train()
     if config.compile:
-        transformer.compile_repeated_blocks(dynamic=False)
+        compile_blocks(transformer)
     model.pipe.transformer = transformer = processes.spread(transformer)
     parameters = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
     before = {name: whole(p.detach()).clone() for name, p in parameters.items() if is_norm(name)}

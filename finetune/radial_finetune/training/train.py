@@ -38,6 +38,7 @@ from radial_finetune.training.assemble import (
 )
 from radial_finetune.training.batches import Batch, Batches, PackedBatch, Packs
 from radial_finetune.training.checkpoints import RunState, list_checkpoints, load_last_checkpoint, save_checkpoint
+from radial_finetune.training.compilation import as_written, compiling
 from radial_finetune.training.config import FinetuneConfig
 from radial_finetune.training.exports import Exports, begin_from, digest_of, exported_weights
 from radial_finetune.training.optimizers import SPREADABLE, make_optimizer, rate_of, set_rate
@@ -170,7 +171,7 @@ def finetune(
     def look() -> HeldOutLoss | None:
         if not batches.held_out or not _is_time(config.validate_every, state.step):
             return None
-        with _averaged(state):
+        with _averaged(state), as_written():
             found = validate(objective, transformer, batches, processes.device, config, loss_of)
         if state.step:
             exports.keep_best(state, found.all, write=processes.is_first)
@@ -181,7 +182,8 @@ def finetune(
             return
         if processes.is_first or processes.sharded or processes.parallel is not None:
             installed.close()
-            with attention(config, model, settings, processes.parallel, model.pipe, in_time=in_time), _averaged(state):
+            shown = attention(config, model, settings, processes.parallel, model.pipe, in_time=in_time)
+            with shown, _averaged(state), as_written():
                 make_samples(
                     model, objective, samplers, samples, _sample_lengths(config, settings),
                     _sample_size(batches.buckets), settings.num_inference_steps or config.sample_steps,
@@ -210,7 +212,7 @@ def finetune(
         log(_numbers(progress, norm))
         on_step(progress)
 
-    with contextlib.ExitStack() as installed, logged as log, _interrupts() as interrupted:
+    with contextlib.ExitStack() as installed, logged as log, _interrupts() as interrupted, compiling(batches.kinds):
         install()
         if state.step == 0:  # what the model does untuned, to compare with
             if (untuned := look()) is not None:

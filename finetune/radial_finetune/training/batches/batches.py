@@ -272,6 +272,11 @@ class Batches:
             starts.append(self._objective.start_of(latent.float(), kept, first=bool(first), last=bool(last)))
         return {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
 
+    @property
+    def kinds(self) -> int:
+        """How many kinds of batches there are: of one size, length and number of texts each."""
+        return len(self._kinds)
+
     def validation(self, quantiles: tuple[float, ...]) -> Iterator[Batch]:
         """Every held-out clip at quantiles of the noise levels that clips of its size are trained at, with the same
         noise every time."""
