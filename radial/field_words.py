@@ -80,7 +80,8 @@ STORY_WORDS = {
     "lines": "the story's prompts in their order, each words or an object of prompt, name (of its figure), seconds, "
     "cut (the picture cuts before it) and seed (of its own)",
     "seconds": "of a line that does not say; a native clip's when left out",
-    "remember": "what an earlier segment leaves: nothing, its last frame, the mean of its frames, or less with age",
+    "remember": "what an earlier segment leaves: nothing, its last frame, the mean of its frames, less with age, or "
+    "tokens that were learned for it",
     "window_frames": "latent frames before a chunk that it sees whole",
     "chunk_frames": "latent frames that are made at a time",
     "memory_frames": "latent frames that a radial memory keeps at most",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from radial.attention.install import transformers_of
+from radial.attention.story.tokens import memory_tokens
 from radial.errors import RequestError
 from radial.files import publish
 from radial.loading.load import load
@@ -19,7 +20,7 @@ def merge(model: str, loras: list[dict[str, object]], output: Path, dtype: torch
     ``dtype``. The folder appears whole or not at all.
 
     Raises:
-        RequestError: the folder exists.
+        RequestError: the folder exists, or an adapter brings memory tokens.
         ModelError: the model or an adapter cannot be loaded.
         OutputError: the disk is full or cannot be written.
     """
@@ -31,6 +32,9 @@ def merge(model: str, loras: list[dict[str, object]], output: Path, dtype: torch
     pipe = load(request).pipe
     transformer: Any
     for transformer in transformers_of(pipe):
+        if memory_tokens(transformer) is not None:
+            raise RequestError("an adapter with memory tokens has no place for them in a checkpoint: make stories with "
+                               "the adapter itself")  # fmt: skip
         if getattr(transformer, "peft_config", None):
             transformer.fuse_lora()
             transformer.unload_lora()

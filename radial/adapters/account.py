@@ -40,17 +40,20 @@ class Account:
     Attributes:
         part: which of a model's transformers it is.
         left_out: why, by key.
+        tokens: the key of learned tokens by which a story is remembered, where it has some.
     """
 
     file: AdapterFile
     part: str
     changes: tuple[Change, ...]
     left_out: Mapping[str, str]
+    tokens: str | None = None
 
     @property
     def applied(self) -> frozenset[str]:
         """The keys that act."""
-        return frozenset(key for change in self.changes for key in change.keys.values())
+        own = () if self.tokens is None else (self.tokens,)
+        return frozenset((*own, *(key for change in self.changes for key in change.keys.values())))
 
     @property
     def summary(self) -> str | None:
@@ -86,8 +89,14 @@ def account_for(
     index = index_layers(kind, shapes)
     left_out = dict.fromkeys((key for key in file.unknown if key != "lokr_factor"), "no part of a LoRA that is known")
     layers: dict[str, dict[str, Entry]] = defaultdict(dict)
+    tokens = None
     for entry in file.entries:
-        if entry.part == "text":
+        if entry.kind == "tokens":
+            if entry.shape[1:] == shapes.get("patch_embedding.weight", ())[:1]:
+                tokens = entry.key
+            else:
+                left_out[entry.key] = "memory tokens of another model's width"
+        elif entry.part == "text":
             left_out[entry.key] = "for a text encoder, which takes none here"
         elif entry.part and entry.part != part:
             continue  # the other transformer's
@@ -108,7 +117,7 @@ def account_for(
                 left_out |= dict.fromkeys(found.keys.values(), reason)
         used = {key for change in changes_here for key in change.keys.values()}
         left_out |= {entry.key: "a part without its other half" for entry in entries.values() if entry.key not in used}
-    account = Account(file, part, tuple(changes), left_out)
+    account = Account(file, part, tuple(changes), left_out, tokens)
     if not changes and any(entry.part in ("", part) for entry in file.entries):
         reasons = sorted(set(left_out.values()), key=list(left_out.values()).count, reverse=True)
         layer_of = _layers_by_key(file)

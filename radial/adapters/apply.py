@@ -1,7 +1,8 @@
 """Adapters onto the transformers of a pipeline.
 
-Plain low-rank changes stay beside the weights, as PEFT keeps them. All others are added to the weights in float32, and
-rounded once: differences as they are, DoRA, LoHa, LoKr and Tucker as the difference that they make.
+Plain low-rank changes stay beside the weights, as PEFT keeps them, and so do learned tokens. All others are added to
+the weights in float32, and rounded once: differences as they are, DoRA, LoHa, LoKr and Tucker as the difference that
+they make.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from radial.adapters.account import Account, Change, account_for
 from radial.adapters.expert import choose_experts, expert_notes
 from radial.adapters.file import AdapterFile, read_adapter
 from radial.attention.install import transformers_of
+from radial.attention.story.tokens import hold_tokens
 from radial.errors import ModelError, first_line
 from radial.models.experts import Expert
 from radial.models.lora_settings import Lora, adapter_file
@@ -56,6 +58,8 @@ def load_loras(pipe: Any, loras: tuple[Lora, ...]) -> tuple[str, ...]:
                     if change.kind != "low_rank":
                         _add(change, account, tensors, parameters[number], loras[i].weight)
                 _inject(transformers[number], account, tensors, f"lora_{i}", loras[i].weight)
+                if account.tokens is not None:
+                    hold_tokens(transformers[number], tensors[account.tokens])
             except (RuntimeError, ValueError, TypeError) as error:
                 raise ModelError(f"LoRA {file.path.name} does not fit this model: {first_line(error)}") from error
     for transformer in transformers:

@@ -34,6 +34,7 @@ _ENDINGS: tuple[tuple[str, str], ...] = (
     (r"\.b_norm", "diff_b"),
     (r"\.(hada_w[12]_[ab]|hada_t[12])", ""),
     (r"\.(lokr_w[12](?:_[ab])?|lokr_t2)", ""),
+    (r"(?<=story_memory)\.tokens", "tokens"),
 )  # fmt: skip
 _ENDING = tuple((re.compile(rf"(?P<layer>.+?)(?:{pattern})"), kind) for pattern, kind in _ENDINGS)
 # Ways of changing a layer that are told by name and not applied.
@@ -62,7 +63,8 @@ class Entry:
     Attributes:
         layer: what it changes, in the file's words without what stands before them.
         kind: ``down``, ``up``, ``mid``, ``alpha`` and ``dora``, ``magnitude`` of a low-rank change; ``diff``,
-            ``diff_b``, ``diff_m`` added to a weight, a bias or a modulation; parts of LoHa and LoKr by their own names.
+            ``diff_b``, ``diff_m`` added to a weight, a bias or a modulation; parts of LoHa and LoKr by their own names;
+            ``tokens`` that are learned beside the layers.
         part: ``transformer``, ``transformer_2`` or ``text`` where the file says so, else nothing.
     """
 
@@ -105,7 +107,7 @@ class AdapterFile:
     def forms(self) -> tuple[str, ...]:
         """What kinds of change it holds, the most frequent first."""
         forms = {"down": "LoRA", "dora": "DoRA", "magnitude": "DoRA", "mid": "Tucker", "diff": "weights added",
-                 "diff_b": "biases added", "diff_m": "modulation added"}  # fmt: skip
+                 "diff_b": "biases added", "diff_m": "modulation added", "tokens": "memory tokens"}  # fmt: skip
         of_parts = {"hada": "LoHa", "lokr": "LoKr"}
         names = (forms.get(entry.kind) or of_parts.get(entry.kind[:4]) for entry in self.entries)
         return tuple(name for name, _ in Counter(name for name in names if name).most_common())

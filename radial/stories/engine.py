@@ -17,9 +17,10 @@ from torch import Tensor
 from radial.attention.story.cache import StoryCache
 from radial.attention.story.framewise import Framewise, Turning
 from radial.attention.story.sparse_reads import sparse_lists
+from radial.attention.story.tokens import check_tokens
 from radial.errors import GenerationError, RequestError
 from radial.plans.pattern import RadialPattern
-from radial.plans.story.memory import StoryPlan
+from radial.plans.story.memory import StoryPlan, spread
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ class StoryEngine:
         cache_kind: of the cache, for experiments on what is remembered.
 
     Raises:
-        ModelError: the transformer is none that makes stories chunk by chunk.
-        RequestError: the model knows too few places in time for what its chunks would see.
+        ModelError: the transformer is none that makes stories chunk by chunk, or lacks the memory's learned tokens.
+        RequestError: the model knows too few places in time for what its chunks would see; or a latent frame has fewer
+            tokens than the memory of a segment.
     """
 
     def __init__(
@@ -73,9 +75,11 @@ class StoryEngine:
     ) -> None:  # fmt: skip
         self.plan, self.sampling = plan, sampling
         self._transformer, self._scheduler_of = transformer, scheduler_of
-        self._call = Framewise(transformer)
         _, rows, columns = transformer.config.patch_size
         self._grid = latent_size[0] // rows, latent_size[1] // columns
+        check_tokens(transformer, plan.memory)
+        spread(*self._grid, plan.memory.memory_tokens or 0)  # or it raises
+        self._call = Framewise(transformer)
         self.cache = cache_kind(plan, transformer, *self._grid, rewrites=sampling.rewrites)
         self._clean: dict[int, tuple[Tensor, Words]] = {}  # of chunks that may be written once more
         places, wanted = Turning(transformer).places, plan.memory.reach + plan.memory.chunk_frames + 1
@@ -145,13 +149,20 @@ class StoryEngine:
         self.cache.begin(chunk, latents.device, lists=None if whole else self._lists(chunk, latents.device))
         self._predict(latents, torch.zeros((), device=latents.device), words.wanted)
         self.cache.write()
+        segment = self.plan.segment_of(chunk)
+        ended = self.plan.frames_of(chunk).stop == self.plan.segment_frames(segment).stop
+        if self.plan.memory.kind == "learned" and ended:
+            self.cache.begin_learned(segment, latents.device)
+            clean = torch.zeros((), device=latents.device)
+            self._predict(torch.zeros_like(latents[:, :, :1]), clean, words.wanted, learned=range(1))
+            self.cache.write()
 
-    def _predict(self, latents: Tensor, timestep: Tensor, text_BLD: Tensor) -> Tensor:
+    def _predict(self, latents: Tensor, timestep: Tensor, text_BLD: Tensor, learned: range = range(0)) -> Tensor:
         batch, frames = latents.shape[0], latents.shape[2]
         dtype = self._transformer.dtype
         predicted = self._call(
             latents.to(dtype), timestep.expand(batch, frames), text_BLD[:, None].to(dtype), [0] * frames,
-            self.cache.attend,
+            self.cache.attend, learned,
         )  # fmt: skip
         return predicted.float()
 

@@ -263,7 +263,12 @@ def _check_reads(read_decay: float | None, rectify_every: int) -> None:
 
 def _changed(memory: StoryMemory, changes: dict[str, Any]) -> StoryMemory:
     if changes.get("kind", memory.kind) != memory.kind:  # what is of the other kind alone
-        changes = {"memory_frames": None, "memory_thinning": 1} | changes
+        if changes["kind"] == "learned":
+            raise RequestError(
+                f"remember learned is for adapters that were tuned with it, and here it is {memory.kind}: leave "
+                "remember out, or choose another"
+            )
+        changes = {"memory_frames": None, "memory_thinning": 1, "memory_tokens": None} | changes
     try:
         return StoryMemory.model_validate(memory.model_dump() | changes)
     except ValidationError as error:

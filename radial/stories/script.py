@@ -231,6 +231,12 @@ def _shown(value: Any) -> str:
         return "what is nested too deep"
 
 
+def name_in(words: str) -> str | None:
+    """The name that a line's words begin with, as names are told apart; None where they name nobody."""
+    found = _NAME.match(words)
+    return None if found is None else found[1].casefold()
+
+
 def _line(words: str, seconds: float | None, named: set[str], cut: bool, where: str) -> Line:
     seconds = check_seconds(seconds, where)
     name = None if (found := _NAME.match(words)) is None else found[1].casefold()

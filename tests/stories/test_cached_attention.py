@@ -12,10 +12,11 @@ from torch import Tensor
 from radial.attention.story.cache import StoryCache
 from radial.attention.story.framewise import Framewise
 from radial.attention.story.packed import PackedStory
+from radial.attention.story.tokens import hold_tokens
 from radial.errors import ModelError
 from radial.plans.story.memory import MemoryKind, StoryMemory, StoryPlan, thinned
 
-HEIGHT, WIDTH, TEXT = 4, 4, 6  # tokens of a frame, and of a text
+HEIGHT, WIDTH, TEXT, TOKENS = 4, 4, 6, 5  # tokens of a frame, of a text, and learned ones of a segment
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,7 @@ def transformer() -> WanTransformer3DModel:
     angles = torch.cat(tables, 1)
     assert torch.allclose(angles.cos(), rope.freqs_cos, atol=1e-5)
     rope.freqs_cos, rope.freqs_sin = angles.cos(), angles.sin()
+    hold_tokens(model, torch.randn(TOKENS, 32).double())
     return model
 
 
@@ -57,9 +59,12 @@ def at_once(
     packed = PackedStory(plan, transformer, HEIGHT, WIDTH, clean.device, in_blocks=in_blocks)
     chunk_of = [chunk for chunk in range(plan.chunks) for _ in plan.frames_of(chunk)]
     levels = torch.cat([torch.zeros(len(clean), plan.frames), 1000 * sigma[:, chunk_of]], 1)
+    levels = torch.cat([levels, torch.zeros(len(clean), len(packed.learned))], 1)
+    whole = torch.cat([clean, noisy, clean[:, :, : len(packed.learned)]], 2)
+    texts = [*texts_of(plan) * 2, *range(len(packed.learned))]
     with Framewise(transformer, with_layers=False) as call:
-        found = call(torch.cat([clean, noisy], 2), levels, text, texts_of(plan) * 2, packed)
-    return found[:, :, plan.frames :], packed
+        found = call(whole, levels, text, texts, packed, packed.learned)
+    return found[:, :, plan.frames : 2 * plan.frames], packed
 
 
 def by_chunk(transformer: WanTransformer3DModel, plan: StoryPlan) -> tuple[Tensor, list[int]]:
@@ -76,11 +81,16 @@ def by_chunk(transformer: WanTransformer3DModel, plan: StoryPlan) -> tuple[Tenso
             made.append(call(noisy[:, :, own], level, told, [0] * len(frames), cache.attend))
             call(clean[:, :, own], torch.zeros_like(level), told, [0] * len(frames), cache.attend)
             cache.write()
+            segment = plan.segment_of(chunk)
+            if plan.memory.kind == "learned" and frames.stop == plan.segment_frames(segment).stop:
+                cache.begin_learned(segment, clean.device)
+                call(noisy[:, :, :1], torch.zeros_like(level[:, :1]), told, [0], cache.attend, range(1))
+                cache.write()
             kept.append(cache.tokens)
     return torch.cat(made, 2), kept
 
 
-KINDS: tuple[MemoryKind, ...] = ("none", "last_frame", "mean_pool", "radial")
+KINDS: tuple[MemoryKind, ...] = ("none", "last_frame", "mean_pool", "radial", "learned")
 
 
 @pytest.mark.parametrize("cuts", [(), (1, 5)], ids=["on", "cut"])
@@ -88,13 +98,16 @@ KINDS: tuple[MemoryKind, ...] = ("none", "last_frame", "mean_pool", "radial")
 def test_cached_chunks_are_those_of_one_masked_call(
     transformer: WanTransformer3DModel, kind: MemoryKind, thinning: int, cuts: tuple[int, ...]
 ) -> None:
-    memory = StoryMemory(chunk_frames=2, window_frames=3, kind=kind, memory_positions=3, memory_thinning=thinning)
+    memory = StoryMemory(
+        chunk_frames=2, window_frames=3, kind=kind, memory_positions=3, memory_thinning=thinning,
+        memory_tokens=TOKENS if kind == "learned" else None,
+    )  # fmt: skip
     plan = StoryPlan(memory, (2, 1, 3, 1, 1, 2, 1, 1, 1), cuts)
     cached, _ = by_chunk(transformer, plan)
     for in_blocks in (False, None):
         whole, packed = at_once(transformer, plan, in_blocks=in_blocks)
         assert (packed.lists is None) == (
-            in_blocks is False or kind == "radial" or thinning > 1  # parts of frames
+            in_blocks is False or kind in ("radial", "learned") or thinning > 1  # parts of frames
         )
         torch.testing.assert_close(cached, whole, rtol=0, atol=1e-12)
 
@@ -120,6 +133,140 @@ def test_memory_and_words_are_seen_where_they_must_be(transformer: WanTransforme
         assert torch.equal(found, wanted), (noisy, chunk)
 
 
+def seen_by(plan: StoryPlan, kind: MemoryKind, recalled: int, rebuilt: int) -> list[list[tuple[int, int]]]:
+    """For each frame of the sequence, spelled out: the frames that it sees, and how far back from the first frame that
+    sees the same."""
+    window, positions = plan.memory.window_frames, plan.memory.memory_positions
+    count, frames = len(plan.segment_chunks), plan.frames
+    ends = [plan.segment_frames(segment).stop for segment in range(count)]
+    slot = 2 * frames if kind == "learned" else 0
+
+    def left_of(segment: int) -> int:
+        return slot + segment if kind == "learned" else ends[segment] - 1
+
+    def remembered(segments: range) -> list[tuple[int, int]]:
+        """Newest first, behind the window and the place of the first frame."""
+        newest = reversed(segments)
+        return [(left_of(one), window + 2 + min(at, positions - 1)) for at, one in enumerate(newest)]
+
+    found: list[list[tuple[int, int]]] = []
+    for first in (0, frames):
+        for chunk in range(plan.chunks):
+            own = plan.frames_of(chunk)
+            past = []
+            for read in plan.reads(chunk):
+                past.append((slot + read.segment if read.segment is not None else read.frames[0], read.distance))
+            found += [past + [(first + one, own.start - one) for one in own]] * len(own)
+    for segment in range(count) if kind == "learned" else ():
+        begin = max(ends[segment] - window, ends[segment - 1] if segment else 0)
+        found.append([(frame, ends[segment] - frame) for frame in range(begin, ends[segment])])
+    for segment, memory in (
+        (rebuilt, [one for one in remembered(range(count)) if one[0] == left_of(rebuilt)]),
+        (recalled, remembered(range(recalled))),
+    ):
+        chunk = sum(plan.segment_chunks[:segment])
+        for number in range(chunk, chunk + plan.segment_chunks[segment]):
+            own = [frame for frame in plan.frames_of(number) if frame]
+            here = len(found)
+            found += [memory + [(here + at, -at) for at in range(len(own))]] * len(own)
+    return found
+
+
+@pytest.mark.parametrize("in_blocks", [True, False])
+@pytest.mark.parametrize("kind", ["last_frame", "learned"])
+def test_copies_see_memory_alone(transformer: WanTransformer3DModel, kind: MemoryKind, in_blocks: bool) -> None:
+    """Outputs and gradients of all frames are those of dense attention in fp64 under a mask that is spelled out."""
+    tokens = HEIGHT * WIDTH
+    memory = StoryMemory(
+        chunk_frames=2, window_frames=3, kind=kind, memory_positions=2,
+        memory_tokens=tokens if kind == "learned" else None,
+    )  # fmt: skip
+    plan = StoryPlan(memory, (1, 2, 1, 2, 1), (2,))
+    recalled, rebuilt = 3, 1
+    copies = (*plan.reconstruction(rebuilt), *plan.recall(recalled))
+    packed = PackedStory(plan, transformer, HEIGHT, WIDTH, torch.device("cpu"), copies=copies, in_blocks=in_blocks)
+    seen = seen_by(plan, kind, recalled, rebuilt)
+    assert packed.frames == len(seen)
+    generator = torch.Generator().manual_seed(5)
+    shape = (2, packed.frames * tokens, 2, 16)
+    q, k, v = (torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(3))
+    grad = torch.randn(shape, dtype=torch.float64, generator=generator)
+
+    def turned(x: Tensor, places: Tensor) -> Tensor:
+        columns = transformer.rope.t_dim
+        rates = 10_000.0 ** (-torch.arange(0, columns, 2, dtype=torch.float64) / columns)
+        angles = places[:, None] * rates
+        pairs = torch.view_as_complex(x[..., :columns].unflatten(-1, (-1, 2)).contiguous())
+        turns = torch.polar(torch.ones_like(angles), angles)[:, None]
+        return torch.cat([torch.view_as_real(pairs * turns).flatten(-2), x[..., columns:]], -1)
+
+    made = []
+    for frame, sees in enumerate(seen):
+        place = next((distance for one, distance in sees if one == frame), 0)
+        here = torch.full((tokens,), -float(place)).double()
+        index = torch.cat([one * tokens + torch.arange(tokens) for one, _ in sees])
+        away = torch.tensor([-float(distance) for _, distance in sees]).repeat_interleave(tokens).double()
+        own_q = turned(q[:, frame * tokens : (frame + 1) * tokens], here)
+        scores = torch.einsum("bqgd,bkgd->bgqk", own_q, turned(k[:, index], away)) / 4
+        made.append(torch.einsum("bgqk,bkgd->bqgd", scores.softmax(-1), v[:, index]))
+    wanted = torch.cat(made, 1)
+    wanted_grads = torch.autograd.grad((wanted * grad).sum(), (q, k, v))
+    out = packed(0, q, k, v)
+    torch.testing.assert_close(out, wanted, rtol=0, atol=1e-12)
+    for one, other in zip(torch.autograd.grad((out * grad).sum(), (q, k, v)), wanted_grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", ["last_frame", "mean_pool", "radial", "learned"])
+def test_nothing_leaks_into_copies(transformer: WanTransformer3DModel, kind: MemoryKind) -> None:
+    """Through all layers: what a copy must not know can be anything, and it stays as it is, bit for bit."""
+    learned = TOKENS if kind == "learned" else None
+    memory = StoryMemory(chunk_frames=2, window_frames=2, kind=kind, memory_positions=4, memory_tokens=learned)
+    plan = StoryPlan(memory, (1, 2, 1, 1))
+    recalled, rebuilt = 2, 1
+    kinds = [plan.reconstruction(rebuilt), plan.recall(recalled)]
+    packed = PackedStory(plan, transformer, HEIGHT, WIDTH, torch.device("cpu"), copies=[*kinds[0], *kinds[1]])
+    clean, noisy, _, text = story_of(plan, stories=1)
+    index = [frame for copies in kinds for copy in copies for frame in copy.frames]
+    rebuilt_frames = sum(len(copy.frames) for copy in kinds[0])
+    parts = {
+        "clean": clean,
+        "noisy": noisy,
+        "learned": clean[:, :, : len(packed.learned)],
+        "copies": noisy[:, :, index],
+    }
+    telling = [*texts_of(plan) * 2, *range(len(packed.learned)), *(plan.segment_of_frame(frame) for frame in index)]
+
+    def predict(**changed: Tensor) -> tuple[Tensor, Tensor]:
+        whole = torch.cat(list((parts | changed).values()), 2)
+        levels = torch.full((1, whole.shape[2]), 300.0)
+        with Framewise(transformer, with_layers=False) as call:
+            made = call(whole, levels, text, telling, packed, packed.learned)[:, :, packed.learned.stop :]
+        return made[:, :, :rebuilt_frames], made[:, :, rebuilt_frames:]
+
+    def changed_in(x: Tensor, frames: range) -> Tensor:
+        x = x.clone()
+        x[:, :, frames.start : frames.stop] += 1
+        return x
+
+    rebuilt_as, recalled_as = predict()
+    end, begin = plan.segment_frames(rebuilt).stop, plan.segment_frames(recalled).start
+    later = changed_in(clean, range(end, plan.frames))
+    first, _ = predict(clean=later, noisy=noisy + 1, learned=parts["learned"] + 1)
+    assert torch.equal(first, rebuilt_as)
+    later = changed_in(clean, range(begin, plan.frames))
+    _, second = predict(clean=later, noisy=noisy + 1, learned=parts["learned"] + 1)
+    assert torch.equal(second, recalled_as)
+    other = changed_in(parts["copies"], range(2))  # the first of two chunks of the segment that is rebuilt
+    first, second = predict(copies=other)
+    assert torch.equal(second, recalled_as)
+    assert torch.equal(first[:, :, 2:], rebuilt_as[:, :, 2:])
+    # And what they are to know counts.
+    first, second = predict(clean=changed_in(clean, plan.segment_frames(rebuilt)))
+    assert (first - rebuilt_as).abs().max() > 1e-6
+    assert (second - recalled_as).abs().max() > 1e-6
+
+
 def test_distances_stay_within_what_is_trained_and_memory_grows_as_it_says() -> None:
     counts = {}
     for kind in KINDS:
@@ -133,7 +280,7 @@ def test_distances_stay_within_what_is_trained_and_memory_grows_as_it_says() -> 
             assert all(frame < plan.frames_of(chunk).start for frame in frames)
         counts[kind] = [plan.tokens_seen(plan.segment_chunks[0] * s, 8, 8) for s in (8, 16, 32, 63)]
     assert len(set(counts["none"])) == 1
-    assert counts["last_frame"] == counts["mean_pool"]
+    assert counts["last_frame"] == counts["mean_pool"] == counts["learned"]  # 64 tokens are a frame
     assert [b - a for a, b in itertools.pairwise(counts["last_frame"])] == [64 * n for n in (8, 16, 31)]
     octaves = [b - a for a, b in itertools.pairwise(counts["radial"])]
     assert all(abs(octave - 8 * 64) <= 64 * 2 for octave in octaves), "a segment's tokens an octave"
@@ -141,10 +288,11 @@ def test_distances_stay_within_what_is_trained_and_memory_grows_as_it_says() -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_cache_keeps_what_is_read_and_no_more(transformer: WanTransformer3DModel, kind: MemoryKind) -> None:
-    memory = StoryMemory(chunk_frames=1, window_frames=2, kind=kind, memory_positions=4)
+    learned = TOKENS if kind == "learned" else None
+    memory = StoryMemory(chunk_frames=1, window_frames=2, kind=kind, memory_positions=4, memory_tokens=learned)
     plan = StoryPlan(memory, (1,) * 20)
     _, kept = by_chunk(transformer, plan)
-    bound = {"none": 3, "last_frame": 3, "mean_pool": 3, "radial": 3}[kind] * HEIGHT * WIDTH
+    bound = 3 * HEIGHT * WIDTH
     for chunk, tokens in enumerate(kept[:-1]):
         remembered = plan.tokens_seen(chunk + 1, HEIGHT, WIDTH) - HEIGHT * WIDTH
         assert tokens - remembered <= bound, (chunk, tokens, remembered)

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from torch import Tensor
 
-from radial.errors import RequestError
+from radial.attention.story.tokens import hold_tokens
+from radial.errors import ModelError, RequestError
 from radial.plans.pattern import RadialPattern
 from radial.plans.story.memory import StoryMemory, StoryPlan
 from radial.stories.engine import Sampling, StoryEngine, Words
 
 MEMORY = StoryMemory(chunk_frames=2, window_frames=4, memory_positions=3)
 PLAN = StoryPlan(MEMORY, (1, 2, 1, 1, 1), cuts=(2,))
+LEARNED = StoryMemory(chunk_frames=2, window_frames=4, memory_positions=3, kind="learned", memory_tokens=6)
 
 
 @pytest.fixture(scope="module")
 def transformer() -> WanTransformer3DModel:
     torch.manual_seed(1)
-    return WanTransformer3DModel(
+    model = WanTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, text_dim=8, freq_dim=16,
         ffn_dim=32, num_layers=2, rope_max_seq_len=64,
     ).eval().requires_grad_(False)  # fmt: skip
+    hold_tokens(model, torch.randn(6, 32))
+    return model
 
 
 def engine_of(transformer: WanTransformer3DModel, sampling: Sampling, plan: StoryPlan = PLAN) -> StoryEngine:
@@ -55,18 +60,38 @@ def film(engine: StoryEngine, made: list[Tensor] | None = None, chunks: int | No
 SPARSE = RadialPattern(decay=0.2, skip_width=16)
 
 
-@pytest.mark.parametrize("sampling", [
-    Sampling(2), Sampling(2, 3.0), Sampling(2, 3.0, SPARSE, 16, 1), Sampling(2, 1.0, SPARSE, 16, 3),
-    Sampling(2, 1.0, SPARSE, 16, 0),
+@pytest.mark.parametrize(("memory", "sampling"), [
+    (MEMORY, Sampling(2)), (MEMORY, Sampling(2, 3.0)), (MEMORY, Sampling(2, 3.0, SPARSE, 16, 1)),
+    (MEMORY, Sampling(2, 1.0, SPARSE, 16, 3)), (MEMORY, Sampling(2, 1.0, SPARSE, 16, 0)),
+    (LEARNED, Sampling(2, 3.0)), (LEARNED, Sampling(2, 1.0, SPARSE, 16, 3)),
 ])  # fmt: skip
-def test_a_film_goes_on_bit_for_bit(transformer: WanTransformer3DModel, sampling: Sampling) -> None:
-    with engine_of(transformer, sampling) as engine:
+def test_a_film_goes_on_bit_for_bit(
+    transformer: WanTransformer3DModel, memory: StoryMemory, sampling: Sampling
+) -> None:
+    plan = replace(PLAN, memory=memory)
+    with engine_of(transformer, sampling, plan) as engine:
         whole = film(engine)
     for stopped in (1, 4, 5):
-        with engine_of(transformer, sampling) as engine:
+        with engine_of(transformer, sampling, plan) as engine:
             again = film(engine, whole[:stopped])
         assert all(torch.equal(one, other) for one, other in zip(whole, again, strict=True))
     assert type(transformer.blocks[0].attn1.processor).__name__ == "WanAttnProcessor"
+
+
+def test_learned_tokens_must_be_those_of_the_memory(transformer: WanTransformer3DModel) -> None:
+    plan = replace(PLAN, memory=LEARNED.model_copy(update={"memory_tokens": 5}))
+    with pytest.raises(ModelError, match="brings 6 learned tokens, and a memory of 5 is wanted"):
+        engine_of(transformer, Sampling(2), plan)
+    bare = WanTransformer3DModel.from_config(transformer.config)
+    with pytest.raises(ModelError, match="no adapter brings its tokens"):
+        engine_of(bare, Sampling(2), replace(PLAN, memory=LEARNED))
+    hold_tokens(bare, torch.randn(17, 32))
+    many = replace(PLAN, memory=LEARNED.model_copy(update={"memory_tokens": 17}))
+    with pytest.raises(RequestError, match="17 learned tokens is more than the 16 of a latent frame"):
+        engine_of(bare, Sampling(2), many)
+    assert type(bare.blocks[0].attn1.processor).__name__ == "WanAttnProcessor"
+    with pytest.raises(ModelError, match="two adapters bring learned tokens"):
+        hold_tokens(bare, torch.randn(3, 32))
 
 
 def test_later_segments_do_not_change_earlier_chunks(transformer: WanTransformer3DModel) -> None:

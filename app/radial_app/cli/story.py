@@ -80,7 +80,7 @@ def story(
     negative_prompt: Annotated[str | None, typer.Option(help="Words to avoid; the model's own by default.")] = None,
     flow_shift: Annotated[float | None, typer.Option(help="Another shift of the noise schedule.")] = None,
     kind: Annotated[
-        Literal["none", "last_frame", "mean_pool", "radial"] | None,
+        Literal["none", "last_frame", "mean_pool", "radial", "learned"] | None,
         typer.Option("--remember", help="What an earlier segment leaves; as the adapter was tuned by default."),
     ] = None,
     window_frames: Annotated[int | None, typer.Option(help="Latent frames before a chunk that it sees whole.")] = None,

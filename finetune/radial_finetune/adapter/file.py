@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from radial.adapters.file import AdapterFile
+from radial.attention.story.tokens import MEMORY_TOKENS
 from radial.errors import ModelError
 from radial.files import publish
 from radial.models.lora_settings import METADATA_KEY
@@ -29,7 +30,7 @@ _SCALED = re.compile(r"\.(lora_B\.weight|lokr_w1|lokr_w1_b)$")
 
 def is_norm(name: str) -> bool:
     """Whether a parameter that is tuned is a model's own, of a norm, and no adapter's."""
-    return _OWN.search(name) is None
+    return _OWN.search(name) is None and name != MEMORY_TOKENS
 
 
 def exported_name(name: str) -> str:
@@ -76,7 +77,7 @@ def plain_tensors(file: AdapterFile) -> dict[str, Tensor]:
     ``transformer.``, by the authors' under ``diffusion_model.``
 
     Raises:
-        ModelError: it changes layers in another way than LoRA, DoRA of rows, LoKr and differences do.
+        ModelError: it changes layers in another way than LoRA, DoRA of rows, LoKr and differences do, or brings tokens.
     """
     tensors, state = file.tensors(), {}
     alphas = {e.layer: float(tensors[e.key]) for e in file.entries if e.kind == "alpha"}
@@ -93,6 +94,9 @@ def plain_tensors(file: AdapterFile) -> dict[str, Tensor]:
             value = _scaled(value, file.lokr_scale_of(entry.layer, entry.part, shapes[entry.layer], alpha))
         elif entry.kind in ("magnitude", "dora") and (value.ndim < 2 or len(value) > 1):
             value = value.flatten()
+        elif entry.kind == "tokens":
+            raise ModelError(f"{file.path.name} brings memory tokens, which other programs do not know: make stories "
+                             "with it as it is")  # fmt: skip
         elif entry.kind not in ("down", "diff", "lokr_w1_a", "lokr_w2", "lokr_w2_a", "lokr_w2_b"):
             by = "magnitudes of columns" if entry.kind in ("magnitude", "dora") else entry.kind
             raise ModelError(

@@ -24,13 +24,15 @@ from radial.files import publish, publish_text
 from radial_finetune.data.buckets import Bucket
 
 VERSION = 2
+_OPEN = ("others", "then", "cuts", "bare")  # of a clip, what most do not have
 
 
 @dataclass(frozen=True)
 class CachedClip:
     """One clip: its key and shard, its size, its caption, and the number of it within its source; further captions, of
     which a step draws one; how often it comes in an epoch; the prompts that follow its caption, each in an equal share
-    of the clip's time; and those of its prompts before which the picture cuts."""
+    of the clip's time; those of its prompts before which the picture cuts; and, of a story, the same prompts without a
+    word of looks."""
 
     key: str
     shard: str
@@ -42,6 +44,7 @@ class CachedClip:
     num_repeats: int = 1
     then: tuple[str, ...] = ()
     cuts: tuple[int, ...] = ()
+    bare: tuple[str, ...] = ()
 
     @property
     def texts(self) -> int:
@@ -73,6 +76,12 @@ class CacheIndex:
         told = (clip.key + (f"*{clip.num_repeats}" if clip.num_repeats > 1 else "") for clip in self.clips)
         return hashlib.blake2b("".join(told).encode(), digest_size=12).hexdigest()
 
+    @property
+    def digest_with_bare(self) -> str:
+        """The same for runs that tell stories without looks, too: it changes with which clips have such words."""
+        bare = "".join("1" if clip.bare else "0" for clip in self.clips)
+        return f"{self.digest}-{hashlib.blake2b(bare.encode(), digest_size=6).hexdigest()}"
+
 
 def read_index(cache: Path) -> CacheIndex:
     """The index of a cache.
@@ -87,9 +96,7 @@ def read_index(cache: Path) -> CacheIndex:
             raise RequestError(f"{cache} was made by another version; prepare it again in another folder")
         clips = tuple(
             CachedClip(
-                **clip
-                | {"bucket": Bucket(**clip["bucket"])}
-                | {name: tuple(clip.get(name, ())) for name in ("others", "then", "cuts")}
+                **clip | {"bucket": Bucket(**clip["bucket"])} | {name: tuple(clip.get(name, ())) for name in _OPEN}
             )
             for clip in content.pop("clips")
         )
@@ -105,7 +112,7 @@ def read_index(cache: Path) -> CacheIndex:
 def write_index(cache: Path, index: CacheIndex) -> None:
     content = asdict(index)
     for clip in content["clips"]:  # what most clips do not have is not written: as it always was
-        for name in ("others", "then", "cuts"):
+        for name in _OPEN:
             if not clip[name]:
                 del clip[name]
         if clip["num_repeats"] == 1:
@@ -147,6 +154,16 @@ def read_clip(cache: Path, clip: CachedClip, caption: int | None = 0) -> tuple[T
     """
     latents, text = _read(cache, clip, "latents", _text_name(caption))
     return latents[""], text
+
+
+def read_bare(cache: Path, clip: CachedClip) -> dict[str, Tensor]:
+    """The text of a story's prompts without a word of looks; empty where the cache has none.
+
+    Raises:
+        RequestError: its shard is missing or torn.
+    """
+    (found,) = _read(cache, clip, "bare") if clip.bare else ({},)
+    return found
 
 
 def _read(cache: Path, clip: CachedClip, *parts: str) -> list[dict[str, Tensor]]:
@@ -214,14 +231,16 @@ class Shards:
     def add(
         self, key: str, latents: Tensor, *texts: dict[str, Tensor], start: dict[str, Tensor] | None = None,
         empty: dict[str, Tensor] | None = None, deviation: Tensor | None = None,
+        bare: dict[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
         """Add a clip, the text of each of its captions, and, where its model starts from images, what it starts from
-        and the text of an empty caption with it; where steps draw latents, how far these deviate. Its shard is known
-        after the next flush."""
+        and the text of an empty caption with it; where steps draw latents, how far these deviate; of a story, the text
+        of its prompts without a word of looks. Its shard is known after the next flush."""
         self._waiting[f"{key}/latents"] = latents.contiguous().cpu()
         if deviation is not None:
             self._waiting[f"{key}/deviation"] = deviation.half().cpu().clone(memory_format=torch.contiguous_format)
         self._waiting |= {f"{key}/start/{name}": value.float().cpu().clone() for name, value in (start or {}).items()}
+        self._waiting |= {f"{key}/bare/{name}": value.cpu().clone() for name, value in (bare or {}).items()}
         # Clones: a view would carry the whole batch's storage into the file.
         self._waiting |= {
             f"{key}/{_text_name(number)}/{name}": value.cpu().clone()

@@ -11,9 +11,11 @@ from radial_finetune.objective.find import expert_span, find_objective, objectiv
 from radial_finetune.objective.hunyuan_video import HunyuanVideoImageObjective, HunyuanVideoObjective
 from radial_finetune.objective.loss import Loss, add_noise, packed_loss, velocity_loss
 from radial_finetune.objective.mochi import MochiObjective
+from radial_finetune.objective.story_memory import BARE, RETURNS, TrainedMemory, returning
 from radial_finetune.objective.wan import WanImageObjective, WanObjective
 
 __all__ = [
+    "BARE",
     "CUTS",
     "CausalLoss",
     "Expert",
@@ -22,9 +24,11 @@ __all__ = [
     "Loss",
     "MochiObjective",
     "Objective",
+    "RETURNS",
     "Start",
     "StepDistillation",
     "Text",
+    "TrainedMemory",
     "WanImageObjective",
     "WanObjective",
     "Whether",
@@ -35,6 +39,7 @@ __all__ = [
     "objective_of",
     "packed_loss",
     "plan_of",
+    "returning",
     "stands_for_frames",
     "velocity_loss",
 ]

@@ -31,7 +31,7 @@ from radial_finetune.data.prepare import encode_texts
 from radial_finetune.objective import find_objective
 from radial_finetune.pretrain.autoencoder import encode_clip
 from radial_finetune.world import describe, draw_scene
-from radial_finetune.world.cast import PATTERNS, cast_parts, draw_cast_story
+from radial_finetune.world.cast import PATTERNS, bare_words, cast_parts, draw_cast_story
 from radial_finetune.world.story import UNIT, draw_story, story_of
 from radial_finetune.world.story_caption import describe_story, words_in_time
 from radial_finetune.world.story_render import StoryParts, paint_scenes, story_parts
@@ -43,9 +43,9 @@ _INVENTED = 0.9  # of the names of a cast: a model that is told of anybody must 
 _RETURNS = 0.8  # of the scenes of a cast that bring back whom they can
 _IN_TIME = 0.8  # of the longer ones, whose words come one event at a time
 
-# A clip's key, what its scenes are painted from, its words, one prompt after the other, and before which the picture
-# cuts.
-_Drawn = tuple[str, tuple[StoryParts, ...], tuple[str, ...], tuple[int, ...]]
+# A clip's key, what its scenes are painted from, its words, one prompt after the other, before which the picture cuts,
+# and of a cast the same words without looks.
+_Drawn = tuple[str, tuple[StoryParts, ...], tuple[str, ...], tuple[int, ...], tuple[str, ...]]
 _Wanted = tuple[int, int, int, bool]  # frames, the number of the story, the seed, and whether it has a cast
 
 
@@ -70,19 +70,24 @@ def write_story_cache(
     write_tensors(empty_text_file(out, model.fingerprint), encode_texts(objective, [""])[0], overwrite=True)
     wanted = [(frames, number, seed, cast) for frames, count in sorted(clips.items()) for number in range(count)]
     for frames, members in _in_batches(wanted, batch):
-        encoded = iter(encode_texts(objective, [text for _, _, words, _ in members for text in words]))
-        texts = [[next(encoded) for _ in words] for _, _, words, _ in members]
+        encoded = iter(encode_texts(objective, [text for _, _, words, _, bare in members for text in (*words, *bare)]))
+        texts = [[next(encoded) for _ in told] for _, _, words, _, bare in members for told in (words, bare)]
         with torch.inference_mode():
-            painted = torch.stack([paint_scenes(parts, vae.device) for _, parts, _, _ in members])
+            painted = torch.stack([paint_scenes(parts, vae.device) for _, parts, *_ in members])
             pixels = (((painted + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1).to(vae.dtype)
             latents = ((encode_clip(vae, pixels)[0].float() - mean) / std).to(torch.float16)
-        for (key, _, words, cuts), latent, text in zip(members, latents, texts, strict=True):
-            shards.add(key, latent, text[0] if len(text) == 1 else objective.join_texts(text))
-            cached.append((key, Bucket(frames, _SIDE, _SIDE), words, cuts))
+        for (key, _, words, cuts, bare), latent, text, short in zip(
+            members, latents, texts[::2], texts[1::2], strict=True
+        ):
+            shards.add(
+                key, latent, text[0] if len(text) == 1 else objective.join_texts(text),
+                bare=objective.join_texts(short) if short else None,
+            )  # fmt: skip
+            cached.append((key, Bucket(frames, _SIDE, _SIDE), words, cuts, bare))
     shards.flush()
     known = tuple(
-        CachedClip(key, shards.found[key], bucket, words[0], key, 0, then=words[1:], cuts=cuts)
-        for key, bucket, words, cuts in cached
+        CachedClip(key, shards.found[key], bucket, words[0], key, 0, then=words[1:], cuts=cuts, bare=bare)
+        for key, bucket, words, cuts, bare in cached
     )
     write_index(out, CacheIndex(model.spec.name, model.fingerprint, _FPS, known))
 
@@ -112,7 +117,7 @@ def _draw(wanted: _Wanted) -> _Drawn:
     units = (frames - 1) // UNIT
     if cast:
         told = draw_cast_story(rng, units, number % PATTERNS, returns=_RETURNS, gone=1, invented=_INVENTED)
-        return _key(wanted), _thin(*cast_parts(told, _SIDE, _SIDE)), told.words, told.cuts
+        return _key(wanted), _thin(*cast_parts(told, _SIDE, _SIDE)), told.words, told.cuts, bare_words(told, rng)
     words: tuple[str, ...]
     if units == 1:
         scene = draw_scene(rng, 2 if rng.random() < _TWO_FIGURES else 1)
@@ -122,7 +127,7 @@ def _draw(wanted: _Wanted) -> _Drawn:
         while all(actor.goes_on for actor in story.actors) and rng.random() < _EVENTFUL:
             story = draw_story(rng, units)
         words = words_in_time(story, rng) if rng.random() < _IN_TIME else (describe_story(story, rng).text,)
-    return _key(wanted[:3]), _thin(story_parts(story, _SIDE, _SIDE)), words, ()
+    return _key(wanted[:3]), _thin(story_parts(story, _SIDE, _SIDE)), words, (), ()
 
 
 def _thin(*parts: StoryParts) -> tuple[StoryParts, ...]:

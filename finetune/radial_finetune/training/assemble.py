@@ -18,6 +18,7 @@ from radial.attention.install import transformers_of
 from radial.attention.packed.clips import PackedClips, packed_model
 from radial.attention.positions import riflex
 from radial.attention.story.framewise import check_framewise
+from radial.attention.story.tokens import train_tokens
 from radial.attention.timed_text import timed_text
 from radial.errors import RequestError
 from radial.generation.sampler import replaced, scheduler_for
@@ -109,6 +110,8 @@ def prepare_transformer(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         add_adapter(transformer, objective, config.adapter_form)
+        if config.memory is not None and config.memory.memory_tokens is not None:
+            train_tokens(transformer, config.memory.memory_tokens)
     if config.offload_blocks:
         if processes.sharded:
             raise RequestError("FSDP spreads weights over processes, and offload_blocks holds them whole: take one")
@@ -137,7 +140,8 @@ def make_loss(config: FinetuneConfig, objective: Objective, windows: Windows | N
     """
     if config.memory is not None:
         check_framewise(objective.pipe.transformer)
-        return CausalLoss(objective, config.memory)
+        memory = config.memory
+        return CausalLoss(objective, memory.seen, reconstruction=memory.reconstruction, recall=memory.recall)
     if windows is None:
         return functools.partial(velocity_loss, objective)
     pipe, spec = objective.pipe, objective.spec
@@ -205,7 +209,7 @@ def adapter_settings(
         token_order=config.token_order,
         riflex=config.riflex,
         flow_shift=flow_shift,
-        memory=config.memory,
+        memory=config.memory and config.memory.seen,
         **(few if config.distills else {}),
     )
 

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from radial.errors import RequestError
 from radial.plans.layout import BlockSize, FarField, TokenOrder
 from radial.plans.settings import Decay, DenseCount, Kind, SkipWidth
-from radial.plans.story.memory import StoryMemory
 from radial_finetune.adapter.form import AdapterForm, Layers
 from radial_finetune.adapter.form import Kind as AdapterKind
 from radial_finetune.noise import Sampling, Weighting
+from radial_finetune.objective import TrainedMemory
 from radial_finetune.sample_prompts import SamplePrompt, parse_sample_prompt, read_sample_prompts
 from radial_finetune.training.optimizers import LEARNING_RATES, Optimizer
 
@@ -52,8 +52,8 @@ class FinetuneConfig(BaseModel):
         objective: what is learned: ``flow_matching``, clips as they are; or ``step_distillation``, to make the model's
             clips in few steps and without guidance; or ``causal``, to make stories chunk by chunk, one prompt after
             the other.
-        memory: of causal training, what a chunk sees of those before: a table of ``chunk_frames``, ``window_frames``,
-            ``kind``, ``memory_frames`` and ``memory_positions``.
+        memory: of causal training, what a chunk sees of those before, and how memory is taught: a table, see
+            :class:`~radial_finetune.objective.story_memory.TrainedMemory`.
         num_inference_steps: of step distillation, how many steps, 4 when left out.
         teacher_steps: the steps that the model itself takes for each of them, 5 when left out.
         guidance_scale, negative_prompt: with which it takes them; its own when left out.
@@ -117,7 +117,7 @@ class FinetuneConfig(BaseModel):
     data: str
     output: str
     objective: Literal["flow_matching", "step_distillation", "causal"] = "flow_matching"
-    memory: StoryMemory | None = None
+    memory: TrainedMemory | None = None
     num_inference_steps: Annotated[int, Field(ge=2, le=100)] | None = None
     teacher_steps: Annotated[int, Field(ge=1, le=100)] | None = None
     guidance_scale: Annotated[float, Field(ge=1, le=100)] | None = None

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from radial.adapters.file import read_adapter
+from radial.attention.story.tokens import MEMORY_TOKENS
 from radial.errors import RequestError
 from radial.models.lora_settings import AdapterSettings, check_adapter_file
 from radial.models.weights import read_header
@@ -30,6 +31,8 @@ from radial_finetune.adapter.file import (
 from radial_finetune.adapter.names import convert_names
 from radial_finetune.training.checkpoints import RunState
 from radial_finetune.training.processes import put, whole
+
+_TOKENS = exported_name(MEMORY_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,13 @@ def begin_from(file: Path, parameters: dict[str, Parameter], before: dict[str, T
         RequestError: it has other layers or another rank than the run.
     """
     check_adapter_file(file)
-    given = convert_names(plain_tensors(read_adapter(file)), "diffusers")
+    content = read_adapter(file)
+    layers_alone = replace(content, entries=tuple(entry for entry in content.entries if entry.kind != "tokens"))
+    given = convert_names(plain_tensors(layers_alone), "diffusers")
+    given |= {key: value for key, value in content.tensors().items() if key == _TOKENS}
     wanted = {exported_name(name): name for name in parameters}
+    if _TOKENS not in given:  # of another memory: tokens begin as they were drawn
+        wanted.pop(_TOKENS, None)
     if given.keys() != wanted.keys():
         layers = [len({_layer_of(key) for key in keys}) for keys in (given, wanted)]
         odd = min(given.keys() ^ wanted.keys())
@@ -117,6 +125,11 @@ def begin_from(file: Path, parameters: dict[str, Parameter], before: dict[str, T
                 raise RequestError(
                     f"init_adapter {file} has rank {value.shape[at]} and this run rank {parameter.shape[at]}; set "
                     f"rank = {value.shape[at]}"
+                )
+            if key == _TOKENS and value.shape[1] == parameter.shape[1]:
+                raise RequestError(
+                    f"init_adapter {file} has {len(value)} memory tokens and this run {len(parameter)}; set "
+                    f"memory_tokens = {len(value)}"
                 )
             if ".lokr_" in name:
                 raise RequestError(

@@ -80,8 +80,8 @@ def estimate(
 ) -> TrainingNeeds:  # fmt: skip
     """What a run on clips of these grids needs, a batch of the largest one at a time."""
     model = _measure(transformer, config)
-    if config.memory is not None:  # a clean and a noisy frame of each
-        grids = [TokenGrid(2 * grid.frames, grid.height, grid.width) for grid in grids]
+    if config.memory is not None:
+        grids = [TokenGrid(config.memory.training_frames(grid.frames), grid.height, grid.width) for grid in grids]
     densities = [_density(config, grid, pattern, block_size) for grid in grids]
     flops = max(
         _step_flops(config, model, grid, density, dense_layers) for grid, density in zip(grids, densities, strict=True)

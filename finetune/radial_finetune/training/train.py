@@ -132,7 +132,8 @@ def finetune(
     average = {n: p.detach().clone() for n, p in parameters.items()} if config.ema_decay else {}
     begun = digest_of(Path(config.init_adapter)) if config.init_adapter else None
     run = config.model_dump(mode="json") | {
-        "cache": index.digest, "processes": processes.count, "init_adapter": begun,
+        "cache": index.digest_with_bare if config.memory and config.memory.copies else index.digest,
+        "processes": processes.count, "init_adapter": begun,
         "timestep_sampling": batches.sampling,
         "shifts": {str(bucket): batches.shift_of(bucket) for bucket in batches.buckets},
     }  # fmt: skip

@@ -117,6 +117,15 @@ def draw_cast_story(
     return CastStory(tuple(scenes), tuple(words))
 
 
+def bare_words(story: CastStory, rng: random.Random) -> tuple[str, ...]:
+    """The words of every segment without how its figure looks: whom, by name, and what happens."""
+    found = []
+    for segment in range(story.segments):
+        scene, unit = story.scene_of(segment)
+        found.append(f"{scene.name}: {describe_event(scene.story, unit, rng, named=False)}")
+    return tuple(found)
+
+
 def scenes_of(segments: int, pattern: int) -> tuple[tuple[int, int, bool], ...]:
     """The first segment of each scene of a pattern, its segments, and whether the picture cuts before it."""
     rng = random.Random(f"cast {segments} {pattern}")

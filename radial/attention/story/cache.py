@@ -2,7 +2,7 @@
 
 Keys are kept as they are before they are turned along time, so that each chunk reads them at the distances that
 :class:`~radial.plans.story.memory.StoryPlan` says. What no later chunk reads is let go of, and what is read in part is
-kept in part.
+kept in part. Learned tokens of a finished segment are kept as a chunk is, by a call of their own.
 
 Shapes: B stories, S tokens, G heads, D head dim; calls may hold several branches of guidance of the same stories.
 """
@@ -10,6 +10,7 @@ Shapes: B stories, S tokens, G heads, D head dim; calls may hold several branche
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,7 +39,9 @@ class StoryCache:
         self._frames: dict[int, list[_Pair]] = {}  # by latent frame, a pair a layer
         self._thinning: dict[int, int] = {}
         self._sums: dict[int, dict[int, list[_Pair]]] = {}  # of the frames of a segment, by chunk, where means are kept
+        self._learned: dict[int, list[_Pair]] = {}  # by segment, of learned tokens
         self._chunk, self._newest = 0, 0
+        self._segment: int | None = None  # whose learned tokens the call is of
         self._past: list[_Pair] = []  # what the chunk reads, a pair a layer, keys turned
         self._own: list[_Pair] = []  # of the call, a pair a layer
         self._angles: _Pair | None = None
@@ -49,6 +52,7 @@ class StoryCache:
         """Tokens whose keys and values are kept in each layer."""
         pairs = [layers[0] for layers in self._frames.values()]
         pairs += [layers[0] for sums in self._sums.values() for layers in sums.values()]
+        pairs += [layers[0] for layers in self._learned.values()]
         return sum(keys.shape[1] for keys, _ in pairs)
 
     @property
@@ -56,6 +60,7 @@ class StoryCache:
         """Of all keys and values that are kept."""
         kept = [pair for layers in self._frames.values() for pair in layers]
         kept += [pair for sums in self._sums.values() for layers in sums.values() for pair in layers]
+        kept += [pair for layers in self._learned.values() for pair in layers]
         return sum(x.nbytes for pair in kept for x in pair)
 
     def begin(self, chunk: int, device: torch.device, *, lists: BlockLists | None = None) -> None:
@@ -65,22 +70,32 @@ class StoryCache:
             lists: the blocks that its queries see, its frames from the last one back, of itself, in that order too, and
                 of what it reads, from the newest back; all when left out.
         """
-        self._chunk, self.lists = chunk, lists
-        reads = self.plan.reads(chunk)[::-1]
+        self._chunk, self._segment, self.lists = chunk, None, lists
+        self._make_ready(self.plan.reads(chunk)[::-1], len(self.plan.frames_of(chunk)), device)
+
+    def begin_learned(self, segment: int, device: torch.device) -> None:
+        """Make ready what learned tokens of a segment read, whose last chunk was written."""
+        self._segment, self.lists = segment, None
+        self._make_ready(self.plan.gathers(segment)[::-1], 1, device)
+
+    def _make_ready(self, reads: Sequence[Read], count: int, device: torch.device) -> None:
         base, size = self.plan.memory.reach, self._height * self._width
-        frames = torch.arange(len(self.plan.frames_of(chunk)), device=device)
+        frames = torch.arange(count, device=device)
         self._angles = self._turning.angles((base + frames).repeat_interleave(size))
         self._past = []
         if not reads:
             return
-        places = [base - read.distance for read in reads for _ in thinned(self._height, self._width, read.thinning)]
+        places = [base - read.distance for read in reads for _ in self._left(read)]
         angles = self._turning.angles(torch.tensor(places, device=device))
         for layer in range(self._layers):
             keys, values = zip(*(self.read(read, layer) for read in reads), strict=True)
             self._past.append((self._turning.turn(torch.cat(keys, 1), angles), torch.cat(values, 1)))
 
+    def _left(self, read: Read) -> tuple[int, ...]:
+        return self.plan.tokens_of(read, self._height, self._width)
+
     def attend(self, layer: int, q_BSGD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor) -> Tensor:
-        """A chunk's attention to what it reads and to itself."""
+        """A chunk's attention to what it reads and to itself; that of learned tokens, to what they read alone."""
         from diffusers.models.attention_dispatch import dispatch_attention_fn
 
         assert self._angles is not None
@@ -91,7 +106,9 @@ class StoryCache:
         v = v_BSGD
         if self.lists is not None:
             q, k, v = (self._backwards(x) for x in (q, k, v))
-        if self._past:
+        if self._segment is not None:
+            k, v = self._past[layer]
+        elif self._past:
             branches = len(q) // len(self._past[0][0])
             k, v = (
                 torch.cat([own, past.repeat(branches, 1, 1, 1)], 1)
@@ -107,8 +124,14 @@ class StoryCache:
         return x_BSGD.unflatten(1, (-1, self._height * self._width)).flip(1).flatten(1, 2)
 
     def write(self) -> None:
-        """Keep the keys and values of the last call, which was of the clean chunk, and let go of what is not read
-        any more."""
+        """Keep the keys and values of the last call, which was of the clean chunk or of learned tokens, and let go of
+        what is not read any more."""
+        if self._segment is not None:
+            places = self._left(Read((), 1, 0, self._segment))
+            index = torch.tensor(places, device=self._own[0][0].device)
+            self._learned[self._segment] = [(k[:, index], v[:, index]) for k, v in self._own]
+            self._own = []
+            return
         size = self._height * self._width
         frames = self.plan.frames_of(self._chunk)
         self._newest = max(self._newest, self._chunk)
@@ -128,6 +151,8 @@ class StoryCache:
 
     def read(self, read: Read, layer: int) -> _Pair:
         """Keys, not turned, and values of what a chunk reads."""
+        if read.segment is not None:
+            return self._learned[read.segment][layer]
         if len(read.frames) > 1 or read.frames[0] not in self._frames:  # a mean, whose frames need not be kept
             sums = self._sums[self.plan.segment_of_frame(read.frames[0])]
             parts = [layers[layer] for _, layers in sorted(sums.items())]

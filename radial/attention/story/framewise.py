@@ -22,6 +22,7 @@ from torch import Tensor
 from radial.attention.families.find import find_family
 from radial.attention.family import patch_sizes
 from radial.attention.processors import AttentionCall, RadialProcessors
+from radial.attention.story.tokens import memory_tokens, put_tokens
 from radial.attention.timed_text import cross_attentions
 from radial.errors import ModelError
 
@@ -51,6 +52,7 @@ class Framewise:
         self._stories, self._frames, self._texts = 1, 1, 1
         self._runs: list[tuple[Tensor, Tensor]] = []
         self._places: Tensor | None = None
+        self._learned = range(0)
         family = find_family(transformer)
         reads = (True,) if with_layers else ()
         own = RadialProcessors(self._attend_to_frames, reads, self._enter, dense_too=not with_layers)
@@ -64,11 +66,12 @@ class Framewise:
             for attention in cross_attentions(transformer, family):
                 undo.callback(setattr, attention, "processor", attention.processor)
                 attention.processor = text.make(attention.processor, 0)
+            undo.callback(transformer.patch_embedding.register_forward_hook(self._put_learned).remove)
             self._undo = undo.pop_all()
 
     def __call__(
         self, latents_BCFHW: Tensor, timestep_BF: Tensor, text_BNLD: Tensor, text_of_frame: Sequence[int],
-        attention: FrameAttention,
+        attention: FrameAttention, learned: range = range(0),
     ) -> Tensor:  # fmt: skip
         """What the transformer predicts of each frame, ``[B, C, F, H, W]``.
 
@@ -76,10 +79,12 @@ class Framewise:
             timestep_BF: of each frame, 0 for a clean one.
             text_of_frame: which of the texts each frame reads.
             attention: kept until the next call, as a backward pass may compute blocks once more.
+            learned: frames that are the transformer's learned tokens, whatever their latents are.
         """
         batch, _, frames = latents_BCFHW.shape[:3]
         self._attention, self._stories, self._frames, self._texts = attention, batch, frames, text_BNLD.shape[1]
         self._begin_texts(text_of_frame, latents_BCFHW.device)
+        self._learned = learned
         alone = latents_BCFHW.transpose(1, 2).flatten(0, 1).unsqueeze(2)
         (predicted,) = self.transformer(
             hidden_states=alone, timestep=timestep_BF.flatten(), encoder_hidden_states=text_BNLD.flatten(1, 2),
@@ -98,6 +103,14 @@ class Framewise:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _put_learned(self, embedding: Any, args: Any, embedded: Tensor) -> Tensor:
+        if not self._learned:
+            return embedded
+        tokens = memory_tokens(self.transformer)
+        assert tokens is not None
+        by_frame = embedded.squeeze(2).unflatten(0, (self._stories, self._frames))
+        return put_tokens(by_frame, tokens, self._learned).flatten(0, 1).unsqueeze(2)
 
     def _enter(self, layer: int) -> None:
         self._layer = layer

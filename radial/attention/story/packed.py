@@ -1,14 +1,18 @@
 """All chunks of a story at once: its clean frames and then its noisy ones, each chunk seeing what it will see in
-generation. This is how a model learns to make a story chunk by chunk, and what a cache must agree with.
+generation. This is how a model learns to make a story chunk by chunk, and what a cache must agree with. Behind them are
+frames of learned tokens, one a segment, where that is what segments leave, and then further noisy copies of chunks.
 
-Where a frame is whole blocks, one call of the block-sparse kernel computes a layer; elsewhere a call a chunk. Frames of
-a chunk's memory are copied for it, so that they have the distances that it reads them at.
+Where a frame is whole blocks, one call of the block-sparse kernel computes a layer; elsewhere a call a chunk. What is
+seen at another distance than its own is copied for it.
 
-Shapes: B stories, T latent frames, P tokens of a frame, S = 2 T P tokens, G heads, D head dim.
+Shapes: B stories, T latent frames, P tokens of a frame, F frames of the sequence, S = F P tokens, G heads, D head dim.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,44 +20,73 @@ from torch import Tensor
 
 from radial.attention.context import all_of_any_length, of_any_length
 from radial.attention.story.framewise import Turning
-from radial.plans.story.memory import Read, StoryPlan, thinned
+from radial.plans.story.memory import Copy, Read, StoryPlan
 from radial_kernels import block_sparse
 from radial_kernels.block_sparse import BLOCK_SIZES, BlockLists
 
 _LARGEST = 128
 
 
+@dataclass(frozen=True)
+class _View:
+    """Frames of the sequence that see the same.
+
+    Attributes:
+        rows: the frames, in runs of which each sees itself, where ``own``.
+        start: where in the story they begin, from which distances count.
+        near: clean frames that they see as they are.
+        far: what they see at a distance that is not its own.
+    """
+
+    rows: tuple[range, ...]
+    start: int
+    near: range
+    far: tuple[Read, ...] = ()
+    own: bool = True
+
+
 class PackedStory:
-    """Attention of a whole story, ``[clean | noisy]``.
+    """Attention of a whole story, ``[clean | noisy | learned | copies]``.
 
     Args:
         height, width: rows and columns of tokens of a latent frame.
+        copies: further noisy copies of chunks, in the order of the sequence.
         in_blocks: whether one call computes all chunks; where a frame is whole blocks when left out.
+
+    Attributes:
+        frames: of the sequence.
+        learned: those of them that are learned tokens.
+
+    Raises:
+        RequestError: a frame has fewer tokens than a segment's learned ones.
     """
 
     def __init__(
         self, plan: StoryPlan, transformer: Any, height: int, width: int, device: torch.device, *,
-        in_blocks: bool | None = None,
+        copies: Sequence[Copy] = (), in_blocks: bool | None = None,
     ) -> None:  # fmt: skip
         self.plan, self._height, self._width = plan, height, width
         self._turning, self._size = Turning(transformer), height * width
-        self._far = [self._far_reads(chunk) for chunk in range(plan.chunks)]
-        sizes = {self._size, *(self._left(read) for reads in self._far for read in reads)}
+        learned = len(plan.segment_chunks) if plan.memory.kind == "learned" else 0
+        self.learned = range(2 * plan.frames, 2 * plan.frames + learned)
+        self.frames = self.learned.stop + sum(len(copy.frames) for copy in copies)
+        self._views = (*self._chunk_views(), *self._learned_views(), *self._copy_views(copies))
+        sizes = {self._size, *(len(self._left(read)) for view in self._views for read in view.far)}
         block = max((b for b in BLOCK_SIZES if b <= _LARGEST and all(size % b == 0 for size in sizes)), default=None)
         if in_blocks and block is None:
             raise ValueError(f"frames of {self._size} tokens, and what is left of them, are not whole blocks")
         self.block_size = None if in_blocks is False else block
         base = plan.memory.reach
-        frames = torch.arange(plan.frames, device=device).repeat_interleave(self._size)
-        self._angles = self._turning.angles(torch.cat([frames, frames]) + base)
-        places = [
-            base + plan.frames_of(chunk).start - read.distance
-            for chunk, reads in enumerate(self._far) for read in reads for _ in range(self._left(read))
-        ]  # fmt: skip
-        if base + plan.frames > self._turning.places:
-            raise ValueError(f"the model knows {self._turning.places} places in time, and this story needs "
-                             f"{base + plan.frames}")  # fmt: skip
-        self._far_angles = self._turning.angles(torch.tensor(places, dtype=torch.long, device=device))
+        times = torch.empty(self.frames, dtype=torch.long)
+        for view in self._views:
+            for row in view.rows:
+                times[row.start : row.stop] = base + view.start + torch.arange(len(row))
+        if (wanted := int(times.max()) + 1) > self._turning.places:
+            raise ValueError(f"the model knows {self._turning.places} places in time, and this story needs {wanted}")
+        self._angles = self._turning.angles(times.repeat_interleave(self._size).to(device))
+        far = [(base + view.start - read.distance, len(self._left(read))) for view in self._views for read in view.far]
+        places, counts = torch.tensor(far, dtype=torch.long).view(-1, 2).unbind(1)
+        self._far_angles = self._turning.angles(places.repeat_interleave(counts).to(device))
         self._token_of_far = self._tokens_of_far(device)
         self.lists = None if self.block_size is None else self._make_lists(self.block_size, device)
         # Stories of one length share what torch.compile makes of a block, however they are cut.
@@ -62,7 +95,7 @@ class PackedStory:
             of_any_length(one)
 
     def __call__(self, layer: int, q_BSGD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor) -> Tensor:
-        """Attention of clean and noisy chunks."""
+        """Attention of all frames of the sequence."""
         q, k = (self._turning.turn(x, self._angles) for x in (q_BSGD, k_BSGD))
         far_k, far_v = (self._copy_far(x) for x in (k_BSGD, v_BSGD))
         if far_k is not None:
@@ -74,28 +107,53 @@ class PackedStory:
             return block_sparse.attention(q, k, v, self.lists)
         return self._chunk_by_chunk(q, k, v_BSGD, far_k, far_v)
 
-    def _far_reads(self, chunk: int) -> list[Read]:
-        """What is read at a distance that is not its own: the first frame, and memory."""
-        return [read for read in self.plan.reads(chunk) if read.distance > self.plan.memory.window_frames]
+    def _chunk_views(self) -> Iterator[_View]:
+        """Of clean chunks and their noisy ones, which see what each chunk's plan says."""
+        for chunk in range(self.plan.chunks):
+            frames, reads = self.plan.frames_of(chunk), self.plan.reads(chunk)
+            far = tuple(read for read in reads if read.distance > self.plan.memory.window_frames)
+            noisy = range(self.plan.frames + frames.start, self.plan.frames + frames.stop)
+            near = range(frames.start - len(reads) + len(far), frames.start)
+            yield _View((frames, noisy), frames.start, near, far)
 
-    def _window(self, chunk: int) -> range:
-        start = self.plan.frames_of(chunk).start
-        far = self._far[chunk]
-        return range(start - (len(self.plan.reads(chunk)) - len(far)), start)
+    def _learned_views(self) -> Iterator[_View]:
+        """Of learned tokens, which read their segment, and not each other."""
+        for segment, frame in enumerate(self.learned):
+            reads, stop = self.plan.gathers(segment), self.plan.segment_frames(segment).stop
+            yield _View((range(frame, frame + 1),), stop, range(stop - len(reads), stop), own=False)
 
-    def _left(self, read: Read) -> int:
-        return len(thinned(self._height, self._width, read.thinning))
+    def _copy_views(self, copies: Sequence[Copy]) -> Iterator[_View]:
+        first = self.learned.stop
+        for copy in copies:
+            yield _View((range(first, first + len(copy.frames)),), copy.frames.start, range(0), copy.reads)
+            first += len(copy.frames)
+
+    def _rows(self) -> list[tuple[range, _View, range]]:
+        """The runs of frames in their order, what they see, and which tokens of what is copied are for them."""
+        found, first = [], 0
+        for view in self._views:
+            far = range(first, first + sum(len(self._left(read)) for read in view.far))
+            found += [(row, view, far) for row in view.rows]
+            first = far.stop
+        return sorted(found, key=lambda one: one[0].start)
+
+    def _left(self, read: Read) -> tuple[int, ...]:
+        return self.plan.tokens_of(read, self._height, self._width)
 
     def _tokens_of_far(self, device: torch.device) -> list[Tensor]:
-        """For copies of single frames, the clean tokens that they are; for means, those of all frames, a row each."""
-        found = []
-        for reads in self._far:
-            for read in reads:
-                left = torch.tensor(thinned(self._height, self._width, read.thinning))
-                found.append(torch.tensor(read.frames)[:, None] * self._size + left)
-        if all(len(tokens) == 1 for tokens in found):
-            return [torch.cat(found, 1).to(device)] if found else []
-        return [tokens.to(device) for tokens in found]
+        """For copies of single frames, the tokens that they are; for means, those of all frames, a row each."""
+        reads = [read for view in self._views for read in view.far]
+        if not reads:
+            return []
+        as_tensor = functools.cache(torch.tensor)
+        left = [as_tensor(self._left(read)) for read in reads]
+        sources = [read.frames if read.segment is None else (self.learned[read.segment],) for read in reads]
+        if any(len(frames) > 1 for frames in sources):
+            found = [torch.tensor(f)[:, None] * self._size + own for f, own in zip(sources, left, strict=True)]
+            return [tokens.to(device) for tokens in found]
+        first = torch.tensor([frame * self._size for (frame,) in sources])
+        counts = torch.tensor([len(own) for own in left])
+        return [(torch.cat(left) + first.repeat_interleave(counts))[None].to(device)]
 
     def _copy_far(self, x_BSGD: Tensor) -> Tensor | None:
         if not self._token_of_far:
@@ -106,42 +164,33 @@ class PackedStory:
         return copies[0] if len(copies) == 1 else torch.cat(copies, 1)
 
     def _make_lists(self, block: int, device: torch.device) -> BlockLists:
-        whole, frames = self._size // block, self.plan.frames
+        whole, keys = self._size // block, self.frames * self._size // block
         columns: list[int] = []
         ends = [0]
-        far_starts = [2 * frames * whole]
-        for reads in self._far:
-            far_starts.append(far_starts[-1] + sum(self._left(read) for read in reads) // block)
-        for noisy in (0, frames):
-            for chunk in range(self.plan.chunks):
-                own = self.plan.frames_of(chunk)
-                seen = [*self._window(chunk), *(noisy + frame for frame in own)]
-                row = [frame * whole + part for frame in seen for part in range(whole)]
-                row += range(far_starts[chunk], far_starts[chunk + 1])
-                for _ in range(len(own) * whole):
-                    columns += row
-                    ends.append(len(columns))
+        for row, view, far in self._rows():
+            seen = [*view.near, *(row if view.own else ())]
+            kept = [frame * whole + part for frame in seen for part in range(whole)]
+            kept += range(keys + far.start // block, keys + far.stop // block)
+            for _ in range(len(row) * whole):
+                columns += kept
+                ends.append(len(columns))
         lists = BlockLists(
             torch.tensor(ends, dtype=torch.int32), torch.tensor(columns, dtype=torch.int32), block_size=block
         )
-        keys = far_starts[-1] * block
-        return lists.check(keys).with_columns(keys).to(device)
+        length = self.frames * self._size + sum(tokens.shape[1] for tokens in self._token_of_far)
+        return lists.check(length).with_columns(length).to(device)
 
     def _chunk_by_chunk(self, q: Tensor, k: Tensor, v: Tensor, far_k: Tensor | None, far_v: Tensor | None) -> Tensor:
         from diffusers.models.attention_dispatch import dispatch_attention_fn
 
-        size, clean_tokens, place = self._size, self.plan.frames * self._size, 0
-        made: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for chunk in range(self.plan.chunks):
-            count = sum(self._left(read) for read in self._far[chunk])
-            far = slice(place, place + count)
-            place += count
-            frames, window = self.plan.frames_of(chunk), self._window(chunk)
-            near = slice(window.start * size, window.stop * size)
-            for out, shift in zip(made, (0, clean_tokens), strict=True):
-                own = slice(frames.start * size + shift, frames.stop * size + shift)
-                keys, values = [k[:, near], k[:, own]], [v[:, near], v[:, own]]
-                if far_k is not None and far_v is not None and count:
-                    keys, values = [far_k[:, far], *keys], [far_v[:, far], *values]
-                out.append(dispatch_attention_fn(q[:, own], torch.cat(keys, 1), torch.cat(values, 1)))
-        return torch.cat([*made[0], *made[1]], 1)
+        size, made = self._size, []
+        for row, view, far in self._rows():
+            own = slice(row.start * size, row.stop * size)
+            near = slice(view.near.start * size, view.near.stop * size)
+            keys, values = [k[:, near]], [v[:, near]]
+            if view.own:
+                keys, values = [*keys, k[:, own]], [*values, v[:, own]]
+            if far_k is not None and far_v is not None and far:
+                keys, values = [far_k[:, far.start : far.stop], *keys], [far_v[:, far.start : far.stop], *values]
+            made.append(dispatch_attention_fn(q[:, own], torch.cat(keys, 1), torch.cat(values, 1)))
+        return torch.cat(made, 1)

@@ -13,7 +13,7 @@ import torch
 from radial.plans.block_plan import BlockPlan
 from radial.plans.layout import TokenGrid
 from radial.plans.pattern import RadialPattern
-from radial.plans.story.memory import StoryPlan, thinned
+from radial.plans.story.memory import StoryPlan
 from radial_kernels.block_sparse import BlockLists
 
 
@@ -26,8 +26,8 @@ def sparse_lists(
     from the newest back."""
     size, own = height * width, len(plan.frames_of(chunk))
     reads = plan.reads(chunk)[::-1]
-    whole = own + sum(read.thinning == 1 for read in reads)
-    keys = own * size + sum(len(thinned(height, width, read.thinning)) for read in reads)
+    whole = own + sum(read.thinning == 1 and read.segment is None for read in reads)
+    keys = own * size + sum(len(plan.tokens_of(read, height, width)) for read in reads)
     rows, columns = -(-own * size // block_size), -(-keys // block_size)
     radial = BlockPlan.build(TokenGrid(whole, height, width), replace(pattern, sink_frames=0), block_size)
     mask = torch.zeros(rows, columns, dtype=torch.bool)

@@ -8,14 +8,15 @@ both ask here, so that they see the same at the same distances.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from radial.errors import RequestError
 
-MemoryKind = Literal["none", "last_frame", "mean_pool", "radial"]
+MemoryKind = Literal["none", "last_frame", "mean_pool", "radial", "learned"]
+_TOKENS = 64  # of a learned memory that does not say how many
 
 
 class StoryMemory(BaseModel):
@@ -25,11 +26,12 @@ class StoryMemory(BaseModel):
         chunk_frames: latent frames of a chunk.
         window_frames: latent frames before a chunk that it sees whole.
         first_frame: whether a chunk sees the first frame of all.
-        kind: what a segment leaves: nothing; its last latent frame; the mean of its frames' keys and values; or, as
+        kind: what a segment leaves: nothing; its last latent frame; the mean of its frames' keys and values; as
             ``radial``, 2^-floor(log2 a) of its tokens when it is a segments back, so that all memory grows with the
-            logarithm of the story.
+            logarithm of the story; or, as ``learned``, tokens that are trained to read it.
         memory_frames: latent frames that a radial memory keeps of the segment before; all of them when left out.
         memory_thinning: one token in so many is left of a ``last_frame``, a power of two.
+        memory_tokens: of a ``learned`` memory, how many a segment leaves; 64 when left out.
         memory_positions: distances behind the window that memory can have. What is older shares the last one, so that
             no distance is beyond those that were trained.
     """
@@ -42,7 +44,20 @@ class StoryMemory(BaseModel):
     kind: MemoryKind = "last_frame"
     memory_frames: Annotated[int, Field(ge=1, le=512)] | None = None
     memory_thinning: Annotated[int, Field(ge=1, le=1024)] = 1
+    memory_tokens: Annotated[int, Field(ge=1, le=8192)] | None = None
     memory_positions: Annotated[int, Field(ge=1, le=256)] = 16
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("kind") == "learned" and values.get("memory_tokens") is None:
+            return values | {"memory_tokens": _TOKENS}
+        return values
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_open(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As before there were learned memories, so that what was begun then is known again."""
+        return {name: value for name, value in dump(self).items() if name != "memory_tokens" or value is not None}
 
     @model_validator(mode="after")
     def _goes_together(self) -> StoryMemory:
@@ -53,6 +68,8 @@ class StoryMemory(BaseModel):
             raise ValueError(f"memory_thinning is of last_frame, and the memory is {self.kind}: leave it out")
         if self.memory_frames is not None and self.kind != "radial":
             raise ValueError(f"memory_frames is of a radial memory, and this one is {self.kind}: leave it out")
+        if self.memory_tokens is not None and self.kind != "learned":
+            raise ValueError(f"memory_tokens is of a learned memory, and this one is {self.kind}: leave it out")
         return self
 
     @property
@@ -63,17 +80,32 @@ class StoryMemory(BaseModel):
 
 @dataclass(frozen=True)
 class Read:
-    """A latent frame of the past that a chunk sees.
+    """What a chunk sees of the past, at one place in time.
 
     Attributes:
-        frames: which; of several, the mean of their keys and of their values.
+        frames: which latent frame; of several, the mean of their keys and of their values.
         thinning: one token in so many is left of it, a power of two.
         distance: of its keys to the chunk's first frame, in latent frames.
+        segment: whose learned tokens it is, in place of frames.
     """
 
     frames: tuple[int, ...]
     thinning: int
     distance: int
+    segment: int | None = None
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A further noisy copy of a chunk in training, which sees what is remembered, as it is told here, and itself.
+
+    Attributes:
+        frames: latent frames of one chunk; never the first of all.
+        reads: at distances to the first of these.
+    """
+
+    frames: range
+    reads: tuple[Read, ...]
 
 
 @dataclass(frozen=True)
@@ -124,6 +156,40 @@ class StoryPlan:
         """What a chunk sees beside itself: memory from the oldest on, the first frame, the window."""
         return _reads(self, chunk)
 
+    def gathers(self, segment: int) -> tuple[Read, ...]:
+        """What learned tokens of a segment read of it once it is finished, from where its next frame would be: what of
+        it lies in the window there."""
+        frames = self.segment_frames(segment)
+        first = max(frames.start, frames.stop - self.memory.window_frames)
+        return tuple(Read((frame,), 1, frames.stop - frame) for frame in range(first, frames.stop))
+
+    def reconstruction(self, segment: int) -> tuple[Copy, ...]:
+        """Copies of a segment's chunks that see that segment's memory alone, as it will be read when the story has
+        ended."""
+        last = len(self.segment_chunks)
+        reads = (read for read in _remembered(self, last, self.frames) if self.segment_remembered(read) == segment)
+        return self._copies(segment, tuple(reads))
+
+    def recall(self, segment: int) -> tuple[Copy, ...]:
+        """Copies of a segment's chunks that see the memory of all segments before it alone, as it is read behind a
+        cut."""
+        return self._copies(segment, _remembered(self, segment, self.segment_frames(segment).start))
+
+    def segment_remembered(self, read: Read) -> int:
+        """The segment that something which is remembered is of."""
+        return self.segment_of_frame(read.frames[-1]) if read.segment is None else read.segment
+
+    def _copies(self, segment: int, reads: tuple[Read, ...]) -> tuple[Copy, ...]:
+        first = sum(self.segment_chunks[:segment])
+        chunks = (self.frames_of(chunk) for chunk in range(first, first + self.segment_chunks[segment]))
+        return tuple(Copy(range(max(1, frames.start), frames.stop), reads[::-1]) for frames in chunks)
+
+    def tokens_of(self, read: Read, height: int, width: int) -> tuple[int, ...]:
+        """The tokens that are left of what is read, by raster position in a frame of so many rows and columns."""
+        if read.segment is None:
+            return thinned(height, width, read.thinning)
+        return spread(height, width, self.memory.memory_tokens or 0)
+
     def kept(self, chunk: int, before: int = 0) -> dict[int, int]:
         """The latent frames whose keys and values are needed after a chunk was made, and how far each may be thinned.
 
@@ -148,7 +214,7 @@ class StoryPlan:
 
     def tokens_seen(self, chunk: int, height: int, width: int) -> int:
         """Tokens that a chunk attends to, itself included, on frames of so many rows and columns of tokens."""
-        past = sum(len(thinned(height, width, read.thinning)) for read in self.reads(chunk))
+        past = sum(len(self.tokens_of(read, height, width)) for read in self.reads(chunk))
         return past + len(self.frames_of(chunk)) * height * width
 
 
@@ -166,24 +232,30 @@ def _reads(plan: StoryPlan, chunk: int) -> tuple[Read, ...]:
     window = [Read((frame,), 1, start - frame) for frame in range(first, start)]
     if first == 0:
         return tuple(window)
-    left: list[tuple[tuple[int, ...], int]] = []  # from the newest on
+    sink = [Read((0,), 1, memory.window_frames + 1)] if memory.first_frame else []
+    return (*reversed(_remembered(plan, segment, first)), *sink, *window)
+
+
+def _remembered(plan: StoryPlan, segment: int, first: int) -> tuple[Read, ...]:
+    """What chunks of a segment remember of those before, from the newest on, where their window begins at a frame."""
+    memory = plan.memory
+    left: list[tuple[int, Read]] = []  # with the last frame that each is of
     for earlier in reversed(range(segment)):
         frames = plan.segment_frames(earlier)
         if memory.kind == "last_frame":
-            left.append(((frames[-1],), memory.memory_thinning))
+            left.append((frames[-1], Read((frames[-1],), memory.memory_thinning, 0)))
         elif memory.kind == "mean_pool":
-            left.append((tuple(frame for frame in frames if frame), 1))
+            left.append((frames[-1], Read(tuple(frame for frame in frames if frame), 1, 0)))
+        elif memory.kind == "learned":
+            left.append((frames[-1], Read((), 1, 0, earlier)))
         elif memory.kind == "radial":
-            left += [((frame,), thinning) for frame, thinning in _left(memory, frames, segment - earlier)]
+            left += [(frame, Read((frame,), thin, 0)) for frame, thin in _left(memory, frames, segment - earlier)]
     # What the window shows is seen there; a mean is, until the window has left its segment.
-    left = [(frames, thinning) for frames, thinning in left if frames[-1] < first and frames != (0,)]
-    behind = memory.window_frames + 1
-    remembered = [
-        Read(frames, thinning, behind + 1 + min(place, memory.memory_positions - 1))
-        for place, (frames, thinning) in enumerate(left)
-    ]
-    sink = [Read((0,), 1, behind)] if memory.first_frame else []
-    return (*reversed(remembered), *sink, *window)
+    reads = (read for last, read in left if last < first and read.frames != (0,))
+    behind = memory.window_frames + 2
+    return tuple(
+        replace(read, distance=behind + min(place, memory.memory_positions - 1)) for place, read in enumerate(reads)
+    )
 
 
 def _left(memory: StoryMemory, frames: range, age: int) -> list[tuple[int, int]]:
@@ -210,3 +282,17 @@ def thinned(height: int, width: int, thinning: int) -> tuple[int, ...]:
             thinning, side = thinning // 2, side * 2
             kept = rows if rows else kept[:1]
     return tuple(row * width + column for row, column in kept)
+
+
+@functools.lru_cache(maxsize=64)
+def spread(height: int, width: int, count: int) -> tuple[int, ...]:
+    """The raster positions of so many learned tokens in a frame.
+
+    Raises:
+        RequestError: the frame has fewer.
+    """
+    size = height * width
+    if count > size:
+        raise RequestError(f"a memory of {count} learned tokens is more than the {size} of a latent frame: take a "
+                           "larger size, or fewer memory_tokens")  # fmt: skip
+    return tuple((2 * place + 1) * size // (2 * count) for place in range(count))

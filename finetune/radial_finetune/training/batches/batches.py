@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radial.errors import RequestError
+from radial.plans.story.memory import spread
 from radial_finetune.data.buckets import Bucket
 from radial_finetune.data.cache import (
     CachedClip,
     CacheIndex,
+    read_bare,
     read_clip,
     read_deviation,
     read_empty_text,
@@ -27,7 +29,18 @@ from radial_finetune.data.cache import (
     stack_latents,
 )
 from radial_finetune.noise import NoiseLevels, Sampling, Windows, noise_shift
-from radial_finetune.objective import CUTS, Objective, Start, Text, Whether, expert_span, plan_of
+from radial_finetune.objective import (
+    BARE,
+    CUTS,
+    RETURNS,
+    Objective,
+    Start,
+    Text,
+    Whether,
+    expert_span,
+    plan_of,
+    returning,
+)
 from radial_finetune.training.config import FinetuneConfig
 
 _Read = TypeVar("_Read")
@@ -81,6 +94,8 @@ class Batches:
         if config.memory is not None:
             for bucket, texts, _ in self._kinds:
                 plan_of(config.memory, objective.spec.latent_frames(bucket.num_frames), texts)
+                _, rows, columns = objective.spec.stride
+                spread(bucket.height // rows, bucket.width // columns, config.memory.memory_tokens or 0)
         self._which = self._choose_kinds(config.steps * config.gradient_accumulation_steps)
         self._place = _count_earlier(self._which, len(self._kinds))
 
@@ -165,10 +180,14 @@ class Batches:
         # Each clip's noise has a seed of its own, so that it does not depend on how many processes there are.
         seeds = torch.randint(2**62, (whole,), generator=generator).tolist()
         silent = torch.rand(whole, texts_of_one, generator=generator) < config.caption_dropout if in_story else None
-        return self.take(
+        batch = self.take(
             [clips[i] for i in own], [captions[i] for i in own], dropped[own], sigma[own], [seeds[i] for i in own],
             silent_BN=None if silent is None else silent[own],
         )  # fmt: skip
+        if config.memory is not None and config.memory.copies:
+            chosen = config.memory.choose(texts_of_one, float(torch.rand((), generator=generator)))
+            batch.text.update(self._tell_copies([clips[i] for i in own], chosen, batch.text))
+        return batch
 
     def take(
         self, clips: Sequence[CachedClip], captions: Sequence[int], dropped: Tensor, sigma: Tensor,
@@ -220,6 +239,22 @@ class Batches:
         cut = torch.zeros(len(told), texts, dtype=torch.bool)
         cut[:, list(cuts)] = True
         return words | {"prompt_embeds": told.flatten(1, 2), CUTS: cut}
+
+    def _tell_copies(self, clips: Sequence[CachedClip], chosen: dict[str, tuple[int, ...]], words: Text) -> Text:
+        """Which segments of stories are copied, whose figures were there before, and what copies are told: words
+        without looks, or where there are none a segment's own."""
+        texts = clips[0].texts
+        own = words["prompt_embeds"][:, : words["prompt_embeds"].shape[1] // 2]
+        kept = [read_bare(self._cache, clip) for clip in clips]
+        bare = [
+            self._objective.stack_text([text])["prompt_embeds"][0].to(own.dtype) if text else own[place]
+            for place, text in enumerate(kept)
+        ]
+        returns = torch.tensor([returning((clip.caption, *clip.then)) for clip in clips])
+        told = {name: torch.zeros(len(clips), texts, dtype=torch.bool) for name in chosen}
+        for name, segments in chosen.items():
+            told[name][:, list(segments)] = True
+        return told | {BARE: torch.stack(bare), RETURNS: returns}
 
     def _draw_starts(
         self, number: int, clips: Sequence[CachedClip], latents: Sequence[Tensor], *, seeds: Sequence[int] = ()
