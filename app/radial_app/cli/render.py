@@ -94,7 +94,10 @@ def render(
         if ray is None:
             check_devices(jobs, devices)
         elif story := next((job for job in jobs if job.story is not None), None):
-            raise RequestError(f"{story.source}: a story is made on one machine, not on a cluster: leave --ray out")
+            raise RequestError(
+                f"{story.source}: a story is made on one machine, not on a cluster: leave --ray out, or put stories "
+                "into a file of their own"
+            )
         if ray is None and not force:
             check_all_fit(job.request for job in jobs)
         ours, skipped = enqueue(store, jobs, resume=resume)
