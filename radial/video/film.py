@@ -88,6 +88,11 @@ class Film:
     receipt: dict[str, Any] = field(repr=False)
     whole: bool = True
 
+    @property
+    def seconds(self) -> float:
+        """That making it took, at whatever attempts."""
+        return float(self.receipt["seconds"]["film"])
+
     def encode(self, path: Path, encoding: Encoding) -> None:
         """Write it, as an ordinary MP4 of its packets, to this very file.
 
