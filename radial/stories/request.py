@@ -168,9 +168,14 @@ class StoryRequest:
         if all(line.remember is None for line in self.lines):
             return {}
         plan, usual = self.plan(), replace(self, lines=tuple(replace(one, remember=None) for one in self.lines)).plan()
+
+        def seen(plan: StoryPlan, chunk: int) -> Any:
+            reads = plan.reads(chunk)
+            return reads if self.read_decay is None else [(read, plan.is_read_whole(read)) for read in reads]
+
         return {
-            chunk: hashlib.sha256(repr(reads).encode()).hexdigest() for chunk in range(plan.chunks)
-            if (reads := plan.reads(chunk)) != usual.reads(chunk)
+            chunk: hashlib.sha256(repr(found).encode()).hexdigest() for chunk in range(plan.chunks)
+            if (found := seen(plan, chunk)) != seen(usual, chunk)
         }  # fmt: skip
 
     def told(self) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def test_from_lines_to_a_film_that_plays_while_it_grows(client: TestClient, path
 def test_memory_in_its_users_hands(paths: ServerPaths, client: TestClient) -> None:
     lines: list[Any] = [f"a star {how}" for how in ("rises", "spins", "falls", "grows", "turns")]
     quick = CHUNKS | {"seconds": 0.25}
-    plan = client.post("/v1/stories/check", json={"lines": lines[:4] + [{"prompt": "a", "remember": 9}]} | quick)
+    plan = client.post("/v1/stories/check", json={"lines": [*lines[:4], {"prompt": "a", "remember": 9}]} | quick)
     assert "segment 5 is remembered as segment 9, and the story has 5" in problem_of(plan)
     lines[1] = {"prompt": lines[1], "remember": "drop"}
     with serving(make_app(paths)) as port:

@@ -284,6 +284,9 @@ def test_a_memory_that_is_changed_makes_the_film_anew_from_what_reads_it(
         assert told.plan() == wanted.plan() != story.plan()
         assert make(story)[0] == set(range(first, 7))
         assert (state_folder(film) / "film.mp4").read_bytes() == straight
+    # Where the cache is read sparsely, what is pinned is read whole: that counts from where it is remembered at all.
+    sparse = replace(remembered(of_2="pin"), read_decay=0.2)
+    assert (min(remembered(of_2="pin").unusual_reads()), min(sparse.unusual_reads())) == (5, 4)
     # What is read by nobody changes nothing.
     assert make(remembered(of_5="pin", of_6="drop"))[0] == set()
 

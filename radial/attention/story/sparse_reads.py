@@ -36,8 +36,7 @@ def sparse_lists(
         mask[row, radial.column_indices[starts[row] : starts[row + 1]].long()] = True
     mask[:, whole * size // block_size :] = True
     for place, read in enumerate(reads):
-        whole_memory = read.segment is None and read.distance > plan.memory.window_frames + 1
-        if read.frames == (0,) or (whole_memory and plan.segment_remembered(read) in plan.pinned):
+        if plan.is_read_whole(read):
             first = (own + place) * size
             mask[:, first // block_size : -(-(first + size) // block_size)] = True
     return BlockLists.of_mask(mask, block_size).check(keys).to(device)

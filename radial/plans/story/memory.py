@@ -188,6 +188,11 @@ class StoryPlan:
         """The segment that something which is remembered is of."""
         return self.segment_of_frame(read.frames[-1]) if read.segment is None else read.segment
 
+    def is_read_whole(self, read: Read) -> bool:
+        """Whether frames are read whole by a chunk that reads others sparsely: the first of all, and what is pinned."""
+        is_memory = read.segment is None and read.distance > self.memory.window_frames + 1
+        return read.frames == (0,) or (is_memory and self.segment_remembered(read) in self.pinned)
+
     def _copies(self, segment: int, reads: tuple[Read, ...]) -> tuple[Copy, ...]:
         first = sum(self.segment_chunks[:segment])
         chunks = (self.frames_of(chunk) for chunk in range(first, first + self.segment_chunks[segment]))
