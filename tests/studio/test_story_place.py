@@ -121,10 +121,10 @@ def test_memory_is_pinned_dropped_and_replaced_beside_the_pictures(page: Any, st
 
     # In rows: a line that is remembered as another one follows it.
     page.click('button[aria-label="Make it anew from segment 2 on"]')
-    page.select_option('.lines [aria-label="Memory of segment 2"]', "4")
+    page.select_option('.lines [aria-label="Memory of line 2"]', "4")
     page.click(".lines .down >> nth=1")
     page.wait_for_function(f"{PROMPTS}.join() === 'a star spins,a star grows,a star falls'")
-    assert page.input_value('.lines [aria-label="Memory of segment 2"]') == "3"
+    assert page.input_value('.lines [aria-label="Memory of line 2"]') == "3"
     page.wait_for_selector('#story-told:has-text("In chunks")')
     with page.expect_response(lambda answer: answer.url.endswith("/continue")) as told:
         page.click("#make-story")
@@ -133,6 +133,6 @@ def test_memory_is_pinned_dropped_and_replaced_beside_the_pictures(page: Any, st
     assert [one["remember"] for one in told.value.json()["segments"]] == ["drop", 3, None, None]
     says(page, "Done")
     page.click('button:has-text("Start over")')  # windows have no memory
-    assert page.is_hidden('.lines [aria-label="Memory of segment 1"]')
+    assert page.is_hidden('.lines [aria-label="Memory of line 1"]')
     for id_ in (told.value.json()["id"], other["id"], story):
         studio.call("DELETE", f"/v1/stories/{id_}")

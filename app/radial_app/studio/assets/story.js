@@ -151,7 +151,7 @@ function row(line, index, first) {
   grip, h("div", { className: "line-fields" }, prompt,
     h("div", { className: "of-line" }, name, h("span", { className: "time" }, seconds, h("span", { className: "quiet planned" })),
       number_ > 1 ? h("span", { className: "check" }, cut, h("label", { htmlFor: cut.id }, "cut", h("span", { className: "visually-hidden" }, ` before line ${number_}`))) : "",
-      memoryChoice(number_, first + story.lines.length, line.remember, (remember) => keep("remember", remember)),
+      memoryChoice("line", number_, first + story.lines.length, line.remember, (remember) => keep("remember", remember)),
       line.seed === undefined || line.seed === null ? "" : h("span", { className: "quiet" }, "drawn anew"))),
   h("div", { className: "actions" },
     button([icon("up"), hidden("Move up")], move(-1), { className: "bare up", disabled: index === 0 }),

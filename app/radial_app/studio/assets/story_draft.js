@@ -30,9 +30,9 @@ export function lineOf({ prompt, name, seconds, cut, seed, remember }) {
 export const memoryWords = (remember) => ({ pin: "always remembered", drop: "never remembered" }[remember] ?? (remember ? `remembered as segment ${remember}` : "remembered"));
 
 // How a segment is remembered, of so many; `change` gets "pin", "drop", the number of another one, or null.
-export function memoryChoice(number, count, remember, change) {
+export function memoryChoice(what, number, count, remember, change) {
   const others = Array.from({ length: count }, (_, index) => index + 1).filter((one) => one !== number);
-  const control = h("select", { className: "memory", ariaLabel: `Memory of segment ${number}`, title: "What later segments remember of it", onchange: () => change(/^\d+$/.test(control.value) ? Number(control.value) : control.value || null) },
+  const control = h("select", { className: "memory", ariaLabel: `Memory of ${what} ${number}`, title: "What later segments remember of it", onchange: () => change(/^\d+$/.test(control.value) ? Number(control.value) : control.value || null) },
     ...["", "pin", "drop", ...others].map((one) => h("option", { value: String(one), selected: (remember ?? "") === one }, memoryWords(one))));
   return control;
 }
