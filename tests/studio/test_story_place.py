@@ -107,6 +107,7 @@ def test_memory_is_pinned_dropped_and_replaced_beside_the_pictures(page: Any, st
     says(page, "Done")
     # Segment 1 is what the last one remembers: without it, that one is made anew.
     page.select_option('[aria-label="Memory of segment 2"]', "1")
+    page.wait_for_selector('#film-now .of-memory button:has-text("As it was")')
     page.select_option('[aria-label="Memory of segment 2"]', "")
     page.wait_for_function("!document.querySelector('#film-now .of-memory button')")
     page.select_option('[aria-label="Memory of segment 1"]', "drop")
@@ -116,6 +117,7 @@ def test_memory_is_pinned_dropped_and_replaced_beside_the_pictures(page: Any, st
     other = told.value.json()
     assert "from segment 4 on, the first that reads what was changed" in other["notes"][-1]
     page.wait_for_selector('[role="status"]:has-text("from segment 4 on")')
+    page.wait_for_selector(f'#film-now img[src*="{other["id"]}/segments/4/"]')
     says(page, "Done")
     assert page.input_value('[aria-label="Memory of segment 1"]') == "drop"
 
@@ -131,8 +133,11 @@ def test_memory_is_pinned_dropped_and_replaced_beside_the_pictures(page: Any, st
     sent = [line.get("remember") for line in told.value.request.post_data_json["lines"]]
     assert (told.value.status, sent) == (200, [3, None, None])
     assert [one["remember"] for one in told.value.json()["segments"]] == ["drop", 3, None, None]
+    last = told.value.json()["id"]
+    page.wait_for_selector(f'#film-now img[src*="{last}/segments/4/"]')
     says(page, "Done")
-    page.click('button:has-text("Start over")')  # windows have no memory
+    page.click('#story-form button:has-text("Start over")')  # windows have no memory
+    page.wait_for_selector('#story-told:has-text("In windows")')
     assert page.is_hidden('.lines [aria-label="Memory of line 1"]')
-    for id_ in (told.value.json()["id"], other["id"], story):
+    for id_ in (last, other["id"], story):
         studio.call("DELETE", f"/v1/stories/{id_}")

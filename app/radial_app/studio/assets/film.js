@@ -1,5 +1,6 @@
 // The film of a story: it plays while it is made, a picture for each segment, and where it goes on.
 import { ask, button, call, clock, h, many, say } from "./dom.js";
+import { go, here } from "./router.js";
 import { story as draft, keepStory, memoryChoice, memoryWords } from "./story_draft.js";
 
 const STAGES = { load: "Loading the model", download: "Downloading the model", encode: "Reading the prompts", denoise: "Making", decode: "Decoding", write: "Writing the file" };
@@ -20,6 +21,7 @@ export function openFilm(told) {
   draft.shown = told.id;
   keepStory();
   seen = "";
+  if (here().id) go(`/story/${told.id}`); // or the address would have the former one shown again
   showFilm(null, true).catch((error) => say(error.message, true));
   const place = document.getElementById("film-now");
   if (place.getBoundingClientRect().top > innerHeight * 0.8) place.scrollIntoView({ block: "start" });
