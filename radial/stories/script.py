@@ -86,8 +86,12 @@ def read_story(text: str, known: frozenset[str] | None = None) -> tuple[Line, ..
             cut = True
             continue
         if (told := _REMEMBER.fullmatch(row.strip())) is not None:
+            if remember is not None:
+                raise RequestError(
+                    f"line {number} says once more how the next one is remembered: leave one of them out"
+                )
             word = told[1].casefold()
-            remember = check_remember(int(word) if word.isdecimal() else word, f"line {number}")
+            remember = check_remember(int(word) if word.isdecimal() and len(word) < 10 else word, f"line {number}")
             continue
         if row.lstrip().startswith("#"):
             continue
@@ -99,6 +103,10 @@ def read_story(text: str, known: frozenset[str] | None = None) -> tuple[Line, ..
         line = _line(rest, seconds, named, cut and bool(lines or known is not None), f"line {number}")
         lines.append(replace(line, remember=remember))
         cut, remember = False, None
+    if remember is not None:
+        raise RequestError(
+            "the last line says how the next one is remembered, and none follows: write one, or remove it"
+        )
     return _checked(lines)
 
 

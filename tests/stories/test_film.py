@@ -416,6 +416,9 @@ SCRIPTS = [
     ("9999s a star", "at most 600 seconds, not 9999"),
     ("a star\n# remember: pinn\na ring", "line 2: remember is pin, drop, or the number of the segment whose memory"),
     ("# remember: 0\na ring", "line 1: remember is pin, drop"),
+    (f"# remember: {'9' * 5000}\na ring", "line 1: remember is pin, drop"),
+    ("# remember: pin\n# remember: drop\na ring", "line 2 says once more how the next one is remembered"),
+    ("a ring\n# remember: pin\n# end", "the last line says how the next one is remembered, and none follows"),
 ]
 
 
