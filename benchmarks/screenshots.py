@@ -1,4 +1,5 @@
-"""The pictures of docs/studio.md: ``python benchmarks/screenshots.py``, with chromium and some minutes of the CPU.
+"""The pictures of docs/studio.md: ``python benchmarks/screenshots.py``, with chromium and some minutes of the CPU;
+``--only story`` takes the place of stories alone.
 
 Renders clips of the bundled model in a studio of its own, and takes every page, light and dark, on a desktop and on a
 phone.
@@ -7,6 +8,7 @@ phone.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -27,11 +29,19 @@ PROMPTS = (
     "a small green square rises on a dotted background", "a yellow circle and a blue square cross",
     "a white ring turns on a dark background", "an orange heart moves up on a checkered background",
 )  # fmt: skip
+STORY = (
+    {"name": "anna", "prompt": "a large red star rises on a white background", "seconds": 2},
+    {"name": "anna", "prompt": "moves from left to right on white"},
+    {"name": "ben", "prompt": "a small blue ring falls on a black background", "cut": True},
+    {"name": "ben", "prompt": "grows on black", "seconds": 1.5},
+    {"name": "anna", "prompt": "spins on white", "cut": True},
+)  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/images/studio"))
+    parser.add_argument("--only", choices=["story"])
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     out = options.out.absolute()
@@ -41,21 +51,24 @@ def main() -> None:
         server = subprocess.Popen(command, cwd=folder)
         try:
             wait_for(URL)
-            take(out)
+            take(out, only=options.only)
         finally:
             server.terminate()
             server.wait(60)
 
 
-def take(out: Path) -> None:
+def take(out: Path, only: str | None) -> None:
     from playwright.sync_api import sync_playwright
 
     client = Client(URL)
-    made = [client.create(prompt, num_inference_steps=12, seed=7) for prompt in PROMPTS]
-    made.append(client.create(PROMPTS[0], num_inference_steps=12, seed=7, attention="dense"))
-    for video in made:
-        client.wait(video.id)
-    tune()
+    film = tell(client)
+    made = []
+    if only is None:
+        made = [client.create(prompt, num_inference_steps=12, seed=7) for prompt in PROMPTS]
+        made.append(client.create(PROMPTS[0], num_inference_steps=12, seed=7, attention="dense"))
+        for video in made:
+            client.wait(video.id)
+        tune()
     with sync_playwright() as playwright:
         browser = open_chromium(playwright)
         for device in ("desktop", "phone"):
@@ -66,9 +79,37 @@ def take(out: Path) -> None:
                 page = context.new_page()
                 page.goto(URL)
                 page.wait_for_selector("#estimate b")
-                _pages(page, client, made, lambda name, d=device, c=colours: out / f"{name}-{d}-{c}.png")
+                path = lambda name, d=device, c=colours: out / f"{name}-{d}-{c}.png"  # noqa: E731
+                _story(page, film, path)
+                if made:
+                    _pages(page, client, made, path)
                 context.close()
         browser.close()
+
+
+def tell(client: Client) -> str:
+    """A film of some lines, with a memory where an adapter is there that remembers."""
+    adapters = httpx.get(f"{URL}/v1/adapters", timeout=60).json()
+    loras = [{"path": one["id"]} for one in adapters if one.get("remembers")][:1]
+    story = client.create_story(STORY, model="tiny", num_inference_steps=20, seed=3, loras=loras)
+    client.wait(story.id)
+    return story.id
+
+
+def _story(page: Any, film: str, path: Any) -> None:
+    """The place of stories: the lines of a film, written again, beside the film."""
+    lines = json.dumps({"lines": [{"seconds": None, "cut": False} | line for line in STORY], "shown": film,
+                        "fields": {"model": "tiny"}, "from": None})  # fmt: skip
+    page.evaluate("(lines) => localStorage.setItem('radial-story', lines)", lines)
+    page.goto(f"{URL}/story/{film}")
+    page.wait_for_selector(f"#film-now .segments li.done:nth-child({len(STORY)}) img")
+    page.wait_for_selector("#story-told .fits")
+    page.wait_for_function("document.querySelector('#film-now video')?.readyState >= 2")
+    page.evaluate("document.querySelector('#film-now video').pause()")
+    time.sleep(2)
+    page.screenshot(path=path("story"))
+    page.goto(URL)
+    page.wait_for_selector("#estimate b")
 
 
 def tune() -> None:

@@ -78,7 +78,8 @@ WORDS = {
 # What the fields of a story mean that a clip has not, or that mean something else there.
 STORY_WORDS = {
     "lines": "the story's prompts in their order, each words or an object of prompt, name (of its figure), seconds, "
-    "cut (the picture cuts before it) and seed (of its own)",
+    "cut (the picture cuts before it), seed (of its own) and remember (pin, drop, or the number of the segment whose "
+    "memory is read in its place)",
     "seconds": "of a line that does not say; a native clip's when left out",
     "remember": "what an earlier segment leaves: nothing, its last frame, the mean of its frames, less with age, or "
     "tokens that were learned for it",

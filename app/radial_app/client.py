@@ -90,9 +90,9 @@ class Client:
         return _video(self._call("POST", f"/v1/videos/{id}/finish", fields))
 
     def create_story(self, lines: Sequence[str | dict[str, Any]], **fields: Any) -> RemoteStory:
-        """Put a story into the queue: its prompts, or objects of ``prompt``, ``name``, ``seconds`` and ``cut``; fields
-        are those of a video's request, and of stories. :meth:`wait`, :meth:`download`, :meth:`cancel` and
-        :meth:`delete` take its id as a video's.
+        """Put a story into the queue: its prompts, or objects of ``prompt``, ``name``, ``seconds``, ``cut``, ``seed``
+        and ``remember``; fields are those of a video's request, and of stories. :meth:`wait`, :meth:`download`,
+        :meth:`cancel` and :meth:`delete` take its id as a video's.
 
         Raises:
             RequestError: the server refuses, and says why.
@@ -101,10 +101,14 @@ class Client:
         return _story(self._call("POST", "/v1/stories", {"lines": list(lines)} | fields))
 
     def continue_story(
-        self, id: str, lines: Sequence[str | dict[str, Any]], *, keep: int | None = None
+        self, id: str, lines: Sequence[str | dict[str, Any]] = (), *, keep: int | None = None,
+        remember: dict[int, str | int | None] | None = None,
     ) -> RemoteStory:  # fmt: skip
-        """Go on with a story whose film has ended: another one of its segments, or of its first ``keep``, and lines."""
-        body = {"lines": list(lines)} | ({} if keep is None else {"keep": keep})
+        """Go on with a story whose film has ended: another one of its segments, or of its first ``keep``, and lines.
+        ``remember`` says by number how segments that stay are remembered from now on: ``pin``, ``drop``, the number of
+        another one, or None as all are; the film is made anew from the first segment on that reads what was changed."""
+        body: dict[str, Any] = {"lines": list(lines), "remember": remember or {}}
+        body |= {} if keep is None else {"keep": keep}
         return _story(self._call("POST", f"/v1/stories/{id}/continue", body))
 
     def get_story(self, id: str) -> RemoteStory:

@@ -151,7 +151,7 @@ class StoryEngine:
         self.cache.write()
         segment = self.plan.segment_of(chunk)
         ended = self.plan.frames_of(chunk).stop == self.plan.segment_frames(segment).stop
-        if self.plan.memory.kind == "learned" and ended:
+        if self.plan.memory.kind == "learned" and ended and segment not in self.plan.dropped:
             self.cache.begin_learned(segment, latents.device)
             clean = torch.zeros((), device=latents.device)
             self._predict(torch.zeros_like(latents[:, :, :1]), clean, words.wanted, learned=range(1))

@@ -7,7 +7,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -111,16 +111,15 @@ def grow_film(
         )
     for note in (*model.notes, *_notes(story, model)):
         on_event(Event("load", note=note))
-    started = time.monotonic()
     hint = "while a part was made; what is finished plays, and a smaller size or a shorter memory takes less"
     with device_errors(model.device, lambda: hint):
         maker: Maker = Windows(story, model, state.folder) if story.memory is None else Chunks(story, model)
         try:
             with quiet():
-                made = _render(story, model, maker, state, base, anew, on_event, on_made, is_enough)
+                made, seconds = _render(story, model, maker, state, base, anew, on_event, on_made, is_enough)
         finally:
             maker.close()
-    receipt = _receipt(story, model, story.ends(made), time.monotonic() - started)
+    receipt = _receipt(story, model, story.ends(made), seconds)
     return Film(state.film, receipt, made == story.count())
 
 
@@ -131,12 +130,14 @@ class _EnoughError(Exception):
 def _render(
     story: StoryRequest, model: LoadedModel, maker: Maker, state: FilmState, base: FilmState | None, anew: bool,
     on_event: OnEvent, on_made: Callable[[Made], None], is_enough: Callable[[], bool],
-) -> int:  # fmt: skip
-    """Make what is not there yet: how many pieces there are then."""
+) -> tuple[int, float]:  # fmt: skip
+    """Make what is not there yet: how many pieces there are then, and how many seconds all of them took, at whatever
+    attempt."""
     pieces, stride = story.pieces(), story.stride
     added = [stride * latents + (1 if number == 0 else 0) for number, (_, latents) in enumerate(pieces)]
     about, frames = _abouts(story, model, added), 0
     there = _take_up(story, model, state, about, base, on_event, anew=anew)
+    seconds = sum(piece.seconds for piece in there)
 
     def tell(number: int, size: int, *, taken_up: bool, frame: Frames | None = None) -> None:
         nonlocal frames
@@ -153,7 +154,8 @@ def _render(
         steps = story.request.num_inference_steps or 1
         for number in range(len(there), len(pieces)):
             if number and is_enough():
-                return number
+                return number, seconds
+            began = time.monotonic()
             _check_room(state.folder)
 
             def on_step(step: int, number: int = number) -> None:
@@ -164,15 +166,17 @@ def _render(
             try:
                 made, tensors = maker.make(number, on_step)
             except _EnoughError:
-                return number
+                return number, seconds
             if len(made) != added[number]:
                 raise GenerationError(f"piece {number + 1} has {len(made)} frames, not {added[number]}")
             size = film.append(made)
-            state.add(number, Piece(about[number], tensors, size, film.frames))
+            took = round(time.monotonic() - began, 3)
+            state.add(number, Piece(about[number], tensors, size, film.frames, took))
+            seconds += took
             tell(number, size, taken_up=False, frame=made[-1])
     finally:
         film.close()
-    return len(pieces)
+    return len(pieces), seconds
 
 
 def _take_up(
@@ -202,7 +206,9 @@ def _take_up(
         )
     if begun and same < min(len(there), len(about)):
         parts = "1 finished part is" if len(there) - same == 1 else f"{len(there) - same} finished parts are"
-        why = differences or ": the story is another one from there on"
+        why = ": what is remembered there is not as it was"
+        if differences or story.lines_alike_until(told) <= segment:
+            why = differences or ": the story is another one from there on"
         on_event(Event("load", note=f"{parts} made anew, from {since} on{why}"))
     state.drop_from(same)
     state.begin(story.told() | {"seed": story.request.seed, "made": made_with, "kept": kept})
@@ -210,15 +216,17 @@ def _take_up(
 
 
 def _abouts(story: StoryRequest, model: LoadedModel, added: list[int]) -> list[str]:
-    """Of each piece, a digest of all that decides it: the settings, and every line up to its own."""
+    """Of each piece, a digest of all that decides it: the settings, every line up to its own, and what it remembers."""
     parts = (model.fingerprint, model.loras, model.device.type, str(model.dtype), *_fingerprints(story))
     whole = hashlib.sha256(story.digest(repr(parts)).encode())
-    found, before = [], -1
-    for (segment, _), frames in zip(story.pieces(), added, strict=True):
+    found, before, reads = [], -1, story.unusual_reads()
+    for piece, ((segment, _), frames) in enumerate(zip(story.pieces(), added, strict=True)):
         if segment != before:
             before, line = segment, story.lines[segment]
             own = () if line.seed is None else (line.seed,)
             whole.update(repr((line.prompt, line.cut, *own)).encode())
+        if piece in reads:
+            whole.update(reads[piece].encode())
         whole.update(f"/{frames}".encode())
         found.append(whole.hexdigest()[:32])
     return found
@@ -276,7 +284,7 @@ def _receipt(story: StoryRequest, model: LoadedModel, ends: tuple[int, ...], sec
     receipt = make_receipt(story.request, model, attention, {"film": round(seconds, 3)})
     begins = [0, *ends[:-1]]
     lines = [
-        asdict(line) | {"begin": begin / story.fps, "end": end / story.fps}
+        line.told() | {"begin": begin / story.fps, "end": end / story.fps}
         for line, begin, end in zip(story.lines, begins, ends, strict=False)
     ]
     return receipt | {"story": story.told() | {"lines": lines}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -55,6 +55,16 @@ class StoryRequest:
     read_decay: float | None = None
     rectify_every: int = 1
 
+    def __post_init__(self) -> None:
+        told = next((one for one, line in enumerate(self.lines, 1) if line.remember is not None), None)
+        if told is not None and self.memory is None:
+            raise RequestError(
+                f"line {told} says how it is remembered, and this story is made window by window, without a memory: "
+                "leave its remember out, or take a model and an adapter that make stories in chunks"
+            )
+        if told is not None:
+            self.plan()  # or it raises
+
     @property
     def way(self) -> Way:
         return "windows" if self.memory is None else "chunks"
@@ -67,8 +77,14 @@ class StoryRequest:
     def plan(self) -> StoryPlan:
         """The chunks of a story that is made in chunks: each line's time, to the nearest one."""
         assert self.memory is not None
-        cuts = tuple(number for number, line in enumerate(self.lines) if line.cut)
-        return StoryPlan(self.memory, tuple(count for count, _ in self._parts()), cuts)
+        told = [(number, line.remember) for number, line in enumerate(self.lines)]
+        return StoryPlan(
+            self.memory, tuple(count for count, _ in self._parts()),
+            cuts=tuple(number for number, line in enumerate(self.lines) if line.cut),
+            pinned=tuple(number for number, remember in told if remember == "pin"),
+            dropped=tuple(number for number, remember in told if remember == "drop"),
+            replaced=tuple((number, remember - 1) for number, remember in told if isinstance(remember, int)),
+        )  # fmt: skip
 
     def pieces(self) -> tuple[tuple[int, int], ...]:
         """The pieces that the film is made of, chunks or windows: each one's segment, and the latent frames that it
@@ -126,12 +142,41 @@ class StoryRequest:
         return replace(self, lines=tuple(lines), request=request)
 
     def alike_until(self, told: dict[str, Any]) -> int:
-        """How many of its first segments are those of another story, as :meth:`told` tells of it."""
+        """How many of its first segments are those of another story, as :meth:`told` tells of it, and remember the
+        same.
+
+        Raises:
+            RequestError: that one's lines break a rule.
+        """
+        alike = self.lines_alike_until(told)
+        theirs = self.with_lines(lines_told(told["lines"])).unusual_reads() if alike else {}
+        own, last = self.unusual_reads(), sum(count for count, _ in self._parts()[:alike])
+        return next((self.segment_at(piece) for piece in range(last) if own.get(piece) != theirs.get(piece)), alike)
+
+    def lines_alike_until(self, told: dict[str, Any]) -> int:
+        """How many of its first lines are those of another story, whatever they say of memory."""
         lines = told.get("lines")
         theirs = lines if isinstance(lines, list) else []
-        own = [asdict(line) for line in self.lines]
-        pairs = zip(own, theirs, strict=False)
-        return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(own), len(theirs)))
+        own = [replace(line, remember=None).told() for line in self.lines]
+        others = [{k: v for k, v in one.items() if k != "remember"} if isinstance(one, dict) else one for one in theirs]
+        pairs = zip(own, others, strict=False)
+        return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(own), len(others)))
+
+    def unusual_reads(self) -> dict[int, str]:
+        """By piece, a digest of what it sees of the past, where that is not what it would see if no line said how it is
+        remembered."""
+        if all(line.remember is None for line in self.lines):
+            return {}
+        plan, usual = self.plan(), replace(self, lines=tuple(replace(one, remember=None) for one in self.lines)).plan()
+
+        def seen(plan: StoryPlan, chunk: int) -> Any:
+            reads = plan.reads(chunk)
+            return reads if self.read_decay is None else [(read, plan.is_read_whole(read)) for read in reads]
+
+        return {
+            chunk: hashlib.sha256(repr(found).encode()).hexdigest() for chunk in range(plan.chunks)
+            if (found := seen(plan, chunk)) != seen(usual, chunk)
+        }  # fmt: skip
 
     def told(self) -> dict[str, Any]:
         """All of it, in values for JSON."""
@@ -140,7 +185,7 @@ class StoryRequest:
     def asked(self) -> dict[str, Any]:
         """The same without what its model says."""
         return {
-            "lines": [asdict(line) for line in self.lines], "seconds": self.seconds, "way": self.way,
+            "lines": [line.told() for line in self.lines], "seconds": self.seconds, "way": self.way,
             "memory": None if self.memory is None else self.memory.model_dump(mode="json"),
             "read_decay": self.read_decay, "rectify_every": self.rectify_every,
         }  # fmt: skip

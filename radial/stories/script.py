@@ -4,31 +4,35 @@
     4s anna: a small red star rises on a black background
     anna: spins slowly
     # cut
+    # remember: pin
     2.5s ben: a large blue ring falls on white
 
 ``anna: ...`` gives a figure a name at its first mention, which describes it, and brings it back at later ones; the
-words reach the model as they stand. Seconds before a line are its time. ``# cut`` begins the next line at a hard cut.
+words reach the model as they stand. Seconds before a line are its time. ``# cut`` begins the next line at a hard cut,
+and ``# remember: pin``, ``drop`` or a segment's number says how it is remembered.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from radial.errors import RequestError
 from radial.files import decode_text
 from radial.request import MAX_SEED
 
 MAX_LINES = 4096
-_OF_AN_ENTRY = ("prompt", "name", "seconds", "cut", "seed")
+Remember = Literal["pin", "drop"] | int
+_OF_AN_ENTRY = ("prompt", "name", "seconds", "cut", "seed", "remember")
 _LONGEST = 600.0  # seconds of a line
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*s\s+(?=\S)")
 _NAME = re.compile(r"([^\W\d_][\w-]{0,31})\s*:\s*", re.UNICODE)
 _RETURN = re.compile(r"@([^\W\d_][\w-]{0,31})\b", re.UNICODE)
 _CUT = re.compile(r"#\s*cut\s*", re.IGNORECASE)
+_REMEMBER = re.compile(r"#\s*remember\s*:\s*(.*)", re.IGNORECASE)
 _LARGEST = 1 << 20  # bytes of a file
 _TORN = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError)  # what YAML's tags raise at what they get
 _MOST_LETTERS = 20_000  # of a prompt, as of a clip's
@@ -46,6 +50,8 @@ class Line:
         returns: whether that figure was there before.
         cut: whether it begins at a hard cut: nothing of the segment before is in its window.
         seed: that it is drawn from in place of the story's, as where it was made anew.
+        remember: how later segments remember it, where they do not as others: ``pin``, always whole and near; ``drop``,
+            never; or the number, from 1, of a segment whose memory they read in place of its own.
     """
 
     prompt: str
@@ -54,6 +60,11 @@ class Line:
     returns: bool = False
     cut: bool = False
     seed: int | None = None
+    remember: Remember | None = None
+
+    def told(self) -> dict[str, Any]:
+        """All of it, in values for JSON; as in earlier versions where those could say it."""
+        return {name: value for name, value in asdict(self).items() if name != "remember" or value is not None}
 
 
 def read_story(text: str, known: frozenset[str] | None = None) -> tuple[Line, ...]:
@@ -66,13 +77,21 @@ def read_story(text: str, known: frozenset[str] | None = None) -> tuple[Line, ..
         RequestError: a line is empty, a name is used before it is given, a time is out of bounds; says which line.
     """
     lines: list[Line] = []
-    named, cut = set(known or ()), False
+    named, cut, remember = set(known or ()), False, None
     rows = text.splitlines()
     while rows and not rows[-1].strip():
         rows.pop()
     for number, row in enumerate(rows, 1):
         if _CUT.fullmatch(row.strip()):
             cut = True
+            continue
+        if (told := _REMEMBER.fullmatch(row.strip())) is not None:
+            if remember is not None:
+                raise RequestError(
+                    f"line {number} says once more how the next one is remembered: leave one of them out"
+                )
+            word = told[1].casefold()
+            remember = check_remember(int(word) if word.isdecimal() and len(word) < 10 else word, f"line {number}")
             continue
         if row.lstrip().startswith("#"):
             continue
@@ -81,14 +100,19 @@ def read_story(text: str, known: frozenset[str] | None = None) -> tuple[Line, ..
         seconds, rest = None, row.strip()
         if (time := _SECONDS.match(rest)) is not None:
             seconds, rest = float(time[1]), rest[time.end() :]
-        lines.append(_line(rest, seconds, named, cut and bool(lines or known is not None), f"line {number}"))
-        cut = False
+        line = _line(rest, seconds, named, cut and bool(lines or known is not None), f"line {number}")
+        lines.append(replace(line, remember=remember))
+        cut, remember = False, None
+    if remember is not None:
+        raise RequestError(
+            "the last line says how the next one is remembered, and none follows: write one, or remove it"
+        )
     return _checked(lines)
 
 
 def read_story_file(path: Path, known: frozenset[str] | None = None) -> tuple[Line, ...]:
     """The segments of a story in a file; YAML where it is so named: a list of prompts, or of ``prompt``, ``name``,
-    ``seconds``, ``cut`` and ``seed``.
+    ``seconds``, ``cut``, ``seed`` and ``remember``.
 
     Raises:
         RequestError: it cannot be read, or breaks a rule of a story.
@@ -136,7 +160,8 @@ def read_story_yaml(text: str, known: frozenset[str] | None = None) -> tuple[Lin
 
 
 def read_entries(found: Sequence[Any], known: frozenset[str] | None = None, what: str = "entry") -> tuple[Line, ...]:
-    """The segments of a story that is a list of prompts, or of ``prompt``, ``name``, ``seconds``, ``cut`` and ``seed``.
+    """The segments of a story that is a list of prompts, or of ``prompt``, ``name``, ``seconds``, ``cut``, ``seed`` and
+    ``remember``.
 
     Args:
         known: names that were given before, where a film goes on; None where it begins.
@@ -165,7 +190,7 @@ def read_entries(found: Sequence[Any], known: frozenset[str] | None = None, what
         if not isinstance(cut := values.get("cut", False), bool):
             raise RequestError(f"{where}: cut must be true or false, not {_shown(cut)}")
         line = _line(words, seconds, named, cut and bool(lines or known is not None), where)
-        lines.append(replace(line, seed=seed))
+        lines.append(replace(line, seed=seed, remember=check_remember(values.get("remember"), where)))
     return _checked(lines)
 
 
@@ -187,7 +212,8 @@ def lines_told(told: Any) -> tuple[Line, ...]:
         if not isinstance(returns, bool) or not isinstance(cut, bool):
             raise RequestError(f"{where} does not say whether it returns and is cut")
         seed = check_seed(values.get("seed"), where)
-        lines.append(Line(prompt, check_seconds(seconds, where), name, returns, cut, seed))
+        remember = check_remember(values.get("remember"), where)
+        lines.append(Line(prompt, check_seconds(seconds, where), name, returns, cut, seed, remember))
     return _checked(lines)
 
 
@@ -205,6 +231,22 @@ def check_seed(seed: Any, where: str) -> int | None:
     if seed is not None and not (isinstance(seed, int) and is_number(seed) and 0 <= seed <= MAX_SEED):
         raise RequestError(f"{where}: a seed is a whole number from 0 to {MAX_SEED}, not {_shown(seed)}")
     return seed
+
+
+def check_remember(remember: Any, where: str) -> Remember | None:
+    """How a segment is remembered, if it says so.
+
+    Raises:
+        RequestError: it is nothing that a segment can say.
+    """
+    if remember is None or remember in ("pin", "drop"):
+        return remember
+    if not (isinstance(remember, int) and is_number(remember) and 1 <= remember <= MAX_LINES):
+        raise RequestError(
+            f"{where}: remember is pin, drop, or the number of the segment whose memory is read in its place, from 1 "
+            f"on, not {_shown(remember)}"
+        )
+    return remember
 
 
 def check_seconds(seconds: Any, where: str) -> float | None:

@@ -46,12 +46,14 @@ class Piece:
         about: a digest of all that it is of: the story so far and how it was made.
         tensors: what the pieces after it need.
         size, frames: the film's bytes and frames, this piece included.
+        seconds: that making it took.
     """
 
     about: str
     tensors: dict[str, Tensor] = field(repr=False)
     size: int = 0
     frames: int = 0
+    seconds: float = 0.0
 
 
 class FilmState:
@@ -144,7 +146,8 @@ class FilmState:
         """
         from safetensors.torch import save_file
 
-        told = {"format": _FORMAT, "about": piece.about, "size": piece.size, "frames": piece.frames}
+        told = {"format": _FORMAT, "about": piece.about, "size": piece.size, "frames": piece.frames,
+                "seconds": piece.seconds}  # fmt: skip
         tensors = {name: x.cpu().contiguous() for name, x in piece.tensors.items()}
         publish(
             self._path(number),
@@ -166,7 +169,9 @@ class FilmState:
                 with safe_open(self._path(number), "pt") as file:
                     told = json.loads((file.metadata() or {})["radial"])
                     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                version, piece = told["format"], Piece(told["about"], tensors, int(told["size"]), int(told["frames"]))
+                took = float(told.get("seconds", 0.0))  # not told by earlier versions
+                version = told["format"]
+                piece = Piece(told["about"], tensors, int(told["size"]), int(told["frames"]), took)
             except (OSError, SafetensorError, ValueError, KeyError, TypeError):
                 return
             if version != _FORMAT:

@@ -95,6 +95,11 @@ class Film:
     whole: bool = True
     sound: Sound | None = field(default=None, repr=False)
 
+    @property
+    def seconds(self) -> float:
+        """That making it took, at whatever attempts."""
+        return float(self.receipt["seconds"]["film"])
+
     def encode(self, path: Path, encoding: Encoding) -> None:
         """Write it, as an ordinary MP4 of its packets, to this very file.
 

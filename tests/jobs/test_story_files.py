@@ -14,7 +14,7 @@ from radial.request import make_request
 from radial.stories.fields import make_story
 from radial.stories.script import read_entries, read_story
 from radial_app.cli import main as cli
-from radial_app.jobs.job import Job, Output
+from radial_app.jobs.job import Job, Output, digest_of
 from radial_app.jobs.lists.job_files import JobFileError, read_jobs
 from radial_app.jobs.schema import _MIGRATIONS, _SCHEMA
 from radial_app.jobs.store import JobStore
@@ -61,7 +61,7 @@ def test_job_files_hold_stories(tmp_path: Path) -> None:
         "      1s anna: spins\n"
         "    seconds: 0.5\n"
         "    grid: {seed: [1, 2]}\n"
-        "  - story: [a ring, {prompt: falls, name: ben, cut: true, seed: 5}]\n"
+        "  - story: [{prompt: a ring, remember: pin}, {prompt: falls, name: ben, cut: true, seed: 5, remember: 1}]\n"
         "    causal: true\n"
         "    remember: radial\n"
         "    memory_frames: 2\n"
@@ -75,7 +75,14 @@ def test_job_files_hold_stories(tmp_path: Path) -> None:
     assert one.digest != two.digest
     assert one.request.prompt == "anna: a red star"
     assert (chunks.story.way, chunks.story.memory.kind) == ("chunks", "radial")  # type: ignore[union-attr]
-    assert chunks.story.lines == read_entries(["a ring", {"prompt": "falls", "name": "ben", "cut": True, "seed": 5}])
+    entries = [{"prompt": "a ring"}, {"prompt": "falls", "name": "ben", "cut": True, "seed": 5}]
+    marked = [entries[0] | {"remember": "pin"}, entries[1] | {"remember": 1}]
+    assert chunks.story.lines == read_entries(marked)
+    with JobStore(tmp_path / "data") as store:
+        assert store.get(store.add([chunks])[0].id).story == chunks.story
+    usual = chunks.story.with_lines(read_entries(entries))
+    assert not any("remember" in line for line in usual.told()["lines"]), "as jobs of before are known"
+    assert digest_of(chunks.request, Output(), story=usual) != digest_of(chunks.request, Output(), story=chunks.story)
     (tmp_path / "jobs.jsonl").write_text(json.dumps({"story": ["a", "b"], "seed": 3}))
     (told,) = read_jobs(tmp_path / "jobs.jsonl", output=Output())
     assert told.story is not None
@@ -92,6 +99,8 @@ def test_job_files_hold_stories(tmp_path: Path) -> None:
         ({"story": ["a"], "output": "a.webm"}, "a story becomes an MP4 of H.264"),
         ({"story": ["a"], "remember": "all"}, "remember must be"), ({"story": ["a"], "model": "mochi"}, "make a story"),
         ({"story": [{"prompt": "a", "seed": -1}]}, "a seed is a whole number from 0"),
+        ({"story": "# remember: pin\na\nb"}, "line 1 says how it is remembered, and this story is made window by"),
+        ({"story": ["a", {"prompt": "b", "remember": 2}], "causal": True}, "as segment 2, which is itself"),
     ],
 )  # fmt: skip
 def test_what_is_no_story_in_a_job_file(tmp_path: Path, row: dict[str, Any], problem: str) -> None:

@@ -143,6 +143,49 @@ def test_from_lines_to_a_film_that_plays_while_it_grows(client: TestClient, path
     assert client.get(url).json()["goes_on"]
 
 
+def test_memory_in_its_users_hands(paths: ServerPaths, client: TestClient) -> None:
+    lines: list[Any] = [f"a star {how}" for how in ("rises", "spins", "falls", "grows", "turns")]
+    quick = CHUNKS | {"seconds": 0.25}
+    plan = client.post("/v1/stories/check", json={"lines": [*lines[:4], {"prompt": "a", "remember": 9}]} | quick)
+    assert "segment 5 is remembered as segment 9, and the story has 5" in problem_of(plan)
+    lines[1] = {"prompt": lines[1], "remember": "drop"}
+    with serving(make_app(paths)) as port:
+        remote = Client(f"http://127.0.0.1:{port}")
+        id_ = remote.create_story(lines, **quick).id
+        work(paths)
+        here = f"/v1/stories/{id_}"
+        before = client.get(here).json()
+        assert [one["remember"] for one in before["segments"]] == [None, "drop", None, None, None]
+        for body, problem in (
+            ({}, "lines must be from 1 to 256 prompts, not 0"),
+            ({"remember": {"6": "pin"}}, "segment 6 is none of the 5 that stay"),
+            ({"remember": {"5": "pin"}, "keep": 4}, "segment 5 is none of the 4 that stay"),
+            ({"remember": {"3": 3}}, "segment 3 is remembered as segment 3, which is itself"),
+            ({"remember": {"3": "never"}}, "remember"), ({"remember": {"3": True}}, "remember"),
+        ):  # fmt: skip
+            answer = client.post(f"{here}/continue", json=body)
+            assert answer.status_code == 422, body
+            assert problem in problem_of(answer)
+        # Segment 2's last frame, that of chunk 2, leaves the window of two frames at segment 5: that one reads it.
+        longer = remote.continue_story(id_, remember={2: None})
+    told = client.get(f"/v1/stories/{longer.id}").json()
+    assert [one["remember"] for one in told["segments"]] == [None] * 5
+    made: set[int] = set()
+    work(paths, lambda event: made.add(event.video))
+    assert made == {4}, "from the first that reads it on"
+    again = client.post(f"{here}/continue", json={"remember": {"1": "pin"}, "lines": ["it rests"], "keep": 4}).json()
+    assert again["notes"][-1].startswith("no segment that is there reads the memory that was changed")
+    dropped = client.post(f"{here}/continue", json={"remember": {"1": "drop"}}).json()
+    note = (
+        "segments 1 to 3 stay as they are; from segment 4 on, the first that reads what was changed, the film is made"
+    )
+    assert dropped["notes"][-1].startswith(note)
+    with JobStore(paths.data) as store:
+        assert any(text.startswith(note) for *_, text in store.events(dropped["id"]))
+    windows = client.post("/v1/stories/check", json={"lines": lines} | SMALL)
+    assert "line 2 says how it is remembered, and this story is made window by window" in problem_of(windows)
+
+
 BAD: list[tuple[dict[str, Any], str, str | None]] = [
     ({"lines": []}, "lines must be from 1 to 256 prompts, not 0", "lines"), ({}, "lines Field required", "lines"),
     ({"lines": ["a", " "]}, "line 2 is empty", None), ({"lines": ["a", 3]}, "line 2 is empty", None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from radial.attention.story.cache import StoryCache
 from radial.attention.story.framewise import Framewise
 from radial.attention.story.packed import PackedStory
 from radial.attention.story.tokens import hold_tokens
-from radial.errors import ModelError
+from radial.errors import ModelError, RequestError
 from radial.plans.story.memory import MemoryKind, StoryMemory, StoryPlan, thinned
 
 HEIGHT, WIDTH, TEXT, TOKENS = 4, 4, 6, 5  # tokens of a frame, of a text, and learned ones of a segment
@@ -82,7 +83,8 @@ def by_chunk(transformer: WanTransformer3DModel, plan: StoryPlan) -> tuple[Tenso
             call(clean[:, :, own], torch.zeros_like(level), told, [0] * len(frames), cache.attend)
             cache.write()
             segment = plan.segment_of(chunk)
-            if plan.memory.kind == "learned" and frames.stop == plan.segment_frames(segment).stop:
+            ends = frames.stop == plan.segment_frames(segment).stop
+            if plan.memory.kind == "learned" and ends and segment not in plan.dropped:
                 cache.begin_learned(segment, clean.device)
                 call(noisy[:, :, :1], torch.zeros_like(level[:, :1]), told, [0], cache.attend, range(1))
                 cache.write()
@@ -110,6 +112,79 @@ def test_cached_chunks_are_those_of_one_masked_call(
             in_blocks is False or kind in ("radial", "learned") or thinning > 1  # parts of frames
         )
         torch.testing.assert_close(cached, whole, rtol=0, atol=1e-12)
+
+
+_IN_HANDS: dict[str, Any] = {"pinned": (3,), "dropped": (0,), "replaced": ((5, 1),)}
+
+
+@pytest.mark.parametrize(("kind", "thinning", "wanted"), [
+    *((kind, 1, _IN_HANDS) for kind in KINDS[1:]), ("last_frame", 4, _IN_HANDS),
+    ("last_frame", 4, {"dropped": (0, 3)}), ("radial", 1, {"replaced": ((4, 1), (0, 6))}),
+])  # fmt: skip
+def test_what_is_pinned_dropped_and_replaced_is_read_as_the_plan_says(
+    transformer: WanTransformer3DModel, kind: MemoryKind, thinning: int, wanted: dict[str, Any]
+) -> None:
+    memory = StoryMemory(
+        chunk_frames=2, window_frames=3, kind=kind, memory_positions=5, memory_thinning=thinning,
+        memory_tokens=TOKENS if kind == "learned" else None, memory_frames=2 if kind == "radial" else None,
+    )  # fmt: skip
+    plan = StoryPlan(memory, (1, 1, 2, 1, 1, 1, 1, 2), (5,), **wanted)
+    cached, kept = by_chunk(transformer, plan)
+    whole, _ = at_once(transformer, plan)
+    torch.testing.assert_close(cached, whole, rtol=0, atol=1e-12)
+    if wanted.keys() == {"dropped"}:
+        _, usual = by_chunk(transformer, StoryPlan(memory, plan.segment_chunks, plan.cuts))
+        assert kept[-1] < usual[-1], "what nobody reads any more is let go of"
+
+
+def test_which_frames_each_chunk_reads_of_a_memory_in_its_users_hands() -> None:
+    """Spelled out, for a story of one chunk of two frames a segment: from the memory that lies farthest on, frames and
+    distances."""
+    memory = StoryMemory(chunk_frames=2, window_frames=2, memory_positions=3, memory_thinning=4)
+
+    def remembered(chunk: int, memory: StoryMemory = memory, **wanted: Any) -> list[tuple[tuple[int, ...], int, int]]:
+        reads = StoryPlan(memory, (1,) * 8, **wanted).reads(chunk)
+        *far, sink, older, newer = reads
+        frame = 1 + 2 * chunk
+        assert [(one.frames, one.thinning, one.distance) for one in (sink, older, newer)] == [
+            ((0,), 1, 3), ((frame - 2,), 1, 2), ((frame - 1,), 1, 1)
+        ]  # fmt: skip
+        return [(one.frames, one.thinning, one.distance) for one in far]
+
+    # Segment n ends with frame 2n + 2; the newest, 4, lies in the window of chunk 5. The last place is shared.
+    assert remembered(5) == [((2,), 4, 6), ((4,), 4, 6), ((6,), 4, 5), ((8,), 4, 4)]
+    # Pinned: whole, nearest, the newer one first; the others move back.
+    assert remembered(5, pinned=(0, 2)) == [((4,), 4, 6), ((8,), 4, 6), ((2,), 1, 5), ((6,), 1, 4)]
+    assert remembered(1, pinned=(0,)) == []  # it is seen in the window, whole
+    assert remembered(5, dropped=(3, 1)) == [((2,), 4, 5), ((6,), 4, 4)]
+    # Segment 1 in place of 3: it lies where that one did, and nowhere else.
+    assert remembered(5, replaced=((3, 1),)) == [((2,), 4, 6), ((6,), 4, 5), ((4,), 4, 4)]
+    # Segment 3 in place of 0, once it is finished.
+    assert remembered(3, replaced=((0, 3),)) == remembered(3) == [((2,), 4, 5), ((4,), 4, 4)]
+    assert remembered(4, replaced=((0, 3),)) == [((4,), 4, 5), ((6,), 4, 4)]
+    assert remembered(5, replaced=((0, 3),)) == [((4,), 4, 6), ((6,), 4, 5), ((8,), 4, 4)]
+    radial = StoryMemory(chunk_frames=2, window_frames=2, memory_positions=8, kind="radial", memory_frames=2)
+    assert remembered(5, radial) == [((2,), 2, 7), ((4,), 2, 6), ((6,), 1, 5), ((8,), 1, 4)]
+    assert remembered(5, radial, pinned=(0,)) == [((4,), 2, 8), ((6,), 1, 7), ((8,), 1, 6), ((1,), 1, 5), ((2,), 1, 4)]
+    # As old as the segment that it stands for.
+    assert remembered(5, radial, replaced=((3, 0),)) == [((4,), 2, 6), ((6,), 1, 5), ((2,), 1, 4)]
+
+
+def test_memory_that_cannot_be_as_its_user_wants_it() -> None:
+    memory = StoryMemory(memory_positions=3)
+    for wanted, problem in (
+        ({"replaced": ((0, 4),)}, "segment 1 is remembered as segment 5, and the story has 4"),
+        ({"replaced": ((1, 1),)}, "segment 2 is remembered as segment 2, which is itself"),
+        ({"replaced": ((1, 0),), "dropped": (0,)}, "segment 1, which is dropped: name another, or keep that one"),
+        ({"replaced": ((2, 1), (1, 0))}, "as segment 2, and that one as segment 1: name the one that is read"),
+        ({"pinned": (0, 1, 2)}, "takes 3 places of memory, and there are 2 for it: pin less, or take more memory_pos"),
+    ):
+        with pytest.raises(RequestError, match=problem):
+            StoryPlan(memory, (1, 1, 1, 1), **wanted)
+    with pytest.raises(RequestError, match=r"takes 8 places .* or fewer memory_frames"):
+        StoryPlan(StoryMemory(kind="radial", memory_positions=8), (2, 1), pinned=(0,))
+    with pytest.raises(RequestError, match="this story remembers nothing"):
+        StoryPlan(StoryMemory(kind="none"), (1, 1), dropped=(0,))
 
 
 @pytest.mark.parametrize("kind", ["last_frame", "mean_pool", "radial"])

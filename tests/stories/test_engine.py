@@ -10,6 +10,7 @@ import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from torch import Tensor
 
+from radial.attention.story.sparse_reads import sparse_lists
 from radial.attention.story.tokens import hold_tokens
 from radial.errors import ModelError, RequestError
 from radial.plans.pattern import RadialPattern
@@ -130,3 +131,19 @@ def test_places_that_the_model_does_not_know_are_refused(transformer: WanTransfo
     memory = StoryMemory(chunk_frames=2, window_frames=60)
     with pytest.raises(RequestError, match="the model knows 64"):
         engine_of(transformer, Sampling(2), StoryPlan(memory, (1,)))
+
+
+def test_what_is_pinned_is_read_whole_where_others_are_read_sparsely() -> None:
+    memory = StoryMemory(chunk_frames=1, window_frames=5, memory_positions=4)
+    usual, pinned = (StoryPlan(memory, (1,) * 12, pinned=pinned) for pinned in ((), (1,)))
+    reads = pinned.reads(11)[::-1]
+    assert (reads[6].frames, reads[6].distance) == ((2,), 7)
+
+    def blocks(plan: StoryPlan) -> set[int]:
+        """Of what one chunk of a frame of one block sees: itself, the window, the first frame, and memory."""
+        lists = sparse_lists(plan, 11, 4, 4, RadialPattern(decay=0.01, skip_width=16), 16, torch.device("cpu"))
+        assert len(lists.row_offsets) == 2
+        return set(lists.column_indices.tolist())
+
+    assert 7 not in blocks(usual)
+    assert blocks(pinned) == blocks(usual) | {7}

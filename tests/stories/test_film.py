@@ -243,6 +243,67 @@ def test_what_is_kept_of_another_film_is_never_made_anew(tmp_path: Path, wan_fol
         make("gone.mp4", story, base=base)
 
 
+def test_a_memory_that_is_changed_makes_the_film_anew_from_what_reads_it(
+    tmp_path: Path, wan_folder: Path, model: LoadedModel
+) -> None:
+    lines = [f"0.25s {what} rises" for what in ("a star", "a ring", "a cube", "a ball", "a cone", "a heart")]
+    quick: dict[str, Any] = {"num_inference_steps": 1}
+    story, film = request_of(wan_folder, "\n".join(lines), **quick), tmp_path / "film.mp4"
+    assert story.count() == 6
+
+    def last_latents() -> torch.Tensor:
+        return list(FilmState(state_folder(film)).pieces())[-1].tensors["latents"]
+
+    took, usual = read_receipt(make_film(story, film, model=model))["seconds"]["film"], last_latents()
+    straight = (state_folder(film) / "film.mp4").read_bytes()
+    assert took == pytest.approx(sum(piece.seconds for piece in FilmState(state_folder(film)).pieces()), abs=2e-3)
+
+    def remembered(**said: Any) -> StoryRequest:
+        told = [(line, said.get(f"of_{number}")) for number, line in enumerate(lines, 1)]
+        text = "\n".join(f"# remember: {how}\n{line}" if how else line for line, how in told)
+        return request_of(wan_folder, text, **quick)
+
+    def make(wanted: StoryRequest) -> tuple[set[int], list[str]]:
+        made, notes = list[Made](), list[str]()
+        make_film(wanted, film, model=model, overwrite=True, anew=True, on_made=made.append,
+                  on_event=lambda event: notes.append(event.note))  # fmt: skip
+        return {one.segment + 1 for one in made if not one.taken_up}, [note for note in notes if "anew" in note]
+
+    # A window of two frames: 2 is remembered from 5 on, as the newest, and 1 from 4 on. Pinned, 2 stays nearest in 6.
+    assert remembered(of_2="pin").lines[1].remember == "pin"
+    for said, first in (({"of_2": "pin"}, 6), ({"of_1": "drop"}, 4), ({"of_2": 4}, 5)):
+        wanted = remembered(**said)
+        assert wanted.alike_until(story.told()) == first - 1
+        with pytest.raises(RequestError, match=rf"another story or other settings, from segment {first} on"):
+            make_film(wanted, film, model=model, overwrite=True)
+        anew, notes = make(wanted)
+        assert anew == set(range(first, 7))
+        assert f"from segment {first} on: what is remembered there is not as it was" in notes[0]
+        growing = (state_folder(film) / "film.mp4").read_bytes()
+        assert not torch.equal(last_latents(), usual), "it counts"
+        other = make_film(wanted, tmp_path / f"from-{first}.mp4", model=model)
+        assert (state_folder(other) / "film.mp4").read_bytes() == growing, "as if it had been so from the beginning"
+        told = read_told(read_receipt(film))
+        assert told.lines == wanted.lines
+        assert told.plan() == wanted.plan() != story.plan()
+        assert make(story)[0] == set(range(first, 7))
+        assert (state_folder(film) / "film.mp4").read_bytes() == straight
+    # Where the cache is read sparsely, what is pinned is read whole: that counts from where it is remembered at all.
+    sparse = replace(remembered(of_2="pin"), read_decay=0.2)
+    assert (min(remembered(of_2="pin").unusual_reads()), min(sparse.unusual_reads())) == (5, 4)
+    # What is read by nobody changes nothing.
+    assert make(remembered(of_5="pin", of_6="drop"))[0] == set()
+
+    # Its time is that of all its parts, whenever they were made.
+    assert read_receipt(film)["seconds"]["film"] == pytest.approx(
+        sum(piece.seconds for piece in FilmState(state_folder(film)).pieces()), abs=2e-3
+    )
+    with pytest.raises(RequestError, match="line 2 says how it is remembered, and this story is made window by window"):
+        request_of(wan_folder, "a star\n# remember: pin\na ring", causal=False)
+    with pytest.raises(RequestError, match="segment 2 is remembered as segment 9, and the story has 2"):
+        request_of(wan_folder, "a star\n# remember: 9\na ring")
+
+
 def test_a_window_holds_the_frames_that_it_goes_on_from(
     wan_folder: Path, tmp_path: Path, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +414,11 @@ SCRIPTS = [
     ("anna:", "line 1 names anna and says nothing of it"),
     ("0s a star", "more than 0 and at most 600 seconds, not 0"),
     ("9999s a star", "at most 600 seconds, not 9999"),
+    ("a star\n# remember: pinn\na ring", "line 2: remember is pin, drop, or the number of the segment whose memory"),
+    ("# remember: 0\na ring", "line 1: remember is pin, drop"),
+    (f"# remember: {'9' * 5000}\na ring", "line 1: remember is pin, drop"),
+    ("# remember: pin\n# remember: drop\na ring", "line 2 says once more how the next one is remembered"),
+    ("a ring\n# remember: pin\n# end", "the last line says how the next one is remembered, and none follows"),
 ]
 
 
@@ -363,6 +429,9 @@ def test_what_is_no_story(text: str, problem: str) -> None:
 
 
 def test_lines_and_yaml_say_the_same(tmp_path: Path) -> None:
+    text = "# a story\n# remember: Pin\nAnna: a red star\n#remember:drop\n# cut\n2.5s anna: meets @Anna\n"
+    marked = read_story(f"{text}# remember: 1\nBen: a ring\n# remember me\nBen: falls")
+    assert [(line.remember, line.cut) for line in marked] == [("pin", False), ("drop", True), (1, False), (None, False)]
     lines = read_story("# a story\nAnna: a red star\n2.5s anna: meets @Anna\n# cut\nBen: a ring\n\n")
     assert [line.prompt for line in lines] == ["Anna: a red star", "anna: meets Anna", "Ben: a ring"]
     assert [(line.name, line.returns, line.cut, line.seconds) for line in lines] == [
@@ -374,6 +443,12 @@ def test_lines_and_yaml_say_the_same(tmp_path: Path) -> None:
         "- {name: Ben, prompt: a ring, cut: true}"
     )
     assert read_story_file(file) == lines
+    file.write_text(
+        "- {prompt: 'Anna: a red star', remember: pin}\n"
+        "- {name: anna, prompt: meets @Anna, seconds: 2.5, cut: true, remember: drop}\n"
+        "- {name: Ben, prompt: a ring, remember: 1}\n- {name: Ben, prompt: falls}"
+    )
+    assert read_story_file(file) == marked
     file.write_text("- 2024-99-99\n- yes")
     assert [line.prompt for line in read_story_file(file)] == ["2024-99-99", "yes"]
     with pytest.raises(RequestError, match="cannot read"):
@@ -383,6 +458,7 @@ def test_lines_and_yaml_say_the_same(tmp_path: Path) -> None:
 YAMLS = [
     ("a: b", "is a list of prompts"), ("", "is a list of prompts"), ("- prompt: ''", "entry 1 is empty"),
     ("- a\n- [", "not YAML: line 2"), ("- {prompt: a, sound: b}", "entry 1 has 'sound'"),
+    ("- {prompt: a, remember: true}", "entry 1: remember is pin, drop, or the number of the segment"),
     ("- {prompt: a, seconds: soon}", "must be a number, not 'soon'"), ("- {prompt: a, seconds: .nan}", "not nan"),
     ("- {prompt: a, seconds: true}", "must be a number, not True"), ("- {prompt: a, seconds: 1e999}", "not inf"),
     ("- {prompt: a, seconds: -0.0}", "more than 0"), ("- {prompt: a, seconds: " + 4000 * "9" + "}", "not 999"),

@@ -96,3 +96,47 @@ def test_a_story_from_lines_to_a_film_that_goes_on(page: Any, studio: Studio) ->
     says(page, "Stopped; what is finished plays")
     for id_ in (longer["id"], story):
         studio.call("DELETE", f"/v1/stories/{id_}")
+
+
+def test_memory_is_pinned_dropped_and_replaced_beside_the_pictures(page: Any, studio: Studio) -> None:
+    lines = [{"prompt": f"a star {how}", "cut": False} for how in ("rises", "spins", "falls", "grows")]
+    made = {"model": "small", "size": "32x32", "fps": 16, "num_inference_steps": 1, "seconds": 0.25, "seed": 4,
+            "causal": True, "chunk_frames": 1, "window_frames": 2}  # fmt: skip
+    story = studio.call("POST", "/v1/stories", {"lines": lines} | made)["id"]
+    page.goto(f"{studio.url}/story/{story}")
+    says(page, "Done")
+    # Segment 1 is what the last one remembers: without it, that one is made anew.
+    page.select_option('[aria-label="Memory of segment 2"]', "1")
+    page.wait_for_selector('#film-now .of-memory button:has-text("As it was")')
+    page.select_option('[aria-label="Memory of segment 2"]', "")
+    page.wait_for_function("!document.querySelector('#film-now .of-memory button')")
+    page.select_option('[aria-label="Memory of segment 1"]', "drop")
+    with page.expect_response(lambda answer: answer.url.endswith(f"/{story}/continue")) as told:
+        page.click('button:has-text("Make it anew with this memory")')
+    assert told.value.request.post_data_json == {"remember": {"1": "drop"}, "keep": 4}
+    other = told.value.json()
+    assert "from segment 4 on, the first that reads what was changed" in other["notes"][-1]
+    page.wait_for_selector(f'#film-now img[src*="{other["id"]}/segments/4/"]')
+    says(page, "Done")
+    assert page.input_value('[aria-label="Memory of segment 1"]') == "drop"
+
+    # In rows: a line that is remembered as another one follows it.
+    page.click('button[aria-label="Make it anew from segment 2 on"]')
+    page.select_option('.lines [aria-label="Memory of line 2"]', "4")
+    page.click(".lines .down >> nth=1")
+    page.wait_for_function(f"{PROMPTS}.join() === 'a star spins,a star grows,a star falls'")
+    assert page.input_value('.lines [aria-label="Memory of line 2"]') == "3"
+    page.wait_for_selector('#story-told:has-text("In chunks")')
+    with page.expect_response(lambda answer: answer.url.endswith("/continue")) as told:
+        page.click("#make-story")
+    sent = [line.get("remember") for line in told.value.request.post_data_json["lines"]]
+    assert (told.value.status, sent) == (200, [3, None, None])
+    assert [one["remember"] for one in told.value.json()["segments"]] == ["drop", 3, None, None]
+    last = told.value.json()["id"]
+    page.wait_for_selector(f'#film-now img[src*="{last}/segments/4/"]')
+    says(page, "Done")
+    page.click('#story-form button:has-text("Start over")')  # windows have no memory
+    page.wait_for_selector('#story-told:has-text("In windows")')
+    assert page.is_hidden('.lines [aria-label="Memory of line 1"]')
+    for id_ in (last, other["id"], story):
+        studio.call("DELETE", f"/v1/stories/{id_}")

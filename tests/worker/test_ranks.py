@@ -120,8 +120,13 @@ def test_ctrl_c_pauses_the_clip(in_empty_folder: Path) -> None:
 
 def test_a_worker_of_two_processes(in_empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One job is stopped with what there is, one cannot be loaded, two are done: of the short one each makes one of
-    guidance's passes, of the wide one, whose attention is dense, each decodes a strip."""
+    guidance's passes, of the wide one, whose attention is dense, each decodes a strip. A story between them is made by
+    the first process alone, as a worker of one process makes it."""
     from radial.request import make_request
+    from radial.stories.film import make_film
+    from radial.stories.request import make_story_request
+    from radial.stories.script import read_story
+    from radial.stories.state import state_folder
 
     def ask(**changes: object) -> Job:
         request = make_request(prompt="a red circle", seed=5, **SIZE | changes)
@@ -130,19 +135,34 @@ def test_a_worker_of_two_processes(in_empty_folder: Path, capsys: pytest.Capture
     with JobStore() as store:
         long, short = store.add([ask(num_inference_steps=60), ask(num_inference_steps=3, batched_guidance=True)])
         wide = ask(width=256, num_inference_steps=1, attention="dense")
-        bad, good = store.add([ask(model="nobody/nothing"), wide])
+        told = make_story_request(
+            read_story("a red circle\na red circle falls"),
+            {"height": 48, "width": 80, "seed": 5, "num_inference_steps": 1}, seconds=0.5,
+        )  # fmt: skip
+        film = Job(id="", request=told.request, story=told, output=make_output(folder=str(Path.cwd()), name="{job}"))
+        bad, film, good = store.add([ask(model="nobody/nothing"), film, wide])
         process = start("work", "--until-idle", "--device", "cpu")
         assert wait_for_step(store, 2).id == long.id
         store.cancel([long.id], keep=True)
         code, _, err = finish(process)
         assert code == 0, err
         assert (store.get(long.id).state, store.get(short.id).state) == ("cancelled", "done")
-        assert len(list(Path().glob("*.mp4"))) == 3
+        assert len(list(Path().glob("*.mp4"))) == 4
+        assert store.get(film.id).state == "done"
+        assert any("the other 1 of this worker wait meanwhile" in text for *_, text in store.events(film.id))
         assert (store.get(bad.id).state, store.get(good.id).state) == ("failed", "done")
     run_alone(capsys, *GENERATE, "--num-inference-steps", "3", "--output", "short.mp4")
     assert np.array_equal(read_frames(Path("short.mp4")), read_frames(Path(f"{short.id}.mp4")))
     run_alone(capsys, *GENERATE, "--width", "256", "--num-inference-steps", "1", "--attention", "dense",
               "--output", "one.mp4")  # fmt: skip
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = make_film(told, Path("film.mp4"))
+    torch.set_num_threads(threads)
+    assert read_receipt(alone)["story"] == read_receipt(Path(f"{film.id}.mp4"))["story"]
+    with JobStore() as store:
+        growing = store.film_folder(film.id) / "film.mp4"
+        assert growing.read_bytes() == (state_folder(alone) / "film.mp4").read_bytes()
     frames = [read_frames(Path(name)).astype(int) for name in ("one.mp4", f"{good.id}.mp4")]
     apart = np.abs(frames[0] - frames[1])
     assert 0 < apart.mean() < 2  # tiles, blended

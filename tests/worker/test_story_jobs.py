@@ -20,7 +20,7 @@ from radial.stories.engine import StoryEngine
 from radial.stories.film import make_film
 from radial.stories.request import StoryRequest, make_story_request
 from radial.stories.script import read_story
-from radial.stories.state import state_folder
+from radial.stories.state import FilmState, state_folder
 from radial.video.clip import read_frames, read_receipt
 from radial.video.film import GrowingFilm
 from radial_app.cli import main as cli
@@ -139,6 +139,11 @@ def test_held_stopped_and_on_to_its_end(
     told = run(store, at(2, lambda job: store.cancel([job.id], keep=True)))
     assert pieces_of(told) == {1, 2}
     found, film = store.get(job.id), tmp_path / "out" / "4.mp4"
+    took = [piece.seconds for piece in FilmState(store.film_folder(job.id)).pieces()]
+    assert len(took) == 2
+    assert min(took) > 0
+    assert read_receipt(film)["seconds"]["film"] == pytest.approx(sum(took), abs=2e-3), "at both attempts"
+    assert found.files[0].seconds == pytest.approx(sum(took), abs=1e-2)
     assert (found.state, found.pieces, found.files[0].partial) == ("cancelled", 2, True)
     assert "stopped in segment 2 of 3; what there was is kept" in found.error
     assert len(read_frames(film)) == story.ends(2)[-1]
@@ -266,7 +271,17 @@ def test_a_film_goes_on_from_another_one(
     assert "num_inference_steps was 2 and is 3: not as it was" in store.get(third.id).error
 
 
-def test_a_cluster_makes_no_stories(story: StoryRequest, tmp_path: Path) -> None:
+def test_a_cluster_makes_no_stories(
+    store: JobStore, add: Callable[..., Job], story: StoryRequest, tmp_path: Path
+) -> None:
+    waits = add(batch="mixed", priority=5)
+    (clip,) = store.add([Job(id="", request=story.request, output=Output(folder=str(tmp_path)), batch="mixed")])
+    taken = [store.claim("ray-1", batch="mixed", clips_alone=True) for _ in range(2)]
+    assert [one and one.id for one in taken] == [clip.id, None]
+    assert (store.get(waits.id).state, store.get(waits.id).attempts) == ("queued", 0), "it waits for who can make it"
+    found = store.claim("other", batch="mixed")
+    assert found is not None
+    assert found.id == waits.id
     renderer, nobody = _RayRenderer(lambda: None), Any
     with pytest.raises(RequestError, match="on one machine, not on a cluster"):
         renderer.render_film(story, FilmPlace(tmp_path), nobody)  # type: ignore[arg-type]

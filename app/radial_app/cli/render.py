@@ -95,7 +95,10 @@ def render(
             check_devices(jobs, devices)
         elif one := next((job for job in jobs if job.story is not None or job.finish is not None), None):
             what = "a clip is finished" if one.story is None else "a story is made"
-            raise RequestError(f"{one.source}: {what} on one machine, not on a cluster: leave --ray out")
+            raise RequestError(
+                f"{one.source}: {what} on one machine, not on a cluster: leave --ray out, or put "
+                "it into a file of its own"
+            )
         if ray is None and not force:
             check_all_fit(job.request for job in jobs)
         ours, skipped = enqueue(store, jobs, resume=resume)

@@ -88,17 +88,20 @@ class JobStore:
     # What workers do
 
     def claim(
-        self, worker: str, devices: tuple[str, ...] = (), only: str | None = None, batch: str | None = None
-    ) -> Job | None:
+        self, worker: str, devices: tuple[str, ...] = (), only: str | None = None, batch: str | None = None,
+        *, clips_alone: bool = False,
+    ) -> Job | None:  # fmt: skip
         """Take the next job that waits, of all or of one batch, or a certain one. ``devices`` are those that the worker
-        can render on; jobs that ask for another wait."""
+        can render on; jobs that ask for another wait, and where it makes clips alone, stories and what is to be finished."""
         now = time.time()
         marks = ", ".join("?" for _ in devices)
         on_device = f"AND json_extract(request, '$.device') IN ({marks}) " if devices else ""
+        of_clips = "AND story = '' AND finish = '' " if clips_alone else ""
         # Where the clock was set back, a date far ahead is none.
         query = (
             "SELECT * FROM jobs WHERE state = 'queued' AND (deferred_until <= ? OR deferred_until > ? OR id = ?) "
-            f"AND id = COALESCE(?, id) AND batch = COALESCE(?, batch) {on_device}ORDER BY priority DESC, position"
+            f"AND id = COALESCE(?, id) AND batch = COALESCE(?, batch) {on_device}{of_clips}"
+            "ORDER BY priority DESC, position"
         )
         values = (now, now + LONGEST_WAIT, only, only, batch, *devices)
         with explained():

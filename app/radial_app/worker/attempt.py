@@ -143,11 +143,11 @@ class Attempt:
         if settle(self.store, self.job, 0) is not None:
             return ""
         self._parts = story.count()
-        started, base = time.monotonic(), Path(self.job.base) if self.job.base else None
+        base = Path(self.job.base) if self.job.base else None
         film = self._renderer.render_film(story, FilmPlace(self.store.film_folder(self.job.id), base), self)
         if self.wish() == "cancel":
             raise Stopped("cancel")
-        self._publish(film, time.monotonic() - started, early=not film.whole)
+        self._publish(film, film.seconds, early=not film.whole)
         if film.whole:
             return ""
         there = len(film.receipt["story"]["lines"])

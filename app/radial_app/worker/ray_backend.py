@@ -225,7 +225,7 @@ def _serve_place(folder: Path, new_actor: Callable[[], Any], batch: str, stop: t
     with JobStore(folder) as store, store.locks.alive(name):
         while not stop.is_set():
             try:
-                job = store.claim(name, batch=batch)
+                job = store.claim(name, batch=batch, clips_alone=True)
             except OutputError as problem:  # locked for long, or a full disk
                 log.warning("%s", problem)
                 job = None

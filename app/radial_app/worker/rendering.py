@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from radial.errors import RequestError
+from radial.errors import Lost
 from radial_app.jobs.job import Control
 from radial_app.worker.model_cache import ModelCache
 
@@ -175,8 +176,6 @@ class LocalRenderer:
         from radial.stories.film import grow_film
         from radial.stories.state import FilmState
 
-        if self._ranks is not None:
-            raise RequestError("a story is made by one process: start the worker without torchrun")
         steering, state = Steering(listener, self._snapshot_seconds), FilmState(place.folder)
 
         def is_enough() -> bool:
@@ -185,8 +184,8 @@ class LocalRenderer:
                 raise Stopped(wish)
             return wish == "finish"
 
-        with state.locked():
-            model = self._models.get(story.request, steering.on_load, steering.on_download)
+        with state.locked(), self._own_models(listener) as models:
+            model = models.get(story.request, steering.on_load, steering.on_download)
             base = None if place.base is None else FilmState(place.base)
             return grow_film(
                 story, state, model, base=base, anew=True, on_event=listener.on_event, on_made=listener.on_made,
@@ -228,11 +227,38 @@ class LocalRenderer:
             except torch.OutOfMemoryError:
                 if not self._models.holds:
                     raise
-                self._models.drop()
+                self.drop()
                 film, notes = make()
         for note in notes:
             listener.on_event(Event("finish", note=note))
         return film
+
+    @contextlib.contextmanager
+    def _own_models(self, listener: Listener) -> Iterator[ModelCache]:
+        """The models of this process alone: where several share clips, the others wait meanwhile, with free GPUs."""
+        if self._ranks is None:
+            yield self._models
+            return
+        from radial.generation.watch import Event
+
+        note = f"a story is made by one process: the other {self._ranks.size - 1} of this worker wait meanwhile"
+        listener.on_event(Event("load", note=note))
+        self.drop()
+        own = ModelCache(self._ranks.device)
+        try:
+            yield own
+        except Lost:  # what lost its GPU frees nothing
+            raise
+        except BaseException:
+            own.drop()
+            raise
+        own.drop()
+
+    def drop(self) -> None:
+        """Free the memory that the model takes, in all processes."""
+        if self._ranks is not None and self._models.holds:
+            self._ranks.order(("drop",))
+        self._models.drop()
 
 
 def finished(video: Video, steering: Steering, taken_up: Snapshot | None, beside: Iterable[str] = ()) -> Rendered:

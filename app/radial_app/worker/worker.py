@@ -181,9 +181,7 @@ class Worker:
 
     def unload(self) -> None:
         """Free the memory that the model takes."""
-        if self.ranks is not None and self._models.holds:
-            self.ranks.order(("drop",))
-        self._models.drop()
+        self._renderer.drop()
 
     def render(self, job: Job, mates: Sequence[Job] = ()) -> None:
         """Render a job that was claimed, and others together with it, and leave them finished, paused or queued."""

@@ -139,7 +139,7 @@ class StoryCache:
             own = slice(place * size, (place + 1) * size)
             self._frames[frame] = [(k[:, own].clone(), v[:, own].clone()) for k, v in self._own]
             self._thinning[frame] = 1
-        if self.plan.memory.kind == "mean_pool":
+        if self.plan.memory.kind == "mean_pool" and self.plan.segment_of(self._chunk) not in self.plan.dropped:
             first = size if frames[0] == 0 else 0  # the first frame is seen by itself
             self._sums.setdefault(self.plan.segment_of(self._chunk), {})[self._chunk] = [
                 (k[:, first:].unflatten(1, (-1, size)).sum(1), v[:, first:].unflatten(1, (-1, size)).sum(1))

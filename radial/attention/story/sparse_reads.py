@@ -1,6 +1,6 @@
 """Which blocks of its cache a chunk reads when it does not read all of it: the radial rule, by the order of what is
-seen, from the chunk's own last frame back in time. The first frame, and memory that is not whole frames, are read
-always.
+seen, from the chunk's own last frame back in time. The first frame, what is pinned, and memory that is not whole
+frames, are read always.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def sparse_lists(
         mask[row, radial.column_indices[starts[row] : starts[row + 1]].long()] = True
     mask[:, whole * size // block_size :] = True
     for place, read in enumerate(reads):
-        if read.frames == (0,):
+        if plan.is_read_whole(read):
             first = (own + place) * size
             mask[:, first // block_size : -(-(first + size) // block_size)] = True
     return BlockLists.of_mask(mask, block_size).check(keys).to(device)

@@ -115,15 +115,24 @@ class StoryPlan:
     Attributes:
         segment_chunks: how many chunks each segment has.
         cuts: segments before which the picture cuts: their window does not reach beyond their own first frame.
+        pinned: segments whose memory is read whole, and nearer than that of all others.
+        dropped: segments of which nothing is remembered.
+        replaced: segments, each with the one whose memory is read in its place once that one is finished. What would
+            be read twice is read at the nearer of its places.
     """
 
     memory: StoryMemory
     segment_chunks: tuple[int, ...]
     cuts: tuple[int, ...] = ()
+    pinned: tuple[int, ...] = ()
+    dropped: tuple[int, ...] = ()
+    replaced: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.segment_chunks or min(self.segment_chunks) < 1:
             raise RequestError("a story needs a segment, and each segment a chunk at least")
+        if self.pinned or self.dropped or self.replaced:
+            _check_remembered(self)
 
     @property
     def chunks(self) -> int:
@@ -179,6 +188,11 @@ class StoryPlan:
         """The segment that something which is remembered is of."""
         return self.segment_of_frame(read.frames[-1]) if read.segment is None else read.segment
 
+    def is_read_whole(self, read: Read) -> bool:
+        """Whether frames are read whole by a chunk that reads others sparsely: the first of all, and what is pinned."""
+        is_memory = read.segment is None and read.distance > self.memory.window_frames + 1
+        return read.frames == (0,) or (is_memory and self.segment_remembered(read) in self.pinned)
+
     def _copies(self, segment: int, reads: tuple[Read, ...]) -> tuple[Copy, ...]:
         first = sum(self.segment_chunks[:segment])
         chunks = (self.frames_of(chunk) for chunk in range(first, first + self.segment_chunks[segment]))
@@ -200,14 +214,16 @@ class StoryPlan:
         stop, first = self.frames_of(chunk).stop, max(0, chunk + 1 - before)
         begin = self.frames_of(first).start if before else stop  # of what is made next
         kept = {0: 1} | dict.fromkeys(range(max(0, begin - memory.window_frames), stop), 1)
+        now = self.segment_of(min(first, chunk))  # as old as it was to the chunks that may be written once more
         for earlier in range(segment + 1):
-            frames = self.segment_frames(earlier)
+            frames, age = self.segment_frames(earlier), _least_age(self, earlier, now)
+            if age is None:
+                continue
             if memory.kind == "last_frame" and frames.stop <= stop:
-                kept.setdefault(frames[-1], memory.memory_thinning)
+                kept[frames[-1]] = min(kept.get(frames[-1], memory.memory_thinning), _thinning(memory, age))
             elif memory.kind == "radial" and earlier == segment:
                 kept |= dict.fromkeys(range(frames.start, min(frames.stop, stop)), 1)
-            elif memory.kind == "radial":  # as old as it was to the chunks that may be written once more
-                age = max(1, self.segment_of(min(first, chunk)) - earlier)
+            elif memory.kind == "radial":
                 for frame, thinning in _left(memory, frames, age):
                     kept.setdefault(frame, thinning)
         return kept
@@ -240,16 +256,16 @@ def _remembered(plan: StoryPlan, segment: int, first: int) -> tuple[Read, ...]:
     """What chunks of a segment remember of those before, from the newest on, where their window begins at a frame."""
     memory = plan.memory
     left: list[tuple[int, Read]] = []  # with the last frame that each is of
-    for earlier in reversed(range(segment)):
+    for earlier, age in _ages(plan, segment).items():
         frames = plan.segment_frames(earlier)
         if memory.kind == "last_frame":
-            left.append((frames[-1], Read((frames[-1],), memory.memory_thinning, 0)))
+            left.append((frames[-1], Read((frames[-1],), _thinning(memory, age), 0)))
         elif memory.kind == "mean_pool":
             left.append((frames[-1], Read(tuple(frame for frame in frames if frame), 1, 0)))
         elif memory.kind == "learned":
             left.append((frames[-1], Read((), 1, 0, earlier)))
         elif memory.kind == "radial":
-            left += [(frame, Read((frame,), thin, 0)) for frame, thin in _left(memory, frames, segment - earlier)]
+            left += [(frame, Read((frame,), thin, 0)) for frame, thin in _left(memory, frames, age)]
     # What the window shows is seen there; a mean is, until the window has left its segment.
     reads = (read for last, read in left if last < first and read.frames != (0,))
     behind = memory.window_frames + 2
@@ -258,11 +274,69 @@ def _remembered(plan: StoryPlan, segment: int, first: int) -> tuple[Read, ...]:
     )
 
 
+_PINNED = 0  # the age of what is never thinned
+
+
+def _ages(plan: StoryPlan, segment: int) -> dict[int, int]:
+    """The segments whose memory chunks of a segment read, from the nearest on, and how old each counts."""
+    if not (plan.pinned or plan.dropped or plan.replaced):
+        return {one: segment - one for one in reversed(range(segment))}
+    pinned, dropped = set(plan.pinned), set(plan.dropped)
+    replaced = {one: other for one, other in plan.replaced if other < segment}
+    earlier = [one for one in reversed(range(segment)) if one not in dropped]
+    found: dict[int, int] = {}
+    for one in sorted(earlier, key=lambda one: one not in pinned):
+        found.setdefault(replaced.get(one, one), _PINNED if one in pinned else segment - one)
+    return found
+
+
+def _least_age(plan: StoryPlan, segment: int, now: int) -> int | None:
+    """How old the memory of a segment counts at least to chunks of segment ``now`` and later ones; None where none of
+    them reads it."""
+    if segment in plan.pinned:
+        return _PINNED
+    own = segment not in plan.dropped and all(one != segment or now <= other for one, other in plan.replaced)
+    places = [segment] * own + [one for one, other in plan.replaced if other == segment]
+    return min((max(1, now - one) for one in places), default=None)
+
+
+def _thinning(memory: StoryMemory, age: int) -> int:
+    return 1 if age == _PINNED else memory.memory_thinning
+
+
+def _check_remembered(plan: StoryPlan) -> None:
+    """Raise RequestError where memory cannot be as its user wants it."""
+    memory, count, replaced = plan.memory, len(plan.segment_chunks), dict(plan.replaced)
+    if memory.kind == "none":
+        raise RequestError("this story remembers nothing (remember none), so no segment's memory is pinned, dropped or "
+                           "replaced: leave that out, or choose another memory")  # fmt: skip
+    for one, other in plan.replaced:
+        told = f"segment {one + 1} is remembered as segment {other + 1}"
+        if not 0 <= other < count:
+            raise RequestError(f"{told}, and the story has {count}: name one of them")
+        if other == one:
+            raise RequestError(f"{told}, which is itself: leave that out, or name another")
+        if other in plan.dropped:
+            raise RequestError(f"{told}, which is dropped: name another, or keep that one")
+        if other in replaced:
+            raise RequestError(f"{told}, and that one as segment {replaced[other] + 1}: name the one that is read")
+    places = len(plan.pinned)
+    if memory.kind == "radial":
+        left = [one for segment in plan.pinned for one in _left(memory, plan.segment_frames(segment), _PINNED)]
+        places = sum(frame > 0 for frame, _ in left)
+    if places > (most := memory.memory_positions - 1):  # the last place is shared by all that is older
+        fewer = ", or fewer memory_frames" if memory.kind == "radial" else ""
+        raise RequestError(
+            f"what is pinned takes {places} places of memory, and there are {most} for it: pin less, or take more "
+            f"memory_positions{fewer}"
+        )
+
+
 def _left(memory: StoryMemory, frames: range, age: int) -> list[tuple[int, int]]:
     """What is left of a segment at an age: frames and their thinning, from the last frame on. What is left later is
     part of what was left before."""
     most = min(len(frames), memory.memory_frames or len(frames))
-    halvings = age.bit_length() - 1
+    halvings = max(1, age).bit_length() - 1
     own = min(halvings, most.bit_length() - 1)  # of its frames; the rest are of the tokens of the one that is left
     return [(frames[-1 - (place << own)], 1 << (halvings - own)) for place in range(most >> own)]
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from radial.advice import advise
+from radial.errors import RequestError
 from radial.loading.devices import find_device
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.find import find_model
 from radial.models.hub.download import cached_folder
 from radial.stories.fields import StoryFields, make_story
 from radial.stories.request import StoryRequest
-from radial.stories.script import Line, read_entries
+from radial.stories.script import Line, check_remember, read_entries
 from radial.stories.state import FilmState
 from radial.video.film import picture_at
 from radial_app.jobs.job import FINISHED, Job
@@ -94,23 +95,32 @@ class Stories:
         return story_view(told, job.story, self._service.inputs, goes_on=goes_on)
 
     def go_on(self, id_: str, more: More) -> Story:
-        """A new story out of one whose film has ended: its first segments, as they were made, and more lines.
+        """A new story out of one whose film has ended: its first segments, as they were made, and more lines, or the
+        same with another memory.
 
         Raises:
             RequestError: it has not ended, what it goes on from is gone, or a line breaks a rule.
         """
         job = self.get(id_)
-        check_count(more.lines)
+        if more.lines or not more.remember:
+            check_count(more.lines)
         story = self._ended(job)
-        kept = story.lines if more.keep is None else story.lines[: more.keep]
+        kept = _remembered(story.lines if more.keep is None else story.lines[: more.keep], more)
         known = frozenset(line.name for line in kept if line.name) if kept else None
-        wanted = story.with_lines((*kept, *read_entries(more.lines, known, "line")))
+        added = read_entries(more.lines, known, "line") if more.lines else ()
+        wanted = story.with_lines((*kept, *added))
         self._service.inputs.check(wanted.request)
         new = Job(
             id="", request=wanted.request, story=wanted, base=str(self._service.store.film_folder(job.id)),
             output=job.output.model_copy(update={"overwrite": False}),
         )  # fmt: skip
-        return self.view(self._service.add_jobs([new])[0])
+        (job,) = self._service.add_jobs([new])
+        view = self.view(job)
+        if not more.remember:
+            return view
+        note = _what_is_made_anew(wanted.alike_until(story.told()), len(kept))
+        self._service.store.tell(job.id, "note", note)
+        return view.model_copy(update={"notes": [*view.notes, note]})
 
     def film(self, id_: str) -> tuple[Path, int | None]:
         """A story's film: its file, or the one that grows where that has more, and how many bytes of that play.
@@ -174,3 +184,24 @@ class Stories:
         if not (self._service.store.film_folder(job.id) / "story.json").is_file():
             raise Missing(f"what story {job.id} goes on from is not there any more")
         return job.story
+
+
+def _remembered(lines: Sequence[Line], more: More) -> tuple[Line, ...]:
+    """Lines that stay, remembered as is wished.
+
+    Raises:
+        RequestError: one is none of them.
+    """
+    if away := [number for number in more.remember if not 1 <= number <= len(lines)]:
+        raise RequestError(f"segment {away[0]} is none of the {len(lines)} that stay: its memory cannot be changed")
+    return tuple(
+        replace(line, remember=check_remember(more.remember[number], f"segment {number}"))
+        if number in more.remember else line for number, line in enumerate(lines, 1)
+    )  # fmt: skip
+
+
+def _what_is_made_anew(stay: int, kept: int) -> str:
+    if stay >= kept:
+        return "no segment that is there reads the memory that was changed: all of them stay as they are"
+    first = "segment 1 stays as it is" if stay == 1 else f"segments 1 to {stay} stay as they are"
+    return f"{first}; from segment {stay + 1} on, the first that reads what was changed, the film is made anew"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, create_model
 
 from radial.errors import RequestError
 from radial.field_words import STORY_WORDS, WORDS
@@ -30,12 +30,14 @@ _ENTRY = {
                 "prompt": {"type": "string"}, "name": {"type": "string", "maxLength": 32},
                 "seconds": {"type": "number", "exclusiveMinimum": 0, "maximum": 600}, "cut": {"type": "boolean"},
                 "seed": {"type": "integer", "minimum": 0},
+                "remember": {"anyOf": [{"enum": ["pin", "drop"]}, {"type": "integer", "minimum": 1}]},
             },
         },
     ]
 }  # fmt: skip
 # Of how many there may be a story's own words tell.
 _Lines = Annotated[list[Any], Field(json_schema_extra={"items": _ENTRY, "minItems": 1, "maxItems": MOST_LINES})]
+_MoreLines = Annotated[list[Any], Field(json_schema_extra={"items": _ENTRY, "maxItems": MOST_LINES})]
 
 
 def _add_words(schema: dict[str, Any]) -> None:
@@ -62,13 +64,17 @@ StoryBody.model_rebuild(force=True)
 
 
 class More(BaseModel):
-    """More lines for a story whose film has ended: behind all of its segments, or behind the first ``keep`` of them,
-    whose film stays as it is."""
+    """What a story whose film has ended goes on with: more lines, behind all of its segments or behind the first
+    ``keep`` of them, whose film stays as it is; and, by their numbers, how segments that stay are to be remembered, by
+    which the film is made anew from the first one on that reads what was changed."""
 
     model_config = ConfigDict(extra="forbid")
 
-    lines: _Lines
+    lines: _MoreLines = Field(default_factory=list)
     keep: Annotated[int, Field(ge=0, le=4096)] | None = None
+    remember: Annotated[dict[int, StrictInt | Literal["pin", "drop"] | None], Field(max_length=4096)] = Field(
+        default_factory=dict
+    )
 
 
 def read_story_body(fields: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any], Output]:
@@ -104,7 +110,9 @@ def check_bounds(story: StoryRequest | None) -> None:
 
 
 class Segment(BaseModel):
-    """A segment of a story: its line, from when to when of the film it is, in seconds, and whether it is made."""
+    """A segment of a story: its line, from when to when of the film it is, in seconds, whether it is made, and how it
+    is remembered, where not as others: ``pin``, ``drop``, or the number of the segment whose memory is read in its
+    place."""
 
     prompt: str
     name: str | None
@@ -112,6 +120,7 @@ class Segment(BaseModel):
     cut: bool
     seconds: float | None
     seed: int | None
+    remember: Literal["pin", "drop"] | int | None
     begin: float
     end: float
     done: bool
@@ -174,7 +183,7 @@ def segments_of(story: StoryRequest, pieces: int) -> list[Segment]:
     return [
         Segment(
             prompt=line.prompt, name=line.name, returns=line.returns, cut=line.cut, seconds=line.seconds,
-            seed=line.seed, begin=round(begin / story.fps, 3), end=round(end / story.fps, 3),
+            seed=line.seed, remember=line.remember, begin=round(begin / story.fps, 3), end=round(end / story.fps, 3),
             done=number < len(there) and there[number] == end,
         )
         for number, (line, begin, end) in enumerate(zip(story.lines, begins, planned, strict=True))

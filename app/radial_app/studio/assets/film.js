@@ -1,6 +1,7 @@
 // The film of a story: it plays while it is made, a picture for each segment, and where it goes on.
 import { ask, button, call, clock, h, many, say } from "./dom.js";
-import { story as draft, keepStory } from "./story_draft.js";
+import { go, here } from "./router.js";
+import { story as draft, keepStory, memoryChoice, memoryWords } from "./story_draft.js";
 
 const STAGES = { load: "Loading the model", download: "Downloading the model", encode: "Reading the prompts", denoise: "Making", decode: "Decoding", write: "Writing the file", finish: "Finishing the frames" };
 const ASKED = { pause: " - pauses after this step", finish: " - ends after this step", cancel: " - ends" };
@@ -9,6 +10,7 @@ let acts = {};
 let now = null; // the story that is shown
 let seen = "";
 let asked = 0;
+let wanted = {}; // by segment, how it is to be remembered from now on
 
 export function buildFilm(place, given) {
   acts = given;
@@ -19,6 +21,7 @@ export function openFilm(told) {
   draft.shown = told.id;
   keepStory();
   seen = "";
+  if (here().id) go(`/story/${told.id}`); // or the address would have the former one shown again
   showFilm(null, true).catch((error) => say(error.message, true));
   const place = document.getElementById("film-now");
   if (place.getBoundingClientRect().top > innerHeight * 0.8) place.scrollIntoView({ block: "start" });
@@ -49,7 +52,10 @@ function draw(told, queue) {
     return place.replaceChildren(h("h2", {}, "Your film is shown here while it is made"), h("p", { className: "quiet" }, "It plays from its first part on. What is finished stays, however it is stopped."));
   }
   const gone = place.querySelector("video") && !told.playable_seconds && !told.files.length; // what played is no more
-  if (now?.id !== told.id || !place.querySelector("video, .wait") || gone) place.replaceChildren(...frame());
+  if (now?.id !== told.id || !place.querySelector("video, .wait") || gone) {
+    place.replaceChildren(...frame());
+    wanted = {};
+  }
   now = told;
   const wait = place.querySelector(".wait");
   if (wait) wait.textContent = ENDED.includes(told.state) ? "Nothing is kept of it" : "The first part comes soon";
@@ -72,7 +78,7 @@ function draw(told, queue) {
 const frame = () => [h("div", { className: "screen" }, h("p", { className: "quiet wait" })),
   h("div", { className: "bar" }, h("progress", { max: 100, ariaLabel: "Progress of the film" })),
   h("p", { className: "line" }, h("span", { className: "stage" }), h("span", { className: "eta" }), h("span", { className: "plays quiet" })),
-  h("p", { className: "note", hidden: true }), h("div", { className: "actions film-actions" }), h("ol", { className: "segments", ariaLabel: "Segments of the film" })];
+  h("p", { className: "note", hidden: true }), h("div", { className: "actions film-actions" }), h("ol", { className: "segments", ariaLabel: "Segments of the film" }), h("div", { className: "actions of-memory", ariaLive: "polite" })];
 
 function stage(told, queue) {
   if (told.state === "queued") return queue && !queue.workers ? "Waits, and nobody renders: radial work starts a worker" : "Waits";
@@ -139,15 +145,35 @@ function drawSegments(place, told) {
   if (place.dataset.key === key) return;
   place.dataset.key = key;
   const ended = ENDED.includes(told.state);
+  const mayRemember = ended && told.goes_on && told.way === "chunks" && told.remembers.kind !== "none";
   const seek = (segment) => () => { const video = document.querySelector("#film-now video"); if (video) { take(video); video.currentTime = segment.begin + 1e-3; video.play().catch(() => {}); } };
   place.replaceChildren(...told.segments.map((segment, index) => {
     const at = told.state === "running" && index === told.segment - 1;
     const picture = segment.done ? h("img", { src: `/v1/stories/${told.id}/segments/${index + 1}/thumbnail?seed=${told.request.seed}`, alt: "", loading: "lazy" }) : h("span", { className: "quiet" }, at ? "now" : "");
     return h("li", { className: segment.done ? "done" : at ? "at" : "" },
       segment.done ? button(picture, seek(segment), { className: "picture", ariaLabel: `Play from segment ${index + 1}` }) : h("span", { className: "picture" }, picture),
-      h("div", { className: "what" }, h("p", { className: "prompt clamped" }, segment.prompt), h("p", { className: "quiet" }, `${segment.begin.toFixed(1)} to ${segment.end.toFixed(1)} s${segment.cut && index ? ", after a cut" : ""}`)),
+      h("div", { className: "what" }, h("p", { className: "prompt clamped" }, segment.prompt), h("p", { className: "quiet" }, `${segment.begin.toFixed(1)} to ${segment.end.toFixed(1)} s${segment.cut && index ? ", after a cut" : ""}${segment.remember && !(mayRemember && segment.done) ? `, ${memoryWords(segment.remember)}` : ""}`),
+        mayRemember && segment.done ? memoryChoice("segment", index + 1, told.segments.length, wanted[index + 1] === undefined ? segment.remember : wanted[index + 1], (remember) => {
+          if (remember === segment.remember) delete wanted[index + 1];
+          else wanted[index + 1] = remember;
+          drawMemory(told);
+        }) : ""),
       ended && told.goes_on && segment.done ? button("From here on", () => acts.goOn(told, index, true), { title: "Make this segment and what follows anew: other words, lines between, or just another draw", ariaLabel: `Make it anew from segment ${index + 1} on` }) : "");
   }));
+  drawMemory(told);
+}
+
+// Once the memory of some segments is to be another one, what that makes of the film.
+function drawMemory(told) {
+  const place = document.querySelector("#film-now .of-memory");
+  const remake = async () => {
+    const made = await call("POST", `/v1/stories/${told.id}/continue`, { remember: wanted, keep: told.segments.filter((one) => one.done).length });
+    openFilm(made);
+    say(made.notes.at(-1));
+  };
+  place.replaceChildren(...(Object.keys(wanted).length ? [
+    button("Make it anew with this memory", remake, { className: "primary", title: "From the first segment on that reads what was changed; what comes before stays, and so does this film" }),
+    button("As it was", () => { wanted = {}; document.querySelector("#film-now .segments").dataset.key = ""; drawSegments(document.querySelector("#film-now .segments"), told); }, { className: "link" })] : []));
 }
 
 function drawOthers(data) {

@@ -5,7 +5,7 @@ import { modelsThat, words } from "./form.js";
 import { buildFilm, openFilm, showFilm } from "./film.js";
 import { upload, zone } from "./inputs.js";
 import { openPlace } from "./router.js";
-import { freshStory, keepStory, lineOf, story, written } from "./story_draft.js";
+import { freshStory, keepStory, lineOf, memoryChoice, story, written } from "./story_draft.js";
 
 const NEEDS_NAME = "A figure with a name comes back where its name stands again.";
 const REMEMBERS = [["", "as the adapter was tuned"], ["last_frame", "its last frame"], ["mean_pool", "the mean of its frames"], ["radial", "all, ever less with age"], ["none", "nothing"]];
@@ -19,6 +19,8 @@ const fields = {};
 
 const rows = () => document.querySelector("#story .lines");
 const specNow = () => modelsThat((one) => one.id === story.fields.model)[0];
+// Whether lines may say how they are remembered.
+const remembers = () => (story.from ? story.from.remembers : specNow()?.stories.includes("chunks") && inChunks() && story.fields.remember !== "none");
 const inChunks = () => Boolean(story.fields.causal || adapters.find((one) => one.id === story.fields.loras?.[0]?.path)?.remembers);
 
 // Called when the place is shown, and whenever the queue has changed.
@@ -94,9 +96,9 @@ function drawSettings() {
   fields.causal.element.hidden = !chunks;
   fields.causal.set(story.fields.causal);
   fields.adapter.set(story.fields.loras?.[0]?.path ?? "");
-  const remembers = chunks && inChunks();
-  fields.remember.element.hidden = !remembers;
-  if (!remembers) { delete story.fields.remember; fields.remember.set(""); }
+  const kinds = chunks && inChunks();
+  fields.remember.element.hidden = !kinds;
+  if (!kinds) { delete story.fields.remember; fields.remember.set(""); }
   const place = document.getElementById("story-image");
   place.hidden = !spec.stories.includes("image");
   if (place.hidden) delete story.fields.image;
@@ -131,7 +133,7 @@ function row(line, index, first) {
   const seconds = h("input", { type: "number", min: 0.1, max: 600, step: "any", value: line.seconds ?? "", ariaLabel: named("Seconds"), placeholder: "s", inputMode: "decimal", oninput: () => keep("seconds", seconds.value === "" ? null : Number(seconds.value)) });
   const cut = h("input", { type: "checkbox", checked: Boolean(line.cut), id: `cut-${number_}`, onchange: () => keep("cut", cut.checked) });
   const hidden = (what) => h("span", { className: "visually-hidden" }, `${what} line ${number_}`);
-  const move = (by) => () => { const [one] = story.lines.splice(index, 1); story.lines.splice(index + by, 0, one); drawLines({ index: index + by, on: by < 0 ? ".up:not(:disabled), .down" : ".down:not(:disabled), .up" }); changed(); };
+  const move = (by) => () => { arrange((lines) => { const [one] = lines.splice(index, 1); lines.splice(index + by, 0, one); }); drawLines({ index: index + by, on: by < 0 ? ".up:not(:disabled), .down" : ".down:not(:disabled), .up" }); changed(); };
   const grip = h("span", { className: "grip", title: "Drag to another place", draggable: true, ariaHidden: "true",
     ondragstart: (event) => { event.dataTransfer.setData("text/radial-line", String(index)); event.dataTransfer.setDragImage(item, 20, 20); } }, String(number_));
   const item = h("li", {
@@ -142,25 +144,35 @@ function row(line, index, first) {
       item.classList.remove("over");
       if (at === "") return;
       event.preventDefault();
-      const [one] = story.lines.splice(Number(at), 1);
-      story.lines.splice(index, 0, one);
+      arrange((lines) => { const [one] = lines.splice(Number(at), 1); lines.splice(index, 0, one); });
       drawLines();
       changed();
     } },
   grip, h("div", { className: "line-fields" }, prompt,
     h("div", { className: "of-line" }, name, h("span", { className: "time" }, seconds, h("span", { className: "quiet planned" })),
       number_ > 1 ? h("span", { className: "check" }, cut, h("label", { htmlFor: cut.id }, "cut", h("span", { className: "visually-hidden" }, ` before line ${number_}`))) : "",
+      memoryChoice("line", number_, first + story.lines.length, line.remember, (remember) => keep("remember", remember)),
       line.seed === undefined || line.seed === null ? "" : h("span", { className: "quiet" }, "drawn anew"))),
   h("div", { className: "actions" },
     button([icon("up"), hidden("Move up")], move(-1), { className: "bare up", disabled: index === 0 }),
     button([icon("down"), hidden("Move down")], move(1), { className: "bare down", disabled: index === story.lines.length - 1 }),
     button([icon("create"), hidden("Insert a line behind")], () => insert(index + 1), { className: "bare", title: "Insert a line behind it" }),
-    button([icon("close"), hidden("Remove")], () => { story.lines.splice(index, 1); drawLines({ index: Math.min(index, story.lines.length - 1), on: ".says" }); changed(); }, { className: "bare", title: "Remove it", disabled: story.lines.length === 1 })));
+    button([icon("close"), hidden("Remove")], () => { arrange((lines) => lines.splice(index, 1)); drawLines({ index: Math.min(index, story.lines.length - 1), on: ".says" }); changed(); }, { className: "bare", title: "Remove it", disabled: story.lines.length === 1 })));
   return item;
 }
 
+// Changes the order of the lines: those that are remembered as another one follow it.
+function arrange(change) {
+  const all = () => [...(story.from?.kept ?? []), ...story.lines];
+  const before = all();
+  const others = new Map(before.filter((line) => typeof line.remember === "number").map((line) => [line, before[line.remember - 1]]));
+  change(story.lines);
+  const now = all();
+  for (const [line, other] of others) line.remember = now.indexOf(other) + 1 || null;
+}
+
 function insert(index) {
-  story.lines.splice(index, 0, { prompt: "" });
+  arrange((lines) => lines.splice(index, 0, { prompt: "" }));
   drawLines({ index, on: ".says" });
   changed();
 }
@@ -168,6 +180,7 @@ function insert(index) {
 function changed() {
   refused = "";
   keepStory();
+  rows().classList.toggle("unremembered", !remembers());
   const names = [...new Set([...(story.from?.kept ?? []), ...story.lines].map((line) => line.name?.trim()).filter(Boolean))];
   document.querySelector("#story-names")?.remove();
   document.getElementById("story-form").append(h("datalist", { id: "story-names" }, ...names.map((one) => h("option", { value: one }))));
@@ -175,7 +188,8 @@ function changed() {
 }
 
 const empty = () => story.lines.findIndex((line) => !line.prompt?.trim());
-const body = (lines) => ({ lines: lines.map(written), ...story.fields });
+const told = (lines) => lines.map((line) => written(remembers() ? line : { ...line, remember: null }));
+const body = (lines) => ({ lines: told(lines), ...story.fields });
 
 // What the lines make, asked whenever one of them changes; one question at a time.
 async function tell() {
@@ -186,7 +200,7 @@ async function tell() {
     while (again) {
       again = false;
       const all = [...(story.from?.kept ?? []), ...story.lines].map((line) => (line.prompt?.trim() ? line : { ...line, prompt: "-" }));
-      const found = await call("POST", "/v1/stories/check", story.from ? { ...story.from.fields, lines: all.map(written) } : body(all)).catch((error) => ({ problem: error.message, lost: error.lost }));
+      const found = await call("POST", "/v1/stories/check", story.from ? { ...story.from.fields, lines: told(all) } : body(all)).catch((error) => ({ problem: error.message, lost: error.lost }));
       if (again) continue;
       if (found.lost) return void addEventListener("radial-back", tell, { once: true });
       plan = found;
@@ -234,7 +248,7 @@ async function make() {
     rows().children[at].querySelector(".says").focus();
     return;
   }
-  const lines = story.lines.map(written);
+  const lines = told(story.lines);
   const made = story.from ? await call("POST", `/v1/stories/${story.from.id}/continue`, { lines, keep: story.from.kept.length }) : await call("POST", "/v1/stories", body(story.lines));
   story.shown = made.id;
   keepStory();
@@ -243,11 +257,11 @@ async function make() {
 }
 
 // Lines for what follows the first `keep` segments of a story; the one behind them is drawn anew where it stays in words.
-function goOn(told, keep, drawn) {
+function goOn(film, keep, drawn) {
   const undo = toUndo();
-  const lines = told.segments.map(lineOf);
-  const rest = told.request;
-  story.from = { id: told.id, kept: lines.slice(0, keep), fields: { model: rest.model, size: told.size, seconds: told.line_seconds, loras: rest.loras, ...(rest.image ? { image: rest.image } : {}), ...(told.way === "chunks" ? { causal: true } : {}) } };
+  const lines = film.segments.map(lineOf);
+  const rest = film.request;
+  story.from = { id: film.id, remembers: film.way === "chunks" && film.remembers.kind !== "none", kept: lines.slice(0, keep), fields: { model: rest.model, size: film.size, seconds: film.line_seconds, loras: rest.loras, ...(rest.image ? { image: rest.image } : {}), ...(film.way === "chunks" ? { causal: true, remember: film.remembers.kind } : {}) } };
   story.lines = lines.slice(keep);
   if (!story.lines.length) story.lines = [{ prompt: "" }];
   else if (drawn) story.lines[0].seed = Math.floor(Math.random() * 2 ** 31);

@@ -1,9 +1,11 @@
 // What the Story tab holds, kept in the browser until it is changed.
+import { h } from "./dom.js";
+
 const KEY = "radial-story";
 const read = () => { try { return JSON.parse(localStorage.getItem(KEY)) ?? {}; } catch { return {}; } };
 const FRESH = { lines: [{ prompt: "" }], fields: { model: "tiny" }, from: null, shown: "" };
 
-// `lines`: prompt, name, seconds, cut and seed of each; `fields`: all else that a story says; `from`: the story that it
+// `lines`: prompt, name, seconds, cut, seed and remember of each; `fields`: all else that a story says; `from`: the story that it
 // goes on from, with its segments that stay; `shown`: the story whose film is shown.
 export const story = { ...structuredClone(FRESH), ...read() };
 
@@ -17,10 +19,20 @@ export function freshStory() {
 }
 
 // A line as the server takes it: what is open is left out.
-export const written = ({ prompt, name, seconds, cut, seed }) => ({ prompt: prompt.trim(), ...(name?.trim() ? { name: name.trim() } : {}), ...(seconds ? { seconds } : {}), ...(cut ? { cut } : {}), ...(seed === undefined || seed === null ? {} : { seed }) });
+export const written = ({ prompt, name, seconds, cut, seed, remember }) => ({ prompt: prompt.trim(), ...(name?.trim() ? { name: name.trim() } : {}), ...(seconds ? { seconds } : {}), ...(cut ? { cut } : {}), ...(seed === undefined || seed === null ? {} : { seed }), ...(remember ? { remember } : {}) });
 
 // The same of a segment that the server tells of, whose prompt has the name in front.
-export function lineOf({ prompt, name, seconds, cut, seed }) {
+export function lineOf({ prompt, name, seconds, cut, seed, remember }) {
   const named = name && prompt.toLowerCase().startsWith(`${name.toLowerCase()}:`);
-  return { prompt: named ? prompt.slice(name.length + 1).trim() : prompt, name: named ? prompt.slice(0, name.length) : "", seconds, cut, seed };
+  return { prompt: named ? prompt.slice(name.length + 1).trim() : prompt, name: named ? prompt.slice(0, name.length) : "", seconds, cut, seed, remember };
+}
+
+export const memoryWords = (remember) => ({ pin: "always remembered", drop: "never remembered" }[remember] ?? (remember ? `remembered as segment ${remember}` : "remembered"));
+
+// How a segment is remembered, of so many; `change` gets "pin", "drop", the number of another one, or null.
+export function memoryChoice(what, number, count, remember, change) {
+  const others = Array.from({ length: count }, (_, index) => index + 1).filter((one) => one !== number);
+  const control = h("select", { className: "memory", ariaLabel: `Memory of ${what} ${number}`, title: "What later segments remember of it", onchange: () => change(/^\d+$/.test(control.value) ? Number(control.value) : control.value || null) },
+    ...["", "pin", "drop", ...others].map((one) => h("option", { value: String(one), selected: (remember ?? "") === one }, memoryWords(one))));
+  return control;
 }
