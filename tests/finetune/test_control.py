@@ -188,10 +188,10 @@ def test_blocks_of_another_model_are_refused(tmp_path: Path) -> None:
 
 def test_what_the_autoencoder_loses_outside_a_hole_is_put_back(bundled: Any) -> None:
     """Beyond 40 dB, where it alone stays below; and neighbours across the hole's rim are as near as in the truth."""
-    (drawn,) = held_out_controls("inpaint", 1)
+    (drawn,) = held_out_controls("inpaint one of two", 1)
     truth, hole = drawn.frames(), drawn.hole()
     assert hole is not None
-    (coded,) = through_autoencoder(LoadedModel(bundled, find_model("tiny"), CPU, torch.float32, (), ""), [drawn])
+    (coded,) = through_autoencoder(LoadedModel(find_model("tiny"), bundled, CPU, torch.float32, ""), [drawn])
     kept = Kept(truth, hole).put_back(coded)
     before, after = score_control(coded, drawn), score_control(kept, drawn)
     assert before.untouched is not None
@@ -203,7 +203,6 @@ def test_what_the_autoencoder_loses_outside_a_hole_is_put_back(bundled: Any) -> 
         return float(np.abs(np.diff(frames.astype(np.float64), axis=2))[rim].mean())
 
     pasted = np.where(hole[..., None], coded, truth)
-    print(before, steps(truth), steps(coded), steps(pasted), steps(kept))
     assert steps(kept) - steps(truth) < 0.5 * (steps(pasted) - steps(truth))
 
 
