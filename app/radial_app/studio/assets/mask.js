@@ -47,8 +47,8 @@ export function drawMask(clip, take) {
     try {
       const { mask, preview } = await call("POST", "/v1/masks", { clip, drawn: (await upload(await onBlack(board))).id, at: player.currentTime, ...(grow.get() === undefined ? {} : { grow: grow.get() }) });
       told.textContent = "Red is made anew. Draw more, or on another frame, and follow it again, or use it.";
-      result.replaceChildren(h("video", { src: `/v1/files/${preview.id}`, controls: true, loop: true, muted: true, autoplay: true, playsInline: true, id: "mask-preview", ariaLabel: "The clip, red where it is made anew" }),
-        button("Use this mask", () => { take(mask.id); box.close(); }, { className: "primary" }));
+      result.replaceChildren(button("Use this mask", () => { take(mask.id); box.close(); }, { className: "primary" }),
+        h("video", { src: `/v1/files/${preview.id}`, controls: true, loop: true, muted: true, autoplay: true, playsInline: true, id: "mask-preview", ariaLabel: "The clip, red where it is made anew" }));
       result.scrollIntoView({ block: "nearest" });
     } catch (error) {
       told.textContent = error.message;
