@@ -108,10 +108,9 @@ def test_a_drawing_becomes_a_mask_and_a_preview_from_the_command_line(tmp_path: 
     white, notes = read_mask(tmp_path / "mask.mp4", 640, 768, 5, 10, "crop")
     assert not notes
     assert overlap(white, large) > 0.88  # of edges that are blurred
-    seen = read_frames(tmp_path / "look.mp4").astype(int)
-    shown = np.abs(seen - np.stack(clip)).max(-1)
-    assert shown[~white].mean() < 4
-    assert shown[white].mean() > 30
+    redder = read_frames(tmp_path / "look.mp4").astype(int)[..., 0] - np.stack(clip)[..., 0] // 2
+    assert np.abs(redder[~white]).mean() < 6
+    assert np.abs(redder[white] - 127).mean() < 12
     for options, message in (
         (["--at", "0.5"], "the clip has 5 frames, and none at 5"),
         (["--drawn", str(tmp_path / "black.png")], "black all over"),
