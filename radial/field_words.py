@@ -33,6 +33,8 @@ WORDS = {
     "face_video": "the face that it follows: a square cut out of a clip",
     "background_video": "the clip in which its figure takes another's place, where the mask is white",
     "mask": "an image or a clip, white where control_video, or background_video, is made anew; what is black stays",
+    "keep_unmasked": "put what was given back where the mask is black, to the pixel, with a soft edge within its "
+    "white; else it comes through the autoencoder",
     "references": "images of who or what appears in it, wherever that is",
     "strength": "how far it goes from control_video, from near 0, hardly, to 1, wholly",
     "keyframes": "images that it shows at frames, counted from 0, and back from -1",

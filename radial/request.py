@@ -41,7 +41,7 @@ MAX_IMAGES = 64  # references, and keyframes
 _LATER = (
     "sink_frames", "variant", "skip_width", "true_cfg_scale", "image_ground", "positions", "guidance_start",
     "guidance_end", "cache", "far_field", "token_order", "decoder", "batched_guidance", "then", "control_video",
-    "mask", "references", "strength", "keyframes", "density", "face_video", "background_video",
+    "mask", "keep_unmasked", "references", "strength", "keyframes", "density", "face_video", "background_video",
     "enhance", "original_prompt", "dense_every", "early_density", "policy", "target_share", "target_speed",
 )  # fmt: skip
 
@@ -109,6 +109,7 @@ class GenerationRequest(BaseModel):
     batched_guidance: bool = False
     control_video: str | None = None
     mask: str | None = None
+    keep_unmasked: bool = True
     references: Annotated[tuple[str, ...], Field(max_length=MAX_IMAGES)] = ()
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
     keyframes: Annotated[tuple[Keyframe, ...], Field(max_length=MAX_IMAGES)] = ()

@@ -111,7 +111,8 @@ def generate(
 def describe_run(request: GenerationRequest, model: LoadedModel) -> str:
     """What a snapshot of this run depends on, as a digest: the request, what its files hold, the weights, the device's
     kind."""
-    elsewhere = {"device", "num_videos", "memory", "sink_frames", "variant", "skip_width"} | request.later_fields()
+    elsewhere = {"device", "num_videos", "memory", "sink_frames", "variant", "skip_width", "keep_unmasked"}
+    elsewhere |= request.later_fields()
     elsewhere |= {name for name, value in AttentionSettings.as_before().items() if getattr(request, name) == value}
     parts = (
         request.model_dump_json(exclude=elsewhere), *fingerprint_files(request), model.fingerprint, model.loras,
@@ -143,7 +144,7 @@ def _generate_one(
     # On the CPU whatever the device, so that a seed means the same noise everywhere.
     generator = torch.Generator("cpu").manual_seed(request.seed)
     images, notes = start_and_end(request, before)
-    images, more = controls_for(pipe, request, images, generator)
+    images, more, kept = controls_for(pipe, request, images, generator)
     for note in (*notes, *more):
         on_event(Event("load", note=note))
     arguments = _call_arguments(request, model, watch, images) | {"generator": generator}
@@ -219,11 +220,15 @@ def _generate_one(
     if frames.shape[:3] != (request.num_frames, request.height, request.width):
         raise GenerationError(f"the pipeline made {frames.shape[:3]} frames, height, width; the request differs")
     pixels = (frames * 255).round().clip(0, 255).astype("uint8")
+    if kept is not None and request.keep_unmasked:
+        pixels = kept.put_back(pixels)
     if before is not None:
         pixels = np.concatenate([before.frames, pixels[1:]])  # the new clip's first frame is the old one's last
         sound = before.sound if sound is None else sound.after((len(before.frames) - 1) / request.fps, before.sound)
     used = attention_used(request, model, radial, snapshot, cache)
     receipt = make_receipt(request, model, used, watch.timings(), cache, decoder)
+    if kept is not None and request.keep_unmasked:
+        receipt["kept"] = kept.told()
     return Video(pixels, request.fps, receipt | {"processes": ranks.size} if ranks else receipt, sound)
 
 

@@ -82,6 +82,15 @@ def read_mask(
     return white_THW, notes
 
 
+def white_parts(path: Path) -> NDArray[np.bool_]:
+    """Where an image is white, at its own size: bool ``[H, W]``.
+
+    Raises:
+        RequestError: it is missing, or no image.
+    """
+    return np.asarray(np.asarray(read_image(path)[0].convert("L")) > _WHITE)
+
+
 def check_mask(path: Path) -> None:
     """Make sure that a file is an image or a clip with some white in it.
 

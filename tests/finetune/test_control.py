@@ -18,13 +18,14 @@ from huggingface_hub import constants
 
 from radial.errors import ModelError, RequestError
 from radial.generation.pipeline import generate
-from radial.loading.load import _take_scale
+from radial.loading.load import LoadedModel, _take_scale
 from radial.models import checkpoint
 from radial.models import table as models
 from radial.models.checkpoint import bundled_folder, put_together, transformer_digest
 from radial.models.find import find_model
 from radial.request import make_request
 from radial.video.clip import Video
+from radial.video.masks.kept import Kept
 from radial_finetune.evaluate.control import (
     MOST_DECIBELS,
     TASKS,
@@ -33,6 +34,7 @@ from radial_finetune.evaluate.control import (
     held_out_controls,
     score_control,
     summarise_controls,
+    through_autoencoder,
     to_markdown,
 )
 from radial_finetune.pretrain import control
@@ -182,6 +184,26 @@ def test_blocks_of_another_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds no blocks of VACE"):
         put_together(bundled_folder("tiny"), file)
     assert len(transformer_digest(bundled_folder("tiny"))) == 16
+
+
+def test_what_the_autoencoder_loses_outside_a_hole_is_put_back(bundled: Any) -> None:
+    """Beyond 40 dB, where it alone stays below; and neighbours across the hole's rim are as near as in the truth."""
+    (drawn,) = held_out_controls("inpaint one of two", 1)
+    truth, hole = drawn.frames(), drawn.hole()
+    assert hole is not None
+    (coded,) = through_autoencoder(LoadedModel(find_model("tiny"), bundled, CPU, torch.float32, ""), [drawn])
+    kept = Kept(truth, hole).put_back(coded)
+    before, after = score_control(coded, drawn), score_control(kept, drawn)
+    assert before.untouched is not None
+    assert before.untouched < 40
+    assert after == replace(before, untouched=MOST_DECIBELS)
+    rim = hole[:, :, 1:] != hole[:, :, :-1]
+
+    def steps(frames: Any) -> float:
+        return float(np.abs(np.diff(frames.astype(np.float64), axis=2))[rim].mean())
+
+    pasted = np.where(hole[..., None], coded, truth)
+    assert steps(kept) - steps(truth) < 0.5 * (steps(pasted) - steps(truth))
 
 
 @pytest.mark.parametrize("task", TASKS)

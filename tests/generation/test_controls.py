@@ -21,7 +21,7 @@ from radial.input_files import named_files, with_files
 from radial.loading.load import load
 from radial.request import make_request
 from radial.video.clip import Video
-from radial.video.control import read_mask
+from radial.video.control import read_control, read_mask
 from radial.video.images import fit_frame
 
 CLIP = {"height": 64, "width": 96, "num_frames": 9}
@@ -106,7 +106,7 @@ def test_fields_mean_what_the_pipelines_arguments_mean(name: str, place: Path) -
     fields, own = arguments_of(name, place)
     request = make_request(
         prompt="a red circle", model=str(folder), seed=4, num_inference_steps=4, guidance_scale=3.0, attention="dense",
-        **fields,
+        keep_unmasked=False, **fields,
     ).resolve()  # fmt: skip
     model = load(request)
     (video,) = generate(request, model=model)
@@ -119,6 +119,30 @@ def test_fields_mean_what_the_pipelines_arguments_mean(name: str, place: Path) -
         ).frames[0]  # fmt: skip
     assert np.array_equal(video.frames, (made * 255).round().clip(0, 255).astype("uint8"))
     assert set(video.receipt["inputs"]) == {label for label, _ in named_files(request.model_dump())}
+
+
+@pytest.mark.parametrize("name", ["wan-vace", "wan-animate"])
+def test_what_a_mask_leaves_black_comes_back_as_it_was_given(name: str, place: Path, tmp_path: Path) -> None:
+    """To the bit before the file is encoded, whatever rate, size and length the clip had; off it is the pipeline's."""
+    CASES[name].build().save_pretrained(tmp_path / name)
+    source = "background_video" if name == "wan-animate" else "control_video"
+    Video(np.stack([np.full((40, 96, 3), 20 * t, np.uint8) for t in range(6)]), 8).write(tmp_path / "other.mp4")
+    fields, _ = arguments_of(name, place)
+    fields |= {source: str(tmp_path / "other.mp4"), "prompt": "a", "model": str(tmp_path / name), "seed": 4}
+    request = make_request(**fields, num_inference_steps=2).resolve()
+    model = load(request)
+    (plain,) = generate(request.with_values(keep_unmasked=False), model=model)
+    (kept,) = generate(request, model=model)
+    given, _ = read_control(tmp_path / "other.mp4", 64, 96, 9, float(request.fps or 0), "crop")
+    if name == "wan-vace":
+        for frame, colour in ((5, "red"), (8, "blue")):
+            given[frame] = np.asarray(Image.open(place / f"{colour}.png"))
+    assert np.array_equal(kept.frames[:, :, :48], given[:, :, :48])
+    assert np.array_equal(kept.frames[:, :, 48 + 5 :], plain.frames[:, :, 48 + 5 :])
+    assert not np.array_equal(plain.frames[:, :, :48], given[:, :, :48])
+    assert kept.receipt["kept"] == {"share": 0.5, "soft_edge": 4}
+    assert "kept" not in plain.receipt
+    assert describe_run(request, model) == describe_run(request.with_values(keep_unmasked=False), model)
 
 
 def test_a_clip_made_over_stays_nearer_the_less_it_is(place: Path) -> None:
@@ -165,7 +189,8 @@ def test_what_does_not_fit_is_brought_there_and_told(place: Path, tmp_path: Path
     model = load(make_request(prompt="a", model=str(tmp_path / "vace"), **CLIP))
     fields = {"prompt": "a", "model": str(tmp_path / "vace"), "seed": 1, **CLIP}
     request = make_request(**fields, control_video=str(tmp_path / "short.mp4")).resolve()
-    arguments, notes = controls_for(model.pipe, request, {}, torch.Generator())
+    arguments, notes, kept = controls_for(model.pipe, request, {}, torch.Generator())
+    assert kept is None
     assert len(arguments["video"]) == len(arguments["mask"]) == 9
     assert arguments["video"][0].size == (96, 64)
     assert all(np.asarray(mask).min() == 255 for mask in arguments["mask"])  # a signal: all is made anew
@@ -174,7 +199,7 @@ def test_what_does_not_fit_is_brought_there_and_told(place: Path, tmp_path: Path
     assert "short.mp4 is 96x40 and is brought to 96x64, by image_fit crop" in told
     assert "short.mp4 has 6 frames at 16 a second, and the clip 9: its last one stays" in told
     request = make_request(**fields | {"num_frames": 5}, control_video=str(place / "clip.mp4")).resolve()
-    _, notes = controls_for(model.pipe, request, {}, torch.Generator())
+    _, notes, _ = controls_for(model.pipe, request, {}, torch.Generator())
     assert notes == ("clip.mp4 is longer than the clip: its first 5 frames at 16 a second count",)
 
 

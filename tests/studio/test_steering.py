@@ -13,6 +13,7 @@ from test_ten_tasks import Hand
 from tiny_pipelines import CASES
 
 from radial.video.clip import Video, read_frames
+from radial.video.control import read_mask
 
 pytestmark = NEEDS_BROWSER
 
@@ -63,6 +64,45 @@ def test_zones_for_what_a_model_is_steered_by(hand: Hand) -> None:
     hand.page.fill("input[name=strength]", "0.4")
     body = hand.generate()
     assert (body["model"], body["strength"], "mask" in body) == ("small", 0.4, False)
+
+
+def test_a_mask_is_drawn_on_a_frame_and_followed_through_the_clip(hand: Hand, tmp_path: Path) -> None:
+    """With a look at it before it is used; what it leaves black stays to the pixel, unless that is unticked."""
+    frames = np.full((9, 96, 128, 3), 90, np.uint8)
+    for index in range(9):
+        frames[index, 30:60, 20 + 6 * index : 50 + 6 * index] = (210, 60, 40)
+    Video(frames, 16).write(tmp_path / "moving.mp4")
+    hand.click('[aria-label="Models on this machine"] button:has-text("steered")')
+    hand.click("#steering summary")
+    hand.drop("moving.mp4", '[data-zone="control_video"]')
+    hand.page.wait_for_selector('[data-zone="control_video"] video')
+    tick = hand.page.locator("input[name=keep_unmasked]")
+    assert tick.is_hidden()
+    hand.click('button:has-text("Draw a mask")')
+    hand.page.wait_for_function("document.querySelector('canvas.drawn').width === 128")
+    hand.page.fill("#mask-time", "0.25")  # the fifth frame
+    box = hand.page.locator("canvas.drawn").bounding_box()
+    side = box["width"] / 128
+    for row in (36, 42, 48, 54):
+        hand.page.mouse.move(box["x"] + 50 * side, box["y"] + row * side)
+        hand.page.mouse.down()
+        hand.page.mouse.move(box["x"] + 68 * side, box["y"] + row * side, steps=4)
+        hand.page.mouse.up()
+    hand.page.fill("input[name=mask-grow]", "0")
+    hand.click('button:has-text("Follow it through the clip")')
+    hand.page.wait_for_selector("#mask-preview")
+    hand.click('button:has-text("Use this mask")')
+    hand.page.wait_for_selector('[data-zone="mask"] video')
+    assert tick.is_checked()
+    tick.uncheck()
+    hand.write("#prompt", "a red star")
+    body = hand.generate()
+    assert body["keep_unmasked"] is False
+    inputs = hand.studio.folder / "data" / "inputs" / "local"
+    white, _ = read_mask(inputs / body["mask"], 96, 128, 9, 16, "crop")
+    truth = frames[..., 0] > 150
+    shared = (white & truth).sum((1, 2)) / (white | truth).sum((1, 2))
+    assert shared.min() > 0.8
 
 
 def test_zones_for_someone_moved_as_another(hand: Hand) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from typing import Any
 
 import av
 import cv2
+import diffusers
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from diffusers.pipelines.ltx.modeling_latent_upsampler import LTXLatentUpsamplerModel
@@ -29,8 +32,9 @@ from radial.video.control import signals_of
 from radial.video.cut import trim
 from radial.video.encoding import Frames
 from radial.video.finishing.between import Pair, add_frames
-from radial.video.finishing.enlarge import load_upscaler, resized
+from radial.video.finishing.enlarge import check_upscaler_file, load_upscaler, resized
 from radial.video.finishing.finish import finish, work_of
+from radial.video.finishing.latents import load_latent_upsampler, upsampled
 from radial.video.finishing.sources import Sources
 from radial.video.finishing.steps import make_finish
 from radial.video.reader import open_clip
@@ -342,13 +346,88 @@ def test_an_upscalers_file_makes_pixels_tile_by_tile(tmp_path: Path, monkeypatch
     assert read_frames(tmp_path / "large.mp4").shape == (3, 256, 256, 3)
 
 
+def ltx_folder(folder: Path, second: bool, channels: int = 8) -> Path:
+    """An upsampler of latents of LTX-Video, or of LTX-2, beside the autoencoder that it is for."""
+    torch.manual_seed(0)
+    blocks = {"latent_channels": 8, "block_out_channels": (8, 8, 8, 8)}
+    if second:
+        vae: Any = diffusers.AutoencoderKLLTX2Video(
+            **blocks, decoder_block_out_channels=(8, 16, 32), layers_per_block=(1, 1, 1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1, 1), spatial_compression_ratio=32, temporal_compression_ratio=8,
+        )  # fmt: skip
+    else:
+        vae = diffusers.AutoencoderKLLTXVideo(
+            **blocks, decoder_block_out_channels=(8, 8, 8, 8), layers_per_block=(1, 1, 1, 1, 1),
+            decoder_layers_per_block=(1, 1, 1, 1, 1), timestep_conditioning=False,
+        )  # fmt: skip
+    kind = LTX2LatentUpsamplerModel if second else LTXLatentUpsamplerModel
+    vae.save_pretrained(folder / "vae")
+    kind(in_channels=channels, mid_channels=32, num_blocks_per_stage=1).save_pretrained(folder / "latent_upsampler")
+    return folder
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_upsamplers_of_latents_make_what_diffusers_own_pipeline_makes(second: bool, tmp_path: Path) -> None:
+    folder = ltx_folder(tmp_path / "ltx", second)
+    kind: Any = diffusers.LTX2LatentUpsamplePipeline if second else diffusers.LTXLatentUpsamplePipeline
+    upsampler: Any = LTX2LatentUpsamplerModel if second else LTXLatentUpsamplerModel
+    coder: Any = diffusers.AutoencoderKLLTX2Video if second else diffusers.AutoencoderKLLTXVideo
+    stock = kind(coder.from_pretrained(folder / "vae"), upsampler.from_pretrained(folder / "latent_upsampler"))
+    clip = moving(9, 64, 96)[:, 20:52, :64]
+    truth = stock(
+        video=[PIL.Image.fromarray(frame) for frame in clip], height=32, width=64, output_type="np",
+        generator=torch.Generator().manual_seed(0),
+    ).frames[0]  # fmt: skip
+    upsample = load_latent_upsampler(folder)
+    assert upsample.scale == 2
+    assert np.array_equal(upsample(clip), (truth * 255).round().clip(0, 255).astype(np.uint8))
+    if not second:  # what its steps want more of is cut off again
+        Video(clip[:6, :, :50], 16).write(tmp_path / "clip.mp4")
+        finish([tmp_path / "clip.mp4"], tmp_path / "large.mp4", make_finish(upscaler=str(folder), frames=2))
+        assert read_frames(tmp_path / "large.mp4").shape == (12, 64, 100, 3)
+
+
+def test_long_clips_go_through_upsamplers_in_windows_that_fade(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is made but what is asked for, and where windows meet each counts for as much as it should."""
+    monkeypatch.setattr("radial.video.finishing.latents._WINDOW", 9)
+    monkeypatch.setattr("radial.video.finishing.latents._SHARED", 3)
+    asked: list[int] = []
+
+    def numbered(frames: Any) -> Frames:
+        asked.append(len(frames))
+        return np.stack([np.full((2, 2, 3), 100 * len(asked), np.uint8) for _ in frames])
+
+    frames = list(upsampled([lambda: np.zeros((1, 1, 3), np.uint8)] * 14, numbered))
+    assert (len(frames), asked) == (14, [])
+    assert [int(frame()[0, 0, 0]) for frame in frames] == [100] * 6 + [125, 150, 175] + [200] * 5
+    assert asked == [9, 8]
+
+
+def test_folders_that_hold_no_whole_upsampler_are_refused(tmp_path: Path) -> None:
+    for part, message in (("vae", "does not hold both"), ("latent_upsampler", "does not hold both")):
+        folder = ltx_folder(tmp_path / part, second=False)
+        (folder / part / "config.json").unlink()
+        with pytest.raises(RequestError, match=message):
+            load_latent_upsampler(folder)
+    folder = ltx_folder(tmp_path / "mixed", second=False)
+    shutil.copytree(ltx_folder(tmp_path / "second", second=True) / "vae", folder / "vae", dirs_exist_ok=True)
+    with pytest.raises(RequestError, match="LTXLatentUpsamplerModel beside AutoencoderKLLTX2Video, which do not go"):
+        load_latent_upsampler(folder)
+    with pytest.raises(RequestError, match="takes latents of 4 channels, and its autoencoder makes 8"):
+        load_latent_upsampler(ltx_folder(tmp_path / "other", second=True, channels=4))
+    temporal = LTXLatentUpsamplerModel(8, 32, 1, spatial_upsample=False, temporal_upsample=True)
+    temporal.save_pretrained(ltx_folder(tmp_path / "time", second=False) / "latent_upsampler")
+    with pytest.raises(RequestError, match="makes frames, not pixels"):
+        check_upscaler_file(tmp_path / "time")
+
+
 def test_a_file_that_is_no_upscaler_is_refused(tmp_path: Path) -> None:
     torch.save(upscaler_weights("real"), tmp_path / "real.pth")
     with pytest.raises(RequestError, match=r"must be a .safetensors file, not 'real.pth': others may run code"):
         load_upscaler(tmp_path / "real.pth")
     for upsampler in (LTXLatentUpsamplerModel, LTX2LatentUpsamplerModel):
         upsampler(in_channels=4, mid_channels=32, num_blocks_per_stage=1).save_pretrained(tmp_path)
-        with pytest.raises(RequestError, match=r"upsamples latents while a clip is made, as LTX-Video's do"):
+        with pytest.raises(RequestError, match=r"upsamples latents, as LTX-Video's do, and cannot tell of which auto"):
             load_upscaler(tmp_path / "diffusion_pytorch_model.safetensors")
     try:
         import spandrel  # noqa: F401

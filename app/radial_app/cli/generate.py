@@ -59,7 +59,8 @@ _GROUPS = {
     "Sampling": ("num_inference_steps", "guidance_scale", "guidance_scale_2", "guidance_start", "guidance_end",
                  "batched_guidance", "true_cfg_scale", "preset", "sampler", "flow_shift", "cache", "decoder"),
     "Images and clips to start from": ("image", "last_image", "extend", "image_fit", "image_ground"),
-    "Control": ("control_video", "face_video", "background_video", "mask", "references", "strength", "keyframes"),
+    "Control": ("control_video", "face_video", "background_video", "mask", "keep_unmasked", "references", "strength",
+                "keyframes"),
     "Adapters": ("lora", "long_adapter"),
     "Attention": tuple(ATTENTION),
     "Machine": ("device", "dtype", "precision", "memory", "force", "finish", "queue", "data_dir"),
@@ -105,6 +106,7 @@ def generate(
     face_video: Annotated[str | None, typer.Option(help=sentence("face_video"), metavar="FILE")] = None,
     background_video: Annotated[str | None, typer.Option(help=sentence("background_video"), metavar="FILE")] = None,
     mask: Annotated[str | None, typer.Option(help=sentence("mask"), metavar="FILE")] = None,
+    keep_unmasked: Annotated[bool, typer.Option(help=sentence("keep_unmasked"))] = True,
     references: Annotated[
         list[str] | None, typer.Option(help=sentence("references", "; repeatable"), metavar="FILE")
     ] = None,
@@ -201,6 +203,7 @@ def generate(
         face_video=face_video,
         background_video=background_video,
         mask=mask,
+        keep_unmasked=keep_unmasked,
         references=references or [],
         strength=strength,
         keyframes=keyframes or [],

@@ -28,6 +28,7 @@ from radial.generation.sampler import replaced, scheduler_for
 from radial.loading.load import LoadedModel
 from radial.request import GenerationRequest
 from radial.video.encoding import Frames
+from radial.video.masks.kept import Kept
 from radial_finetune.evaluate.score import Sighting, find_figure, fit_templates, nearest_colour, shape_of
 from radial_finetune.evaluate.shapes import HELD_OUT_SEED, bootstrap
 from radial_finetune.world.render import tracks
@@ -135,7 +136,8 @@ def decibels(one_THWC: Frames, other_THWC: Frames, where_THW: NDArray[np.bool_])
 
 
 def make_controlled(request: GenerationRequest, model: LoadedModel, members: Sequence[Steered]) -> list[Frames]:
-    """Clips of a model as it is steered, under a resolved request's settings, seeds counting up.
+    """Clips of a model as it is steered, under a resolved request's settings, seeds counting up; what lies outside a
+    hole is put back where the request keeps it, as in any clip.
 
     Raises:
         GenerationError: what is decoded are no numbers.
@@ -158,7 +160,10 @@ def make_controlled(request: GenerationRequest, model: LoadedModel, members: Seq
             ).frames  # fmt: skip
         if not np.isfinite(frames).all():
             raise GenerationError("the decoded frames are not all numbers; try --dtype float32")
-        clips.append((frames * 255).round().clip(0, 255).astype(np.uint8))
+        pixels = (frames * 255).round().clip(0, 255).astype(np.uint8)
+        hole_THW = drawn.hole()
+        kept = None if hole_THW is None or not request.keep_unmasked else Kept(drawn.frames(), hole_THW)
+        clips.append(pixels if kept is None else kept.put_back(pixels))
     return clips
 
 

@@ -17,6 +17,7 @@ from radial.request import GenerationRequest
 from radial.video.control import read_control, read_mask
 from radial.video.encoding import Frames
 from radial.video.images import Fit, read_image
+from radial.video.masks.kept import Kept
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,9 +27,10 @@ _GREY = 128  # what pipelines of VACE are shown where a clip is to be made anew
 
 def controls_for(
     pipe: Any, request: GenerationRequest, images: dict[str, Any], generator: torch.Generator
-) -> tuple[dict[str, Any], tuple[str, ...]]:
+) -> tuple[dict[str, Any], tuple[str, ...], Kept | None]:
     """The arguments of a pipeline's call that hold what steers a request's clip, in place of its start and end
-    ``images`` where that pipeline takes these in another way; and what the user should hear of them.
+    ``images`` where that pipeline takes these in another way; what the user should hear of them; and what of the clip
+    a mask leaves as it is, whether or not the request wants that back.
 
     Raises:
         RequestError: a file cannot be read, or a mask is black all over.
@@ -45,25 +47,26 @@ def controls_for(
         keyed, told = at_frames(request, images)
         references, seen = _references(request)
         arguments = vace_arguments(size, control, mask and mask[0], keyed) | references
-        return arguments, (*notes, *(() if mask is None else mask[1]), *told, *seen)
+        kept = None if mask is None or control is None else Kept(_with_images(control, keyed), mask[0])
+        return arguments, (*notes, *(() if mask is None else mask[1]), *told, *seen), kept
     if kind == "WanAnimatePipeline" and control is not None:
-        arguments, told = _animate(pipe, request, control, *how)
-        return arguments, (*notes, *told)
+        arguments, told, kept = _animate(pipe, request, control, *how)
+        return arguments, (*notes, *told), kept
     if kind == "LTXConditionPipeline":
         keyed, told = at_frames(request, images)
         arguments = _ltx(keyed)
         if request.strength is not None and control is not None:
             arguments |= {"denoise_strength": request.strength, "latents": _encoded(pipe, control, generator)}
-        return arguments, (*notes, *told)
+        return arguments, (*notes, *told), None
     if kind == "LTX2ConditionPipeline":
         keyed, told = at_frames(request, images)
         conditions, moved = _ltx2(keyed, pipe.vae_temporal_compression_ratio, request.clip_frames - 1)
-        return {"conditions": conditions}, (*told, *moved)
+        return {"conditions": conditions}, (*told, *moved), None
     if control is not None and kind == "CogVideoXFunControlPipeline":
-        return {"control_video": _pictures(control)}, notes
+        return {"control_video": _pictures(control)}, notes, None
     if control is not None:
-        return {"video": _pictures(control), "strength": request.strength}, notes
-    return images, notes
+        return {"video": _pictures(control), "strength": request.strength}, notes, None
+    return images, notes, None
 
 
 def _references(request: GenerationRequest) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -91,29 +94,38 @@ def vace_arguments(
     anew_THW = np.ones((count, height, width), bool) if mask_THW is None else mask_THW.copy()
     if mask_THW is not None:
         frames[mask_THW] = _GREY
-    for frame, image in keyed.items():
-        frames[frame], anew_THW[frame] = np.asarray(image), False
+    anew_THW[list(keyed)] = False
+    frames = _with_images(frames, keyed)
     return {"video": _pictures(frames), "mask": _white(anew_THW)}
+
+
+def _with_images(frames: Frames, keyed: dict[int, Image]) -> Frames:
+    """Frames with images in the places of some."""
+    shown = frames.copy()
+    for frame, image in keyed.items():
+        shown[frame] = np.asarray(image)
+    return shown
 
 
 def _animate(
     pipe: Any, request: GenerationRequest, poses: Frames, fps: float, fit: Fit, ground: str
-) -> tuple[dict[str, Any], tuple[str, ...]]:
+) -> tuple[dict[str, Any], tuple[str, ...], Kept | None]:
     """A picture of who is animated, poses and faces, at the sizes that Wan Animate reads them in; and, in whose place
-    they are to come, the clip without what its mask shows, as its authors prepare it."""
+    they are to come, the clip without what its mask shows, as its authors prepare it, and what of it stays."""
     assert request.face_video is not None
     count, side = request.clip_frames, pipe.transformer.config.motion_encoder_size
     face, notes = read_control(Path(request.face_video), side, side, count, fps, fit, ground)
     image, seen = read_image(Path(request.references[0]), ground)
     arguments = {"image": image, "pose_video": _pictures(poses), "face_video": _pictures(face), "mode": "animate"}
     if request.background_video is None or request.mask is None:
-        return arguments, (*notes, *seen)
+        return arguments, (*notes, *seen), None
     size = (request.clip_height, request.clip_width, count)
     behind, told = read_control(Path(request.background_video), *size, fps, fit, ground)
     mask_THW, of_mask = read_mask(Path(request.mask), *size, fps, fit, ground)
+    kept = Kept(behind.copy(), mask_THW)
     behind[mask_THW] = 0
     arguments |= {"mode": "replace", "background_video": _pictures(behind), "mask_video": _white(mask_THW)}
-    return arguments, (*notes, *seen, *told, *of_mask)
+    return arguments, (*notes, *seen, *told, *of_mask), kept
 
 
 def _ltx(keyed: dict[int, Image]) -> dict[str, Any]:

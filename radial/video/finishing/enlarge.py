@@ -10,6 +10,7 @@ import numpy as np
 
 from radial.errors import ModelError, RequestError, first_line
 from radial.video.colour import Frame
+from radial.video.finishing.latents import check_latent_upsampler
 
 _LATENT = {"initial_conv.weight", "res_blocks.0.conv1.weight", "post_upsample_res_blocks.0.conv1.weight"}
 Enlarge = Callable[[Frame], Frame]
@@ -28,9 +29,16 @@ def resized(frame: Frame, height: int, width: int) -> Frame:
 
 
 def check_upscaler_file(path: Path) -> None:
-    """Raise RequestError where a file is missing, or of a kind that is not opened."""
+    """Raise RequestError where a file is missing, or of a kind that is not opened, or a folder holds no upsampler of
+    latents."""
+    if path.is_dir():
+        check_latent_upsampler(path)
+        return
     if path.suffix.lower() != ".safetensors":
-        raise RequestError(f"upscaler must be a .safetensors file, not {path.name!r}: others may run code when opened")
+        raise RequestError(
+            f"upscaler must be a .safetensors file, not {path.name!r}: others may run code when opened; or a folder "
+            "that is here, with an upsampler of latents"
+        )
     if not path.is_file():
         raise RequestError(f"no such file: {path}")
 
@@ -61,8 +69,8 @@ def load_upscaler(path: Path, device: str = "auto") -> tuple[Enlarge, int]:
     check_upscaler_file(path)
     if _names_in(path) >= _LATENT:
         raise RequestError(
-            f"{path} upsamples latents while a clip is made, as LTX-Video's do, and not the frames of one that is "
-            "there: take a file of ESRGAN's kind"
+            f"{path} upsamples latents, as LTX-Video's do, and cannot tell of which autoencoder: give the folder that "
+            "holds it as latent_upsampler beside that vae, or a file of ESRGAN's kind"
         )
     try:
         import spandrel

@@ -19,6 +19,7 @@ from radial.video.colour import Frame
 from radial.video.encoding import Encoding, encode, encoding_for
 from radial.video.finishing.between import add_frames
 from radial.video.finishing.enlarge import Enlarge, load_upscaler, resized
+from radial.video.finishing.latents import LatentUpsampler, load_latent_upsampler, upsampled
 from radial.video.finishing.later import Later, once
 from radial.video.finishing.sources import Sources, backwards
 from radial.video.finishing.steps import Finish
@@ -77,6 +78,7 @@ class FinishRun:
     sources: Sources
     what: Finish
     enlarge: Enlarge | None
+    upsample: LatentUpsampler | None
     height: int
     width: int
     rate: Fraction
@@ -92,9 +94,14 @@ class FinishRun:
         """
         sources = Sources.look(clips)
         sources.cut(what.start, what.end)
-        enlarge, by_model = load_upscaler(Path(what.upscaler), device) if what.upscaler else (None, 1)
+        enlarge, upsample, by_model = None, None, 1.0
+        if what.upscaler and Path(what.upscaler).is_dir():
+            upsample = load_latent_upsampler(Path(what.upscaler), device)
+            by_model = upsample.scale
+        elif what.upscaler:
+            enlarge, by_model = load_upscaler(Path(what.upscaler), device)
         height, width = what.target(sources.height, sources.width, by_model)
-        return cls(sources, what, enlarge, height, width, what.rate(sources.rate), _count(sources, what))
+        return cls(sources, what, enlarge, upsample, height, width, what.rate(sources.rate), _count(sources, what))
 
     def frames(self, folder: Path, look: Callable[[], None] = lambda: None) -> Iterator[Later]:
         """The frames of the file, as often as it is shown, each made when it is asked for.
@@ -114,6 +121,8 @@ class FinishRun:
         larger = math.prod(before) < self.height * self.width
         if what.reverse and larger:  # what lies on the disk meanwhile is as small as it can be
             frames = backwards(frames, folder)
+        if self.upsample is not None:
+            frames = upsampled(frames, self.upsample)
         frames = (once(self._resize, frame) for frame in frames)
         if what.reverse and not larger:
             frames = backwards(frames, folder)

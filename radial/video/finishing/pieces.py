@@ -17,6 +17,7 @@ from radial.video.colour import Frame
 from radial.video.encoding import Encoding
 from radial.video.film import Film, GrowingFilm
 from radial.video.finishing.finish import FinishRun
+from radial.video.finishing.latents import files_of
 from radial.video.finishing.steps import Finish
 
 MOST_FRAMES = 24  # of a piece
@@ -89,7 +90,7 @@ def _key(clips: Sequence[Path], clip: FinishRun, encoding: Encoding) -> dict[str
     """What pieces are of: of something else, they are none of ours."""
     import av
 
-    files = [*clips, *([Path(clip.what.upscaler)] if clip.what.upscaler else [])]
+    files = [*clips, *(files_of(Path(clip.what.upscaler)) if clip.what.upscaler else [])]
     return {
         "format": 1, "what": clip.what.model_dump(mode="json"), "size": [clip.height, clip.width],
         "rate": str(clip.rate), "crf": encoding.crf, "encoder": av.__version__,

@@ -23,7 +23,7 @@ class Finish(BaseModel):
         reverse: from its end to its beginning.
         aspect: another shape, such as ``9:16``: ``reframe`` cuts what is too wide or high off, or pads with black.
         scale: more or fewer pixels, this many times as wide and high; or ``size``, as ``1920x1080``.
-        upscaler: a file whose model makes them; else Lanczos.
+        upscaler: a file whose model makes them, or a folder with an upsampler of latents; else Lanczos.
         frames: 2 or 4 times as many, by what moves where.
         speed: faster or slower.
         fps: frames a second of the file; what is there more often is left out, what is there less is shown again.
@@ -83,7 +83,7 @@ class Finish(BaseModel):
         faster = Fraction(self.speed).limit_denominator(1000)
         return Fraction(self.fps) if self.fps else own * self.frames * faster if self.frames > 1 else own
 
-    def target(self, height: int, width: int, by_model: int = 1) -> tuple[int, int]:
+    def target(self, height: int, width: int, by_model: float = 1) -> tuple[int, int]:
         """Height and width of what a clip of a size becomes.
 
         Raises:

@@ -45,7 +45,11 @@ def finish(
     size: Annotated[str | None, typer.Option(help="Or this size.", metavar="WIDTHxHEIGHT")] = None,
     upscaler: Annotated[
         str | None,
-        typer.Option(help="A model's file that makes the pixels, of ESRGAN's kind; else Lanczos.", metavar="FILE"),
+        typer.Option(
+            help="A model's file that makes the pixels, of ESRGAN's kind, or a folder with LTX's upsampler of latents "
+            "and its autoencoder; else Lanczos.",
+            metavar="FILE",
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="Where an upscaler computes: auto, cpu or cuda:N.")] = "auto",
     sound: Annotated[

@@ -1,23 +1,49 @@
-"""What takes much memory, one at a time: two videos against each other, and the picture of a plan."""
+"""What takes much memory, one at a time: two videos against each other, the picture of a plan, and masks that follow
+what they are drawn on."""
 
 from __future__ import annotations
 
 import io
+import tempfile
 import threading
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from radial.errors import OutputError, RequestError
 from radial.models.find import find_model
+from radial.video.encoding import Encoding, encode
 from radial.video.fidelity import fidelity
+from radial.video.finishing.sources import Sources
+from radial.video.masks.tracked import track_drawing
 from radial.video.reader import at_rate, decode_frames
 from radial_app.server.service import Missing, ServerPaths, Service
+from radial_app.server.uploads import Upload
 
 MAX_COMPARED = 200 * 1280 * 720  # pixels of all frames that two clips may have to be compared here
 MAX_COMPARED_FRAME = 4096 * 2304  # pixels
+MAX_TRACKED = 300  # frames that a mask follows something through
+
+
+class Drawing(BaseModel):
+    """A mask that is drawn on a frame: ids of a clip and of an image that is white in it, the second of that frame, the
+    pixels that the mask is widened by, and whether it goes to where colours part."""
+
+    clip: Annotated[str, Field(max_length=200)]
+    drawn: Annotated[str, Field(max_length=200)]
+    at: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    grow: Annotated[int, Field(ge=0, le=200)] = 4
+    edges: bool = True
+
+
+class Tracked(BaseModel):
+    """A mask through a clip, for a request's ``mask``, and the clip with it in red: both are uploads."""
+
+    mask: Upload
+    preview: Upload
 
 
 class Comparison(BaseModel):
@@ -60,6 +86,29 @@ def make_router(paths: ServerPaths) -> APIRouter:
         rate = min(rates)
         note = None if len({*rates}) == 1 else f"their rates differ: compared at {rate} frames a second"
         return Comparison(psnr=round(near, 2), ssim=round(alike, 4), note=note)
+
+    @router.post("/masks")
+    def follow_mask(request: Request, drawing: Drawing) -> Tracked:
+        """A mask that is drawn on one frame, followed through its clip."""
+        inputs = Service(paths, request.state.visitor).inputs
+        files = inputs.translate({"control_video": drawing.clip, "mask": drawing.drawn})
+        source = Sources.look([Path(files["control_video"])])
+        if source.count > MAX_TRACKED or source.height * source.width > MAX_COMPARED_FRAME:
+            raise RequestError(
+                f"a mask is followed through at most {MAX_TRACKED} frames of 4096x2304 here; `radial control mask` "
+                "takes longer clips"
+            )
+        at = int(drawing.at * source.rate + 1e-6)
+        uploads = []
+        with alone, tempfile.TemporaryDirectory(prefix="radial-") as folder:
+            made = Path(folder) / "mask.mp4"
+            clip = (frame() for frame in source.frames())
+            tracked = track_drawing(clip, Path(files["mask"]), at, grow=drawing.grow, edges=drawing.edges)
+            for frames in (tracked.frames(), tracked.over(frame() for frame in source.frames())):
+                encode(frames, source.rate, {}, made, Encoding())
+                with made.open("rb") as content:
+                    uploads.append(inputs.take(content))
+        return Tracked(mask=uploads[0], preview=uploads[1])
 
     @router.get("/plan.png")
     def draw_attention(

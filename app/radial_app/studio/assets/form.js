@@ -123,7 +123,8 @@ function layout() {
       h("div", { className: "fields" }, size.element, fields.num_videos.element, fields.seed.element, keep.element),
       h("datalist", { id: "sizes" }),
       h("div", { id: "zones", className: "zones" }),
-      h("details", { id: "steering" }, h("summary", {}, "Steer it by clips and images"), h("div", { className: "stack" }, h("div", { id: "steering-zones", className: "zones" }), plain("strength", "How far from the clip", { placeholder: "0 hardly, 1 wholly", hint: "makes the clip itself over; without it the clip is a signal" }))),
+      h("details", { id: "steering" }, h("summary", {}, "Steer it by clips and images"), h("div", { className: "stack" }, h("div", { id: "steering-zones", className: "zones" }), plain("strength", "How far from the clip", { placeholder: "0 hardly, 1 wholly", hint: "makes the clip itself over; without it the clip is a signal" }),
+        tick("keep_unmasked", "What the mask leaves black stays to the pixel", true))),
       h("div", { id: "loras", className: "stack" }),
       h("details", { id: "advanced" }, h("summary", {}, "Advanced"), h("div", { className: "stack" },
         group("Sampling", pick("enhance", "Prompt at more length", [["", "as written"], ...(limits.enhance?.choices ?? []).map((name) => [name, name])], { hint: "by a language model; both prompts are kept" }), fields.then.element, fields.negative_prompt.element, h("div", { className: "fields" }, plain("num_inference_steps", "Steps"), plain("guidance_scale", "Guidance"), plain("guidance_scale_2", "Guidance, second expert"), plain("guidance_start", "Guidance from", { placeholder: "0", hint: "a share of the steps; outside it each takes half the time" }), plain("guidance_end", "Guidance to", { placeholder: "1", hint: "a share of the steps" }),
@@ -144,7 +145,7 @@ function layout() {
 
 // How images and clips of another shape are fitted: where there are some.
 const showFit = () => { document.getElementById("on-images").hidden = !modelNow().starts_from.includes("image") && !BROUGHT.some((name) => draft.request[name]); };
-addEventListener("radial-steered", () => { fields.strength.set(draft.request.strength); showFit(); });
+addEventListener("radial-steered", () => { fields.strength.set(draft.request.strength); showFit(); fields.keep_unmasked.element.hidden = !draft.request.mask; });
 
 // Lists hold words alone.
 const meant = (name, value) => (value === undefined ? undefined : name === "riflex" ? value === "true" : name === "block_size" ? Number(value) : value);
@@ -211,7 +212,7 @@ function show() {
   for (const name of Object.keys(ZONES)) if (!images || (name === "last_image" && !spec.takes_last_image)) drop(name);
   for (const name of BROUGHT) if (!(name in ZONES) && !spec.steered_by.includes(name) && !(name === "control_video" && spec.steered_by.includes("strength"))) drop(name);
   if (dropped.length) say(`${spec.id} does not take these, and they are left out: ${dropped.join(", ")}.`);
-  const applies = { enhance: Boolean(limits.enhance?.choices?.length), strength: spec.steered_by.includes("strength"), guidance_scale_2: spec.has_two_transformers, true_cfg_scale: spec.guidance_is_embedded, sampler: spec.is_flow, flow_shift: spec.is_flow, riflex: spec.knows_riflex, positions: spec.knows_riflex, cache: spec.knows_cache, then: spec.knows_timed_prompts, decoder: spec.knows_tiny_decoder, batched_guidance: spec.knows_batched_guidance };
+  const applies = { keep_unmasked: Boolean(request.mask), enhance: Boolean(limits.enhance?.choices?.length), strength: spec.steered_by.includes("strength"), guidance_scale_2: spec.has_two_transformers, true_cfg_scale: spec.guidance_is_embedded, sampler: spec.is_flow, flow_shift: spec.is_flow, riflex: spec.knows_riflex, positions: spec.knows_riflex, cache: spec.knows_cache, then: spec.knows_timed_prompts, decoder: spec.knows_tiny_decoder, batched_guidance: spec.knows_batched_guidance };
   for (const name of ["negative_prompt", "guidance_scale", "guidance_start", "guidance_end"]) applies[name] = !spec.guidance_is_within;
   for (const [name, does] of Object.entries(applies)) { fields[name].element.hidden = !does; if (!does) delete request[name]; }
   showFit();

@@ -1,8 +1,9 @@
 // What steers a clip beside its words: another clip, a mask on it, images of what appears, and images at frames.
-import { h, say } from "./dom.js";
+import { button, h, say } from "./dom.js";
 import { draft } from "./draft.js";
 import { put } from "./form.js";
 import { upload, zone } from "./inputs.js";
+import { drawMask } from "./mask.js";
 
 const CLIP = "video/*";
 const IMAGE = "image/*,.heic,.avif";
@@ -20,7 +21,11 @@ export function drawSteering(now) {
   if (able("control_video") || able("strength")) one("control_video", able("control_video") ? "Control video" : "Clip to make over", CLIP, ["clip"]);
   if (able("face_video")) one("face_video", "Face that it follows", CLIP, ["clip"]);
   if (able("background_video")) one("background_video", "Clip to take the place in", CLIP, ["clip"]);
-  if (able("mask") && (able("background_video") ? background_video : control_video)) one("mask", "Mask: white is made anew", `${IMAGE},${CLIP}`, ["image", "clip"]);
+  const masked = able("mask") && (able("background_video") ? background_video : control_video);
+  if (masked) {
+    one("mask", "Mask: white is made anew", `${IMAGE},${CLIP}`, ["image", "clip"]);
+    zones.at(-1).append(button("Draw a mask", () => drawMask(masked, (id) => set("mask", id))));
+  }
   const list = (name, label, ones, id, make, most) => [...ones, null].slice(0, most).forEach((item, index) => zones.push(h("div", { className: "zone-box" },
     zone(`${name}.${index}`, label, IMAGE, item && id(item), { quiet: "drop or choose", take: (file) => bring(file, ["image"], (brought) => set(name, [...ones.slice(0, index), make(brought, item, index), ...ones.slice(index + 1)])), remove: () => set(name, ones.filter((other) => other !== item)) }),
     name === "keyframes" && item ? frameOf(item, index, ones) : "")));
