@@ -196,14 +196,13 @@ class AttentionContext:
             groups = q_BSHD.shape[2] // k_BSHD.shape[2]
             k_BSHD, v_BSHD = (x.repeat_interleave(groups, dim=2) for x in (k_BSHD, v_BSHD))
         heads, layouts = q_BSHD.shape[2], self.layouts
-        if self.parallel is not None:
-            q_BSHD, k_BSHD, v_BSHD = (self.parallel.to_heads(x, layouts[0]) for x in (q_BSHD, k_BSHD, v_BSHD))
         if self.pack is not None:
             parts = zip(*map(self.pack.sequences, (q_BSHD, k_BSHD, v_BSHD)), strict=True)
-            out_BSHD = self.pack.join_sequences(
-                [self._attend_to(group, call, *part) for group, part in enumerate(parts)]
-            )
-        elif len(layouts) == 1:
+            attended = [self._attend_to(group, call, *part) for group, part in enumerate(parts)]
+            return self.pack.join_sequences(attended, heads)
+        if self.parallel is not None:
+            q_BSHD, k_BSHD, v_BSHD = (self.parallel.to_heads(x, layouts[0]) for x in (q_BSHD, k_BSHD, v_BSHD))
+        if len(layouts) == 1:
             out_BSHD = self._attend_to(0, call, q_BSHD, k_BSHD, v_BSHD)
         elif len(q_BSHD) == 1:  # a processor that takes batch entries one by one
             entry = self._entry_of(q_BSHD.shape[1], call.processor)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -206,9 +210,12 @@ def test_what_cannot_be_packed_is_refused() -> None:
     columns = radial.apply(transformer, token_order="columns", block_size=16)
     with columns as attention, pytest.raises(ModelError, match="take token_order raster"):
         PackedClips(transformer, attention)
-    shared = radial.apply(transformer, parallel=ContextParallel(None, 0, 2))
-    with shared as attention, pytest.raises(ModelError, match="not shared among processes: leave out parallel"):
-        PackedClips(transformer, attention)
+    shared = radial.apply(transformer, parallel=ContextParallel(None, 0, 28))
+    with (
+        shared as attention, PackedClips(transformer, attention) as packed,
+        pytest.raises(RequestError, match="a clip of 27 tokens cannot be shared by 28 processes"),
+    ):  # fmt: skip
+        packed([calls[0], calls[1] | {"hidden_states": calls[1]["hidden_states"].new_zeros(1, 16, 1, 18, 6)}])
     compiled = way.build()
     compiled.compile_repeated_blocks()
     with (
@@ -219,6 +226,22 @@ def test_what_cannot_be_packed_is_refused() -> None:
     mochi = CASES["MochiTransformer3DModel"].build()
     with radial.apply(mochi) as attention, pytest.raises(ModelError, match="not for MochiTransformer3DModel"):
         PackedClips(mochi, attention)
+
+
+def test_processes_share_a_pack(tmp_path: Path) -> None:
+    """Over gloo, two processes: the clips and gradients of one process, and calls of one clip in between."""
+    script = str(Path(__file__).with_name("shared_packs.py"))
+    processes = [
+        subprocess.Popen([sys.executable, script, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    told = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    found = [json.loads(line) for line in told[0].splitlines() if line.startswith("{")]
+    assert len(found) == 4
+    for entry in found:
+        assert max(entry["output"], entry["between"]) < 1e-9, entry
+        assert entry["gradients"] < 1e-7, entry
 
 
 def test_a_late_backward_pass_is_refused() -> None:

@@ -21,7 +21,8 @@ from radial.errors import ModelError, RequestError
 
 class PackedClips:
     """Calls a transformer on packs of clips, through an installation of radial attention, which computes dense layers
-    clip by clip too. Calls of the transformer itself are as ever. Use it as a context manager, or call :meth:`close`.
+    clip by clip too. Where processes share clips by it, they share packs, and all of them make the same calls. Calls of
+    the transformer itself are as ever. Use it as a context manager, or call :meth:`close`.
 
     Args:
         transformer: of Wan 2.1 or 2.2, from text, or of HunyuanVideo.
@@ -29,16 +30,15 @@ class PackedClips:
         budget: what a pack may hold, any number of clips when left out.
 
     Raises:
-        ModelError: packed clips are not known of the model, its blocks are compiled, or the installation shares clips
-            among processes or puts tokens in columns.
+        ModelError: packed clips are not known of the model, its blocks are compiled, or the installation puts tokens in
+            columns.
     """
 
     def __init__(self, transformer: Any, attention: RadialAttention, budget: Budget | None = None) -> None:
         self._transformer, self._context, self._budget = transformer, attention.context, budget
         self._family = find_family(transformer)
         self._model = packed_model(transformer)
-        if self._context.parallel is not None:
-            raise ModelError("packed clips are not shared among processes: leave out parallel (ulysses_degree)")
+        self._shards = attention.shards
         if self._context.column_size is not None:
             raise ModelError("packed clips keep their tokens in raster order: take token_order raster")
         if any(getattr(block, "_compiled_call_impl", None) is not None for block, _ in self._model.blocks):
@@ -66,7 +66,7 @@ class PackedClips:
             calls: for each clip the arguments that a call of the transformer would have, batches of one.
 
         Raises:
-            RequestError: there are more clips than the budget holds, or none.
+            RequestError: there are more clips than the budget holds, or none, or one is too small to share.
             ModelError: a call cannot be part of a pack, or calls differ in more than sizes, texts and timesteps.
         """
         if not calls:
@@ -77,10 +77,13 @@ class PackedClips:
                 raise ModelError(reason)
         kinds = [(self._family.layouts(self._transformer, call)[0], self._model.words(call)) for call in calls]
         order = sorted(range(len(calls)), key=lambda place: kinds.index(kinds[place]))
-        pack = Pack(tuple(kinds[place][0] for place in order), tuple(kinds[place][1] for place in order))
+        layouts, words = zip(*(kinds[place] for place in order), strict=True)
+        pack = Pack(layouts, words, self._context.parallel)
         if self._budget is not None:
             self._budget.check(pack.tokens, pack.pairs, f"these {len(calls)} clips have")
         self._context.begin_pack(self._family, self._transformer, calls, pack, self._state)
+        for shards in self._shards:
+            shards.rest()
         predicted = self._model.forward([calls[place] for place in order], pack, self._run)
         return [predicted[order.index(place)] for place in range(len(calls))]
 
