@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from radial.attention.context import CallState
+from radial.attention.context import AttentionContext, CallState
 from radial.attention.families.find import find_family
 from radial.attention.install import RadialAttention
 from radial.attention.packed.pack import Budget, Pack, PackedModel
@@ -28,17 +28,23 @@ class PackedClips:
         transformer: of Wan 2.1 or 2.2, from text, or of HunyuanVideo.
         attention: installed on it; of a ``Schedule.dense()`` for dense attention.
         budget: what a pack may hold, any number of clips when left out.
+        one_list: compute sparse attention on all clips at once, as one list of blocks, for which each is filled up to
+            a whole block; otherwise on all clips of a size at once.
 
     Raises:
         ModelError: packed clips are not known of the model, its blocks are compiled, or the installation puts tokens in
-            columns.
+            columns, or needs lists of each size.
     """
 
-    def __init__(self, transformer: Any, attention: RadialAttention, budget: Budget | None = None) -> None:
+    def __init__(
+        self, transformer: Any, attention: RadialAttention, budget: Budget | None = None, *, one_list: bool = False
+    ) -> None:
         self._transformer, self._context, self._budget = transformer, attention.context, budget
         self._family = find_family(transformer)
         self._model = packed_model(transformer)
-        self._shards = attention.shards
+        self._shards, self._one_list = attention.shards, one_list
+        if one_list and (why := _why_many(self._context)) is not None:
+            raise ModelError(f"one_list does not go with {why}")
         if self._context.column_size is not None:
             raise ModelError("packed clips keep their tokens in raster order: take token_order raster")
         if any(getattr(block, "_compiled_call_impl", None) is not None for block, _ in self._model.blocks):
@@ -78,7 +84,7 @@ class PackedClips:
         kinds = [(self._family.layouts(self._transformer, call)[0], self._model.words(call)) for call in calls]
         order = sorted(range(len(calls)), key=lambda place: kinds.index(kinds[place]))
         layouts, words = zip(*(kinds[place] for place in order), strict=True)
-        pack = Pack(layouts, words, self._context.parallel)
+        pack = Pack(layouts, words, self._context.parallel, self._one_list)
         if self._budget is not None:
             self._budget.check(pack.tokens, pack.pairs, f"these {len(calls)} clips have")
         self._context.begin_pack(self._family, self._transformer, calls, pack, self._state)
@@ -150,6 +156,15 @@ def _kind_of_start(transformer: Any) -> str:
     config = transformer.config
     seen = config.get("image_dim") is not None or config.get("image_condition_type") == "token_replace"
     return " that starts from an image" if seen else ""
+
+
+def _why_many(context: AttentionContext) -> str | None:
+    """What of an installation needs lists of each size; None where one list does."""
+    if any(planner.reads_content for planner in context.planners):
+        return "planners that read content"
+    if context.far_field != "drop":
+        return f"far_field {context.far_field}"
+    return "eight_bit" if context.eight_bit else "backend flash" if context.backend == "flash" else None
 
 
 def _replace_processor(module: Any, processor: Any, undo: contextlib.ExitStack) -> None:

@@ -76,6 +76,7 @@ class Pack:
         layouts: of each clip; where words attend together with the clip, they come after it.
         words: that each clip reads, in whatever way.
         parallel: the processes that share it.
+        one_list: whether sparse attention is computed on all clips at once.
 
     Raises:
         ModelError: clips that are alike are apart, or something comes before a clip.
@@ -85,6 +86,7 @@ class Pack:
     layouts: tuple[Layout, ...]
     words: tuple[int, ...]
     parallel: ContextParallel | None = None
+    one_list: bool = False
 
     def __post_init__(self) -> None:
         kinds = list(zip(self.layouts, self.words, strict=True))
@@ -212,6 +214,22 @@ class Pack:
             torch.cat(list(of_clip[start : start + group.count]))
             for start, group in zip(starts, self.groups, strict=False)
         ]
+
+
+def align(parts: Sequence[Tensor], block_size: int) -> Tensor:
+    """Groups of clips ``[N, T, H, D]`` one after the other, ``[1, S, H, D]``, each filled up to a block by zeros."""
+    pieces = []
+    for part in parts:
+        zeros = part.new_zeros(-part.shape[1] % block_size, *part.shape[2:])
+        pieces += [piece for clip in part for piece in (clip, zeros)]
+    return torch.cat(pieces).unsqueeze(0)
+
+
+def unalign(x_1SHD: Tensor, parts: Sequence[Tensor], block_size: int) -> list[Tensor]:
+    """Back from :meth:`align` to groups, which are like ``parts``."""
+    lengths = [part.shape[1] + -part.shape[1] % block_size for part in parts]
+    aligned = x_1SHD[0].split([len(part) * length for part, length in zip(parts, lengths, strict=True)])
+    return [x.unflatten(0, (len(part), -1))[:, : part.shape[1]] for x, part in zip(aligned, parts, strict=True)]
 
 
 class Run(Protocol):
