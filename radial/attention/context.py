@@ -260,8 +260,8 @@ class AttentionContext:
     def _attend_at_once(self, call: AttentionCall, parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
         """The attention over all clips of a pack, by groups of them, as one list of blocks."""
         lists = self.state.joined[call.choice]
-        whole = (align(part, lists.block_size) for part in zip(*parts, strict=True))
-        out_1SHD = block_sparse.attention(*whole, lists, scale=call.scale, backend=self.backend)
+        q_1SHD, k_1SHD, v_1SHD = (align(part, lists.block_size) for part in zip(*parts, strict=True))
+        out_1SHD = block_sparse.attention(q_1SHD, k_1SHD, v_1SHD, lists, scale=call.scale, backend=self.backend)
         return unalign(out_1SHD, [part[0] for part in parts], lists.block_size)
 
     def _lists(

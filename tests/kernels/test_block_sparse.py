@@ -284,6 +284,8 @@ def test_what_joined_lists_do_not_hold() -> None:
     with pytest.raises(ValueError, match="joined by one plan for all heads, of one block size"):
         join_lists([plan, replace(plan, block_size=32)], [40, 40])
     q, k, v = random_inputs(1, 48, 48, 1, 16, torch.float32)
+    with pytest.raises(ValueError, match=r"key_ends must be int32 \[3\] on .*, not torch.int64 \[3\]"):
+        attention(q, k, v, replace(plan, key_ends=torch.tensor([40, 40, 40], device=DEVICE)))
     with pytest.raises(ValueError, match="have no far field, and none of them in 8 bit"):
         attention(q, k, v, join_lists([plan], [40]), eight_bit=True)
 

@@ -153,6 +153,7 @@ def _check_lists(q: Tensor, k: Tensor, lists: BlockLists) -> None:
         "column_offsets": (lists.column_offsets, (*plans, columns + 1)),
         "row_indices": (lists.row_indices, tuple(indices.shape)),
         "column_order": (lists.column_order, (columns,)),
+        "key_ends": (lists.key_ends, (rows,)),
     }
     for name, (tensor, shape) in wanted.items():
         if tensor is None:

@@ -109,8 +109,8 @@ class BlockLists:
 def join_lists(parts: Sequence[BlockLists], lengths: Sequence[int]) -> BlockLists:
     """The lists of attention over sequences that lie one after the other, as those of one sequence.
 
-    Each sequence begins on a block: what fills up the last block of the one before is zeros, to which nothing attends.
-    Outputs of padding, and gradients, say nothing, and are to be left out.
+    Each sequence begins on a block: what fills up the last block of the one before is zeros, in q, k, v and the
+    gradient of the output, and nothing attends to it. Outputs and gradients there say nothing and are to be left out.
 
     Args:
         parts: of each sequence, over itself, all of one block size.
