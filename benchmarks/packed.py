@@ -5,7 +5,9 @@ Attention: clips of unlike sizes in one layer, forward and with the backward pas
     padded      one batch in which every clip is as long as the longest, dense, without a mask: cuDNN or flash, forced
     one by one  dense attention of each clip by itself, the same kernel
     packed      dense attention of the pack, the same kernel: a call for each size, on views of one sequence
-    radial      radial attention of the pack, block-sparse kernels
+    radial      radial attention of the pack, block-sparse kernels, a call for each size likewise
+    one list    the same as one call for all clips, by lists that are joined: each clip is filled up to a block, which
+                copies q, k, v and the output
 
 The ceiling of packed over padded is B max^2 / sum N^2, pairs of tokens that padding computes over those that are there;
 ``share`` is how much of it was reached. The rival of a pack is also one by one, which computes the same pairs: packing
@@ -42,7 +44,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import radial
 from radial import RadialPattern, Schedule
 from radial.attention.packed.clips import PackedClips
-from radial.attention.packed.pack import Budget, Pack
+from radial.attention.packed.pack import Budget, Pack, align, unalign
 from radial.generation.acceleration.pack_rates import Rate
 from radial.generation.acceleration.together import generate_together
 from radial.generation.pipeline import generate
@@ -175,7 +177,26 @@ def make_radial(grids: Sequence[TokenGrid], heads: int, sizes: Sizes, device: st
     return attend, [drawn((1, pack.tokens, heads, sizes.head_dim), device)]
 
 
-ATTENTIONS = {"padded": make_padded, "one by one": make_single, "packed": make_packed, "radial": make_radial}
+def make_joined(grids: Sequence[TokenGrid], heads: int, sizes: Sizes, device: str) -> tuple[Attend, list[list[Tensor]]]:
+    pack = pack_of(grids)
+    plans = [BlockPlan.build(layout, RadialPattern(), sizes.block_size) for layout in pack.layouts]
+    lists = block_sparse.join_lists(plans, [layout.tokens for layout in pack.layouts]).to(device)
+
+    def attend(*parts: Tensor) -> Tensor:
+        groups = [pack.split(part) for part in parts]
+        out = block_sparse.attention(*(align(group, sizes.block_size) for group in groups), lists)
+        return pack.join(unalign(out, groups[0], sizes.block_size))
+
+    return attend, [drawn((1, pack.tokens, heads, sizes.head_dim), device)]
+
+
+ATTENTIONS = {
+    "padded": make_padded,
+    "one by one": make_single,
+    "packed": make_packed,
+    "radial": make_radial,
+    "one list": make_joined,
+}
 
 
 def pack_of(grids: Sequence[TokenGrid]) -> Pack:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from radial.attention.context_parallel import ContextParallel
-from radial.attention.packed.pack import Pack
+from radial.attention.packed.pack import Pack, align, unalign
 from radial.attention.processors import AttentionCall
 from radial.errors import ModelError
 from radial.plans.block_plan import BlockPlan
@@ -24,7 +24,7 @@ from radial.plans.planner import Planner, Site
 from radial.plans.policy import DENSE, Policy
 from radial.plans.token_order import in_columns
 from radial_kernels import block_sparse
-from radial_kernels.block_sparse import BlockLists, PooledLists
+from radial_kernels.block_sparse import BlockLists, PooledLists, join_lists
 
 if TYPE_CHECKING:
     from radial.attention.family import Call, Family
@@ -36,18 +36,23 @@ class CallState:
 
     Attributes:
         layouts: of the last call: one for the whole batch, or one for each entry where their texts differ in length.
+        counts: of a pack, how many clips have each.
         lists: of the planners that do not read content, by their choice: one for each layout.
         tails: what these leave out, likewise; None where it is dropped.
+        joined: the lists of all clips of a pack as one, by choice, where they are computed at once.
     """
 
     layouts: tuple[Layout, ...] = ()
+    counts: tuple[int, ...] = ()
     lists: dict[int, tuple[BlockLists, ...]] = field(default_factory=dict)
     tails: dict[int, tuple[PooledLists | None, ...]] = field(default_factory=dict)
+    joined: dict[int, BlockLists] = field(default_factory=dict)
     device: torch.device | None = None
 
     def reset(self) -> None:
         """Forget it."""
-        self.layouts, self.lists, self.tails, self.device = (), {}, {}, None
+        self.layouts, self.counts, self.device = (), (), None
+        self.lists, self.tails, self.joined = {}, {}, {}
 
 
 class AttentionContext:
@@ -115,9 +120,10 @@ class AttentionContext:
         state: CallState, branch: str,
     ) -> None:  # fmt: skip
         device = calls[0]["hidden_states"].device
-        if state.layouts != layouts or state.device != device:
+        counts = tuple(group.count for group in self.pack.groups) if self.pack is not None else ()
+        if state.layouts != layouts or state.counts != counts or state.device != device:
             state.reset()
-            state.layouts, state.device = layouts, device
+            state.layouts, state.counts, state.device = layouts, counts, device
         self.state, self.branch, self.layouts, self._device = state, branch, layouts, device
         self._lengths = tuple(of_any_length(torch.empty(layout.tokens, 0)) for layout in layouts)
         self._masks_padding = family.masks_padding
@@ -152,6 +158,11 @@ class AttentionContext:
             lists = tuple(planner.lists(site, None, None) for site in sites)
             tails = tuple(map(pool_rest_once, lists, state.layouts, [self.far_field] * len(lists)))
             state.lists[choice], state.tails[choice] = lists, tails
+            if self.pack is not None and self.pack.one_list:
+                of_clips = [
+                    (one, group) for one, group in zip(lists, self.pack.groups, strict=True) for _ in range(group.count)
+                ]
+                state.joined[choice] = join_lists([one for one, _ in of_clips], [g.layout.tokens for _, g in of_clips])
             for one in (*lists, *tails):
                 all_of_any_length(one)
         kept = zip(self._weights, state.layouts, state.lists[choice], strict=True)
@@ -196,14 +207,16 @@ class AttentionContext:
             groups = q_BSHD.shape[2] // k_BSHD.shape[2]
             k_BSHD, v_BSHD = (x.repeat_interleave(groups, dim=2) for x in (k_BSHD, v_BSHD))
         heads, layouts = q_BSHD.shape[2], self.layouts
+        if self.pack is not None:
+            parts = list(zip(*map(self.pack.sequences, (q_BSHD, k_BSHD, v_BSHD)), strict=True))
+            if self.pack.one_list and call.choice != DENSE and parts[0][0].shape[2]:
+                attended = self._attend_at_once(call, parts)
+            else:
+                attended = [self._attend_to(group, call, *part) for group, part in enumerate(parts)]
+            return self.pack.join_sequences(attended, heads)
         if self.parallel is not None:
             q_BSHD, k_BSHD, v_BSHD = (self.parallel.to_heads(x, layouts[0]) for x in (q_BSHD, k_BSHD, v_BSHD))
-        if self.pack is not None:
-            parts = zip(*map(self.pack.sequences, (q_BSHD, k_BSHD, v_BSHD)), strict=True)
-            out_BSHD = self.pack.join_sequences(
-                [self._attend_to(group, call, *part) for group, part in enumerate(parts)]
-            )
-        elif len(layouts) == 1:
+        if len(layouts) == 1:
             out_BSHD = self._attend_to(0, call, q_BSHD, k_BSHD, v_BSHD)
         elif len(q_BSHD) == 1:  # a processor that takes batch entries one by one
             entry = self._entry_of(q_BSHD.shape[1], call.processor)
@@ -243,6 +256,13 @@ class AttentionContext:
                 tail=tail,
             )  # fmt: skip
         return out_BSHD if tokens == length else F.pad(out_BSHD, (0, 0, 0, 0, 0, length - tokens))
+
+    def _attend_at_once(self, call: AttentionCall, parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+        """The attention over all clips of a pack, by groups of them, as one list of blocks."""
+        lists = self.state.joined[call.choice]
+        q_1SHD, k_1SHD, v_1SHD = (align(part, lists.block_size) for part in zip(*parts, strict=True))
+        out_1SHD = block_sparse.attention(q_1SHD, k_1SHD, v_1SHD, lists, scale=call.scale, backend=self.backend)
+        return unalign(out_1SHD, [part[0] for part in parts], lists.block_size)
 
     def _lists(
         self, entry: int, call: AttentionCall, q_BSHD: Tensor, k_BSHD: Tensor

@@ -58,6 +58,30 @@ class ContextParallel:
         received = self._exchange([part.reshape(-1)] * self.size, [share * row for share in self.shares(count)])
         return received.view(count, *part.shape[1:]).movedim(0, dim)
 
+    def gather_runs(self, part: Tensor, rows: list[int]) -> list[Tensor]:
+        """What each process holds, ``[rows of that process, X]``."""
+        row = part[0].numel()
+        received = self._exchange([part.reshape(-1)] * self.size, [count * row for count in rows])
+        return [run.view(-1, *part.shape[1:]) for run in received.split([count * row for count in rows])]
+
+    def runs_to_heads(self, x_SHD: Tensor, rows: list[int]) -> list[Tensor]:
+        """From this process's tokens and all heads to the tokens of each process, ``[rows of that process, own heads,
+        D]``, and this process's heads."""
+        columns, dim = self.shares(x_SHD.shape[1]), x_SHD.shape[2]
+        own_heads = columns[self.rank]
+        sizes = [count * own_heads * dim for count in rows]
+        received = self._exchange([part.reshape(-1) for part in x_SHD.split(columns, 1)], sizes)
+        return [run.view(count, own_heads, dim) for run, count in zip(received.split(sizes), rows, strict=True)]
+
+    def runs_to_tokens(self, runs: list[Tensor], heads: int) -> Tensor:
+        """Back from what each process is to have of this process's heads to this process's tokens and all ``heads``."""
+        count, dim = len(runs[self.rank]), runs[self.rank].shape[2]
+        columns = self.shares(heads)
+        sizes = [count * own * dim for own in columns]
+        received = self._exchange([run.reshape(-1) for run in runs], sizes)
+        parts = zip(received.split(sizes), columns, strict=True)
+        return torch.cat([part.view(count, own, dim) for part, own in parts if own], 1)
+
     def to_heads(self, x_BSHD: Tensor, layout: Layout) -> Tensor:
         """From this process's tokens and all heads to the whole sequence and this process's heads.
 
@@ -133,7 +157,7 @@ class Shards:
         from diffusers.models._modeling_parallel import ContextParallelOutput
 
         self._parallel = parallel
-        self._tokens, self._before, self._after = 0, 0, 0  # of the clip, and around it
+        self._tokens, self._before, self._after = 0, 0, 0  # of the clip, and around it; no tokens while it rests
         self._handles: list[Any] = []
         self._of_call: Callable[..., Any] | None = None
         modules = {name: transformer.get_submodule(name) for name in plan}  # all there, before one is changed
@@ -164,12 +188,18 @@ class Shards:
             raise RequestError(f"a clip of {self._tokens} tokens cannot be shared by {size} processes")
         return (args, kwargs) if self._of_call is None else self._of_call(transformer, args, kwargs)
 
+    def rest(self) -> None:
+        """Split and gather nothing until the next call, as where a transformer's parts are called on what is split."""
+        self._tokens = 0
+
     def remove(self) -> None:
         """Take the hooks away."""
         for handle in self._handles:
             handle.remove()
 
     def _split(self, value: Any, how: Any) -> Any:
+        if not self._tokens:
+            return value
         if isinstance(how, (list, tuple)):
             return None if value is None else type(value)(map(self._split, value, how))
         if not isinstance(value, Tensor) or how.expected_dims not in (None, value.ndim):
@@ -199,6 +229,8 @@ class Shards:
 
     def _gather(self, how: Any) -> Callable[..., Any]:
         def gather(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            if not self._tokens:
+                return output
             dim, own = how.gather_dim, self._parallel.shares(self._tokens)[self._parallel.rank]
             if output.shape[dim] == own:
                 return self._parallel.gather(output, dim, self._tokens)

@@ -33,7 +33,11 @@ _HOOK = "radial_attention"
 
 
 class RadialAttention:
-    """An installation of radial attention; use it as a context manager, or call :meth:`remove`."""
+    """An installation of radial attention; use it as a context manager, or call :meth:`remove`.
+
+    Attributes:
+        shards: what splits the calls of each transformer, where processes share clips.
+    """
 
     def __init__(self, context: AttentionContext, transformers: list[nn.Module]) -> None:
         from diffusers.hooks import HookRegistry
@@ -41,6 +45,7 @@ class RadialAttention:
         from radial.attention.families.find import find_family
 
         self.context = context
+        self.shards: list[Shards] = []
         families = [find_family(transformer) for transformer in transformers]
         self._first = families[0].self_attentions(transformers[0])[0][1]
         for transformer in transformers:
@@ -81,6 +86,7 @@ class RadialAttention:
             if sharding is not None and context.parallel is not None:
                 shards = Shards(transformer, sharding, context.parallel)
                 undo.callback(shards.remove)
+                self.shards.append(shards)
             if reordering is not None:
                 reordering.hook_leaving()
             hook = _make_hook(family, context, transformer, shards, reordering)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +43,7 @@ class Way:
     a_token: bool = False
     checkpointing: bool = False
     fused: bool = False
+    one_list: bool = False
     dtype: torch.dtype = torch.float64
     sizes: tuple[tuple[int, int, int], ...] = SIZES
 
@@ -92,6 +97,9 @@ WAYS = {
     "wan, lists of each head": Way(WAN, planner=AdaptivePlanner(0.4, 16)),
     "wan, far field": Way(WAN, far_field="mean", backend="reference"),
     "wan, kernels": Way(WAN, backend="triton", dtype=torch.float32, sizes=SMALL),
+    "wan, one list": Way(WAN, checkpointing=True, one_list=True),
+    "wan, one list, kernels": Way(WAN, backend="triton", dtype=torch.float32, sizes=SMALL, one_list=True),
+    "hunyuan, one list": Way(HUNYUAN, one_list=True),
     "wan, fused blocks": Way(WAN, fused=True, dtype=torch.float32),
     "hunyuan, fused blocks": Way(HUNYUAN, fused=True, dtype=torch.float32),
     "hunyuan": Way(HUNYUAN, checkpointing=True),
@@ -127,7 +135,7 @@ def test_each_clip_is_as_alone(way: Way) -> None:
         transformer.zero_grad()
         for call in calls:
             call["hidden_states"].grad = None
-        with PackedClips(transformer, attention) as packed:
+        with PackedClips(transformer, attention, one_list=way.one_list) as packed:
             before = attention.computed_share
             together = packed(calls)
             sum(weight_of(clip) for clip in together).backward()  # type: ignore[union-attr]
@@ -149,12 +157,21 @@ def test_each_clip_is_as_alone(way: Way) -> None:
         torch.testing.assert_close(call["hidden_states"].grad, value, **close)
 
 
-@pytest.mark.parametrize("way", [WAYS["wan"], WAYS["wan, dense"], WAYS["wan, kernels"], WAYS["hunyuan"]])
+@pytest.mark.parametrize(
+    "way",
+    [
+        WAYS[name]
+        for name in ("wan", "wan, dense", "wan, kernels", "hunyuan", "wan, one list, kernels", "hunyuan, one list")
+    ],
+)
 def test_no_clip_sees_another(way: Way) -> None:
     """What a clip is, its words or its timestep, changes no bit of the others; NaN stays where it is."""
     transformer = way.build()
     place = way.sizes.index(way.sizes[0], 1)  # in a group with the first one
-    with torch.no_grad(), way.installed(transformer) as attention, PackedClips(transformer, attention) as packed:
+    with (
+        torch.no_grad(), way.installed(transformer) as attention,
+        PackedClips(transformer, attention, one_list=way.one_list) as packed,
+    ):  # fmt: skip
         calls = way.calls(transformer)
         before = packed(calls)
         changed = list(calls)
@@ -206,9 +223,15 @@ def test_what_cannot_be_packed_is_refused() -> None:
     columns = radial.apply(transformer, token_order="columns", block_size=16)
     with columns as attention, pytest.raises(ModelError, match="take token_order raster"):
         PackedClips(transformer, attention)
-    shared = radial.apply(transformer, parallel=ContextParallel(None, 0, 2))
-    with shared as attention, pytest.raises(ModelError, match="not shared among processes: leave out parallel"):
-        PackedClips(transformer, attention)
+    shared = radial.apply(transformer, parallel=ContextParallel(None, 0, 28))
+    with (
+        shared as attention, PackedClips(transformer, attention) as packed,
+        pytest.raises(RequestError, match="a clip of 27 tokens cannot be shared by 28 processes"),
+    ):  # fmt: skip
+        packed([calls[0], calls[1] | {"hidden_states": calls[1]["hidden_states"].new_zeros(1, 16, 1, 18, 6)}])
+    far = replace(way, far_field="mean").installed(transformer)
+    with far as attention, pytest.raises(ModelError, match="one_list does not go with far_field mean"):
+        PackedClips(transformer, attention, one_list=True)
     compiled = way.build()
     compiled.compile_repeated_blocks()
     with (
@@ -219,6 +242,22 @@ def test_what_cannot_be_packed_is_refused() -> None:
     mochi = CASES["MochiTransformer3DModel"].build()
     with radial.apply(mochi) as attention, pytest.raises(ModelError, match="not for MochiTransformer3DModel"):
         PackedClips(mochi, attention)
+
+
+def test_processes_share_a_pack(tmp_path: Path) -> None:
+    """Over gloo, two processes: the clips and gradients of one process, and calls of one clip in between."""
+    script = str(Path(__file__).with_name("shared_packs.py"))
+    processes = [
+        subprocess.Popen([sys.executable, script, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    told = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    found = [json.loads(line) for line in told[0].splitlines() if line.startswith("{")]
+    assert len(found) == 4
+    for entry in found:
+        assert max(entry["output"], entry["between"]) < 1e-9, entry
+        assert entry["gradients"] < 1e-7, entry
 
 
 def test_a_late_backward_pass_is_refused() -> None:

@@ -27,6 +27,6 @@ def test_it_runs_at_a_small_size(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr(sys, "argv", ["packed.py", "--tiny", "--rounds", "1", "--part", "attention", "tuning"])
     module.main()
     told = capsys.readouterr().out
-    for name in ("padded", "one by one", "packed", "radial", "buckets", "packs"):
+    for name in ("padded", "one by one", "packed", "radial", "one list", "buckets", "packs"):
         assert re.search(rf"^  {name} +[\d.]", told, re.MULTILINE), name
     assert "ceiling 2.00x" in told

@@ -502,7 +502,8 @@ def free_ports(count: int) -> list[str]:
 def test_two_processes_train_as_one(config: dict[str, Any], tmp_path: Path, how: str) -> None:
     """Data parallel under torchrun (as ``accelerate launch`` starts it on GPUs; on CPUs it wants MPI) and FSDP2 under
     ``accelerate launch``, over gloo, a clip a process or each clip on both: the adapter that one process trains on
-    whole batches, within rounding; with a clip a process also over a checkpoint, with the other run in between."""
+    whole batches, within rounding; with a clip a process also over a checkpoint, with the other run in between. Packs
+    are shared likewise."""
     alone = config | {"batch_size": 2, "steps": 3, "validate_every": 0, "device": "cpu", "caption_dropout": 0.3,
                       "lr_scheduler": "constant"}  # fmt: skip
     clips = alone | {"batch_size": 1, "output": str(tmp_path / "two")}
@@ -520,21 +521,28 @@ def test_two_processes_train_as_one(config: dict[str, Any], tmp_path: Path, how:
         for name, settings in (("clips-2", clips | {"steps": 2}), ("shared", shared), ("clips-3", clips))
     ]
     first, second, third = (["finetune", "run", str(file)] for file in files)
-    runs = dict(zip(free_ports(3), (first, second, [*third, "--resume"]), strict=True))
+    calls = [first, second, [*third, "--resume"]]
+    packs = shared | {"packed": True, "batch_size": 1, "batch_tokens": 40, "output": str(tmp_path / "packs")}
+    if how == "copies":
+        calls.append(["finetune", "run", str(write_settings(tmp_path / "packs.toml", packs))])
+    runs = dict(zip(free_ports(len(calls)), calls, strict=True))
     (tmp_path / "runs.py").write_text(RUNS)
     done = subprocess.run(
         [sys.executable, "-m", *launch, str(tmp_path / "runs.py"), json.dumps(runs)], capture_output=True, text=True,
         timeout=1800, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    plain = alone | {"output": str(tmp_path / "plain")}
-    finetune(make_config(**plain))
-    one = adapter_of(plain)
-    for together in (clips, shared):
-        two = adapter_of(together)
-        assert set(one) == set(two)
-        for name in one:
-            assert torch.allclose(one[name], two[name], atol=2e-5), (together["output"], name)
+    compared = {"plain": (alone, (clips, shared))}
+    if how == "copies":
+        compared["packed"] = (packs | {"ulysses_degree": 1}, (packs,))
+    for output, (settings, others) in compared.items():
+        finetune(make_config(**settings | {"output": str(tmp_path / output)}))
+        one = adapter_of({"output": str(tmp_path / output)})
+        for together in others:
+            two = adapter_of(together)
+            assert set(one) == set(two)
+            for name in one:
+                assert torch.allclose(one[name], two[name], atol=2e-5), (together["output"], name)
 
 
 def test_training_lowers_the_loss_and_acts(config: dict[str, Any], wan_folder: Path) -> None:

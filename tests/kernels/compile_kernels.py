@@ -24,7 +24,7 @@ from radial_kernels.fused import kernels
 BYTES = {"i8": 1, "fp8e4nv": 1, "fp16": 2, "bf16": 2, "fp32": 4}
 INDICES = {
     "row_offsets_ptr", "column_indices_ptr", "column_offsets_ptr", "row_indices_ptr", "column_order_ptr",
-    "word_indices_ptr",
+    "word_indices_ptr", "key_ends_ptr",
 }  # fmt: skip
 SINGLES = {"lse_ptr", "grad_lse_ptr", "terms_ptr", "mean_ptr", "sums_ptr", "exponent_ptr"}
 FLOATS = {"scale", "scale_log2", "eps"}
@@ -94,7 +94,8 @@ def portable(capability: int, dtype: str, head_dim: int, *, ragged: bool) -> Non
 
     tiles = tiles_for("forward", (capability // 10, capability % 10), BYTES[dtype], head_dim, 128)
     constants = shape | sizes(tiles) | {"RAGGED": ragged}
-    compile_kernel(forward._forward_kernel, capability, dtype, constants, **options(tiles))
+    joined = {} if ragged else {"key_ends_ptr": None}
+    compile_kernel(forward._forward_kernel, capability, dtype, constants | joined, **options(tiles))
     tiles = tiles_for("backward", (capability // 10, capability % 10), BYTES[dtype], head_dim, 128)
     compile_kernel(backward._key_gradients_kernel, capability, dtype, shape | sizes(tiles), **options(tiles))
     swapped = {"QUERIES": tiles.keys, "KEYS": tiles.queries}
@@ -143,6 +144,9 @@ def hopper(dtype: str, head_dim: int) -> None:
         used = {name: tile for name, tile in (queries | keys).items() if name in kernel.arg_names}
         stages = 3 if kernel is hopper_forward._forward_kernel else 2
         compile_kernel(kernel, 90, dtype, shape | used | {"STAGES": stages}, **group)
+    used = {name: tile for name, tile in (queries | keys).items() if name in hopper_forward._forward_kernel.arg_names}
+    alone = {"STAGES": 3, "key_ends_ptr": None}
+    compile_kernel(hopper_forward._forward_kernel, 90, dtype, shape | used | alone, **group)
     names = ("query", "key", "value", "grad", "grad_key", "grad_value")
     used = {f"{name}_descriptor": half for name in names} | {"terms_descriptor": [64]}
     constants = shape | used | {"QUERIES": 64, "STAGES": 3}

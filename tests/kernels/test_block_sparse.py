@@ -10,14 +10,16 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
 from cases import DEVICE, error, lists_of, random_inputs, random_lists
 from torch import Tensor
+from torch.nn import functional as F
 
-from radial_kernels.block_sparse import BlockLists, attention, choose_backend, merge, reference
+from radial_kernels.block_sparse import BlockLists, attention, choose_backend, join_lists, merge, reference
 from radial_kernels.block_sparse.lists import transpose_lists
 
 ROOT = Path(__file__).parent.parent.parent
@@ -241,6 +243,51 @@ def test_transposed_lists_name_the_same_blocks() -> None:
     want_offsets, want_indices = lists_of(masks.mT)
     assert torch.equal(offsets, want_offsets)
     assert torch.equal(indices, want_indices)
+
+
+@pytest.mark.parametrize("backend", ["reference", "gather", "triton"])
+def test_sequences_joined_are_as_alone(backend: str, nan_memory: None) -> None:
+    """Outputs and gradients, by one list; what is in one changes no bit of another."""
+    lengths, block, generator = (20, 16, 5), 16, torch.Generator().manual_seed(0)
+    parts = [BlockLists(*random_lists(n, n, block), block_size=block) for n in lengths]
+    lists = join_lists([parts[0].with_columns(20), *parts[1:]], lengths)
+    clips = [torch.randn(4, 1, n, 1, 16, generator=generator).to(DEVICE) for n in lengths]
+
+    def attend(clips: list[Tensor]) -> list[Tensor]:
+        """Of each clip its output and the gradients of q, k and v."""
+        x = torch.cat([F.pad(clip, (0, 0, 0, 0, 0, -clip.shape[2] % block)) for clip in clips], 2)
+        q, k, v = (part.requires_grad_() for part in x[:3].clone())
+        out = attention(q, k, v, lists, backend=backend)
+        grads = torch.autograd.grad(out, (q, k, v), x[3])
+        starts = accumulate((-(-n // block) * block for n in lengths), initial=0)
+        return [
+            torch.stack([out, *grads])[:, :, start : start + n].detach()
+            for start, n in zip(starts, lengths, strict=False)
+        ]
+
+    joined = attend(clips)
+    for found, clip, part in zip(joined, clips, parts, strict=True):
+        q, k, v = (x.clone().requires_grad_() for x in clip[:3])
+        out = attention(q, k, v, part, backend=backend)
+        alone = torch.stack([out, *torch.autograd.grad(out, (q, k, v), clip[3])])
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+    if backend == "reference":  # the whole formula, in which nothing times NaN is NaN
+        return
+    broken = attend([clips[0], clips[1] * torch.nan, *clips[2:]])
+    assert broken[1].isnan().all()
+    for place, (found, before) in enumerate(zip(broken, joined, strict=True)):
+        assert place == 1 or torch.equal(found, before)
+
+
+def test_what_joined_lists_do_not_hold() -> None:
+    plan = BlockLists(*random_lists(40, 40, 16), block_size=16)
+    with pytest.raises(ValueError, match="joined by one plan for all heads, of one block size"):
+        join_lists([plan, replace(plan, block_size=32)], [40, 40])
+    q, k, v = random_inputs(1, 48, 48, 1, 16, torch.float32)
+    with pytest.raises(ValueError, match=r"key_ends must be int32 \[3\] on .*, not torch.int64 \[3\]"):
+        attention(q, k, v, replace(plan, key_ends=torch.tensor([40, 40, 40], device=DEVICE)))
+    with pytest.raises(ValueError, match="have no far field, and none of them in 8 bit"):
+        attention(q, k, v, join_lists([plan], [40]), eight_bit=True)
 
 
 def test_gradcheck() -> None:

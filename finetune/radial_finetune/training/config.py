@@ -31,7 +31,7 @@ _NOT_CAUSAL = (
 )  # fmt: skip
 # What is of packed clips, and what does not go with them.
 _OF_PACKS = ("batch_pairs", "loss_mean")
-_NOT_PACKED = ("objective", "curriculum", "ulysses_degree", "token_order", "compile")
+_NOT_PACKED = ("objective", "curriculum", "token_order", "compile")
 # What draws noise levels otherwise, or weighs them.
 _OF_LEVELS = ("timestep_sampling", "logit_mean", "logit_std", "min_sigma", "max_sigma", "weighting_scheme")
 

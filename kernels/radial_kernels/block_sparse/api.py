@@ -80,6 +80,8 @@ def attention(
         raise ValueError(f"scale must be finite, not {factor}")
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     by_rows = (lists.row_offsets, lists.column_indices)
+    if lists.key_ends is not None and (eight_bit or tail is not None):
+        raise ValueError("sequences that lie one after the other have no far field, and none of them in 8 bit")
     if eight_bit:
         _check_eight_bit(lists.block_size, needs_grad)
     if backend == "flash" and needs_grad:
@@ -97,7 +99,16 @@ def attention(
         )
     else:
         out, lse = torch.ops.radial.block_sparse_attention(
-            q, k, v, *by_rows, *by_columns, lists.block_size, factor, backend, return_lse or needs_grad
+            q,
+            k,
+            v,
+            *by_rows,
+            *by_columns,
+            lists.block_size,
+            factor,
+            backend,
+            return_lse or needs_grad,
+            lists.key_ends,
         )
     return (out, lse) if return_lse else out
 
@@ -142,6 +153,7 @@ def _check_lists(q: Tensor, k: Tensor, lists: BlockLists) -> None:
         "column_offsets": (lists.column_offsets, (*plans, columns + 1)),
         "row_indices": (lists.row_indices, tuple(indices.shape)),
         "column_order": (lists.column_order, (columns,)),
+        "key_ends": (lists.key_ends, (rows,)),
     }
     for name, (tensor, shape) in wanted.items():
         if tensor is None:

@@ -27,6 +27,7 @@ def attention(
     scale: float,
     *,
     with_lse: bool = False,
+    key_ends: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs, and log-sum-exps ``[B, H, S]`` when asked for (else empty). A row without keys gives zeros."""
     out_BSHD = torch.zeros(q_BSHD.shape, dtype=q_BSHD.dtype, device=q_BSHD.device)
@@ -34,7 +35,7 @@ def attention(
     wide = torch.promote_types(q_BSHD.dtype, torch.float32)
     lse_shape = (batch, query_length, heads) if with_lse else (0, 0, 0)
     lse_BSH = torch.full(lse_shape, float("-inf"), dtype=wide, device=q_BSHD.device)
-    for query_RQ, key_RN in _groups(row_offsets, column_indices, q_BSHD, k_BTHD, block_size):
+    for query_RQ, key_RN in _groups(row_offsets, column_indices, q_BSHD, k_BTHD, block_size, key_ends):
         q, k, v = (_take(x, index) for x, index in ((q_BSHD, query_RQ), (k_BTHD, key_RN), (v_BTHD, key_RN)))
         if with_lse:
             logits = q.to(wide) @ k.to(wide).mT * scale
@@ -84,17 +85,23 @@ def gradients(
 
 
 def _groups(
-    row_offsets: Tensor, column_indices: Tensor, q_BSHD: Tensor, k_BTHD: Tensor, block_size: int
+    row_offsets: Tensor,
+    column_indices: Tensor,
+    q_BSHD: Tensor,
+    k_BTHD: Tensor,
+    block_size: int,
+    key_ends: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Positions of queries ``[R, Q]`` and of their keys ``[R, N]``, for rows of equal size that have keys."""
     query_length, key_length, device = q_BSHD.shape[1], k_BTHD.shape[1], q_BSHD.device
     offsets, columns = row_offsets.tolist(), column_indices.cpu()
+    ends = [key_length] * (len(offsets) - 1) if key_ends is None else key_ends.tolist()
     within = torch.arange(block_size)
     groups: dict[tuple[int, int], list[tuple[int, Tensor]]] = defaultdict(list)
     for row in range(len(offsets) - 1):
         blocks = columns[offsets[row] : offsets[row + 1]]
         keys = (blocks[:, None].long() * block_size + within).flatten()
-        keys = keys[keys < key_length]
+        keys = keys[keys < ends[row]]
         if len(keys):
             groups[len(keys), min(block_size, query_length - row * block_size)].append((row, keys))
     for (num_keys, num_queries), members in groups.items():

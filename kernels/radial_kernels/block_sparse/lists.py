@@ -5,6 +5,7 @@ Shapes: B batch, H heads, R rows of query blocks, C columns of key blocks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -28,6 +29,8 @@ class BlockLists:
         column_order: int32 ``[C]``, the order in which the columns' gradients are computed. It changes speed only: long
             columns should come first.
         block_size: tokens a block, of queries and of keys.
+        key_ends: int32 ``[R]``, where the keys of each row end, within its last block or behind it, in lists of
+            sequences that lie one after the other: see :func:`join_lists`. The last key of all when left out.
     """
 
     row_offsets: Tensor = field(repr=False)
@@ -36,6 +39,7 @@ class BlockLists:
     row_indices: Tensor | None = field(default=None, repr=False)
     column_order: Tensor | None = field(default=None, repr=False)
     block_size: int = 128
+    key_ends: Tensor | None = field(default=None, repr=False)
 
     @staticmethod
     def of_mask(mask: Tensor, block_size: int = 128) -> BlockLists:
@@ -99,6 +103,46 @@ class BlockLists:
         if falls.any():
             raise ValueError("column_indices must ascend without repeats within each row")
         return self
+
+
+@torch.inference_mode(False)
+def join_lists(parts: Sequence[BlockLists], lengths: Sequence[int]) -> BlockLists:
+    """The lists of attention over sequences that lie one after the other, as those of one sequence.
+
+    Each sequence begins on a block: what fills up the last block of the one before is zeros, in q, k, v and the
+    gradient of the output, and nothing attends to it. Outputs and gradients there say nothing and are to be left out.
+
+    Args:
+        parts: of each sequence, over itself, all of one block size.
+        lengths: of each, in tokens, without padding.
+
+    Raises:
+        ValueError: a part has a plan for each head or batch entry, or block sizes differ.
+    """
+    size = parts[0].block_size
+    if any(part.row_offsets.ndim > 1 or part.block_size != size for part in parts):
+        raise ValueError("sequences are joined by one plan for all heads, of one block size")
+    whole = [
+        part if part.row_indices is not None else part.with_columns(n) for part, n in zip(parts, lengths, strict=True)
+    ]
+    joined: dict[str, list[Tensor]] = {name: [] for name in ("rows", "columns", "column_rows", "row_columns", "ends")}
+    blocks = kept = 0
+    for part, length in zip(whole, lengths, strict=True):
+        assert part.column_offsets is not None
+        assert part.row_indices is not None
+        joined["rows"].append(part.row_offsets[:-1] + kept)
+        joined["columns"].append(part.column_indices + blocks)
+        joined["column_rows"].append(part.column_offsets[:-1] + kept)
+        joined["row_columns"].append(part.row_indices + blocks)
+        joined["ends"].append(torch.full_like(part.row_offsets[:-1], blocks * size + length))
+        blocks, kept = blocks + part.rows, kept + part.kept_blocks
+    end = parts[0].row_offsets.new_tensor([kept])
+    column_offsets = torch.cat([*joined["column_rows"], end])
+    return BlockLists(
+        torch.cat([*joined["rows"], end]), torch.cat(joined["columns"]), column_offsets,
+        torch.cat(joined["row_columns"]), column_offsets.diff().argsort(descending=True, stable=True).to(torch.int32),
+        size, torch.cat(joined["ends"]),
+    )  # fmt: skip
 
 
 def transpose_lists(row_offsets: Tensor, column_indices: Tensor, columns: int) -> tuple[Tensor, Tensor]:

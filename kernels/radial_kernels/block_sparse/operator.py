@@ -7,6 +7,7 @@ Shapes: B batch, S query length, T key length, H heads, D head dim.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,26 +33,32 @@ def attention(
     scale: float,
     backend: str,
     with_lse: bool,
+    key_ends: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs ``[B, S, H, D]`` and log-sum-exps ``[B, H, S]``, the latter empty unless asked for."""
     plain = (block_size, scale)
     match choose_backend(q, backend, block_size=block_size, others=(k, v)):
         case "reference":
-            out, lse = reference.attention(q, k, v, row_offsets, column_indices, *plain)
+            out, lse = reference.attention(q, k, v, row_offsets, column_indices, *plain, key_ends=key_ends)
             return out, lse if with_lse else lse.new_empty(0)
         case "gather":
-            return _plan_by_plan(gather.attention, q, k, v, row_offsets, column_indices, *plain, with_lse=with_lse)
+            attend = functools.partial(gather.attention, with_lse=with_lse, key_ends=key_ends)
+            return _plan_by_plan(attend, q, k, v, row_offsets, column_indices, *plain)
         case "triton":
             from radial_kernels.block_sparse.portable import forward
 
-            return forward.attention(q, k, v, row_offsets, column_indices, *plain, with_lse=with_lse)
+            return forward.attention(q, k, v, row_offsets, column_indices, *plain, with_lse=with_lse, key_ends=key_ends)
         case "hopper":
             from radial_kernels.block_sparse.hopper import forward as hopper_forward
 
-            return hopper_forward.attention(q, k, v, row_offsets, column_indices, scale, with_lse=with_lse)
+            return hopper_forward.attention(
+                q, k, v, row_offsets, column_indices, scale, with_lse=with_lse, key_ends=key_ends
+            )
         case "flash":
             from radial_kernels.block_sparse import flash
 
+            if key_ends is not None:
+                raise ValueError("backend flash knows no sequences that lie one after the other; use auto or triton")
             out, lse = flash.attention(q, k, v, row_offsets, column_indices, scale)
             return out, lse if with_lse else lse.new_empty(0)
     raise AssertionError("choose_backend knows only the backends above")
@@ -61,7 +68,7 @@ def attention(
 def _(
     q: Tensor, k: Tensor, v: Tensor, row_offsets: Tensor, column_indices: Tensor,
     column_offsets: Tensor | None, row_indices: Tensor | None, column_order: Tensor | None,
-    block_size: int, scale: float, backend: str, with_lse: bool,
+    block_size: int, scale: float, backend: str, with_lse: bool, key_ends: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     batch, query_length, heads, _ = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -162,7 +169,7 @@ def _backward(ctx: Any, grad: Tensor | None, grad_lse: Tensor | None) -> tuple[T
         raise RuntimeError("gradients need the log-sum-exp: call the operator with with_lse=True")
     grad = torch.zeros_like(out) if grad is None else grad
     result = torch.ops.radial.block_sparse_attention_backward(grad, grad_lse, q, k, v, out, lse, *lists, *ctx.options)
-    return (*result, *[None] * 9)
+    return (*result, *[None] * 10)
 
 
 attention.register_autograd(_backward, setup_context=_save)
@@ -177,15 +184,14 @@ def _plan_by_plan(
     column_indices: Tensor,
     block_size: int,
     scale: float,
-    **options: bool,
 ) -> tuple[Tensor, Tensor]:
     """Call a backend that knows one plan once for every plan."""
     if row_offsets.ndim == 1:
-        return attend(q, k, v, row_offsets, column_indices, block_size, scale, **options)
+        return attend(q, k, v, row_offsets, column_indices, block_size, scale)
     outs, lses = [], []
     for b, batch in enumerate(_heads_of_plans(row_offsets, len(q))):
         parts = [
-            attend(*(x[b : b + 1, :, heads] for x in (q, k, v)), offsets, columns, block_size, scale, **options)
+            attend(*(x[b : b + 1, :, heads] for x in (q, k, v)), offsets, columns, block_size, scale)
             for heads, offsets, columns in _own_lists(batch, column_indices)
         ]
         outs.append(torch.cat([out for out, _ in parts], 2))

@@ -21,18 +21,22 @@ def attention(
     pooled_RP: Tensor | None = None,
     spans: tuple[int, ...] = (1,),
     order: Tensor | None = None,
+    key_ends: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """softmax(q k' * scale + mask) v and its log-sum-exp ``[B, H, S]``, with the mask spelled out.
 
     A row without keys gives zeros, and minus infinity. ``pooled_RP``, bool and with the lists' plans in front, adds the
     far field to the same softmax: keys and values that are means over ``span`` blocks, for each of ``spans``, whose
     logits are greater by the logarithm of the number of keys in the mean. Blocks come together as they lie, or in an
-    ``order``.
+    ``order``. ``key_ends`` says for each row where its keys end.
     """
     wide = torch.promote_types(q_BSHD.dtype, torch.float32)
     q, k, v = (x.to(wide) for x in (q_BSHD, k_BTHD, v_BTHD))
     logits_BHST = torch.einsum("bshd,bthd->bhst", q, k) * scale
     mask = token_mask(row_offsets, column_indices, q.shape[1], k.shape[1], block_size)
+    if key_ends is not None:
+        ends_S = key_ends.repeat_interleave(block_size)[: q.shape[1]]
+        mask = mask & (torch.arange(k.shape[1], device=k.device) < ends_S[:, None])
     logits_BHST = logits_BHST.masked_fill(~_by_head(mask), float("-inf"))
     if pooled_RP is not None:
         pools = _pools(k.shape[1], block_size, spans, order)

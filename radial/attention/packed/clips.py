@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from radial.attention.context import CallState
+from radial.attention.context import AttentionContext, CallState
 from radial.attention.families.find import find_family
 from radial.attention.install import RadialAttention
 from radial.attention.packed.pack import Budget, Pack, PackedModel
@@ -21,24 +21,30 @@ from radial.errors import ModelError, RequestError
 
 class PackedClips:
     """Calls a transformer on packs of clips, through an installation of radial attention, which computes dense layers
-    clip by clip too. Calls of the transformer itself are as ever. Use it as a context manager, or call :meth:`close`.
+    clip by clip too. Where processes share clips by it, they share packs, and all of them make the same calls. Calls of
+    the transformer itself are as ever. Use it as a context manager, or call :meth:`close`.
 
     Args:
         transformer: of Wan 2.1 or 2.2, from text, or of HunyuanVideo.
         attention: installed on it; of a ``Schedule.dense()`` for dense attention.
         budget: what a pack may hold, any number of clips when left out.
+        one_list: compute sparse attention on all clips at once, as one list of blocks, for which each is filled up to
+            a whole block; otherwise on all clips of a size at once.
 
     Raises:
-        ModelError: packed clips are not known of the model, its blocks are compiled, or the installation shares clips
-            among processes or puts tokens in columns.
+        ModelError: packed clips are not known of the model, its blocks are compiled, or the installation puts tokens in
+            columns, or needs lists of each size.
     """
 
-    def __init__(self, transformer: Any, attention: RadialAttention, budget: Budget | None = None) -> None:
+    def __init__(
+        self, transformer: Any, attention: RadialAttention, budget: Budget | None = None, *, one_list: bool = False
+    ) -> None:
         self._transformer, self._context, self._budget = transformer, attention.context, budget
         self._family = find_family(transformer)
         self._model = packed_model(transformer)
-        if self._context.parallel is not None:
-            raise ModelError("packed clips are not shared among processes: leave out parallel (ulysses_degree)")
+        self._shards, self._one_list = attention.shards, one_list
+        if one_list and (why := _why_many(self._context)) is not None:
+            raise ModelError(f"one_list does not go with {why}")
         if self._context.column_size is not None:
             raise ModelError("packed clips keep their tokens in raster order: take token_order raster")
         if any(getattr(block, "_compiled_call_impl", None) is not None for block, _ in self._model.blocks):
@@ -66,7 +72,7 @@ class PackedClips:
             calls: for each clip the arguments that a call of the transformer would have, batches of one.
 
         Raises:
-            RequestError: there are more clips than the budget holds, or none.
+            RequestError: there are more clips than the budget holds, or none, or one is too small to share.
             ModelError: a call cannot be part of a pack, or calls differ in more than sizes, texts and timesteps.
         """
         if not calls:
@@ -77,10 +83,13 @@ class PackedClips:
                 raise ModelError(reason)
         kinds = [(self._family.layouts(self._transformer, call)[0], self._model.words(call)) for call in calls]
         order = sorted(range(len(calls)), key=lambda place: kinds.index(kinds[place]))
-        pack = Pack(tuple(kinds[place][0] for place in order), tuple(kinds[place][1] for place in order))
+        layouts, words = zip(*(kinds[place] for place in order), strict=True)
+        pack = Pack(layouts, words, self._context.parallel, self._one_list)
         if self._budget is not None:
             self._budget.check(pack.tokens, pack.pairs, f"these {len(calls)} clips have")
         self._context.begin_pack(self._family, self._transformer, calls, pack, self._state)
+        for shards in self._shards:
+            shards.rest()
         predicted = self._model.forward([calls[place] for place in order], pack, self._run)
         return [predicted[order.index(place)] for place in range(len(calls))]
 
@@ -147,6 +156,15 @@ def _kind_of_start(transformer: Any) -> str:
     config = transformer.config
     seen = config.get("image_dim") is not None or config.get("image_condition_type") == "token_replace"
     return " that starts from an image" if seen else ""
+
+
+def _why_many(context: AttentionContext) -> str | None:
+    """What of an installation needs lists of each size; None where one list does."""
+    if any(planner.reads_content for planner in context.planners):
+        return "planners that read content"
+    if context.far_field != "drop":
+        return f"far_field {context.far_field}"
+    return "eight_bit" if context.eight_bit else "backend flash" if context.backend == "flash" else None
 
 
 def _replace_processor(module: Any, processor: Any, undo: contextlib.ExitStack) -> None:

@@ -40,10 +40,10 @@ class PackedHunyuanVideo:
     def forward(self, calls: Sequence[Mapping[str, Any]], pack: Pack, run: Run) -> list[Tensor]:
         model: Any = self._transformer
         latents = pack.stack([call["hidden_states"] for call in calls])
-        hidden_1SC = pack.join([model.x_embedder(x) for x in latents])
+        hidden_1SC = pack.enter([model.x_embedder(x) for x in latents])
         turns = [model.rope(x) for x in latents]
         rotary = tuple(
-            pack.join([turn[half].expand(len(x), -1, -1) for turn, x in zip(turns, latents, strict=True)])[0]
+            pack.enter([turn[half].expand(len(x), -1, -1) for turn, x in zip(turns, latents, strict=True)])[0]
             for half in (0, 1)
         )
         timestep, pooled = (torch.cat([call[name] for call in calls]) for name in ("timestep", "pooled_projections"))
@@ -55,7 +55,7 @@ class PackedHunyuanVideo:
             hidden_1SC, text_1LC = run(block, hidden_1SC, text_1LC, temb_BC, rotary, pack)
         out = model.norm_out
         scale, shift = out.linear(out.silu(temb_BC).to(hidden_1SC.dtype)).chunk(2, dim=1)
-        predicted = pack.split(model.proj_out(pack.each(_modulated, out.norm(hidden_1SC), scale, shift)))
+        predicted = pack.leave(model.proj_out(pack.each(_modulated, out.norm(hidden_1SC), scale, shift)))
         patch = (model.config.patch_size_t, model.config.patch_size, model.config.patch_size)
         return [
             clip
@@ -125,5 +125,5 @@ def _single_block(
         ),
         1,
     )
-    update, text_update = block.proj_out(torch.cat([attended, inner], 2)).tensor_split([pack.tokens], 1)
+    update, text_update = block.proj_out(torch.cat([attended, inner], 2)).tensor_split([pack.held], 1)
     return pack.each(_gated, hidden_1SC, update, gate), pack.each(_gated, text_1LC, text_update, gate, words=True)

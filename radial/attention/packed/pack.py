@@ -5,7 +5,12 @@ the same order. Clips that are alike lie beside each other, so that they are a b
 each token alone is computed on every group of them. Nothing is copied or padded for it, and no clip is an operand of
 another's.
 
-Shapes: B clips, N clips of a group, T tokens or words of one, S tokens of all clips, L words of all, X what follows.
+Processes that share a pack hold a run of every clip's tokens each, and all words: what is computed on tokens is
+computed on these, and for what attends they exchange, once for all clips, as :mod:`radial.attention.context_parallel`
+does for one.
+
+Shapes: B clips, N clips of a group, T tokens or words of one, S tokens of all clips that are held, L words of all, H
+heads, D head dim, X what follows.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from radial.attention.context_parallel import ContextParallel
 from radial.errors import ModelError, RequestError
 from radial.plans.layout import Layout
 
@@ -53,11 +59,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class Group:
-    """Clips beside each other that are alike: how many, the layout of each, and how many words each reads."""
+    """Clips beside each other that are alike: how many, the layout of each, how many words each reads, and how many of
+    each one's tokens this process holds."""
 
     count: int
     layout: Layout
     words: int
+    held: int
 
 
 @dataclass(frozen=True)
@@ -67,13 +75,18 @@ class Pack:
     Attributes:
         layouts: of each clip; where words attend together with the clip, they come after it.
         words: that each clip reads, in whatever way.
+        parallel: the processes that share it.
+        one_list: whether sparse attention is computed on all clips at once.
 
     Raises:
         ModelError: clips that are alike are apart, or something comes before a clip.
+        RequestError: a clip is too small to share.
     """
 
     layouts: tuple[Layout, ...]
     words: tuple[int, ...]
+    parallel: ContextParallel | None = None
+    one_list: bool = False
 
     def __post_init__(self) -> None:
         kinds = list(zip(self.layouts, self.words, strict=True))
@@ -81,11 +94,19 @@ class Pack:
             raise ModelError("clips of a pack that are alike must lie beside each other")
         if any(layout.before or layout.after not in (0, words) for layout, words in kinds):
             raise ModelError("a pack holds clips and their words, and nothing else")
+        least = min(layout.grid.tokens for layout in self.layouts)
+        if self.parallel is not None and least < self.parallel.size:
+            raise RequestError(f"a clip of {least} tokens cannot be shared by {self.parallel.size} processes")
 
     @functools.cached_property
     def groups(self) -> tuple[Group, ...]:
+        rank = 0 if self.parallel is None else self.parallel.rank
         runs = itertools.groupby(zip(self.layouts, self.words, strict=True))
-        return tuple(Group(len(list(run)), layout, words) for (layout, words), run in runs)
+        return tuple(Group(len(list(run)), layout, words, self._shares(layout)[rank]) for (layout, words), run in runs)
+
+    def _shares(self, layout: Layout) -> list[int]:
+        """How many tokens of a clip each process holds."""
+        return [layout.grid.tokens] if self.parallel is None else self.parallel.shares(layout.grid.tokens)
 
     @property
     def tokens(self) -> int:
@@ -97,9 +118,43 @@ class Pack:
         """Of tokens that may attend to each other."""
         return sum(layout.tokens**2 for layout in self.layouts)
 
+    @property
+    def held(self) -> int:
+        """Tokens that this process holds, without words."""
+        return sum(group.count * group.held for group in self.groups)
+
+    def enter(self, parts: Sequence[Tensor]) -> Tensor:
+        """From groups of whole clips, ``[N, T, X]``, to what this process holds of them, ``[1, S, X]``."""
+        if self.parallel is not None:
+            parts = [self.parallel.split(part, 1) for part in parts]
+        return self.join(parts)
+
+    def leave(self, x_1SX: Tensor) -> list[Tensor]:
+        """Back from :meth:`enter` to groups of whole clips, on every process."""
+        if self.parallel is None:
+            return self.split(x_1SX)
+        return self._whole(self.parallel.gather_runs(x_1SX[0], self._rows))
+
+    @functools.cached_property
+    def _rows(self) -> list[int]:
+        """Tokens that each process holds."""
+        shares = [[group.count * share for share in self._shares(group.layout)] for group in self.groups]
+        return [sum(held) for held in zip(*shares, strict=True)]
+
+    def _whole(self, runs: Sequence[Tensor]) -> list[Tensor]:
+        """Groups of whole clips from what each process holds of all of them."""
+        held = [
+            run.split([group.count * self._shares(group.layout)[rank] for group in self.groups])
+            for rank, run in enumerate(runs)
+        ]
+        return [
+            torch.cat([part.unflatten(0, (group.count, -1)) for part in parts], 1)
+            for group, parts in zip(self.groups, zip(*held, strict=True), strict=True)
+        ]
+
     def split(self, x_1SX: Tensor, *, words: bool = False) -> list[Tensor]:
         """Tokens of all clips, or words, by groups: ``[N, T, X]`` each, as views."""
-        lengths = [group.words if words else group.layout.grid.tokens for group in self.groups]
+        lengths = [group.words if words else group.held for group in self.groups]
         parts = x_1SX[0].split([group.count * length for group, length in zip(self.groups, lengths, strict=True)])
         return [
             part.unflatten(0, (group.count, length))
@@ -110,21 +165,36 @@ class Pack:
         """Back from groups ``[N, T, X]`` to ``[1, S, X]``."""
         return torch.cat([part.flatten(0, 1) for part in parts]).unsqueeze(0)
 
-    def sequences(self, x_1SX: Tensor) -> list[Tensor]:
-        """What attends together, by groups; words behind all clips come to their own."""
-        if all(layout.after == 0 for layout in self.layouts):
-            return self.split(x_1SX)
-        clips, words = self.split(x_1SX[:, : self.tokens]), self.split(x_1SX[:, self.tokens :], words=True)
-        return [torch.cat(both, 1) for both in zip(clips, words, strict=True)]
+    @property
+    def _words_attend(self) -> bool:
+        """Whether words attend together with their clips, behind all of which they lie."""
+        return any(layout.after for layout in self.layouts)
 
-    def join_sequences(self, parts: Sequence[Tensor]) -> Tensor:
-        """Back from :meth:`sequences`."""
-        if all(layout.after == 0 for layout in self.layouts):
-            return self.join(parts)
-        halves = [
-            part.tensor_split([group.layout.grid.tokens], 1) for part, group in zip(parts, self.groups, strict=True)
-        ]
-        return torch.cat([self.join(half) for half in zip(*halves, strict=True)], 1)
+    def sequences(self, x_1SHD: Tensor) -> list[Tensor]:
+        """What attends together, by groups: whole clips, of this process's heads; words come to their own clip."""
+        x_1SHD, words_1LHD = x_1SHD.tensor_split([self.held], 1)
+        if self.parallel is None:
+            clips = self.split(x_1SHD)
+        else:
+            clips = self._whole(self.parallel.runs_to_heads(x_1SHD[0], self._rows))
+            words_1LHD = self.parallel.split(words_1LHD, 2)
+        if not self._words_attend:
+            return clips
+        return [torch.cat(both, 1) for both in zip(clips, self.split(words_1LHD, words=True), strict=True)]
+
+    def join_sequences(self, parts: Sequence[Tensor], heads: int) -> Tensor:
+        """Back from :meth:`sequences`, to all ``heads``."""
+        tokens = [group.layout.grid.tokens for group in self.groups]
+        clips, words = zip(
+            *(part.tensor_split([count], 1) for part, count in zip(parts, tokens, strict=True)), strict=True
+        )
+        behind = [self.join(words)[0]] if self._words_attend else []
+        if self.parallel is None:
+            return torch.cat([self.join(clips)[0], *behind]).unsqueeze(0) if behind else self.join(clips)
+        held = [clip.split(self._shares(group.layout), 1) for clip, group in zip(clips, self.groups, strict=True)]
+        # What the receiver holds: its runs of the clips and, as everybody does, all words.
+        runs = [torch.cat([*(part.flatten(0, 1) for part in own), *behind]) for own in zip(*held, strict=True)]
+        return self.parallel.runs_to_tokens(runs, heads).unsqueeze(0)
 
     def each(self, compute: Callable[..., Tensor], *values: Tensor, words: bool = False) -> Tensor:
         """Compute on tokens, or words, ``[1, S, C]``, with what is of each clip, ``[B, C]``, or of each token."""
@@ -144,6 +214,22 @@ class Pack:
             torch.cat(list(of_clip[start : start + group.count]))
             for start, group in zip(starts, self.groups, strict=False)
         ]
+
+
+def align(parts: Sequence[Tensor], block_size: int) -> Tensor:
+    """Groups of clips ``[N, T, H, D]`` one after the other, ``[1, S, H, D]``, each filled up to a block by zeros."""
+    pieces = []
+    for part in parts:
+        zeros = part.new_zeros(-part.shape[1] % block_size, *part.shape[2:])
+        pieces += [piece for clip in part for piece in (clip, zeros)]
+    return torch.cat(pieces).unsqueeze(0)
+
+
+def unalign(x_1SHD: Tensor, parts: Sequence[Tensor], block_size: int) -> list[Tensor]:
+    """Back from :meth:`align` to groups, which are like ``parts``."""
+    lengths = [part.shape[1] + -part.shape[1] % block_size for part in parts]
+    aligned = x_1SHD[0].split([len(part) * length for part, length in zip(parts, lengths, strict=True)])
+    return [x.unflatten(0, (len(part), -1))[:, : part.shape[1]] for x, part in zip(aligned, parts, strict=True)]
 
 
 class Run(Protocol):

@@ -33,14 +33,15 @@ class PackedWan:
     def forward(self, calls: Sequence[Mapping[str, Any]], pack: Pack, run: Run) -> list[Tensor]:
         model: Any = self._transformer
         latents = pack.stack([call["hidden_states"] for call in calls])
-        hidden_1SC = pack.join([model.patch_embedding(x).flatten(2).transpose(1, 2) for x in latents])
+        hidden_1SC = pack.enter([model.patch_embedding(x).flatten(2).transpose(1, 2) for x in latents])
         turns = [model.rope(x) for x in latents]
         rotary = tuple(
-            pack.join([turn[half].expand(len(x), -1, -1, -1) for turn, x in zip(turns, latents, strict=True)])
+            pack.enter([turn[half].expand(len(x), -1, -1, -1) for turn, x in zip(turns, latents, strict=True)])
             for half in (0, 1)
         )
         a_token = calls[0]["timestep"].ndim == 2
-        timestep = torch.cat([call["timestep"].flatten() for call in calls])
+        timesteps = [call["timestep"] for call in calls]
+        timestep = pack.enter(pack.stack(timesteps))[0] if a_token else torch.cat(timesteps)
         text_1LC = torch.cat([call["encoder_hidden_states"] for call in calls], 1)
         temb, modulation, text_1LC, _ = model.condition_embedder(
             timestep, text_1LC, None, timestep_seq_len=len(timestep) if a_token else None
@@ -53,7 +54,7 @@ class PackedWan:
             lambda x, scale, shift: (model.norm_out(x.float()) * (1 + scale) + shift).type_as(x),
             hidden_1SC, scale, shift,
         )  # fmt: skip
-        predicted = pack.split(model.proj_out(hidden_1SC))
+        predicted = pack.leave(model.proj_out(hidden_1SC))
         return [
             clip
             for group, x in zip(pack.groups, predicted, strict=True)

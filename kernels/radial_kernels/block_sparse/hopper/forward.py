@@ -3,7 +3,7 @@
 Nine warps work in it: two groups of four compute 64 queries each, and one warp keeps the copy engine busy with the key
 and value blocks of the row's list. In a step a group starts the next block's logits and this block's weighted values
 together, and computes the softmax of the former while the latter runs. A row starts with its last key block, because
-only that one can reach beyond the last key; the loop over the others needs no mask.
+only that one can reach beyond its last key; the loop over the others needs no mask.
 
 Shapes: B batch, S query length, T key length, H heads, D head dim.
 """
@@ -93,7 +93,7 @@ def _finish_before_waiting(x):
 @gluon.jit
 def _attend(
     HALF: gl.constexpr, queries, keys, values, output_descriptor, lse_ptr, queries_full,
-    row_offsets_ptr, column_indices_ptr, row, batch, head, scale_log2, query_length, key_length,
+    row_offsets_ptr, column_indices_ptr, key_ends_ptr, row, batch, head, scale_log2, query_length, key_length,
     BLOCK: gl.constexpr, HEAD_DIM: gl.constexpr,
 ):  # fmt: skip
     """A computing group: 64 queries against all blocks of the row."""
@@ -107,7 +107,10 @@ def _attend(
     start = gl.load(row_offsets_ptr + row)
     stop = gl.load(row_offsets_ptr + row + 1)
     last_block = gl.load(column_indices_ptr + stop - 1, mask=start < stop, other=0)
-    keys_left = gl.where(start < stop, key_length - last_block * BLOCK, 0)
+    key_end = key_length
+    if key_ends_ptr is not None:
+        key_end = gl.load(key_ends_ptr + row)
+    keys_left = gl.where(start < stop, key_end - last_block * BLOCK, 0)
     count = gl.maximum(stop - start, 1)
 
     nothing = gl.zeros([QUERIES, BLOCK], gl.float32, LOGITS)
@@ -168,7 +171,7 @@ def _attend(
 @gluon.jit
 def _forward_kernel(
     query_descriptor, key_descriptor, value_descriptor, output_descriptor, lse_ptr,
-    row_offsets_ptr, column_indices_ptr, scale_log2, query_length, key_length,
+    row_offsets_ptr, column_indices_ptr, key_ends_ptr, scale_log2, query_length, key_length,
     offsets_batch_stride, offsets_head_stride,
     HEADS: gl.constexpr, BLOCK: gl.constexpr, HEAD_DIM: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
@@ -190,11 +193,11 @@ def _forward_kernel(
         [
             (_attend, (
                 0, queries, keys, values, output_descriptor, lse_ptr, queries_full, row_offsets_ptr, column_indices_ptr,
-                row, batch, head, scale_log2, query_length, key_length, BLOCK, HEAD_DIM,
+                key_ends_ptr, row, batch, head, scale_log2, query_length, key_length, BLOCK, HEAD_DIM,
             )),
             (_attend, (
                 1, queries, keys, values, output_descriptor, lse_ptr, queries_full, row_offsets_ptr, column_indices_ptr,
-                row, batch, head, scale_log2, query_length, key_length, BLOCK, HEAD_DIM,
+                key_ends_ptr, row, batch, head, scale_log2, query_length, key_length, BLOCK, HEAD_DIM,
             )),
             (load_row, (
                 queries, keys, values, query_descriptor, key_descriptor, value_descriptor, queries_full,
@@ -215,6 +218,7 @@ def attention(
     scale: float,
     *,
     with_lse: bool = False,
+    key_ends: Tensor | None = None,
     num_stages: int = 3,
 ) -> tuple[Tensor, Tensor]:
     """Launch the kernel: outputs ``[B, S, H, D]`` and, when asked for, log-sum-exps ``[B, H, S]`` (else empty)."""
@@ -224,7 +228,7 @@ def attention(
     with launching_on(q_BSHD):
         _forward_kernel[(row_offsets.shape[-1] - 1, batch * heads)](
             describe(q_BSHD, BLOCK // 2), describe(k_BTHD, BLOCK), describe(v_BTHD, BLOCK),
-            describe(output, BLOCK // 2), lse_BHS if with_lse else None, row_offsets, column_indices,
+            describe(output, BLOCK // 2), lse_BHS if with_lse else None, row_offsets, column_indices, key_ends,
             scale * LOG2_E, query_length, k_BTHD.shape[1], *plan_strides(row_offsets),
             HEADS=heads, BLOCK=BLOCK, HEAD_DIM=head_dim, STAGES=num_stages,
             num_warps=4, maxnreg=168,

@@ -2,7 +2,7 @@
 
 Per program: load q; loop over the row's key tiles with an online softmax; write o and the log-sum-exp. Tiles are
 loaded through tensor descriptors (TMA) where the hardware has them, by pointers elsewhere. Lists ascend, so only a
-row's last tile can reach beyond the last key; the loop over the others needs no mask.
+row's last tile can reach beyond its last key; the loop over the others needs no mask.
 
 Shapes: B batch, S query length, T key length, H heads, D head dim.
 """
@@ -48,7 +48,7 @@ def _accumulate(
 
 @triton.jit
 def _forward_kernel(
-    query_ptr, key_ptr, value_ptr, output_ptr, lse_ptr, row_offsets_ptr, column_indices_ptr,
+    query_ptr, key_ptr, value_ptr, output_ptr, lse_ptr, row_offsets_ptr, column_indices_ptr, key_ends_ptr,
     scale_log2, query_length, key_length,
     query_batch_stride, query_stride, query_head_stride,
     key_batch_stride, key_stride, key_head_stride,
@@ -82,11 +82,14 @@ def _forward_kernel(
     running_sum = tl.zeros([QUERIES], tl.float32)
     steps = (stop - start) * KEY_TILES
     last = 0
+    key_end = key_length
+    if key_ends_ptr is not None:
+        key_end = tl.load(key_ends_ptr + row)
     if RAGGED and start < stop:
-        # Only a row's last block can reach beyond the last key: its tiles past the end are left out, and the last
+        # Only a row's last block can reach beyond its last key: its tiles past the end are left out, and the last
         # tile with a key in it is masked after the loop.
         last = tl.load(column_indices_ptr + stop - 1) * BLOCK
-        steps -= KEY_TILES - (tl.minimum(key_length - last, BLOCK) - 1) // KEYS
+        steps -= KEY_TILES - (tl.minimum(key_end - last, BLOCK) - 1) // KEYS
         last += (steps - (stop - start - 1) * KEY_TILES) * KEYS
 
     for step in tl.range(0, steps):
@@ -105,7 +108,7 @@ def _forward_kernel(
             values, value_ptr, last, key_length, value_stride, KEYS, HEAD_DIM, HEAD_BLOCK, USE_DESCRIPTORS
         )
         accumulated, running_max, running_sum = _accumulate(
-            query, key, value, accumulated, running_max, running_sum, key_length - last, scale_log2,
+            query, key, value, accumulated, running_max, running_sum, key_end - last, scale_log2,
             KEYS, True, PRECISION,
         )  # fmt: skip
 
@@ -129,6 +132,7 @@ def attention(
     scale: float,
     *,
     with_lse: bool = False,
+    key_ends: Tensor | None = None,
     tiles: Tiles | None = None,
     use_descriptors: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -145,7 +149,7 @@ def attention(
     rows = row_offsets.shape[-1] - 1
     with launching_on(q_BSHD):
         _forward_kernel[(rows * (block_size // tiles.queries), batch * heads)](
-            q_BSHD, k_BTHD, v_BTHD, output, lse_BHS if with_lse else None, row_offsets, column_indices,
+            q_BSHD, k_BTHD, v_BTHD, output, lse_BHS if with_lse else None, row_offsets, column_indices, key_ends,
             scale * LOG2_E, query_length, k_BTHD.shape[1],
             *q_BSHD.stride()[:3], *k_BTHD.stride()[:3], *v_BTHD.stride()[:3], *output.stride()[:3],
             *plan_strides(row_offsets),
@@ -155,7 +159,7 @@ def attention(
             KEYS=tiles.keys,
             HEAD_DIM=head_dim,
             HEAD_BLOCK=head_block(head_dim),
-            RAGGED=k_BTHD.shape[1] % tiles.keys != 0,
+            RAGGED=key_ends is not None or k_BTHD.shape[1] % tiles.keys != 0,
             USE_DESCRIPTORS=use_descriptors,
             PRECISION="ieee" if q_BSHD.dtype == torch.float32 else "tf32",
             num_warps=tiles.num_warps,
