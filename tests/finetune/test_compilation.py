@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,11 +21,12 @@ KINDS = 3
 
 
 @pytest.fixture(autouse=True)
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
+def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """PyTorch compiles one function for two shapes, and we ask for one more a kind."""
     for name, value in (("_USUAL", 0), ("_OF_A_KIND", 1)):
         monkeypatch.setattr(compilation, name, value)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", KINDS - 1)
+    with torch._dynamo.config.patch(recompile_limit=KINDS - 1):
+        yield
 
 
 @pytest.fixture

@@ -92,7 +92,8 @@ class JobStore:
         *, clips_alone: bool = False,
     ) -> Job | None:  # fmt: skip
         """Take the next job that waits, of all or of one batch, or a certain one. ``devices`` are those that the worker
-        can render on; jobs that ask for another wait, and where it makes clips alone, stories and what is to be finished."""
+        can render on; jobs that ask for another wait, and so do stories and what is to be finished, where it makes
+        clips alone."""
         now = time.time()
         marks = ", ".join("?" for _ in devices)
         on_device = f"AND json_extract(request, '$.device') IN ({marks}) " if devices else ""
