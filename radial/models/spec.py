@@ -95,6 +95,7 @@ class ModelSpec:
         scheduler: the class that the authors run it with, where the checkpoint may name another.
         half_dtype: the 16-bit numbers it was made for.
         is_flow: whether it goes from noise to a clip in straight lines, as samplers other than its own and shifts want.
+        reads_names: whether it was trained on enough words that a figure's name means one to it.
         exact_autoencoder: whether the autoencoder must compute in float32.
         decodes_in_tiles: whether it decodes in tiles alone.
         packages: that it needs and an installation may lack.
@@ -153,6 +154,7 @@ class ModelSpec:
     scheduler: str | None = None
     half_dtype: Literal["bfloat16", "float16"] = "bfloat16"
     is_flow: bool = True
+    reads_names: bool = True
     exact_autoencoder: bool = False
     decodes_in_tiles: bool = False
     packages: tuple[str, ...] = ()

@@ -142,6 +142,7 @@ _TINY = ModelSpec(
     long_adapter="bundled:tiny-long",
     step_caches=caches.TINY,
     video_pipeline="WanVideoToVideoPipeline",
+    reads_names=False,
 )
 CONTROL_FILE = bundled_file(BUNDLED_CONTROL, "control", "model")
 # The bundled model with blocks of VACE beside its own; among the models as soon as the package has these.

@@ -268,6 +268,11 @@ def _notes(story: StoryRequest, model: LoadedModel) -> list[str]:
             f"{model.spec.name} is made for single clips: the story is made window by window, each from the last "
             "frames of the one before; a figure that was away does not look as it did"
         )
+        if not model.spec.reads_names and any(line.name for line in story.lines):
+            notes.append(
+                f"{model.spec.name} knows no names, and is told the lines without them: say in each line what is to "
+                "be seen"
+            )
     return notes
 
 

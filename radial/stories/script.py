@@ -279,6 +279,12 @@ def name_in(words: str) -> str | None:
     return None if found is None else found[1].casefold()
 
 
+def without_name(words: str) -> str:
+    """A line's words for a model to which names mean nothing."""
+    found = _NAME.match(words)
+    return words if found is None else words[found.end() :]
+
+
 def _line(words: str, seconds: float | None, named: set[str], cut: bool, where: str) -> Line:
     seconds = check_seconds(seconds, where)
     name = None if (found := _NAME.match(words)) is None else found[1].casefold()

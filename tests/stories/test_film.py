@@ -304,6 +304,19 @@ def test_a_memory_that_is_changed_makes_the_film_anew_from_what_reads_it(
         request_of(wan_folder, "a star\n# remember: 9\na ring")
 
 
+def test_a_model_that_knows_no_names_is_told_a_window_s_line_without_them(
+    wan_folder: Path, tmp_path: Path, model: LoadedModel
+) -> None:
+    unread = replace(model, spec=replace(model.spec, reads_names=False))
+
+    def frames(line: str, by: LoadedModel) -> Any:
+        return Windows(request_of(wan_folder, f"0.25s {line}", causal=False), by, tmp_path).make(0, lambda step: None)[0]
+
+    bare = frames("a red star rises", model)
+    assert (frames("anna: a red star rises", unread) == bare).all()
+    assert (frames("anna: a red star rises", model) != bare).any()
+
+
 def test_a_window_holds_the_frames_that_it_goes_on_from(
     wan_folder: Path, tmp_path: Path, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
