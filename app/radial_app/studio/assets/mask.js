@@ -12,7 +12,7 @@ const at = (id) => {
 export function drawMask(clip, take) {
   const player = h("video", { src: at(clip), muted: true, playsInline: true, preload: "auto" });
   const board = h("canvas", { className: "drawn", ariaLabel: "Draw over what is to be made anew", tabIndex: 0 });
-  const stage = h("div", { className: "stage" }, player, board);
+  const easel = h("div", { className: "easel" }, player, board);
   const time = h("input", { type: "range", min: 0, max: 0, step: 0.01, value: 0, ariaLabel: "Frame to draw on", id: "mask-time" });
   const brush = h("input", { type: "range", min: 1, max: 20, step: 1, value: 6, id: "mask-brush" });
   const erase = h("input", { type: "checkbox", id: "mask-erase" });
@@ -22,7 +22,7 @@ export function drawMask(clip, take) {
   const pen = board.getContext("2d");
   let last = null, touched = false;
 
-  player.addEventListener("loadedmetadata", () => { [board.width, board.height] = [player.videoWidth, player.videoHeight]; stage.style.aspectRatio = `${player.videoWidth} / ${player.videoHeight}`; stage.style.width = `min(100%, calc(55dvh * ${player.videoWidth / player.videoHeight}))`; time.max = Math.max(0, player.duration - 0.02); });
+  player.addEventListener("loadedmetadata", () => { [board.width, board.height] = [player.videoWidth, player.videoHeight]; easel.style.aspectRatio = `${player.videoWidth} / ${player.videoHeight}`; easel.style.width = `min(100%, calc(55dvh * ${player.videoWidth / player.videoHeight}))`; time.max = Math.max(0, player.duration - 0.02); });
   player.addEventListener("error", () => { told.textContent = "This clip cannot be played here, so nothing can be drawn on it: bring a mask as a file."; });
   time.addEventListener("input", () => { player.currentTime = Number(time.value); clear(); });
   const clear = () => { pen.clearRect(0, 0, board.width, board.height); touched = false; result.replaceChildren(); };
@@ -57,7 +57,7 @@ export function drawMask(clip, take) {
     }
   }, { className: "primary" });
 
-  const box = dialog("Draw a mask", stage,
+  const box = dialog("Draw a mask", easel,
     h("div", { className: "fields" }, h("div", { className: "field" }, h("label", { htmlFor: "mask-time" }, "Frame"), time), h("div", { className: "field" }, h("label", { htmlFor: "mask-brush" }, "Brush"), brush), grow.element),
     h("div", { className: "check" }, erase, h("label", { htmlFor: "mask-erase" }, "Rub out")), h("div", { className: "actions" }, follow, button("Start over", clear)), told, result);
 }
