@@ -310,7 +310,9 @@ def test_a_model_that_knows_no_names_is_told_a_window_s_line_without_them(
     unread = replace(model, spec=replace(model.spec, reads_names=False))
 
     def frames(line: str, by: LoadedModel) -> Any:
-        return Windows(request_of(wan_folder, f"0.25s {line}", causal=False), by, tmp_path).make(0, lambda step: None)[0]
+        return Windows(request_of(wan_folder, f"0.25s {line}", causal=False), by, tmp_path).make(0, lambda step: None)[
+            0
+        ]
 
     bare = frames("a red star rises", model)
     assert (frames("anna: a red star rises", unread) == bare).all()
