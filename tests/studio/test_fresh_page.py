@@ -258,6 +258,20 @@ def test_a_clip_of_a_model_without_images_goes_on_with_another(page: Any, studio
     page.wait_for_function("document.querySelector('.zone[data-zone=image] img')?.naturalWidth === 64")
 
 
+def test_who_is_quicker_than_the_list_of_models_waits_for_it(page: Any, studio: Studio) -> None:
+    id_ = studio.make(prompt="from words, at once")
+    studio.wait_for(id_, "done")
+    held: list[Any] = []
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.goto(f"{studio.url}/gallery/{id_}")
+    page.click('dialog button:has-text("Extend this clip")')
+    page.wait_for_selector('dialog button[aria-busy="true"]:has-text("Extend this clip")')
+    for one in held:
+        one.continue_()
+    page.wait_for_selector('dialog:has-text("small starts from words alone, and no model on this machine")')
+    assert page.locator("#toasts .problem").count() == 0
+
+
 def test_weights_of_an_adapter_are_all_or_none(page: Any, studio: Studio) -> None:
     id_ = studio.call("POST", "/v1/videos", {"prompt": "a red circle rises", "num_frames": 5, "num_inference_steps": 1,
                                              "loras": [{"path": "bundled:tiny-long"}]})["id"]  # fmt: skip

@@ -61,7 +61,11 @@ export function fillFrom(video) {
   if (video.notes.length) say(`${video.notes.join("; ")}.`);
 }
 
-export async function buildForm(place) {
+// What asks which models there are waits for them: another place may be shown, and clicked in, before the form is there.
+export let formReady;
+export const buildForm = (place) => (formReady = build(place));
+
+async function build(place) {
   const [{ data, presets: named }, told, measured] = await Promise.all([call("GET", "/v1/models"), call("GET", "/v1/fields"), call("GET", "/v1/policies"), loadPresets()]);
   policies = measured.filter((one) => !one.problem);
   models = data.filter((one) => !one.problem && one.starts_from.length);

@@ -1,6 +1,6 @@
 // From a clip to the next one: its last frame, any frame of it, or the same in full.
 import { bring } from "./inputs.js";
-import { chooseModel, fill, modelNow, modelsThat } from "./form.js";
+import { chooseModel, fill, formReady, modelNow, modelsThat } from "./form.js";
 import { button, call, dialog, h, say } from "./dom.js";
 import { draft, rememberFull, stepsInFull, withoutFiles } from "./draft.js";
 import { openPlace } from "./router.js";
@@ -11,6 +11,7 @@ const isHere = (one) => Boolean(one.on_disk || one.own);
 // A model that starts from images: the one asked for, the form's, one on this machine, or one to download, which is
 // asked first; null where none is wanted.
 async function findImageModel(wanted) {
+  await formReady;
   const able = modelsThat(takesImages).sort((a, b) => (b.id === wanted) - (a.id === wanted) || (b === modelNow()) - (a === modelNow()) || isHere(b) - isHere(a));
   if (!able.length) throw new Error("no model here starts from an image");
   if (able[0].id === wanted || able[0] === modelNow() || isHere(able[0])) return able[0].id;
@@ -24,6 +25,7 @@ async function findImageModel(wanted) {
 
 // Calls `act` once the form's model starts from images. Another model is taken where it must be; words stay.
 export async function withImages(wanted, act) {
+  await formReady;
   if (takesImages(modelNow())) return act();
   const [before, request] = [modelNow().id, structuredClone(draft.request)];
   const id = await findImageModel(wanted);
@@ -67,6 +69,7 @@ export const isDraft = ({ id, model, files, request, story, renders }) => !story
   || modelsThat((one) => one.id === model && one.num_inference_steps > request.num_inference_steps).length > 0 && !(request.num_inference_steps <= 8 && request.guidance_scale === 1));
 
 export async function promote(video, index = 0) {
+  await formReady;
   const [spec] = modelsThat((one) => one.id === video.model);
   const changes = { num_inference_steps: stepsInFull(video.id) ?? spec.num_inference_steps, dense_steps: null, seed: video.files[index].seed, num_videos: 1 };
   await call("POST", `/v1/videos/${video.id}/duplicate`, changes);
