@@ -12,20 +12,19 @@ Shapes: N lines, T tokens of a line, D the text's width, C of a name's code.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoTokenizer, UMT5EncoderModel
+from transformers import UMT5EncoderModel
 
+from radial_finetune.pretrain.story_text import moved_by, teach
 from radial_finetune.world.caption import describe
 from radial_finetune.world.cast import draw_name
 from radial_finetune.world.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, SPEEDS, Figure, draw_scene
@@ -80,7 +79,7 @@ def teach_names(
     started, step, last_log = time.monotonic(), 0, 0.0
     while (done := (time.monotonic() - started) / seconds) < 1:
         optimizer.param_groups[0]["lr"] = 1e-3 * min(1.0, (step + 1) / 100) * min(1.0, (1 - done) / 0.6)
-        moved = _moved(tokenizer, encoder, before, rng.sample(native, names // 2) + rng.sample(longer, names // 4))
+        moved = moved_by(tokenizer, encoder, before, rng.sample(native, names // 2) + rng.sample(longer, names // 4))
         lines = _draw_lines(tokenizer, rng, names)
         hidden = encoder(lines.tokens, attention_mask=lines.seen).last_hidden_state
         hidden = hidden + _NOISE * torch.randn_like(hidden)  # asks for answers that stand well apart
@@ -102,16 +101,6 @@ def teach_names(
             )
     log(f"done: {step} steps, captions without a name moved by {moved.item():.5f} of their variance")
     return encoder.eval().requires_grad_(False)
-
-
-def _moved(tokenizer: Any, encoder: UMT5EncoderModel, before: UMT5EncoderModel, captions: list[str]) -> Tensor:
-    inputs = tokenizer(captions, padding=True, max_length=128, truncation=True, return_tensors="pt")
-    given = {"input_ids": inputs.input_ids, "attention_mask": inputs.attention_mask}
-    with torch.no_grad():
-        wanted = before(**given).last_hidden_state
-    mask = inputs.attention_mask.bool()
-    moved: Tensor = (encoder(**given).last_hidden_state - wanted)[mask].square().mean() / wanted[mask].var()
-    return moved
 
 
 def _draw_lines(tokenizer: Any, rng: random.Random, names: int) -> _Lines:
@@ -174,17 +163,5 @@ def _tell_apart(code_NTC: Tensor, seen_NT: Tensor) -> tuple[Tensor, float]:
     return torch.stack(losses).mean(), sum(found) / 2
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m radial_finetune.pretrain.name_text", description=__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="folder of the pipeline")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the text encoder")
-    parser.add_argument("--seconds", type=float, default=900)
-    options = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(options.model / "tokenizer")
-    encoder = UMT5EncoderModel.from_pretrained(options.model / "text_encoder")
-    trained = teach_names(tokenizer, encoder, options.seconds, log=lambda line: print(line, flush=True))
-    trained.half().save_pretrained(options.out)
-
-
 if __name__ == "__main__":
-    main()
+    teach(teach_names, "name_text", __doc__, 900)

@@ -54,15 +54,8 @@ def continue_text_encoder(
     started, step, last_log = time.monotonic(), 0, 0.0
     while (done := (time.monotonic() - started) / seconds) < 1:
         optimizer.param_groups[0]["lr"] = 1e-3 * min(1.0, (step + 1) / 100) * min(1.0, (1 - done) / 0.6)
-        native = tokenizer(
-            [describe(scene, rng).text for scene in (draw_scene(rng, 1 + rng.randrange(2)) for _ in range(batch_size))],
-            padding=True, return_tensors="pt",
-        )  # fmt: skip
-        with torch.no_grad():
-            wanted = before(native.input_ids, attention_mask=native.attention_mask).last_hidden_state
-        said = encoder(native.input_ids, attention_mask=native.attention_mask).last_hidden_state
-        mask = native.attention_mask.bool()
-        moved = (said - wanted)[mask].square().mean() / wanted[mask].var()
+        native = [describe(draw_scene(rng, 1 + rng.randrange(2)), rng).text for _ in range(batch_size)]
+        moved = moved_by(tokenizer, encoder, before, native)
         tokens, seen, answers = _batch(tokenizer, rng, batch_size)
         hidden = encoder(tokens, attention_mask=seen).last_hidden_state
         hidden = hidden + 0.2 * torch.randn_like(hidden)  # asks for answers that stand well apart
@@ -114,17 +107,30 @@ def _batch(tokenizer: Any, rng: random.Random, size: int) -> tuple[Tensor, Tenso
     return inputs.input_ids, inputs.attention_mask, answers
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m radial_finetune.pretrain.story_text", description=__doc__)
+def moved_by(tokenizer: Any, encoder: UMT5EncoderModel, before: UMT5EncoderModel, captions: list[str]) -> Tensor:
+    """The mean square distance of what an encoder says of captions from what it said before, in units of its
+    variance."""
+    inputs = tokenizer(captions, padding=True, max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
+    given = {"input_ids": inputs.input_ids, "attention_mask": inputs.attention_mask}
+    with torch.no_grad():
+        wanted = before(**given).last_hidden_state
+    mask = inputs.attention_mask.bool()
+    moved: Tensor = (encoder(**given).last_hidden_state - wanted)[mask].square().mean() / wanted[mask].var()
+    return moved
+
+
+def teach(train: Callable[..., UMT5EncoderModel], name: str, about: str | None, seconds: float) -> None:
+    """The command of a module that trains the text encoder further."""
+    parser = argparse.ArgumentParser(prog=f"python -m radial_finetune.pretrain.{name}", description=about)
     parser.add_argument("--model", type=Path, required=True, help="folder of the pipeline")
     parser.add_argument("--out", type=Path, required=True, help="folder for the text encoder")
-    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seconds", type=float, default=seconds)
     options = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(options.model / "tokenizer")
     encoder = UMT5EncoderModel.from_pretrained(options.model / "text_encoder")
-    trained = continue_text_encoder(tokenizer, encoder, options.seconds, log=lambda line: print(line, flush=True))
+    trained = train(tokenizer, encoder, options.seconds, log=lambda line: print(line, flush=True))
     trained.half().save_pretrained(options.out)
 
 
 if __name__ == "__main__":
-    main()
+    teach(continue_text_encoder, "story_text", __doc__, 600)
