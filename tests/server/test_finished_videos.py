@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from fastapi.testclient import TestClient
 
 from radial.video.clip import Video, read_frames, read_receipt
@@ -16,7 +14,6 @@ from radial_app.jobs.finishing import finishing_of, request_of
 from radial_app.jobs.job import Job, Output, ResultFile
 from radial_app.jobs.results import digest_file
 from radial_app.jobs.store import JobStore
-from radial_app.server.app import make_app
 from radial_app.server.service import ServerPaths
 from radial_app.worker.worker import Worker
 
@@ -29,17 +26,6 @@ SMALL = {
     "num_inference_steps": 1,
     "seed": 4,
 }
-
-
-@pytest.fixture
-def paths(tmp_path: Path, wan_folder: Path) -> ServerPaths:
-    shutil.copytree(wan_folder, tmp_path / "data" / "models" / "small")
-    return ServerPaths(tmp_path / "data", tmp_path / "out")
-
-
-@pytest.fixture
-def client(paths: ServerPaths) -> TestClient:
-    return TestClient(make_app(paths), base_url="http://127.0.0.1")
 
 
 def work(paths: ServerPaths) -> None:

@@ -35,17 +35,6 @@ SMALL = {"model": "small", "size": "32x32", "fps": 16, "num_inference_steps": 1,
 CHUNKS = SMALL | {"causal": True, "chunk_frames": 1, "window_frames": 2}
 
 
-@pytest.fixture
-def paths(tmp_path: Path, wan_folder: Path) -> ServerPaths:
-    shutil.copytree(wan_folder, tmp_path / "data" / "models" / "small")
-    return ServerPaths(tmp_path / "data", tmp_path / "out")
-
-
-@pytest.fixture
-def client(paths: ServerPaths) -> TestClient:
-    return TestClient(make_app(paths), base_url="http://127.0.0.1")
-
-
 def work(paths: ServerPaths, look: Callable[[Event], None] = lambda event: None) -> None:
     """Render what waits, in this process; ``look`` hears of every step."""
     with JobStore(paths.data) as store:
