@@ -307,6 +307,8 @@ def _read_again() -> None:
                 old, new = changed[key]
                 if type(there[key]) is type(old) and there[key] == old:
                     setattr(module, key, new)
+    if "huggingface_hub.hf_api" in sys.modules:  # whose client was made with them
+        sys.modules["huggingface_hub.hf_api"].api.endpoint = sys.modules["huggingface_hub.constants"].ENDPOINT
 
 
 def _become(asked: dict[str, Any], files: list[int]) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
@@ -328,6 +329,8 @@ def check_online(source: str) -> None:
 def set_offline() -> None:
     """Switch downloads off, for this process and those that it starts. Call it before a model is loaded."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+    if "huggingface_hub.constants" in sys.modules:  # it has read the variable
+        sys.modules["huggingface_hub.constants"].HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
