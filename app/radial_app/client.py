@@ -90,9 +90,9 @@ class Client:
         return _video(self._call("POST", f"/v1/videos/{id}/finish", fields))
 
     def create_story(self, lines: Sequence[str | dict[str, Any]], **fields: Any) -> RemoteStory:
-        """Put a story into the queue: its prompts, or objects of ``prompt``, ``name``, ``seconds``, ``cut``, ``seed``
-        and ``remember``; fields are those of a video's request, and of stories. :meth:`wait`, :meth:`download`,
-        :meth:`cancel` and :meth:`delete` take its id as a video's.
+        """Put a story into the queue: its prompts, or objects of ``prompt``, ``name``, ``look``, ``seconds``, ``cut``,
+        ``seed`` and ``remember``; fields are those of a video's request, and of stories. :meth:`wait`,
+        :meth:`download`, :meth:`cancel` and :meth:`delete` take its id as a video's.
 
         Raises:
             RequestError: the server refuses, and says why.

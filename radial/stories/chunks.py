@@ -75,8 +75,8 @@ class Chunks:
     def _words_of(self, piece: int) -> Words:
         segment = self._plan.segment_of(piece)
         if self._words is None or self._words[0] != segment:
-            told = encode_words(self._story.request, self._model, [self._story.lines[segment].prompt])
-            self._words = segment, told
+            told = self._story.lines[segment].words(named=True)
+            self._words = segment, encode_words(self._story.request, self._model, [told])
         return self._words[1]
 
 

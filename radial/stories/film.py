@@ -223,7 +223,7 @@ def _abouts(story: StoryRequest, model: LoadedModel, added: list[int]) -> list[s
     for piece, ((segment, _), frames) in enumerate(zip(story.pieces(), added, strict=True)):
         if segment != before:
             before, line = segment, story.lines[segment]
-            own = () if line.seed is None else (line.seed,)
+            own = [value for value in (line.seed, line.look) if value is not None]
             whole.update(repr((line.prompt, line.cut, *own)).encode())
         if piece in reads:
             whole.update(reads[piece].encode())
@@ -266,12 +266,13 @@ def _notes(story: StoryRequest, model: LoadedModel) -> list[str]:
     if story.memory is None:
         notes.append(
             f"{model.spec.name} is made for single clips: the story is made window by window, each from the last "
-            "frames of the one before; a figure that was away does not look as it did"
+            "frames of the one before; a figure that was away comes back as its words say"
         )
-        if not model.spec.reads_names and any(line.name for line in story.lines):
+        nameless = [line for line in story.lines if line.name and line.look is None]
+        if mends := next((line.name for line in nameless if line.returns or not model.spec.reads_names), None):
             notes.append(
-                f"{model.spec.name} knows no names, and is told the lines without them: say in each line what is to "
-                "be seen"
+                f"what {mends} looks like is told in no line that does not say so: give it once, as in "
+                f'"{mends} (a small red star): ...", and each line from there on tells it'
             )
     return notes
 

@@ -1,21 +1,22 @@
 """A story as its author writes it: a line a prompt, with names, times and cuts; or the same in YAML.
 
     # a comment
-    4s anna: a small red star rises on a black background
+    4s anna (a small red star): rises on a black background
     anna: spins slowly
     # cut
     # remember: pin
     2.5s ben: a large blue ring falls on white
 
-``anna: ...`` gives a figure a name at its first mention, which describes it, and brings it back at later ones; the
-words reach the model as they stand. Seconds before a line are its time. ``# cut`` begins the next line at a hard cut,
-and ``# remember: pin``, ``drop`` or a segment's number says how it is remembered.
+``anna: ...`` gives a figure a name at its first mention, and brings it back at later ones. ``anna (...)`` gives it a
+look, which is told in the place of its name from there on; without one, words reach the model as they stand. Seconds
+before a line are its time. ``# cut`` begins the next line at a hard cut, and ``# remember: pin``, ``drop`` or a
+segment's number says how it is remembered.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +27,10 @@ from radial.request import MAX_SEED
 
 MAX_LINES = 4096
 Remember = Literal["pin", "drop"] | int
-_OF_AN_ENTRY = ("prompt", "name", "seconds", "cut", "seed", "remember")
+_OF_AN_ENTRY = ("prompt", "name", "look", "seconds", "cut", "seed", "remember")
 _LONGEST = 600.0  # seconds of a line
 _SECONDS = re.compile(r"(\d+(?:\.\d+)?)\s*s\s+(?=\S)")
-_NAME = re.compile(r"([^\W\d_][\w-]{0,31})\s*:\s*", re.UNICODE)
+_NAME = re.compile(r"([^\W\d_][\w-]{0,31})\s*(?:\(([^()]*)\)\s*)?:\s*", re.UNICODE)
 _RETURN = re.compile(r"@([^\W\d_][\w-]{0,31})\b", re.UNICODE)
 _CUT = re.compile(r"#\s*cut\s*", re.IGNORECASE)
 _REMEMBER = re.compile(r"#\s*remember\s*:\s*(.*)", re.IGNORECASE)
@@ -44,7 +45,7 @@ class Line:
     """A segment of a story.
 
     Attributes:
-        prompt: what the model reads, the name included.
+        prompt: its words, the name in front included.
         seconds: how long it lasts; the story's own time a line where None.
         name: of its figure.
         returns: whether that figure was there before.
@@ -52,6 +53,7 @@ class Line:
         seed: that it is drawn from in place of the story's, as where it was made anew.
         remember: how later segments remember it, where they do not as others: ``pin``, always whole and near; ``drop``,
             never; or the number, from 1, of a segment whose memory they read in place of its own.
+        look: of its figure, where one was given here or before.
     """
 
     prompt: str
@@ -61,23 +63,39 @@ class Line:
     cut: bool = False
     seed: int | None = None
     remember: Remember | None = None
+    look: str | None = None
 
     def told(self) -> dict[str, Any]:
         """All of it, in values for JSON; as in earlier versions where those could say it."""
-        return {name: value for name, value in asdict(self).items() if name != "remember" or value is not None}
+        newer = ("remember", "look")
+        return {name: value for name, value in asdict(self).items() if name not in newer or value is not None}
+
+    def words(self, *, named: bool) -> str:
+        """What a model is told: the look of its figure, where it has one, and its name where that is to be told."""
+        found = None if self.name is None else _NAME.match(self.prompt)
+        if found is None:
+            return self.prompt
+        rest = self.prompt[found.end() :]
+        rest = rest if self.look is None else f"{self.look} {rest}"
+        return f"{found[1]}: {rest}" if named else rest
 
 
-def read_story(text: str, known: frozenset[str] | None = None) -> tuple[Line, ...]:
+def looks_in(lines: Sequence[Line]) -> dict[str, str | None]:
+    """The names that lines give, and their looks, where they have any."""
+    return {line.name: line.look for line in lines if line.name is not None}
+
+
+def read_story(text: str, known: Mapping[str, str | None] | None = None) -> tuple[Line, ...]:
     """The segments of a story that is written line by line.
 
     Args:
-        known: names that were given before, where a film goes on; None where it begins.
+        known: names that were given before, and looks, where a film goes on; None where it begins.
 
     Raises:
         RequestError: a line is empty, a name is used before it is given, a time is out of bounds; says which line.
     """
     lines: list[Line] = []
-    named, cut, remember = set(known or ()), False, None
+    looks, cut, remember = dict(known or {}), False, None
     rows = text.splitlines()
     while rows and not rows[-1].strip():
         rows.pop()
@@ -100,7 +118,7 @@ def read_story(text: str, known: frozenset[str] | None = None) -> tuple[Line, ..
         seconds, rest = None, row.strip()
         if (time := _SECONDS.match(rest)) is not None:
             seconds, rest = float(time[1]), rest[time.end() :]
-        line = _line(rest, seconds, named, cut and bool(lines or known is not None), f"line {number}")
+        line = _line(rest, seconds, looks, cut and bool(lines or known is not None), f"line {number}")
         lines.append(replace(line, remember=remember))
         cut, remember = False, None
     if remember is not None:
@@ -110,9 +128,9 @@ def read_story(text: str, known: frozenset[str] | None = None) -> tuple[Line, ..
     return _checked(lines)
 
 
-def read_story_file(path: Path, known: frozenset[str] | None = None) -> tuple[Line, ...]:
+def read_story_file(path: Path, known: Mapping[str, str | None] | None = None) -> tuple[Line, ...]:
     """The segments of a story in a file; YAML where it is so named: a list of prompts, or of ``prompt``, ``name``,
-    ``seconds``, ``cut``, ``seed`` and ``remember``.
+    ``look``, ``seconds``, ``cut``, ``seed`` and ``remember``.
 
     Raises:
         RequestError: it cannot be read, or breaks a rule of a story.
@@ -128,7 +146,7 @@ def read_story_file(path: Path, known: frozenset[str] | None = None) -> tuple[Li
     return read_story_yaml(text, known) if path.suffix.lower() in (".yaml", ".yml") else read_story(text, known)
 
 
-def read_story_yaml(text: str, known: frozenset[str] | None = None) -> tuple[Line, ...]:
+def read_story_yaml(text: str, known: Mapping[str, str | None] | None = None) -> tuple[Line, ...]:
     """The segments of a story in YAML.
 
     Raises:
@@ -159,12 +177,14 @@ def read_story_yaml(text: str, known: frozenset[str] | None = None) -> tuple[Lin
     return read_entries(found, known)
 
 
-def read_entries(found: Sequence[Any], known: frozenset[str] | None = None, what: str = "entry") -> tuple[Line, ...]:
-    """The segments of a story that is a list of prompts, or of ``prompt``, ``name``, ``seconds``, ``cut``, ``seed`` and
-    ``remember``.
+def read_entries(
+    found: Sequence[Any], known: Mapping[str, str | None] | None = None, what: str = "entry"
+) -> tuple[Line, ...]:
+    """The segments of a story that is a list of prompts, or of ``prompt``, ``name``, ``look``, ``seconds``, ``cut``,
+    ``seed`` and ``remember``.
 
     Args:
-        known: names that were given before, where a film goes on; None where it begins.
+        known: names that were given before, and looks, where a film goes on; None where it begins.
         what: an entry is called in errors.
 
     Raises:
@@ -173,7 +193,7 @@ def read_entries(found: Sequence[Any], known: frozenset[str] | None = None, what
     if len(found) > MAX_LINES:
         raise RequestError(f"a story has at most {MAX_LINES} lines, not {len(found)}")
     lines: list[Line] = []
-    named = set(known or ())
+    looks = dict(known or {})
     for number, entry in enumerate(found, 1):
         where = f"{what} {number}"
         values: dict[str, Any] = {"prompt": entry} if isinstance(entry, str) else entry
@@ -187,9 +207,11 @@ def read_entries(found: Sequence[Any], known: frozenset[str] | None = None, what
         if name is not None and (not isinstance(name, str) or not _NAME.fullmatch(f"{name}:")):
             raise RequestError(f"{where}: a name is one word of letters, not {_shown(name)}")
         words = values["prompt"].strip() if name is None else f"{name}: {values['prompt'].strip()}"
+        if (look := values.get("look")) is not None and not isinstance(look, str):
+            raise RequestError(f"{where}: a look is words, not {_shown(look)}")
         if not isinstance(cut := values.get("cut", False), bool):
             raise RequestError(f"{where}: cut must be true or false, not {_shown(cut)}")
-        line = _line(words, seconds, named, cut and bool(lines or known is not None), where)
+        line = _line(words, seconds, looks, cut and bool(lines or known is not None), where, look)
         lines.append(replace(line, seed=seed, remember=check_remember(values.get("remember"), where)))
     return _checked(lines)
 
@@ -204,16 +226,18 @@ def lines_told(told: Any) -> tuple[Line, ...]:
     for number, one in enumerate(told if isinstance(told, list) else (), 1):
         where, values = f"line {number}", one if isinstance(one, dict) else {}
         prompt, seconds, name = (values.get(field) for field in ("prompt", "seconds", "name"))
-        returns, cut = values.get("returns"), values.get("cut")
+        returns, cut, look = values.get("returns"), values.get("cut"), values.get("look")
         if not isinstance(prompt, str) or not prompt.strip():
             raise RequestError(f"{where} is empty")
         if name is not None and (not isinstance(name, str) or not name.strip()):
             raise RequestError(f"{where} has a name that is none")
+        if look is not None and (not isinstance(look, str) or not look.strip() or name is None):
+            raise RequestError(f"{where} has a look that is none")
         if not isinstance(returns, bool) or not isinstance(cut, bool):
             raise RequestError(f"{where} does not say whether it returns and is cut")
         seed = check_seed(values.get("seed"), where)
         remember = check_remember(values.get("remember"), where)
-        lines.append(Line(prompt, check_seconds(seconds, where), name, returns, cut, seed, remember))
+        lines.append(Line(prompt, check_seconds(seconds, where), name, returns, cut, seed, remember, look))
     return _checked(lines)
 
 
@@ -279,27 +303,34 @@ def name_in(words: str) -> str | None:
     return None if found is None else found[1].casefold()
 
 
-def without_name(words: str) -> str:
-    """A line's words for a model to which names mean nothing."""
-    found = _NAME.match(words)
-    return words if found is None else words[found.end() :]
-
-
-def _line(words: str, seconds: float | None, named: set[str], cut: bool, where: str) -> Line:
+def _line(
+    words: str, seconds: float | None, looks: dict[str, str | None], cut: bool, where: str, look: str | None = None
+) -> Line:
+    """A segment; ``looks`` are those of names that were given before, and get those that it gives."""
     seconds = check_seconds(seconds, where)
-    name = None if (found := _NAME.match(words)) is None else found[1].casefold()
-    if found is not None and not words[found.end() :].strip():
-        raise RequestError(f"{where} names {found[1]} and says nothing of it; say what it does")
+    found = _NAME.match(words)
+    if found is None and look is not None:
+        raise RequestError(f"{where} has a look and no name: whom it describes is said by a name")
     for mention in _RETURN.finditer(words):
-        if mention[1].casefold() not in named:
+        if mention[1].casefold() not in looks:
             raise RequestError(
                 f'{where} uses the name {mention[1]} before it is given; write "{mention[1]}: " and what it looks '
                 "like on a line before"
             )
-    returns = name is not None and name in named
-    if name is not None:
-        named.add(name)
-    return Line(" ".join(_RETURN.sub(r"\1", words).split()), seconds, name, returns, cut)
+
+    def told(words: str) -> str:
+        return " ".join(_RETURN.sub(lambda mention: looks[mention[1].casefold()] or mention[1], words).split())
+
+    if found is None:
+        return Line(told(words), seconds, cut=cut)
+    name, look, rest = found[1].casefold(), found[2] if look is None else look, told(words[found.end() :])
+    if not rest:
+        raise RequestError(f"{where} names {found[1]} and says nothing of it; say what it does")
+    if look is not None and not look.strip():
+        raise RequestError(f"{where} has an empty look of {found[1]}: say what it looks like, or leave it out")
+    returns, look = name in looks, looks.get(name) if look is None else told(look)
+    looks[name] = look
+    return Line(f"{found[1]}: {rest}", seconds, name, returns, cut, look=look)
 
 
 def _checked(lines: list[Line]) -> tuple[Line, ...]:
@@ -308,8 +339,9 @@ def _checked(lines: list[Line]) -> tuple[Line, ...]:
     if len(lines) > MAX_LINES:
         raise RequestError(f"a story has at most {MAX_LINES} lines, not {len(lines)}")
     for line in lines:
-        if any("\ud800" <= letter <= "\udfff" for letter in line.prompt):
+        words = line.words(named=True)
+        if any("\ud800" <= letter <= "\udfff" for letter in words):
             raise RequestError("a line has halves of letters, as of text that was cut in its middle: write it anew")
-        if len(line.prompt) > _MOST_LETTERS:
-            raise RequestError(f"a line has at most {_MOST_LETTERS} letters; the one of {line.prompt[:40]!r} has more")
+        if len(words) > _MOST_LETTERS:
+            raise RequestError(f"a line has at most {_MOST_LETTERS} letters; the one of {words[:40]!r} has more")
     return tuple(lines)

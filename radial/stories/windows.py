@@ -24,7 +24,6 @@ from radial.generation.pipeline import generate
 from radial.generation.watch import Event
 from radial.loading.load import LoadedModel
 from radial.stories.request import OVERLAP, StoryRequest
-from radial.stories.script import without_name
 from radial.video.encoding import Frames
 
 _FRAMES = "frames"
@@ -48,7 +47,8 @@ class Windows:
         line, added = story.lines[segment], latents * story.stride
         begins = piece > 0 and self._windows[piece - 1][0] != segment
         alone = piece == 0 or (line.cut and begins)
-        told = line.prompt if self._model.spec.reads_names else without_name(line.prompt)
+        # A name is worth something where there is a memory, or a model that has read of it, and nothing better.
+        told = line.words(named=self._model.spec.reads_names and line.look is None)
         request = story.request.with_values(prompt=told, seed=story.seed_of(piece, 2**31), num_frames=1 + added)
         from_image = request.image is not None
         before = 0 if piece == 0 else 1

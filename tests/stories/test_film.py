@@ -23,7 +23,7 @@ from radial.request import make_request
 from radial.stories.decoding import ChunkDecoder
 from radial.stories.film import Made, make_film
 from radial.stories.request import StoryRequest, make_story_request, read_told
-from radial.stories.script import read_story, read_story_file, read_story_yaml
+from radial.stories.script import Line, lines_told, looks_in, read_entries, read_story, read_story_file, read_story_yaml
 from radial.stories.state import FilmState, Piece, state_folder
 from radial.stories.windows import Windows, held
 from radial.video.clip import read_frames, read_receipt
@@ -184,7 +184,7 @@ def test_a_film_that_was_stopped_goes_on_bit_for_bit(
     assert receipt["story"]["way"] == ("chunks" if causal else "windows")
 
     # It grows with its story, and what was made before stays.
-    longer = story.with_lines((*story.lines, *read_story("anna: rises", frozenset({"anna"}))))
+    longer = story.with_lines((*story.lines, *read_story("anna: rises", {"anna": None})))
     make_film(longer, whole, model=model, overwrite=True)
     assert len(read_frames(whole)) > len(read_frames(stopped))
     assert (state_folder(whole) / "film.mp4").read_bytes().startswith(growing.read_bytes())
@@ -427,6 +427,8 @@ SCRIPTS = [
     ("# only a comment", "the story is empty"),
     ("a star meets @anna\nanna: a ring", "line 1 uses the name anna before it is given"),
     ("anna:", "line 1 names anna and says nothing of it"),
+    ("anna (a star):", "line 1 names anna and says nothing of it"),
+    ("anna ( ): rises", "line 1 has an empty look of anna"),
     ("0s a star", "more than 0 and at most 600 seconds, not 0"),
     ("9999s a star", "at most 600 seconds, not 9999"),
     ("a star\n# remember: pinn\na ring", "line 2: remember is pin, drop, or the number of the segment whose memory"),
@@ -470,7 +472,36 @@ def test_lines_and_yaml_say_the_same(tmp_path: Path) -> None:
         read_story_file(tmp_path / "none.txt")
 
 
+def test_a_look_is_given_once_and_told_from_there_on() -> None:
+    text = "anna: spins\nAnna (a small  red star): rises\nben (a ring): meets @anna\nanna: falls on @ben\n"
+    lines = read_story(text + "anna (blue): spins")
+    assert [line.words(named=True) for line in lines] == [
+        "anna: spins", "Anna: a small red star rises", "ben: a ring meets a small red star",
+        "anna: a small red star falls on a ring", "anna: blue spins",
+    ]  # fmt: skip
+    assert [line.words(named=False) for line in lines][3] == "a small red star falls on a ring"
+    assert [line.prompt for line in lines][1] == "Anna: rises"
+    written = [{"name": "anna", "prompt": "spins"}, {"name": "Anna", "look": "a small red star", "prompt": "rises"},
+               {"name": "ben", "look": "a ring", "prompt": "meets @anna"}, "anna: falls on @ben",
+               {"name": "anna", "look": "blue", "prompt": "spins"}]  # fmt: skip
+    assert read_entries(written) == lines
+    assert lines_told([line.told() for line in lines]) == lines
+    assert "look" not in lines[0].told()
+    # A film that goes on knows who was there, and what they look like.
+    assert looks_in(lines) == {"anna": "blue", "ben": "a ring"}
+    (more,) = read_story("ben: falls", looks_in(lines))
+    assert (more.returns, more.words(named=False)) == (True, "a ring falls")
+    # What is no name is no look either.
+    assert read_story("a star (red): rises")[0].words(named=False) == "a star (red): rises"
+    # A line of a film that an earlier version made is told as it was.
+    assert Line("Rome (1920): a street").words(named=True) == "Rome (1920): a street"
+
+
 YAMLS = [
+    ("- {prompt: a, look: red}", "entry 1 has a look and no name"),
+    ("- {prompt: a, name: b, look: ''}", "entry 1 has an empty look of b"),
+    ("- {prompt: a, name: b, look: 3}", "entry 1: a look is words, not 3"),
+    ("- {prompt: a, name: b, look: " + 20_000 * "a" + "}", "at most 20000 letters"),
     ("a: b", "is a list of prompts"), ("", "is a list of prompts"), ("- prompt: ''", "entry 1 is empty"),
     ("- a\n- [", "not YAML: line 2"), ("- {prompt: a, sound: b}", "entry 1 has 'sound'"),
     ("- {prompt: a, remember: true}", "entry 1: remember is pin, drop, or the number of the segment"),
@@ -505,6 +536,7 @@ LINE = {"prompt": "anna: a star", "seconds": 0.5, "name": "anna", "returns": Fal
     [
         {"lines": [LINE | {"seconds": "x"}]}, {"lines": [LINE | {"seconds": 1e12}]}, {"lines": [LINE | {"seconds": 0}]},
         {"lines": [LINE | {"seconds": True}]}, {"lines": [LINE | {"prompt": " "}]}, {"lines": [LINE | {"prompt": 3}]},
+        {"lines": [LINE | {"look": 3}]}, {"lines": [LINE | {"look": "a", "name": None}]},
         {"lines": [LINE | {"name": 3}]}, {"lines": [LINE | {"cut": "yes"}]}, {"lines": []}, {"lines": [3]},
         {"lines": {"a": LINE}}, {"lines": 4097 * [LINE]}, {"seconds": "x"}, {"seconds": 1e12}, {"seconds": None},
         {"seconds": float("nan")}, {"read_decay": "x"}, {"read_decay": 99}, {"rectify_every": -1},

@@ -34,12 +34,14 @@ def test_a_story_from_lines_to_a_film_that_goes_on(page: Any, studio: Studio) ->
     page.keyboard.type("a red star rises")
     page.fill('[aria-label="Name of the figure of line 2"]', "anna")
     page.fill('[aria-label="Name of the figure of line 1"]', "anna")
+    page.fill('[aria-label="Look of the figure of line 2"]', "a small one")
     page.focus(".lines .up >> nth=1")
     page.keyboard.press("Enter")
     page.wait_for_function(f"{PROMPTS}[0] === 'a red star rises'")
     assert page.evaluate("document.activeElement.textContent") == "Move down line 1"
     page.click("#add-line")
     page.fill(".says >> nth=2", "a blue ring falls")
+    assert page.is_hidden('[aria-label="Look of the figure of line 3"]')  # who has no name has none
     page.check("#cut-3")
     page.drag_and_drop(".grip >> nth=2", ".lines li >> nth=1")
     page.wait_for_function(f"{PROMPTS}[1] === 'a blue ring falls'")
@@ -63,6 +65,8 @@ def test_a_story_from_lines_to_a_film_that_goes_on(page: Any, studio: Studio) ->
     sent = told.value.request.post_data_json
     assert [line["prompt"] for line in sent["lines"]] == ["a red star rises", "a blue ring falls", "spins"]
     assert (sent["lines"][0]["name"], sent["lines"][1]["cut"], sent["seconds"]) == ("anna", True, 0.5)
+    assert [line.get("look") for line in sent["lines"]] == ["a small one", None, None]
+    assert [line["look"] for line in told.value.json()["segments"]] == ["a small one", None, "a small one"]
 
     # Its first segment plays while the second one is made.
     page.wait_for_selector("#film-now .segments li.done img")

@@ -16,7 +16,7 @@ from radial.loading.memory_check import check_fits
 from radial.models.lora_settings import parse_lora
 from radial.shorthands import spell_out
 from radial.stories.request import StoryRequest, make_story_request, read_told
-from radial.stories.script import Line, read_story, read_story_file
+from radial.stories.script import Line, looks_in, read_story, read_story_file
 from radial.stories.state import FilmState, state_folder
 from radial.video.clip import read_receipt
 from radial_app.cli.terminal.options import (
@@ -121,7 +121,7 @@ def story(
         if given := _given(context) - _OF_ANY_FILM:
             raise RequestError(f"a film goes on as it was made: leave out --{min(given).replace('_', '-')}")
         before, folder = _made_before(continue_film, data_dir)
-        lines = _read(file, frozenset(line.name for line in before.lines if line.name))
+        lines = _read(file, looks_in(before.lines))
         wanted = before.with_lines((*before.lines, *lines))
         overwrite = overwrite or output is None or output.absolute() == continue_film.absolute()
         output = output or continue_film
@@ -221,7 +221,7 @@ def _make(
     print(json_text({"path": str(path)}) if as_json else path)
 
 
-def _read(file: str, known: frozenset[str] | None) -> tuple[Line, ...]:
+def _read(file: str, known: dict[str, str | None] | None) -> tuple[Line, ...]:
     return read_story(sys.stdin.read(), known) if file == "-" else read_story_file(Path(file), known)
 
 

@@ -15,7 +15,7 @@ from radial.models.find import find_model
 from radial.models.hub.download import cached_folder
 from radial.stories.fields import StoryFields, make_story
 from radial.stories.request import StoryRequest
-from radial.stories.script import Line, check_remember, read_entries
+from radial.stories.script import Line, check_remember, looks_in, read_entries
 from radial.stories.state import FilmState
 from radial.video.film import picture_at
 from radial_app.jobs.job import FINISHED, Job
@@ -106,7 +106,7 @@ class Stories:
             check_count(more.lines)
         story = self._ended(job)
         kept = _remembered(story.lines if more.keep is None else story.lines[: more.keep], more)
-        known = frozenset(line.name for line in kept if line.name) if kept else None
+        known = looks_in(kept) if kept else None
         added = read_entries(more.lines, known, "line") if more.lines else ()
         wanted = story.with_lines((*kept, *added))
         self._service.inputs.check(wanted.request)

@@ -28,6 +28,7 @@ _ENTRY = {
             "required": ["prompt"],
             "properties": {
                 "prompt": {"type": "string"}, "name": {"type": "string", "maxLength": 32},
+                "look": {"type": "string", "maxLength": 20_000},
                 "seconds": {"type": "number", "exclusiveMinimum": 0, "maximum": 600}, "cut": {"type": "boolean"},
                 "seed": {"type": "integer", "minimum": 0},
                 "remember": {"anyOf": [{"enum": ["pin", "drop"]}, {"type": "integer", "minimum": 1}]},
@@ -110,12 +111,13 @@ def check_bounds(story: StoryRequest | None) -> None:
 
 
 class Segment(BaseModel):
-    """A segment of a story: its line, from when to when of the film it is, in seconds, whether it is made, and how it
-    is remembered, where not as others: ``pin``, ``drop``, or the number of the segment whose memory is read in its
-    place."""
+    """A segment of a story: its line, and what its figure looks like; from when to when of the film it is, in seconds,
+    whether it is made, and how it is remembered, where not as others: ``pin``, ``drop``, or the number of the segment
+    whose memory is read in its place."""
 
     prompt: str
     name: str | None
+    look: str | None
     returns: bool
     cut: bool
     seconds: float | None
@@ -182,9 +184,9 @@ def segments_of(story: StoryRequest, pieces: int) -> list[Segment]:
     begins = (0, *planned[:-1])
     return [
         Segment(
-            prompt=line.prompt, name=line.name, returns=line.returns, cut=line.cut, seconds=line.seconds,
-            seed=line.seed, remember=line.remember, begin=round(begin / story.fps, 3), end=round(end / story.fps, 3),
-            done=number < len(there) and there[number] == end,
+            prompt=line.prompt, name=line.name, look=line.look, returns=line.returns, cut=line.cut,
+            seconds=line.seconds, seed=line.seed, remember=line.remember, begin=round(begin / story.fps, 3),
+            end=round(end / story.fps, 3), done=number < len(there) and there[number] == end,
         )
         for number, (line, begin, end) in enumerate(zip(story.lines, begins, planned, strict=True))
     ]  # fmt: skip

@@ -152,7 +152,7 @@ function drawSegments(place, told) {
     const picture = segment.done ? h("img", { src: `/v1/stories/${told.id}/segments/${index + 1}/thumbnail?seed=${told.request.seed}`, alt: "", loading: "lazy" }) : h("span", { className: "quiet" }, at ? "now" : "");
     return h("li", { className: segment.done ? "done" : at ? "at" : "" },
       segment.done ? button(picture, seek(segment), { className: "picture", ariaLabel: `Play from segment ${index + 1}` }) : h("span", { className: "picture" }, picture),
-      h("div", { className: "what" }, h("p", { className: "prompt clamped" }, segment.prompt), h("p", { className: "quiet" }, `${segment.begin.toFixed(1)} to ${segment.end.toFixed(1)} s${segment.cut && index ? ", after a cut" : ""}${segment.remember && !(mayRemember && segment.done) ? `, ${memoryWords(segment.remember)}` : ""}`),
+      h("div", { className: "what" }, h("p", { className: "prompt clamped", title: segment.look ? `${segment.name}: ${segment.look}` : "" }, segment.prompt), h("p", { className: "quiet" }, `${segment.begin.toFixed(1)} to ${segment.end.toFixed(1)} s${segment.cut && index ? ", after a cut" : ""}${segment.remember && !(mayRemember && segment.done) ? `, ${memoryWords(segment.remember)}` : ""}`),
         mayRemember && segment.done ? memoryChoice("segment", index + 1, told.segments.length, wanted[index + 1] === undefined ? segment.remember : wanted[index + 1], (remember) => {
           if (remember === segment.remember) delete wanted[index + 1];
           else wanted[index + 1] = remember;

@@ -5,7 +5,7 @@ import { modelsThat, words } from "./form.js";
 import { buildFilm, openFilm, showFilm } from "./film.js";
 import { upload, zone } from "./inputs.js";
 import { openPlace } from "./router.js";
-import { freshStory, keepStory, lineOf, memoryChoice, story, written } from "./story_draft.js";
+import { freshStory, keepStory, linesOf, memoryChoice, story, written } from "./story_draft.js";
 
 const NEEDS_NAME = "A figure with a name comes back where its name stands again.";
 const REMEMBERS = [["", "as the adapter was tuned"], ["last_frame", "its last frame"], ["mean_pool", "the mean of its frames"], ["radial", "all, ever less with age"], ["none", "nothing"]];
@@ -128,8 +128,9 @@ function row(line, index, first) {
   const named = (what) => `${what} of line ${number_}`;
   const keep = (name, value) => { line[name] = value; changed(); };
   const prompt = h("textarea", { rows: 2, maxLength: 20000, value: line.prompt ?? "", className: "says", ariaLabel: named("Prompt"), placeholder: index ? "What happens next" : "What the film begins with", oninput: () => keep("prompt", prompt.value) });
-  const name = h("input", { type: "text", maxLength: 32, value: line.name ?? "", ariaLabel: named("Name of the figure"), placeholder: "name", autocomplete: "off", oninput: () => keep("name", name.value) });
+  const name = h("input", { type: "text", maxLength: 32, value: line.name ?? "", ariaLabel: named("Name of the figure"), placeholder: "name", autocomplete: "off", oninput: () => { look.hidden = !name.value.trim(); keep("name", name.value); } });
   name.setAttribute("list", "story-names");
+  const look = h("input", { type: "text", className: "look", maxLength: 20000, value: line.look ?? "", hidden: !line.name?.trim(), ariaLabel: named("Look of the figure"), placeholder: "what it looks like, told from here on", title: "Told in place of the name, in this line and all later ones of that name", autocomplete: "off", oninput: () => keep("look", look.value) });
   const seconds = h("input", { type: "number", min: 0.1, max: 600, step: "any", value: line.seconds ?? "", ariaLabel: named("Seconds"), placeholder: "s", inputMode: "decimal", oninput: () => keep("seconds", seconds.value === "" ? null : Number(seconds.value)) });
   const cut = h("input", { type: "checkbox", checked: Boolean(line.cut), id: `cut-${number_}`, onchange: () => keep("cut", cut.checked) });
   const hidden = (what) => h("span", { className: "visually-hidden" }, `${what} line ${number_}`);
@@ -149,7 +150,7 @@ function row(line, index, first) {
       changed();
     } },
   grip, h("div", { className: "line-fields" }, prompt,
-    h("div", { className: "of-line" }, name, h("span", { className: "time" }, seconds, h("span", { className: "quiet planned" })),
+    h("div", { className: "of-line" }, name, look, h("span", { className: "time" }, seconds, h("span", { className: "quiet planned" })),
       number_ > 1 ? h("span", { className: "check" }, cut, h("label", { htmlFor: cut.id }, "cut", h("span", { className: "visually-hidden" }, ` before line ${number_}`))) : "",
       memoryChoice("line", number_, first + story.lines.length, line.remember, (remember) => keep("remember", remember)),
       line.seed === undefined || line.seed === null ? "" : h("span", { className: "quiet" }, "drawn anew"))),
@@ -231,7 +232,7 @@ function showPlan() {
   }));
   const spec = modelsThat((one) => one.id === plan.request.model)[0];
   const said = plan.way === "chunks" ? `In chunks: what each segment leaves is remembered (${(REMEMBERS.find(([kind]) => kind === plan.remembers.kind) ?? ["", plan.remembers.kind])[1]}).`
-    : "In windows: each begins with the last frames of the one before, and sees no more. A figure that was away comes back as its words say, not as it was.";
+    : "In windows: each begins with the last frames of the one before, and sees no more. A figure that was away comes back as its words say, not as it was: say once what one with a name looks like, and all its lines tell it.";
   document.getElementById("story-told").replaceChildren(
     h("p", { className: "facts-line" }, h("b", {}, `${plan.seconds.toFixed(1)} s`), h("span", {}, many(plan.segments.length, "segment")), h("span", {}, `${plan.request.width}x${plan.request.height}`), plan.lack ? "" : h("span", { className: "fits" }, "fits this machine")),
     plan.lack ? h("p", { className: "problem", role: "alert" }, `It does not fit: a part of it ${plan.lack}.`) : "",
@@ -259,7 +260,7 @@ async function make() {
 // Lines for what follows the first `keep` segments of a story; the one behind them is drawn anew where it stays in words.
 function goOn(film, keep, drawn) {
   const undo = toUndo();
-  const lines = film.segments.map(lineOf);
+  const lines = linesOf(film.segments);
   const rest = film.request;
   story.from = { id: film.id, remembers: film.way === "chunks" && film.remembers.kind !== "none", kept: lines.slice(0, keep), fields: { model: rest.model, size: film.size, seconds: film.line_seconds, loras: rest.loras, ...(rest.image ? { image: rest.image } : {}), ...(film.way === "chunks" ? { causal: true, remember: film.remembers.kind } : {}) } };
   story.lines = lines.slice(keep);

@@ -5,7 +5,7 @@ const KEY = "radial-story";
 const read = () => { try { return JSON.parse(localStorage.getItem(KEY)) ?? {}; } catch { return {}; } };
 const FRESH = { lines: [{ prompt: "" }], fields: { model: "tiny" }, from: null, shown: "" };
 
-// `lines`: prompt, name, seconds, cut, seed and remember of each; `fields`: all else that a story says; `from`: the story that it
+// `lines`: prompt, name, look, seconds, cut, seed and remember of each; `fields`: all else that a story says; `from`: the story that it
 // goes on from, with its segments that stay; `shown`: the story whose film is shown.
 export const story = { ...structuredClone(FRESH), ...read() };
 
@@ -19,12 +19,22 @@ export function freshStory() {
 }
 
 // A line as the server takes it: what is open is left out.
-export const written = ({ prompt, name, seconds, cut, seed, remember }) => ({ prompt: prompt.trim(), ...(name?.trim() ? { name: name.trim() } : {}), ...(seconds ? { seconds } : {}), ...(cut ? { cut } : {}), ...(seed === undefined || seed === null ? {} : { seed }), ...(remember ? { remember } : {}) });
+export const written = ({ prompt, name, look, seconds, cut, seed, remember }) => ({ prompt: prompt.trim(), ...(name?.trim() ? { name: name.trim() } : {}), ...(name?.trim() && look?.trim() ? { look: look.trim() } : {}), ...(seconds ? { seconds } : {}), ...(cut ? { cut } : {}), ...(seed === undefined || seed === null ? {} : { seed }), ...(remember ? { remember } : {}) });
 
 // The same of a segment that the server tells of, whose prompt has the name in front.
-export function lineOf({ prompt, name, seconds, cut, seed, remember }) {
+function lineOf({ prompt, name, look, seconds, cut, seed, remember }) {
   const named = name && prompt.toLowerCase().startsWith(`${name.toLowerCase()}:`);
-  return { prompt: named ? prompt.slice(name.length + 1).trim() : prompt, name: named ? prompt.slice(0, name.length) : "", seconds, cut, seed, remember };
+  return { prompt: named ? prompt.slice(name.length + 1).trim() : prompt, name: named ? prompt.slice(0, name.length) : "", look: look ?? "", seconds, cut, seed, remember };
+}
+
+// Those of a film: a look stands where it is given, and is changed there for all later lines of that name.
+export function linesOf(segments) {
+  const looks = {};
+  return segments.map(lineOf).map((line) => {
+    const known = looks[line.name.toLowerCase()];
+    looks[line.name.toLowerCase()] = line.look;
+    return { ...line, look: line.look === known ? "" : line.look };
+  });
 }
 
 export const memoryWords = (remember) => ({ pin: "always remembered", drop: "never remembered" }[remember] ?? (remember ? `remembered as segment ${remember}` : "remembered"));
