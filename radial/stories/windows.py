@@ -3,7 +3,7 @@
 A text-to-video model of Wan's layout holds those frames, two latent ones, at every step where they belong at its noise
 level; a model that starts from an image starts from the last frame. Nothing else of what came before is seen.
 
-Shapes: C channels, F latent frames, H and W latent rows and columns; T frames of pixels.
+Shapes: B clips, C channels, F latent frames, H and W latent rows and columns; T frames of pixels.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Windows:
                 else:
                     before = OVERLAP
                     request = request.with_values(num_frames=OVERLAP + added)
-                    stack.enter_context(held(transformers_of(self._model.pipe), self._encode(self._last)))
+                    known = encode_last(self._model, self._last[None])
+                    stack.enter_context(held(transformers_of(self._model.pipe), known))
 
             def tell(event: Event) -> None:
                 if event.stage == "denoise" and event.step:
@@ -87,33 +88,40 @@ class Windows:
         publish(path, lambda partial: image.save(partial), overwrite=True)
         return path
 
-    @torch.inference_mode()
-    def _encode(self, frames_THWC: Frames) -> Tensor:
-        vae = self._model.pipe.vae
-        if len(frames_THWC) != OVERLAP:
-            raise GenerationError(
-                f"{len(frames_THWC)} frames are there to go on from, not {OVERLAP}: the film was begun by an earlier "
-                "version; --overwrite makes it anew"
-            )
-        pixels = torch.from_numpy(frames_THWC.copy()).to(self._model.device, vae.dtype).permute(3, 0, 1, 2)[None]
-        return rescale(vae, vae.encode(pixels / 127.5 - 1).latent_dist.mode())[0].float()
+
+@torch.inference_mode()
+def encode_last(model: LoadedModel, frames_BTHWC: Frames) -> Tensor:
+    """The latents ``[B, C, F, H, W]`` of the last frames of clips, with which their next windows begin.
+
+    Raises:
+        GenerationError: they are not as many as a window begins with.
+    """
+    vae = model.pipe.vae
+    if (count := frames_BTHWC.shape[1]) != OVERLAP:
+        raise GenerationError(
+            f"{count} frames are there to go on from, not {OVERLAP}: the film was begun by an earlier version; "
+            "--overwrite makes it anew"
+        )
+    pixels = torch.from_numpy(frames_BTHWC.copy()).to(model.device, vae.dtype).permute(0, 4, 1, 2, 3)
+    return rescale(vae, vae.encode(pixels / 127.5 - 1).latent_dist.mode()).float()
 
 
 @contextlib.contextmanager
-def held(transformers: list[Any], known_CFHW: Tensor) -> Iterator[None]:
+def held(transformers: list[Any], known_BCFHW: Tensor) -> Iterator[None]:
     """While the context lasts, the first latent frames of clips are known ones, at each call's noise level. Their noise
     is what the sampler began with, so that its own way ends where they are."""
     noise: list[Tensor] = []
 
     def hold(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        seen, count = kwargs["hidden_states"], known_CFHW.shape[1]
+        seen, (clips, _, count, _, _) = kwargs["hidden_states"], known_BCFHW.shape
         if not noise:
-            noise.append(seen[:1, :, :count].float())
+            noise.append(seen[:clips, :, :count].float())
         timestep = kwargs["timestep"].float()
         sigma = (timestep.max() if timestep.ndim else timestep) / 1000
-        clean = (1 - sigma) * known_CFHW[None] + sigma * noise[0]
+        clean = (1 - sigma) * known_BCFHW + sigma * noise[0]
+        passes = len(seen) // clips  # in one call
         return args, kwargs | {
-            "hidden_states": torch.cat([clean.to(seen).expand(len(seen), -1, -1, -1, -1), seen[:, :, count:]], 2)
+            "hidden_states": torch.cat([clean.to(seen).repeat(passes, 1, 1, 1, 1), seen[:, :, count:]], 2)
         }
 
     handles = [one.register_forward_pre_hook(hold, with_kwargs=True, prepend=True) for one in transformers]

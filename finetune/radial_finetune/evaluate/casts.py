@@ -31,13 +31,14 @@ from radial.stories.engine import Sampling, StoryEngine
 from radial_finetune.data.clips import Frames
 from radial_finetune.evaluate.score import find_figure, score_clip
 from radial_finetune.evaluate.shapes import HELD_OUT_SEED
+from radial_finetune.evaluate.story_windows import words_with_looks
 from radial_finetune.world.cast import PATTERNS, CastScene, CastStory, draw_cast_story, render_cast
 from radial_finetune.world.render import to_pixels
 from radial_finetune.world.story import UNIT, scene_of
 from radial_finetune.world.story_caption import describe_event
 from radial_finetune.world.story_render import render_stories
 
-CONTROLS = ("memory", "none", "window", "shuffled", "full")
+CONTROLS = ("memory", "none", "window", "shuffled", "full", "looks")
 _SIZE_APART = 0.123  # of the logarithm of a radius: half of what lies between two sizes
 _MOST_FRAMES = 512
 _SAMPLES = 4000  # of pairs, for intervals
@@ -107,7 +108,7 @@ def _told_once(story: CastStory, rng: random.Random) -> CastStory:
 def memory_for(control: str, memory: StoryMemory, frames: int) -> StoryMemory:
     """What a control's chunks see in stories of so many latent frames."""
     changes: dict[str, dict[str, Any]] = {
-        "none": {"kind": "none"}, "window": {"kind": "none", "first_frame": False},
+        "none": {"kind": "none"}, "looks": {"kind": "none"}, "window": {"kind": "none", "first_frame": False},
         "full": {"kind": "none", "window_frames": min(frames, _MOST_FRAMES)},
     }  # fmt: skip
     return memory.model_copy(update=changes.get(control, {}))
@@ -148,17 +149,15 @@ def make_films(
     scheduler_of = functools.partial(scheduler_for, pipe, request.sampler or "model", request.flow_shift)
     latents = []
     with StoryEngine(pipe.transformer, scheduler_of, plan, sampling, size, kind) as engine:
-        words = [
-            encode_words(request, model, [story.words[segment] for story in stories])
-            for segment in range(stories[0].segments)
-        ]
+        told = [words_with_looks(story, named=True) if control == "looks" else story.words for story in stories]
+        words = [encode_words(request, model, list(line)) for line in zip(*told, strict=True)]
         for chunk in range(plan.chunks):
             generator = torch.Generator("cpu").manual_seed(1_000_003 * seed + chunk)
             shape = (len(stories), pipe.transformer.config.in_channels, len(plan.frames_of(chunk)), *size)
             noise = torch.randn(shape, generator=generator).to(model.device)
-            told = words[plan.segment_of(chunk)]
-            latents.append(engine.make(chunk, noise, told, generator))
-            engine.take(chunk, latents[-1], told)
+            read = words[plan.segment_of(chunk)]
+            latents.append(engine.make(chunk, noise, read, generator))
+            engine.take(chunk, latents[-1], read)
             on_chunk(chunk, engine.cache)
     return [ChunkDecoder(pipe.vae).decode(one) for one in torch.cat(latents, 2)]
 

@@ -198,7 +198,9 @@ def story(
     segments: Annotated[list[int] | None, typer.Option(help="Their lengths in segments, repeatable.")] = None,
     control: Annotated[
         list[str] | None,
-        typer.Option(help="memory, none, window, shuffled or full; repeatable. All but full by default."),
+        typer.Option(
+            help="memory, none, window, shuffled, full, looks or windows; repeatable. The first four by default."
+        ),
     ] = None,
     remember: Annotated[
         Literal["none", "last_frame", "mean_pool", "radial"] | None,
@@ -220,11 +222,13 @@ def story(
     from radial_finetune.data.pictures import contact_sheet
     from radial_finetune.evaluate import casts
     from radial_finetune.evaluate.shapes import scoring_processes
+    from radial_finetune.evaluate.story_windows import make_window_films
     from radial_finetune.world.story import UNIT
 
-    chosen = control or [one for one in casts.CONTROLS if one != "full"]
-    if unknown := [one for one in chosen if one not in casts.CONTROLS]:
-        raise RequestError(f"control must be one of {', '.join(casts.CONTROLS)}, not {unknown[0]!r}")
+    known = (*casts.CONTROLS, "windows")
+    chosen = control or known[:4]
+    if unknown := [one for one in chosen if one not in known]:
+        raise RequestError(f"control must be one of {', '.join(known)}, not {unknown[0]!r}")
     if batch_size % 2:
         raise RequestError(f"batch_size must be even, as twins are made beside each other, not {batch_size}")
     fields = {"model": model, "loras": [{"path": path} for path in lora or []], "guidance_scale": guidance_scale,
@@ -235,6 +239,9 @@ def story(
     if wanted.memory is None:
         raise RequestError(f"{model} makes no story chunk by chunk: give --lora, or --causal where it does by itself")
     loaded = load(wanted.request)
+    if "windows" in chosen:
+        base = make_story_request([Line("evaluation")], fields | {"loras": []}).request
+        without_adapter = load(base)
     results: dict[str, dict[str, tuple[float, float, float]]] = {}
     tokens: dict[str, list[int]] = {}
     sheet: list[tuple[str, Any]] = []
@@ -253,7 +260,10 @@ def story(
 
                 with stderr.status(f"{name}: {stories} stories"):
                     for part in parts:
-                        films = casts.make_films(wanted.request, loaded, wanted.memory, part, kind, seed, count)
+                        if kind == "windows":
+                            films = make_window_films(base, without_adapter, part, seed)
+                        else:
+                            films = casts.make_films(wanted.request, loaded, wanted.memory, part, kind, seed, count)
                         scored.append(casts.score_films(pool, films, part))
                         sheet.append((f"{name}: {part[0].words[0]}", films[0]))
                 results[name] = casts.summarise([one for part in scored for one in part.get()])
