@@ -232,13 +232,6 @@ def test_what_cannot_be_packed_is_refused() -> None:
     far = replace(way, far_field="mean").installed(transformer)
     with far as attention, pytest.raises(ModelError, match="one_list does not go with far_field mean"):
         PackedClips(transformer, attention, one_list=True)
-    compiled = way.build()
-    compiled.compile_repeated_blocks()
-    with (
-        radial.apply(compiled) as attention,
-        pytest.raises(ModelError, match="compiled blocks would compile"),
-    ):
-        PackedClips(compiled, attention)
     mochi = CASES["MochiTransformer3DModel"].build()
     with radial.apply(mochi) as attention, pytest.raises(ModelError, match="not for MochiTransformer3DModel"):
         PackedClips(mochi, attention)

@@ -10,6 +10,9 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch._dynamo.utils import counters
 
+import radial
+from radial import Schedule
+from radial.attention.packed.clips import PackedClips
 from radial.models.table import MODELS
 from radial_finetune.adapter.form import AdapterForm
 from radial_finetune.adapter.place import add_adapter
@@ -18,6 +21,7 @@ from radial_finetune.training import compilation
 from radial_finetune.training.compilation import as_written, compile_blocks, compiling
 
 KINDS = 3
+PACKS = ((2, 3), (4, 2, 2, 1), (5, 3, 5))  # latent frames of each clip
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +79,37 @@ def test_what_is_seldom_computed_is_not_compiled(transformer: Any) -> None:
     with compiling(1):
         torch.testing.assert_close(run(transformer, 2).detach(), told)
     assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_what_is_compiled_for_a_pack_computes_any_other(transformer: Any) -> None:
+    """Predictions, and gradients of the adapter, are those of blocks that are not compiled."""
+
+    def computed(packed: PackedClips, frames: tuple[int, ...]) -> list[torch.Tensor]:
+        transformer.zero_grad()
+        generator = torch.Generator().manual_seed(0)
+        calls = [
+            {
+                "hidden_states": torch.randn(1, 4, count, 2, 2 * (1 + count % 2), generator=generator),
+                "timestep": torch.full((1,), 100.0 * place), "encoder_hidden_states": torch.full((1, 3, 8), place / 4),
+            }
+            for place, count in enumerate(frames)
+        ]  # fmt: skip
+        made = packed(calls)
+        sum(clip.square().sum() for clip in made).backward()  # type: ignore[union-attr]
+        trained = [p for p in transformer.parameters() if p.requires_grad]
+        return [clip.detach() for clip in made] + [p.grad.clone() for p in trained if p.grad is not None]
+
+    graphs = []
+    with (
+        compiling(8), radial.apply(transformer, schedule=Schedule.dense()) as attention,
+        PackedClips(transformer, attention, backend="eager") as packed,
+    ):  # fmt: skip
+        for frames in PACKS:
+            found = computed(packed, frames)
+            graphs.append(counters["stats"]["unique_graphs"])
+            with as_written():
+                wanted = computed(packed, frames)
+            assert len(found) > len(frames)
+            torch.testing.assert_close(found, wanted)
+    assert graphs[0] > 1
+    assert set(graphs) == {graphs[0]}

@@ -181,7 +181,6 @@ def test_what_does_not_go_with_packs_is_refused(config: dict[str, Any], two_leng
         ({"packed": True}, "packed needs batch_tokens"),
         ({"loss_mean": "token"}, "loss_mean is of packed = true"),
         ({"batch_pairs": 9}, "batch_pairs is of packed = true"),
-        (PACKED | {"compile": True}, "compile does not go with packed clips"),
         (PACKED | {"objective": "causal"}, "objective does not go with packed clips"),
         (PACKED | {"curriculum": [{"num_frames": 5, "steps": 1}]}, "curriculum does not go with packed clips"),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from radial_app.jobs.finishing import finishing_of, request_of
 from radial_app.jobs.job import Job, Output, ResultFile
 from radial_app.jobs.results import digest_file
 from radial_app.jobs.store import JobStore
+from radial_app.server.finishing.bounds import upscalers
 from radial_app.server.service import ServerPaths
 from radial_app.worker.worker import Worker
 
@@ -108,3 +110,15 @@ def test_what_cannot_be_is_one_line(client: TestClient, paths: ServerPaths) -> N
     named = client.post("/v1/lists", json={"text": "a", "defaults": SMALL | {"finish": "sound=/etc/passwd"}})
     assert "upscaler and sound name files" in problem_of(named)
     assert client.get("/v1/upscalers").json() == []
+
+
+def test_upscalers_of_a_server_are_files_and_folders_that_can_be_used(tmp_path: Path) -> None:
+    folder = tmp_path / "upscalers"
+    for name, upsampler in (("ltx", "LTXLatentUpsamplerModel"), ("mixed", "LTX2LatentUpsamplerModel"), ("bare", "")):
+        for part, kind in (("vae", "AutoencoderKLLTXVideo"), ("latent_upsampler", upsampler)):
+            (folder / name / part).mkdir(parents=True)
+            (folder / name / part / "config.json").write_text(json.dumps({"_class_name": kind}), encoding="utf-8")
+    for name in ("4x.safetensors", ".hidden.safetensors", "4x.pth"):
+        (folder / name).touch()
+    (folder / "gone.safetensors").symlink_to(tmp_path / "nowhere")
+    assert upscalers(tmp_path) == {name: folder / name for name in ("4x.safetensors", "ltx")}

@@ -31,7 +31,7 @@ _NOT_CAUSAL = (
 )  # fmt: skip
 # What is of packed clips, and what does not go with them.
 _OF_PACKS = ("batch_pairs", "loss_mean")
-_NOT_PACKED = ("objective", "curriculum", "token_order", "compile")
+_NOT_PACKED = ("objective", "curriculum", "token_order")
 # What draws noise levels otherwise, or weighs them.
 _OF_LEVELS = ("timestep_sampling", "logit_mean", "logit_std", "min_sigma", "max_sigma", "weighting_scheme")
 
@@ -101,7 +101,8 @@ class FinetuneConfig(BaseModel):
         offload_blocks: keep the frozen weights in the host's memory, but for those of two blocks at a time.
         base_precision: ``float8`` keeps the frozen weights in 8 bit, and widens each layer's as it is used. Not with
             compile.
-        compile: compile the transformer's blocks; pays off after some minutes of training.
+        compile: compile the transformer's blocks; pays off after some minutes of training. With ``packed``, for packs
+            of all sizes at once, and without what attends.
         held_out: clips kept for validation, spread over the cache.
         sample_prompts: prompts of the clips that are made before the first step and every ``sample_every`` steps, at
             the native and at the target length or at ``sample_frames``; or the name of a file of them. Each may have a

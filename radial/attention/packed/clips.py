@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from radial.attention.context import AttentionContext, CallState
 from radial.attention.families.find import find_family
 from radial.attention.install import RadialAttention
-from radial.attention.packed.pack import Budget, Pack, PackedModel
+from radial.attention.packed.pack import Budget, Pack, PackedModel, Places
 from radial.attention.processors import AttentionCall, RadialProcessors
 from radial.errors import ModelError, RequestError
 
@@ -30,15 +30,18 @@ class PackedClips:
         budget: what a pack may hold, any number of clips when left out.
         one_list: compute sparse attention on all clips at once, as one list of blocks, for which each is filled up to
             a whole block; otherwise on all clips of a size at once.
+        options: of ``torch.compile``, where the transformer's blocks are compiled: what computes packs is then compiled
+            too, once for packs of several clips and once for those of one, whatever their sizes. What attends is not.
 
     Raises:
-        ModelError: packed clips are not known of the model, its blocks are compiled, or the installation puts tokens in
-            columns, or needs lists of each size.
+        ModelError: packed clips are not known of the model, or the installation puts tokens in columns, or needs lists
+            of each size.
     """
 
     def __init__(
-        self, transformer: Any, attention: RadialAttention, budget: Budget | None = None, *, one_list: bool = False
-    ) -> None:
+        self, transformer: Any, attention: RadialAttention, budget: Budget | None = None, *, one_list: bool = False,
+        **options: Any,
+    ) -> None:  # fmt: skip
         self._transformer, self._context, self._budget = transformer, attention.context, budget
         self._family = find_family(transformer)
         self._model = packed_model(transformer)
@@ -47,22 +50,30 @@ class PackedClips:
             raise ModelError(f"one_list does not go with {why}")
         if self._context.column_size is not None:
             raise ModelError("packed clips keep their tokens in raster order: take token_order raster")
-        if any(getattr(block, "_compiled_call_impl", None) is not None for block, _ in self._model.blocks):
-            raise ModelError("packs differ in length from call to call, and compiled blocks would compile for each: "
-                             "take a transformer that is not compiled")  # fmt: skip
+        self._is_compiled = any(_is_compiled(block) for block, _ in self._model.blocks)
+        self._places: Places | None = None  # of the last pack
         self._state = CallState()
         context = self._context
+        # What attends goes by the pack itself, and stays out of what is compiled of a block.
+        apart = torch.compiler.disable if self._is_compiled else (lambda attend: attend)
         own = RadialProcessors(
-            context.attend, [planner.reads_content for planner in context.planners], context.enter, dense_too=True
+            apart(context.attend),
+            [planner.reads_content for planner in context.planners],
+            context.enter,
+            dense_too=True,
         )
-        text = RadialProcessors(self._attend_to_text, (), lambda layer: None, dense_too=True)
+        text = RadialProcessors(apart(self._attend_to_text), (), lambda layer: None, dense_too=True)
+        compiled = {
+            forward: torch.compile(forward, dynamic=True, **options) if self._is_compiled else None
+            for _, forward in self._model.blocks
+        }
         with contextlib.ExitStack() as undo:
             for layer, module in self._family.self_attentions(transformer):
                 _replace_processor(module, own.make(module.processor, layer), undo)
             for module in (self._family.cross_attentions or (lambda _: []))(transformer):
                 _replace_processor(module, text.make(module.processor, 0), undo)
             for block, forward in self._model.blocks:
-                self._replace_forward(block, forward, undo)
+                self._replace_forward(block, forward, compiled[forward], undo)
             self._undo = undo.pop_all()
 
     def __call__(self, calls: Sequence[Mapping[str, Any]]) -> list[Tensor]:
@@ -88,6 +99,7 @@ class PackedClips:
         if self._budget is not None:
             self._budget.check(pack.tokens, pack.pairs, f"these {len(calls)} clips have")
         self._context.begin_pack(self._family, self._transformer, calls, pack, self._state)
+        self._places = pack.places(calls[0]["hidden_states"].device) if self._is_compiled else None
         for shards in self._shards:
             shards.rest()
         predicted = self._model.forward([calls[place] for place in order], pack, self._run)
@@ -106,11 +118,15 @@ class PackedClips:
         self.close()
 
     def _run(self, block: Any, *arguments: Any) -> Any:
+        # Not by what is compiled of it for calls of one clip, but with what hooks on to it.
+        call = block._call_impl if self._is_compiled else block
         if torch.is_grad_enabled() and self._transformer.gradient_checkpointing:
-            return self._transformer._gradient_checkpointing_func(block, *arguments)
-        return block(*arguments)
+            return self._transformer._gradient_checkpointing_func(call, *arguments)
+        return call(*arguments)
 
-    def _replace_forward(self, block: Any, forward: Callable[..., Any], undo: contextlib.ExitStack) -> None:
+    def _replace_forward(
+        self, block: Any, forward: Callable[..., Any], compiled: Callable[..., Any] | None, undo: contextlib.ExitStack
+    ) -> None:
         """Have a block compute packs in its own way: by its call, so that what hooks on to blocks goes on working."""
         stock, was_own = block.forward, "forward" in vars(block)
 
@@ -120,6 +136,8 @@ class PackedClips:
                 return stock(*args, **kwargs)
             if args[-1] is not self._context.pack:
                 raise ModelError("the backward pass of a pack comes after another call: end it before the next one")
+            if compiled is not None:
+                return compiled(block, *args[:-1], self._places)
             return forward(block, *args)
 
         block.forward = forward_either
@@ -165,6 +183,10 @@ def _why_many(context: AttentionContext) -> str | None:
     if context.far_field != "drop":
         return f"far_field {context.far_field}"
     return "eight_bit" if context.eight_bit else "backend flash" if context.backend == "flash" else None
+
+
+def _is_compiled(block: Any) -> bool:
+    return getattr(block, "_compiled_call_impl", None) is not None
 
 
 def _replace_processor(module: Any, processor: Any, undo: contextlib.ExitStack) -> None:

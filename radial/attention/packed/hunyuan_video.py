@@ -125,5 +125,5 @@ def _single_block(
         ),
         1,
     )
-    update, text_update = block.proj_out(torch.cat([attended, inner], 2)).tensor_split([pack.held], 1)
+    update, text_update = block.proj_out(torch.cat([attended, inner], 2)).tensor_split([hidden_1SC.shape[1]], 1)
     return pack.each(_gated, hidden_1SC, update, gate), pack.each(_gated, text_1LC, text_update, gate, words=True)

@@ -19,7 +19,7 @@ import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -55,6 +55,19 @@ class Budget:
             raise RequestError(f"{what} {tokens:,} tokens, and a pack has room for {self.tokens:,}: take fewer")
         if self.pairs is not None and pairs > self.pairs:
             raise RequestError(f"{what} {pairs:,} pairs of tokens, and a pack has room for {self.pairs:,}: take fewer")
+
+
+class Places(NamedTuple):
+    """Which clip each token that is held, and each word, is of: all that a compiled block knows of a pack, so that
+    what is compiled for one pack computes any other."""
+
+    tokens_S: Tensor
+    words_L: Tensor
+
+    def each(self, compute: Callable[..., Tensor], *values: Tensor, words: bool = False) -> Tensor:
+        """As :meth:`Pack.each`."""
+        places = self.words_L if words else self.tokens_S
+        return compute(*(value if value.ndim == 3 else value[places].unsqueeze(0) for value in values))
 
 
 @dataclass(frozen=True)
@@ -207,6 +220,16 @@ class Pack:
         ]
         return self.join([compute(*group) for group in zip(*parts, strict=True)])
 
+    def places(self, device: torch.device) -> Places:
+        """The same as tensors."""
+
+        def owners(lengths: Sequence[int]) -> Tensor:
+            counts = [group.count for group in self.groups]
+            of_clip = [length for length, count in zip(lengths, counts, strict=True) for _ in range(count)]
+            return torch.arange(len(of_clip)).repeat_interleave(torch.tensor(of_clip)).to(device)
+
+        return Places(owners([group.held for group in self.groups]), owners([group.words for group in self.groups]))
+
     def stack(self, of_clip: Sequence[Tensor]) -> list[Tensor]:
         """What clips have, ``[1, X]`` each, by groups: ``[N, X]``."""
         starts = itertools.accumulate((group.count for group in self.groups), initial=0)
@@ -242,7 +265,8 @@ class PackedModel(Protocol):
     """How a transformer computes a pack by its own modules.
 
     Attributes:
-        blocks: its blocks, each with what computes it on ``(block, *arguments, pack)``.
+        blocks: its blocks, each with what computes it on ``(block, *arguments, pack)``, of which it asks for ``each``
+            alone.
     """
 
     blocks: list[tuple[Any, Callable[..., Any]]]

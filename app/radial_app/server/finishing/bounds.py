@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from radial.errors import RequestError
 from radial.video.finishing.finish import work_of
+from radial.video.finishing.latents import check_latent_upsampler
 from radial.video.finishing.sources import Sources
 from radial.video.finishing.steps import Finish, make_finish
 from radial.video.sound import MOST_SECONDS
@@ -113,9 +114,20 @@ def check_after(job: Job, what: Finish) -> None:
 
 
 def upscalers(data: Path) -> dict[str, Path]:
-    """The files of upscalers that a server's operator put into its data folder, by name."""
-    files = sorted((data / "upscalers").glob("[!.]*.safetensors"))
-    return {file.name: file for file in files if file.is_file()}
+    """The upscalers that a server's operator put into its data folder, by name: files, and folders with an upsampler of
+    latents."""
+    there = sorted((data / "upscalers").glob("[!.]*"))
+    return {one.name: one for one in there if _is_upscaler(one)}
+
+
+def _is_upscaler(path: Path) -> bool:
+    if not path.is_dir():
+        return path.suffix == ".safetensors" and path.is_file()
+    try:
+        check_latent_upsampler(path)
+    except RequestError:
+        return False
+    return True
 
 
 def read_order(body: FinishBody, inputs: Inputs, data: Path) -> Finish:
