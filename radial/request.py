@@ -22,6 +22,7 @@ from radial.plans.settings import (
     AttentionKind,
     AttentionSettings,
     Decay,
+    DenseAbove,
     DenseCount,
     Density,
     EarlyDensity,
@@ -43,6 +44,7 @@ _LATER = (
     "guidance_end", "cache", "far_field", "token_order", "decoder", "batched_guidance", "then", "control_video",
     "mask", "keep_unmasked", "references", "strength", "keyframes", "density", "face_video", "background_video",
     "enhance", "original_prompt", "dense_every", "early_density", "policy", "target_share", "target_speed",
+    "dense_above",
 )  # fmt: skip
 
 
@@ -97,6 +99,7 @@ class GenerationRequest(BaseModel):
     token_order: TokenOrder | None = None
     density: Density | None = None
     dense_every: DenseCount | None = None
+    dense_above: DenseAbove | None = None
     early_density: EarlyDensity | None = None
     policy: Annotated[str, Field(max_length=4096)] | None = None
     target_share: TargetShare | None = None

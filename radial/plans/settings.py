@@ -30,6 +30,7 @@ Decay = Annotated[float, Field(gt=0, le=16)]
 SinkFrames = Annotated[int, Field(ge=0, le=4097)]
 SkipWidth = Annotated[int, Field(ge=1, le=1 << 20)]
 DenseCount = Annotated[int, Field(ge=0, le=1000)]
+DenseAbove = Annotated[float, Field(ge=0, le=1000)]
 
 
 class AttentionSettings(BaseModel):
@@ -46,6 +47,8 @@ class AttentionSettings(BaseModel):
             :mod:`radial.plans.token_order`.
         density: share of all blocks that adaptive attention keeps.
         early_density: the same in the leading ``dense_steps``, in place of all; 1 leaves them dense.
+        dense_above: a step is dense where the one before it was farther off than this; see
+            :mod:`radial.attention.probe`. 0 looks at nothing.
         policy: a file that says what each layer contributes at each step, of adaptive attention; densities and dense
             layers and steps are then its to choose.
         target_share, target_speed: what a policy is to reach; see
@@ -67,6 +70,7 @@ class AttentionSettings(BaseModel):
     token_order: TokenOrder = "raster"
     density: Density = DENSITY
     dense_every: DenseCount = 0
+    dense_above: DenseAbove = 0.0
     early_density: EarlyDensity = 1.0
     policy: str | None = None
     target_share: TargetShare | None = None
@@ -99,7 +103,7 @@ class AttentionSettings(BaseModel):
         """What :func:`radial.apply` takes of it."""
         return {
             "planners": self.planners, "policy": self.make_policy(), "block_size": self.block_size,
-            "far_field": self.far_field, "token_order": self.token_order,
+            "far_field": self.far_field, "token_order": self.token_order, "dense_above": self.dense_above,
         }  # fmt: skip
 
     def layout(self, clip: TokenGrid | Layout) -> Layout:

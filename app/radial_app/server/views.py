@@ -198,6 +198,8 @@ class Video(BaseModel):
     step: int
     steps: int
     eta: float | None
+    recall: float | None
+    attention_error: float | None
     control: str
     error: Problem | None
     note: str
@@ -305,6 +307,7 @@ def video_of(job: Job, inputs: Inputs, preview: float | None = None) -> Video:
         size=size, num_frames=frames, fps=max(1, round(fps)), renders=job.renders,
         finish=None if job.finish is None else job.finish.what.told(),
         stage=job.stage, step=job.step, steps=job.steps, eta=job.eta, control=job.control,
+        recall=job.recall, attention_error=job.attention_error,
         error=Problem(code=job.state, message=job.error or job.state) if status == "failed" else None, note=job.error,
         attempts=job.attempts, preview=preview, files=[
             VideoFile(index=i, finished=i >= job.renders, seed=file.seed, render_seconds=file.seconds,

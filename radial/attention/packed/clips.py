@@ -33,7 +33,7 @@ class PackedClips:
 
     Raises:
         ModelError: packed clips are not known of the model, its blocks are compiled, or the installation puts tokens in
-            columns, or needs lists of each size.
+            columns, looks at their attention, or needs lists of each size.
     """
 
     def __init__(
@@ -47,6 +47,8 @@ class PackedClips:
             raise ModelError(f"one_list does not go with {why}")
         if self._context.column_size is not None:
             raise ModelError("packed clips keep their tokens in raster order: take token_order raster")
+        if self._context.probe is not None:
+            raise ModelError("dense_above looks at clips by themselves, not at packs of them: leave it out")
         if any(getattr(block, "_compiled_call_impl", None) is not None for block, _ in self._model.blocks):
             raise ModelError("packs differ in length from call to call, and compiled blocks would compile for each: "
                              "take a transformer that is not compiled")  # fmt: skip
