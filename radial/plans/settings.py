@@ -30,7 +30,6 @@ Decay = Annotated[float, Field(gt=0, le=16)]
 SinkFrames = Annotated[int, Field(ge=0, le=4097)]
 SkipWidth = Annotated[int, Field(ge=1, le=1 << 20)]
 DenseCount = Annotated[int, Field(ge=0, le=1000)]
-DenseAbove = Annotated[float, Field(ge=0, le=1000)]
 
 
 class AttentionSettings(BaseModel):
@@ -70,7 +69,7 @@ class AttentionSettings(BaseModel):
     token_order: TokenOrder = "raster"
     density: Density = DENSITY
     dense_every: DenseCount = 0
-    dense_above: DenseAbove = 0.0
+    dense_above: Annotated[float, Field(ge=0, le=1000)] = 0.0
     early_density: EarlyDensity = 1.0
     policy: str | None = None
     target_share: TargetShare | None = None
