@@ -24,6 +24,7 @@ from radial.plans.policy import DENSE, TablePolicy
 from radial.profiling.profile import profile
 from radial.request import GenerationRequest, make_request
 from radial_app.cli.main import main
+from radial_app.jobs.presets import Presets
 from radial_app.jobs.store import JobStore
 from radial_app.server.accounts import Visitor
 from radial_app.server.app import make_app
@@ -262,6 +263,16 @@ def test_a_server_knows_policies_by_name(tmp_path: Path) -> None:
         refused = client.post("/v1/videos", json=fields | {"policy": path})
         assert refused.status_code == 422
         assert "there is no policy" in refused.text
+    kept = client.put("/v1/presets/quick", json={"policy": name, "target_share": 0.5, "prompt": "no setting"})
+    assert kept.json()["fields"] == {"policy": name, "target_share": 0.5}
+    assert client.put("/v1/presets/other", json={"policy": str(file)}).status_code == 422
+    made = client.post("/v1/videos", json={"prompt": "a red circle", "preset": "quick"}).json()["request"]
+    assert (made["policy"], made["attention"], made["target_share"]) == (name, "adaptive", 0.5)
+    # What is given says the same in its own way.
+    applied = Presets(paths.data).apply({"prompt": "a", "target_speed": 1.5, "preset": "quick"})
+    assert (applied["target_speed"], applied.get("target_share"), Path(applied["policy"]).name) == (1.5, None, name)
+    refused = client.post("/v1/videos", json={"prompt": "a", "model": "wan2.1-1.3b", "preset": "quick"})
+    assert "the policy was measured on tiny, not on wan2.1-1.3b" in refused.text
     with JobStore(paths.data) as store:
         inputs = Inputs(store, Visitor("", admin=True))
         with pytest.raises(RequestError, match="policy names no upload"):
