@@ -156,6 +156,12 @@ def test_a_policy_is_followed_exactly(wan_folder: Path, tmp_path: Path) -> None:
     assert told["policy"] == {
         "name": "wan.safetensors", "fingerprint": video.receipt["inputs"]["policy"]["fingerprint"], "target_share": 0.6,
     }  # fmt: skip
+    with radial.apply(model.pipe, **read_policy(file).as_arguments(target_share=0.6)) as installed:  # of one's own
+        model.pipe(
+            "a", height=64, width=64, num_frames=17, num_inference_steps=STEPS, output_type="latent",
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        assert installed.computed_share == pytest.approx(told["computed_share"], abs=1e-3)
     settings = request.attention_settings.model_copy(update={"far_field": "drop"})  # a receipt tells of blocks alone
     shares = settings.shares(request.grid(model.spec))
     assert told["computed_share"] == pytest.approx(settings.work(shares, LAYERS, STEPS).mean(), abs=1e-3)
