@@ -136,6 +136,20 @@ class AttentionSettings(BaseModel):
             )
         return PlanSketch.of(layout, self.pattern, self.block_size)
 
+    def sketches(self, clip: TokenGrid | Layout, layers: int, num_steps: int) -> list[tuple[PlanSketch, float]]:
+        """What sparse layers keep, the fewest blocks first: of each way that some layer takes at some step, with its
+        share of all layers and steps.
+
+        Raises:
+            RequestError: there are too many blocks.
+        """
+        policy = self.make_policy()
+        chosen = [policy.choose(layer, step, num_steps) for layer in range(layers) for step in range(num_steps)]
+        densities = self._densities if self.kind == "adaptive" else (None,)
+        shares = [chosen.count(choice) / len(chosen) for choice in range(1, len(densities) + 1)]
+        taken = [(self.sketch(clip, one), share) for one, share in zip(densities, shares, strict=True) if share]
+        return sorted(taken, key=lambda one: one[0].density)
+
     def share_computed(self, density: float) -> float:
         """Pairs that a sparse layer computes of all, where its plan keeps such a share of the blocks: those with means
         too, of a pyramid the most that they can be."""

@@ -238,6 +238,8 @@ def test_commands_profile_and_draw(
     drawn = ("--policy", "p.safetensors", "--target-share", "0.9", "--json", "-o", "p.png")
     code, out, err = run("inspect", *drawn[:-2], "--output", "p.png")
     assert code == 0, err
+    (plan,) = json.loads(out)["plans"]  # of the one density: what is not dense
+    assert plan["of_layers_and_steps"] == pytest.approx(1 / 3)
     assert 0.5 < json.loads(out)["attention_computed"] <= 0.9
     assert Path("p.png").stat().st_size > 1000
     code, _, err = run("inspect", "--policy", "p.safetensors", "--target-share", "0.05")
