@@ -48,12 +48,12 @@ class Probe:
 
     Attributes:
         dense: whether the current step is dense for what the one before it was found to be.
-        dense_steps: those that were, since installation.
+        made_dense: those that were, since installation.
     """
 
     def __init__(self, dense_above: float, parallel: ContextParallel | None = None) -> None:
         self.dense_above, self._parallel = dense_above, parallel
-        self.dense, self.dense_steps = False, list[int]()
+        self.dense, self.made_dense = False, list[int]()
         self._step, self._left_out = -1, False
         self._layers: tuple[int, ...] = ()  # that are looked at in the current call
         self._rows = 1
@@ -80,8 +80,8 @@ class Probe:
         self._call_LN = torch.zeros(LAYERS, 4, dtype=torch.float64, device=device)
         sparse = [layer for layer, choice in choices.items() if choice != DENSE]
         if self.dense and sparse:
-            if self.dense_steps[-1:] != [self._step]:
-                self.dense_steps.append(self._step)
+            if self.made_dense[-1:] != [self._step]:
+                self.made_dense.append(self._step)
             sparse = []
         count = min(LAYERS, len(sparse))
         self._layers = tuple(sparse[(2 * index + 1) * len(sparse) // (2 * count)] for index in range(count))
@@ -149,7 +149,7 @@ class Probe:
     def report(self) -> dict[str, Any]:
         """What a receipt says."""
         every = [*self._ended, *filter(None, [self.figures])]
-        told: dict[str, Any] = {"dense_above": self.dense_above, "dense_steps": list(self.dense_steps)}
+        told: dict[str, Any] = {"dense_above": self.dense_above, "made_dense": list(self.made_dense)}
         if not every:
             return told
         recalls, errors = [one.recall for one in every], [one.error for one in every]
@@ -161,14 +161,14 @@ class Probe:
     def state(self) -> dict[str, Any]:
         """What a run needs to go on."""
         return {
-            "step": self._step, "dense": self.dense, "left_out": self._left_out, "dense_steps": self.dense_steps,
+            "step": self._step, "dense": self.dense, "left_out": self._left_out, "made_dense": self.made_dense,
             "sums": self._sums_LN, "ended": [list(one) for one in self._ended],
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Go on from there."""
         self._step, self.dense, self._left_out = state["step"], state["dense"], state["left_out"]
-        self.dense_steps, self._sums_LN = list(state["dense_steps"]), state["sums"].to(device)
+        self.made_dense, self._sums_LN = list(state["made_dense"]), state["sums"].to(device)
         self._ended = [Figures(*one) for one in state["ended"]]
 
 

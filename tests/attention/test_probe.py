@@ -87,13 +87,13 @@ def test_a_step_that_is_off_has_a_dense_one_follow_it(wan: Any) -> None:
         probe = installed.context.probe
         assert probe is not None
         told = probe.report()
-        assert told["dense_steps"] == []
+        assert told["made_dense"] == []
         assert 0.5 < told["least_recall"] <= told["recall"] < 1
         assert 0 < told["error"] <= told["greatest_error"] < 1
     with radial.apply(wan, **sparse, dense_above=1e-6) as installed:
         often = run(wan, steps=5)
         assert installed.context.probe is not None
-        assert installed.context.probe.report()["dense_steps"] == [1, 3]
+        assert installed.context.probe.report()["made_dense"] == [1, 3]
     # The same as a schedule that has these steps dense.
     with radial.apply(wan, **sparse, schedule=Schedule(dense_every=2)) as scheduled:
         assert torch.equal(run(wan, steps=5), often)
@@ -143,12 +143,12 @@ def test_a_run_that_is_looked_at_stops_and_goes_on(wan_folder: Path, tmp_path: P
         (whole,) = generate(request, model=model, on_step=on_step, on_event=events.append)
         told = whole.receipt["attention"]
         if cache is None:
-            assert told["probe"]["dense_steps"] == [1, 3]
+            assert told["probe"]["made_dense"] == [1, 3]
             recalls = [event.recall for event in events if event.stage == "denoise" and event.step]
             assert [recall is None for recall in recalls] == [False, True, False, True, False]
         else:
             assert whole.receipt["cache"]["skipped"] > 0.5
-            assert told["probe"]["dense_steps"] == [1, 2, 3, 4]  # the first is left out, and so those after it
+            assert told["probe"]["made_dense"] == [1, 2, 3, 4]  # the first is left out, and so those after it
         for done in stops:
             snapshot = read_snapshot(tmp_path / f"{done}.safetensors", describe_run(request, model))
             assert snapshot is not None
