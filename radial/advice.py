@@ -115,6 +115,8 @@ def _on_dense_steps(request: GenerationRequest) -> list[str]:
     notes: list[str] = []
     if request.policy is not None:
         return notes
+    if request.dense_above and request.attention == "dense":
+        notes.append(f"dense_above {request.dense_above:g} has no effect: dense attention leaves nothing out")
     if early < 1 and request.attention != "adaptive":
         notes.append(f"early_density {early:g} has no effect on {request.attention} attention: adaptive has one")
     elif early < 1 and not request.dense_steps:

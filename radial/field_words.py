@@ -56,6 +56,8 @@ WORDS = {
     "dense_steps": "leading steps that stay dense",
     "dense_last_steps": "trailing steps that stay dense",
     "dense_every": "every so-manieth step after the leading ones is dense, too; 0 for none",
+    "dense_above": "after a step whose attention is farther off than this the next is dense, as a few rows tell that "
+    "are computed exactly (relative square error); progress tells it, and the recall. 0 looks at none",
     "early_density": "share of blocks that adaptive attention computes in the leading dense_steps, in place of all",
     "policy": "a file of `radial profile`, which says where dense attention counts: it chooses the layers and steps",
     "target_share": "share of attention's work that a policy may compute; 0.4 when left out",

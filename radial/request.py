@@ -40,9 +40,9 @@ MAX_LORAS = 32
 MAX_IMAGES = 64  # references, and keyframes
 _LATER = (
     "sink_frames", "variant", "skip_width", "true_cfg_scale", "image_ground", "positions", "guidance_start",
-    "guidance_end", "cache", "far_field", "token_order", "decoder", "batched_guidance", "then", "control_video",
-    "mask", "keep_unmasked", "references", "strength", "keyframes", "density", "face_video", "background_video",
-    "enhance", "original_prompt", "dense_every", "early_density", "policy", "target_share", "target_speed",
+    "guidance_end", "cache", "far_field", "token_order", "decoder", "batched_guidance", "then", "control_video", "mask",
+    "keep_unmasked", "references", "strength", "keyframes", "density", "face_video", "background_video", "policy",
+    "enhance", "original_prompt", "dense_every", "dense_above", "early_density", "target_share", "target_speed",
 )  # fmt: skip
 
 
@@ -97,6 +97,7 @@ class GenerationRequest(BaseModel):
     token_order: TokenOrder | None = None
     density: Density | None = None
     dense_every: DenseCount | None = None
+    dense_above: Annotated[float, Field(ge=0, le=1000)] | None = None
     early_density: EarlyDensity | None = None
     policy: Annotated[str, Field(max_length=4096)] | None = None
     target_share: TargetShare | None = None

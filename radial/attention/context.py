@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from radial.attention.context_parallel import ContextParallel
 from radial.attention.packed.pack import Pack, align, unalign
+from radial.attention.probe import Probe
 from radial.attention.processors import AttentionCall
 from radial.errors import ModelError
 from radial.plans.block_plan import BlockPlan
@@ -62,24 +63,26 @@ class AttentionContext:
         planners: those that a policy chooses among, the first one by 1.
         step, num_steps: where the current call stands; steps count from 0.
         column_size: tokens a block, for which the clip's tokens are put in columns; None leaves them in raster order.
+        probe: what looks at some rows while they are computed; None where nobody asked for it.
         computed, total: layer calls since installation, by the share of attention that they computed, and all.
     """
 
     def __init__(
         self, planners: Sequence[Planner], policy: Policy, backend: str = "auto", pipe: Any | None = None,
         parallel: ContextParallel | None = None, eight_bit: bool = False, far_field: FarField = "drop",
-        column_size: int | None = None,
+        column_size: int | None = None, dense_above: float = 0.0,
     ) -> None:  # fmt: skip
         self.planners, self.policy, self.backend = tuple(planners), policy, backend
         self.eight_bit, self.parallel, self.far_field = eight_bit, parallel, far_field
         self.column_size = column_size
+        self.probe = Probe(dense_above, parallel) if dense_above else None
         self._pipe = pipe  # not its scheduler: users put in another
         self.state, self.branch = CallState(), ""
         self.layouts: tuple[Layout, ...] = ()  # of the last call
         self.pack: Pack | None = None  # where its clips share a sequence: a layout is then that of a group
         # As long as each of them: torch.compile takes a tensor's length for one that may change, and a number not.
         self._lengths: tuple[Tensor, ...] = ()
-        self._layer = 0  # that attends, where its planner reads content
+        self._layer = 0  # that attends, where its planner reads content or it is looked at
         self.step, self.num_steps = 0, 1
         self.computed = self.total = 0.0
         self._shares: list[float] = []  # of attention that the last call's layers compute, in their order
@@ -132,19 +135,36 @@ class AttentionContext:
         self._weights = [one / sum(pairs) for one in pairs]
         self._locate(max(family.timestep(call) for call in calls), family.clean_timestep)
         self._shares = []
-        for layer, attention in family.self_attentions(transformer):
-            choice = self.policy.choose(layer, self.step, self.num_steps)
-            if not 0 <= choice <= len(self.planners):
-                raise ModelError(f"the policy chose planner {choice} of {len(self.planners)} for layer {layer}")
+        attentions = family.self_attentions(transformer)
+        choices = {layer: self._choose(layer) for layer, _ in attentions}
+        if self.probe is not None:
+            self.probe.begin_step(self.step)
+            choices = self.probe.choose(choices, max(layout.tokens for layout in layouts), device)
+        for layer, attention in attentions:
+            choice = choices[layer]
             processor: Any = attention.processor
-            processor.radial_choice = choice
+            looked_at = self.probe is not None and layer in self.probe.layers
+            processor.radial_choice = choice + len(self.planners) * looked_at
             self._shares.append(self._prepare(choice, layer))
             self.total += 1.0
         self.computed += sum(self._shares)
 
+    def _choose(self, layer: int) -> int:
+        choice = self.policy.choose(layer, self.step, self.num_steps)
+        if not 0 <= choice <= len(self.planners):
+            raise ModelError(f"the policy chose planner {choice} of {len(self.planners)} for layer {layer}")
+        return choice
+
+    def end_call(self) -> None:
+        """Take account of a call that has ended."""
+        if self.probe is not None:
+            self.probe.end_call()
+
     def leave_out(self, computed_layers: int) -> None:
         """Take account of a step cache that left out all of the last call's layers but the first few."""
         self.computed -= sum(self._shares[computed_layers:])
+        if self.probe is not None:
+            self.probe.leave_out()
 
     def _prepare(self, choice: int, layer: int) -> float:
         """Have the lists of a choice ready where they do not depend on content: the share that they compute."""
@@ -173,7 +193,7 @@ class AttentionContext:
 
     @torch.compiler.disable
     def enter(self, layer: int) -> None:
-        """Note the layer that attends next, where its planner reads content."""
+        """Note the layer that attends next, where its planner reads content or it is looked at."""
         self._layer = layer
 
     def _locate(self, timestep: float, clean: float) -> None:
@@ -255,6 +275,9 @@ class AttentionContext:
                 q_BSHD, k_BSHD, v_BSHD, lists, scale=call.scale, backend=self.backend, eight_bit=self.eight_bit,
                 tail=tail,
             )  # fmt: skip
+            if call.looked_at and self.probe is not None:
+                layout = self.layouts[entry]
+                self.probe.look(self._layer, q_BSHD, k_BSHD, v_BSHD, out_BSHD, lists, layout, call.scale)
         return out_BSHD if tokens == length else F.pad(out_BSHD, (0, 0, 0, 0, 0, length - tokens))
 
     def _attend_at_once(self, call: AttentionCall, parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:

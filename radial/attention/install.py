@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, get_args
@@ -72,7 +73,7 @@ class RadialAttention:
         context = self.context
         processors = RadialProcessors(
             context.attend, [planner.reads_content for planner in context.planners], context.enter,
-            dense_too=context.parallel is not None,
+            dense_too=context.parallel is not None, looked_at=context.probe is not None,
         )  # fmt: skip
         for transformer, family, sharding, where in zip(transformers, families, shardings, reorders, strict=True):
             for layer, attention in family.self_attentions(transformer):
@@ -103,7 +104,8 @@ class RadialAttention:
         """What a run needs to go on: layer calls since installation, by the share of attention that they computed and
         all of them, and the states of planners that have one."""
         planners = {str(index): one.state() for index, one in enumerate(self.context.planners) if hasattr(one, "state")}
-        return {"counted": [self.context.computed, self.context.total], "planners": planners}
+        probe = {} if self.context.probe is None else {"probe": self.context.probe.state()}
+        return {"counted": [self.context.computed, self.context.total], "planners": planners, **probe}
 
     def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Go on from there."""
@@ -111,6 +113,8 @@ class RadialAttention:
         for index, one in state["planners"].items():
             planner: Any = self.context.planners[int(index)]
             planner.restore(one, device)
+        if self.context.probe is not None:
+            self.context.probe.restore(state["probe"], device)
 
     @property
     def head_dim(self) -> int:
@@ -151,6 +155,7 @@ def apply(
     eight_bit: bool = False,
     far_field: FarField = "drop",
     token_order: TokenOrder = "raster",
+    dense_above: float = 0.0,
 ) -> RadialAttention:
     """Install radial attention on a diffusers pipeline, or on one transformer.
 
@@ -170,6 +175,9 @@ def apply(
             each; ``pyramid``, means of ever more blocks with distance in time. Keep the first layer dense with it.
         token_order: ``raster``, or ``columns``: blocks of ``block_size`` are small in space and about eight latent
             frames long. Tokens are turned once a call and back at its end; not in every family.
+        dense_above: a step is dense where the one before it was farther off than this: relative square error of sparse
+            attention's output, on a few rows that are computed exactly beside it. ``context.probe`` tells it, and the
+            recall. 0 looks at nothing.
 
     Returns:
         The installation. ``with radial.apply(pipe): ...`` restores the stock processors on exit.
@@ -177,8 +185,10 @@ def apply(
     Raises:
         ModelError: the model is of a family that radial attention does not know, or has it installed already, or
             several processes cannot share its clips.
-        RequestError: there is no such far field or token order.
+        RequestError: there is no such far field or token order, or ``dense_above`` is no error.
     """
+    if not 0 <= dense_above < math.inf:
+        raise RequestError(f"dense_above must be 0, for none, or an error above it, not {dense_above}")
     if far_field not in get_args(FarField):
         raise RequestError(f"far_field must be drop, mean or pyramid, not {far_field!r}")
     policy = policy or schedule or Schedule()
@@ -194,7 +204,9 @@ def apply(
         raise RequestError(f"token_order must be raster or columns, not {token_order!r}")
     column_size = block_size if token_order == "columns" else None
     planners = planners or (StaticPlanner(pattern or RadialPattern(), block_size),)
-    context = AttentionContext(planners, policy, backend, pipe, parallel, eight_bit, far_field, column_size)
+    context = AttentionContext(
+        planners, policy, backend, pipe, parallel, eight_bit, far_field, column_size, dense_above
+    )
     return RadialAttention(context, transformers)
 
 
@@ -245,6 +257,11 @@ def _make_hook(
             if reordering is not None:
                 args, kwargs = reordering.begin_call(context.layouts[0], args, kwargs)
             return (args, kwargs) if shards is None else shards.begin_call(module, context.layouts[0], args, kwargs)
+
+        @torch.compiler.disable
+        def post_forward(self, module: nn.Module, output: Any) -> Any:
+            context.end_call()
+            return output
 
         def reset_state(self, module: nn.Module) -> nn.Module:
             self.calls.reset()

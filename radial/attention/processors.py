@@ -22,11 +22,12 @@ from radial.plans.policy import DENSE
 
 
 class AttentionCall(NamedTuple):
-    """What a stock processor asks of its attention beside queries, keys and values, the processor's name, and the
-    planner that was chosen for it."""
+    """What a stock processor asks of its attention beside queries, keys and values, the processor's name, the planner
+    that was chosen for it, and whether its outcome is looked at."""
 
     processor: str
     choice: int
+    looked_at: bool = False
     mask: Tensor | None = None
     scale: float | None = None
     is_causal: bool = False
@@ -46,7 +47,8 @@ class RadialProcessors:
     Args:
         attend: computes the attention of all layers but dense ones.
         read_content: of each planner, whether it reads content.
-        enter: told the layer before it attends by such a planner.
+        enter: told the layer before it attends by such a planner or is looked at.
+        looked_at: whether sparse layers may be looked at: ``radial_choice`` is then greater by the number of planners.
         dense_too: have ``attend`` compute dense layers as well, as where processes share a clip.
 
     Layers share classes, and ``radial_choice`` is all that tells them apart, so that torch.compile compiles a repeated
@@ -54,9 +56,11 @@ class RadialProcessors:
     """
 
     def __init__(
-        self, attend: Attend, read_content: Sequence[bool], enter: Callable[[int], None], *, dense_too: bool = False
-    ) -> None:
+        self, attend: Attend, read_content: Sequence[bool], enter: Callable[[int], None], *,
+        dense_too: bool = False, looked_at: bool = False,
+    ) -> None:  # fmt: skip
         self._attend, self._read_content, self._enter, self._dense_too = attend, tuple(read_content), enter, dense_too
+        self._looked_at = looked_at
         self._kinds: dict[type, Any] = {}
 
     def make(self, stock: Any, layer: int) -> Any:
@@ -74,10 +78,13 @@ class RadialProcessors:
         return processor
 
     def _radial_kind(self, kind: Any) -> Any:
-        calls = [_redirect(kind, self._attend, choice) for choice in range(len(self._read_content) + 1)]
-        for choice, reads in enumerate(self._read_content, 1):
+        choices = range(1, len(self._read_content) + 1)
+        calls = [_redirect(kind, self._attend, choice) for choice in (DENSE, *choices)]
+        for choice, reads in zip(choices, self._read_content, strict=True):
             if reads:
                 calls[choice] = _entering(calls[choice], self._enter)
+        if self._looked_at:
+            calls += [_entering(_redirect(kind, self._attend, choice, True), self._enter) for choice in choices]
         if not self._dense_too:
             calls[DENSE] = kind.__call__
 
@@ -98,7 +105,7 @@ def _entering(call: Callable[..., Any], enter: Callable[[int], None]) -> Callabl
     return entering
 
 
-def _redirect(kind: Any, attend: Attend, choice: int) -> Callable[..., Any]:
+def _redirect(kind: Any, attend: Attend, choice: int, looked_at: bool = False) -> Callable[..., Any]:
     """A copy of a processor's ``__call__`` that attends through ``attend``, on ``[batch, tokens, heads, head dim]``."""
     function: Any = inspect.unwrap(kind.__call__)
     processor = kind.__name__
@@ -108,7 +115,10 @@ def _redirect(kind: Any, attend: Attend, choice: int) -> Callable[..., Any]:
                  is_causal: bool = False, scale: float | None = None, **options: Any) -> Tensor:  # fmt: skip
         backend, parallel_config = options.get("backend"), options.get("parallel_config")
         return attend(
-            AttentionCall(processor, choice, attn_mask, scale, is_causal, backend, parallel_config), query, key, value
+            AttentionCall(processor, choice, looked_at, attn_mask, scale, is_causal, backend, parallel_config),
+            query,
+            key,
+            value,
         )
 
     def scaled_dot_product_attention(
@@ -116,7 +126,7 @@ def _redirect(kind: Any, attend: Attend, choice: int) -> Callable[..., Any]:
         is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
     ) -> Tensor:  # fmt: skip
         parts = (x.transpose(1, 2) for x in (query, key, value))
-        return attend(AttentionCall(processor, choice, attn_mask, scale, is_causal), *parts).transpose(1, 2)
+        return attend(AttentionCall(processor, choice, looked_at, attn_mask, scale, is_causal), *parts).transpose(1, 2)
 
     replaced: dict[str, Any]
     if "dispatch_attention_fn" in names:

@@ -177,6 +177,8 @@ def _generate_one(
                 )
             )  # fmt: skip
             radial = None if attention.kind == "dense" else installed
+        if radial is not None and (probe := radial.context.probe) is not None:
+            watch.look = lambda: probe.figures
         cache = _accelerate(stack, request, model, transformers, installed, halves)
         steps_tell = "callback_on_step_end" in arguments
         for transformer in transformers:

@@ -79,6 +79,11 @@ class Ranks:
                 f"batched_guidance has each half of the processes make a pass, and {self.size} have no halves: leave "
                 f"it out, or start {self.size - 1} or {self.size + 1}"
             )
+        if request.batched_guidance and request.dense_above:
+            raise RequestError(
+                "dense_above looks at both passes of a step, and with batched_guidance each half of the processes "
+                "makes one of them: leave one of the two out"
+            )
         if request.keyframes and find_model(request.model).control_pipeline != "WanVACEPipeline":
             raise RequestError(f"keyframes on {request.model} are for one process, not {self.size} that share a clip")
         if request.cache != "off":

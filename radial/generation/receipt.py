@@ -43,6 +43,8 @@ def attention_used(
         **_rule(settings, radial),
         "backend": choose_backend(like_queries, block_size=settings.block_size),
     }
+    if radial.context.probe is not None:
+        told["probe"] = radial.context.probe.report()
     if settings.token_order != "raster":
         told["token_order"] = settings.token_order
     if settings.kind == "adaptive":

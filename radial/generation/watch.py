@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from radial.attention.probe import Figures
 from radial.errors import DeviceLost, GenerationError, first_line
 from radial.generation.snapshot import Snapshot
 
@@ -20,13 +21,16 @@ Stage = Literal["load", "download", "encode", "denoise", "decode", "finish"]
 @dataclass(frozen=True)
 class Event:
     """Progress: a stage began (``step`` 0), a denoising step ended, megabytes of a download came or frames were
-    finished, or there is a ``note`` for the user. ``video`` counts from 0."""
+    finished, or there is a ``note`` for the user. ``video`` counts from 0. Of a step that was looked at, the ``recall``
+    and ``attention_error`` of its sparse layers; see :class:`radial.attention.probe.Figures`."""
 
     stage: Stage
     step: int = 0
     steps: int = 0
     video: int = 0
     note: str = ""
+    recall: float | None = None
+    attention_error: float | None = None
 
 
 OnEvent = Callable[[Event], None]
@@ -64,6 +68,7 @@ class Watch:
         self._before = snapshot.seconds if snapshot else {}
         self.marks: dict[Stage, float] = {}
         self.latents: Tensor | None = None
+        self.look: Callable[[], Figures | None] = lambda: None  # at how far the step's attention is off
         self._timesteps: list[float] = []
 
     def begin(self, stage: Stage) -> None:
@@ -96,7 +101,8 @@ class Watch:
 
     def _end_step(self, step: int) -> None:
         if step >= self._done:  # those before were done in an earlier run
-            self.on_event(Event("denoise", step, self.steps))
+            recall, error = self.look() or (None, None)
+            self.on_event(Event("denoise", step, self.steps, recall=recall, attention_error=error))
         if step == self.steps:
             self.begin("decode")
 

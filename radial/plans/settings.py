@@ -46,6 +46,8 @@ class AttentionSettings(BaseModel):
             :mod:`radial.plans.token_order`.
         density: share of all blocks that adaptive attention keeps.
         early_density: the same in the leading ``dense_steps``, in place of all; 1 leaves them dense.
+        dense_above: a step is dense where the one before it was farther off than this; see
+            :mod:`radial.attention.probe`. 0 looks at nothing.
         policy: a file that says what each layer contributes at each step, of adaptive attention; densities and dense
             layers and steps are then its to choose.
         target_share, target_speed: what a policy is to reach; see
@@ -67,6 +69,7 @@ class AttentionSettings(BaseModel):
     token_order: TokenOrder = "raster"
     density: Density = DENSITY
     dense_every: DenseCount = 0
+    dense_above: Annotated[float, Field(ge=0, le=1000)] = 0.0
     early_density: EarlyDensity = 1.0
     policy: str | None = None
     target_share: TargetShare | None = None
@@ -99,7 +102,7 @@ class AttentionSettings(BaseModel):
         """What :func:`radial.apply` takes of it."""
         return {
             "planners": self.planners, "policy": self.make_policy(), "block_size": self.block_size,
-            "far_field": self.far_field, "token_order": self.token_order,
+            "far_field": self.far_field, "token_order": self.token_order, "dense_above": self.dense_above,
         }  # fmt: skip
 
     def layout(self, clip: TokenGrid | Layout) -> Layout:
@@ -132,6 +135,20 @@ class AttentionSettings(BaseModel):
                 layout, self._densities[0] if density is None else density, self.sink_frames, self.block_size
             )
         return PlanSketch.of(layout, self.pattern, self.block_size)
+
+    def sketches(self, clip: TokenGrid | Layout, layers: int, num_steps: int) -> list[tuple[PlanSketch, float]]:
+        """What sparse layers keep, the fewest blocks first: of each way that some layer takes at some step, with its
+        share of all layers and steps.
+
+        Raises:
+            RequestError: there are too many blocks.
+        """
+        policy = self.make_policy()
+        chosen = [policy.choose(layer, step, num_steps) for layer in range(layers) for step in range(num_steps)]
+        densities = self._densities if self.kind == "adaptive" else (None,)
+        shares = [chosen.count(choice) / len(chosen) for choice in range(1, len(densities) + 1)]
+        taken = [(self.sketch(clip, one), share) for one, share in zip(densities, shares, strict=True) if share]
+        return sorted(taken, key=lambda one: one[0].density)
 
     def share_computed(self, density: float) -> float:
         """Pairs that a sparse layer computes of all, where its plan keeps such a share of the blocks: those with means

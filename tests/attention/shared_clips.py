@@ -29,7 +29,9 @@ LATENTS = {"HunyuanVideo15Transformer3DModel": (5, 7, 5), "LTXVideoTransformer3D
 RIFLEX = ("WanTransformer3DModel", "HunyuanVideoTransformer3DModel")
 
 
-def run(case: FamilyCase, transformer: Any, parallel: ContextParallel | None) -> tuple[Tensor, dict[str, Tensor]]:
+def run(
+    case: FamilyCase, transformer: Any, parallel: ContextParallel | None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     inputs = case.inputs(transformer, LATENTS.get(case.kind, (5, 14, 10)), 2)
     if case.kind == "CogVideoXTransformer3DModel":
         angle = torch.linspace(0, 3, 5 * 7 * 5)[:, None] * torch.linspace(1, 2, 24)
@@ -39,11 +41,13 @@ def run(case: FamilyCase, transformer: Any, parallel: ContextParallel | None) ->
     slowed = riflex([transformer], 3.0) if case.kind in RIFLEX else contextlib.nullcontext()
     with slowed, radial.apply(
         transformer, pattern=RadialPattern(decay=0.5), schedule=Schedule(dense_layers=1), block_size=16,
-        parallel=parallel, far_field="pyramid", token_order=order,
-    ):  # fmt: skip
+        parallel=parallel, far_field="pyramid", token_order=order, dense_above=100,
+    ) as installed:  # fmt: skip
         output = transformer(**inputs, return_dict=False)[0]
+        assert installed.context.probe is not None
+        looked = torch.tensor(installed.context.probe.figures)
         output.float().square().mean().backward()
-    return output.detach(), {n: p.grad.clone() for n, p in transformer.named_parameters() if p.grad is not None}
+    return output.detach(), looked, {n: p.grad.clone() for n, p in transformer.named_parameters() if p.grad is not None}
 
 
 def compare(kind: str, parallel: ContextParallel) -> None:
@@ -51,13 +55,14 @@ def compare(kind: str, parallel: ContextParallel) -> None:
     transformer = case.build()
     if kind == "HunyuanVideoTransformer3DModel":
         transformer.enable_gradient_checkpointing()
-    alone, gradients = run(case, transformer, None)
-    shared, partial = run(case, transformer, parallel)
+    alone, looked, gradients = run(case, transformer, None)
+    shared, looked_together, partial = run(case, transformer, parallel)
     apart = 0.0
     for name, whole in gradients.items():
         mean = partial.get(name, torch.zeros_like(whole))
         torch.distributed.all_reduce(mean, group=parallel.group)
         apart = max(apart, float((mean / parallel.size - whole).norm() / (whole.norm() + 1e-6)))
+    assert torch.allclose(looked_together, looked, atol=1e-5), (looked_together, looked)
     if parallel.rank == 0:
         output = float((shared - alone).abs().max())
         print(json.dumps({"kind": kind, "processes": parallel.size, "output": output, "gradients": apart}))

@@ -40,7 +40,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
                   "block_size": 32, "sink_frames": 0, "variant": "paper", "skip_width": 4,
                   "far_field": "pyramid", "token_order": "columns"},
     "attention by content": {"attention": "adaptive", "density": 0.2, "dense_steps": 3, "early_density": 0.5,
-                             "dense_every": 4},
+                             "dense_every": 4, "dense_above": 0.2},
     "two experts": {"model": "wan2.2-a14b", "guidance_scale_2": 1.5, "height": 480, "width": 832},
     "words": {"prompt": "--a 'quoted' \"word\" $HOME; ls\n字", "negative_prompt": "-dark"},
     "no words to avoid": {"model": "wan2.1-14b", "negative_prompt": ""},

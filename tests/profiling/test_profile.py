@@ -24,6 +24,7 @@ from radial.plans.policy import DENSE, TablePolicy
 from radial.profiling.profile import profile
 from radial.request import GenerationRequest, make_request
 from radial_app.cli.main import main
+from radial_app.jobs.presets import Presets
 from radial_app.jobs.store import JobStore
 from radial_app.server.accounts import Visitor
 from radial_app.server.app import make_app
@@ -155,6 +156,12 @@ def test_a_policy_is_followed_exactly(wan_folder: Path, tmp_path: Path) -> None:
     assert told["policy"] == {
         "name": "wan.safetensors", "fingerprint": video.receipt["inputs"]["policy"]["fingerprint"], "target_share": 0.6,
     }  # fmt: skip
+    with radial.apply(model.pipe, **read_policy(file).as_arguments(target_share=0.6)) as installed:  # of one's own
+        model.pipe(
+            "a", height=64, width=64, num_frames=17, num_inference_steps=STEPS, output_type="latent",
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        assert installed.computed_share == pytest.approx(told["computed_share"], abs=1e-3)
     settings = request.attention_settings.model_copy(update={"far_field": "drop"})  # a receipt tells of blocks alone
     shares = settings.shares(request.grid(model.spec))
     assert told["computed_share"] == pytest.approx(settings.work(shares, LAYERS, STEPS).mean(), abs=1e-3)
@@ -231,6 +238,8 @@ def test_commands_profile_and_draw(
     drawn = ("--policy", "p.safetensors", "--target-share", "0.9", "--json", "-o", "p.png")
     code, out, err = run("inspect", *drawn[:-2], "--output", "p.png")
     assert code == 0, err
+    (plan,) = json.loads(out)["plans"]  # of the one density: what is not dense
+    assert plan["of_layers_and_steps"] == pytest.approx(1 / 3)
     assert 0.5 < json.loads(out)["attention_computed"] <= 0.9
     assert Path("p.png").stat().st_size > 1000
     code, _, err = run("inspect", "--policy", "p.safetensors", "--target-share", "0.05")
@@ -262,6 +271,16 @@ def test_a_server_knows_policies_by_name(tmp_path: Path) -> None:
         refused = client.post("/v1/videos", json=fields | {"policy": path})
         assert refused.status_code == 422
         assert "there is no policy" in refused.text
+    kept = client.put("/v1/presets/quick", json={"policy": name, "target_share": 0.5, "prompt": "no setting"})
+    assert kept.json()["fields"] == {"policy": name, "target_share": 0.5}
+    assert client.put("/v1/presets/other", json={"policy": str(file)}).status_code == 422
+    made = client.post("/v1/videos", json={"prompt": "a red circle", "preset": "quick"}).json()["request"]
+    assert (made["policy"], made["attention"], made["target_share"]) == (name, "adaptive", 0.5)
+    # What is given says the same in its own way.
+    applied = Presets(paths.data).apply({"prompt": "a", "target_speed": 1.5, "preset": "quick"})
+    assert (applied["target_speed"], applied.get("target_share"), Path(applied["policy"]).name) == (1.5, None, name)
+    refused = client.post("/v1/videos", json={"prompt": "a", "model": "wan2.1-1.3b", "preset": "quick"})
+    assert "the policy was measured on tiny, not on wan2.1-1.3b" in refused.text
     with JobStore(paths.data) as store:
         inputs = Inputs(store, Visitor("", admin=True))
         with pytest.raises(RequestError, match="policy names no upload"):

@@ -19,6 +19,7 @@ from serving import serving
 
 from radial.video.clip import Video, read_frames
 from radial.video.encoding import Encoding
+from radial_app.cli.jobs import where
 from radial_app.cli.main import main
 from radial_app.cli.receipts import request_of
 from radial_app.jobs.job import ResultFile
@@ -239,10 +240,12 @@ def test_a_running_job_is_asked_and_not_deleted(client: TestClient, paths: Serve
     id_ = client.post("/v1/videos", json={"prompt": "a", "seed": 1}).json()["id"]
     with JobStore(paths.data) as store:
         store.claim("w")
-        store.progress(id_, "denoise", 5, 20, 0, 12.0)
+        store.progress(id_, "denoise", 5, 20, 0, 12.0, 0.91, 0.03)
+        assert where(store.get(id_)) == "denoise 5/20, recall 91%, off by 0.03"
         Image.new("RGB", (8, 8)).save(store.preview_path(id_), "WEBP")
     video = client.get(f"/v1/videos/{id_}").json()
     assert (video["status"], video["progress"], video["eta"], video["step"]) == ("in_progress", 25, 12.0, 5)
+    assert (video["recall"], video["attention_error"]) == (0.91, 0.03)
     assert client.get(f"/v1/videos/{id_}/content?variant=preview").headers["content-type"] == "image/webp"
     assert client.delete(f"/v1/videos/{id_}").status_code == 409
     assert client.post(f"/v1/videos/{id_}/cancel?keep=true").json()["control"] == "finish"

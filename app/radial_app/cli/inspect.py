@@ -3,6 +3,7 @@ adapter's file holds."""
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,13 +78,17 @@ def inspect(
         shares = (1.0, density + pooled)
     work = settings.work(shares, spec.layers, request.num_inference_steps or 1)
     share = float(work.mean())
-    write_png(stacked(draw_plan(sketch, clip), draw_work(work, "Work")), path, overwrite=overwrite)
+    taken = settings.sketches(grid, spec.layers, request.num_inference_steps or 1) or [(sketch, 0.0)]
+    several = len(taken) > 1
+    plans = [draw_plan(one, f"{clip}: {of_all:.0%} of layers and steps" if several else clip) for one, of_all in taken]
+    write_png(functools.reduce(stacked, [*plans, draw_work(work, "Work")]), path, overwrite=overwrite)
     if as_json:
         told = {
             "model": spec.name, "tokens": grid.tokens, "grid": [grid.frames, grid.height, grid.width],
             "block_size": settings.block_size, "blocks": kept, "of": rows**2, "density": density,
             "attention": settings.kind, "token_order": settings.token_order, "far_field": settings.far_field,
             "pooled_share": pooled, "attention_computed": share, "drawn_in": str(path),
+            "plans": [{"density": one.density, "of_layers_and_steps": of_all} for one, of_all in taken],
         }  # fmt: skip
         print(json.dumps(told, indent=2))
         return
@@ -96,7 +101,7 @@ def inspect(
     if pooled:
         table.add_row("far field", f"{settings.far_field}: {pooled * grid.tokens:,.0f} means a query, on average")
     if settings.policy is not None:
-        table.add_row("policy", f"{settings.policy}: drawn are its sparsest layers")
+        table.add_row("policy", f"{settings.policy}: drawn is each density that it takes, and where")
     table.add_row("kept FLOPs", f"{share:.1%} of all attention, dense layers and steps included")
     table.add_row("kernel speed-up", _expected_speed_up(density, settings.block_size, grid.tokens))
     table.add_row("drawn in", str(path))

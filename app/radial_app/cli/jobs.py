@@ -20,7 +20,7 @@ from rich.table import Table
 from radial.errors import RequestError
 from radial.video.finishing.steps import Finish
 from radial_app.cli.terminal.options import DataDir, Pack, SnapshotSeconds
-from radial_app.cli.terminal.text import json_text, printable
+from radial_app.cli.terminal.text import json_text, looked_at, printable
 from radial_app.cli.terminal.torchrun import is_other_rank
 from radial_app.jobs.job import FINISHED, Job, State
 from radial_app.jobs.store import JobStore
@@ -241,7 +241,12 @@ def where(job: Job) -> str:
         video = f", video {job.video + 1}" if job.results > 1 else ""
         if job.story is not None and job.stage != "finish":
             video = f", segment {job.story.segment_at(job.pieces) + 1} of {len(job.story.lines)}"
-        return f"{job.stage} {job.step}/{job.steps}{video}" if job.step else f"{job.stage}{video}"
+        looked = (
+            ""
+            if job.recall is None or job.attention_error is None
+            else (f", {looked_at(job.recall, job.attention_error)}")
+        )
+        return f"{job.stage} {job.step}/{job.steps}{video}{looked}" if job.step else f"{job.stage}{video}"
     return ""
 
 

@@ -60,9 +60,12 @@ def keep(
     if "lora" in fields:
         given = fields.pop("lora")
         fields["loras"] = [parse_lora(str(one)) for one in (given if isinstance(given, list) else [given])]
-    for lora in fields.get("loras", []):  # a preset is used from any folder
-        if isinstance(lora, dict) and not str(lora.get("path")).startswith("bundled:"):
-            lora["path"] = str(Path(str(lora.get("path"))).expanduser().absolute())
+    # A preset is used from any folder.
+    files = [(lora, "path") for lora in fields.get("loras", []) if isinstance(lora, dict)]
+    files += [(fields, "policy")] if isinstance(fields.get("policy"), str) else []
+    for place, key in files:
+        if not str(place.get(key)).startswith("bundled:"):
+            place[key] = str(Path(str(place.get(key))).expanduser().absolute())
     if not fields:
         raise RequestError("say which settings: FIELD=VALUE, or --like VIDEO")
     Presets(data_folder()).keep(name, fields)

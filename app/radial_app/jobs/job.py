@@ -157,6 +157,8 @@ class Job:
     steps: int = 0
     video: int = 0
     eta: float | None = None
+    recall: float | None = None
+    attention_error: float | None = None
     error: str = ""
     files: tuple[ResultFile, ...] = ()
     created: float = 0.0

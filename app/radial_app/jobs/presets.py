@@ -24,8 +24,8 @@ _MAX_BYTES = 32_000
 _NAME = re.compile(r"[\w][\w .+-]{0,39}")
 # What a clip is of and starts from, how many there are, and what the settings are for.
 _NO_SETTINGS = (
-    "prompt", "enhance", "original_prompt", "then", "seed", "num_videos", *KINDS, "strength", "model", "preset",
-    "target_share", "target_speed",
+    "prompt", "enhance", "original_prompt", "then", "seed", "num_videos", *(name for name in KINDS if name != "policy"),
+    "strength", "model", "preset",
 )  # fmt: skip
 
 
@@ -125,8 +125,8 @@ class Presets:
 
 def _says_the_same(key: str, given: Mapping[str, Any]) -> bool:
     """Whether what is given says in other words what a preset's field says."""
-    sides, length = {"size", "height", "width"}, {"seconds", "num_frames"}
-    return any(key in words and words & given.keys() for words in (sides, length))
+    alike = ({"size", "height", "width"}, {"seconds", "num_frames"}, {"target_share", "target_speed"})
+    return any(key in words and words & given.keys() for words in alike)
 
 
 def _checked(fields: Any) -> dict[str, Any]:

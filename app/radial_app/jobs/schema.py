@@ -21,7 +21,7 @@ from radial.version import __version__
 from radial_app.jobs.finishing import Finishing
 from radial_app.jobs.job import Job, Output, ResultFile
 
-_VERSION = 6
+_VERSION = 7
 _SCHEMA = """
 CREATE TABLE jobs (
     id TEXT PRIMARY KEY, state TEXT NOT NULL, control TEXT NOT NULL DEFAULT '', priority INTEGER NOT NULL DEFAULT 0,
@@ -47,7 +47,7 @@ ALIKE = ("model", "height", "width", "num_frames", "num_inference_steps", "atten
 ALIKE_LATER = {
     "cache": "off", "guidance_start": 0.0, "guidance_end": 1.0, "far_field": "drop", "token_order": "raster",
     "decoder": "full", "batched_guidance": False, "density": DENSITY, "strength": 1.0,
-    "dense_every": 0, "early_density": 1.0, "policy": "", "target_share": 0.0, "target_speed": 0.0,
+    "dense_every": 0, "dense_above": 0.0, "early_density": 1.0, "policy": "", "target_share": 0.0, "target_speed": 0.0,
 }  # fmt: skip
 # What brings the tables of a version to the next.
 _MIGRATIONS = {
@@ -84,6 +84,10 @@ ALTER TABLE jobs ADD COLUMN film_bytes INTEGER NOT NULL DEFAULT 0;
     5: """
 ALTER TABLE jobs ADD COLUMN pack TEXT NOT NULL DEFAULT '';
 ALTER TABLE jobs ADD COLUMN finish TEXT NOT NULL DEFAULT '';
+""",
+    6: """
+ALTER TABLE jobs ADD COLUMN recall REAL;
+ALTER TABLE jobs ADD COLUMN attention_error REAL;
 """,
 }
 

@@ -135,7 +135,7 @@ class JobStore:
         self._database.execute(
             "UPDATE jobs SET state = 'running', control = CASE control WHEN 'finish' THEN control ELSE '' END, "
             "worker = ?, attempts = attempts + 1, error = '', started = COALESCE(started, ?), stage = 'load', "
-            "step = 0, steps = 0, eta = NULL WHERE id = ?",
+            "step = 0, steps = 0, eta = NULL, recall = NULL, attention_error = NULL WHERE id = ?",
             (worker, time.time(), job.id),
         )
         self._tell(job.id, "state", f"begun by {worker}, attempt {job.attempts + 1}{how}")
@@ -147,12 +147,16 @@ class JobStore:
             row = self._database.execute("SELECT control FROM jobs WHERE id = ?", (job,)).fetchone()
         return row["control"] if row else "cancel"  # a job that was removed is not to go on
 
-    def progress(self, job: str, stage: str, step: int, steps: int, video: int, eta: float | None) -> None:
-        """Say how far a running job is."""
+    def progress(
+        self, job: str, stage: str, step: int, steps: int, video: int, eta: float | None, recall: float | None = None,
+        attention_error: float | None = None,
+    ) -> None:  # fmt: skip
+        """Say how far a running job is, and, where a step was looked at, how far its sparse attention is off."""
         with self._transaction() as database:
             database.execute(
-                "UPDATE jobs SET stage = ?, step = ?, steps = ?, video = ?, eta = ? WHERE id = ? AND state = 'running'",
-                (stage, step, steps, video, eta, job),
+                "UPDATE jobs SET stage = ?, step = ?, steps = ?, video = ?, eta = ?, recall = ?, attention_error = ? "
+                "WHERE id = ? AND state = 'running'",
+                (stage, step, steps, video, eta, recall, attention_error, job),
             )
 
     def got_further(self, job: str) -> None:
@@ -200,7 +204,8 @@ class JobStore:
             if state == "queued" and row:
                 state, error = after_failure(row["control"], row["attempts"], error, counts=failed_attempt)
             database.execute(
-                "UPDATE jobs SET state = ?, control = '', worker = '', error = ?, eta = NULL, deferred_until = ?, "
+                "UPDATE jobs SET state = ?, control = '', worker = '', error = ?, eta = NULL, recall = NULL, "
+                "attention_error = NULL, deferred_until = ?, "
                 "finished = ?, attempts = MAX(0, attempts - ?), pack = CASE ? WHEN 'queued' THEN pack ELSE '' END "
                 "WHERE id = ? AND state = 'running'",
                 (state, error, now + min(wait, LONGEST_WAIT) if wait else 0, now if state in FINISHED else None,
@@ -230,7 +235,8 @@ class JobStore:
                         state, error = after_death(job, reasons.get(worker), max_attempts)
                         database.execute(
                             "UPDATE jobs SET state = ?, control = '', worker = '', error = ?, eta = NULL, "
-                            "finished = ?, pack = CASE ? WHEN 'queued' THEN pack ELSE '' END WHERE id = ?",
+                            "recall = NULL, attention_error = NULL, finished = ?, "
+                            "pack = CASE ? WHEN 'queued' THEN pack ELSE '' END WHERE id = ?",
                             (state, error, time.time() if state in FINISHED else None, state, job.id),
                         )
                         self._tell(job.id, "error", error)

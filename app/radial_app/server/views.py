@@ -198,6 +198,8 @@ class Video(BaseModel):
     step: int
     steps: int
     eta: float | None
+    recall: float | None
+    attention_error: float | None
     control: str
     error: Problem | None
     note: str
@@ -304,7 +306,8 @@ def video_of(job: Job, inputs: Inputs, preview: float | None = None) -> Video:
         prompt=request.prompt, seconds=f"{frames / fps:.4g}", story=_story_of(job),
         size=size, num_frames=frames, fps=max(1, round(fps)), renders=job.renders,
         finish=None if job.finish is None else job.finish.what.told(),
-        stage=job.stage, step=job.step, steps=job.steps, eta=job.eta, control=job.control,
+        stage=job.stage, step=job.step, steps=job.steps, eta=job.eta, recall=job.recall,
+        attention_error=job.attention_error, control=job.control,
         error=Problem(code=job.state, message=job.error or job.state) if status == "failed" else None, note=job.error,
         attempts=job.attempts, preview=preview, files=[
             VideoFile(index=i, finished=i >= job.renders, seed=file.seed, render_seconds=file.seconds,
@@ -353,15 +356,12 @@ def model_of(name: str, spec: ModelSpec, *, own: bool = False) -> Model:
         id=name, summary=spec.summary, width=spec.width, height=spec.height, num_frames=spec.num_frames,
         native_frames=spec.native_frames, fps=spec.fps, num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale, negative_prompt=spec.negative_prompt, starts_from=list(spec.starts_from),
-        stories=ways_of(spec),
-        takes_last_image=spec.takes_last_image, needs_last_image=spec.needs_last_image,
+        stories=ways_of(spec), takes_last_image=spec.takes_last_image, needs_last_image=spec.needs_last_image,
         steered_by=list(spec.steered_by), most_references=spec.most_references,
         has_two_transformers=spec.has_two_transformers, guidance_is_embedded=spec.guidance_is_embedded,
-        guidance_is_within=spec.guidance_is_within,
-        is_flow=spec.is_flow, knows_riflex=spec.riflex_period is not None, stride=spec.stride,
-        first_frame=spec.first_frame, knows_cache=knows_cache(spec),
-        knows_timed_prompts=knows_timed_prompts(spec),
-        knows_tiny_decoder=bool(spec.tiny_decoder),
+        guidance_is_within=spec.guidance_is_within, is_flow=spec.is_flow, knows_tiny_decoder=bool(spec.tiny_decoder),
+        knows_riflex=spec.riflex_period is not None, stride=spec.stride, first_frame=spec.first_frame,
+        knows_cache=knows_cache(spec), knows_timed_prompts=knows_timed_prompts(spec),
         knows_batched_guidance={spec.text_pipeline, spec.image_pipeline} - {None} <= BATCHED_GUIDANCE,
         on_disk=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder else 0,
         removable=folder is not None and folder.parent.name == "snapshots", own=own,

@@ -225,7 +225,7 @@ class Attempt:
             self._part = max(self._part, event.video)
         if event.stage in ("denoise", "finish") and event.step:
             self._begun = self._begun or (time.monotonic(), self._part * event.steps + event.step)
-        self._report(event.stage, event.step, event.steps)
+        self._report(event.stage, event.step, event.steps, event.recall, event.attention_error)
 
     def on_made(self, made: Made) -> None:
         """Note how far a film is, and show what it is at. Of the pieces that are there from before, the last one says
@@ -259,7 +259,9 @@ class Attempt:
         picture = Image.fromarray(frame)
         self._try("preview", lambda: publish(self.store.preview_path(self.job.id), picture.save, overwrite=True))
 
-    def _report(self, stage: str, step: int, steps: int) -> None:
+    def _report(
+        self, stage: str, step: int, steps: int, recall: float | None = None, error: float | None = None
+    ) -> None:
         """Say how far it is, now and then."""
         new_stage = stage != self._stage[0]
         self._stage = (stage, step, steps or self._stage[2])
@@ -267,9 +269,8 @@ class Attempt:
         if new_stage or now - self._reported >= _TELL_SECONDS:
             self._reported = now
             eta = self._eta(step, steps)
-            self._try(
-                "progress", lambda: self.store.progress(self.job.id, stage, step, self._stage[2], self._video, eta)
-            )
+            told = (self.job.id, stage, step, self._stage[2], self._video, eta, recall, error)
+            self._try("progress", lambda: self.store.progress(*told))
 
     def _try(self, what: str, write: Callable[[], None]) -> None:
         """Write what a full disk or a locked database costs, and not the run."""

@@ -79,8 +79,18 @@ def clips(
 
 @app.command()
 def attention(
-    prompt: Annotated[str, typer.Argument(help="What the clip shows.", metavar="PROMPT")],
+    prompt: Annotated[str | None, typer.Argument(help="What the clip shows.", metavar="PROMPT")] = None,
     model: Model = "tiny",
+    captures: Annotated[
+        Path | None,
+        typer.Option(help="In place of a clip: files with q, k and v of a model, after positions.", metavar="FOLDER"),
+    ] = None,
+    grid: Annotated[
+        str | None, typer.Option(help="Of captures: latent frames, rows and columns of tokens.", metavar="FxHxW")
+    ] = None,
+    before: Annotated[int, typer.Option(min=0, help="Of captures: tokens before the clip's.")] = 0,
+    density: Annotated[list[float] | None, typer.Option(help="Of captures: adaptive, repeatable.")] = None,
+    block_size: Annotated[int, typer.Option(help="Of captures: tokens a block.")] = 128,
     num_frames: Annotated[int | None, typer.Option(help="Length in frames.")] = None,
     height: Annotated[int | None, typer.Option(help="Height in pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Width in pixels.")] = None,
@@ -98,7 +108,19 @@ def attention(
     dtype: Dtype = "auto",
     out: Out = None,
 ) -> None:
-    """One clip, radial and dense at the same seed: PSNR, SSIM, and the error of each step's attention."""
+    """One clip, radial and dense at the same seed: PSNR, SSIM, and the error of each step's attention. Or ways to
+    attend on captured queries, keys and values: what they keep of the softmax's mass, and their error."""
+    if captures is not None:
+        from radial_finetune.evaluate import captures as captured
+
+        with stderr.status("captures are judged"):
+            found = captured.judge_folder(captures, grid, before, decay, density, block_size, device)
+        _print_table(f"{len(found)} captures", captured.summary(found))
+        if out is not None:
+            _write(out, "captures", captured.told(found))
+        return
+    if prompt is None:
+        raise RequestError("give a prompt for a clip, or --captures with --grid")
     import numpy as np
 
     from radial.request import make_request

@@ -34,8 +34,8 @@ class PackedClips:
             too, once for packs of several clips and once for those of one, whatever their sizes. What attends is not.
 
     Raises:
-        ModelError: packed clips are not known of the model, or the installation puts tokens in columns, or needs lists
-            of each size.
+        ModelError: packed clips are not known of the model, or the installation puts tokens in columns, looks at their
+            attention, or needs lists of each size.
     """
 
     def __init__(
@@ -50,6 +50,8 @@ class PackedClips:
             raise ModelError(f"one_list does not go with {why}")
         if self._context.column_size is not None:
             raise ModelError("packed clips keep their tokens in raster order: take token_order raster")
+        if self._context.probe is not None:
+            raise ModelError("dense_above looks at clips by themselves, not at packs of them: leave it out")
         self._is_compiled = any(_is_compiled(block) for block, _ in self._model.blocks)
         self._places: Places | None = None  # of the last pack
         self._state = CallState()

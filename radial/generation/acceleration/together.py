@@ -162,6 +162,7 @@ def why_alone(request: GenerationRequest) -> str | None:
     given = (
         ("cache", request.cache != "off"), ("batched_guidance", request.batched_guidance),
         ("guided_steps", len(request.guided_steps) < steps), ("then", request.then),
+        ("dense_above", request.dense_above),
         ("positions beyond the native length", request.stretched_positions is not None),
     )  # fmt: skip
     return next((what for what, is_given in given if is_given), None)

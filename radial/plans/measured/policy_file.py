@@ -142,6 +142,21 @@ class PolicyFile:
             )
         return spend(self.error_KLM, costs, 1 / target_speed)
 
+    def as_arguments(self, target_share: float | None = None, target_speed: float | None = None) -> dict[str, Any]:
+        """What :func:`radial.apply` takes to follow it; see :meth:`policy`.
+
+        Raises:
+            RequestError: no policy is as fast as wanted.
+        """
+        from radial.plans.planner import AdaptivePlanner  # brings torch, which takes seconds
+
+        about = self.about
+        planners = [AdaptivePlanner(one, about.block_size, about.sink_frames) for one in about.densities]
+        return {
+            "planners": planners, "policy": self.policy(target_share, target_speed), "block_size": about.block_size,
+            "far_field": about.far_field, "token_order": about.token_order,
+        }  # fmt: skip
+
     def open_fields(self, target_speed: float | None) -> dict[str, Any]:
         """What a request takes over of it where it leaves it open."""
         common = {name: getattr(self.about, name) for name in _COMMON}

@@ -75,6 +75,7 @@ ATTENTION: dict[str, Any] = {
     "dense_steps": int,
     "dense_last_steps": int,
     "dense_every": int,
+    "dense_above": float,
     "early_density": float,
     "policy": str,
     "target_share": float,

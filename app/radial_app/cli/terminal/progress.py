@@ -8,6 +8,8 @@ from rich import progress
 from rich.console import Console
 from rich.markup import escape
 
+from radial_app.cli.terminal.text import looked_at
+
 if TYPE_CHECKING:
     from radial.generation.watch import Event
 
@@ -35,6 +37,7 @@ class Progress:
             progress.TimeElapsedColumn(),
             progress.TextColumn("left"),
             progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[looked]}"),
             console=console,
             disable=hidden or not console.is_terminal,
             transient=True,
@@ -56,7 +59,7 @@ class Progress:
             self._bar.remove_task(self._task)
         self.stage = stage
         shown = f"0/{steps}" if steps else ""
-        self._task = self._bar.add_task(_WORDS[stage], total=steps, steps=shown)
+        self._task = self._bar.add_task(_WORDS[stage], total=steps, steps=shown, looked="")
 
     def end(self) -> None:
         """Clear the line."""
@@ -74,3 +77,5 @@ class Progress:
             self.begin(event.stage, event.steps or None)
         if event.step and self._task is not None:
             self._bar.update(self._task, completed=event.step, steps=f"{event.step}/{event.steps}")
+            if event.recall is not None and event.attention_error is not None:
+                self._bar.update(self._task, looked=looked_at(event.recall, event.attention_error))

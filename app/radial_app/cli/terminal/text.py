@@ -15,3 +15,8 @@ def json_text(value: Any, indent: int | None = None) -> str:
     """A value as JSON that people can read in a terminal; what would steer it is escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
+def looked_at(recall: float, error: float) -> str:
+    """How far sparse attention is off, in words."""
+    return f"recall {recall:.0%}, off by {error:.2g}"

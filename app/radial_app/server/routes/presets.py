@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
@@ -33,7 +34,7 @@ def make_router(paths: ServerPaths) -> APIRouter:
     def keep_preset(request: Request, name: str, fields: Annotated[dict[str, Any], Body()]) -> Preset:
         """Keep settings under a name: those among the fields of a request, without what the clip is of."""
         inputs = Service(paths, request.state.visitor).inputs
-        files = {field: value for field, value in fields.items() if field in ("loras", "decoder")}
+        files = {field: value for field, value in fields.items() if field in ("loras", "decoder", "policy")}
         inputs.presets.keep(name, fields | inputs.translate(files))
         return _as_written(name, inputs.presets.get(name))
 
@@ -47,5 +48,7 @@ def make_router(paths: ServerPaths) -> APIRouter:
 
 
 def _as_written(name: str, fields: dict[str, Any]) -> Preset:
-    loras = {"loras": name_adapters(fields["loras"])} if "loras" in fields else {}
-    return Preset(name=name, fields=fields | loras)
+    named: dict[str, Any] = {"loras": name_adapters(fields["loras"])} if "loras" in fields else {}
+    if "policy" in fields:
+        named["policy"] = Path(fields["policy"]).name  # of one that comes with the package it is all
+    return Preset(name=name, fields=fields | named)

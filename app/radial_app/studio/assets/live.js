@@ -46,7 +46,8 @@ function drawRunning(place, running, queue) {
     else bar.removeAttribute("value");
     const step = !video.step ? "" : video.stage === "denoise" ? `, step ${video.step} of ${video.steps}` : video.stage === "finish" ? `, ${video.step} of ${video.steps}` : video.stage === "download" ? `, ${(video.step / 1024).toFixed(1)} of ${(video.steps / 1024).toFixed(1)} GB` : "";
     const segment = video.story && video.stage === "denoise" ? `, segment ${video.story.segment} of ${video.story.segments}` : "";
-    box.querySelector(".stage").textContent = `${STAGES[video.stage] ?? video.stage}${segment}${step}${ASKED[video.control] ?? ""}`;
+    const looked = video.recall ? `, recall ${Math.round(100 * video.recall)} %, off by ${Number(video.attention_error.toPrecision(2))}` : "";
+    box.querySelector(".stage").textContent = `${STAGES[video.stage] ?? video.stage}${segment}${step}${looked}${ASKED[video.control] ?? ""}`;
     box.querySelector(".eta").textContent = video.eta ? `${clock(video.eta)} left` : "";
     // What was asked for once cannot be asked for otherwise until the step has ended.
     for (const one of box.querySelectorAll(".actions button")) one.disabled = Boolean(video.control);
