@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import inspect
 import json
 import re
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from PIL import Image
 
 from radial.errors import RequestError
 from radial.files import publish_text
+from radial.generation.sampler import guider_for, replaced
 from radial.loading.load import LoadedModel
 from radial.request import make_request
 from radial.video.clip import Video
@@ -59,7 +61,7 @@ def encode_samples(
     spec = objective.spec
     begun = []
     for number, told in enumerate(prompts):
-        asked = told.model_dump(exclude_none=True)
+        asked = {"height": size[0], "width": size[1]} | told.model_dump(exclude_none=True)
         if told.image is not None and objective.first_frame != "always":
             raise RequestError(f"samples of {spec.name} start from text alone: leave image out of sample_prompts")
         named = {name: path for name in ("image", "last_image") if (path := getattr(told, name))}
@@ -126,6 +128,7 @@ def make_samples(
     guidance_scale = spec.guidance_scale if guidance_scale is None else guidance_scale
     for name, part in parts.items():
         setattr(pipe, name, part.to(model.device))
+    takes = inspect.signature(type(pipe).__call__).parameters
     transformer = pipe.transformer
     was_training = transformer.training
     transformer.eval()
@@ -134,16 +137,19 @@ def make_samples(
             told = sample.told
             high, wide = told.height or size[0], told.width or size[1]
             images = sample.images(high, wide)
-            arguments = {
+            arguments: dict[str, Any] = {
                 name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
                 for name, value in objective.prompt_arguments(sample.text, sample.negative).items()
             }
+            scale = guidance_scale if told.guidance_scale is None else told.guidance_scale
+            # HunyuanVideo 1.5 is guided by a part of its own, and from an image it finds the size by itself.
+            asked = {"height": high, "width": wide, "guidance_scale": scale}
+            arguments |= {name: value for name, value in asked.items() if name in takes}
             for length in (told.num_frames,) if told.num_frames else lengths:
-                with torch.inference_mode():
+                with torch.inference_mode(), replaced(pipe, guider=guider_for(pipe, scale)):
                     frames = pipe(
-                        **arguments, **images, height=high, width=wide, num_frames=length,
-                        num_inference_steps=told.num_inference_steps or steps, output_type="np",
-                        guidance_scale=guidance_scale if told.guidance_scale is None else told.guidance_scale,
+                        **arguments, **images, num_frames=length, output_type="np",
+                        num_inference_steps=told.num_inference_steps or steps,
                         generator=torch.Generator().manual_seed(number if told.seed is None else told.seed),
                     ).frames[0]  # fmt: skip
                 if write:

@@ -130,11 +130,13 @@ class Batches:
         return self._config.timestep_sampling or self._objective.sampling
 
     def shift_of(self, bucket: Bucket) -> float:
-        """How far the noise levels of clips of a size are shifted; steps that are few are the same for all."""
+        """How far the noise levels of clips of a size are shifted; steps that are few are the same for all. What
+        generation takes over is the sampler's shift, and not one that the authors have for training alone."""
         config = self._config
         bucket = max(self.buckets) if config.distills else bucket
+        alone = None if config.distills or config.shift_by_length else self._objective.training_shift
         return noise_shift(
-            self._objective.pipe.scheduler.config, self._objective.spec, config.shift, bucket.num_frames,
+            self._objective.pipe.scheduler.config, self._objective.spec, config.shift or alone, bucket.num_frames,
             by_length=config.shift_by_length, size=(bucket.height, bucket.width),
             from_image=self._objective.first_frame == "always",
         )  # fmt: skip
