@@ -168,8 +168,8 @@ def _generate_one(
             length, stride = model.spec.max_sequence_length, model.spec.stride[0]
             stack.enter_context(timed_text(transformers, length, stride, begins, parallel))
         if (kind := request.stretched_positions) is not None:
-            period = request.riflex_period(model.spec)
-            stack.enter_context(stretched(transformers, kind, model.spec.native_latents, period))
+            native, period = model.spec.native_latents, model.spec.riflex_period
+            stack.enter_context(stretched(transformers, kind, native, period))
         if attention.kind != "dense" or parallel is not None:
             installed = stack.enter_context(
                 apply(

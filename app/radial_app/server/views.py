@@ -13,6 +13,7 @@ from radial.field_words import WORDS
 from radial.loading.needs import Needs, needs_of
 from radial.models.architecture import named_weights
 from radial.models.checkpoint import checkpoint_folder
+from radial.models.find import positions_of
 from radial.models.hub.download import cached_folder
 from radial.models.spec import BATCHED_GUIDANCE, ModelSpec
 from radial.models.step_caches import LEAST_STEPS
@@ -271,6 +272,7 @@ class Model(BaseModel):
     guidance_is_within: bool
     is_flow: bool
     knows_riflex: bool
+    knows_positions: bool
     knows_cache: bool
     knows_timed_prompts: bool
     knows_tiny_decoder: bool
@@ -353,15 +355,13 @@ def model_of(name: str, spec: ModelSpec, *, own: bool = False) -> Model:
         id=name, summary=spec.summary, width=spec.width, height=spec.height, num_frames=spec.num_frames,
         native_frames=spec.native_frames, fps=spec.fps, num_inference_steps=spec.num_inference_steps,
         guidance_scale=spec.guidance_scale, negative_prompt=spec.negative_prompt, starts_from=list(spec.starts_from),
-        stories=ways_of(spec),
-        takes_last_image=spec.takes_last_image, needs_last_image=spec.needs_last_image,
+        stories=ways_of(spec), takes_last_image=spec.takes_last_image, needs_last_image=spec.needs_last_image,
         steered_by=list(spec.steered_by), most_references=spec.most_references,
         has_two_transformers=spec.has_two_transformers, guidance_is_embedded=spec.guidance_is_embedded,
         guidance_is_within=spec.guidance_is_within,
         is_flow=spec.is_flow, knows_riflex=spec.riflex_period is not None, stride=spec.stride,
-        first_frame=spec.first_frame, knows_cache=knows_cache(spec),
-        knows_timed_prompts=knows_timed_prompts(spec),
-        knows_tiny_decoder=bool(spec.tiny_decoder),
+        first_frame=spec.first_frame, knows_cache=knows_cache(spec), knows_positions=bool(positions_of(spec)),
+        knows_timed_prompts=knows_timed_prompts(spec), knows_tiny_decoder=bool(spec.tiny_decoder),
         knows_batched_guidance={spec.text_pipeline, spec.image_pipeline} - {None} <= BATCHED_GUIDANCE,
         on_disk=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder else 0,
         removable=folder is not None and folder.parent.name == "snapshots", own=own,
