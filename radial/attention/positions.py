@@ -145,16 +145,18 @@ def _hook(transformer: Any, rule: _Rule) -> Any:
     kind, rope = type(transformer).__name__, getattr(transformer, "rope", None)
     if kind == "AllegroTransformer3DModel":
         return transformer.register_forward_pre_hook(functools.partial(_turn_allegro, rule), with_kwargs=True)
+    # First: others put tokens in another order, or split them.
     if kind == "EasyAnimateTransformer3DModel":
-        return transformer.rope_embedding.register_forward_hook(functools.partial(_turn_easyanimate, rule))
+        turned = functools.partial(_turn_easyanimate, rule)
+        return transformer.rope_embedding.register_forward_hook(turned, prepend=True)
     if kind == "Kandinsky5Transformer3DModel":
-        return transformer.visual_rope_embeddings.register_forward_hook(functools.partial(_turn_kandinsky5, rule))
+        matrices = functools.partial(_turn_kandinsky5, rule)
+        return transformer.visual_rope_embeddings.register_forward_hook(matrices, prepend=True)
     if kind in ("MochiTransformer3DModel", "LTXVideoTransformer3DModel"):
         rule.scale_of(1, kind)
         scaled = _scale_mochi if kind.startswith("Mochi") else _scale_ltx
         return transformer.rope.register_forward_pre_hook(functools.partial(scaled, rule))
     if hasattr(rope, "t_dim") or isinstance(getattr(rope, "rope_dim", None), (list, tuple)):
-        # First: others put tokens in another order, or split them.
         return transformer.rope.register_forward_hook(functools.partial(_turn_grid, rule), prepend=True)
     if getattr(getattr(transformer, "config", None), "use_rotary_positional_embeddings", False):  # CogVideoX
         return transformer.register_forward_pre_hook(functools.partial(_turn_cogvideox, rule), with_kwargs=True)

@@ -8,20 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from radial import ModelError, RequestError
 from radial.generation.pipeline import generate
-from radial.loading.load import LoadedModel
+from radial.loading.load import LoadedModel, load
 from radial.models.lora_settings import AdapterSettings, read_adapter_settings
 from radial.request import make_request
+from radial.video.clip import read_frames
 from radial_finetune.adapter.form import AdapterForm
 from radial_finetune.adapter.place import add_adapter
 from radial_finetune.data.cache import read_index
 from radial_finetune.objective import WanObjective, find_objective
-from radial_finetune.training import train
+from radial_finetune.training import assemble, train
 from radial_finetune.training.assemble import pattern_of
 from radial_finetune.training.batches import Batches
 from radial_finetune.training.config import make_config
@@ -248,3 +250,28 @@ def test_generation_takes_the_shift_that_was_chosen(config: dict[str, Any], two_
     settings = read_adapter_settings(finetune(make_config(**by_length)))
     assert settings is not None
     assert settings.flow_shift == 7.0  # 13 frames are within the native 33
+
+
+def test_a_sample_is_what_generation_makes_with_the_adapter(
+    config: dict[str, Any], wan_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same prompt, seed, size and steps: the same frames, at the authors' shift, which the checkpoint's scheduler
+    does not have."""
+
+    def with_a_shift(request: Any) -> LoadedModel:
+        model = load(request)
+        return replace(model, spec=replace(model.spec, flow_shift=9.0))
+
+    monkeypatch.setattr(assemble, "load", with_a_shift)
+    told = {"prompt": "a red circle", "seed": 5}
+    more = {"ema_decay": 0.0, "sample_every": 2, "sample_steps": 4, "sample_prompts": [told], "sample_frames": [13]}
+    adapter = finetune(make_config(**config | more | {"steps": 2, "validate_every": 0}))
+    (clip,) = generate(
+        make_request(
+            **told, model=str(wan_folder), num_inference_steps=4, height=32, width=32, num_frames=13, flow_shift=9.0,
+            loras=[{"path": str(adapter)}],
+        )
+    )  # fmt: skip
+    wanted = clip.write(Path(config["output"]) / "wanted.mp4")
+    sample = Path(config["output"]) / "samples" / "000002-00-13.mp4"
+    assert np.array_equal(read_frames(sample), read_frames(wanted))

@@ -21,7 +21,7 @@ from radial.attention.story.framewise import check_framewise
 from radial.attention.story.tokens import train_tokens
 from radial.attention.timed_text import timed_text
 from radial.errors import RequestError
-from radial.generation.sampler import replaced, scheduler_for
+from radial.generation.sampler import scheduler_for
 from radial.loading.load import LoadedModel, choose_dtype, load
 from radial.models.find import find_model
 from radial.models.lora_settings import AdapterSettings
@@ -264,9 +264,6 @@ def attention(
                     far_field=config.far_field, token_order=config.token_order,
                 )
             )  # fmt: skip
-        if pipe is not None:
-            scheduler = scheduler_for(pipe, settings.sampler or "model", settings.flow_shift)
-            stack.enter_context(replaced(pipe, scheduler=scheduler))
         yield stack.enter_context(PackedClips(target, installed)) if packs and installed is not None else None
 
 

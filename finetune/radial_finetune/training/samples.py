@@ -17,8 +17,9 @@ from PIL import Image
 
 from radial.errors import RequestError
 from radial.files import publish_text
-from radial.generation.sampler import guider_for, replaced
+from radial.generation.sampler import guider_for, replaced, scheduler_for
 from radial.loading.load import LoadedModel
+from radial.models.lora_settings import AdapterSettings
 from radial.request import make_request
 from radial.video.clip import Video
 from radial.video.images import fit_image, read_image
@@ -113,19 +114,20 @@ def _frames_of(objective: Objective, cache: Path, clip: CachedClip) -> dict[str,
 
 def make_samples(
     model: LoadedModel, objective: Objective, parts: dict[str, Any], samples: Sequence[Sample], lengths: Sequence[int],
-    size: tuple[int, int], steps: int | None, guidance_scale: float | None, folder: Path, step: int, *,
-    write: bool = True,
+    size: tuple[int, int], steps: int | None, settings: AdapterSettings, folder: Path, step: int, *, write: bool = True,
 ) -> None:  # fmt: skip
-    """Make every clip with the transformer as it stands, at every length unless it has one of its own, and add them to
-    the page.
+    """Make every clip with the transformer as it stands, as generation would with the adapter, at every length unless
+    it has one of its own, and add them to the page.
 
     Args:
         parts: of the pipeline, by name, that are on the device only meanwhile.
-        steps, guidance_scale: of clips that say none; the model's own where they are None.
+        steps: of clips that say none; the model's own where it is None.
+        settings: what generation takes over from the adapter, whose attention is installed.
     """
     pipe, spec = model.pipe, model.spec
     steps = steps or spec.num_inference_steps
-    guidance_scale = spec.guidance_scale if guidance_scale is None else guidance_scale
+    from_image = objective.first_frame == "always"
+    guidance_scale = spec.guidance_for(from_image) if settings.guidance_scale is None else settings.guidance_scale
     for name, part in parts.items():
         setattr(pipe, name, part.to(model.device))
     takes = inspect.signature(type(pipe).__call__).parameters
@@ -144,9 +146,11 @@ def make_samples(
             scale = guidance_scale if told.guidance_scale is None else told.guidance_scale
             # HunyuanVideo 1.5 is guided by a part of its own, and from an image it finds the size by itself.
             asked = {"height": high, "width": wide, "guidance_scale": scale}
+            shift = settings.flow_shift or spec.shift_for(high, wide, from_image)
+            scheduler = scheduler_for(pipe, settings.sampler or "model", shift)
             arguments |= {name: value for name, value in asked.items() if name in takes}
             for length in (told.num_frames,) if told.num_frames else lengths:
-                with torch.inference_mode(), replaced(pipe, guider=guider_for(pipe, scale)):
+                with torch.inference_mode(), replaced(pipe, guider=guider_for(pipe, scale), scheduler=scheduler):
                     frames = pipe(
                         **arguments, **images, num_frames=length, output_type="np",
                         num_inference_steps=told.num_inference_steps or steps,

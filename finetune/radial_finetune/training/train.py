@@ -187,7 +187,7 @@ def finetune(
                 make_samples(
                     model, objective, samplers, samples, _sample_lengths(config, settings),
                     _sample_size(batches.buckets), settings.num_inference_steps or config.sample_steps,
-                    settings.guidance_scale, output / "samples", state.step, write=processes.is_first,
+                    settings, output / "samples", state.step, write=processes.is_first,
                 )  # fmt: skip
             install()
         processes.wait()
