@@ -193,12 +193,13 @@ def test_an_adapter_to_begin_from_must_fit(config: dict[str, Any], tmp_path: Pat
         finetune(make_config(**again | {"init_adapter": "missing.safetensors"}))
 
 
-def test_steps_and_rate_may_change_and_the_cache_move(config: dict[str, Any], tmp_path: Path) -> None:
-    """Under a cosine to step 4, then on to step 6 at another rate, from a cache that lies elsewhere."""
+def test_steps_and_rate_may_change_and_cache_and_model_move(config: dict[str, Any], tmp_path: Path) -> None:
+    """Under a cosine to step 4, then on to step 6 at another rate, from a cache and a model that lie elsewhere."""
     finetune(make_config(**config | {"steps": 4}))
     moved = shutil.copytree(config["data"], tmp_path / "moved")
+    model = shutil.copytree(config["model"], tmp_path / "model")
     notes: list[str] = []
-    longer = config | {"steps": 6, "learning_rate": 0.005, "data": str(moved)}
+    longer = config | {"steps": 6, "learning_rate": 0.005, "data": str(moved), "model": str(model)}
     finetune(make_config(**longer), resume=True, on_note=notes.append)
     assert notes[1:] == [
         "from step 5 on the learning rate is 0.005, not 0.01",
@@ -208,6 +209,12 @@ def test_steps_and_rate_may_change_and_the_cache_move(config: dict[str, Any], tm
     assert rates[4:] == [train.learning_rate(step, make_config(**longer)) for step in (4, 5)]
     finetune(make_config(**longer | {"steps": 3}), resume=True)  # past its end already: written as it is
     assert read_made(Path(config["output"]) / "adapter.safetensors")["step"] == 6
+    # Other weights are another run, though a cache of them may have the same clips.
+    checkpoint = max(Path(config["output"]).glob("step-*")) / "run.json"
+    run = json.loads(checkpoint.read_text())
+    checkpoint.write_text(json.dumps(run | {"config": run["config"] | {"base": "another"}}))
+    with pytest.raises(RequestError, match="is of another run: base was 'another'"):
+        finetune(make_config(**longer), resume=True)
 
 
 def test_a_file_stands_on_one_side(two_lengths: Path, model: LoadedModel) -> None:
