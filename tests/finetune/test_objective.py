@@ -177,3 +177,12 @@ def test_mochis_latents_are_drawn_at_every_step(data: Path, tmp_path: Path) -> N
     (held_out,) = batches.held_out
     first = next(batches.validation((0.5,)))
     assert torch.equal(first.latents[0], read_clip(tmp_path / "cache", held_out)[0].float())
+
+
+def test_captions_are_dropped_where_guidance_asks_without_them(cache: Path) -> None:
+    """HunyuanVideo is told its guidance as a number: a step without a caption would teach nothing that is asked for."""
+    plain = make_config(data=str(cache), output="", steps=1)
+    for family, share in {"wan": 0.1, "hunyuan-video": 0.0, "hunyuan-video15": 0.1}.items():
+        _, own = build(family)
+        assert Batches(plain, read_index(cache), own).caption_dropout == share
+        assert Batches(plain.model_copy(update={"caption_dropout": 0.3}), read_index(cache), own).caption_dropout == 0.3

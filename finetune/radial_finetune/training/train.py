@@ -135,7 +135,7 @@ def finetune(
     run = config.model_dump(mode="json") | {
         "cache": index.digest_with_bare if config.memory and config.memory.copies else index.digest,
         "processes": processes.count, "init_adapter": begun, "base": index.fingerprint,
-        "timestep_sampling": batches.sampling,
+        "timestep_sampling": batches.sampling, "caption_dropout": batches.caption_dropout,
         "shifts": {str(bucket): batches.shift_of(bucket) for bucket in batches.buckets},
         # What the model's preset filled in, as a model that lies elsewhere may be taken for another one.
         "preset": settings.model_dump(mode="json", include={"decay", "skip_width", "sink_frames", "dense_layers",
