@@ -15,6 +15,7 @@ import torch
 from tiny_pipelines import CASES
 
 from radial import ModelError, RequestError
+from radial.advice import advise
 from radial.attention.positions import riflex, slowed_index, stretched, stretched_frequencies
 from radial.generation.pipeline import generate
 from radial.loading.load import load
@@ -217,5 +218,9 @@ def test_positions_of_a_request(wan_folder: Path) -> None:
             make_request(prompt="a", model=name, positions=kind).resolve()
     for name in ("mochi", "ltx-video", "wan2.2-ti2v-5b", "allegro", "kandinsky-5-lite", "easyanimate-v5.1-12b"):
         assert make_request(prompt="a", model=name, positions="interpolate").resolve().positions == "interpolate"
+    longer = {"prompt": "a", "model": "wan2.1-14b", "num_frames": 161}
+    for more, told in (({}, True), ({"riflex": True}, False), ({"positions": "interpolate"}, False)):
+        notes = advise(make_request(**longer, **more).resolve(), MODELS["wan2.1-14b"])
+        assert any("riflex puts repetition off" in note for note in notes) == told  # not beside what excludes it
     assert make_request(**base, positions="riflex").stretched_positions == "riflex"
     assert make_request(**base, positions="model", riflex=False).stretched_positions is None
