@@ -270,12 +270,12 @@ def test_a_sample_is_what_generation_makes_with_the_adapter(
         return replace(model, spec=replace(model.spec, flow_shift=9.0))
 
     monkeypatch.setattr(assemble, "load", with_a_shift)
-    told = {"prompt": "a red circle", "seed": 5}
-    more = {"ema_decay": 0.0, "sample_every": 2, "sample_steps": 4, "sample_prompts": [told], "sample_frames": [13]}
+    told = {"prompt": "a red circle", "seed": 5, "num_inference_steps": 4}
+    more = {"ema_decay": 0.0, "sample_every": 2, "sample_steps": 40, "sample_prompts": [told], "sample_frames": [13]}
     adapter = finetune(make_config(**config | more | {"steps": 2, "validate_every": 0}))
     (clip,) = generate(
         make_request(
-            **told, model=str(wan_folder), num_inference_steps=4, height=32, width=32, num_frames=13, flow_shift=9.0,
+            **told, model=str(wan_folder), height=32, width=32, num_frames=13, flow_shift=9.0,
             loras=[{"path": str(adapter)}],
         )
     )  # fmt: skip

@@ -7,7 +7,8 @@ import html
 import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from radial_finetune.data.prepare import encode_texts
 from radial_finetune.objective import Objective, Text, stands_for_frames
 from radial_finetune.sample_prompts import SamplePrompt
 
+Attend = Callable[..., AbstractContextManager[object]]  # of ``steps``
 _NAME = re.compile(r"\d{6,}-\d{2,}-\d+\.mp4")
 
 
@@ -114,7 +116,8 @@ def _frames_of(objective: Objective, cache: Path, clip: CachedClip) -> dict[str,
 
 def make_samples(
     model: LoadedModel, objective: Objective, parts: dict[str, Any], samples: Sequence[Sample], lengths: Sequence[int],
-    size: tuple[int, int], steps: int | None, settings: AdapterSettings, folder: Path, step: int, *, write: bool = True,
+    size: tuple[int, int], steps: int | None, settings: AdapterSettings, attend: Attend, folder: Path, step: int, *,
+    write: bool = True,
 ) -> None:  # fmt: skip
     """Make every clip with the transformer as it stands, as generation would with the adapter, at every length unless
     it has one of its own, and add them to the page.
@@ -122,7 +125,8 @@ def make_samples(
     Args:
         parts: of the pipeline, by name, that are on the device only meanwhile.
         steps: of clips that say none; the model's own where it is None.
-        settings: what generation takes over from the adapter, whose attention is installed.
+        settings: what generation takes over from the adapter.
+        attend: the attention of a clip of so many steps.
     """
     pipe, spec = model.pipe, model.spec
     steps = steps or spec.num_inference_steps
@@ -147,13 +151,15 @@ def make_samples(
             # HunyuanVideo 1.5 is guided by a part of its own, and from an image it finds the size by itself.
             asked = {"height": high, "width": wide, "guidance_scale": scale}
             shift = settings.flow_shift or spec.shift_for(high, wide, from_image)
-            scheduler = scheduler_for(pipe, settings.sampler or "model", shift)
+            own = {
+                "scheduler": scheduler_for(pipe, settings.sampler or "model", shift), "guider": guider_for(pipe, scale),
+            }  # fmt: skip
+            taken = told.num_inference_steps or steps
             arguments |= {name: value for name, value in asked.items() if name in takes}
             for length in (told.num_frames,) if told.num_frames else lengths:
-                with torch.inference_mode(), replaced(pipe, guider=guider_for(pipe, scale), scheduler=scheduler):
+                with attend(steps=taken), replaced(pipe, **own), torch.inference_mode():
                     frames = pipe(
-                        **arguments, **images, num_frames=length, output_type="np",
-                        num_inference_steps=told.num_inference_steps or steps,
+                        **arguments, **images, num_frames=length, output_type="np", num_inference_steps=taken,
                         generator=torch.Generator().manual_seed(number if told.seed is None else told.seed),
                     ).frames[0]  # fmt: skip
                 if write:

@@ -7,6 +7,7 @@ was stopped, goes on as if it had not been.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import signal
 import threading
@@ -185,12 +186,14 @@ def finetune(
             return
         if processes.is_first or processes.sharded or processes.parallel is not None:
             installed.close()
-            shown = attention(config, model, settings, processes.parallel, model.pipe, in_time=in_time)
-            with shown, _averaged(state), as_written():
+            attend = functools.partial(
+                attention, config, model, settings, processes.parallel, model.pipe, in_time=in_time
+            )
+            with _averaged(state), as_written():
                 make_samples(
                     model, objective, samplers, samples, _sample_lengths(config, settings),
                     _sample_size(batches.buckets), settings.num_inference_steps or config.sample_steps,
-                    settings, output / "samples", state.step, write=processes.is_first,
+                    settings, attend, output / "samples", state.step, write=processes.is_first,
                 )  # fmt: skip
             install()
         processes.wait()
