@@ -262,17 +262,29 @@ def test_generation_takes_the_shift_that_was_chosen(config: dict[str, Any], two_
 def test_a_sample_is_what_generation_makes_with_the_adapter(
     config: dict[str, Any], wan_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same prompt, seed, size and steps: the same frames, at the authors' shift, which the checkpoint's scheduler
-    does not have."""
+    """The same prompt, seed, size and steps, of which as many are dense: the same frames, at the authors' shift, which
+    the checkpoint's scheduler does not have."""
 
     def with_a_shift(request: Any) -> LoadedModel:
         model = load(request)
         return replace(model, spec=replace(model.spec, flow_shift=9.0))
 
+    dense: list[int] = []
+    apply = assemble.radial.apply
+
+    def note(target: Any, **settings: Any) -> Any:
+        dense.append(settings["schedule"].dense_steps)
+        return apply(target, **settings)
+
     monkeypatch.setattr(assemble, "load", with_a_shift)
+    monkeypatch.setattr(assemble.radial, "apply", note)
     told = {"prompt": "a red circle", "seed": 5, "num_inference_steps": 4}
     more = {"ema_decay": 0.0, "sample_every": 2, "sample_steps": 40, "sample_prompts": [told], "sample_frames": [13]}
     adapter = finetune(make_config(**config | more | {"steps": 2, "validate_every": 0}))
+    made_for, spec = read_adapter_settings(adapter), load(make_request(prompt="a", model=str(wan_folder))).spec
+    shares = [spec.dense_share((made_for and made_for.dense_steps) or 0, steps) for steps in (4, 40)]
+    assert shares[0] != shares[1]
+    assert max(dense) == shares[0]  # of the sample's steps, and not of the run's
     (clip,) = generate(
         make_request(
             **told, model=str(wan_folder), height=32, width=32, num_frames=13, flow_shift=9.0,
