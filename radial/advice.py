@@ -57,7 +57,8 @@ def _on_length(request: GenerationRequest, spec: ModelSpec) -> list[str]:
     longest = max(spec.native_frames, (tuned and tuned.target_frames) or 0)
     if request.clip_frames > longest and (tuned is not None or not request.loras):
         who = "the adapter was tuned for" if longest > spec.native_frames else f"{spec.name} was trained on"
-        advice = "" if request.riflex or spec.riflex_period is None else "; riflex puts repetition off"
+        able = request.stretched_positions is None and spec.riflex_period is not None
+        advice = "; riflex puts repetition off" if able else ""
         notes.append(
             f"{request.clip_frames} frames are beyond the {longest} that {who}: expect repetition or still scenes"
             f"{'' if tuned else ' without an adapter for longer clips'}{advice}"

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from radial.controls import check_controls, check_in_time, check_together, task_of
 from radial.errors import RequestError, explain_all
 from radial.input_files import Ground, Keyframe, check_input_files, several
-from radial.models.find import find_model, hub_file, riflex_period_of
+from radial.models.find import check_positions, find_model, hub_file
 from radial.models.lora_settings import AdapterSettings, Lora, adapter_file, read_adapter_settings
 from radial.models.spec import ModelSpec, Sampler, Task
 from radial.models.step_caches import CacheWord
@@ -238,8 +238,8 @@ class GenerationRequest(BaseModel):
         size = (resolved.clip_height, resolved.clip_width)
         if self.starts_from_image and (fitted := spec.fitted(*size, snap=self.snap)) != size:
             return resolved.with_values(height=fitted[0], width=fitted[1])
-        if resolved.stretched_positions is not None:
-            resolved.riflex_period(spec)
+        if (kind := resolved.stretched_positions) is not None:
+            check_positions(spec, kind)
         if self.then and resolved.token_order not in (None, "raster"):
             raise RequestError(f"then does not go with token_order {resolved.token_order}: take raster")
         check_in_time(resolved, spec)
@@ -313,14 +313,6 @@ class GenerationRequest(BaseModel):
         if self.positions is None:
             return "riflex" if self.riflex else None
         return None if self.positions == "model" else self.positions
-
-    def riflex_period(self, spec: ModelSpec) -> float:
-        """Latent frames after which the model repeats itself.
-
-        Raises:
-            RequestError: it is not known for this model.
-        """
-        return riflex_period_of(spec, self.positions)
 
     @property
     def guided_steps(self) -> range:

@@ -31,7 +31,7 @@ from radial.generation.decoding import decode_with_fallback, decoded_by
 from radial.generation.ranks import Ranks
 from radial.generation.receipt import attention_used, make_receipt
 from radial.generation.resume import GeneratorPart, OnStep, resumable_steps
-from radial.generation.sampler import replaced, scheduler_for
+from radial.generation.sampler import guider_for, replaced, scheduler_for
 from radial.generation.shared_decoding import shared_decoding
 from radial.generation.snapshot import Part, Snapshot, describe_attention
 from radial.generation.timed_words import encode_in_time
@@ -160,7 +160,7 @@ def _generate_one(
             replaced(
                 pipe,
                 scheduler=scheduler_for(pipe, request.sampler or "model", request.flow_shift, generator),
-                guider=_guider(pipe, request),
+                guider=guider_for(pipe, request.guidance_scale or 1.0),
             )
         )
         if request.then:
@@ -168,8 +168,8 @@ def _generate_one(
             length, stride = model.spec.max_sequence_length, model.spec.stride[0]
             stack.enter_context(timed_text(transformers, length, stride, begins, parallel))
         if (kind := request.stretched_positions) is not None:
-            period = request.riflex_period(model.spec)
-            stack.enter_context(stretched(transformers, kind, model.spec.native_latents, period))
+            native, period = model.spec.native_latents, model.spec.riflex_period
+            stack.enter_context(stretched(transformers, kind, native, period))
         if attention.kind != "dense" or parallel is not None:
             installed = stack.enter_context(
                 apply(
@@ -336,10 +336,3 @@ def _sound_of(output: Any, pipe: Any) -> Sound | None:
         return None
     rate = getattr(output, "sampling_rate", None) or pipe.vocoder.config.output_sampling_rate
     return Sound(made[0].detach().float().cpu().numpy().reshape(-1, made[0].shape[-1]), rate)
-
-
-def _guider(pipe: Any, request: GenerationRequest) -> Any:
-    """Guidance of the request's strength, for pipelines that keep it in a part of their own; else None."""
-    guider = getattr(pipe, "guider", None)
-    scale = request.guidance_scale or 1.0
-    return None if guider is None else guider.new(guidance_scale=scale, enabled=scale > 1)

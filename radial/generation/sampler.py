@@ -1,4 +1,5 @@
-"""The scheduler of a request: the model's own, or another that keeps the model's shift of the noise schedule."""
+"""The scheduler of a request: the model's own, or another that keeps the model's shift of the noise schedule; and the
+guidance of pipelines that keep it in a part of their own."""
 
 from __future__ import annotations
 
@@ -47,6 +48,12 @@ def scheduler_for(pipe: Any, sampler: str, flow_shift: float | None, generator: 
     scheduler = kind.from_config(own.config, **changes, stochastic_sampling=True)
     scheduler.step = functools.wraps(scheduler.step)(functools.partial(scheduler.step, generator=generator))
     return scheduler
+
+
+def guider_for(pipe: Any, scale: float) -> Any:
+    """Guidance of a strength, for pipelines that keep it in a part of their own; else None."""
+    guider = getattr(pipe, "guider", None)
+    return None if guider is None else guider.new(guidance_scale=scale, enabled=scale > 1)
 
 
 def is_flow(scheduler: Any) -> bool:

@@ -19,6 +19,16 @@ SINGLE_FILES = (".safetensors", ".gguf")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _HUB_FILE = re.compile(rf"({HUB_ID.pattern})/([\w.-]{{1,96}}\.safetensors)", re.ASCII)
 
+# Pipelines of models whose positions have frequencies for time alone, by a rule.
+_STRETCHED = {
+    "AllegroPipeline", "EasyAnimatePipeline", "HunyuanVideo15ImageToVideoPipeline", "HunyuanVideo15Pipeline",
+    "HunyuanVideoImageToVideoPipeline", "HunyuanVideoPipeline", "Kandinsky5T2VPipeline",
+    "SkyReelsV2ImageToVideoPipeline", "SkyReelsV2Pipeline", "WanImageToVideoPipeline", "WanPipeline",
+    "WanVACEPipeline", "WanVideoToVideoPipeline",
+}  # fmt: skip
+# Those whose frequencies mix time and place, or are learned.
+_INTERPOLATED = {"LTXImageToVideoPipeline", "LTXPipeline", "MochiPipeline"}
+
 
 def find_model(name: str, *, online: bool = True) -> ModelSpec:
     """The spec of a model given by name, hub id, folder, or file with its transformer.
@@ -67,21 +77,35 @@ def check_language_model(name: str) -> None:
         raise RequestError(f"enhance must be a folder that is there, or a hub id like org/name, not {name[:200]!r}")
 
 
-def riflex_period_of(spec: ModelSpec, positions: str | None) -> float:
-    """Latent frames after which a model repeats itself.
+def positions_of(spec: ModelSpec) -> tuple[str, ...]:
+    """How a model's positions along time can be stretched beyond its native length, besides not at all. One that makes
+    longer clips window by window never goes there."""
+    if spec.window_frames is not None:
+        return ()
+    riflex = ("riflex",) if spec.riflex_period is not None else ()
+    if riflex or spec.pipelines <= _STRETCHED:
+        return (*riflex, "interpolate", "ntk", "yarn")
+    return ("interpolate",) if spec.pipelines <= _INTERPOLATED else ()
 
-    Args:
-        positions: that are asked for, where not RIFLEx's.
+
+def check_positions(spec: ModelSpec, kind: str) -> None:
+    """Make sure that positions of a kind are known for a model.
 
     Raises:
-        RequestError: it is not known for this model.
+        RequestError: they are not.
     """
-    if spec.riflex_period is None:
-        able = ", ".join(other.name for other in MODELS.values() if other.riflex_period is not None)
-        if positions not in (None, "model", "riflex"):
-            raise RequestError(f"positions {positions} is not known for {spec.name}; models with it: {able}")
+    if kind in positions_of(spec):
+        return
+    if spec.window_frames is not None:
+        raise RequestError(
+            f"positions {kind} would change nothing for {spec.name}, which makes longer clips window by window, each "
+            "within the length that it was trained on; leave it out"
+        )
+    able = ", ".join(other.name for other in MODELS.values() if kind in positions_of(other))
+    if kind == "riflex":
         raise RequestError(f"riflex has no constant for {spec.name}; models with one: {able}")
-    return spec.riflex_period
+    own = "; ".join(positions_of(spec)) or "none"
+    raise RequestError(f"positions {kind} is not known for {spec.name}, whose kinds are: {own}; models with it: {able}")
 
 
 def hub_file(name: str) -> tuple[str, str] | None:

@@ -26,7 +26,7 @@ from radial_finetune.adapter.form import AdapterForm
 from radial_finetune.adapter.names import convert_names
 from radial_finetune.adapter.place import add_adapter
 from radial_finetune.merge import merge
-from radial_finetune.objective import HunyuanVideoObjective, MochiObjective, WanObjective
+from radial_finetune.objective import HunyuanVideo15Objective, HunyuanVideoObjective, MochiObjective, WanObjective
 from radial_finetune.training.config import make_config
 from radial_finetune.training.train import finetune
 
@@ -35,7 +35,10 @@ FORMS = {
     "lora": PLAIN, "blocks": AdapterForm(2, 3, "blocks"), "rslora": AdapterForm(4, 3, rslora=True),
     "dora": AdapterForm(2, 3, "blocks", "dora"), "lokr": AdapterForm(2, 3, "blocks", "lokr", factor=4),
 }  # fmt: skip
-OBJECTIVES = {"wan": WanObjective, "hunyuan-video": HunyuanVideoObjective, "mochi": MochiObjective}
+OBJECTIVES = {
+    "wan": WanObjective, "hunyuan-video": HunyuanVideoObjective, "mochi": MochiObjective,
+    "hunyuan-video15": HunyuanVideo15Objective,
+}  # fmt: skip
 
 
 def tuned(family: str, form: AdapterForm = PLAIN) -> tuple[Any, dict[str, torch.Tensor], torch.Tensor]:

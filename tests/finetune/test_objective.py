@@ -26,7 +26,10 @@ from radial_finetune.objective import find_objective, velocity_loss
 from radial_finetune.training.batches import Batches
 from radial_finetune.training.config import make_config
 
-FAMILIES = {"wan": "wan2.1-1.3b", "wan22-ti2v": "wan2.2-ti2v-5b", "hunyuan-video": "hunyuan-video", "mochi": "mochi"}
+FAMILIES = {
+    "wan": "wan2.1-1.3b", "wan22-ti2v": "wan2.2-ti2v-5b", "hunyuan-video": "hunyuan-video", "mochi": "mochi",
+    "hunyuan-video15": "hunyuan-video-1.5",
+}  # fmt: skip
 
 
 def build(family: str) -> tuple[Any, objective.Objective]:
@@ -56,7 +59,8 @@ def test_an_exact_velocity_takes_the_pipeline_from_noise_to_the_clip(
         level = float(timestep.flatten()[0]) / 1000
         sigma = 1 - level if family == "mochi" else level
         seen.append(sigma)
-        noise = (hidden_states - (1 - sigma) * clip) / sigma
+        noisy = hidden_states[:, : clip.shape[1]]  # beside it are others, where a model may start from an image
+        noise = (noisy - (1 - sigma) * clip) / sigma
         velocity = noise - clip
         return (-velocity if family == "mochi" else velocity,)
 
@@ -76,7 +80,7 @@ def test_an_exact_velocity_takes_the_pipeline_from_noise_to_the_clip(
         level = timestep.flatten(1)[:, 0] if timestep.ndim == 2 else timestep
         level = level.view(-1, 1, 1, 1, 1) / 1000
         sigma = 1 - level if family == "mochi" else level
-        velocity = (hidden_states - clip) / sigma
+        velocity = (hidden_states[:, : clip.shape[1]] - clip) / sigma
         return (-velocity if family == "mochi" else velocity,)
 
     monkeypatch.setattr(transformer, "forward", answer)
@@ -173,3 +177,12 @@ def test_mochis_latents_are_drawn_at_every_step(data: Path, tmp_path: Path) -> N
     (held_out,) = batches.held_out
     first = next(batches.validation((0.5,)))
     assert torch.equal(first.latents[0], read_clip(tmp_path / "cache", held_out)[0].float())
+
+
+def test_captions_are_dropped_where_guidance_asks_without_them(cache: Path) -> None:
+    """HunyuanVideo is told its guidance as a number: a step without a caption would teach nothing that is asked for."""
+    plain = make_config(data=str(cache), output="", steps=1)
+    for family, share in {"wan": 0.1, "hunyuan-video": 0.0, "hunyuan-video15": 0.1}.items():
+        _, own = build(family)
+        assert Batches(plain, read_index(cache), own).caption_dropout == share
+        assert Batches(plain.model_copy(update={"caption_dropout": 0.3}), read_index(cache), own).caption_dropout == 0.3

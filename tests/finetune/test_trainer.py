@@ -8,20 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from radial import ModelError, RequestError
 from radial.generation.pipeline import generate
-from radial.loading.load import LoadedModel
+from radial.loading.load import LoadedModel, load
 from radial.models.lora_settings import AdapterSettings, read_adapter_settings
 from radial.request import make_request
+from radial.video.clip import read_frames
 from radial_finetune.adapter.form import AdapterForm
 from radial_finetune.adapter.place import add_adapter
 from radial_finetune.data.cache import read_index
 from radial_finetune.objective import WanObjective, find_objective
-from radial_finetune.training import train
+from radial_finetune.training import assemble, train
 from radial_finetune.training.assemble import pattern_of
 from radial_finetune.training.batches import Batches
 from radial_finetune.training.config import make_config
@@ -191,12 +193,13 @@ def test_an_adapter_to_begin_from_must_fit(config: dict[str, Any], tmp_path: Pat
         finetune(make_config(**again | {"init_adapter": "missing.safetensors"}))
 
 
-def test_steps_and_rate_may_change_and_the_cache_move(config: dict[str, Any], tmp_path: Path) -> None:
-    """Under a cosine to step 4, then on to step 6 at another rate, from a cache that lies elsewhere."""
+def test_steps_and_rate_may_change_and_cache_and_model_move(config: dict[str, Any], tmp_path: Path) -> None:
+    """Under a cosine to step 4, then on to step 6 at another rate, from a cache and a model that lie elsewhere."""
     finetune(make_config(**config | {"steps": 4}))
     moved = shutil.copytree(config["data"], tmp_path / "moved")
+    model = shutil.copytree(config["model"], tmp_path / "model")
     notes: list[str] = []
-    longer = config | {"steps": 6, "learning_rate": 0.005, "data": str(moved)}
+    longer = config | {"steps": 6, "learning_rate": 0.005, "data": str(moved), "model": str(model)}
     finetune(make_config(**longer), resume=True, on_note=notes.append)
     assert notes[1:] == [
         "from step 5 on the learning rate is 0.005, not 0.01",
@@ -206,6 +209,12 @@ def test_steps_and_rate_may_change_and_the_cache_move(config: dict[str, Any], tm
     assert rates[4:] == [train.learning_rate(step, make_config(**longer)) for step in (4, 5)]
     finetune(make_config(**longer | {"steps": 3}), resume=True)  # past its end already: written as it is
     assert read_made(Path(config["output"]) / "adapter.safetensors")["step"] == 6
+    # Other weights are another run, though a cache of them may have the same clips.
+    checkpoint = max(Path(config["output"]).glob("step-*")) / "run.json"
+    run = json.loads(checkpoint.read_text())
+    checkpoint.write_text(json.dumps(run | {"config": run["config"] | {"base": "another"}}))
+    with pytest.raises(RequestError, match="is of another run: base was 'another'"):
+        finetune(make_config(**longer), resume=True)
 
 
 def test_a_file_stands_on_one_side(two_lengths: Path, model: LoadedModel) -> None:
@@ -248,3 +257,40 @@ def test_generation_takes_the_shift_that_was_chosen(config: dict[str, Any], two_
     settings = read_adapter_settings(finetune(make_config(**by_length)))
     assert settings is not None
     assert settings.flow_shift == 7.0  # 13 frames are within the native 33
+
+
+def test_a_sample_is_what_generation_makes_with_the_adapter(
+    config: dict[str, Any], wan_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same prompt, seed, size and steps, of which as many are dense: the same frames, at the authors' shift, which
+    the checkpoint's scheduler does not have."""
+
+    def with_a_shift(request: Any) -> LoadedModel:
+        model = load(request)
+        return replace(model, spec=replace(model.spec, flow_shift=9.0))
+
+    dense: list[int] = []
+    apply = assemble.radial.apply
+
+    def note(target: Any, **settings: Any) -> Any:
+        dense.append(settings["schedule"].dense_steps)
+        return apply(target, **settings)
+
+    monkeypatch.setattr(assemble, "load", with_a_shift)
+    monkeypatch.setattr(assemble.radial, "apply", note)
+    told = {"prompt": "a red circle", "seed": 5, "num_inference_steps": 4}
+    more = {"ema_decay": 0.0, "sample_every": 2, "sample_steps": 40, "sample_prompts": [told], "sample_frames": [13]}
+    adapter = finetune(make_config(**config | more | {"steps": 2, "validate_every": 0}))
+    made_for, spec = read_adapter_settings(adapter), load(make_request(prompt="a", model=str(wan_folder))).spec
+    shares = [spec.dense_share((made_for and made_for.dense_steps) or 0, steps) for steps in (4, 40)]
+    assert shares[0] != shares[1]
+    assert max(dense) == shares[0]  # of the sample's steps, and not of the run's
+    (clip,) = generate(
+        make_request(
+            **told, model=str(wan_folder), height=32, width=32, num_frames=13, flow_shift=9.0,
+            loras=[{"path": str(adapter)}],
+        )
+    )  # fmt: skip
+    wanted = clip.write(Path(config["output"]) / "wanted.mp4")
+    sample = Path(config["output"]) / "samples" / "000002-00-13.mp4"
+    assert np.array_equal(read_frames(sample), read_frames(wanted))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from tiny_pipelines import CASES
 
 from radial import ModelError, RequestError
+from radial.advice import advise
 from radial.attention.positions import riflex, slowed_index, stretched, stretched_frequencies
 from radial.generation.pipeline import generate
 from radial.loading.load import load
@@ -128,6 +131,72 @@ def test_riflex_never_makes_a_frequency_faster() -> None:
     assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(plain, same, strict=True))
 
 
+def allegro_positions(transformer: Any, frames: int) -> Any:
+    """What the transformer's own call is given, where the pipeline makes the positions."""
+    pipe, seen = CASES["allegro"].build(), []
+
+    def listen(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        seen.append(kwargs["image_rotary_emb"])
+        raise StopIteration
+
+    rotary = pipe._prepare_rotary_positional_embeddings(1, 64, 96, frames, torch.device("cpu"))
+    hook = transformer.register_forward_pre_hook(listen, with_kwargs=True)
+    with contextlib.suppress(StopIteration):
+        transformer(image_rotary_emb=rotary)
+    hook.remove()
+    return seen[0][0][0]
+
+
+ROTARY: dict[str, Callable[[Any, int], Any]] = {
+    "hunyuan-video15": lambda t, n: t.rope(torch.zeros(1, 9, n, 4, 4)),
+    "easyanimate": lambda t, n: t.rope_embedding(torch.zeros(1, 4, n, 4, 4)),
+    "kandinsky5": lambda t, n: [t.visual_rope_embeddings(
+        (1, n, 2, 2), [torch.arange(n), torch.arange(2), torch.arange(2)], (1.0, 1.0, 1.0)
+    )[0]],
+    "allegro": allegro_positions,
+    "mochi": lambda t, n: t.rope(t.pos_frequencies, n, 2, 2, dtype=torch.float32),
+    "ltx": lambda t, n: [x[0] for x in t.rope(torch.zeros(1, 4 * n, 8), n, 2, 2, (0.32, 32, 32), None)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROTARY)
+def test_every_family_is_stretched_along_time_alone(name: str) -> None:
+    """Interpolated over four times as many steps, every fourth frame lies where one of the short clip did; and the
+    pipeline's own calls see it."""
+    case = CASES[name]
+    pipe = case.build()
+    transformer = pipe.transformer
+
+    def rotary(frames: int) -> torch.Tensor:
+        found = ROTARY[name](transformer, frames)
+        return torch.stack([x.reshape(frames, -1).float() for x in found]).detach()
+
+    native, longer = rotary(3), rotary(9)
+    with stretched([transformer], "interpolate", 3):
+        assert torch.allclose(rotary(9)[:, ::4], native, atol=1e-5)
+        assert torch.allclose(rotary(3), native, atol=1e-6)
+    if name in ("mochi", "ltx"):
+        with (
+            pytest.raises(ModelError, match=r"yarn is not for .*, whose positions can be interpolated alone"),
+            stretched([transformer], "yarn", 3),
+        ):
+            pass
+    else:
+        with stretched([transformer], "ntk", 3):
+            assert torch.allclose(rotary(9)[:, 0], longer[:, 0], atol=1e-6)
+            assert not torch.allclose(rotary(9), longer, atol=1e-2)
+        with stretched([transformer], "yarn", 3):
+            sharper = stretched_frequencies("yarn", 9, 3, 8, 1e4)[1] if name in ("allegro", "kandinsky5") else 1.0
+            assert torch.allclose(rotary(9)[:, 0], longer[:, 0] * sharper, atol=1e-5)
+    assert torch.equal(rotary(9), longer)
+    pipe.set_progress_bar_config(disable=True)
+    made = []
+    for kind in ("interpolate", None):
+        with contextlib.nullcontext() if kind is None else stretched([transformer], kind, 3), torch.inference_mode():
+            made.append(case.latents(pipe(**case.call(pipe), generator=torch.Generator().manual_seed(0))))
+    assert not torch.allclose(made[0], made[1], atol=1e-4)
+
+
 def test_positions_of_a_request(wan_folder: Path) -> None:
     base = {"prompt": "a", "model": str(wan_folder), **SMALL}
     model = load(make_request(**base))
@@ -139,7 +208,19 @@ def test_positions_of_a_request(wan_folder: Path) -> None:
     assert np.array_equal(plain.frames, own.frames)
     with pytest.raises(RequestError, match="riflex and positions yarn exclude each other"):
         make_request(**base, positions="yarn", riflex=True)
-    with pytest.raises(RequestError, match=r"positions yarn is not known for mochi; models with it: tiny, wan2\.1"):
-        make_request(prompt="a", model="mochi", positions="yarn").resolve()
+    for name, kind, message in (
+        ("mochi", "yarn", r"yarn is not known for mochi, whose kinds are: interpolate; models with it: tiny, wan2\.1"),
+        ("cosmos-1.0-7b", "interpolate", r"interpolate is not known for cosmos-1\.0-7b, whose kinds are: none; models"),
+        ("hunyuan-video-1.5", "riflex", r"riflex has no constant for hunyuan-video-1\.5; models with one: tiny"),
+        ("skyreels-v2-df-1.3b", "ntk", r"would change nothing for skyreels-v2-df-1\.3b, which makes longer clips win"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            make_request(prompt="a", model=name, positions=kind).resolve()
+    for name in ("mochi", "ltx-video", "wan2.2-ti2v-5b", "allegro", "kandinsky-5-lite", "easyanimate-v5.1-12b"):
+        assert make_request(prompt="a", model=name, positions="interpolate").resolve().positions == "interpolate"
+    longer = {"prompt": "a", "model": "wan2.1-14b", "num_frames": 161}
+    for more, told in (({}, True), ({"riflex": True}, False), ({"positions": "interpolate"}, False)):
+        notes = advise(make_request(**longer, **more).resolve(), MODELS["wan2.1-14b"])
+        assert any("riflex puts repetition off" in note for note in notes) == told  # not beside what excludes it
     assert make_request(**base, positions="riflex").stretched_positions == "riflex"
     assert make_request(**base, positions="model", riflex=False).stretched_positions is None

@@ -13,6 +13,7 @@ from radial.field_words import WORDS
 from radial.loading.needs import Needs, needs_of
 from radial.models.architecture import named_weights
 from radial.models.checkpoint import checkpoint_folder
+from radial.models.find import positions_of
 from radial.models.hub.download import cached_folder
 from radial.models.spec import BATCHED_GUIDANCE, ModelSpec
 from radial.models.step_caches import LEAST_STEPS
@@ -273,6 +274,7 @@ class Model(BaseModel):
     guidance_is_within: bool
     is_flow: bool
     knows_riflex: bool
+    knows_positions: bool
     knows_cache: bool
     knows_timed_prompts: bool
     knows_tiny_decoder: bool
@@ -362,6 +364,7 @@ def model_of(name: str, spec: ModelSpec, *, own: bool = False) -> Model:
         guidance_is_within=spec.guidance_is_within, is_flow=spec.is_flow, knows_tiny_decoder=bool(spec.tiny_decoder),
         knows_riflex=spec.riflex_period is not None, stride=spec.stride, first_frame=spec.first_frame,
         knows_cache=knows_cache(spec), knows_timed_prompts=knows_timed_prompts(spec),
+        knows_positions=bool(positions_of(spec)),
         knows_batched_guidance={spec.text_pipeline, spec.image_pipeline} - {None} <= BATCHED_GUIDANCE,
         on_disk=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder else 0,
         removable=folder is not None and folder.parent.name == "snapshots", own=own,

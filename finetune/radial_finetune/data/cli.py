@@ -128,7 +128,10 @@ def prepare(
     sizes: tuple[tuple[int, int], ...] = ()
     if buckets:
         spec = find_model(model)
-        sizes = spread_sizes(parse_area(area) if area else (spec.height, spec.width), spec.stride[1:])
+        if area and spec.bucket_side is not None:
+            raise RequestError(f"{spec.name} makes clips from images in sizes of its own: leave out --area")
+        spread = spread_sizes(parse_area(area) if area else (spec.height, spec.width), spec.stride[1:])
+        sizes = tuple(dict.fromkeys(spec.bucket(*size) for size in spread))
     largest = max(shapes, default=None)
     high, wide = (sizes[0] if sizes else (height, width)) if largest is None else (largest.height, largest.width)
     request = make_request(

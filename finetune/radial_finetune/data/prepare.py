@@ -87,6 +87,8 @@ def prepare(
     torch.backends.cudnn.benchmark = True  # few sizes, many clips: looking for the fastest convolution pays
     for bucket in cut.buckets:
         model.spec.check_size(bucket.height, bucket.width, bucket.num_frames)
+        if objective.first_frame == "always":  # some pipelines choose the size by the image
+            model.spec.fitted(bucket.height, bucket.width, snap=False)
     if not objective.takes_pictures and (
         any(source.is_picture for source in sources) or any(bucket.num_frames == 1 for bucket in cut.buckets)
     ):

@@ -128,7 +128,7 @@ def generate_clips(
             if attention.kind == "radial":
                 stack.enter_context(apply(model.pipe, **attention.as_arguments()))
             if (kind := request.stretched_positions) is not None:
-                period = request.riflex_period(model.spec)
+                period = model.spec.riflex_period
                 stack.enter_context(stretched(transformers_of(model.pipe), kind, model.spec.native_latents, period))
             stack.enter_context(torch.inference_mode())
             words: dict[str, Any] = {

@@ -38,6 +38,7 @@ class Objective(ABC):
             one kind of attention, which text shares with the clip.
         norms: the norms within them that can be tuned along.
         sampling: how the authors draw noise levels, before they are shifted.
+        training_shift: how far they shift them in training, where that is another than the sampler's.
         text_sees_frames: whether captions are encoded together with the frame that a clip starts from.
         takes_pictures: whether there is something to learn of clips of one frame.
         draws_latents: whether each step draws a clip's latents anew from what the autoencoder holds likely, as the
@@ -48,6 +49,7 @@ class Objective(ABC):
     spec: ModelSpec
 
     sampling: ClassVar[Sampling] = "logit_normal"
+    training_shift: ClassVar[float | None] = None
     text_sees_frames: ClassVar[bool] = False
     takes_pictures: ClassVar[bool] = True
     draws_latents: ClassVar[bool] = False

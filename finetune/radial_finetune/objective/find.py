@@ -9,12 +9,14 @@ from radial.errors import ModelError, RequestError
 from radial.models.spec import ModelSpec
 from radial_finetune.objective.base import Expert, Objective
 from radial_finetune.objective.hunyuan_video import HunyuanVideoImageObjective, HunyuanVideoObjective
+from radial_finetune.objective.hunyuan_video15 import HunyuanVideo15ImageObjective, HunyuanVideo15Objective
 from radial_finetune.objective.mochi import MochiObjective
 from radial_finetune.objective.wan import WanImageObjective, WanObjective
 
 _OBJECTIVES: dict[str, type[Objective]] = {
     "WanTransformer3DModel": WanObjective,
     "HunyuanVideoTransformer3DModel": HunyuanVideoObjective,
+    "HunyuanVideo15Transformer3DModel": HunyuanVideo15Objective,
     "MochiTransformer3DModel": MochiObjective,
 }
 
@@ -28,6 +30,13 @@ def objective_of(kind: str, config: Mapping[str, Any], latent_channels: int) -> 
     if kind not in _OBJECTIVES:
         raise ModelError(f"fine-tuning knows the objectives of {', '.join(_OBJECTIVES)}, not of {kind}")
     channels, condition = config["in_channels"], config.get("image_condition_type")
+    if kind == "HunyuanVideo15Transformer3DModel" and channels == 2 * latent_channels + 1:
+        if config.get("use_meanflow"):
+            raise ModelError(
+                "this HunyuanVideo 1.5 was distilled to few steps, and is told where each step ends: tune the model "
+                "that it was distilled from"
+            )
+        return HunyuanVideo15ImageObjective if config["task_type"] == "i2v" else HunyuanVideo15Objective
     if channels == latent_channels and condition is None:
         return _OBJECTIVES[kind]
     if kind == "HunyuanVideoTransformer3DModel" and (condition, channels) in (

@@ -21,7 +21,7 @@ from radial.attention.story.framewise import check_framewise
 from radial.attention.story.tokens import train_tokens
 from radial.attention.timed_text import timed_text
 from radial.errors import RequestError
-from radial.generation.sampler import replaced, scheduler_for
+from radial.generation.sampler import scheduler_for
 from radial.loading.load import LoadedModel, choose_dtype, load
 from radial.models.find import find_model
 from radial.models.lora_settings import AdapterSettings
@@ -227,13 +227,14 @@ def pattern_of(spec: ModelSpec, settings: AdapterSettings) -> RadialPattern:
 @contextlib.contextmanager
 def attention(
     config: FinetuneConfig, model: LoadedModel, settings: AdapterSettings, parallel: ContextParallel | None,
-    pipe: Any = None, *, in_time: bool = False,
+    pipe: Any = None, *, steps: int | None = None, in_time: bool = False,
 ) -> Iterator[PackedClips | None]:  # fmt: skip
     """The attention that generation will use, in the layers that are not dense; given the pipeline, also in the steps
     that are not. Processes that share clips share dense attention too. Without the pipeline, what calls the transformer
     on packed clips, where the run has them.
 
     Args:
+        steps: of the clip that the pipeline makes; the model's own when left out.
         in_time: whether there are clips in which one text follows another.
     """
     with contextlib.ExitStack() as stack:
@@ -254,19 +255,16 @@ def attention(
         if config.attention == "dense" and (packs or parallel is not None):
             installed = stack.enter_context(radial.apply(target, schedule=Schedule.dense(), parallel=parallel))
         if config.attention == "radial":
-            taken = config.sample_steps or model.spec.num_inference_steps
-            steps = model.spec.dense_share(settings.dense_steps or 0, taken) if pipe is not None else 0
+            taken = steps or model.spec.num_inference_steps
+            dense = model.spec.dense_share(settings.dense_steps or 0, taken) if pipe is not None else 0
             every = settings.dense_every or 0 if pipe is not None else 0
             installed = stack.enter_context(
                 radial.apply(
                     target, pattern=pattern_of(model.spec, settings), block_size=settings.block_size or 128,
-                    schedule=Schedule(settings.dense_layers or 0, steps, dense_every=every), parallel=parallel,
+                    schedule=Schedule(settings.dense_layers or 0, dense, dense_every=every), parallel=parallel,
                     far_field=config.far_field, token_order=config.token_order,
                 )
             )  # fmt: skip
-        if pipe is not None:
-            scheduler = scheduler_for(pipe, settings.sampler or "model", settings.flow_shift)
-            stack.enter_context(replaced(pipe, scheduler=scheduler))
         yield stack.enter_context(PackedClips(target, installed)) if packs and installed is not None else None
 
 

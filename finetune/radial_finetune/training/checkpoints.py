@@ -28,7 +28,7 @@ from radial_finetune.training.processes import put, whole
 # What can change when a run goes on: where things are, which digests tell apart, what no step depends on, and what its
 # user may want otherwise from here on.
 _FREE = {
-    "steps", "learning_rate", "data", "output", "checkpoint_every", "keep_checkpoints", "validate_every",
+    "steps", "learning_rate", "model", "data", "output", "checkpoint_every", "keep_checkpoints", "validate_every",
     "sample_every", "sample_prompts", "sample_frames", "sample_steps", "trackers", "device", "max_bad_steps", "trigger",
 }  # fmt: skip
 _DEFAULTS = make_config(data="", output="").model_dump(mode="json")

@@ -85,7 +85,7 @@ class FinetuneConfig(BaseModel):
             size, else the checkpoint's.
         shift_by_length: whether the shift, own or chosen, grows with the square root of the length beyond the native
             one; generation then uses that of the longest clips.
-        caption_dropout: share of clips trained without their caption, so that guidance keeps working.
+        caption_dropout: share of clips trained without their caption, for guidance; 0.1, or 0 where it is an input.
         first_frame_share: share of clips that start from their own first frame, for models that start from text or from
             an image (Wan 2.2 5B), 0 when left out; others always do, or never.
         last_frame_share: share of those that end on their own last frame, for models with that choice (Wan 2.2 A14B).
@@ -155,7 +155,7 @@ class FinetuneConfig(BaseModel):
     weighting_scheme: Weighting = "none"
     shift: Annotated[float, Field(gt=0, le=100)] | None = None
     shift_by_length: bool = False
-    caption_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    caption_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     first_frame_share: Annotated[float, Field(ge=0, le=1)] | None = None
     last_frame_share: Annotated[float, Field(ge=0, le=1)] | None = None
     curriculum: tuple[Stage, ...] = ()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import html
+import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from PIL import Image
 
 from radial.errors import RequestError
 from radial.files import publish_text
+from radial.generation.sampler import guider_for, replaced, scheduler_for
 from radial.loading.load import LoadedModel
+from radial.models.lora_settings import AdapterSettings
 from radial.request import make_request
 from radial.video.clip import Video
 from radial.video.images import fit_image, read_image
@@ -25,6 +29,7 @@ from radial_finetune.data.prepare import encode_texts
 from radial_finetune.objective import Objective, Text, stands_for_frames
 from radial_finetune.sample_prompts import SamplePrompt
 
+Attend = Callable[..., AbstractContextManager[object]]  # of ``steps``
 _NAME = re.compile(r"\d{6,}-\d{2,}-\d+\.mp4")
 
 
@@ -59,7 +64,7 @@ def encode_samples(
     spec = objective.spec
     begun = []
     for number, told in enumerate(prompts):
-        asked = told.model_dump(exclude_none=True)
+        asked = {"height": size[0], "width": size[1]} | told.model_dump(exclude_none=True)
         if told.image is not None and objective.first_frame != "always":
             raise RequestError(f"samples of {spec.name} start from text alone: leave image out of sample_prompts")
         named = {name: path for name in ("image", "last_image") if (path := getattr(told, name))}
@@ -111,21 +116,25 @@ def _frames_of(objective: Objective, cache: Path, clip: CachedClip) -> dict[str,
 
 def make_samples(
     model: LoadedModel, objective: Objective, parts: dict[str, Any], samples: Sequence[Sample], lengths: Sequence[int],
-    size: tuple[int, int], steps: int | None, guidance_scale: float | None, folder: Path, step: int, *,
+    size: tuple[int, int], steps: int | None, settings: AdapterSettings, attend: Attend, folder: Path, step: int, *,
     write: bool = True,
 ) -> None:  # fmt: skip
-    """Make every clip with the transformer as it stands, at every length unless it has one of its own, and add them to
-    the page.
+    """Make every clip with the transformer as it stands, as generation would with the adapter, at every length unless
+    it has one of its own, and add them to the page.
 
     Args:
         parts: of the pipeline, by name, that are on the device only meanwhile.
-        steps, guidance_scale: of clips that say none; the model's own where they are None.
+        steps: of clips that say none; the model's own where it is None.
+        settings: what generation takes over from the adapter.
+        attend: the attention of a clip of so many steps.
     """
     pipe, spec = model.pipe, model.spec
     steps = steps or spec.num_inference_steps
-    guidance_scale = spec.guidance_scale if guidance_scale is None else guidance_scale
+    from_image = objective.first_frame == "always"
+    guidance_scale = spec.guidance_for(from_image) if settings.guidance_scale is None else settings.guidance_scale
     for name, part in parts.items():
         setattr(pipe, name, part.to(model.device))
+    takes = inspect.signature(type(pipe).__call__).parameters
     transformer = pipe.transformer
     was_training = transformer.training
     transformer.eval()
@@ -134,16 +143,23 @@ def make_samples(
             told = sample.told
             high, wide = told.height or size[0], told.width or size[1]
             images = sample.images(high, wide)
-            arguments = {
+            arguments: dict[str, Any] = {
                 name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
                 for name, value in objective.prompt_arguments(sample.text, sample.negative).items()
             }
+            scale = guidance_scale if told.guidance_scale is None else told.guidance_scale
+            # HunyuanVideo 1.5 is guided by a part of its own, and from an image it finds the size by itself.
+            asked = {"height": high, "width": wide, "guidance_scale": scale}
+            shift = settings.flow_shift or spec.shift_for(high, wide, from_image)
+            own = {
+                "scheduler": scheduler_for(pipe, settings.sampler or "model", shift), "guider": guider_for(pipe, scale),
+            }  # fmt: skip
+            taken = told.num_inference_steps or steps
+            arguments |= {name: value for name, value in asked.items() if name in takes}
             for length in (told.num_frames,) if told.num_frames else lengths:
-                with torch.inference_mode():
+                with attend(steps=taken), replaced(pipe, **own), torch.inference_mode():
                     frames = pipe(
-                        **arguments, **images, height=high, width=wide, num_frames=length,
-                        num_inference_steps=told.num_inference_steps or steps, output_type="np",
-                        guidance_scale=guidance_scale if told.guidance_scale is None else told.guidance_scale,
+                        **arguments, **images, num_frames=length, output_type="np", num_inference_steps=taken,
                         generator=torch.Generator().manual_seed(number if told.seed is None else told.seed),
                     ).frames[0]  # fmt: skip
                 if write:

@@ -7,6 +7,7 @@ was stopped, goes on as if it had not been.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import signal
 import threading
@@ -134,9 +135,12 @@ def finetune(
     begun = digest_of(Path(config.init_adapter)) if config.init_adapter else None
     run = config.model_dump(mode="json") | {
         "cache": index.digest_with_bare if config.memory and config.memory.copies else index.digest,
-        "processes": processes.count, "init_adapter": begun,
-        "timestep_sampling": batches.sampling,
+        "processes": processes.count, "init_adapter": begun, "base": index.fingerprint,
+        "timestep_sampling": batches.sampling, "caption_dropout": batches.caption_dropout,
         "shifts": {str(bucket): batches.shift_of(bucket) for bucket in batches.buckets},
+        # What the model's preset filled in, as a model that lies elsewhere may be taken for another one.
+        "preset": settings.model_dump(mode="json", include={"decay", "skip_width", "sink_frames", "dense_layers",
+                                                            "block_size"}),
     }  # fmt: skip
     state = RunState(parameters, optimizer, average, config=run)
     if resume:
@@ -182,12 +186,14 @@ def finetune(
             return
         if processes.is_first or processes.sharded or processes.parallel is not None:
             installed.close()
-            shown = attention(config, model, settings, processes.parallel, model.pipe, in_time=in_time)
-            with shown, _averaged(state), as_written():
+            attend = functools.partial(
+                attention, config, model, settings, processes.parallel, model.pipe, in_time=in_time
+            )
+            with _averaged(state), as_written():
                 make_samples(
                     model, objective, samplers, samples, _sample_lengths(config, settings),
                     _sample_size(batches.buckets), settings.num_inference_steps or config.sample_steps,
-                    settings.guidance_scale, output / "samples", state.step, write=processes.is_first,
+                    settings, attend, output / "samples", state.step, write=processes.is_first,
                 )  # fmt: skip
             install()
         processes.wait()

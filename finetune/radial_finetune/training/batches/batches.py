@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -41,9 +38,10 @@ from radial_finetune.objective import (
     plan_of,
     returning,
 )
+from radial_finetune.training.batches.order import order_of, read_ahead
 from radial_finetune.training.config import FinetuneConfig
 
-_Read = TypeVar("_Read")
+_DROPPED = 0.1  # of captions, where that is left open
 # What the clips of a batch have in common: their size, how many texts follow each other, and before which it cuts.
 _Kind = tuple[Bucket, int, tuple[int, ...]]
 
@@ -129,12 +127,22 @@ class Batches:
         """How noise levels are drawn: as chosen, else as the model's authors do."""
         return self._config.timestep_sampling or self._objective.sampling
 
+    @property
+    def caption_dropout(self) -> float:
+        """Share of clips that are told nothing: as chosen, else for those models alone that are asked without the
+        prompt too, to be guided."""
+        if self._config.caption_dropout is not None:
+            return self._config.caption_dropout
+        return 0.0 if self._objective.guides_by_input(self._objective.pipe.transformer.config) else _DROPPED
+
     def shift_of(self, bucket: Bucket) -> float:
-        """How far the noise levels of clips of a size are shifted; steps that are few are the same for all."""
+        """How far the noise levels of clips of a size are shifted; steps that are few are the same for all. What
+        generation takes over is the sampler's shift, and not one that the authors have for training alone."""
         config = self._config
         bucket = max(self.buckets) if config.distills else bucket
+        alone = None if config.distills or config.shift_by_length else self._objective.training_shift
         return noise_shift(
-            self._objective.pipe.scheduler.config, self._objective.spec, config.shift, bucket.num_frames,
+            self._objective.pipe.scheduler.config, self._objective.spec, config.shift or alone, bucket.num_frames,
             by_length=config.shift_by_length, size=(bucket.height, bucket.width),
             from_image=self._objective.first_frame == "always",
         )  # fmt: skip
@@ -173,13 +181,13 @@ class Batches:
             clips.append(members[order_of(config.seed, epoch, len(members))[place]])
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
         in_story = config.memory is not None
-        dropped = torch.rand(whole, generator=generator) < (0.0 if in_story else config.caption_dropout)
+        dropped = torch.rand(whole, generator=generator) < (0.0 if in_story else self.caption_dropout)
         sigma = self._draw_levels(bucket, whole, generator)
         own = list(range(self._rank, whole, self._ranks))
         captions = _choose_captions(config.seed, number, clips)
         # Each clip's noise has a seed of its own, so that it does not depend on how many processes there are.
         seeds = torch.randint(2**62, (whole,), generator=generator).tolist()
-        silent = torch.rand(whole, texts_of_one, generator=generator) < config.caption_dropout if in_story else None
+        silent = torch.rand(whole, texts_of_one, generator=generator) < self.caption_dropout if in_story else None
         batch = self.take(
             [clips[i] for i in own], [captions[i] for i in own], dropped[own], sigma[own], [seeds[i] for i in own],
             silent_BN=None if silent is None else silent[own],
@@ -374,24 +382,3 @@ def _count_earlier(which: NDArray[np.int64], kinds: int) -> NDArray[np.int64]:
         own = which == kind
         place[own] = np.arange(own.sum())
     return place
-
-
-def read_ahead(read: Callable[[int], _Read], first: int, end: int) -> Generator[_Read]:
-    """What is read from number ``first`` to ``end``, each one while the one before it is used."""
-    with ThreadPoolExecutor(1) as pool:
-        ahead: Future[_Read] | None = None
-        try:
-            for number in range(first, end):
-                batch = ahead.result() if ahead is not None else read(number)
-                ahead = pool.submit(read, number + 1) if number + 1 < end else None
-                yield batch
-        finally:
-            if ahead is not None:
-                ahead.cancel()
-
-
-@functools.lru_cache(maxsize=64)
-def order_of(seed: int, epoch: int, count: int) -> list[int]:
-    """Every clip once an epoch, each epoch in an order of its own."""
-    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7919 + epoch)).tolist()
-    return order

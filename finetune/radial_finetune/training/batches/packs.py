@@ -18,7 +18,8 @@ from radial.errors import RequestError
 from radial_finetune.data.cache import CachedClip
 from radial_finetune.objective import Objective
 from radial_finetune.training.assemble import grid_of
-from radial_finetune.training.batches.batches import Batch, Batches, order_of, read_ahead
+from radial_finetune.training.batches.batches import Batch, Batches
+from radial_finetune.training.batches.order import order_of, read_ahead
 from radial_finetune.training.batches.packing import deal, first_fit, work_of
 from radial_finetune.training.config import FinetuneConfig
 from radial_finetune.training.offloading import BLOCKS
@@ -104,7 +105,7 @@ class Packs:
         return self._batches.take(
             [clip],
             captions=[int(draws.random() * len(clip.captions))],
-            dropped=torch.rand(1, generator=generator) < config.caption_dropout,
+            dropped=torch.rand(1, generator=generator) < self._batches.caption_dropout,
             sigma=self._batches.levels_of(clip.bucket).draw(1, generator),
             seeds=torch.randint(2**62, (1,), generator=generator).tolist(),
         )
