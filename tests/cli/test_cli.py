@@ -390,6 +390,8 @@ def test_an_adapter_is_accounted_for_without_a_model(capsys: pytest.CaptureFixtu
     assert (code, "1 of its 2 layers act; left out: blocks.3.cross_attn.k_img" in " ".join(out.split())) == (0, True)
     code, _, err = run(capsys, "lora", str(tmp_path / "style_high_noise.safetensors"), "--model", "hunyuan-video")
     assert (code, "does not fit this model" in err) == (1, True)
+    code, out, _ = run(capsys, "lora", "bundled:tiny-long", "--json")  # of a model that comes with the package, too
+    assert (code, "tiny" in json.loads(out)["models"]) == (0, True)
 
 
 def test_a_model_is_examined_before_it_is_fetched(capsys: pytest.CaptureFixture[str]) -> None:
