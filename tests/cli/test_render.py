@@ -328,6 +328,9 @@ def test_the_queue_from_the_command_line(in_empty_folder: Path, capsys: Capsys, 
     assert shown["files"][0].endswith("outputs/a-red-circle-1.mp4")
     assert shown["receipts"][0]["request"]["seed"] == 1
     assert shown["log"][-1].endswith("done")
+    for change in (["move", ids[0], "1"], ["priority", ids[0]]):
+        code, _, err = run(capsys, "jobs", *change)
+        assert (code, f"job {ids[0]} is done: only jobs that wait can be" in " ".join(err.split())) == (2, True)
     assert run(capsys, "jobs", "remove", "all")[0] == 0
     assert "no jobs" in run(capsys, "jobs", "list")[1]
     assert sorted(os.listdir("outputs")) == ["a-new-prompt-9.mp4", "a-red-circle-1.mp4"]
