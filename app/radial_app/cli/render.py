@@ -46,7 +46,9 @@ JobFiles = Annotated[
 ]
 Template = Annotated[
     str | None,
-    typer.Option("--output", help="Names of the videos, such as '{index:03}-{slug}-{seed}.mp4'.", metavar="TEMPLATE"),
+    typer.Option(
+        "--output", "-o", help="Names of the videos, such as '{index:03}-{slug}-{seed}.mp4'.", metavar="TEMPLATE"
+    ),
 ]
 _MOST_SHOWN = 50  # jobs of a dry run
 Defaults = Annotated[
