@@ -185,7 +185,7 @@ def test_watching_a_folder(in_empty_folder: Path, wan_folder: Path) -> None:
         wait_for(["a.mp4", "c.mp4", "x.mp4"])
         assert not Path("in/b.csv.errors.txt").exists()
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # as a service manager ends it: with its workers, too
         _, err = process.communicate(timeout=1800)
     assert process.returncode == 130, err
     assert "Traceback" not in err
