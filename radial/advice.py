@@ -6,7 +6,7 @@ import re
 
 from radial.errors import some
 from radial.models.checkpoint import checkpoint_folder
-from radial.models.lora_settings import adapter_file
+from radial.models.lora_settings import AdapterSettings, adapter_file
 from radial.models.spec import ModelSpec
 from radial.models.step_caches import LEAST_STEPS, why_none
 from radial.plans.settings import DENSITY, measured_policy
@@ -29,16 +29,9 @@ def _on_length(request: GenerationRequest, spec: ModelSpec) -> list[str]:
     if tuned is not None:
         bundled = any(lora.path == spec.long_adapter for lora in request.loras)
         whose = "the bundled adapter for longer clips" if bundled else "the adapter"
-        how = f"decay {request.decay:g}, {request.dense_layers} dense layers"
-        how += "" if request.far_field == "drop" else f", far field as {request.far_field}"
-        how += "" if request.token_order == "raster" else f", tokens in {request.token_order}"
-        how = "dense attention" if request.attention == "dense" else how
-        shift = "" if request.flow_shift is None else f", flow shift {request.flow_shift:.3g}"
-        few = "" if tuned.num_inference_steps is None else f", {request.num_inference_steps} steps"
-        notes.append(
-            f"as {whose} was tuned: {request.clip_frames} frames, {how}{', riflex' if request.riflex else ''}{shift}"
-            f"{few}"
-        )
+        same, other = _held_to(request, spec, tuned)
+        notes += [f"as {whose} was tuned: {', '.join(same)}"] if same else []
+        notes += [f"otherwise than {whose} was tuned: {', '.join(other)}"] if other else []
     lengths = () if tuned is None else tuned.lengths
     within = bool(lengths) and spec.native_frames < request.clip_frames <= max(lengths)
     if within and tuned is not None and not tuned.covers(request.clip_frames):
@@ -64,6 +57,36 @@ def _on_length(request: GenerationRequest, spec: ModelSpec) -> list[str]:
             f"{'' if tuned else ' without an adapter for longer clips'}{advice}"
         )
     return notes
+
+
+def _held_to(request: GenerationRequest, spec: ModelSpec, tuned: AdapterSettings) -> tuple[list[str], list[str]]:
+    """What of a request is as its adapter was tuned, and what was given otherwise; lengths beyond the model's own have
+    notes of their own."""
+    meant = tuned.take_over(spec, request.num_inference_steps or spec.num_inference_steps)
+    words = {"attention": "dense attention" if request.attention == "dense" else ""}
+    if request.attention != meant.get("attention", request.attention):
+        words = {"attention": f"{request.attention} attention"}
+    elif request.attention != "dense":
+        words |= {"decay": f"decay {request.decay:g}", "dense_layers": f"{request.dense_layers} dense layers"}
+    far_field = "" if request.far_field == "drop" else f"far field as {request.far_field}"
+    words |= {
+        "far_field": far_field or ("no far field" if "far_field" in meant else ""),
+        "token_order": f"tokens in {request.token_order}",
+        "riflex": "riflex" if request.riflex else "no riflex",
+        "flow_shift": "" if request.flow_shift is None else f"flow shift {request.flow_shift:.3g}",
+    }
+    same = [f"{request.clip_frames} frames"] if tuned.covers(request.clip_frames) or not tuned.lengths else []
+    other = [] if same or request.clip_frames > spec.native_frames else [f"{request.clip_frames} frames"]
+    plain = {"far_field": "drop", "token_order": "raster", "riflex": False}  # as ever: no word of it
+    for name, word in words.items():
+        value = getattr(request, name)
+        if value != meant.get(name, value):
+            other.append(word)
+        elif word and value != plain.get(name, ""):
+            same.append(word)
+    if tuned.num_inference_steps is not None and request.num_inference_steps == tuned.num_inference_steps:
+        same.append(f"{request.num_inference_steps} steps")  # of others another note speaks
+    return same, other
 
 
 def _on_steps(request: GenerationRequest) -> list[str]:

@@ -98,7 +98,7 @@ def info(file: Annotated[Path, typer.Argument(help="An adapter.", metavar="FILE"
 @app.command()
 def convert(
     file: Annotated[Path, typer.Argument(help="An adapter, of any trainer.", metavar="FILE")],
-    output: Annotated[Path, typer.Option(help="File to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
     names: Annotated[Literal["diffusers", "comfy"], typer.Option(help="How layers are to be named.")] = "comfy",
     overwrite: Overwrite = False,
 ) -> None:
@@ -126,7 +126,7 @@ def convert(
 @app.command()
 def merge(
     files: Annotated[list[str], typer.Argument(help="Adapters.", metavar="FILE[:WEIGHT]...")],
-    output: Annotated[Path, typer.Option(help="Folder for the checkpoint; it must not exist.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the checkpoint; it must not exist.")],
     model: Annotated[str, typer.Option(help="A name from `radial models`, a hub id, or a checkpoint folder.")] = "tiny",
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"], typer.Option(help="Of the weights that are written.")

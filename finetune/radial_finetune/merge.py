@@ -11,13 +11,14 @@ from radial.attention.install import transformers_of
 from radial.attention.story.tokens import memory_tokens
 from radial.errors import RequestError
 from radial.files import publish
-from radial.loading.load import load
+from radial.loading.load import load, quiet
+from radial.loading.quantize import round_weights
 from radial.request import make_request
 
 
 def merge(model: str, loras: list[dict[str, object]], output: Path, dtype: torch.dtype) -> Path:
     """Write a checkpoint folder of ``model`` with adapters added to its weights, in float32 and then rounded to
-    ``dtype``. The folder appears whole or not at all.
+    ``dtype``, but for what the transformer needs in float32. The folder appears whole or not at all.
 
     Raises:
         RequestError: the folder exists, or an adapter brings memory tokens.
@@ -38,9 +39,10 @@ def merge(model: str, loras: list[dict[str, object]], output: Path, dtype: torch
         if getattr(transformer, "peft_config", None):
             transformer.fuse_lora()
             transformer.unload_lora()
-        transformer.to(dtype)
+        round_weights(transformer, dtype)
     for name in ("text_encoder", "text_encoder_2", "image_encoder"):
         if getattr(pipe, name, None) is not None:
             getattr(pipe, name).to(dtype)
-    publish(output, lambda partial: pipe.save_pretrained(partial, safe_serialization=True), overwrite=False)
+    with quiet():
+        publish(output, lambda partial: pipe.save_pretrained(partial, safe_serialization=True), overwrite=False)
     return output

@@ -9,11 +9,13 @@ from radial.adapters.account import Account, account_for
 from radial.adapters.expert import told_expert
 from radial.adapters.file import AdapterFile
 from radial.errors import ModelError
+from radial.files import BUNDLED
 from radial.models.architecture import Architecture, architecture_in, named_architectures
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.find import find_model
 from radial.models.hub.download import cached_folder
 from radial.models.lora_settings import read_adapter_settings
+from radial.models.table import MODELS
 
 # What trainers say of a run, by the words for it.
 _SAID = {
@@ -53,7 +55,7 @@ def report_on(file: AdapterFile, model: str | None = None) -> AdapterReport:
     if file.ranks:
         facts["rank"] = ", ".join(str(rank) for rank in file.ranks)
     if (settings := read_adapter_settings(file.path)) is not None:
-        facts["tuned here"] = ", ".join(f"{k} {v}" for k, v in vars(settings).items() if v not in (None, "", False))
+        facts["tuned here"] = ", ".join(f"{k} {v}" for k, v in vars(settings).items() if v not in (None, "", False, ()))
     for what, names in _SAID.items():
         if (said := next((str(file.metadata[name]) for name in names if file.metadata.get(name)), None)) is not None:
             facts[what] = said[:200]
@@ -89,6 +91,7 @@ def _architecture_of(model: str) -> Architecture:
 def _likely(file: AdapterFile) -> Iterator[tuple[str, Architecture]]:
     """Named models whose transformers are as wide as a change of the file."""
     sides = {side for entry in file.entries for side in entry.shape}
-    for name, one in named_architectures().items():
+    for name in (*named_architectures(), *(name for name, spec in MODELS.items() if spec.source.startswith(BUNDLED))):
+        one = _architecture_of(name)
         if one.width is None or one.width in sides:
             yield name, one

@@ -61,8 +61,9 @@ def check_fits(request: GenerationRequest, processes: int = 1) -> None:
     """
     if (lack := find_lack(request, processes)) is not None:
         raise RequestError(
-            f"this clip of {find_model(request.model).name} {lack}: take a smaller model, eight_bit_weights, or "
-            "another machine (--force tries it all the same)"
+            f"this clip of {find_model(request.model).name} {lack}: take a smaller model or clip, "
+            f"{'precision eight_bit_weights, ' if request.precision == 'full' else ''}or another machine "
+            "(--force tries it all the same)"
         )
 
 

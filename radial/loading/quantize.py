@@ -1,4 +1,4 @@
-"""The linear layers of a transformer or a text encoder in 8 bit."""
+"""The weights of a transformer or a text encoder in fewer bits."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ def narrow_linears(
         linear: nn.Linear = getattr(parent, name)
         setattr(parent, name, kind.of(linear, device).to(linear.weight.device))
     return len(found)
+
+
+def round_weights(transformer: nn.Module, dtype: torch.dtype) -> None:
+    """Bring a transformer of diffusers to a dtype, but for what it says it needs in float32, as loading it in that
+    dtype does: ``to`` alone would round that as well."""
+    exact = set(getattr(transformer, "_keep_in_fp32_modules", None) or ())
+    for path, parameter in transformer.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if exact & set(path.split(".")) else dtype)
 
 
 def _kept(path: str, exact: tuple[str, ...]) -> bool:

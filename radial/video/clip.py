@@ -27,13 +27,14 @@ class Video:
     receipt: dict[str, Any] = field(default_factory=dict, repr=False)
     sound: Sound | None = field(default=None, repr=False)
 
-    def write(self, path: Path, *, encoding: Encoding | None = None, overwrite: bool = False) -> Path:
+    def write(self, path: Path | str, *, encoding: Encoding | None = None, overwrite: bool = False) -> Path:
         """Write a file, by default of the format that its name says, under a temporary name first, then renamed.
 
         Raises:
             RequestError: the name asks for a format that is none of ours.
             OutputError: the file exists and ``overwrite`` is not set, or the place cannot be written.
         """
+        path = Path(path)
         encoding = encoding or encoding_for(path)
         check_output(path, encoding.suffix, overwrite=overwrite)
         publish(path, lambda partial: self.encode(partial, encoding), overwrite=overwrite)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from safetensors.torch import save_file
 from radial.models.table import MODELS
 from radial.video.clip import read_frames, read_receipt
 from radial_app.cli import main as cli
+from radial_app.cli.doctor import EXTRAS
 from radial_app.jobs.store import JobStore
 
 QUICK = ["--height", "32", "--width", "48", "--num-frames", "5", "--num-inference-steps", "2"]
@@ -390,6 +392,13 @@ def test_an_adapter_is_accounted_for_without_a_model(capsys: pytest.CaptureFixtu
     assert (code, "1 of its 2 layers act; left out: blocks.3.cross_attn.k_img" in " ".join(out.split())) == (0, True)
     code, _, err = run(capsys, "lora", str(tmp_path / "style_high_noise.safetensors"), "--model", "hunyuan-video")
     assert (code, "does not fit this model" in err) == (1, True)
+    code, out, _ = run(capsys, "lora", "bundled:tiny-long", "--json")  # of a model that comes with the package, too
+    assert (code, "tiny" in json.loads(out)["models"]) == (0, True)
+
+
+def test_the_doctor_knows_every_extra() -> None:
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert set(EXTRAS) == set(declared["optional-dependencies"]) - {"dev"}
 
 
 def test_a_model_is_examined_before_it_is_fetched(capsys: pytest.CaptureFixture[str]) -> None:

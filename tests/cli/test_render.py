@@ -90,6 +90,19 @@ def test_a_file_from_beginning_to_end(render: Any, capsys: Capsys, in_empty_fold
     assert len(re.findall(r" made ", out)) == 4
 
 
+def test_a_dry_run_tells_each_job_by_itself(render: Any) -> None:
+    """What it computes, whatever is alike but that; and its name, where others have the same."""
+    common = {"prompt": "a star", "seed": 1, "height": 128, "width": 128, "num_frames": 33, "attention": "adaptive"}
+    rows = [common | {"block_size": 16, "density": density} for density in (0.2, 0.9)]
+    Path("jobs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code, out, err = render("jobs.jsonl", "--dry-run")
+    assert code == 0, err
+    shares = [int(share) for share in re.findall(r"(\d+)%", out)]
+    assert len(shares) == 2
+    assert shares[0] < shares[1]
+    assert re.findall(r"a-star-1\S*", out) == ["a-star-1.mp4", "a-star-1-2.mp4"]
+
+
 def test_errors_are_told_before_anything_runs(render: Any) -> None:
     Path("jobs.csv").write_text("prompt,height\na,33\nb,32\nc,1\n")
     Path("more.txt").write_text("__none__\n")
@@ -172,7 +185,7 @@ def test_watching_a_folder(in_empty_folder: Path, wan_folder: Path) -> None:
         wait_for(["a.mp4", "c.mp4", "x.mp4"])
         assert not Path("in/b.csv.errors.txt").exists()
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # as a service manager ends it: with its workers, too
         _, err = process.communicate(timeout=1800)
     assert process.returncode == 130, err
     assert "Traceback" not in err
@@ -328,6 +341,9 @@ def test_the_queue_from_the_command_line(in_empty_folder: Path, capsys: Capsys, 
     assert shown["files"][0].endswith("outputs/a-red-circle-1.mp4")
     assert shown["receipts"][0]["request"]["seed"] == 1
     assert shown["log"][-1].endswith("done")
+    for change in (["move", ids[0], "1"], ["priority", ids[0]]):
+        code, _, err = run(capsys, "jobs", *change)
+        assert (code, f"job {ids[0]} is done: only jobs that wait can be" in " ".join(err.split())) == (2, True)
     assert run(capsys, "jobs", "remove", "all")[0] == 0
     assert "no jobs" in run(capsys, "jobs", "list")[1]
     assert sorted(os.listdir("outputs")) == ["a-new-prompt-9.mp4", "a-red-circle-1.mp4"]

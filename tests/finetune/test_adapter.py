@@ -169,8 +169,16 @@ def test_settings_for_longer_clips_are_taken_over(tmp_path: Path) -> None:
     own = make_request(prompt="a", loras=lora, num_frames=33, decay=0.7, dense_layers=0, flow_shift=2.0).resolve()
     assert (own.num_frames, own.decay, own.dense_layers, own.flow_shift) == (33, 0.7, 0, 2.0)
     notes = advise(make_request(prompt="a", loras=lora, num_frames=257).resolve(), MODELS["tiny"])
-    assert "flow shift 6" in notes[0]
+    assert notes[0] == "as the adapter was tuned: decay 0.5, 2 dense layers, riflex, flow shift 6"
     assert "257 frames are beyond the 129 that the adapter was tuned for" in notes[1]
+    assert advise(own, MODELS["tiny"])[0] == "as the adapter was tuned: riflex"
+    assert advise(own, MODELS["tiny"])[1] == (
+        "otherwise than the adapter was tuned: 33 frames, decay 0.7, 0 dense layers, flow shift 2"
+    )
+    dense = make_request(prompt="a", loras=lora, num_frames=129, attention="dense", riflex=False, flow_shift=6.0)
+    told = advise(dense.resolve(), MODELS["tiny"])
+    assert told[0] == "as the adapter was tuned: 129 frames, dense attention, flow shift 6"
+    assert told[1] == "otherwise than the adapter was tuned: no riflex"
     assert read_adapter_settings(tmp_path / "none.safetensors") is None
     assert AdapterSettings().riflex is False
 

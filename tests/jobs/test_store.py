@@ -123,6 +123,12 @@ def test_pause_cancel_retry_edit_duplicate_remove(store: JobStore) -> None:
     assert claimed.id == two.id
     assert store.pause([two.id]) == [two.id]
     assert (store.get(two.id).state, store.control_of(two.id)) == ("running", "pause")
+    assert store.resume([two.id]) == [two.id]  # before its step ended
+    assert (store.get(two.id).state, store.control_of(two.id)) == ("running", "")
+    assert store.resume([two.id]) == []
+    store.move(two.id, 1)  # what runs has no place
+    assert store.get(two.id).position == two.position
+    assert store.pause([two.id]) == [two.id]
     store.end(two.id, "paused")
     assert (store.get(two.id).state, store.control_of(two.id)) == ("paused", "")
     assert store.resume([one.id, two.id, three.id]) == [one.id, two.id]

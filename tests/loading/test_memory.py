@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 
 import radial
 from radial.errors import ModelError, RequestError
@@ -15,7 +16,7 @@ from radial.generation.decoding import decode_with_fallback
 from radial.loading.load import load, profile_of
 from radial.loading.memory import choose_profile, place
 from radial.loading.needs import PROFILES, Needs, Profile, fit_profile, needs_of
-from radial.loading.quantize import narrow_linears
+from radial.loading.quantize import narrow_linears, round_weights
 from radial.models.checkpoint import read_folder
 from radial.models.table import MODELS
 from radial.models.weights import Weight, Weights, weights_in
@@ -184,3 +185,14 @@ def test_a_clip_is_not_lost_where_memory_runs_out(wan_folder: Path) -> None:
     (clip,) = radial.generate(asked, model=model, on_event=lambda event: notes.append(event.note))
     assert any("in tiles" in note for note in notes)
     assert np.abs(clip.frames.astype(int) - whole.frames).max() <= 1  # one tile holds all of it
+
+
+def test_rounded_weights_are_those_that_loading_rounds(wan_folder: Path) -> None:
+    folder = wan_folder / "transformer"
+    want = WanTransformer3DModel.from_pretrained(folder, torch_dtype=torch.bfloat16)
+    got = WanTransformer3DModel.from_pretrained(folder)
+    round_weights(got, torch.bfloat16)
+    dtypes = {name: value.dtype for name, value in want.named_parameters()}
+    assert set(dtypes.values()) == {torch.bfloat16, torch.float32}
+    assert {name: value.dtype for name, value in got.named_parameters()} == dtypes
+    assert all(torch.equal(value, got.get_parameter(name)) for name, value in want.named_parameters())

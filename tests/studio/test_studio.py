@@ -33,6 +33,7 @@ from browser import (
 from PIL import Image
 
 from radial import OutputError, RadialError, RequestError
+from radial.version import __version__
 from radial.video.clip import Video, read_frames
 from radial_app.client import Client
 from radial_app.server.accounts import Accounts
@@ -386,7 +387,7 @@ def test_agents_find_tools(studio: Studio) -> None:
             streamablehttp_client(f"{studio.url}/mcp/") as (read, write, _),
             ClientSession(read, write) as session,
         ):
-            await session.initialize()
+            assert (await session.initialize()).serverInfo.version == __version__
             tools = {tool.name for tool in (await session.list_tools()).tools}
             made = await session.call_tool(
                 "generate_video", {"prompt": "by an agent", "size": "64x64", "model": "small"}

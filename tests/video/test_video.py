@@ -56,7 +56,7 @@ def test_clips_of_few_frames(tmp_path: Path, encoding: Encoding, count: int) -> 
 
 
 def test_receipt_survives_a_remux(tmp_path: Path) -> None:
-    path = clip().write(tmp_path / "a.mp4")
+    path = clip().write(str(tmp_path / "a.mp4"))
     assert read_receipt(path) == RECEIPT | {"encoding": Encoding().model_dump()}
     with av.open(str(path)) as source, av.open(str(tmp_path / "b.mp4"), "w") as target:
         target.metadata.update(source.metadata)

@@ -29,9 +29,10 @@ from radial.request import make_request
 from radial_app.cli.terminal.options import DataDir
 from radial_app.jobs.folder import data_folder
 
-_EXTRAS = {
+EXTRAS = {
     "server": "fastapi", "studio": "gradio", "train": "datasets", "eight-bit": "torchao", "caption": "torchvision",
-    "measure": "torchmetrics", "cluster": "ray", "flash": "flash_attn", "upscale": "spandrel",
+    "optimizers": "pytorch_optimizer", "measure": "torchmetrics", "gguf": "gguf", "cluster": "ray",
+    "flash": "flash_attn", "upscale": "spandrel",
 }  # fmt: skip
 _PACKAGES = ("torch", "triton", "diffusers", "transformers", "accelerate", "peft", "av", "safetensors")
 _LEAST_DISK = 5e9
@@ -52,7 +53,7 @@ def examine(folder: Path | None = None) -> list[Finding]:
     found = [Finding("Python", platform.python_version()), Finding("system", platform.platform())]
     found += [Finding(name, _version(name)) for name in _PACKAGES]
     found += [*_devices(), *_disks(folder), _port(), *_codecs()]
-    missing = [name for name, module in _EXTRAS.items() if importlib.util.find_spec(module) is None]
+    missing = [name for name, module in EXTRAS.items() if importlib.util.find_spec(module) is None]
     if missing:
         found.append(Finding("not installed", f"extras {', '.join(missing)}: pip install 'radial-video[NAME]'", "note"))
     return found

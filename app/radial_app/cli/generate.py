@@ -138,7 +138,9 @@ def generate(
     ] = "auto",
     output: Annotated[
         Path | None,
-        typer.Option(help="File to write, .mp4, .webm or .gif, or a folder for it; outputs/ by default."),
+        typer.Option(
+            "--output", "-o", help="File to write, .mp4, .webm or .gif, or a folder for it; outputs/ by default."
+        ),
     ] = None,
     overwrite: Overwrite = False,
     video_format: Format = None,

@@ -45,7 +45,9 @@ def inspect(
     num_frames: NumFrames = None,
     seconds: Seconds = None,
     num_inference_steps: NumInferenceSteps = None,
-    output: Annotated[Path | None, typer.Option(help="PNG to write; by default one under outputs/.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="PNG to write; by default one under outputs/.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead of a table.")] = False,
     **attention: Any,

@@ -140,14 +140,24 @@ def edit(job: Id, change: Annotated[list[str], typer.Argument(help="KEY=VALUE.",
 def move(job: Id, place: Annotated[int, typer.Argument(help="Place in the queue, from 1.", min=1)]) -> None:
     """Move a waiting job to a place of the queue."""
     with JobStore() as store:
-        store.move(store.get(job).id, place)
+        store.recover()
+        found = store.get(job)
+        _check_waits(found, "moved")
+        store.move(found.id, place)
+        print(found.id)
 
 
 @app.command()
 def priority(jobs: Ids, value: Annotated[int, typer.Option(help="Higher goes first.")] = 1) -> None:
-    """Set the priority of jobs."""
+    """Set the priority of jobs that wait."""
     with JobStore() as store:
-        store.prioritise(_ids(store, jobs, ("queued", "paused")), value)
+        store.recover()
+        ids = _ids(store, jobs, ("queued", "paused"))
+        for id_ in ids:
+            _check_waits(store.get(id_), "given a priority")
+        store.prioritise(ids, value)
+        for id_ in ids:
+            print(id_)
 
 
 @app.command()
@@ -273,6 +283,11 @@ def _ids(store: JobStore, given: list[str], states: tuple[State, ...]) -> list[s
     if given == ["all"]:
         return [job.id for job in store.find(states)]
     return [store.get(id_).id for id_ in given]
+
+
+def _check_waits(job: Job, what: str) -> None:
+    if job.state not in ("queued", "paused"):
+        raise RequestError(f"job {job.id} is {job.state}: only jobs that wait can be {what}")
 
 
 def changes_of(given: list[str] | None) -> dict[str, Any]:

@@ -31,7 +31,9 @@ def receipt(file: File) -> None:
 
 def rerun(
     file: File,
-    output: Annotated[Path | None, typer.Option(help="File to write, or a folder for it; outputs/ by default.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write, or a folder for it; outputs/ by default.")
+    ] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Make a video again, as its receipt says."""

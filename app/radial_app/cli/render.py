@@ -46,7 +46,9 @@ JobFiles = Annotated[
 ]
 Template = Annotated[
     str | None,
-    typer.Option("--output", help="Names of the videos, such as '{index:03}-{slug}-{seed}.mp4'.", metavar="TEMPLATE"),
+    typer.Option(
+        "--output", "-o", help="Names of the videos, such as '{index:03}-{slug}-{seed}.mp4'.", metavar="TEMPLATE"
+    ),
 ]
 _MOST_SHOWN = 50  # jobs of a dry run
 Defaults = Annotated[
@@ -258,12 +260,14 @@ def _show_jobs(jobs: list[Job], store: JobStore, *, resume: bool) -> None:
         table.add_column(column, overflow="fold", ratio=1)
     known: dict[str, Estimate] = {}
     total, unknown = 0.0, 0
+    names: set[Path] = set()
     for job in jobs:
         request = job.request
         size = f"{request.width}x{request.height}, {request.num_frames}"
         if job.story is not None:
             size = f"{request.width}x{request.height}, a story of {len(job.story.lines)}"
-        key = f"{request.model} {size} {request.num_inference_steps} {request.attention} {request.decay}"
+        own = {"prompt", "then", "negative_prompt", "seed", "num_videos", "fps"}
+        key = request.model_dump_json(exclude=own) + size
         if key not in known:
             known[key] = estimate(request, store)
         found = known[key]
@@ -274,6 +278,9 @@ def _show_jobs(jobs: list[Job], store: JobStore, *, resume: bool) -> None:
         if job.index > _MOST_SHOWN:
             continue
         name = job.output.path(job.name_values(request, 0))
+        if not made and not job.output.overwrite:
+            name = free_name(name, names)
+        names.add(name)
         table.add_row(
             str(job.index), size, str(request.num_inference_steps),
             f"{found.density:.0%}" if found.density is not None else "?",

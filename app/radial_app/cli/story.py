@@ -54,7 +54,7 @@ _GROUPS = {
 def story(
     context: typer.Context,
     file: Annotated[str, typer.Argument(help="A prompt a line, or YAML; - reads it from stdin.", metavar="FILE|-")],
-    output: Annotated[Path | None, typer.Option(help="File to write, .mp4.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write, .mp4.")] = None,
     continue_film: Annotated[
         Path | None,
         typer.Option("--continue", help="Go on with this film, by its receipt, with the lines given.", metavar="FILM"),

@@ -13,7 +13,7 @@ from rich.markup import escape
 from radial.errors import OutputError, RequestError
 from radial.files import publish_text
 from radial_app.cli.render import Defaults, Template, check_devices, check_place, enqueue, output_of, read_all
-from radial_app.cli.terminal.batch import stderr, stop_pool
+from radial_app.cli.terminal.batch import end_by_signal, stderr, stop_pool
 from radial_app.cli.terminal.options import (
     Codec,
     Crf,
@@ -62,6 +62,7 @@ def watch(
             store, device or own_devices(), per_device=jobs_per_device, batch="watch",
             snapshot_seconds=snapshot_seconds, pack=pack,
         )  # fmt: skip
+        end_by_signal()
         stderr.print(f"watching {folder}; Ctrl+C ends", highlight=False)
         try:
             while True:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 
@@ -204,9 +205,9 @@ def _from_home(path: str | None) -> str | None:
     return f"~{path[len(home) :]}" if path is not None and home != "/" and path.startswith(f"{home}/") else path
 
 
-def free_name(path: Path) -> Path:
-    """The path itself, or the first of path-2, path-3, ... that does not exist."""
+def free_name(path: Path, taken: Container[Path] = ()) -> Path:
+    """The path itself, or the first of path-2, path-3, ... that does not exist and is not ``taken``."""
     candidate, count = path, 2
-    while candidate.exists():
+    while candidate.exists() or candidate in taken:
         candidate, count = path.with_stem(f"{path.stem}-{count}"), count + 1
     return candidate

@@ -270,11 +270,13 @@ class JobStore:
         """Put paused jobs back into the queue, at their old place; those about to pause go on."""
         ids = list(ids)
         with self._transaction() as database:
-            database.executemany(
-                "UPDATE jobs SET control = '' WHERE id = ? AND state = 'running' AND control = 'pause'",
-                [(id_,) for id_ in ids],
-            )
-        return self._move_state(ids, ("paused",), "queued")
+            going_on = [
+                id_ for id_ in ids
+                if database.execute(
+                    "UPDATE jobs SET control = '' WHERE id = ? AND state = 'running' AND control = 'pause'", (id_,)
+                ).rowcount
+            ]  # fmt: skip
+        return going_on + self._move_state(ids, ("paused",), "queued")
 
     def cancel(self, ids: Iterable[str], *, keep: bool) -> list[str]:
         """Give jobs up; with ``keep``, running ones decode what they have, and films stay as far as they are: of those
@@ -350,12 +352,16 @@ class JobStore:
 
     def move(self, id_: str, place: int, owner: str | None = None) -> None:
         """Move a waiting job to a place, from 1: of the whole queue, where its priority becomes that of its neighbours,
-        or among its owner's jobs, which exchange their places and take none of anybody else's."""
+        or among its owner's jobs, which exchange their places and take none of anybody else's. Others have no place,
+        and stay as they are."""
         if owner is not None:
             self._move_among_own(id_, place, owner)
             return
         with self._transaction() as database:
-            rows = [row for row in self._waiting() if row["id"] != id_]
+            waiting = self._waiting()
+            rows = [row for row in waiting if row["id"] != id_]
+            if len(rows) == len(waiting):
+                return
             index = min(max(place - 1, 0), len(rows))
             before, after = rows[index - 1] if index else None, rows[index] if index < len(rows) else None
             if before is not None and after is not None and before["priority"] == after["priority"]:

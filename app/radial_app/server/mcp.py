@@ -13,6 +13,7 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from radial.errors import RadialError
+from radial.version import __version__
 from radial_app.jobs.job import FINISHED, UNFINISHED, Job
 from radial_app.server.answers import problem
 from radial_app.server.limits.bodies import again, read_body
@@ -31,6 +32,7 @@ def make_tools(paths: ServerPaths) -> FastMCP[None]:
         "Radial", stateless_http=True, json_response=True, streamable_http_path="/", transport_security=unguarded,
         log_level="ERROR",
     )  # fmt: skip
+    tools._mcp_server.version = __version__  # else that of the protocol's own package
 
     async def answer(context: Context[Any, Any, Any], work: Callable[[Service], _T]) -> _T:
         asked: Any = context.request_context.request

@@ -259,7 +259,7 @@ class Service:
             self._check_room(1)
         acts = {"pause": self.store.pause, "resume": self.store.resume, "retry": self.store.retry}
         done = self.store.cancel(ids, keep=keep) if action == "cancel" else acts[action](ids)
-        if not done and not (action == "resume" and job.control == "pause"):
+        if not done:
             raise Conflict(f"video {job.id} is {job.state}: it cannot be {_PAST[action]}")
         return self.store.get(job.id)
 

@@ -17,6 +17,7 @@ import torch
 from radial.errors import RequestError
 from radial.files import existing_folder
 from radial.loading.load import choose_device, choose_dtype
+from radial.loading.quantize import round_weights
 from radial.models.architecture import architecture_in
 from radial.models.checkpoint import checkpoint_folder
 from radial.models.find import find_model
@@ -122,7 +123,7 @@ def forecast(config: FinetuneConfig) -> TrainingNeeds:
     objective = objective_of(architecture.kind, sizes, sizes.get("out_channels") or sizes["in_channels"])
     with torch.device("meta"):
         transformer = getattr(diffusers, architecture.kind).from_config(sizes)
-        transformer = transformer.to(choose_dtype(config.dtype, device, spec.half_dtype))
+        round_weights(transformer, choose_dtype(config.dtype, device, spec.half_dtype))
         add_adapter(transformer, objective, config.adapter_form)
     lengths = {stage.num_frames for stage in config.curriculum}
     buckets = [bucket for bucket in index.buckets if not lengths or bucket.num_frames in lengths]

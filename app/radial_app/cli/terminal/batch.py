@@ -80,13 +80,18 @@ class BatchView:
         return self.finished >= len(states)
 
 
-def show_batch(store: JobStore, ids: list[str], pool: WorkerPool) -> None:
-    """Wait until jobs are finished, keeping workers alive meanwhile."""
+def end_by_signal() -> None:
+    """Have SIGTERM, as a service manager sends it, end this command as Ctrl+C does: with its workers."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+
+
+def show_batch(store: JobStore, ids: list[str], pool: WorkerPool) -> None:
+    """Wait until jobs are finished, keeping workers alive meanwhile."""
+    end_by_signal()
     overdue = Overdue(jobs=frozenset(ids))
     try:
         with BatchView(store, ids) as view:
