@@ -1,1 +1,2 @@
-"""Measuring what each layer's sparse attention changes at each step of a model, for policies. Imports generation."""
+"""Measuring what each layer's sparse attention changes at each step of a model, for policies; and ways to attend on
+captures. Imports generation."""

@@ -111,7 +111,7 @@ def attention(
     """One clip, radial and dense at the same seed: PSNR, SSIM, and the error of each step's attention. Or ways to
     attend on captured queries, keys and values: what they keep of the softmax's mass, and their error."""
     if captures is not None:
-        from radial_finetune.evaluate import captures as captured
+        from radial.profiling import captures as captured
 
         with stderr.status("captures are judged"):
             found = captured.judge_folder(captures, grid, before, decay, density, block_size, device)

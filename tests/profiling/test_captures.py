@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from radial import RequestError, TokenGrid
 from radial.plans.layout import Layout
 from radial.plans.planner import Site
-from radial_finetune.evaluate import captures
-from radial_finetune.evaluate.captures import Capture, judge, judge_folder, ways
+from radial.profiling import captures
+from radial.profiling.captures import Capture, judge, judge_folder, ways
 from radial_finetune.evaluate.cli import app
 from radial_kernels.block_sparse import PooledLists
 from radial_kernels.block_sparse.reference import attention, token_mask
