@@ -45,12 +45,14 @@ def render_here(
     with Progress(stderr, hidden=quiet or as_json) as progress:
 
         def on_event(_job: Job, event: Any) -> None:
+            nonlocal started
             if not isinstance(event, tuple):
                 progress.on_event(event)
                 return
             file, video = event
             progress.end()
             _print_result(file, video, time.monotonic() - started, stderr, quiet=quiet, as_json=as_json)
+            started = time.monotonic()  # each file is told with its own time
 
         progress.begin("load")
         worker = Worker(store, ranks, device=ranks.device if ranks else "auto")
@@ -127,6 +129,8 @@ def _print_result(file: ResultFile, video: Any, seconds: float, stderr: Console,
         return
     if not quiet:
         share, cache = video.receipt.get("attention", {}).get("computed_share"), video.receipt.get("cache")
+        if "finishing" in video.receipt:  # what it says of attention is of the clip that was finished
+            share, cache = None, None
         computed = "" if share is None else f", {share:.0%} of attention computed"
         left_out = f", {cache['skipped']:.0%} of the transformer's calls left out by {cache['method']}" if cache else ""
         told = f"in {seconds:.1f} s{computed}{left_out}"
