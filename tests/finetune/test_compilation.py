@@ -90,7 +90,7 @@ def test_what_is_compiled_for_a_pack_computes_any_other(transformer: Any) -> Non
         calls = [
             {
                 "hidden_states": torch.randn(1, 4, count, 2, 2 * (1 + count % 2), generator=generator),
-                "timestep": torch.full((1,), 100.0 * place), "encoder_hidden_states": torch.full((1, 3, 8), place / 4),
+                "timestep": torch.full((1,), 100.0 * place), "encoder_hidden_states": torch.full((1, 5, 8), place / 4),
             }
             for place, count in enumerate(frames)
         ]  # fmt: skip

@@ -31,7 +31,8 @@ class PackedClips:
         one_list: compute sparse attention on all clips at once, as one list of blocks, for which each is filled up to
             a whole block; otherwise on all clips of a size at once.
         options: of ``torch.compile``, where the transformer's blocks are compiled: what computes packs is then compiled
-            too, once for packs of several clips and once for those of one, whatever their sizes. What attends is not.
+            too, once for packs of several clips and once for those of one, whatever their sizes; and once more where
+            the first one has as many clips, tokens or words as something else by chance. What attends is not.
 
     Raises:
         ModelError: packed clips are not known of the model, or the installation puts tokens in columns, looks at their
