@@ -101,8 +101,7 @@ class FinetuneConfig(BaseModel):
         offload_blocks: keep the frozen weights in the host's memory, but for those of two blocks at a time.
         base_precision: ``float8`` keeps the frozen weights in 8 bit, and widens each layer's as it is used. Not with
             compile.
-        compile: compile the transformer's blocks; pays off after some minutes of training. With ``packed``, for packs
-            of all sizes at once, and without what attends.
+        compile: compile the transformer's blocks, for packs once; pays off after some minutes of training.
         held_out: clips kept for validation, spread over the cache.
         sample_prompts: prompts of the clips that are made before the first step and every ``sample_every`` steps, at
             the native and at the target length or at ``sample_frames``; or the name of a file of them. Each may have a
