@@ -40,7 +40,8 @@ class PackedHunyuanVideo:
     def forward(self, calls: Sequence[Mapping[str, Any]], pack: Pack, run: Run) -> list[Tensor]:
         model: Any = self._transformer
         latents = pack.stack([call["hidden_states"] for call in calls])
-        hidden_1SC = pack.enter([model.x_embedder(x) for x in latents])
+        with torch.compiler.set_stance("force_eager"):  # compiled along with blocks, once for each size
+            hidden_1SC = pack.enter([model.x_embedder(x) for x in latents])
         turns = [model.rope(x) for x in latents]
         rotary = tuple(
             pack.enter([turn[half].expand(len(x), -1, -1) for turn, x in zip(turns, latents, strict=True)])[0]
@@ -50,7 +51,8 @@ class PackedHunyuanVideo:
         told = calls[0].get("guidance") is not None
         guidance = torch.cat([call["guidance"] for call in calls]) if told else None
         temb_BC, _ = model.time_text_embed(timestep, pooled, guidance)
-        text_1LC = self._read(calls, timestep, pack)
+        with torch.compiler.set_stance("force_eager"):
+            text_1LC = self._read(calls, timestep, pack)
         for block, _ in self.blocks:
             hidden_1SC, text_1LC = run(block, hidden_1SC, text_1LC, temb_BC, rotary, pack)
         out = model.norm_out
