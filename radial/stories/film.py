@@ -271,8 +271,8 @@ def _notes(story: StoryRequest, model: LoadedModel) -> list[str]:
         nameless = [line for line in story.lines if line.name and line.look is None]
         if mends := next((line.name for line in nameless if line.returns or not model.spec.reads_names), None):
             notes.append(
-                f"what {mends} looks like is told in no line that does not say so: give it once, as in "
-                f'"{mends} (a small red star): ...", and each line from there on tells it'
+                f'{mends} has no look: give it once, as in "{mends} (a small red star): ...", and each line from there '
+                "on tells it"
             )
     return notes
 

@@ -69,6 +69,7 @@ def test_a_command_of_the_documentation_is_taken(page: str, line: str, root: Any
 # What makes a command take seconds, and is no other command for it.
 FOR_LESS = {
     "generate": ["--num-frames", "9", "--num-inference-steps", "1"],
+    "story lines.txt": ["--num-inference-steps", "1"],
     "render": ["--set", "num_frames=5", "--set", "num_inference_steps=1", "--jobs-per-device", "1"],
     "evaluate attention": ["--num-frames", "9", "--num-inference-steps", "1"],
     "evaluate control": ["--num-inference-steps", "1", "--clips", "1", "--task", "path"],
@@ -83,7 +84,8 @@ MISSING = re.compile(
 # These lack nothing.
 WORKING = re.compile(
     r"radial (?:generate (?!.*--(?:model|lora))|render jobs\.(?:txt|yaml)(?!.*--ray)|evaluate (?!story|control)|"
-    r"receipt|rerun|verify|inspect|estimate|doctor|jobs |presets |accounts add|studio(?!.*--listen)|serve|work|watch)"
+    r"story (?!.*--lora)|receipt|rerun|verify|inspect|estimate|doctor|jobs |presets |accounts add|"
+    r"studio(?!.*--listen)|serve|work|watch)"
 )
 
 
@@ -103,6 +105,8 @@ def at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             Image.fromarray(frames[9]).save(name)
         Path("jobs.txt").write_text("# jobs.txt\na {red|grey} circle rises\n")
         Path("jobs.yaml").write_text("jobs:\n  - {prompt: a red circle rises}\n")
+        Path("lines.txt").write_text("0.3s anna (a red star): rises\n# cut\n0.3s ben: falls\n0.3s anna: spins\n")
+        Path("more.txt").write_text("0.3s ben: rises\n0.3s anna: falls\n")
         Path("jobs.csv").write_text("prompt,seed,num_frames,lora\na fox,1,5,\na fox,1,9,fox.safetensors:0.8\n")
         demo = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "/radial generate" in line)
         code, said = run([*shlex.split(demo)[1:], *FOR_LESS["generate"]])
