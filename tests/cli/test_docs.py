@@ -83,9 +83,9 @@ MISSING = re.compile(
 )
 # These lack nothing.
 WORKING = re.compile(
-    r"radial (?:generate (?!.*--(?:model|lora))|render jobs\.(?:txt|yaml)(?!.*--ray)|evaluate (?!story|control)|"
-    r"story (?!.*--lora)|receipt|rerun|verify|inspect|estimate|doctor|jobs |presets |accounts add|"
-    r"studio(?!.*--listen)|serve|work|watch)"
+    r"radial (?:generate (?!.*--(?:model|lora))|render jobs\.(?:txt|yaml)(?!.*--ray)|"
+    r"evaluate (?!story|control|attention --captures)|story (?!.*--lora)|receipt|rerun|verify|inspect|estimate|"
+    r"doctor|jobs |presets |accounts add|studio(?!.*--listen)|serve|work|watch)"
 )
 
 
