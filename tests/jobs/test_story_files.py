@@ -132,5 +132,5 @@ def test_the_command_puts_a_story_into_the_queue(
 
 
 def test_a_hard_cut_where_a_film_goes_on_is_one() -> None:
-    assert read_story("# cut\na ring", frozenset())[0].cut
+    assert read_story("# cut\na ring", {})[0].cut
     assert not read_story("# cut\na ring")[0].cut

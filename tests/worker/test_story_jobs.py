@@ -239,7 +239,7 @@ def test_a_film_goes_on_from_another_one(
 ) -> None:
     first = add()
     run(store)
-    lines = (*story.lines[:2], replace(story.lines[2], seed=9), *read_story("anna: rises", frozenset({"anna"})))
+    lines = (*story.lines[:2], replace(story.lines[2], seed=9), *read_story("anna: rises", {"anna": None}))
     changed = story.with_lines(lines)
     second = add(changed, base=str(store.film_folder(first.id)))
     assert store.goes_on_from([], first.id) == second.id
