@@ -45,6 +45,8 @@ def test_a_story_from_lines_to_a_film_that_goes_on(page: Any, studio: Studio) ->
     page.check("#cut-3")
     page.drag_and_drop(".grip >> nth=2", ".lines li >> nth=1")
     page.wait_for_function(f"{PROMPTS}[1] === 'a blue ring falls'")
+    told = '[aria-label="Look of the figure of line 3"]'
+    assert page.get_attribute(told, "placeholder") == "a small one"  # what its line is told with
     page.fill("[name=story-seconds]", "0.5")
     for line in (2, 3):  # these take minutes: they are still being made, however long the browser takes to look
         page.fill(f'[aria-label="Seconds of line {line}"]', "10")

@@ -120,6 +120,7 @@ function drawLines(focus = null) {
   const first = story.from?.kept.length ?? 0;
   rows().start = first + 1;
   rows().replaceChildren(...story.lines.map((line, index) => row(line, index, first)));
+  showLooks();
   if (focus) rows().children[focus.index]?.querySelector(focus.on)?.focus();
 }
 
@@ -130,7 +131,7 @@ function row(line, index, first) {
   const prompt = h("textarea", { rows: 2, maxLength: 20000, value: line.prompt ?? "", className: "says", ariaLabel: named("Prompt"), placeholder: index ? "What happens next" : "What the film begins with", oninput: () => keep("prompt", prompt.value) });
   const name = h("input", { type: "text", maxLength: 32, value: line.name ?? "", ariaLabel: named("Name of the figure"), placeholder: "name", autocomplete: "off", oninput: () => { look.hidden = !name.value.trim(); keep("name", name.value); } });
   name.setAttribute("list", "story-names");
-  const look = h("input", { type: "text", className: "look", maxLength: 20000, value: line.look ?? "", hidden: !line.name?.trim(), ariaLabel: named("Look of the figure"), placeholder: "what it looks like, told from here on", title: "Told in place of the name, in this line and all later ones of that name", autocomplete: "off", oninput: () => keep("look", look.value) });
+  const look = h("input", { type: "text", className: "look", maxLength: 20000, value: line.look ?? "", hidden: !line.name?.trim(), ariaLabel: named("Look of the figure"), title: "Told in place of the name, in this line and all later ones of that name", autocomplete: "off", oninput: () => keep("look", look.value) });
   const seconds = h("input", { type: "number", min: 0.1, max: 600, step: "any", value: line.seconds ?? "", ariaLabel: named("Seconds"), placeholder: "s", inputMode: "decimal", oninput: () => keep("seconds", seconds.value === "" ? null : Number(seconds.value)) });
   const cut = h("input", { type: "checkbox", checked: Boolean(line.cut), id: `cut-${number_}`, onchange: () => keep("cut", cut.checked) });
   const hidden = (what) => h("span", { className: "visually-hidden" }, `${what} line ${number_}`);
@@ -162,6 +163,17 @@ function row(line, index, first) {
   return item;
 }
 
+// A line that gives no look shows the one that it is told with.
+function showLooks() {
+  const looks = {};
+  for (const [index, line] of [...(story.from?.kept ?? []), ...story.lines].entries()) {
+    const name = line.name?.trim().toLowerCase();
+    const field = rows().children[index - (story.from?.kept.length ?? 0)]?.querySelector(".look");
+    if (field) field.placeholder = looks[name] ?? "what it looks like";
+    if (name && line.look?.trim()) looks[name] = line.look.trim();
+  }
+}
+
 // Changes the order of the lines: those that are remembered as another one follow it.
 function arrange(change) {
   const all = () => [...(story.from?.kept ?? []), ...story.lines];
@@ -182,6 +194,7 @@ function changed() {
   refused = "";
   keepStory();
   rows().classList.toggle("unremembered", !remembers());
+  showLooks();
   const names = [...new Set([...(story.from?.kept ?? []), ...story.lines].map((line) => line.name?.trim()).filter(Boolean))];
   document.querySelector("#story-names")?.remove();
   document.getElementById("story-form").append(h("datalist", { id: "story-names" }, ...names.map((one) => h("option", { value: one }))));
