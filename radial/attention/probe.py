@@ -49,13 +49,14 @@ class Probe:
     Attributes:
         dense: whether the current step is dense for what the one before it was found to be.
         made_dense: those that were, since installation.
+        layers: that are looked at in the current call.
     """
 
     def __init__(self, dense_above: float, parallel: ContextParallel | None = None) -> None:
         self.dense_above, self._parallel = dense_above, parallel
         self.dense, self.made_dense = False, list[int]()
         self._step, self._left_out = -1, False
-        self._layers: tuple[int, ...] = ()  # that are looked at in the current call
+        self.layers: tuple[int, ...] = ()
         self._rows = 1
         # Squares of the difference and of the true output, mass in kept blocks, rows: of the step, and of the call.
         self._sums_LN = self._call_LN = torch.zeros(LAYERS, 4, dtype=torch.float64)
@@ -84,14 +85,9 @@ class Probe:
                 self.made_dense.append(self._step)
             sparse = []
         count = min(LAYERS, len(sparse))
-        self._layers = tuple(sparse[(2 * index + 1) * len(sparse) // (2 * count)] for index in range(count))
+        self.layers = tuple(sparse[(2 * index + 1) * len(sparse) // (2 * count)] for index in range(count))
         self._rows = min(ROWS, max(1, int(_SHARE * tokens * len(choices) / LAYERS)))
         return dict.fromkeys(choices, DENSE) if self.dense else dict(choices)
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Those that are looked at."""
-        return self._layers
 
     def leave_out(self) -> None:
         """Take account of a step cache that left layers out of the current call."""
@@ -113,24 +109,17 @@ class Probe:
             kept_HRC = kept_BHRC[min(entry, len(kept_BHRC) - 1)].expand(heads, -1, -1)
             for first in range(0, heads, some):
                 own = slice(first, first + some)
-                q, out = (x[entry, rows_R, own].transpose(0, 1).float() for x in (q_BSHD, out_BSHD))
-                k, v = (x[entry, :, own].transpose(0, 1).float() for x in (k_BSHD, v_BSHD))
-                weights_HRS = (q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)).softmax(-1)
-                real = weights_HRS @ v
-                weights_HRS = F.pad(weights_HRS, (0, -weights_HRS.shape[-1] % lists.block_size))
-                mass_HRC = weights_HRS.unflatten(-1, (-1, lists.block_size)).sum(-1)
-                sums = ((out - real).square(), real.square(), mass_HRC * kept_HRC[own])
-                found = found + torch.stack(
-                    [*(x.double().sum() for x in sums), found.new_tensor(mass_HRC[..., 0].numel())]
-                )
+                q, out = (x[entry, rows_R, own].transpose(0, 1) for x in (q_BSHD, out_BSHD))
+                k, v = (x[entry, :, own].transpose(0, 1) for x in (k_BSHD, v_BSHD))
+                found = found + held_against_full(q, k, v, out, kept_HRC[own], lists.block_size, scale)
         call = list(self._call_LN)
-        call[self._layers.index(layer)] = call[self._layers.index(layer)] + found
+        call[self.layers.index(layer)] = call[self.layers.index(layer)] + found
         self._call_LN = torch.stack(call)
 
     @torch.no_grad()
     def end_call(self) -> None:
         """Take account of a call; where processes share it, all of them call this."""
-        if not self._layers:
+        if not self.layers:
             return
         call_LN = self._call_LN
         if self._parallel is not None:  # in one order on all, so that the sums are the same to the last bit
@@ -170,6 +159,21 @@ class Probe:
         self._step, self.dense, self._left_out = state["step"], state["dense"], state["left_out"]
         self.made_dense, self._sums_LN = list(state["made_dense"]), state["sums"].to(device)
         self._ended = [Figures(*one) for one in state["ended"]]
+
+
+def held_against_full(
+    q_HRD: Tensor, k_HSD: Tensor, v_HSD: Tensor, out_HRD: Tensor, kept_HRC: Tensor, block_size: int,
+    scale: float | None = None,
+) -> Tensor:  # fmt: skip
+    """Of some rows of a sparse layer: the squares of what its output is off full attention's, and of that, the
+    softmax's mass in the blocks that each row keeps, and how many rows of heads they are; sums, in float64."""
+    q_HRD, k_HSD, v_HSD, out_HRD = (x.float() for x in (q_HRD, k_HSD, v_HSD, out_HRD))
+    weights_HRS = (q_HRD @ k_HSD.mT * (q_HRD.shape[-1] ** -0.5 if scale is None else scale)).softmax(-1)
+    real_HRD = weights_HRS @ v_HSD
+    weights_HRS = F.pad(weights_HRS, (0, -weights_HRS.shape[-1] % block_size))
+    mass_HRC = weights_HRS.unflatten(-1, (-1, block_size)).sum(-1)
+    sums = [(out_HRD - real_HRD).double().square(), real_HRD.double().square(), (mass_HRC * kept_HRC).double()]
+    return torch.stack([*(x.sum() for x in sums), sums[0].new_tensor(mass_HRC[..., 0].numel())])
 
 
 def sampled_rows(layout: Layout, count: int, step: int, layer: int) -> Tensor:

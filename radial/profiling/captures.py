@@ -16,9 +16,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from radial.attention.probe import kept_blocks
+from radial.attention.probe import held_against_full, kept_blocks
 from radial.errors import RequestError, first_line
 from radial.loading.devices import find_device
 from radial.plans.block_runs import check_block_size
@@ -201,7 +200,7 @@ def judge(capture: Capture, layout: Layout, way: Way, block_size: int) -> Judged
     rows_R = _rows(layout, block_size).to(q.device)
     kept_BHRC = kept_blocks(lists, rows_R, blocks)
     some = BlockLists.of_mask(kept_BHRC, block_size)
-    apart = real = mass = looked_at = 0.0
+    sums = torch.zeros(4, dtype=torch.float64, device=q.device)
     tokens_T = (rows_R[:, None] * block_size + torch.arange(block_size, device=q.device)).flatten()
     tokens_T = tokens_T[tokens_T < layout.tokens]  # the last block, which comes last, may be shorter
     ours = attention(
@@ -213,17 +212,12 @@ def judge(capture: Capture, layout: Layout, way: Way, block_size: int) -> Judged
         for place, of_row in enumerate(tokens_T.split(block_size)):
             for first in range(0, q.shape[2], at_once):
                 heads = slice(first, first + at_once)
-                q_HTD = q[entry, of_row, heads].transpose(0, 1).float()
-                k_HSD, v_HSD = (x[entry, :, heads].transpose(0, 1).float() for x in (k, v))
-                weights_HTS = (q_HTD @ k_HSD.mT * q.shape[-1] ** -0.5).softmax(-1)
-                full_HTD = weights_HTS @ v_HSD
                 own = slice(place * block_size, place * block_size + len(of_row))
-                apart += float((ours[entry, own, heads].transpose(0, 1).float() - full_HTD).double().square().sum())
-                real += float(full_HTD.double().square().sum())
-                mass_HTC = F.pad(weights_HTS, (0, -layout.tokens % block_size)).unflatten(-1, (-1, block_size)).sum(-1)
+                q_HTD, ours_HTD = (x.transpose(0, 1) for x in (q[entry, of_row, heads], ours[entry, own, heads]))
+                k_HSD, v_HSD = (x[entry, :, heads].transpose(0, 1) for x in (k, v))
                 kept_HC = kept_BHRC[min(entry, len(kept_BHRC) - 1), :, place].expand(q.shape[2], -1)[heads]
-                mass += float((mass_HTC * kept_HC[:, None]).double().sum())
-                looked_at += mass_HTC[..., 0].numel()
+                sums += held_against_full(q_HTD, k_HSD, v_HSD, ours_HTD, kept_HC[:, None], block_size)
+    apart, real, mass, looked_at = sums.tolist()
     return Judged(float(kept_BHRC.float().mean()), mass / looked_at, apart / max(real, 1e-30))
 
 
