@@ -251,11 +251,9 @@ def where(job: Job) -> str:
         video = f", video {job.video + 1}" if job.results > 1 else ""
         if job.story is not None and job.stage != "finish":
             video = f", segment {job.story.segment_at(job.pieces) + 1} of {len(job.story.lines)}"
-        looked = (
-            ""
-            if job.recall is None or job.attention_error is None
-            else (f", {looked_at(job.recall, job.attention_error)}")
-        )
+        looked = ""
+        if job.recall is not None and job.attention_error is not None:
+            looked = f", {looked_at(job.recall, job.attention_error)}"
         return f"{job.stage} {job.step}/{job.steps}{video}{looked}" if job.step else f"{job.stage}{video}"
     return ""
 

@@ -6,6 +6,7 @@ Windows as :mod:`radial.stories.windows` makes them, of many stories of one patt
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Sequence
 
@@ -22,8 +23,6 @@ from radial_finetune.world.cast import CastStory
 from radial_finetune.world.story import UNIT
 from radial_finetune.world.story_caption import describe_event
 
-_LINE = "{name}: {words}"
-
 
 def words_with_looks(story: CastStory, *, named: bool) -> tuple[str, ...]:
     """A story's words where every line tells its figure's look; and its name, where that is told too."""
@@ -32,7 +31,7 @@ def words_with_looks(story: CastStory, *, named: bool) -> tuple[str, ...]:
         scene, unit = story.scene_of(segment)
         rng = random.Random(f"{HELD_OUT_SEED} looks {line} {segment}")
         words = describe_event(scene.story, unit, rng, named=True)
-        told.append(_LINE.format(name=scene.name, words=words) if named else words)
+        told.append(f"{scene.name}: {words}" if named else words)
     return tuple(told)
 
 
@@ -51,11 +50,11 @@ def make_window_films(
         before = (0 if segment == 0 else 1) if alone else OVERLAP
         window = request.model_copy(update={"num_frames": UNIT + (1 if alone else OVERLAP)})
         prompts, first_seed = [told[segment] for told in words], 1_000_003 * seed + len(stories) * segment
-        if alone:
+        with contextlib.ExitStack() as stack:
+            if not alone:
+                known = encode_last(model, np.stack([film[-OVERLAP:] for film in films]))
+                stack.enter_context(held(transformers_of(model.pipe), known))
             made = generate_clips(window, model, prompts, len(prompts), first_seed)
-        else:
-            with held(transformers_of(model.pipe), encode_last(model, np.stack([f[-OVERLAP:] for f in films]))):
-                made = generate_clips(window, model, prompts, len(prompts), first_seed)
         own = [clip[before:] for clip in made]
         films = own if not films else [np.concatenate(pair) for pair in zip(films, own, strict=True)]
     return films

@@ -108,17 +108,12 @@ class HunyuanVideoImageObjective(HunyuanVideoObjective):
 
     @torch.inference_mode()
     def encode_start(self, frames_FHWC: NDArray[np.uint8]) -> Start:
-        vae = self.pipe.vae  # alone: within the clip, norms over all frames would let the first one see the others
-        first = torch.from_numpy(frames_FHWC[:1]).permute(3, 0, 1, 2)[None].to(vae.device, vae.dtype)
-        return {"first_latent": self.encode_latents(first / 127.5 - 1)[0]}
+        return {"first_latent": encode_first(self, frames_FHWC)}
 
     def start_of(self, latents_CFHW: Tensor, start: Start, *, first: bool, last: bool) -> Start:
         if self._replaces:
             return {"first_latent": start["first_latent"]}
-        condition_CFHW = latents_CFHW.new_zeros(len(latents_CFHW) + 1, *latents_CFHW.shape[1:])
-        condition_CFHW[:-1, :1] = start["first_latent"]
-        condition_CFHW[-1, 0] = 1.0
-        return {"condition": condition_CFHW}
+        return {"condition": given_first(latents_CFHW, start["first_latent"])}
 
     def counted(self, losses_BF: Tensor, text: Text) -> Tensor:
         return without_first(losses_BF) if self._replaces else losses_BF
@@ -131,3 +126,19 @@ class HunyuanVideoImageObjective(HunyuanVideoObjective):
         else:
             seen = torch.cat([noisy_BCFHW, text["condition"]], 1)
         return super().call(transformer, seen, text, sigma_B, guidance_scale)
+
+
+def encode_first(objective: Objective, frames_FHWC: NDArray[np.uint8]) -> Tensor:
+    """The likeliest latents of a clip's first frame alone: within the clip, norms over all frames would let it see the
+    others."""
+    vae = objective.pipe.vae
+    first = torch.from_numpy(frames_FHWC[:1]).permute(3, 0, 1, 2)[None].to(vae.device, vae.dtype)
+    return objective.encode_latents(first / 127.5 - 1)[0]
+
+
+def given_first(latents_CFHW: Tensor, first_latent: Tensor) -> Tensor:
+    """What lies beside the noise of a clip whose first latent frame is given: that frame, and a mask of it."""
+    condition_CFHW = latents_CFHW.new_zeros(len(latents_CFHW) + 1, *latents_CFHW.shape[1:])
+    condition_CFHW[:-1, :1] = first_latent
+    condition_CFHW[-1, 0] = 1.0
+    return condition_CFHW

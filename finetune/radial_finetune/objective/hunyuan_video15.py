@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from radial_finetune.objective.base import FEED_FORWARD, JOINT, Objective, Start, Text, Whether
+from radial_finetune.objective.hunyuan_video import encode_first, given_first
 
 
 class HunyuanVideo15Objective(Objective):
@@ -91,20 +92,16 @@ class HunyuanVideo15ImageObjective(HunyuanVideo15Objective):
 
     @torch.inference_mode()
     def encode_start(self, frames_FHWC: NDArray[np.uint8]) -> Start:
-        pipe, vae = self.pipe, self.pipe.vae
-        first = torch.from_numpy(frames_FHWC[:1]).permute(3, 0, 1, 2)[None].to(vae.device, vae.dtype)
-        encoder = pipe.image_encoder
-        embeds = pipe.encode_image(Image.fromarray(frames_FHWC[0]), 1, encoder.device, encoder.dtype)
-        # The frame alone, as the pipeline encodes it: drawn latents of the clip are not what generation is given.
-        return {"first_latent": self.encode_latents(first / 127.5 - 1)[0], "image_embeds": embeds[0]}
+        encoder = self.pipe.image_encoder
+        embeds = self.pipe.encode_image(Image.fromarray(frames_FHWC[0]), 1, encoder.device, encoder.dtype)
+        # As the pipeline encodes it: drawn latents of the clip are not what generation is given.
+        return {"first_latent": encode_first(self, frames_FHWC), "image_embeds": embeds[0]}
 
     def start_of(self, latents_CFHW: Tensor, start: Start, *, first: bool, last: bool) -> Start:
-        condition_CFHW = latents_CFHW.new_zeros(len(latents_CFHW) + 1, *latents_CFHW.shape[1:])
-        if latents_CFHW.shape[1] == 1:  # a picture: given, nothing would be left to predict
-            return {"condition": condition_CFHW, "image_embeds": torch.zeros_like(start["image_embeds"])}
-        condition_CFHW[:-1, :1] = start["first_latent"]
-        condition_CFHW[-1, 0] = 1.0
-        return {"condition": condition_CFHW, "image_embeds": start["image_embeds"]}
+        told = {"condition": given_first(latents_CFHW, start["first_latent"]), "image_embeds": start["image_embeds"]}
+        if latents_CFHW.shape[1] > 1:
+            return told
+        return {name: torch.zeros_like(value) for name, value in told.items()}  # a picture, of which all is predicted
 
 
 def _cut(embeds: str, mask: str, words_LD: Tensor, seen_L: Tensor) -> Text:
